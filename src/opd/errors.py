@@ -1,0 +1,24 @@
+"""The only exceptions of our own: what the person running opd can fix.
+
+Everything else that goes wrong is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake the user can correct.
+
+    Say what is wrong, the value seen, what is allowed, and the key or command that fixes it. The
+    command line prints the message without a traceback and exits with code 2.
+    """
+
+
+class MissingDependency(UserError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, *, needed_for: str, extra: str) -> None:
+        super().__init__(
+            f"{needed_for} needs the package {package!r}, which is not installed.\n"
+            f"Install it with: pip install 'opd[{extra}]'"
+        )
