@@ -1,0 +1,446 @@
+"""One YAML file describes a run: strict, frozen, validated once. No torch here, and no building.
+
+Every default carries its reason. Paper = arXiv 2604.13016, defaults of section 4.2 and table 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from opd.errors import UserError
+
+Divergence = Literal["reverse_kl", "forward_kl", "jsd", "skew_kl"]
+Support = Literal[
+    "sampled",
+    "student_topk",
+    "teacher_topk",
+    "intersection",
+    "union",
+    "symmetric_difference",
+    "full",
+]
+Mode = Literal["paper", "reference", "tail"]
+Dtype = Literal["auto", "float32", "bfloat16", "float64"]
+Grader = Literal["auto", "exact", "number", "math"]
+
+
+class Section(BaseModel):
+    """A group of keys: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class Lora(Section):
+    """Low-rank adapters on the student (peft)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class Student(Section):
+    """The model that is trained: writes every rollout."""
+
+    model: str
+    """Local folder or hub name of a causal LM."""
+    revision: str | None = None
+    dtype: Dtype = "float32"
+    """Weights and arithmetic. Paper: fp32 master weights; bf16 weights lose updates of 1e-6."""
+    lora: Lora | None = None
+    gradient_checkpointing: bool = False
+    device: str | None = None
+    """null: the accelerator if there is one, else the CPU."""
+
+
+class LocalTeacher(Section):
+    """A frozen model in this process: exact, and the only kind that gives full distributions."""
+
+    model: str
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    """auto: as stored in the checkpoint."""
+    device: str | None = None
+    """null: where the student is."""
+
+
+class Prompts(Section):
+    """Where training prompts come from and how they are rendered."""
+
+    path: str
+    """JSONL, JSON, parquet or CSV file, or a hub dataset as hub:owner/name[:split]."""
+    template: str | None = None
+    """User message with {problem} in it; null keeps the row's own text."""
+    chat: dict[str, Any] | None = {}
+    """Keywords for the chat template (enable_thinking ...); null sends plain text (base models)."""
+    max_tokens: int = Field(1024, ge=1)
+    """Longer prompts are dropped and counted. Paper: 1024."""
+    shuffle: bool = True
+    """A permutation a pass, from train.seed. The reference code keeps file order."""
+
+
+class RolloutConfig(Section):
+    """How the student writes."""
+
+    engine: Literal["hf"] = "hf"
+    n: int = Field(4, ge=1)
+    """Responses a prompt. Paper: 4."""
+    max_new_tokens: int = Field(1024, ge=1)
+    """Paper: 7168 for long reasoning; 3K-7K was best there. Start short: it is the cost driver."""
+    temperature: float = Field(1.0, gt=0)
+    """Paper: 1.0, so that samples come from the distribution that is trained."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int | None = Field(None, ge=1)
+    stop: Literal["student", "teacher", "union"] | None = None
+    """Whose end tokens stop a rollout; null demands that both models agree."""
+    batch: int = Field(128, ge=1)
+    """Most rollouts decoded at once."""
+
+
+class Terms(Section):
+    """Additions to the distillation loss, each off by default; papers in docs/math.md."""
+
+    reward_scale: float = Field(1.0, gt=0)
+    """lambda of G-OPD / ExOPD; other than 1 needs terms.reference."""
+    reference: str | None = None
+    """Model that lambda extrapolates away from (G-OPD's pi_ref)."""
+    entropy_forward_kl: float | None = Field(None, gt=0)
+    """Add teacher-top-k forward KL where teacher entropy exceeds this many nats (EOPD: 0.8)."""
+    position_decay: float | None = Field(None, gt=0, le=1)
+    """Weight decay**t on completion position t."""
+    sft_weight: float = Field(0.0, ge=0)
+    sft_path: str | None = None
+    """JSONL of prompt + completion mixed in by cross-entropy with weight sft_weight."""
+    outcome_weight: float = Field(0.0, ge=0)
+    """Weight of the group-normalised verifiable outcome reward added to each token's advantage."""
+    mask_special_tokens: bool = False
+    """Give special tokens (except the stop token) no loss."""
+
+
+class Loss(Section):
+    """What the student minimises at each completion position."""
+
+    divergence: Divergence = "reverse_kl"
+    support: Support = "student_topk"
+    """Paper: the student's own top k."""
+    k: int = Field(16, ge=1)
+    """Paper: 16; k = 1 is unstable, more than 16 brings nothing."""
+    mode: Mode = "paper"
+    """paper: Eq. 5, both sides renormalised on the support; reference: the published code; tail:
+    one extra bucket for everything outside the support."""
+    estimator: Literal["k1", "k2", "k3_forward"] = "k1"
+    """For support: sampled. k1: score function, unbiased for reverse KL."""
+    beta: float = Field(0.5, gt=0, lt=1)
+    """Mixture weight of jsd and skew_kl."""
+    weights: Literal["student_p", "teacher_p", "none"] = "student_p"
+    """Token weights of mode: reference."""
+    normalize: bool = False
+    """symmetric_difference: renormalise both sides (the reference code does not)."""
+    student_temperature: float = Field(1.0, gt=0)
+    """Divides the student's logits inside the loss; not the sampling temperature."""
+    teacher_temperature: float = Field(1.0, gt=0)
+    """Divides the teacher's logits inside the loss."""
+    allow_zero_gradient: bool = False
+    """Permit k = 1 in paper mode, whose gradient is exactly zero."""
+    terms: Terms = Terms()
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Loss:
+        if (
+            self.k == 1
+            and self.mode == "paper"
+            and self.support in ("student_topk", "teacher_topk")
+            and not self.allow_zero_gradient
+        ):
+            raise ValueError(
+                "loss.k=1 in loss.mode=paper has exactly zero gradient: one token renormalised on "
+                "itself has probability 1. Use loss.k>=4, loss.mode=tail, or loss.support=sampled "
+                "(loss.allow_zero_gradient=true overrides, for experiments)"
+            )
+        if self.mode == "reference" and self.divergence != "reverse_kl":
+            raise ValueError(
+                f"loss.mode=reference is the published reverse-KL code; loss.divergence="
+                f"{self.divergence} has no such form. Use loss.mode=paper or tail"
+            )
+        if self.support == "sampled" and self.divergence != "reverse_kl":
+            raise ValueError(
+                f"loss.support=sampled estimates reverse KL; loss.divergence={self.divergence} "
+                "needs a support of several tokens, such as loss.support=student_topk"
+            )
+        if self.terms.reward_scale != 1.0 and self.terms.reference is None:
+            raise ValueError(
+                f"loss.terms.reward_scale={self.terms.reward_scale} needs loss.terms.reference, "
+                "the model it extrapolates from (the teacher before its post-training)"
+            )
+        if (self.terms.sft_weight > 0) != (self.terms.sft_path is not None):
+            raise ValueError("loss.terms.sft_weight and loss.terms.sft_path go together: set both")
+        return self
+
+
+class Diagnostics(Section):
+    """What is measured every step, beside the loss."""
+
+    positions: int = Field(4096, ge=0)
+    """Completion positions a step given the full-vocabulary treatment (all if fewer; 0: none)."""
+    k: int = Field(16, ge=1)
+    """Support size of overlap ratio and mass. Paper: 16."""
+
+
+class Optim(Section):
+    """AdamW. Paper: constant rate, no warm-up."""
+
+    lr: float = Field(1.0e-6, gt=0)
+    """Paper: 1e-6 for 1.5B-7B models; tiny models want 1e-3, LoRA about 1e-4."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.01, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    warmup: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
+    max_bad_steps: int = Field(3, ge=1)
+    """Refused steps (NaN or inf) in a row before the run stops."""
+
+
+class Train(Section):
+    """Length and size of the run."""
+
+    steps: int = Field(200, ge=1)
+    prompts_per_step: int = Field(64, ge=1)
+    """Paper: 64 prompts x 4 responses, one optimizer step per batch of rollouts."""
+    tokens_per_microbatch: int | Literal["auto"] = "auto"
+    """Padded tokens per forward-backward; never changes the update. auto: 8192."""
+    seed: int = Field(0, ge=0)
+
+
+class EvalSet(Section):
+    """One held-out set of prompts with verifiable answers."""
+
+    path: str
+    name: str | None = None
+    """null: the file's name."""
+    template: str | None = None
+    chat: dict[str, Any] | None = {}
+    n: int = Field(4, ge=1)
+    temperature: float = Field(0.7, gt=0)
+    """Paper: 0.7."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Paper: 0.95."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """null: as in training."""
+    every: int = Field(20, ge=0)
+    """Steps between evaluations; 0: only before and after."""
+    limit: int | None = Field(None, ge=1)
+    """Use only the first so many prompts."""
+    grader: Grader = "auto"
+
+    @property
+    def label(self) -> str:
+        """Name in metrics and files."""
+        return self.name or Path(self.path).stem
+
+
+class Output(Section):
+    """The run folder."""
+
+    dir: str
+    save_every: int = Field(20, ge=1)
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept; the last good one is never deleted."""
+    rollout_sample: int = Field(8, ge=0)
+    """Rollouts of a step that stay in the run folder after the next checkpoint."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+
+
+class Run(Section):
+    """A whole run, as written in run.yaml."""
+
+    student: Student
+    teacher: LocalTeacher | None
+    """null: no teacher; the outcome reward alone trains (loss.terms.outcome_weight)."""
+    prompts: Prompts
+    rollout: RolloutConfig = RolloutConfig()
+    loss: Loss = Loss()
+    diagnostics: Diagnostics = Diagnostics()
+    optim: Optim = Optim()
+    train: Train = Train()
+    eval: list[EvalSet] = []
+    output: Output
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Run:
+        truncated = self.rollout.top_p < 1 or self.rollout.top_k is not None
+        if truncated and self.loss.support == "sampled":
+            raise ValueError(
+                "loss.support=sampled is biased when rollouts are truncated (rollout.top_p="
+                f"{self.rollout.top_p}, rollout.top_k={self.rollout.top_k}): the sample no longer "
+                "comes from the student. Set rollout.top_p=1 and rollout.top_k=null, or use "
+                "loss.support=student_topk"
+            )
+        drawn, trained = self.rollout.temperature, self.loss.student_temperature
+        if self.loss.support == "sampled" and drawn != trained:
+            raise ValueError(
+                f"loss.support=sampled draws at rollout.temperature={drawn} but trains the "
+                f"distribution at loss.student_temperature={trained}: the estimate would be biased. "
+                "Make them equal, or use loss.support=student_topk"
+            )
+        if self.teacher is None and self.loss.terms.outcome_weight == 0:
+            raise ValueError(
+                "teacher is null and loss.terms.outcome_weight is 0: nothing trains the student. "
+                "Give a teacher, or set loss.terms.outcome_weight=1"
+            )
+        labels = [e.label for e in self.eval]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"eval sets share a name: {labels}; give each its own eval.N.name")
+        return self
+
+
+# Names people bring from TRL, HF Trainer and verl, and where the value lives here.
+WELL_KNOWN = {
+    "model_name_or_path": "student.model",
+    "teacher_model_name_or_path": "teacher.model",
+    "learning_rate": "optim.lr",
+    "weight_decay": "optim.weight_decay",
+    "max_grad_norm": "optim.grad_clip",
+    "warmup_steps": "optim.warmup",
+    "max_steps": "train.steps",
+    "num_train_epochs": "train.steps (steps, not epochs)",
+    "per_device_train_batch_size": "train.prompts_per_step (the update) and "
+    "train.tokens_per_microbatch (the memory)",
+    "gradient_accumulation_steps": "train.tokens_per_microbatch (accumulation follows from it)",
+    "num_generations": "rollout.n",
+    "max_completion_length": "rollout.max_new_tokens",
+    "max_new_tokens": "rollout.max_new_tokens",
+    "max_prompt_length": "prompts.max_tokens",
+    "temperature": "rollout.temperature",
+    "top_p": "rollout.top_p",
+    "beta": "loss.divergence (and loss.beta)",
+    "loss_top_k": "loss.k",
+    "top_k": "loss.k (support) or rollout.top_k (sampling)",
+    "log_prob_top_k": "loss.k",
+    "output_dir": "output.dir",
+    "save_steps": "output.save_every",
+    "save_total_limit": "output.keep",
+    "eval_steps": "eval.N.every",
+    "report_to": "output.trackers",
+    "seed": "train.seed",
+    "dataset_name": "prompts.path",
+    "train_file": "prompts.path",
+    "torch_dtype": "student.dtype",
+    "bf16": "student.dtype (bfloat16)",
+    "gradient_checkpointing": "student.gradient_checkpointing",
+    "lora_r": "student.lora.rank",
+    "lora_alpha": "student.lora.alpha",
+}
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Read run.yaml, apply `key=value` overrides, validate once.
+
+    Raises:
+        UserError: naming the key, the value seen, what is allowed, and the nearest known key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"No such file: {path}. `opd init {path}` writes a commented one.")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must hold a mapping of sections, found {type(data).__name__}.")
+    return parse(data, overrides, where=str(path))
+
+
+def parse(data: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Run:
+    """Validate a plain mapping (the YAML's content) with overrides applied; see `load`."""
+    data = json.loads(json.dumps(data, default=str))  # a private copy, plain types only
+    for item in overrides:
+        key, eq, value = item.partition("=")
+        if not eq or not key:
+            raise UserError(f"Override {item!r} is not key=value, e.g. train.steps=50.")
+        _assign(data, key.split("."), yaml.safe_load(value), item)
+    try:
+        return Run.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}:\n" + "\n".join(_explain(e) for e in error.errors())) from None
+
+
+def dump(run: Run) -> dict[str, Any]:
+    """The resolved configuration as plain JSON types."""
+    return run.model_dump(mode="json")
+
+
+def _assign(data: dict[str, Any], keys: list[str], value: Any, item: str) -> None:
+    node: Any = data
+    for key in keys[:-1]:
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise UserError(f"Override {item!r}: no element {key!r} in a list of {len(node)}.")
+            node = node[int(key)]
+            continue
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict | list):
+            raise UserError(f"Override {item!r}: {key!r} is a value, not a section.")
+    if isinstance(node, list):
+        if not keys[-1].isdigit() or int(keys[-1]) >= len(node):
+            raise UserError(f"Override {item!r}: no element {keys[-1]!r} in a list of {len(node)}.")
+        node[int(keys[-1])] = value
+    else:
+        node[keys[-1]] = value
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as: key - what is wrong - value seen - fix."""
+    loc = [str(part) for part in error["loc"]]
+    key = ".".join(loc)
+    if error["type"] == "extra_forbidden":
+        return f"  {key}: unknown key.{_suggest(loc)}"
+    if error["type"] == "missing":
+        return f"  {key}: required, but missing."
+    message = error["msg"].removeprefix("Value error, ")
+    seen = error.get("input")
+    if error["type"] == "value_error":
+        return f"  {message}."
+    shown = "" if isinstance(seen, dict | list) else f" (found {seen!r})"
+    return f"  {key}: {message}{shown}."
+
+
+def known_keys(section: type[BaseModel] = Run, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of the configuration with its field."""
+    keys: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        keys[prefix + name] = field
+        for inner in _sections_in(field.annotation):
+            keys |= known_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [s for arg in getattr(annotation, "__args__", ()) for s in _sections_in(arg)]
+
+
+def _suggest(loc: list[str]) -> str:
+    path = [part for part in loc if not part.isdigit()]
+    if path[-1] in WELL_KNOWN:
+        return f" Here it is {WELL_KNOWN[path[-1]]}."
+    keys = list(known_keys())
+    parent = ".".join(path[:-1])
+    siblings = [k for k in keys if k.rpartition(".")[0] == parent]
+    near = difflib.get_close_matches(".".join(path), siblings, n=1, cutoff=0.6)
+    near = near or difflib.get_close_matches(".".join(path), keys, n=1, cutoff=0.75)
+    near = near or [k for k in keys if k.rpartition(".")[2] == path[-1]][:1]
+    if near:
+        return f" Did you mean {near[0]}?"
+    return f" Allowed here: {', '.join(k.rpartition('.')[2] for k in siblings)}."

@@ -1,0 +1,1 @@
+"""Pure functions on tensors: no models, no files, no configuration."""

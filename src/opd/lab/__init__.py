@@ -1,0 +1,1 @@
+"""Tiny verifiable worlds and the experiments that run in them."""

@@ -1,0 +1,1 @@
+"""Language models and tokenizers: loading, heads, LoRA, compatibility."""

@@ -1,0 +1,1 @@
+"""The procedures of the paper, each a function of student, teacher and prompts."""

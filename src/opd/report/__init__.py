@@ -1,0 +1,1 @@
+"""Run folder in, one page out. Never imports torch."""

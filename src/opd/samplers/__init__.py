@@ -1,0 +1,1 @@
+"""Engines that write rollouts with the student."""
