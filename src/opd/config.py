@@ -288,8 +288,8 @@ class Run(Section):
         if self.loss.support == "sampled" and drawn != trained:
             raise ValueError(
                 f"loss.support=sampled draws at rollout.temperature={drawn} but trains the "
-                f"distribution at loss.student_temperature={trained}: the estimate would be biased. "
-                "Make them equal, or use loss.support=student_topk"
+                f"distribution at loss.student_temperature={trained}: the estimate would be "
+                "biased. Make them equal, or use loss.support=student_topk"
             )
         if self.teacher is None and self.loss.terms.outcome_weight == 0:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""How a loss sees a model: its next-token distribution at N positions, asked for only what it needs.
+"""How a loss sees a model: next-token distributions at N positions, asked for what it needs.
 
 A `View` answers three questions of rising cost. A loss renormalised on a support asks only for
 `scores`; it never makes anybody build a row of the vocabulary. Shapes: N positions, W candidate
@@ -23,7 +23,7 @@ class View(Protocol):
         ...
 
     def log_z(self) -> Tensor:
-        """Log-normalisers (N,): `scores(ids) - log_z()[:, None]` are log-probs."""
+        """Log-normalisers (N,): log-scores minus these are log-probs."""
         ...
 
     def log_probs(self) -> Tensor:
