@@ -1,0 +1,88 @@
+"""Losses that look at the whole vocabulary, a chunk of positions at a time.
+
+The gradient is made in the forward pass, chunk by chunk, while the chunk's logits exist: one matmul
+forward and two backward, nothing of shape [N, V] kept. Shapes: N positions, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# One chunk of fp32 logits: 16M elements = 64 MB, whatever the vocabulary.
+CHUNK_ELEMENTS = 16 * 2**20
+
+LossOfLogits = Callable[[Tensor, slice], Tensor]
+
+
+def chunk_slices(positions: int, vocab: int) -> list[slice]:
+    """Slices of positions whose logits stay within `CHUNK_ELEMENTS`."""
+    step = max(1, min(positions, CHUNK_ELEMENTS // vocab)) if positions else 1
+    return [slice(i, min(i + step, positions)) for i in range(0, positions, step)]
+
+
+def chunked_sum(loss: LossOfLogits, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Sum over positions of `loss(logits, part)`, with gradient to hidden, weight and bias.
+
+    Args:
+        loss: (raw logits (n, V) of the positions in `part`, part) -> values (n,). Must treat
+            positions independently; it is differentiated as soon as it is evaluated.
+        hidden: (N, H).
+        weight: (V, H).
+        bias: (V,) or None.
+
+    Returns:
+        Scalar, at least fp32. Zero positions give 0 with a graph.
+    """
+    out: Tensor = _ChunkedSum.apply(hidden, weight, bias, loss)
+    return out
+
+
+class _ChunkedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, loss: LossOfLogits
+    ) -> Tensor:
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        need_hidden, need_weight, need_bias, _ = ctx.needs_input_grad
+        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if need_bias and bias is not None else None
+        total = hidden.new_zeros((), dtype=wide)
+        for part in chunk_slices(hidden.shape[0], weight.shape[0]):
+            chunk = hidden[part]
+            raw = torch.nn.functional.linear(chunk, weight, bias).detach().requires_grad_()
+            with torch.enable_grad():
+                value = loss(raw, part).sum()
+            total += value.detach()
+            if not (need_hidden or need_weight or need_bias) or not value.requires_grad:
+                continue
+            (grad,) = torch.autograd.grad(value, raw)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad @ weight
+            if grad_weight is not None:
+                _accumulate(grad_weight, grad, chunk)
+            if grad_bias is not None:
+                grad_bias += grad.sum(0, dtype=wide)
+        ctx.grads = (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+        )
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = upstream
+        return (*(None if g is None else g * scale.to(g.dtype) for g in ctx.grads), None)
+
+
+def _accumulate(total: Tensor, grad: Tensor, chunk: Tensor) -> None:
+    """Add grad^T chunk to total; the sum over chunks is in fp32 even for bf16 models."""
+    if total.dtype == grad.dtype:
+        total.addmm_(grad.T, chunk)
+    else:
+        total += grad.T @ chunk

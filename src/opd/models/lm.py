@@ -1,0 +1,217 @@
+"""A causal language model as opd uses it: a backbone that makes hidden states, and a head.
+
+Splitting the two is what lets a step touch only the rows of the vocabulary it needs. Any
+`AutoModelForCausalLM` whose logits are `head(backbone(ids))` works; anything else is refused when
+it is loaded, with the difference that was measured.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from opd.errors import UserError
+from opd.models.head import Head
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+
+
+@dataclass(eq=False)
+class LM:
+    """A loaded model: `model` is what is trained and saved, `hidden` and `head` are how it is used.
+
+    `model` is the plain Hugging Face model, or the peft model around it for a LoRA student.
+    """
+
+    model: nn.Module
+    vocab: int
+    name: str
+
+    @property
+    def causal(self) -> Any:
+        """The Hugging Face causal LM inside (LoRA layers, if any, are in its modules)."""
+        return self.model.get_base_model() if self.is_lora else self.model  # type: ignore[operator]
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether only adapters are trained."""
+        return type(self.model).__module__.startswith("peft.")
+
+    @property
+    def config(self) -> Any:
+        """The text configuration of the model."""
+        return self.causal.config.get_text_config()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence the model was made for, if it says so."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
+    def head(self) -> Head:
+        """The output head, sharing the model's own parameters."""
+        module = self.causal.get_output_embeddings()
+        scale, softcap = _logit_shape(self.config)
+        return Head(module.weight, module.bias, self.vocab, scale, softcap)
+
+    def hidden(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
+        """Last hidden states (B, L, H) of ids (B, L); the head is not applied.
+
+        Right padding needs no mask: attention is causal, and padded positions are never read.
+        """
+        out = self.causal.base_model(input_ids=input_ids, **({"use_cache": False} | kwargs))
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name; a tied weight appears once."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def num_parameters(self) -> int:
+        """All parameters, tied ones once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def _logit_shape(config: Any) -> tuple[float, float | None]:
+    """(scale, softcap) of the families that reshape logits: Cohere, Granite, Gemma."""
+    scale = 1.0
+    if (cohere := getattr(config, "logit_scale", None)) is not None:
+        scale = float(cohere)
+    elif (granite := getattr(config, "logits_scaling", None)) is not None:
+        scale = 1.0 / float(granite)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return scale, None if softcap is None else float(softcap)
+
+
+def load_lm(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | torch.device | None = None,
+    key: str = "student.model",
+) -> LM:
+    """Load a causal LM from a local folder or the hub, in evaluation mode.
+
+    Args:
+        name: local folder or hub name.
+        revision: hub revision.
+        dtype: auto, float32, bfloat16 or float64.
+        device: null picks the accelerator if there is one.
+        key: configuration key named in errors.
+
+    Raises:
+        UserError: no such model, not a causal LM, pickled weights only, or logits that are not
+            head(backbone).
+    """
+    if Path(name).exists() and not (Path(name) / "config.json").is_file():
+        raise UserError(f"{key}={name}: the folder has no config.json; give a Hugging Face folder.")
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            dtype=_DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{key}={name}: cannot be loaded as a causal language model: {first}\n"
+            "Give a local Hugging Face folder with safetensors weights, or a hub name."
+        ) from None
+    place = torch.device(device) if device else default_device()
+    model = model.to(place).eval()
+    lm = LM(model, model.config.get_text_config().vocab_size, name)
+    check_head(lm, key)
+    return lm
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+@torch.no_grad()
+def check_head(lm: LM, key: str) -> None:
+    """Refuse a model whose logits are not head(backbone(ids)).
+
+    Raises:
+        UserError: with the largest difference seen.
+    """
+    ids = torch.arange(8, device=lm.device)[None] % lm.vocab
+    whole = lm.causal(input_ids=ids, use_cache=False).logits[0, :, : lm.vocab].float()
+    split = lm.head.full(lm.hidden(ids)[0]).float()
+    gap = (whole - split).abs().max().item()
+    # bf16 rounds a logit of 16 by up to 0.06; anything larger is another function.
+    tolerance = 0.1 if whole.dtype != lm.causal.dtype else 1e-3
+    if not gap <= tolerance * max(1.0, whole.abs().max().item() / 16):
+        raise UserError(
+            f"{key}={lm.name}: this architecture ({type(lm.causal).__name__}) reshapes its logits "
+            f"in a way opd does not know (largest difference {gap:.3g}). Training would optimise the "
+            "wrong distribution, so it is refused."
+        )
+
+
+def add_lora(
+    lm: LM, *, rank: int, alpha: float, dropout: float, target_modules: Any, seed: int
+) -> LM:
+    """Wrap a student with peft adapters; only these are trained and saved.
+
+    Raises:
+        UserError: adapters on the head, which the row-wise loss would not see.
+    """
+    import peft
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = peft.LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=target_modules,
+            task_type="CAUSAL_LM",
+        )
+        try:
+            model = peft.get_peft_model(lm.model, config)
+        except ValueError as error:
+            raise UserError(f"student.lora.target_modules={target_modules!r}: {error}") from None
+    wrapped = LM(model, lm.vocab, lm.name)
+    head = wrapped.causal.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise UserError(
+            f"student.lora.target_modules={target_modules!r} puts an adapter on the output head, "
+            "which the loss and most inference engines do not apply. Leave the head out."
+        )
+    return wrapped
+
+
+def enable_checkpointing(lm: LM) -> None:
+    """Recompute activations in the backward pass instead of storing them."""
+    lm.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if lm.is_lora:
+        lm.causal.enable_input_require_grads()
+
+
+def save_lm(lm: LM, tokenizer: Any, folder: Path, *, extra_files: Sequence[Path] = ()) -> None:
+    """Write an ordinary Hugging Face folder (an adapter folder for a LoRA student)."""
+    lm.model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+    tokenizer.save_pretrained(folder)

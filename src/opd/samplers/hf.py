@@ -1,0 +1,232 @@
+"""Rollouts by the model in this process: our own decode loop on its key-value cache.
+
+Each prompt is prefilled once for all its responses; a finished row leaves the batch; what the loss
+and the diagnostics want to know about the student (top-k ids, log-probs, entropy) is taken from
+the logits that drew the token, at no extra pass.
+Shapes: R rows, T tokens, K captured, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opd.models.lm import LM
+from opd.samplers.kv import growing_cache
+from opd.types import Prompt, Rollout
+
+# Rows are dropped from the batch once this share of it has finished: dropping copies the cache.
+_COMPACT_SHARE = 1 / 8
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are drawn. Temperature 0 is greedy."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+
+
+class HFSampler:
+    """`opd.types.Sampler` for a model in this process; it always reads the live weights."""
+
+    def __init__(
+        self, lm: LM, decoding: Decoding, *, stop: frozenset[int], capture: int, batch: int = 128
+    ) -> None:
+        """Make a sampler.
+
+        Args:
+            lm: the student (or a teacher that is to be evaluated).
+            decoding: temperature, truncation and length.
+            stop: token ids that end a completion; they are part of it.
+            capture: K, how many of the student's top tokens to record a position.
+            batch: most rows decoded at once.
+        """
+        self.lm, self.decoding, self.batch = lm, decoding, batch
+        self.stop = torch.tensor(sorted(stop), dtype=torch.int64, device=lm.device)
+        self.capture = min(capture, lm.vocab)
+        self.version = 0
+
+    def sync(self, version: int) -> None:
+        """Weights are shared with the student; only the version number moves."""
+        self.version = version
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int]) -> list[Rollout]:
+        """See `opd.types.Sampler.sample`."""
+        groups = max(1, self.batch // n)
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
+        done: dict[int, list[Rollout]] = {}
+        for start in range(0, len(order), groups):
+            chosen = order[start : start + groups]
+            rollouts = self._decode([prompts[i] for i in chosen], n, key)
+            for place, i in enumerate(chosen):
+                done[i] = rollouts[place * n : (place + 1) * n]
+        return [rollout for i in range(len(prompts)) for rollout in done[i]]
+
+    def _decode(self, prompts: Sequence[Prompt], n: int, key: Sequence[int]) -> list[Rollout]:
+        device, limit = self.lm.device, self.decoding.max_new_tokens
+        requests = [(prompt, sample) for prompt in prompts for sample in range(n)]
+        uniforms = torch.from_numpy(
+            np.stack([uniform(key, p.index, s, limit) for p, s in requests])
+        ).to(device)
+        tape = _Tape(len(requests), limit, self.capture, _wide(self.lm), device)
+        cache = growing_cache(self.lm.config)
+        hidden, mask = self._prefill(prompts, cache, n)
+        position = mask.sum(1)
+        active = torch.arange(len(requests), device=device)
+        alive = torch.ones_like(active, dtype=torch.bool)
+        mask = torch.cat([mask, mask.new_ones(len(requests), limit)], 1)
+        width = mask.shape[1] - limit
+        head = self.lm.head
+        for t in range(limit):
+            logits = head.full(hidden)
+            tokens = self._draw(logits, uniforms[active, t], tape, active[alive], alive, t)
+            alive = alive & ~torch.isin(tokens, self.stop)
+            if t + 1 == limit or not alive.any():
+                break
+            if (~alive).sum() >= max(1, _COMPACT_SHARE * len(alive)):
+                rows = alive.nonzero().squeeze(1)
+                cache.batch_select_indices(rows)
+                active, tokens, position, mask = (x[rows] for x in (active, tokens, position, mask))
+                alive = alive[rows]
+            hidden = self.lm.hidden(
+                tokens[:, None],
+                attention_mask=mask[:, : width + t + 1],
+                position_ids=position[:, None] + t,
+                past_key_values=cache,
+                use_cache=True,
+            )[:, -1]
+        return tape.rollouts(requests, self.stop, self.version)
+
+    def _prefill(self, prompts: Sequence[Prompt], cache: Any, n: int) -> tuple[Tensor, Tensor]:
+        """Hidden state (R, H) of each prompt's last token and mask (R, P), repeated n times."""
+        width = max(len(p.ids) for p in prompts)
+        ids = torch.zeros(len(prompts), width, dtype=torch.int64)
+        mask = torch.zeros(len(prompts), width, dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
+            mask[row, width - len(prompt.ids) :] = 1
+        ids, mask = ids.to(self.lm.device), mask.to(self.lm.device)
+        hidden = self.lm.hidden(
+            ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        )[:, -1]
+        if n > 1:
+            cache.batch_repeat_interleave(n)
+        return hidden.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
+
+    def _draw(
+        self, logits: Tensor, uniforms: Tensor, tape: _Tape, rows: Tensor, alive: Tensor, t: int
+    ) -> Tensor:
+        """Draw one token a row (R,) and put what is known about it on the tape."""
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        heat = self.decoding.temperature
+        logp = torch.log_softmax(wide / heat if heat not in (0.0, 1.0) else wide, -1)
+        tokens = (
+            logp.argmax(-1) if heat == 0 else invert_cdf(truncate(logp, self.decoding), uniforms)
+        )
+        entropy = -(logp.exp() * logp).sum(-1)
+        top = logp.topk(self.capture, -1)
+        drawn = logp.gather(1, tokens[:, None]).squeeze(1)
+        tape.write(rows, t, *(x[alive] for x in (tokens, drawn, entropy, top.indices, top.values)))
+        return tokens
+
+
+def uniform(key: Sequence[int], prompt: int, sample: int, count: int) -> np.ndarray:
+    """Uniform numbers of one rollout, a function of (key, prompt, sample) alone."""
+    seed = np.random.SeedSequence([*key, prompt, sample])
+    return np.random.Generator(np.random.Philox(seed)).random(count)
+
+
+def truncate(logp: Tensor, decoding: Decoding) -> Tensor:
+    """Probabilities (R, V), unnormalised, with top-k and top-p truncation applied."""
+    probs = logp.double().exp()
+    if decoding.top_k is not None and decoding.top_k < probs.shape[1]:
+        kth = probs.topk(decoding.top_k, -1).values[:, -1:]
+        probs = probs.masked_fill(probs < kth, 0.0)
+    if decoding.top_p < 1:
+        ordered, indices = probs.sort(-1, descending=True, stable=True)
+        mass_before = ordered.cumsum(-1) - ordered
+        dropped = mass_before >= decoding.top_p * ordered.sum(-1, keepdim=True)
+        probs = probs.scatter(1, indices, ordered.masked_fill(dropped, 0.0))
+    return probs
+
+
+def invert_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """Token ids (R,) where the cumulative sum of probs (R, V) first exceeds uniforms (R,).
+
+    A row's token depends on that row alone, so batch composition cannot change it.
+    """
+    cdf = probs.cumsum(-1)
+    target = uniforms.to(cdf)[:, None] * cdf[:, -1:]
+    return torch.searchsorted(cdf, target, right=True).squeeze(1).clamp(max=probs.shape[1] - 1)
+
+
+def _wide(lm: LM) -> torch.dtype:
+    return torch.float64 if lm.causal.dtype == torch.float64 else torch.float32
+
+
+class _Tape:
+    """What was drawn, row by row and token by token, on the model's device."""
+
+    def __init__(
+        self, rows: int, limit: int, capture: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.length = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.ids = torch.zeros(rows, limit, dtype=torch.int32, device=device)
+        self.logp = torch.zeros(rows, limit, dtype=dtype, device=device)
+        self.entropy = torch.zeros(rows, limit, dtype=dtype, device=device)
+        self.topk_ids = torch.zeros(rows, limit, capture, dtype=torch.int32, device=device)
+        self.topk_logp = torch.zeros(rows, limit, capture, dtype=dtype, device=device)
+
+    def write(
+        self,
+        rows: Tensor,
+        t: int,
+        ids: Tensor,
+        logp: Tensor,
+        entropy: Tensor,
+        topk_ids: Tensor,
+        topk_logp: Tensor,
+    ) -> None:
+        self.length[rows] = t + 1
+        self.ids[rows, t] = ids.int()
+        self.logp[rows, t] = logp
+        self.entropy[rows, t] = entropy
+        self.topk_ids[rows, t] = topk_ids.int()
+        self.topk_logp[rows, t] = topk_logp
+
+    def rollouts(
+        self, requests: Sequence[tuple[Prompt, int]], stop: Tensor, version: int
+    ) -> list[Rollout]:
+        lengths = self.length.tolist()
+        ends = set(stop.tolist())
+        ids, logp, entropy, topk_ids, topk_logp = (
+            x.cpu().numpy()
+            for x in (self.ids, self.logp, self.entropy, self.topk_ids, self.topk_logp)
+        )
+        return [
+            Rollout(
+                prompt,
+                sample,
+                ids[r, :n].copy(),
+                logp[r, :n].copy(),
+                entropy[r, :n].copy(),
+                topk_ids[r, :n].copy(),
+                topk_logp[r, :n].copy(),
+                "stop" if n and int(ids[r, n - 1]) in ends else "length",
+                version,
+            )
+            for r, ((prompt, sample), n) in enumerate(zip(requests, lengths, strict=True))
+        ]

@@ -1,0 +1,99 @@
+"""A frozen teacher in this process: exact scores, of every kind.
+
+Support scores cost K head rows a position; whatever needs a normaliser costs one chunked head pass
+that is never stored. Full treatment keeps hidden states at the asked positions, so that the loss or
+the diagnostics can put them through the head chunk by chunk. Shapes: N positions, H hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opd.core.align import pad_rows, token_batches
+from opd.core.chunked import chunk_slices
+from opd.core.views import DenseView
+from opd.models.lm import LM
+from opd.types import Kind, Rollout, Scores, Want
+
+
+class LocalTeacher:
+    """`opd.types.Teacher` for a model in this process."""
+
+    kinds = frozenset(Kind)
+
+    def __init__(self, lm: LM, *, tokens_per_batch: int = 8192, temperature: float = 1.0) -> None:
+        """Make a teacher.
+
+        Args:
+            lm: the frozen model; its weights are never changed.
+            tokens_per_batch: padded tokens a forward.
+            temperature: divides the logits before every score (loss.teacher_temperature).
+        """
+        self.lm, self.name = lm, lm.name
+        self.tokens_per_batch, self.temperature = tokens_per_batch, temperature
+
+    @torch.no_grad()
+    def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
+        """See `opd.types.Teacher.score`."""
+        lengths = [len(r.prompt.ids) + len(r) for r in rollouts]
+        scores: dict[int, Scores] = {}
+        for rows in token_batches(lengths, self.tokens_per_batch):
+            ids = pad_rows([[*rollouts[i].prompt.ids, *rollouts[i].ids.tolist()] for i in rows])
+            hidden = self.lm.hidden(ids.to(self.lm.device))
+            for row, i in enumerate(rows):
+                first = len(rollouts[i].prompt.ids) - 1
+                states = hidden[row, first : first + len(rollouts[i])]
+                full = None if want.full is None else want.full[i]
+                scores[i] = self._one(rollouts[i], states, want, full)
+        return [scores[i] for i in range(len(rollouts))]
+
+    def _one(self, rollout: Rollout, states: Tensor, want: Want, full: np.ndarray | None) -> Scores:
+        """Scores of one rollout from its hidden states (T, H)."""
+        head, found = self.lm.head, {}
+        if want.support:
+            ids = torch.from_numpy(rollout.topk_ids.astype(np.int64)).to(states.device)
+            found["support"] = _numpy(head.rows(states, ids) / self.temperature)
+        if want.normaliser:
+            found |= self._normalised(rollout, states, want.topk)
+        positions, hidden = None, None
+        if full is not None:
+            positions = full.astype(np.int32)
+            hidden = states[torch.from_numpy(positions).long().to(states.device)].clone()
+        return Scores(**found, positions=positions, hidden=hidden)
+
+    def _normalised(self, rollout: Rollout, states: Tensor, topk: int) -> dict[str, np.ndarray]:
+        """One chunked head pass: log_z, entropy, the drawn token's log-prob, own top-k."""
+        drawn = torch.from_numpy(rollout.ids.astype(np.int64)).to(states.device)
+        k = max(1, min(topk, self.lm.vocab))
+        parts = []
+        for part in chunk_slices(len(rollout), self.lm.vocab):
+            view = DenseView(self.lm.head.full(states[part]), self.temperature)
+            logp = view.log_probs()
+            top = logp.topk(k, -1)
+            parts.append(
+                (
+                    view.log_z(),
+                    -(logp.exp() * logp).sum(-1),
+                    logp.gather(1, drawn[part, None]).squeeze(1),
+                    top.indices.int(),
+                    top.values,
+                )
+            )
+        names = ("log_z", "entropy", "sampled", "topk_ids", "topk_logp")
+        if not parts:
+            empty = states.new_zeros(0, dtype=torch.float32)
+            wide = states.new_zeros(0, k, dtype=torch.float32)
+            parts = [(empty, empty, empty, wide.int(), wide)]
+        found = {
+            name: _numpy(torch.cat(columns))
+            for name, columns in zip(names, zip(*parts, strict=True), strict=True)
+        }
+        return found if topk else {n: found[n] for n in names[:3]}
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.cpu().numpy() if x.dtype in (torch.float64, torch.int32) else x.float().cpu().numpy()
