@@ -1,0 +1,54 @@
+"""What a run ran on: versions, machine, code, command line. Never a secret."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from opd.run.redact import redact_command
+
+PACKAGES = ("opd", "torch", "transformers", "peft", "safetensors", "numpy", "pyarrow")
+
+
+def environment(seed: int | None) -> dict[str, Any]:
+    """The content of `env.json`; reads package versions without importing the packages."""
+    return {
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "git": git_state(Path.cwd()),
+        "command": redact_command(sys.argv),
+        "seed": seed,
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and cleanness of the checkout around `folder`; None outside one or without git."""
+    sha = _git(folder, "rev-parse", "HEAD")
+    if sha is None:
+        return None
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"sha": sha, "dirty": changes != ""}
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

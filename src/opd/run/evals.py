@@ -1,0 +1,92 @@
+"""Results of an evaluation: a JSON file for the numbers, a parquet file for the graded samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from opd.run.columns import read_texts, text_columns
+from opd.run.files import FileOps, write_bytes, write_json
+from opd.run.records import json_safe
+from opd.types import Graded
+
+log = logging.getLogger(__name__)
+
+# What this module adds to a result; the rest of the JSON file is the result itself.
+OWN = ("step", "name", "key", "samples_sha256")
+
+
+def save(
+    folder: Path,
+    step: int,
+    name: str,
+    result: Mapping[str, Any],
+    samples: Sequence[Graded],
+    key: dict[str, Any],
+    ops: FileOps,
+) -> None:
+    """See `RunFolder.save_eval`. The JSON file comes last: with it the evaluation exists."""
+    if taken := set(OWN) & set(result):
+        raise ValueError(f"{sorted(taken)} are names of the file's own")
+    data = _encode(samples)
+    record = json_safe(result)
+    sha256 = hashlib.sha256(data).hexdigest()
+    record |= {"step": step, "name": name, "key": key, "samples_sha256": sha256}
+    path = folder / f"step-{step}-{name}.json"
+    write_bytes(path.with_suffix(".parquet"), data, ops)
+    write_json(path, record, ops)
+
+
+def load(
+    folder: Path, step: int, name: str, key: dict[str, Any]
+) -> tuple[dict[str, Any], list[Graded]] | None:
+    """See `RunFolder.load_eval`."""
+    path = folder / f"step-{step}-{name}.json"
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_bytes())
+        data = path.with_suffix(".parquet").read_bytes()
+        own = {k: record.pop(k) for k in OWN}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        log.warning("Ignoring broken evaluation %s: %s.", path, error)
+        return None
+    if own["samples_sha256"] != hashlib.sha256(data).hexdigest():
+        log.warning("Ignoring broken evaluation %s: its samples are others.", path)
+        return None
+    if own["key"] != json.loads(json.dumps(key)):
+        return None
+    return record, _decode(data)
+
+
+def _encode(samples: Sequence[Graded]) -> bytes:
+    columns: dict[str, Any] = {
+        "prompt_index": pa.array([g.prompt_index for g in samples], pa.int64()),
+        "sample": pa.array([g.sample for g in samples], pa.int64()),
+        "correct": pa.array([g.correct for g in samples], pa.bool_()),
+        "length": pa.array([g.length for g in samples], pa.int64()),
+        "finish": pa.array([g.finish for g in samples], pa.string()),
+        "extra": pa.array([json.dumps(json_safe(g.extra)) for g in samples], pa.string()),
+    }
+    columns |= text_columns({"text": [g.text for g in samples]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _decode(data: bytes) -> list[Graded]:
+    table = pq.read_table(pa.BufferReader(data))
+    plain = table.select(["prompt_index", "sample", "correct", "length", "finish"]).to_pylist()
+    texts = [text for (text,) in read_texts(table, ["text"])]
+    extras = [json.loads(e) for e in table.column("extra").to_pylist()]
+    return [
+        Graded(**row, text=text or "", extra=extra)
+        for row, text, extra in zip(plain, texts, extras, strict=True)
+    ]

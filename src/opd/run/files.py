@@ -1,0 +1,210 @@
+"""Durable file operations: what is written is whole on disk, or not there under its name.
+
+Every operation goes through `FileOps`, so that tests can fail or kill the N-th one. Temporary
+names end in `.tmp-<pid>`; readers ignore them and `sweep` removes what dead processes left.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from opd.errors import UserError
+
+TMP = re.compile(r"\.tmp-(\d+)$")
+CHUNK = 1 << 22
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class FileOps:
+    """The operations that change a disk, one system call or a few each."""
+
+    def mkdir(self, path: Path) -> None:
+        """Create one folder; fine if it exists."""
+        path.mkdir(exist_ok=True)
+
+    def create(self, path: Path) -> int:
+        """Open a file for writing from its start and return its descriptor."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+
+    def append(self, path: Path) -> int:
+        """Open a file for appending and return its descriptor."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, fd: int, data: bytes | memoryview) -> None:
+        """Write all of `data`."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+
+    def truncate(self, path: Path, size: int) -> None:
+        """Cut a file to `size` bytes."""
+        os.truncate(path, size)
+
+    def fsync(self, fd: int) -> None:
+        """Wait until the file's bytes are on the disk."""
+        os.fsync(fd)
+
+    def sync_folder(self, path: Path) -> None:
+        """Wait until the folder's names are on the disk."""
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Move a file (replacing `new`) or a folder (`new` absent or empty)."""
+        os.replace(old, new)
+
+    def unlink(self, path: Path) -> None:
+        """Remove one file or symbolic link."""
+        path.unlink()
+
+    def rmdir(self, path: Path) -> None:
+        """Remove one empty folder."""
+        path.rmdir()
+
+    def free(self, path: Path) -> int:
+        """Bytes free for us on the disk that holds `path`."""
+        return shutil.disk_usage(path).free
+
+
+DISK = FileOps()
+
+
+def make_folder(path: Path, ops: FileOps = DISK) -> None:
+    """Create a folder and its parents, durably."""
+    missing = [p for p in (path, *path.parents) if not p.is_dir()]
+    for folder in reversed(missing):
+        ops.mkdir(folder)
+        ops.sync_folder(folder.parent)
+
+
+def write_new(path: Path, chunks: Iterable[bytes | memoryview], ops: FileOps = DISK) -> str:
+    """Write a file in place, fsync it, and return the sha256 of what was meant to be written.
+
+    Not atomic: for files inside a folder that gets its name later. See `write_bytes`.
+    """
+    digest = hashlib.sha256()
+    fd = ops.create(path)
+    try:
+        for chunk in chunks:
+            digest.update(chunk)
+            ops.write(fd, chunk)
+        ops.fsync(fd)
+    finally:
+        os.close(fd)
+    return digest.hexdigest()
+
+
+def write_bytes(path: Path, data: bytes, ops: FileOps = DISK) -> None:
+    """Replace a file in one step: readers see the old bytes or the new ones, never a part."""
+    tmp = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    write_new(tmp, [data], ops)
+    ops.rename(tmp, path)
+    ops.sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any, ops: FileOps = DISK) -> None:
+    """Replace a JSON file in one step.
+
+    Raises:
+        ValueError: for NaN and infinities, which JSON cannot hold.
+    """
+    write_bytes(path, encode_json(value), ops)
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON with sorted keys, ASCII only, floats by their shortest exact form."""
+    return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode("ascii")
+
+
+def remove(path: Path, ops: FileOps = DISK) -> None:
+    """Remove a file or folder; a folder first loses its name, so nobody sees half of it."""
+    if path.is_symlink() or not path.is_dir():
+        ops.unlink(path)
+        return
+    if not TMP.search(path.name):
+        hidden = path.with_name(f"{path.name}.trash.tmp-{os.getpid()}")
+        ops.rename(path, hidden)
+        ops.sync_folder(path.parent)
+        path = hidden
+    _remove_tree(path, ops)
+
+
+def _remove_tree(path: Path, ops: FileOps) -> None:
+    for entry in sorted(path.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            _remove_tree(entry, ops)
+        else:
+            ops.unlink(entry)
+    ops.rmdir(path)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process with this id exists on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sweep(folder: Path, *, exclusive: bool = False, ops: FileOps = DISK) -> None:
+    """Remove temporary files and folders of dead processes and of this one.
+
+    `exclusive`: the caller holds the lock of the run folder, so every one of them is stale
+    whatever its process id says (ids repeat in containers).
+    """
+    if not folder.is_dir():
+        return
+    for entry in sorted(folder.iterdir()):
+        found = TMP.search(entry.name)
+        if found and (exclusive or int(found[1]) == os.getpid() or not alive(int(found[1]))):
+            remove(entry, ops)
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def require_space(path: Path, needed: int, ops: FileOps = DISK) -> None:
+    """Check that `needed` bytes are free where `path` is, or will be.
+
+    Raises:
+        UserError: naming needed and free.
+    """
+    place = path.absolute()
+    while not place.is_dir():
+        place = place.parent
+    free = ops.free(place)
+    if free < needed:
+        raise UserError(
+            f"Not enough disk space for {path}: {human_size(needed)} needed, "
+            f"{human_size(free)} free. Free some, point output.dir to a bigger disk, or lower "
+            "output.keep."
+        )
+
+
+def human_size(size: float) -> str:
+    """A byte count for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.4g} TB"

@@ -1,0 +1,255 @@
+"""The run folder: everything a run leaves behind, whole or absent, with one writer at a time."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from opd.errors import UserError
+from opd.run import evals, rollouts
+from opd.run.env import environment
+from opd.run.files import (
+    DISK,
+    FileOps,
+    make_folder,
+    sweep,
+    write_bytes,
+    write_json,
+)
+from opd.run.lock import Lock
+from opd.run.place import (
+    CONFIG,
+    ENV,
+    FOLDERS,
+    NAME,
+    bad_name,
+    check_name,
+    check_place,
+    clear,
+    config_hash,
+)
+from opd.run.records import Journal
+from opd.run.redact import redact
+
+if TYPE_CHECKING:
+    from opd.types import Graded, Rollout, Scores
+
+log = logging.getLogger(__name__)
+
+JOURNALS = ("metrics.jsonl", "timings.jsonl", "alarms.jsonl")
+
+
+class RunFolder:
+    """A run folder open for writing; made by `RunFolder.create`, closed by `close` or `with`.
+
+    Attributes:
+        path: the folder.
+        config: the resolved configuration, as in `config.json`.
+        checkpoints: where `opd.run.checkpoint` saves.
+        fresh: nothing of an earlier part of this run was here.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], lock: Lock, ops: FileOps) -> None:
+        self.path = path
+        self.config = config
+        self.checkpoints = path / "checkpoints"
+        self.fresh = True
+        self._lock = lock
+        self._ops = ops
+        self._journals: dict[str, Journal] = {}
+        self._config_hash = config_hash(config)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        config: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        ops: FileOps = DISK,
+    ) -> RunFolder:
+        """Open a run folder, new or to continue, and write `config.json` and `env.json`.
+
+        Args:
+            path: the folder, created with its parents.
+            config: resolved configuration, plain JSON values.
+            resume: continue what is there; an absent or empty folder starts afresh.
+            overwrite: delete what is there first, if it is a run folder.
+            ops: the disk.
+
+        Raises:
+            UserError: the folder has content and neither flag is set, or both are; another
+                process writes it; it is no run folder; the configuration changed in keys that
+                decide the numbers; the name could mislead.
+        """
+        path = Path(path)
+        if resume and overwrite:
+            raise UserError("--resume and --overwrite exclude each other: continue, or start over?")
+        check_name(path)
+        resolved = json.loads(json.dumps(redact(dict(config)), allow_nan=False))
+        check_place(path, resolved, resume, overwrite)
+        make_folder(path, ops)
+        lock = Lock(path)
+        try:
+            check_place(path, resolved, resume, overwrite)  # it may have changed before the lock
+            folder = cls(path, resolved, lock, ops)
+            folder._prepare(overwrite)
+        except BaseException:
+            lock.release()
+            raise
+        return folder
+
+    def _prepare(self, overwrite: bool) -> None:
+        for place in (self.path, *(self.path / name for name in FOLDERS)):
+            sweep(place, exclusive=True, ops=self._ops)
+        if overwrite:
+            clear(self.path, self._ops)
+        self.fresh = not (self.path / CONFIG).exists()
+        for name in FOLDERS:
+            make_folder(self.path / name, self._ops)
+        self._write_env()
+        # Last of all: a folder without it holds nothing yet, so a start cut short can be repeated.
+        write_json(self.path / CONFIG, self.config, self._ops)
+        for name in JOURNALS:
+            self._journals[name] = Journal(self.path / name, self._ops)
+        self._ops.sync_folder(self.path)
+
+    def _write_env(self) -> None:
+        now = environment(self.config.get("train", {}).get("seed"))
+        path = self.path / ENV
+        if self.fresh or not path.exists():
+            write_json(path, now | {"resumed": []}, self._ops)
+            return
+        first = json.loads(path.read_text("utf-8"))
+        if first["versions"] != now["versions"]:
+            log.warning(
+                "Resuming on other versions than the run started with (%s): the numbers may differ "
+                "from an uninterrupted run.",
+                _version_changes(first["versions"], now["versions"]),
+            )
+        write_json(path, first | {"resumed": [*first["resumed"], now]}, self._ops)
+
+    def log(self, step: int, values: Mapping[str, float | int | str | None]) -> None:
+        """Append a step to `metrics.jsonl`: only what seed and data determine."""
+        self._append("metrics.jsonl", step, values)
+
+    def time(self, step: int, values: Mapping[str, float | int | str | None]) -> None:
+        """Append a step to `timings.jsonl`: clocks, tokens per second, memory."""
+        self._append("timings.jsonl", step, values)
+
+    def alarm(self, record: Mapping[str, Any]) -> None:
+        """Append to `alarms.jsonl`."""
+        self._journals["alarms.jsonl"].append(record)
+
+    def _append(self, name: str, step: int, values: Mapping[str, Any]) -> None:
+        if "step" in values:
+            raise ValueError("'step' is given by its own argument")
+        self._journals[name].append({"step": step, **values})
+
+    def offsets(self) -> dict[str, int]:
+        """Bytes of each log so far, durably on disk; part of a checkpoint's state."""
+        return {name: journal.sync() for name, journal in self._journals.items()}
+
+    def truncate_to(self, offsets: Mapping[str, int]) -> None:
+        """Cut the logs to what a checkpoint knew; `{}` empties them (no checkpoint yet)."""
+        for name, journal in self._journals.items():
+            journal.truncate(offsets.get(name, 0))
+
+    def key(self, step: int, version: int) -> dict[str, Any]:
+        """What the rollouts of a step depend on: seed, step, student version, configuration."""
+        return {
+            "seed": self.config.get("train", {}).get("seed"),
+            "step": step,
+            "version": version,
+            "config": self._config_hash,
+        }
+
+    def save_rollouts(
+        self,
+        step: int,
+        batch: Sequence[Rollout],
+        scores: Sequence[Scores],
+        *,
+        key: Mapping[str, Any],
+        texts: Sequence[str] | None = None,
+    ) -> None:
+        """Write `rollouts/step-N.parquet`; `texts` are the completions for people."""
+        said = None if texts is None else list(texts)
+        file = rollouts.StepFile(list(batch), list(scores), said, dict(key))
+        write_bytes(self._rollout_path(step), rollouts.encode(file), self._ops)
+
+    def load_rollouts(
+        self, step: int, key: Mapping[str, Any]
+    ) -> tuple[list[Rollout], list[Scores]] | None:
+        """The rollouts and scores of a step, or None when they must be made.
+
+        That is when the file is absent, thinned, broken or of another key; broken and foreign ones
+        are named in a warning.
+        """
+        return rollouts.load(self._rollout_path(step), key)
+
+    def thin_rollouts(self, upto_step: int, keep: int) -> None:
+        """Shrink the files of steps up to `upto_step` to `keep` rollouts without hidden states.
+
+        Call it once a valid checkpoint has made those steps final. The choice depends on the step
+        alone. Broken files are removed with a warning.
+        """
+        rollouts.thin(self.path / "rollouts", upto_step, keep, self._ops)
+
+    def save_eval(
+        self,
+        step: int,
+        name: str,
+        result: Mapping[str, Any],
+        samples: Sequence[Graded],
+        *,
+        key: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write `eval/step-N-name.json` and `.parquet`.
+
+        Raises:
+            UserError: when `name` is not a plain file name.
+        """
+        if not NAME.fullmatch(name):
+            raise UserError(bad_name(name, "eval set", "eval.N.name"))
+        evals.save(self.path / "eval", step, name, result, samples, dict(key or {}), self._ops)
+
+    def load_eval(
+        self, step: int, name: str, *, key: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], list[Graded]] | None:
+        """What `save_eval` wrote, or None when absent, broken (warned) or of another key.
+
+        NaN and infinities come back as None.
+        """
+        return evals.load(self.path / "eval", step, name, dict(key or {}))
+
+    def _rollout_path(self, step: int) -> Path:
+        return self.path / "rollouts" / f"step-{step}.parquet"
+
+    def close(self) -> None:
+        """Release files and lock."""
+        for journal in self._journals.values():
+            journal.close()
+        self._journals = {}
+        self._lock.release()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _version_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    return ", ".join(f"{k} {before.get(k)} -> {now.get(k)}" for k in changed)

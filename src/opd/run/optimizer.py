@@ -1,0 +1,88 @@
+"""AdamW's state as named tensors and plain JSON, and back, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+# What a parameter group may hold: numbers, switches and pairs. Everything goes to state.json.
+Groups = list[dict[str, Any]]
+
+
+def flatten_optimizer(
+    optimizer: torch.optim.AdamW, names: Mapping[Tensor, str]
+) -> dict[str, Tensor]:
+    """The state tensors under `<moment>/<parameter name>`; parameters never stepped have none.
+
+    Args:
+        optimizer: AdamW without amsgrad.
+        names: the name of every parameter in it.
+
+    Raises:
+        KeyError: for a parameter without a name, or a kind of state that is not AdamW's.
+    """
+    flat: dict[str, Tensor] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[parameter]
+            state = optimizer.state.get(parameter, {})
+            unknown = set(state) - set(MOMENTS)
+            if unknown:
+                raise KeyError(f"optimizer state {sorted(unknown)} of {name} is not AdamW's")
+            for moment, value in state.items():
+                flat[f"{moment}/{name}"] = value
+    return flat
+
+
+def restore_optimizer(
+    optimizer: torch.optim.AdamW, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]
+) -> None:
+    """Give a fresh optimizer the state that `flatten_optimizer` wrote.
+
+    Raises:
+        KeyError: when `tensors` has state of a parameter the optimizer does not hold.
+        ValueError: when a shape or dtype differs from the parameter's.
+    """
+    left = dict(tensors)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[parameter]
+            found = {m: left.pop(f"{m}/{name}") for m in MOMENTS if f"{m}/{name}" in left}
+            if not found:
+                continue
+            for moment in ("exp_avg", "exp_avg_sq"):
+                seen = (found[moment].shape, found[moment].dtype)
+                if seen != (parameter.shape, parameter.dtype):
+                    raise ValueError(
+                        f"{moment} of {name} is {seen}, the parameter "
+                        f"{(parameter.shape, parameter.dtype)}"
+                    )
+                # Clones: the optimizer updates in place, the caller's tensors stay as they are.
+                found[moment] = (
+                    found[moment].to(parameter.device).clone(memory_format=torch.preserve_format)
+                )
+            # AdamW keeps its counter on the CPU unless it is fused or captured.
+            on_device = group["fused"] or group["capturable"]
+            found["step"] = found["step"].to(parameter.device if on_device else "cpu").clone()
+            optimizer.state[parameter] = found
+    if left:
+        raise KeyError(f"optimizer state of unknown parameters: {sorted(left)[:5]}")
+
+
+def group_settings(optimizer: torch.optim.AdamW) -> Groups:
+    """The hyperparameters of every parameter group, as JSON values."""
+    return [
+        {key: list(v) if isinstance(v, tuple) else v for key, v in g.items() if key != "params"}
+        for g in optimizer.param_groups
+    ]
+
+
+def restore_group_settings(optimizer: torch.optim.AdamW, settings: Groups) -> None:
+    """Set the hyperparameters that `group_settings` returned."""
+    for group, saved in zip(optimizer.param_groups, settings, strict=True):
+        for key, value in saved.items():
+            group[key] = tuple(value) if isinstance(value, list) else value

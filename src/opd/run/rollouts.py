@@ -1,0 +1,258 @@
+"""One parquet file a step: rollouts and teacher scores, bit for bit, readable by people.
+
+Written before the update, so that a resumed step neither generates nor pays a teacher again. A
+digest of every value, in the file's metadata, tells a damaged file from a good one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from opd.run.columns import Array, array_columns, read_arrays, read_texts, text_columns
+from opd.run.files import DISK, FileOps, remove, write_bytes
+from opd.types import Prompt, Rollout, Scores
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+META = b"opd"
+SCHEMA = 1
+FILE = re.compile(r"step-(\d+)\.parquet")
+TEXTS = ("prompt", "answer", "source", "completion")
+# Everything a damaged parquet file was seen to raise while it is read.
+UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError)
+
+
+@dataclass(frozen=True)
+class StepFile:
+    """The content of one step's file; `texts` are the completions for people."""
+
+    batch: list[Rollout]
+    scores: list[Scores]
+    texts: list[str] | None
+    key: dict[str, Any]
+    thinned: bool = False
+
+
+def encode(step: StepFile) -> bytes:
+    """The parquet file of one step.
+
+    Raises:
+        ValueError: when lengths differ, or one field has arrays of several dtypes.
+    """
+    batch, scores = step.batch, step.scores
+    if len(scores) != len(batch) or (step.texts is not None and len(step.texts) != len(batch)):
+        raise ValueError(f"{len(batch)} rollouts need one score (and text) each: {len(scores)}")
+    columns: dict[str, Any] = {
+        "prompt_index": pa.array([r.prompt.index for r in batch], pa.int64()),
+        "sample": pa.array([r.sample for r in batch], pa.int64()),
+        "version": pa.array([r.version for r in batch], pa.int64()),
+        "finish": pa.array([r.finish for r in batch], pa.string()),
+        "prompt_ids": pa.array([list(r.prompt.ids) for r in batch], pa.list_(pa.int32())),
+    }
+    texts: Sequence[str | None] = [None] * len(batch) if step.texts is None else step.texts
+    columns |= text_columns(
+        {
+            "prompt": [r.prompt.text for r in batch],
+            "answer": [r.prompt.answer for r in batch],
+            "source": [r.prompt.source for r in batch],
+            "completion": texts,
+        }
+    )
+    rows = [_rollout_arrays(r) | _score_arrays(s) for r, s in zip(batch, scores, strict=True)]
+    for name, dims in {**_ROLLOUT_DIMS, **_SCORE_DIMS}.items():
+        columns |= array_columns(name, [row[name] for row in rows], dims)
+    columns |= _hidden_columns([s.hidden for s in scores])
+    meta = {"schema": SCHEMA, "key": step.key, "thinned": step.thinned}
+    meta["digest"] = digest(batch, scores)
+    table = pa.table(columns).replace_schema_metadata({META: json.dumps(meta)})
+    sink = pa.BufferOutputStream()
+    # No dictionaries for numbers: they could merge NaNs, or zeros, of different bits.
+    pq.write_table(table, sink, use_dictionary=[*TEXTS, "finish"], compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def decode(data: bytes) -> StepFile:
+    """The inverse of `encode`.
+
+    Raises:
+        ValueError: when the digest differs; damaged files raise any of `UNREADABLE`.
+    """
+    table = pq.read_table(pa.BufferReader(data))
+    meta = json.loads(table.schema.metadata[META])
+    if meta["schema"] != SCHEMA:
+        raise ValueError(f"schema {meta['schema']}, this opd reads {SCHEMA}")
+    texts = read_texts(table, TEXTS)
+    arrays = {n: read_arrays(table, n, d) for n, d in {**_ROLLOUT_DIMS, **_SCORE_DIMS}.items()}
+    hidden = _read_hidden(table)
+    batch, scores = [], []
+    for i, row in enumerate(table.select(_PLAIN).to_pylist()):
+        text, answer, source, _ = texts[i]
+        ids = tuple(row["prompt_ids"])
+        prompt = Prompt(row["prompt_index"], ids, text or "", answer, source or "")
+        given: dict[str, Any] = {n: arrays[n][i] for n in _ROLLOUT_DIMS}
+        plain: dict[str, Any] = {n: row[n] for n in ("sample", "finish", "version")}
+        batch.append(Rollout(prompt=prompt, **plain, **given))
+        known: dict[str, Any] = {n.removeprefix(TEACHER): arrays[n][i] for n in _SCORE_DIMS}
+        scores.append(Scores(**known, hidden=hidden[i]))
+    if digest(batch, scores) != meta["digest"]:
+        raise ValueError("its values do not match their digest")
+    said = [t[3] for t in texts]
+    completions = [t for t in said if t is not None]
+    whole = completions if len(completions) == len(said) else None
+    return StepFile(batch, scores, whole, meta["key"], meta["thinned"])
+
+
+def digest(batch: Sequence[Rollout], scores: Sequence[Scores]) -> str:
+    """The sha256 of every value, shape and dtype."""
+    found = hashlib.sha256()
+    for r, s in zip(batch, scores, strict=True):
+        p = r.prompt
+        plain = [p.index, p.ids, p.text, p.answer, p.source, r.sample, r.finish, r.version]
+        found.update(json.dumps(plain).encode("ascii"))
+        for name, array in {**_rollout_arrays(r), **_score_arrays(s)}.items():
+            shape = None if array is None else (array.dtype.str, array.shape)
+            found.update(f"{name} {shape};".encode())
+            if array is not None:
+                found.update(np.ascontiguousarray(array).tobytes())
+        if s.hidden is not None:
+            found.update(f"{s.hidden.dtype} {tuple(s.hidden.shape)};".encode())
+            found.update(_tensor_bytes(s.hidden))
+    return found.hexdigest()
+
+
+def load(path: Path, key: Mapping[str, Any]) -> tuple[list[Rollout], list[Scores]] | None:
+    """See `RunFolder.load_rollouts`."""
+    step = _read(path)
+    if step is None or step.thinned:
+        return None
+    wanted = json.loads(json.dumps(dict(key)))
+    if step.key != wanted:
+        log.warning("Not using %s: it is of %s, wanted is %s.", path, step.key, wanted)
+        return None
+    return step.batch, step.scores
+
+
+def thin(folder: Path, upto_step: int, keep: int, ops: FileOps = DISK) -> None:
+    """See `RunFolder.thin_rollouts`."""
+    for path in sorted(folder.iterdir()):
+        named = FILE.fullmatch(path.name)
+        if not named or int(named[1]) > upto_step or (keep > 0 and _is_thinned(path)):
+            continue
+        step = _read(path) if keep > 0 else None
+        if step is None:
+            remove(path, ops)
+            continue
+        chosen = _choose(int(named[1]), len(step.batch), keep)
+        texts = None if step.texts is None else [step.texts[i] for i in chosen]
+        scores = [replace(step.scores[i], hidden=None) for i in chosen]
+        small = StepFile([step.batch[i] for i in chosen], scores, texts, step.key, thinned=True)
+        write_bytes(path, encode(small), ops)
+
+
+def _choose(step: int, count: int, keep: int) -> list[int]:
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([step, count])))
+    return sorted(generator.choice(count, size=min(keep, count), replace=False).tolist())
+
+
+def _read(path: Path) -> StepFile | None:
+    if not path.exists():
+        return None
+    try:
+        return decode(path.read_bytes())
+    except UNREADABLE as error:
+        log.warning("Ignoring broken rollout file %s: %s.", path, error)
+        return None
+
+
+def _is_thinned(path: Path) -> bool:
+    try:
+        return bool(json.loads(pq.read_schema(path).metadata[META])["thinned"])
+    except UNREADABLE:
+        return False
+
+
+TEACHER = "teacher_"
+_PLAIN = ["prompt_index", "prompt_ids", "sample", "finish", "version"]
+_ROLLOUT_DIMS = {"ids": 1, "logp": 1, "entropy": 1, "topk_ids": 2, "topk_logp": 2}
+_SCORE_DIMS = {
+    "teacher_sampled": 1,
+    "teacher_support": 2,
+    "teacher_log_z": 1,
+    "teacher_entropy": 1,
+    "teacher_topk_ids": 2,
+    "teacher_topk_logp": 2,
+    "teacher_positions": 1,
+}
+
+
+def _rollout_arrays(r: Rollout) -> dict[str, Array | None]:
+    return {
+        "ids": r.ids,
+        "logp": r.logp,
+        "entropy": r.entropy,
+        "topk_ids": r.topk_ids,
+        "topk_logp": r.topk_logp,
+    }
+
+
+def _score_arrays(s: Scores) -> dict[str, Array | None]:
+    return {
+        "teacher_sampled": s.sampled,
+        "teacher_support": s.support,
+        "teacher_log_z": s.log_z,
+        "teacher_entropy": s.entropy,
+        "teacher_topk_ids": s.topk_ids,
+        "teacher_topk_logp": s.topk_logp,
+        "teacher_positions": s.positions,
+    }
+
+
+def _tensor_bytes(tensor: torch.Tensor) -> bytes:
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return bytes(flat.view(torch.uint8).numpy().tobytes()) if flat.numel() else b""
+
+
+def _hidden_columns(hidden: Sequence[torch.Tensor | None]) -> dict[str, Any]:
+    raw = [None if h is None else _tensor_bytes(h) for h in hidden]
+    shapes = [None if h is None else list(h.shape) for h in hidden]
+    dtypes = [None if h is None else str(h.dtype).removeprefix("torch.") for h in hidden]
+    return {
+        "teacher_hidden": pa.array(raw, pa.large_binary()),
+        "teacher_hidden_shape": pa.array(shapes, pa.list_(pa.int32())),
+        "teacher_hidden_dtype": pa.array(dtypes, pa.string()),
+    }
+
+
+def _read_hidden(table: Any) -> list[torch.Tensor | None]:
+    names = ["teacher_hidden", "teacher_hidden_shape", "teacher_hidden_dtype"]
+    rows = list(zip(*(table.column(n).to_pylist() for n in names), strict=True))
+    if all(raw is None for raw, _, _ in rows):
+        return [None] * len(rows)
+    import torch
+
+    known = {"float64": torch.float64, "float32": torch.float32}
+    known |= {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    return [
+        None
+        if raw is None
+        else torch.frombuffer(bytearray(raw), dtype=known[dtype]).reshape(shape)
+        if raw
+        else torch.empty(shape, dtype=known[dtype])
+        for raw, shape, dtype in rows
+    ]
