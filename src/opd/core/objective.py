@@ -1,0 +1,296 @@
+"""The loss of a run as one object: which divergence, on which support, with which added terms.
+
+It asks a `View` only for what the formula needs, and gives one value per position; the caller sums
+and divides by the completion-token count of the whole optimizer step. Being additive over
+positions, it may be applied to any chunk of them.
+
+Temperatures: sampling, student-loss and teacher-loss temperature are three things. The views
+already apply the two loss temperatures; the sampling temperature is given here only to refuse a
+biased combination.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from opd.core import losses
+from opd.core.losses import Weights
+from opd.core.supports import Support, candidates
+from opd.core.views import View, logp
+from opd.errors import UserError
+from opd.types import Want
+
+Divergence = Literal["reverse_kl", "forward_kl", "jsd", "skew_kl"]
+Mode = Literal["paper", "reference", "tail"]
+Estimator = Literal["k1", "k2", "k3_forward"]
+
+
+class Positions(NamedTuple):
+    """Completion positions of a micro-batch, flat, on the model's device.
+
+    Attributes:
+        targets: (N,) the token the student drew.
+        student_topk: (N, K) ids from the sampler, most probable first; K >= the objective's k.
+        teacher_topk: (N, K) ids, if the objective wants them.
+        sampler_logp: (N,) log-prob of the target when it was drawn.
+        position: (N,) index in the completion, from 0.
+        teacher_entropy: (N,) nats, if the objective wants it.
+        advantage: (N,) outcome advantage of the token's rollout.
+        weight: (N,) 1 normally; 0 where nothing is to be learned, such as masked special tokens.
+            The objective applies its own `position_decay` on top.
+    """
+
+    targets: Tensor
+    student_topk: Tensor
+    teacher_topk: Tensor | None
+    sampler_logp: Tensor
+    position: Tensor
+    teacher_entropy: Tensor | None
+    advantage: Tensor | None
+    weight: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What the student minimises at each position; field names are those of the config's `loss`.
+
+    Modes, for a support of several tokens: `paper` renormalises both sides on it (Eq. 5),
+    `reference` is the published code's surrogate (`losses.reference_topk`), `tail` adds one bucket
+    for everything outside. docs/math.md has every formula.
+
+    Raises:
+        UserError: at construction, for a combination that is biased, undefined or trains nothing.
+    """
+
+    divergence: Divergence = "reverse_kl"
+    support: Support = "student_topk"
+    k: int = 16
+    mode: Mode = "paper"
+    estimator: Estimator = "k1"
+    beta: float = 0.5
+    weights: Weights = "student_p"
+    normalize: bool = False
+    allow_zero_gradient: bool = False
+    reward_scale: float = 1.0
+    entropy_forward_kl: float | None = None
+    position_decay: float | None = None
+    outcome_weight: float = 0.0
+    student_temperature: float = 1.0
+    teacher_temperature: float = 1.0
+    sampling_temperature: float = 1.0
+    sampling_truncated: bool = False  # top_p < 1 or a top_k while sampling
+
+    def __post_init__(self) -> None:
+        for wrong, message in self._refusals():
+            if wrong:
+                raise UserError(message)
+
+    def _refusals(self) -> list[tuple[bool, str]]:
+        sampled, divergence = self.support == "sampled", self.divergence
+        one_token = self.support in ("student_topk", "teacher_topk", "intersection")
+        return [
+            (
+                self.k == 1 and self.mode == "paper" and one_token and not self.allow_zero_gradient,
+                "loss.k=1 in loss.mode=paper has exactly zero gradient: one token renormalised on "
+                "itself has probability 1. Use loss.k>=4, loss.mode=tail or loss.support=sampled "
+                "(loss.allow_zero_gradient=true overrides)",
+            ),
+            (self.k < 1, f"loss.k={self.k}: at least 1 token"),
+            (not 0 < self.beta < 1, f"loss.beta={self.beta}: must lie between 0 and 1"),
+            (
+                sampled and divergence != "reverse_kl",
+                f"loss.support=sampled estimates reverse KL; loss.divergence={divergence} needs "
+                "several tokens, such as loss.support=student_topk",
+            ),
+            (
+                self.mode == "reference" and divergence != "reverse_kl",
+                f"loss.mode=reference is the published reverse-KL code; loss.divergence="
+                f"{divergence} has no such form. Use loss.mode=paper or tail",
+            ),
+            (
+                self.mode == "tail" and self.support in ("full", "sampled"),
+                f"loss.mode=tail needs a support of several tokens and something outside it; "
+                f"loss.support={self.support} has none. Use loss.support=student_topk",
+            ),
+            (
+                self.normalize
+                and not (self.mode == "reference" and self.support == "symmetric_difference"),
+                "loss.normalize concerns loss.mode=reference with loss.support="
+                f"symmetric_difference, not {self.mode} with {self.support}, which is always "
+                "normalised its own way. Set loss.normalize=false",
+            ),
+            (
+                sampled and self.sampling_truncated,
+                "loss.support=sampled is biased when rollouts are truncated: the sample does not "
+                "come from the distribution that is trained. Set rollout.top_p=1 and "
+                "rollout.top_k=null, or use loss.support=student_topk",
+            ),
+            (
+                sampled and self.sampling_temperature != self.student_temperature,
+                f"loss.support=sampled draws at rollout.temperature={self.sampling_temperature} "
+                f"but trains loss.student_temperature={self.student_temperature}: biased. Make "
+                "them equal, or use loss.support=student_topk",
+            ),
+            (
+                self.reward_scale != 1
+                and (divergence != "reverse_kl" or self.mode == "tail" or self._pathwise),
+                f"loss.terms.reward_scale={self.reward_scale} is defined for reverse KL with "
+                f"loss.mode=paper or reference and loss.estimator=k1, not for {divergence}, "
+                f"{self.mode}, {self.estimator}: elsewhere the scaled teacher's normaliser enters",
+            ),
+            (
+                self.reward_scale != 1
+                and self.support in ("teacher_topk", "union", "symmetric_difference"),
+                f"loss.terms.reward_scale={self.reward_scale} with loss.support={self.support} "
+                "would need the reference model on the teacher's tokens; use "
+                "loss.support=student_topk, intersection, sampled or full",
+            ),
+        ]
+
+    @property
+    def _pathwise(self) -> bool:
+        return self.support == "sampled" and self.estimator != "k1"
+
+    @property
+    def needs_full_teacher(self) -> bool:
+        """Whether the teacher's (and a reference's) whole row enters the loss."""
+        return self.support == "full"
+
+    @property
+    def _needs_teacher_topk(self) -> bool:
+        own = self.support not in ("sampled", "student_topk", "full")
+        return own or self.entropy_forward_kl is not None
+
+    @property
+    def _normalised(self) -> bool:
+        """Whether the distillation part uses normalised log-probs on its support."""
+        return self.support in ("sampled", "full") or self.mode != "paper"
+
+    @property
+    def needs_normaliser(self) -> bool:
+        """Whether the student's log_z or whole row enters: the pass that sees the vocabulary."""
+        return self._normalised or self.entropy_forward_kl is not None or self.outcome_weight > 0
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `per_position` needs the view of a reference model (reward scaling)."""
+        return self.reward_scale != 1
+
+    @property
+    def want(self) -> Want:
+        """What to ask of the teacher; `full` is for the caller, who knows the positions.
+
+        A teacher whose log-scores on the student's ids must be normalised is asked for `sampled`
+        too, which makes it look at its whole vocabulary.
+        """
+        on_student_ids = self.support not in ("sampled", "teacher_topk", "full")
+        needs_z = not self.needs_full_teacher and self._normalised
+        return Want(
+            sampled=needs_z,
+            support=on_student_ids,
+            topk=self.k if self._needs_teacher_topk else 0,
+        )
+
+    def per_position(
+        self, student: View, teacher: View | None, at: Positions, reference: View | None = None
+    ) -> Tensor:
+        """Weighted loss (N,) at each position, in nats, differentiable in the student.
+
+        With `paper` mode and no terms it asks the student for `scores` alone. Without a teacher
+        only the outcome term remains (REINFORCE with group-normalised advantages).
+
+        Args:
+            student: view at loss.student_temperature.
+            teacher: view at loss.teacher_temperature, its scores on one common scale per position.
+            at: the positions.
+            reference: view of the model that reward_scale extrapolates from.
+
+        Returns:
+            (N,); positions of weight 0 give 0 with zero gradient.
+        """
+        total = torch.zeros_like(at.targets, dtype=torch.float32)
+        if teacher is not None:
+            total = total + self._distillation(student, teacher, at, reference)
+            if self.entropy_forward_kl is not None:
+                total = total + self._entropy_term(student, teacher, at, self.entropy_forward_kl)
+        if self.outcome_weight > 0:
+            total = total + self.outcome_weight * self._outcome_term(student, at)
+        if self.position_decay is not None:
+            total = total * losses.position_decay(at.position, self.position_decay)
+        return total * at.weight
+
+    def _distillation(
+        self, student: View, teacher: View, at: Positions, reference: View | None
+    ) -> Tensor:
+        if self.support == "full":
+            p, q = student.log_probs(), teacher.log_probs()
+            if reference is not None and self.needs_reference:
+                q = losses.extrapolate(q, reference.log_probs(), self.reward_scale)
+                q = losses.renormalise(q)
+            p, q = _read(at, p), _read(at, q)
+            return losses.reference_topk(p, q) if self.mode == "reference" else self._compare(p, q)
+        mine = at.student_topk[:, : self.k]
+        theirs = None if at.teacher_topk is None else at.teacher_topk[:, : self.k]
+        ids, valid = candidates(self.support, at.targets, mine, theirs)
+        if not self._normalised:
+            p, q = student.scores(ids), teacher.scores(ids)
+            if reference is not None and self.needs_reference:
+                q = losses.extrapolate(q, reference.scores(ids), self.reward_scale)
+            p, q = _read(at, p), _read(at, q)
+            return self._compare(losses.renormalise(p, valid), losses.renormalise(q, valid))
+        p, q = logp(student, ids), logp(teacher, ids)
+        if reference is not None and self.needs_reference:
+            q = losses.extrapolate(q, logp(reference, ids), self.reward_scale)
+        p, q = _read(at, p), _read(at, q)
+        if self.support == "sampled":
+            return self._estimate(p[:, 0], q[:, 0])
+        if self.mode == "reference":
+            normal = self.support != "symmetric_difference" or self.normalize
+            return losses.reference_topk(p, q, valid, weights=self.weights, normalize=normal)
+        return self._compare(losses.with_tail(p, valid), losses.with_tail(q, valid))
+
+    def _compare(self, p: Tensor, q: Tensor) -> Tensor:
+        match self.divergence:
+            case "reverse_kl":
+                return losses.reverse_kl(p, q)
+            case "forward_kl":
+                return losses.forward_kl(p, q)
+            case "jsd":
+                return losses.jsd(p, q, beta=self.beta)
+            case "skew_kl":
+                return losses.skew_kl(p, q, beta=self.beta)
+
+    def _estimate(self, p: Tensor, q: Tensor) -> Tensor:
+        match self.estimator:
+            case "k1":
+                return losses.k1(p, q)
+            case "k2":
+                return losses.k2(p, q)
+            case "k3_forward":
+                return losses.k3_forward(p, q)
+
+    def _entropy_term(
+        self, student: View, teacher: View, at: Positions, threshold: float
+    ) -> Tensor:
+        if at.teacher_topk is None or at.teacher_entropy is None:
+            raise ValueError("the entropy-aware term needs teacher_topk and teacher_entropy")
+        ids = at.teacher_topk[:, : self.k]
+        p, q = _read(at, logp(student, ids)), _read(at, logp(teacher, ids))
+        return losses.entropy_aware(p, q, at.teacher_entropy, threshold)
+
+    def _outcome_term(self, student: View, at: Positions) -> Tensor:
+        if at.advantage is None:
+            raise ValueError("outcome_weight > 0 needs the rollouts' outcome advantages")
+        return losses.score_function(at.advantage, logp(student, at.targets[:, None])[:, 0])
+
+
+def _read(at: Positions, values: Tensor) -> Tensor:
+    """`values` (N, W) with positions of weight 0 emptied, so that no infinity there gives 0 * inf.
+
+    A teacher may well exclude a special token the student drew; that token is what gets masked.
+    """
+    return torch.where((at.weight != 0)[:, None], losses.raised(values), 0.0)

@@ -1,0 +1,260 @@
+"""Estimates with intervals for evaluations: numpy and scipy only, no torch.
+
+Samples of one prompt are not independent, so every interval treats the prompt as the unit.
+Shapes: P prompts, n samples a prompt. Intervals are two-sided at `level`; randomness comes from
+`seed` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value, its confidence interval, and the number of independent units behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two runs on the same prompts: mean difference (b - a) and a two-sided p-value."""
+
+    difference: Estimate
+    p_value: float
+
+
+def avg_at_n(correct: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Mean accuracy over n samples of each prompt (paper: avg@16), interval clustered by prompt.
+
+    Wilson's interval at the effective sample size: p(1-p)/SE^2 with the SE of the prompt means, but
+    at most P n and at least 1; when all samples agree, P. Unlike a normal interval it stays inside
+    [0, 1] and never has width 0.
+
+    Args:
+        correct: (P, n) of 0/1.
+        level: confidence.
+    """
+    matrix = _matrix(correct)
+    prompts, samples = matrix.shape
+    mean = float(matrix.mean())
+    if prompts < 2:
+        return Estimate(mean, 0.0, 1.0, prompts)
+    variance = float(matrix.mean(1).var(ddof=1)) / prompts
+    spread = mean * (1 - mean)
+    if spread > 0:
+        effective = spread / variance if variance > 0 else prompts * samples
+        effective = min(max(effective, 1.0), prompts * samples)
+    else:
+        effective = prompts
+    quantile = float(stats.t.ppf((1 + level) / 2, prompts - 1))
+    return Estimate(mean, *_wilson(mean, effective, quantile), prompts)
+
+
+def mean(values: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Mean of one number a prompt, Student-t interval over prompts; infinitely wide for one prompt.
+
+    Args:
+        values: (P,) such as the mean completion length of each prompt's samples.
+        level: confidence.
+    """
+    vector = _vector(values)
+    centre, count = float(vector.mean()), len(vector)
+    if count < 2:
+        return Estimate(centre, -math.inf, math.inf, count)
+    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * float(vector.std(ddof=1))
+    return Estimate(centre, centre - half / count**0.5, centre + half / count**0.5, count)
+
+
+def pass_at_k(
+    correct: ArrayLike, k: int, *, level: float = 0.95, seed: int = 0, resamples: int = 2000
+) -> Estimate:
+    """Unbiased pass@k: mean over prompts of 1 - C(n-c, k)/C(n, k), c of n samples correct.
+
+    From arXiv 2107.03374. Interval: percentile bootstrap over prompts.
+
+    Args:
+        correct: (P, n) of 0/1.
+        k: at most n.
+        level: confidence.
+        seed: of the bootstrap.
+        resamples: bootstrap size.
+
+    Raises:
+        ValueError: for k outside 1..n.
+    """
+    matrix = _matrix(correct)
+    n = matrix.shape[1]
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@k needs 1 <= k <= n = {n} samples a prompt, got k = {k}")
+    # C(n-c, k)/C(n, k) as a product of k factors (n-c-i)/(n-i): exact enough at any n.
+    i = np.arange(k)
+    factors = (n - matrix.sum(1)[:, None] - i) / (n - i)
+    values = 1 - np.clip(factors, 0.0, None).prod(1)
+    means = values[_resample(len(values), resamples, seed)].mean(1)
+    return Estimate(float(values.mean()), *_percentiles(means, level), len(values))
+
+
+def gap_recovery(
+    before: ArrayLike,
+    after: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = 4000,
+) -> Estimate:
+    """Share of the teacher's lead that training recovered; paper section 3.2.
+
+    (after - before) / (teacher - before) of mean accuracies. Interval: percentile bootstrap over
+    prompts, all three drawn together. Where the lead itself is not distinguishable from 0 the share
+    is unbounded, and so is the interval.
+
+    Args:
+        before: (P,) accuracy of the student at each prompt before training.
+        after: (P,) after training.
+        teacher: (P,) of the teacher.
+        level: confidence.
+        seed: of the bootstrap.
+        resamples: bootstrap size.
+    """
+    table = np.stack([_vector(before), _vector(after), _vector(teacher)])
+    means = table.mean(1)
+    lead = float(means[2] - means[0])
+    value = float(means[1] - means[0]) / lead if lead else math.nan
+    prompts = table.shape[1]
+    drawn = table[:, _resample(prompts, resamples, seed)].mean(2)
+    leads = drawn[2] - drawn[0]
+    low, high = _percentiles(leads, level)
+    if low <= 0 <= high:
+        return Estimate(value, -math.inf, math.inf, prompts)
+    sure = leads != 0
+    shares = (drawn[1] - drawn[0])[sure] / leads[sure]
+    return Estimate(value, *_percentiles(shares, level), prompts)
+
+
+def auroc(
+    scores: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None, *, level: float = 0.95
+) -> Estimate:
+    """Probability that a positive scores above a negative (ties half), DeLong's interval.
+
+    On the logit scale, so it stays inside (0, 1). With `groups` the variance is Obuchowski's (1997)
+    for clustered data: rollouts of one prompt are one cluster. At exactly 0 or 1 the variance
+    vanishes; the interval is then Wilson's with the smaller class as the sample. NaN when a class
+    is missing.
+
+    Args:
+        scores: (n,) higher means more positive, e.g. mean reward of a rollout.
+        labels: (n,) 0/1, e.g. correct.
+        groups: (n,) cluster of each item, e.g. the prompt's index; None: all independent.
+        level: confidence.
+    """
+    values, truth = _vector(scores), _vector(labels) > 0.5
+    cluster = (
+        np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    )
+    units = int(cluster.max()) + 1 if len(cluster) else 0
+    m, n = int(truth.sum()), int((~truth).sum())
+    if m == 0 or n == 0:
+        return Estimate(math.nan, math.nan, math.nan, units)
+    overall = stats.rankdata(values)
+    # Placements: share of the other class beaten by each positive; beating each negative.
+    of_positive = (overall[truth] - stats.rankdata(values[truth])) / n
+    of_negative = 1 - (overall[~truth] - stats.rankdata(values[~truth])) / m
+    area = float(of_positive.mean())
+    quantile = float(stats.norm.ppf((1 + level) / 2))
+    if area in (0.0, 1.0):
+        return Estimate(area, *_wilson(area, min(m, n), quantile), units)
+    x = np.bincount(cluster[truth], of_positive - area, units)
+    y = np.bincount(cluster[~truth], of_negative - area, units)
+    with_x, with_y = len(np.unique(cluster[truth])), len(np.unique(cluster[~truth]))
+    variance = (
+        _unbias(with_x) * float(x @ x) / m**2
+        + _unbias(with_y) * float(y @ y) / n**2
+        + 2 * _unbias(units) * float(x @ y) / (m * n)
+    )
+    half = quantile * math.sqrt(max(variance, 0.0)) / (area * (1 - area))
+    logit = math.log(area / (1 - area))
+    low, high = (1 / (1 + math.exp(-z)) for z in (logit - half, logit + half))
+    return Estimate(area, low, high, units)
+
+
+def paired(
+    a: ArrayLike, b: ArrayLike, *, level: float = 0.95, seed: int = 0, resamples: int = 9999
+) -> Paired:
+    """Compare two runs on the same prompts: mean of b - a, t interval, sign-flip test.
+
+    The test permutes which run a prompt's pair belongs to (exact when 2^P fits in `resamples`).
+
+    Args:
+        a: (P,) per-prompt accuracy of one run.
+        b: (P,) of the other, same prompts in the same order.
+        level: confidence of the interval.
+        seed: of the permutations.
+        resamples: number of permutations.
+
+    Raises:
+        ValueError: if the runs differ in length.
+    """
+    first, second = _vector(a), _vector(b)
+    if first.shape != second.shape:
+        raise ValueError(f"runs have {len(first)} and {len(second)} prompts; pair them first")
+    difference = second - first
+    prompts, mean = len(difference), float(difference.mean())
+    if prompts < 2:
+        return Paired(Estimate(mean, -math.inf, math.inf, prompts), 1.0)
+    half = float(stats.t.ppf((1 + level) / 2, prompts - 1) * stats.sem(difference))
+    test = stats.permutation_test(
+        (difference,),
+        lambda x, axis: x.mean(axis=axis),
+        permutation_type="samples",
+        n_resamples=resamples,
+        vectorized=True,
+        rng=np.random.Generator(np.random.Philox(seed)),
+    )
+    return Paired(Estimate(mean, mean - half, mean + half, prompts), float(test.pvalue))
+
+
+def _matrix(correct: ArrayLike) -> Floats:
+    matrix = np.asarray(correct, dtype=np.float64)
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise ValueError(f"expected (prompts, samples), neither of them 0; got {matrix.shape}")
+    return matrix
+
+
+def _vector(values: ArrayLike) -> Floats:
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or len(vector) == 0:
+        raise ValueError(f"expected one value a unit and at least one unit; got {vector.shape}")
+    return vector
+
+
+def _wilson(mean: float, n: float, quantile: float) -> tuple[float, float]:
+    square = quantile**2 / n
+    centre = (mean + square / 2) / (1 + square)
+    half = quantile * math.sqrt(mean * (1 - mean) / n + square / (4 * n)) / (1 + square)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _unbias(count: int) -> float:
+    return count / (count - 1) if count > 1 else 1.0
+
+
+def _resample(size: int, resamples: int, seed: int) -> NDArray[np.int64]:
+    return np.random.Generator(np.random.Philox(seed)).integers(0, size, (resamples, size))
+
+
+def _percentiles(values: Floats, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
