@@ -1,19 +1,16 @@
-"""Checkpoints that are whole or absent: a folder that gets its name by one rename.
+"""Checkpoints: named tensors and JSON state, bit for bit, in folders that are whole or absent.
 
-`step-N/` holds one safetensors file a group of tensors, `state.json`, and `MANIFEST.json` (sizes
-and hashes), written last. While `step-N` is being replaced its predecessor is `step-N.old`.
+`step-N/` holds one safetensors file a group of tensors, `state.json`, and a manifest of sizes and
+hashes (see `manifest`). Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import platform
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,28 +20,13 @@ import torch
 from torch import Tensor
 
 from opd.errors import UserError
-from opd.run.files import (
-    CHUNK,
-    DISK,
-    DISK_FULL,
-    FileOps,
-    encode_json,
-    file_sha256,
-    make_folder,
-    remove,
-    require_space,
-    sweep,
-    write_new,
-)
+from opd.run.files import CHUNK, DISK, FileOps, encode_json
+from opd.run.manifest import Pieces, broken, candidates, save_files
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
-MANIFEST = "MANIFEST.json"
 STATE = "state.json"
-NAME = re.compile(r"step-(\d+)(\.old)?")
 GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-SLACK = 1 << 20  # headers, manifest, file-system blocks
 
 DTYPES = {
     torch.float64: "F64",
@@ -112,33 +94,15 @@ def save(
         OSError: when the disk fails otherwise, also with older checkpoints untouched.
         ValueError: for two names of one memory (tied weights): give each parameter once.
     """
-    if keep < 1:
-        raise ValueError(f"keep={keep}: at least one checkpoint stays")
     for group, named in tensors.items():
         if not GROUP.fullmatch(group):
             raise ValueError(f"{group!r} is no name for a group of tensors")
         _refuse_shared(named)
     text = encode_json(dict(state))
-    make_folder(folder, ops)
-    sweep(folder, ops=ops)
-    needed = sum(t.nbytes for named in tensors.values() for t in named.values())
-    require_space(folder, needed + len(text) + SLACK, ops)
-    tmp, final = folder / f"step-{step}.tmp-{os.getpid()}", folder / f"step-{step}"
-    try:
-        _write(tmp, step, tensors, text, ops)
-        _publish(tmp, final, ops)
-    except OSError as error:
-        _remove_or_warn(tmp, ops)
-        if error.errno in DISK_FULL:
-            raise UserError(
-                f"Disk full while saving {final}. Earlier checkpoints are whole. Free some space "
-                "and run again with --resume."
-            ) from error
-        raise
-    if reason := broken(final):
-        raise OSError(f"{final} does not read back as written ({reason}); is the disk failing?")
-    _prune(folder, step, keep, ops)
-    return final
+    files: dict[str, Pieces] = {f"{g}.safetensors": _encode(tensors[g]) for g in sorted(tensors)}
+    files[STATE] = [text]
+    size = sum(t.nbytes for named in tensors.values() for t in named.values()) + len(text)
+    return save_files(folder, step, files, size=size, keep=keep, ops=ops)
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -151,7 +115,7 @@ def newest(folder: Path) -> Checkpoint | None:
             then destroy what a person may still want to look at.
     """
     skipped: list[tuple[Path, str]] = []
-    for step, path in _candidates(folder):
+    for step, path in candidates(folder):
         reason = broken(path)
         if reason is None:
             return Checkpoint(step, path, tuple(skipped))
@@ -164,102 +128,6 @@ def newest(folder: Path) -> Checkpoint | None:
             "--overwrite."
         )
     return None
-
-
-def broken(path: Path, *, hashes: bool = True) -> str | None:
-    """Why a checkpoint folder cannot be trusted, or None when its manifest verifies.
-
-    `hashes=False` compares names and sizes only.
-    """
-    try:
-        return _fault(path, hashes)
-    except OSError as error:
-        return f"cannot be read: {error}"
-
-
-def _fault(path: Path, hashes: bool) -> str | None:
-    if not (path / MANIFEST).is_file():
-        return f"{MANIFEST} is missing"
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        schema, step = manifest["schema"], manifest["step"]
-        files = {str(k): (int(v["size"]), str(v["sha256"])) for k, v in manifest["files"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return f"{MANIFEST} is not a manifest"
-    if schema != SCHEMA:
-        return f"{MANIFEST} has schema {schema}, this opd reads {SCHEMA}"
-    named = NAME.fullmatch(path.name)
-    if not named or step != int(named[1]):
-        return f"{MANIFEST} is of step {step}"
-    if {f.name for f in path.iterdir()} != {*files, MANIFEST}:
-        return f"its files are not those of {MANIFEST}"
-    for name, (size, sha256) in files.items():
-        actual = (path / name).stat().st_size
-        if actual != size:
-            return f"{name} has {actual} bytes, {MANIFEST} says {size}"
-        if hashes and file_sha256(path / name) != sha256:
-            return f"the sha256 of {name} is not the one in {MANIFEST}"
-    return None
-
-
-def _candidates(folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every checkpoint by name, newest first, a replaced one after its heir."""
-    if not folder.is_dir():
-        return []
-    found = [(NAME.fullmatch(p.name), p) for p in folder.iterdir() if p.is_dir()]
-    ranked = [(int(m[1]), m[2] is None, p) for m, p in found if m]
-    return [(step, path) for step, _, path in sorted(ranked, reverse=True)]
-
-
-def _write(tmp: Path, step: int, tensors: Tensors, text: bytes, ops: FileOps) -> None:
-    ops.mkdir(tmp)
-    sha256 = {f"{g}.safetensors": "" for g in sorted(tensors)}
-    for group in sorted(tensors):
-        name = f"{group}.safetensors"
-        sha256[name] = write_new(tmp / name, _encode(tensors[group]), ops)
-    sha256[STATE] = write_new(tmp / STATE, [text], ops)
-    files = {n: {"size": (tmp / n).stat().st_size, "sha256": h} for n, h in sha256.items()}
-    versions = {p: version(p) for p in ("opd", "torch", "transformers", "safetensors")}
-    versions["python"] = platform.python_version()
-    manifest = {"schema": SCHEMA, "step": step, "files": files, "versions": versions}
-    write_new(tmp / MANIFEST, [encode_json(manifest)], ops)
-    ops.sync_folder(tmp)
-
-
-def _publish(tmp: Path, final: Path, ops: FileOps) -> None:
-    old = final.with_name(f"{final.name}.old")
-    if final.exists():
-        if broken(final) is None or not old.exists():
-            if old.exists():
-                remove(old, ops)
-            ops.rename(final, old)
-            ops.sync_folder(final.parent)
-        else:
-            remove(final, ops)
-    ops.rename(tmp, final)
-    ops.sync_folder(final.parent)
-
-
-def _prune(folder: Path, step: int, keep: int, ops: FileOps) -> None:
-    """Remove the heirs' predecessors, then older checkpoints beyond `keep` and broken ones."""
-    left = keep - 1
-    for older, path in _candidates(folder):
-        if older > step or path.name == f"step-{step}":
-            continue
-        # An older one counts if it looks whole; its hashes need no reading, the new one's were.
-        if older < step and left > 0 and broken(path, hashes=False) is None:
-            left -= 1
-        else:
-            _remove_or_warn(path, ops)
-
-
-def _remove_or_warn(path: Path, ops: FileOps) -> None:
-    """Housekeeping never loses a checkpoint that is already safe, so its failure is a warning."""
-    try:
-        if path.exists():
-            remove(path, ops)
-    except OSError as error:
-        log.warning("Could not remove %s: %s.", path, error)
 
 
 def _encode(named: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from opd.run.columns import read_texts, text_columns
 from opd.run.files import FileOps, write_bytes, write_json
-from opd.run.records import json_safe
+from opd.run.records import json_restore, json_safe
 from opd.types import Graded
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def load(
         return None
     if own["key"] != json.loads(json.dumps(key)):
         return None
-    return record, _decode(data)
+    return json_restore(record), _decode(data)
 
 
 def _encode(samples: Sequence[Graded]) -> bytes:
@@ -85,7 +85,7 @@ def _decode(data: bytes) -> list[Graded]:
     table = pq.read_table(pa.BufferReader(data))
     plain = table.select(["prompt_index", "sample", "correct", "length", "finish"]).to_pylist()
     texts = [text for (text,) in read_texts(table, ["text"])]
-    extras = [json.loads(e) for e in table.column("extra").to_pylist()]
+    extras = [json_restore(json.loads(e)) for e in table.column("extra").to_pylist()]
     return [
         Graded(**row, text=text or "", extra=extra)
         for row, text, extra in zip(plain, texts, extras, strict=True)

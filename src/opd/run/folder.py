@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from opd.errors import UserError
 from opd.run import evals, rollouts
@@ -21,6 +21,7 @@ from opd.run.files import (
     write_json,
 )
 from opd.run.lock import Lock
+from opd.run.manifest import broken, candidates
 from opd.run.place import (
     CONFIG,
     ENV,
@@ -32,7 +33,7 @@ from opd.run.place import (
     clear,
     config_hash,
 )
-from opd.run.records import Journal
+from opd.run.records import Journal, json_safe
 from opd.run.redact import redact
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class RunFolder:
         return folder
 
     def _prepare(self, overwrite: bool) -> None:
-        for place in (self.path, *(self.path / name for name in FOLDERS)):
+        for place in (self.path, *(self.path / name for name in (*FOLDERS, "refused"))):
             sweep(place, exclusive=True, ops=self._ops)
         if overwrite:
             clear(self.path, self._ops)
@@ -151,14 +152,14 @@ class RunFolder:
             raise ValueError("'step' is given by its own argument")
         self._journals[name].append({"step": step, **values})
 
-    def offsets(self) -> dict[str, int]:
+    def flush(self) -> dict[str, int]:
         """Bytes of each log so far, durably on disk; part of a checkpoint's state."""
         return {name: journal.sync() for name, journal in self._journals.items()}
 
-    def truncate_to(self, offsets: Mapping[str, int]) -> None:
-        """Cut the logs to what a checkpoint knew; `{}` empties them (no checkpoint yet)."""
+    def truncate_to(self, offsets: Mapping[str, int] | Literal[0]) -> None:
+        """Cut the logs to what a checkpoint knew (see `flush`); 0 empties them."""
         for name, journal in self._journals.items():
-            journal.truncate(offsets.get(name, 0))
+            journal.truncate(0 if offsets == 0 else offsets[name])
 
     def key(self, step: int, version: int) -> dict[str, Any]:
         """What the rollouts of a step depend on: seed, step, student version, configuration."""
@@ -201,6 +202,27 @@ class RunFolder:
         """
         rollouts.thin(self.path / "rollouts", upto_step, keep, self._ops)
 
+    def keep_rollouts(self, step: int) -> Path:
+        """Copy the file of a refused step to `refused/`, where nothing shrinks it.
+
+        Raises:
+            FileNotFoundError: when `save_rollouts` never wrote that step.
+        """
+        source = self._rollout_path(step)
+        kept = self.path / "refused" / source.name
+        make_folder(kept.parent, self._ops)
+        write_bytes(kept, source.read_bytes(), self._ops)
+        return kept
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint that looks whole (names and sizes), for messages."""
+        whole = (p for _, p in candidates(self.checkpoints) if broken(p, hashes=False) is None)
+        return next(whole, None)
+
+    def save_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write `summary.json`, the end of the run in numbers."""
+        write_json(self.path / "summary.json", json_safe(summary), self._ops)
+
     def save_eval(
         self,
         step: int,
@@ -222,14 +244,22 @@ class RunFolder:
     def load_eval(
         self, step: int, name: str, *, key: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, Any], list[Graded]] | None:
-        """What `save_eval` wrote, or None when absent, broken (warned) or of another key.
-
-        NaN and infinities come back as None.
-        """
+        """What `save_eval` wrote, or None when absent, broken (warned) or of another key."""
         return evals.load(self.path / "eval", step, name, dict(key or {}))
 
     def _rollout_path(self, step: int) -> Path:
         return self.path / "rollouts" / f"step-{step}.parquet"
+
+    def keep_rollouts(self, step: int) -> Path:
+        """Copy the step's rollouts to `refused/`, where no thinning reaches them."""
+        kept = self.path / "refused" / f"step-{step}.parquet"
+        make_folder(kept.parent, self._ops)
+        write_bytes(kept, self._rollout_path(step).read_bytes(), self._ops)
+        return kept
+
+    def save_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write `summary.json`: what the run came to."""
+        write_json(self.path / "summary.json", dict(summary), self._ops)
 
     def close(self) -> None:
         """Release files and lock."""

@@ -45,6 +45,22 @@ def _safe(value: Any, path: str, found: dict[str, str]) -> Any:
     return value
 
 
+def json_restore(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `json_safe`."""
+    found = record.get(NONFINITE, {})
+    return {k: _restore(v, k, found) for k, v in record.items() if k != NONFINITE}
+
+
+def _restore(value: Any, path: str, found: Mapping[str, str]) -> Any:
+    if value is None and path in found:
+        return float(found[path])
+    if isinstance(value, dict):
+        return {k: _restore(v, f"{path}.{k}", found) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_restore(v, f"{path}.{i}", found) for i, v in enumerate(value)]
+    return value
+
+
 def encode_line(record: Mapping[str, Any]) -> bytes:
     """One line: sorted keys, ASCII, floats by their shortest exact form, no NaN literals."""
     text = json.dumps(json_safe(record), sort_keys=True, allow_nan=False)
