@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from opd.errors import UserError
 from opd.run import evals, rollouts
@@ -152,14 +152,14 @@ class RunFolder:
             raise ValueError("'step' is given by its own argument")
         self._journals[name].append({"step": step, **values})
 
-    def flush(self) -> dict[str, int]:
+    def offsets(self) -> dict[str, int]:
         """Bytes of each log so far, durably on disk; part of a checkpoint's state."""
         return {name: journal.sync() for name, journal in self._journals.items()}
 
-    def truncate_to(self, offsets: Mapping[str, int] | Literal[0]) -> None:
-        """Cut the logs to what a checkpoint knew (see `flush`); 0 empties them."""
+    def truncate_to(self, offsets: Mapping[str, int]) -> None:
+        """Cut the logs to what a checkpoint knew; `{}` empties them (no checkpoint yet)."""
         for name, journal in self._journals.items():
-            journal.truncate(0 if offsets == 0 else offsets[name])
+            journal.truncate(offsets.get(name, 0))
 
     def key(self, step: int, version: int) -> dict[str, Any]:
         """What the rollouts of a step depend on: seed, step, student version, configuration."""
@@ -249,17 +249,6 @@ class RunFolder:
 
     def _rollout_path(self, step: int) -> Path:
         return self.path / "rollouts" / f"step-{step}.parquet"
-
-    def keep_rollouts(self, step: int) -> Path:
-        """Copy the step's rollouts to `refused/`, where no thinning reaches them."""
-        kept = self.path / "refused" / f"step-{step}.parquet"
-        make_folder(kept.parent, self._ops)
-        write_bytes(kept, self._rollout_path(step).read_bytes(), self._ops)
-        return kept
-
-    def save_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write `summary.json`: what the run came to."""
-        write_json(self.path / "summary.json", dict(summary), self._ops)
 
     def close(self) -> None:
         """Release files and lock."""
