@@ -86,6 +86,8 @@ class Prompts(Section):
     """Longer prompts are dropped and counted. Paper: 1024."""
     shuffle: bool = True
     """A permutation a pass, from train.seed. The reference code keeps file order."""
+    grader: Grader = "auto"
+    """Grades training rollouts when every prompt has an answer."""
 
 
 class RolloutConfig(Section):
@@ -229,8 +231,8 @@ class EvalSet(Section):
     template: str | None = None
     chat: dict[str, Any] | None = {}
     n: int = Field(4, ge=1)
-    temperature: float = Field(0.7, gt=0)
-    """Paper: 0.7."""
+    temperature: float = Field(0.7, ge=0)
+    """Paper: 0.7; 0 is greedy."""
     top_p: float = Field(0.95, gt=0, le=1)
     """Paper: 0.95."""
     max_new_tokens: int | None = Field(None, ge=1)

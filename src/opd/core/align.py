@@ -37,6 +37,12 @@ class MicroBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def part(self, part: slice) -> tuple[Positions, GivenView | None, GivenView | None]:
+        """Positions, teacher and reference of some of the N completion tokens."""
+        at = Positions(*(None if x is None else x[part] for x in self.at))
+        teacher = None if self.teacher is None else self.teacher.part(part)
+        return at, teacher, None if self.reference is None else self.reference.part(part)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
@@ -45,7 +51,8 @@ class Batch:
     rollouts: Sequence[Rollout]
     scores: Sequence[Scores] | None
     reference: Sequence[Scores] | None
-    advantages: np.ndarray | None  # (number of rollouts,) outcome advantage
+    rewards: np.ndarray | None  # (number of rollouts,) outcome
+    advantages: np.ndarray | None  # (number of rollouts,) outcome against its group
     weights: Sequence[np.ndarray] | None  # (T,) a rollout; None is 1 everywhere
 
     @property
@@ -81,7 +88,7 @@ class Batch:
             else put([np.full(len(self.rollouts[i]), self.advantages[i]) for i in indices]),
             weight=put(
                 [
-                    np.ones(len(self.rollouts[i])) if self.weights is None else self.weights[i]
+                    np.ones(len(self.rollouts[i]), dtype=np.float32) if self.weights is None else self.weights[i]
                     for i in indices
                 ]
             ),
@@ -106,6 +113,7 @@ def align(
     scores: Sequence[Scores] | None,
     *,
     reference: Sequence[Scores] | None = None,
+    rewards: np.ndarray | None = None,
     advantages: np.ndarray | None = None,
     weights: Sequence[np.ndarray] | None = None,
 ) -> Batch:
@@ -122,7 +130,7 @@ def align(
             raise ValueError(f"{name} scored {len(given)} rollouts of {len(rollouts)}")
         for i, (rollout, score) in enumerate(zip(rollouts, given, strict=True)):
             _check(name, i, len(rollout), score)
-    return Batch(rollouts, scores, reference, advantages, weights)
+    return Batch(rollouts, scores, reference, rewards, advantages, weights)
 
 
 def _check(name: str, i: int, length: int, score: Scores) -> None:

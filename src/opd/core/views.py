@@ -103,3 +103,8 @@ class GivenView:
     def log_probs(self) -> Tensor:
         """Never available here."""
         raise KeyError("this teacher gave no full distributions; the loss should not have asked")
+
+    def part(self, part: slice) -> GivenView:
+        """The same view of some of its positions."""
+        known = [(ids[part], values[part]) for ids, values in self.known]
+        return GivenView(known, None if self.normaliser is None else self.normaliser[part])

@@ -7,8 +7,8 @@ it is loaded, with the difference that was measured.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import copy
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from opd.errors import UserError
 from opd.models.head import Head
-
-logger = logging.getLogger(__name__)
 
 _DTYPES = {
     "auto": "auto",
@@ -211,7 +209,18 @@ def enable_checkpointing(lm: LM) -> None:
         lm.causal.enable_input_require_grads()
 
 
-def save_lm(lm: LM, tokenizer: Any, folder: Path, *, extra_files: Sequence[Path] = ()) -> None:
-    """Write an ordinary Hugging Face folder (an adapter folder for a LoRA student)."""
-    lm.model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
-    tokenizer.save_pretrained(folder)
+def save_final(lm: LM, tokenizer: Any, folder: Path) -> None:
+    """Write the student as an ordinary Hugging Face folder that appears by one rename.
+
+    A LoRA student is merged into its base; the adapter itself stands beside it in `adapter/`.
+    """
+    tmp = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(tmp, ignore_errors=True)
+    model = lm.model
+    if lm.is_lora:
+        model.save_pretrained(tmp / "adapter")  # type: ignore[operator]
+        model = copy.deepcopy(lm.model).merge_and_unload()  # type: ignore[operator]
+    model.save_pretrained(tmp)  # type: ignore[operator]
+    tokenizer.save_pretrained(tmp)
+    shutil.rmtree(folder, ignore_errors=True)
+    tmp.rename(folder)

@@ -1,0 +1,329 @@
+"""Configuration to objects: the only place that knows both.
+
+Order matters: whatever can be wrong with the input is found before the run folder exists.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from opd import config
+from opd.config import EvalSet, Run
+from opd.core.metrics import position_edges
+from opd.core.objective import Objective
+from opd.data.graders import Grader, make_grader
+from opd.data.prompts import PromptSet, load_prompts
+from opd.errors import UserError
+from opd.evaluate import EvalTask
+from opd.experience import Source
+from opd.models import tokenizers
+from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
+from opd.run.clock import Clock
+from opd.run.console import Console
+from opd.run.files import require_space
+from opd.run.folder import RunFolder
+from opd.run.tracking import Trackers
+from opd.samplers.hf import Decoding, HFSampler
+from opd.teachers.local import LocalTeacher
+from opd.train import Parts
+from opd.types import Sampler
+from opd.update import Learner, make_optimizer
+
+logger = logging.getLogger(__name__)
+
+AUTO_TOKENS = 8192  # padded tokens per forward-backward when train.tokens_per_microbatch is auto
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher, loaded and checked against each other."""
+
+    student: LM
+    teacher: LM | None
+    tokenizer: Any
+    stop: frozenset[int]
+    teacher_stop: frozenset[int]
+
+
+def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts:
+    """Everything `opd.train.train` needs.
+
+    Raises:
+        UserError: anything wrong with models, prompts, evaluation sets or the run folder.
+    """
+    objective = make_objective(cfg)
+    pair = load_pair(cfg)
+    prompts = load_training_prompts(cfg, pair, console)
+    evals = [load_eval_task(cfg, e, i, pair) for i, e in enumerate(cfg.eval)]
+    judge = make_judge(cfg, prompts)
+    reference = None
+    if cfg.loss.terms.reference is not None:
+        lm = load_lm(
+            cfg.loss.terms.reference,
+            dtype="auto",
+            device=str(pair.student.device),
+            key="loss.terms.reference",
+        )
+        reference = LocalTeacher(
+            replace(lm, vocab=pair.student.vocab), temperature=cfg.loss.teacher_temperature
+        )
+    optimizer = make_optimizer(pair.student, cfg.optim)
+    require_space(Path(cfg.output.dir), bytes_needed(cfg, pair.student))
+    folder = RunFolder.create(cfg.output.dir, config.dump(cfg), resume=resume, overwrite=overwrite)
+    learner = Learner(
+        student=pair.student,
+        optimizer=optimizer,
+        objective=objective,
+        optim=cfg.optim,
+        tokens_per_microbatch=budget(cfg),
+        teacher_logits=None if pair.teacher is None else pair.teacher.head.full,
+        teacher_temperature=cfg.loss.teacher_temperature,
+        diagnostics_k=min(cfg.diagnostics.k, pair.student.vocab),
+        position_edges=position_edges(cfg.rollout.max_new_tokens),
+    )
+    source = Source(
+        prompts=prompts,
+        sampler=student_sampler(cfg, pair),
+        teacher=None
+        if pair.teacher is None
+        else LocalTeacher(
+            pair.teacher,
+            tokens_per_batch=budget(cfg),
+            temperature=cfg.loss.teacher_temperature,
+        ),
+        reference=reference,
+        judge=judge,
+        silent=special_tokens(pair) if cfg.loss.terms.mask_special_tokens else frozenset(),
+        decode=decoder(pair.tokenizer),
+    )
+    return Parts(
+        cfg=cfg,
+        folder=folder,
+        source=source,
+        learner=learner,
+        tokenizer=pair.tokenizer,
+        evals=evals,
+        student_sampler=eval_sampler(cfg, pair.student, pair.stop),
+        teacher_sampler=None
+        if pair.teacher is None
+        else eval_sampler(cfg, pair.teacher, pair.teacher_stop),
+        console=console,
+        trackers=Trackers(cfg.output.trackers, folder.path, config.dump(cfg)),
+        clock=Clock(),
+    )
+
+
+def make_objective(cfg: Run) -> Objective:
+    """The loss section and its terms as one objective."""
+    loss, terms = cfg.loss, cfg.loss.terms
+    return Objective(
+        divergence=loss.divergence,
+        support=loss.support,
+        k=loss.k,
+        mode=loss.mode,
+        estimator=loss.estimator,
+        beta=loss.beta,
+        weights=loss.weights,
+        normalize=loss.normalize,
+        allow_zero_gradient=loss.allow_zero_gradient,
+        reward_scale=terms.reward_scale,
+        entropy_forward_kl=terms.entropy_forward_kl,
+        position_decay=terms.position_decay,
+        outcome_weight=terms.outcome_weight,
+        student_temperature=loss.student_temperature,
+        sampling_temperature=cfg.rollout.temperature,
+        sampling_truncated=cfg.rollout.top_p < 1 or cfg.rollout.top_k is not None,
+    )
+
+
+def load_pair(cfg: Run) -> Pair:
+    """Load both models and prove that they speak of the same tokens.
+
+    Raises:
+        UserError: missing model or tokenizer, tokenizers that differ, end tokens that differ
+            without a choice in rollout.stop.
+    """
+    student_tok = tokenizers.load_tokenizer(
+        cfg.student.model, cfg.student.revision, key="student.model"
+    )
+    teacher_tok = None
+    if cfg.teacher is not None:
+        teacher_tok = tokenizers.load_tokenizer(
+            cfg.teacher.model, cfg.teacher.revision, key="teacher.model"
+        )
+    student = load_lm(
+        cfg.student.model,
+        revision=cfg.student.revision,
+        dtype=cfg.student.dtype,
+        device=cfg.student.device,
+        key="student.model",
+    )
+    stop = tokenizers.eos_ids(student_tok, student.causal.generation_config)
+    if cfg.teacher is None or teacher_tok is None:
+        vocab = min(student.vocab, tokenizers.vocab_size(student_tok))
+        student = replace(student, vocab=vocab)
+        return Pair(prepare_student(cfg, student), None, student_tok, stop, stop)
+    teacher = load_lm(
+        cfg.teacher.model,
+        revision=cfg.teacher.revision,
+        dtype=cfg.teacher.dtype,
+        device=cfg.teacher.device or str(student.device),
+        key="teacher.model",
+    )
+    vocab = tokenizers.require_same(
+        student_tok, teacher_tok, student_vocab=student.vocab, teacher_vocab=teacher.vocab
+    )
+    teacher_stop = tokenizers.eos_ids(teacher_tok, teacher.causal.generation_config)
+    stop = tokenizers.resolve_stop(student_tok, stop, teacher_stop, cfg.rollout.stop)
+    for parameter in teacher.model.parameters():
+        parameter.requires_grad_(False)
+    return Pair(
+        prepare_student(cfg, replace(student, vocab=vocab)),
+        replace(teacher, vocab=vocab),
+        student_tok,
+        stop,
+        teacher_stop,
+    )
+
+
+def prepare_student(cfg: Run, student: LM) -> LM:
+    """Adapters and checkpointing, as configured."""
+    if cfg.student.lora is not None:
+        lora = cfg.student.lora
+        student = add_lora(
+            student,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            seed=cfg.train.seed,
+        )
+    if cfg.student.gradient_checkpointing:
+        enable_checkpointing(student)
+    return student
+
+
+def load_training_prompts(cfg: Run, pair: Pair, console: Console) -> PromptSet:
+    """The training prompts; what was dropped is said."""
+    found = load_prompts(
+        cfg.prompts.path,
+        pair.tokenizer,
+        template=cfg.prompts.template,
+        chat=cfg.prompts.chat,
+        max_tokens=cfg.prompts.max_tokens,
+        context=room(pair, cfg.rollout.max_new_tokens, "rollout.max_new_tokens"),
+    )
+    if found.dropped:
+        console.say(
+            f"{found.dropped} of {found.rows} prompts are longer than they may be and are left out "
+            f"(prompts.max_tokens={cfg.prompts.max_tokens})."
+        )
+    return found
+
+
+def load_eval_task(cfg: Run, spec: EvalSet, place: int, pair: Pair) -> EvalTask:
+    """One held-out set with its grader.
+
+    Raises:
+        UserError: a prompt without an answer.
+    """
+    new_tokens = spec.max_new_tokens or cfg.rollout.max_new_tokens
+    prompts = load_prompts(
+        spec.path,
+        pair.tokenizer,
+        template=spec.template,
+        chat=spec.chat,
+        max_tokens=cfg.prompts.max_tokens,
+        limit=spec.limit,
+        context=room(pair, new_tokens, f"eval.{place}.max_new_tokens"),
+    )
+    missing = sum(p.answer is None for p in prompts.prompts)
+    if missing:
+        raise UserError(
+            f"eval.{place}.path={spec.path}: {missing} of {len(prompts.prompts)} prompts have no "
+            "answer, so nothing can be graded. Give each row an `answer`, or drop the set."
+        )
+    answers = [p.answer or "" for p in prompts.prompts]
+    return EvalTask(
+        label=spec.label,
+        prompts=prompts,
+        grader=make_grader(spec.grader, answers),
+        decoding=Decoding(new_tokens, spec.temperature, spec.top_p),
+        n=spec.n,
+        every=spec.every,
+    )
+
+
+def make_judge(cfg: Run, prompts: PromptSet) -> Grader | None:
+    """A grader for training rollouts, when their prompts have answers.
+
+    Raises:
+        UserError: an outcome reward is asked for and there are no answers.
+    """
+    answers = [p.answer for p in prompts.prompts]
+    if any(a is None for a in answers):
+        if cfg.loss.terms.outcome_weight > 0:
+            raise UserError(
+                f"loss.terms.outcome_weight={cfg.loss.terms.outcome_weight} needs an answer for "
+                f"every prompt of {cfg.prompts.path}; {sum(a is None for a in answers)} have none. "
+                "Add an `answer` column, or set the weight to 0."
+            )
+        return None
+    return make_grader(cfg.prompts.grader, [a or "" for a in answers])
+
+
+def room(pair: Pair, new_tokens: int, key: str) -> int | None:
+    """Longest prompt that leaves room for a completion in both models.
+
+    Raises:
+        UserError: when there is no room for any prompt.
+    """
+    contexts = [lm.context for lm in (pair.student, pair.teacher) if lm and lm.context]
+    if not contexts:
+        return None
+    left = min(contexts) - new_tokens
+    if left < 1:
+        raise UserError(
+            f"{key}={new_tokens} leaves no room for a prompt: the models read at most "
+            f"{min(contexts)} tokens. Lower {key}."
+        )
+    return left
+
+
+def student_sampler(cfg: Run, pair: Pair) -> HFSampler:
+    """The sampler of training rollouts; records as many top tokens as the loss needs."""
+    r = cfg.rollout
+    decoding = Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k)
+    return HFSampler(pair.student, decoding, stop=pair.stop, capture=cfg.loss.k, batch=r.batch)
+
+
+def eval_sampler(cfg: Run, lm: LM, stop: frozenset[int]) -> Callable[[EvalTask], Sampler]:
+    """Samplers for held-out sets: they record only what evaluations report."""
+    return lambda task: HFSampler(lm, task.decoding, stop=stop, capture=1, batch=cfg.rollout.batch)
+
+
+def decoder(tokenizer: Any) -> Callable[[Any], str]:
+    """Token ids to text, special tokens left out."""
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def special_tokens(pair: Pair) -> frozenset[int]:
+    """Special token ids without the stop tokens, which a student must learn."""
+    return frozenset(pair.tokenizer.all_special_ids) - pair.stop
+
+
+def budget(cfg: Run) -> int:
+    """Padded tokens per forward-backward."""
+    size = cfg.train.tokens_per_microbatch
+    return AUTO_TOKENS if size == "auto" else size
+
+
+def bytes_needed(cfg: Run, student: LM) -> int:
+    """Disk for the kept checkpoints, one being written, the final model and the logs."""
+    trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
+    final = sum(p.numel() * p.element_size() for p in student.model.parameters())
+    return 3 * trained * (cfg.output.keep + 1) + final + 64 * 2**20

@@ -1,0 +1,151 @@
+"""Held-out accuracy: before, during, after; student and teacher by the same code.
+
+One evaluation samples n completions a prompt and grades them. The random key is the same at every
+step, so two evaluations differ by the models alone and can be compared prompt by prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from opd.core import stats
+from opd.data.graders import Grader
+from opd.data.prompts import PromptSet
+from opd.samplers.hf import Decoding
+from opd.types import Graded, Rollout, Sampler
+
+EVAL_KEY = 2  # separates evaluation randomness from training's (see train.TRAIN_KEY)
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """One held-out set, ready to run."""
+
+    label: str
+    prompts: PromptSet
+    grader: Grader
+    decoding: Decoding
+    n: int
+    every: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What an evaluation's numbers depend on besides model and seed."""
+        return asdict(self.decoding) | {"n": self.n, "prompts": self.prompts.digest}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found; every number with its interval over prompts."""
+
+    label: str
+    accuracy: stats.Estimate
+    pass_at: dict[int, stats.Estimate]
+    length: stats.Estimate
+    truncated: float
+    entropy: stats.Estimate
+    correct: np.ndarray  # (prompts, n) bool
+    graded: list[Graded]
+
+    def values(self) -> dict[str, float]:
+        """Numbers for metrics.jsonl, named eval/<set>/..."""
+        found = {
+            "accuracy": self.accuracy.value,
+            "accuracy_low": self.accuracy.low,
+            "accuracy_high": self.accuracy.high,
+            "length": self.length.value,
+            "truncated": self.truncated,
+            "response_entropy": self.entropy.value,
+        }
+        found |= {f"pass@{k}": e.value for k, e in self.pass_at.items()}
+        return {f"eval/{self.label}/{name}": value for name, value in found.items()}
+
+    @staticmethod
+    def of_record(record: Mapping[str, Any], graded: Sequence[Graded]) -> Evaluation:
+        """The inverse of `record`."""
+        return Evaluation(
+            label=record["label"],
+            accuracy=stats.Estimate(**record["accuracy"]),
+            pass_at={int(k): stats.Estimate(**e) for k, e in record["pass_at"].items()},
+            length=stats.Estimate(**record["length"]),
+            truncated=record["truncated"],
+            entropy=stats.Estimate(**record["response_entropy"]),
+            correct=np.array(record["correct"], dtype=bool),
+            graded=list(graded),
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the texts, for eval/*.json."""
+        return {
+            "label": self.label,
+            "accuracy": asdict(self.accuracy),
+            "pass_at": {str(k): asdict(e) for k, e in self.pass_at.items()},
+            "length": asdict(self.length),
+            "truncated": self.truncated,
+            "response_entropy": asdict(self.entropy),
+            "correct": self.correct.astype(int).tolist(),
+        }
+
+
+def evaluate(
+    sampler: Sampler, task: EvalTask, decode: Callable[[Sequence[int]], str], *, seed: int
+) -> Evaluation:
+    """Sample and grade one held-out set.
+
+    Args:
+        sampler: writes completions with the task's decoding.
+        task: the set.
+        decode: token ids to text, special tokens left out.
+        seed: train.seed; the same for every step and model.
+    """
+    rollouts = sampler.sample(task.prompts.prompts, n=task.n, key=(seed, EVAL_KEY))
+    texts = [decode(r.ids.tolist()) for r in rollouts]
+    grades = task.grader.grade(texts, [r.prompt.answer or "" for r in rollouts])
+    graded = [
+        Graded(r.prompt.index, r.sample, g.correct, len(r), r.finish, text)
+        for r, g, text in zip(rollouts, grades, texts, strict=True)
+    ]
+    return summarise(task, rollouts, graded)
+
+
+def summarise(task: EvalTask, rollouts: Sequence[Rollout], graded: Sequence[Graded]) -> Evaluation:
+    """Intervals over prompts: responses to one prompt are not independent."""
+    shape = (len(task.prompts.prompts), task.n)
+    correct = np.array([g.correct for g in graded]).reshape(shape)
+    lengths = np.array([g.length for g in graded], dtype=float).reshape(shape)
+    entropies = np.array([r.entropy.mean() if len(r) else 0.0 for r in rollouts]).reshape(shape)
+    return Evaluation(
+        label=task.label,
+        accuracy=stats.avg_at_n(correct),
+        pass_at={k: stats.pass_at_k(correct, k) for k in _ks(task.n)},
+        length=stats.mean(lengths.mean(1)),
+        truncated=float(np.mean([r.finish == "length" for r in rollouts])),
+        entropy=stats.mean(entropies.mean(1)),
+        correct=correct,
+        graded=list(graded),
+    )
+
+
+def _ks(n: int) -> list[int]:
+    """Powers of two up to n, and n itself."""
+    return sorted({k for k in (2, 4, 8, 16, 32, 64) if k < n} | ({n} if n > 1 else set()))
+
+
+def recovery(found: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Accuracy before, after and of the teacher, and the share of the gap that was recovered.
+
+    The share is None where there is no gap: a teacher that is no better leaves nothing to recover.
+    """
+    summary: dict[str, Any] = {who: asdict(e.accuracy) for who, e in found.items()}
+    if set(found) == {"before", "after", "teacher"}:
+        before, after, teacher = (
+            found[who].correct.mean(1) for who in ("before", "after", "teacher")
+        )
+        gap = teacher.mean() - before.mean()
+        share = stats.gap_recovery(before, after, teacher) if gap > 0 else None
+        summary["gap_recovery"] = None if share is None else asdict(share)
+    return summary

@@ -1,0 +1,136 @@
+"""One step's experience: prompts to rollouts to scores to an aligned batch.
+
+What is random here is a function of (seed, step, index). What is expensive is on disk before the
+update, so that a step that was interrupted is neither generated nor paid for twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from opd.config import Run
+from opd.core import losses, metrics
+from opd.core.align import Batch, align
+from opd.core.objective import Objective
+from opd.data.graders import Grader
+from opd.data.prompts import PromptSet
+from opd.run.folder import RunFolder
+from opd.types import Mean, Metrics, Rollout, Sampler, Scores, Teacher
+
+TRAIN_KEY = 1  # separates training randomness from evaluation's (evaluate.EVAL_KEY)
+POSITIONS_KEY = 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """What makes experience: the student's prompts and sampler, the teacher, the judge."""
+
+    prompts: PromptSet
+    sampler: Sampler
+    teacher: Teacher | None
+    reference: Teacher | None
+    judge: Grader | None  # grades rollouts whose prompts have answers
+    silent: frozenset[int]  # special tokens that carry no loss
+    decode: Callable[[Sequence[int]], str]
+
+
+def sample(
+    source: Source, run: RunFolder, cfg: Run, step: int
+) -> tuple[list[Rollout], list[Scores] | None]:
+    """Rollouts of a step: from disk, scores included, if an interrupted run left them."""
+    saved = run.load_rollouts(step + 1, run.key(step + 1, step))
+    if saved is not None:
+        return saved
+    seed = cfg.train.seed
+    prompts = source.prompts.batch(
+        step, cfg.train.prompts_per_step, seed=seed, shuffle=cfg.prompts.shuffle
+    )
+    return source.sampler.sample(prompts, n=cfg.rollout.n, key=(seed, TRAIN_KEY, step)), None
+
+
+def score(
+    source: Source,
+    run: RunFolder,
+    cfg: Run,
+    objective: Objective,
+    step: int,
+    rollouts: list[Rollout],
+    scores: list[Scores] | None,
+) -> Batch:
+    """The step's batch. Scores that were not on disk are asked for, then put there."""
+    if scores is None:
+        scores = [Scores()] * len(rollouts)
+        if source.teacher is not None:
+            positions = (
+                [np.arange(len(r)) for r in rollouts]
+                if objective.needs_full_teacher
+                else choose_positions(rollouts, cfg.diagnostics.positions, cfg.train.seed, step)
+            )
+            scores = source.teacher.score(rollouts, objective.want._replace(full=positions))
+        texts = [source.decode(r.ids.tolist()) for r in rollouts]
+        key = run.key(step + 1, step)
+        run.save_rollouts(step + 1, rollouts, scores, key=key, texts=texts)
+    reference = None
+    if source.reference is not None:
+        reference = source.reference.score(rollouts, objective.want._replace(topk=0))
+    rewards = None if source.judge is None else grade(source, source.judge, rollouts)
+    return align(
+        rollouts,
+        None if source.teacher is None else scores,
+        reference=reference,
+        rewards=rewards,
+        advantages=None if rewards is None else outcome_advantages(rewards, cfg.rollout.n),
+        weights=silence(rollouts, source.silent) if source.silent else None,
+    )
+
+
+def choose_positions(
+    rollouts: Sequence[Rollout], count: int, seed: int, step: int
+) -> list[np.ndarray]:
+    """Completion positions given the full-vocabulary treatment: `count` at random, sorted."""
+    ends = np.cumsum([len(r) for r in rollouts])
+    total = int(ends[-1]) if len(ends) else 0
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, POSITIONS_KEY, step])))
+    chosen = (
+        np.arange(total) if count >= total else np.sort(rng.choice(total, count, replace=False))
+    )
+    pieces = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    return [piece - (end - len(r)) for piece, end, r in zip(pieces, ends, rollouts, strict=True)]
+
+
+def grade(source: Source, judge: Grader, rollouts: Sequence[Rollout]) -> np.ndarray:
+    """1 for a right answer, 0 for a wrong one, (number of rollouts,)."""
+    texts = [source.decode(r.ids.tolist()) for r in rollouts]
+    grades = judge.grade(texts, [r.prompt.answer or "" for r in rollouts])
+    return np.array([float(g.correct) for g in grades])
+
+
+def outcome_advantages(rewards: np.ndarray, n: int) -> np.ndarray:
+    """Rewards as z-scores within each prompt's group of n rollouts."""
+    grouped = torch.from_numpy(rewards).reshape(-1, n)
+    advantages: np.ndarray = losses.group_advantage(grouped).reshape(-1).numpy()
+    return advantages.astype(np.float32)
+
+
+def silence(rollouts: Sequence[Rollout], silent: frozenset[int]) -> list[np.ndarray]:
+    """Loss weights (T,) a rollout: 0 on special tokens, 1 elsewhere."""
+    return [(~np.isin(r.ids, list(silent))).astype(np.float32) for r in rollouts]
+
+
+def rollout_metrics(batch: Batch) -> Metrics:
+    """What the rollouts themselves say: length, truncation, repetition, entropy, reward."""
+    rollouts, count = batch.rollouts, len(batch.rollouts)
+    entropy = float(sum(r.entropy.sum(dtype=np.float64) for r in rollouts))
+    found = {
+        "rollout/length": Mean(batch.num_tokens, count),
+        "rollout/truncated": Mean(sum(r.finish == "length" for r in rollouts), count),
+        "rollout/repetition": Mean(sum(metrics.repetition(r.ids) for r in rollouts), count),
+        "rollout/entropy": Mean(entropy, batch.num_tokens),
+    }
+    if batch.rewards is not None:
+        found["rollout/reward"] = Mean(float(batch.rewards.sum()), count)
+    return found

@@ -1,0 +1,130 @@
+"""What the commands do, for the command line and for Python users."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from opd import config
+from opd.config import Run
+from opd.errors import UserError
+from opd.run.console import Console, Style
+
+
+def run_train(
+    cfg: Run, *, resume: bool = False, overwrite: bool = False, style: Style = "auto"
+) -> dict[str, Any]:
+    """Run a whole distillation and say what it came to.
+
+    Returns:
+        The summary also found in the run folder's summary.json.
+    """
+    console = Console(style)
+    console.say("Loading models and prompts ...")
+    from opd.build import build
+    from opd.train import train
+
+    parts = build(cfg, resume=resume, overwrite=overwrite, console=console)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        summary = train(parts)
+    except KeyboardInterrupt:
+        console.close()
+        console.say(
+            f"Stopped. Nothing is lost: `opd train ... --resume` continues {parts.folder.path} "
+            "from its last checkpoint and reuses the rollouts that are on disk."
+        )
+        sys.exit(130)
+    finally:
+        console.close()
+        parts.trackers.close()
+        parts.folder.close()
+    if style == "json":
+        console.out.print_json(json.dumps(summary), indent=None)
+    for line in tell(summary):
+        console.say(line)
+    return summary
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def tell(summary: dict[str, Any]) -> list[str]:
+    """The summary in plain words."""
+    lines = [""]
+    for label, found in summary["sets"].items():
+        lines.append(f"{label}:")
+        for who in ("before", "after", "teacher"):
+            if who in found:
+                lines.append(f"  {who:<8} {_interval(found[who])}")
+        share = found.get("gap_recovery")
+        if share is not None:
+            lines.append(f"  of the gap to the teacher, {_interval(share)} was recovered")
+        elif "teacher" in found:
+            lines.append("  the teacher is no better than the student was: no gap to recover")
+    lines += ["", f"Run folder:    {summary['run']}", f"Final student: {summary['run']}/final"]
+    return lines
+
+
+def _interval(estimate: dict[str, Any]) -> str:
+    low, high = estimate["low"], estimate["high"]
+    return f"{estimate['value']:.1%}  (95 % interval {low:.1%} to {high:.1%})"
+
+
+def evaluate_target(target: Path, overrides: Sequence[str], json_lines: bool) -> None:
+    """Evaluate the student of a run.yaml, or the final student of a run folder."""
+    console = Console("json" if json_lines else "plain")
+    cfg = _config_of(target, overrides)
+    from opd.build import eval_sampler, load_eval_task, load_pair
+    from opd.evaluate import evaluate
+
+    pair = load_pair(cfg)
+    decode = lambda ids: str(pair.tokenizer.decode(ids, skip_special_tokens=True))  # noqa: E731
+    models = [("student", pair.student, pair.stop)]
+    if pair.teacher is not None:
+        models.append(("teacher", pair.teacher, pair.teacher_stop))
+    for place, spec in enumerate(cfg.eval):
+        task = load_eval_task(cfg, spec, place, pair)
+        for who, lm, stop in models:
+            found = evaluate(eval_sampler(cfg, lm, stop)(task), task, decode, seed=cfg.train.seed)
+            console.evaluated(0, task.label, found.accuracy, who=who)
+
+
+def _config_of(target: Path, overrides: Sequence[str]) -> Run:
+    if not target.is_dir():
+        cfg = config.load(target, overrides)
+    else:
+        path = target / "config.json"
+        if not (target / "final").is_dir() or not path.is_file():
+            raise UserError(
+                f"{target} is no finished run: it needs config.json and final/. "
+                f"Finish it with `opd train ... --resume`, or give a run.yaml."
+            )
+        data = json.loads(path.read_text("utf-8"))
+        data["student"] = {"model": str(target / "final"), "dtype": data["student"]["dtype"]}
+        cfg = config.parse(data, overrides, where=str(path))
+    if not cfg.eval:
+        raise UserError(f"{target} has no `eval` sets; add at least one path with answers.")
+    return cfg
+
+
+def run_demo(out: Path, steps: int | None, overwrite: bool) -> None:
+    """Distil the shipped pair and explain what happened."""
+    from opd.lab.demo import demo_config
+
+    console = Console("auto")
+    console.say(
+        "A tiny student that adds badly, and a teacher of the same family that has learned it. The "
+        "student writes, the teacher scores every token, the student learns."
+    )
+    cfg = demo_config(out)
+    if steps is not None:
+        cfg = config.parse(config.dump(cfg), [f"train.steps={steps}"])
+    run_train(cfg, overwrite=overwrite)
+    console.say(f"Next: opd eval {out}   or your own models: opd init run.yaml")

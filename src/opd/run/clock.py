@@ -1,0 +1,44 @@
+"""Where the time of a step went: seconds by phase, tokens per second, peak memory."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Clock:
+    """Seconds spent in named phases since the last `take`."""
+
+    def __init__(self) -> None:
+        """Start now."""
+        self._spent: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add the time spent inside to a phase."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent[phase] = self._spent.get(phase, 0.0) + time.monotonic() - began
+
+    def take(self, tokens: float) -> dict[str, float]:
+        """Values of one step for timings.jsonl, and start counting the next.
+
+        Args:
+            tokens: completion tokens of the step.
+        """
+        now = time.monotonic()
+        total, self._began = now - self._began, now
+        spent, self._spent = self._spent, {}
+        # ru_maxrss is in KiB on Linux.
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        values = {f"time/{phase}_s": seconds for phase, seconds in spent.items()}
+        return values | {
+            "time/step_s": total,
+            "time/tokens_per_s": tokens / total if total else 0.0,
+            "memory/peak_rss_mib": memory,
+        }

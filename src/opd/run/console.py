@@ -1,0 +1,100 @@
+"""What a person sees while a run is going: one live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+Style = Literal["auto", "plain", "json", "quiet"]
+
+# (name in metrics.jsonl, label, format): what one step shows.
+SHOWN = (
+    ("diag/reverse_kl", "KL", "{:.3f}"),
+    ("diag/top1_agreement", "top-1", "{:.0%}"),
+    ("diag/overlap_mass_student", "mass", "{:.1%}"),
+    ("diag/student_entropy", "H", "{:.2f}"),
+    ("diag/teacher_entropy", "H-teacher", "{:.2f}"),
+    ("rollout/length", "len", "{:.0f}"),
+    ("rollout/reward", "acc", "{:.0%}"),
+)
+
+
+class Console:
+    """Progress of one run. Text from models never reaches the terminal through here."""
+
+    def __init__(self, style: Style = "auto") -> None:
+        """Pick a style: `auto` is live in a terminal and plain when piped."""
+        self.out = RichConsole(highlight=False)
+        self.style = style
+        self.live = style == "auto" and self.out.is_terminal
+        self._progress: Progress | None = None
+        self._began = (0.0, 0)
+        self._steps = 0
+
+    def say(self, text: str) -> None:
+        """One line for people."""
+        if self.style not in ("json", "quiet"):
+            self.out.print(escape(text), soft_wrap=True)
+
+    def start(self, step: int, steps: int) -> None:
+        """Begin at `step` of `steps`."""
+        self._began, self._steps = (time.monotonic(), step), steps
+        if self.live:
+            self._progress = Progress(
+                TextColumn("[bold]step {task.completed}/{task.total}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=self.out,
+                transient=True,
+            )
+            self._task = self._progress.add_task("", total=steps, completed=step)
+            self._progress.start()
+
+    def step(self, step: int, values: Mapping[str, float | None], tokens_per_second: float) -> None:
+        """Show one finished step."""
+        if self.style == "quiet":
+            return
+        if self.style == "json":
+            self.out.print_json(json.dumps({"step": step} | dict(values)), indent=None)
+            return
+        parts = [
+            f"{label} {form.format(value)}"
+            for name, label, form in SHOWN
+            if (value := values.get(name)) is not None
+        ]
+        line = "  ".join([*parts, f"{tokens_per_second:.0f} tok/s"])
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, description=line)
+        if not self.live or step == 1 or step % max(1, self._steps // 10) == 0:
+            left = "" if self.live else f"  {self._left(step)} left"
+            self.say(f"step {step:>4}/{self._steps}  {line}{left}")
+
+    def evaluated(self, step: int, label: str, accuracy: Any, who: str = "student") -> None:
+        """Show one evaluation: `accuracy` has value, low, high, n."""
+        if self.style == "json":
+            record = {"step": step, "eval": label, "who": who, "accuracy": accuracy.value}
+            self.out.print_json(json.dumps(record), indent=None)
+            return
+        self.say(
+            f"step {step:>4}/{self._steps}  {who} accuracy on {label}: {accuracy.value:.1%}"
+            f"  (95 % interval {accuracy.low:.1%} to {accuracy.high:.1%}, {accuracy.n} prompts)"
+        )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _left(self, step: int) -> str:
+        began, first = self._began
+        seconds = (time.monotonic() - began) / max(1, step - first) * (self._steps - step)
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

@@ -1,0 +1,64 @@
+"""What a checkpoint holds and how a run comes back from it.
+
+Trainable weights and optimizer state, bit for bit, and where metrics.jsonl ended. No random state:
+every random number is a function of (seed, step, index).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd.run import checkpoint as store
+from opd.run.folder import RunFolder
+from opd.run.optimizer import (
+    flatten_optimizer,
+    group_settings,
+    restore_group_settings,
+    restore_optimizer,
+)
+from opd.update import Learner
+
+
+def checkpoint(run: RunFolder, learner: Learner, step: int, *, keep: int) -> None:
+    """Write checkpoints/step-N, all or nothing, and prune older ones."""
+    weights = learner.student.parameters()
+    tensors: dict[str, dict[str, Tensor]] = {
+        "student": {name: p.detach() for name, p in weights.items()},
+        "optimizer": flatten_optimizer(learner.optimizer, {p: n for n, p in weights.items()}),
+    }
+    state: dict[str, Any] = {
+        "step": step,
+        "logs": run.offsets(),
+        "groups": group_settings(learner.optimizer),
+    }
+    store.save(run.checkpoints, step, tensors, state, keep=keep)
+
+
+def last_good(run: RunFolder) -> str:
+    """Where the newest valid checkpoint is, in words."""
+    found = store.newest(run.checkpoints)
+    return "none yet" if found is None else str(found.path)
+
+
+@torch.no_grad()
+def restore(run: RunFolder, learner: Learner) -> int:
+    """Put the newest valid checkpoint back and cut metrics.jsonl to it.
+
+    Returns:
+        The step it was made at; 0 for a fresh run.
+    """
+    found = store.newest(run.checkpoints)
+    if found is None:
+        run.truncate_to({})
+        return 0
+    tensors, state = found.load()
+    weights = learner.student.parameters()
+    for name, parameter in weights.items():
+        parameter.copy_(tensors["student"][name])
+    restore_optimizer(learner.optimizer, {p: n for n, p in weights.items()}, tensors["optimizer"])
+    restore_group_settings(learner.optimizer, state["groups"])
+    run.truncate_to(state["logs"])
+    return found.step

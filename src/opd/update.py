@@ -1,0 +1,162 @@
+"""One optimizer step: micro-batches in, one update and its metrics out - or a refusal.
+
+Micro-batches are a matter of memory only: every sum is divided by the completion tokens of the
+whole step. Shapes: N completion tokens of a micro-batch, n of them diagnosed, H hidden width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opd.config import Optim
+from opd.core import metrics
+from opd.core.align import Batch, MicroBatch
+from opd.core.chunked import chunk_slices, chunked_sum
+from opd.core.objective import Objective
+from opd.core.views import DenseView
+from opd.models.head import RowsView
+from opd.models.lm import LM
+from opd.types import Mean, Metrics
+
+LogitsOf = Callable[[Tensor], Tensor]  # teacher hidden states (n, H) to logits (n, V)
+
+
+class Refused(Exception):
+    """The loss or the gradient was not finite; the optimizer has not moved."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Everything an update needs and a step never changes."""
+
+    student: LM
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    optim: Optim
+    tokens_per_microbatch: int
+    teacher_logits: LogitsOf | None  # for full-vocabulary losses and diagnostics
+    teacher_temperature: float
+    diagnostics_k: int
+    position_edges: Sequence[int]
+
+
+def update(learner: Learner, batch: Batch, step: int) -> Metrics:
+    """Accumulate the gradient of the whole batch, check it, clip it, step.
+
+    Args:
+        learner: model, optimizer and objective.
+        batch: the aligned rollouts of the step.
+        step: number of updates made so far; decides warm-up and dropout randomness.
+
+    Returns:
+        Metrics as exact means.
+
+    Raises:
+        Refused: NaN or inf in loss or gradient norm; nothing was changed.
+    """
+    student, optimizer = learner.student, learner.optimizer
+    denominator = max(1, batch.num_tokens)
+    optimizer.zero_grad(set_to_none=True)
+    student.model.train()
+    found: Metrics = {}
+    loss = torch.zeros((), dtype=torch.float64)
+    for indices in batch.split(learner.tokens_per_microbatch):
+        micro = batch.micro(indices, student.device, k=learner.objective.k)
+        hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
+        total = micro_loss(learner, micro, hidden)
+        (total / denominator).backward()
+        loss += total.detach().double().cpu() / denominator
+        merge(found, diagnose(learner, micro, hidden.detach()))
+    student.model.eval()
+    norm = torch.nn.utils.clip_grad_norm_(student.parameters().values(), learner.optim.grad_clip)
+    if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+        optimizer.zero_grad(set_to_none=True)
+        raise Refused(f"loss {loss.item()}, gradient norm {norm.item()}")
+    rate = learner.optim.lr * min(1.0, (step + 1) / max(1, learner.optim.warmup))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if found:
+        found["diag/entropy_gap_mean"] = metrics.entropy_gap_mean(found)
+        found["drift/ess"] = metrics.drift_ess(found["drift/ratio"], found["drift/ratio_squared"])
+    return found | {
+        "train/loss": Mean(loss.item(), 1),
+        "train/grad_norm": Mean(norm.item(), 1),
+        "train/lr": Mean(rate, 1),
+        "train/tokens": Mean(batch.num_tokens, 1),
+    }
+
+
+def micro_loss(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Tensor:
+    """Sum of the objective over the N positions of a micro-batch, from hidden states (N, H).
+
+    A loss without normalisers touches K head rows a position; any other goes through the whole head
+    in chunks that make their gradient at once.
+    """
+    objective, head = learner.objective, learner.student.head
+    if not objective.needs_normaliser:
+        view = RowsView(head, hidden, objective.student_temperature)
+        return objective.per_position(view, micro.teacher, micro.at, micro.reference).sum()
+
+    def of_logits(raw: Tensor, part: slice) -> Tensor:
+        at, teacher, reference = micro.part(part)
+        student = DenseView(head.shape(raw), objective.student_temperature)
+        if objective.needs_full_teacher:
+            assert learner.teacher_logits is not None
+            assert micro.full_hidden is not None
+            logits = learner.teacher_logits(micro.full_hidden[part])
+            full = DenseView(logits, learner.teacher_temperature)
+            return objective.per_position(student, full, at, reference)
+        return objective.per_position(student, teacher, at, reference)
+
+    bias = None if head.bias is None else head.bias[: head.vocab]
+    return chunked_sum(of_logits, hidden, head.weight[: head.vocab], bias)
+
+
+@torch.no_grad()
+def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
+    """The paper's diagnostics on the positions that have a teacher's full treatment.
+
+    Student hidden states (N, H) are those of the training forward, before the update: the student
+    that is diagnosed is exactly the one whose gradient is taken.
+    """
+    found: Metrics = {}
+    if micro.full_hidden is None or learner.teacher_logits is None:
+        return found
+    head = learner.student.head
+    for part in chunk_slices(len(micro.full), head.vocab):
+        index = micro.full[part]
+        student = DenseView(head.full(hidden[index])).log_probs()
+        teacher = DenseView(learner.teacher_logits(micro.full_hidden[part])).log_probs()
+        values = metrics.diagnose(
+            student, teacher, k=learner.diagnostics_k, targets=micro.at.targets[index]
+        )
+        drawn = student.gather(1, micro.at.targets[index, None]).squeeze(1)
+        values |= metrics.drift(drawn, micro.at.sampler_logp[index])
+        merge(found, metrics.overall(values))
+        at = (micro.at.position[index], micro.length[index])
+        binned = {name: values[name] for name in metrics.POSITIONAL}
+        merge(found, metrics.by_bin(binned, *at, edges=learner.position_edges))
+    return found
+
+
+def merge(into: Metrics, more: Mapping[str, Mean]) -> None:
+    """Add exact means, name by name."""
+    for name, mean in more.items():
+        into[name] = into[name] + mean if name in into else mean
+
+
+def make_optimizer(student: LM, optim: Optim) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; weight decay on matrices only."""
+    parameters = student.parameters().values()
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas)
