@@ -205,7 +205,7 @@ class Objective:
 
         Args:
             student: view at loss.student_temperature.
-            teacher: view at loss.teacher_temperature, its scores on one common scale per position.
+            teacher: data, whatever graph it carries; a view at loss.teacher_temperature, its scores on one common scale per position.
             at: the positions.
             reference: view of the model that reward_scale extrapolates from.
 
@@ -231,7 +231,7 @@ class Objective:
             if reference is not None and self.needs_reference:
                 q = losses.extrapolate(q, reference.log_probs(), self.reward_scale)
                 q = losses.renormalise(q)
-            p, q = _read(at, p), _read(at, q)
+            p, q = _read(at, p), _read(at, q).detach()
             return losses.reference_topk(p, q) if self.mode == "reference" else self._compare(p, q)
         mine = at.student_topk[:, : self.k]
         theirs = None if at.teacher_topk is None else at.teacher_topk[:, : self.k]
@@ -240,12 +240,12 @@ class Objective:
             p, q = student.scores(ids), teacher.scores(ids)
             if reference is not None and self.needs_reference:
                 q = losses.extrapolate(q, reference.scores(ids), self.reward_scale)
-            p, q = _read(at, p), _read(at, q)
+            p, q = _read(at, p), _read(at, q).detach()
             return self._compare(losses.renormalise(p, valid), losses.renormalise(q, valid))
         p, q = logp(student, ids), logp(teacher, ids)
         if reference is not None and self.needs_reference:
             q = losses.extrapolate(q, logp(reference, ids), self.reward_scale)
-        p, q = _read(at, p), _read(at, q)
+        p, q = _read(at, p), _read(at, q).detach()
         if self.support == "sampled":
             return self._estimate(p[:, 0], q[:, 0])
         if self.mode == "reference":
@@ -279,7 +279,7 @@ class Objective:
         if at.teacher_topk is None or at.teacher_entropy is None:
             raise ValueError("the entropy-aware term needs teacher_topk and teacher_entropy")
         ids = at.teacher_topk[:, : self.k]
-        p, q = _read(at, logp(student, ids)), _read(at, logp(teacher, ids))
+        p, q = _read(at, logp(student, ids)), _read(at, logp(teacher, ids)).detach()
         return losses.entropy_aware(p, q, at.teacher_entropy, threshold)
 
     def _outcome_term(self, student: View, at: Positions) -> Tensor:
