@@ -93,7 +93,7 @@ def full_rows():
 
 
 def chunked_rows():
-    """The stable trainer's loss (fp32 inside) takes hidden states: an identity head makes it ours."""
+    """The stable trainer's loss, fp32 inside, on hidden states: an identity head."""
     eye = torch.eye(V, dtype=torch.float64)
     for beta in (0.0, 0.5, 1.0):
 

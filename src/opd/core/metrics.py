@@ -178,7 +178,9 @@ def overlap(student: Tops, teacher: Tops) -> dict[str, Measure]:
         advantage = _pointwise(renormalise(log_p, shared), renormalise(log_q, shared))
         extreme = advantage.abs().masked_fill(~shared, -1.0).argmax(-1, keepdim=True)
         difference = (p - q).gather(1, extreme)[:, 0]
-        ratio = torch.where(shared, log_q - log_p, 0.0)
+        # Lists longer than the vocabulary in use end in impossible tokens: no inf - inf.
+        real = shared & (log_p != -torch.inf) & (log_q != -torch.inf)
+        ratio = torch.where(real, log_q, 0.0) - torch.where(real, log_p, 0.0)
         of_support = renormalise(log_p).exp()
         mass_p, mass_q = p.sum(-1), q.sum(-1)
         per_token = 1 / size.clamp(min=1)

@@ -38,9 +38,9 @@ class Paired:
 def avg_at_n(correct: ArrayLike, *, level: float = 0.95) -> Estimate:
     """Mean accuracy over n samples of each prompt (paper: avg@16), interval clustered by prompt.
 
-    Wilson's interval at the effective sample size: p(1-p)/SE^2 with the SE of the prompt means, but
-    at most P n and at least 1; when all samples agree, P. Unlike a normal interval it stays inside
-    [0, 1] and never has width 0.
+    Korn and Graubard (1998): Clopper-Pearson at the effective sample size p(1-p)/SE^2, SE that of
+    the prompt means, scaled for its degrees of freedom and at most P n; when all samples agree, P.
+    Unlike a normal interval it stays inside [0, 1], never has width 0, and holds near 0 and 1.
 
     Args:
         correct: (P, n) of 0/1.
@@ -54,12 +54,13 @@ def avg_at_n(correct: ArrayLike, *, level: float = 0.95) -> Estimate:
     variance = float(matrix.mean(1).var(ddof=1)) / prompts
     spread = mean * (1 - mean)
     if spread > 0:
-        effective = spread / variance if variance > 0 else prompts * samples
+        tail = (1 + level) / 2
+        few = stats.t.ppf(tail, prompts * samples - 1) / stats.t.ppf(tail, prompts - 1)
+        effective = spread / variance * few**2 if variance > 0 else prompts * samples
         effective = min(max(effective, 1.0), prompts * samples)
     else:
         effective = prompts
-    quantile = float(stats.t.ppf((1 + level) / 2, prompts - 1))
-    return Estimate(mean, *_wilson(mean, effective, quantile), prompts)
+    return Estimate(mean, *_clopper_pearson(mean, effective, level), prompts)
 
 
 def mean(values: ArrayLike, *, level: float = 0.95) -> Estimate:
@@ -151,8 +152,8 @@ def auroc(
 
     On the logit scale, so it stays inside (0, 1). With `groups` the variance is Obuchowski's (1997)
     for clustered data: rollouts of one prompt are one cluster. At exactly 0 or 1 the variance
-    vanishes; the interval is then Wilson's with the smaller class as the sample. NaN when a class
-    is missing.
+    vanishes; the interval is then Clopper-Pearson's with the smaller class as the sample. NaN when
+    a class is missing.
 
     Args:
         scores: (n,) higher means more positive, e.g. mean reward of a rollout.
@@ -173,9 +174,8 @@ def auroc(
     of_positive = (overall[truth] - stats.rankdata(values[truth])) / n
     of_negative = 1 - (overall[~truth] - stats.rankdata(values[~truth])) / m
     area = float(of_positive.mean())
-    quantile = float(stats.norm.ppf((1 + level) / 2))
     if area in (0.0, 1.0):
-        return Estimate(area, *_wilson(area, min(m, n), quantile), units)
+        return Estimate(area, *_clopper_pearson(area, min(m, n), level), units)
     x = np.bincount(cluster[truth], of_positive - area, units)
     y = np.bincount(cluster[~truth], of_negative - area, units)
     with_x, with_y = len(np.unique(cluster[truth])), len(np.unique(cluster[~truth]))
@@ -184,6 +184,8 @@ def auroc(
         + _unbias(with_y) * float(y @ y) / n**2
         + 2 * _unbias(units) * float(x @ y) / (m * n)
     )
+    # Obuchowski's covariance part can push a tiny variance below 0.
+    quantile = float(stats.norm.ppf((1 + level) / 2))
     half = quantile * math.sqrt(max(variance, 0.0)) / (area * (1 - area))
     logit = math.log(area / (1 - area))
     low, high = (1 / (1 + math.exp(-z)) for z in (logit - half, logit + half))
@@ -240,11 +242,11 @@ def _vector(values: ArrayLike) -> Floats:
     return vector
 
 
-def _wilson(mean: float, n: float, quantile: float) -> tuple[float, float]:
-    square = quantile**2 / n
-    centre = (mean + square / 2) / (1 + square)
-    half = quantile * math.sqrt(mean * (1 - mean) / n + square / (4 * n)) / (1 + square)
-    return max(0.0, centre - half), min(1.0, centre + half)
+def _clopper_pearson(mean: float, n: float, level: float) -> tuple[float, float]:
+    hits, misses, tail = mean * n, (1 - mean) * n, (1 - level) / 2
+    low = float(stats.beta.ppf(tail, hits, misses + 1)) if hits > 0 else 0.0
+    high = float(stats.beta.ppf(1 - tail, hits + 1, misses)) if misses > 0 else 1.0
+    return low, high
 
 
 def _unbias(count: int) -> float:
