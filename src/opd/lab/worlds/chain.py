@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from opd.lab.worlds.facts import Facts
 from opd.lab.worlds.words import (
     ANIMALS,
     DIGITS,
@@ -23,37 +24,9 @@ from opd.lab.worlds.words import (
     draw,
     echoes,
     generator,
+    some,
     word_tokenizer,
 )
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Hidden values of the symbols: the capability that post-training can add.
-
-    Attributes:
-        truth: value of each symbol.
-        lie: the one wrong value a corpus may give it; equal to the truth for easy symbols.
-    """
-
-    truth: dict[str, int]
-    lie: dict[str, int]
-
-    @classmethod
-    def draw(cls, symbols: tuple[str, ...], modulus: int, hard_share: float, seed: int) -> Facts:
-        """Half of the symbols (`hard_share`) get a wrong value of their own."""
-        rng = generator(seed, 0)
-        values = rng.integers(modulus, size=len(symbols)).tolist()
-        hard = set(rng.permutation(len(symbols))[: round(hard_share * len(symbols))].tolist())
-        offsets = rng.integers(1, modulus, size=len(symbols)).tolist()
-        lies = [(v + offsets[i] * (i in hard)) % modulus for i, v in enumerate(values)]
-        truth = dict(zip(symbols, values, strict=True))
-        lie = dict(zip(symbols, lies, strict=True))
-        return cls(truth, lie)
-
-    def recall(self, symbol: str, rng: np.random.Generator, corrupt: float) -> int:
-        """The symbol's value, or its wrong value with probability `corrupt`."""
-        return (self.lie if rng.random() < corrupt else self.truth)[symbol]
 
 
 @dataclass(frozen=True)
@@ -87,7 +60,9 @@ class Chain:
         if not 1 <= size <= self.longest:
             raise ValueError(f"horizon {size} is outside 1..{self.longest}")
         rng = generator(seed, 0)
-        drawn = [draw(ANIMALS, size, rng, task="sum", held_out=held_out) for _ in range(count)]
+        drawn = [
+            draw("sum", lambda: some(ANIMALS, size, rng), held_out=held_out) for _ in range(count)
+        ]
         return [Problem("sum", symbols, self._answer(symbols)) for symbols in drawn]
 
     def off_task(self, count: int, seed: int, *, held_out: bool = False) -> list[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, Protocol
@@ -108,20 +108,22 @@ def generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-def draw(
-    items: Sequence[str], size: int, rng: np.random.Generator, *, task: str, held_out: bool
-) -> tuple[str, ...]:
-    """Draw `size` distinct items, in order, on the asked side of the train/held-out split."""
-    while True:
-        chosen = tuple(items[i] for i in rng.permutation(len(items))[:size])
-        if Problem(task, chosen, "").held_out == held_out:
-            return chosen
+def some(words: Sequence[str], count: int, rng: np.random.Generator) -> tuple[str, ...]:
+    """Draw `count` distinct words, in order."""
+    return tuple(words[i] for i in rng.permutation(len(words))[:count])
+
+
+def draw(task: str, propose: Callable[[], tuple[str, ...]], *, held_out: bool) -> tuple[str, ...]:
+    """The first proposal on the asked side of the train/held-out split."""
+    while Problem(task, items := propose(), "").held_out != held_out:
+        pass
+    return items
 
 
 def echoes(items: Sequence[str], count: int, seed: int, *, held_out: bool) -> list[Problem]:
     """Problems of the off-task skill all worlds share: repeat three words."""
     rng = generator(seed, 1)
-    drawn = [draw(items, 3, rng, task="echo", held_out=held_out) for _ in range(count)]
+    drawn = [draw("echo", lambda: some(items, 3, rng), held_out=held_out) for _ in range(count)]
     return [Problem("echo", words, " ".join(words)) for words in drawn]
 
 
