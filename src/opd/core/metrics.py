@@ -60,17 +60,22 @@ LOOP = (  # logged by the training loop, the sampler and the evaluation
     "train/grad_norm",
     "train/tokens",
     "train/lr",
+    "train/refused",
     "rollout/length",
     "rollout/truncated",
     "rollout/repetition",
     "rollout/entropy",
     "rollout/reward",
     "eval/<set>/accuracy",
+    "eval/<set>/accuracy_low",
+    "eval/<set>/accuracy_high",
     "eval/<set>/pass@<k>",
     "eval/<set>/length",
     "eval/<set>/truncated",
+    "eval/<set>/response_entropy",
     "eval/<set>/gap_recovery",
 )
+CLOCK = ("time/<phase>_s", "time/step_s", "time/tokens_per_s")  # timings.jsonl
 POSITIONAL = (  # also logged by position bin
     "diag/overlap_ratio",
     "diag/overlap_advantage",
@@ -82,7 +87,7 @@ POSITIONAL = (  # also logged by position bin
     "diag/reverse_kl",
 )
 BINNED = ("<name>@pos<first>-<last>", "<name>@rel<from>-<to>")
-METRICS = FULL + OVERLAP + SAMPLED + BOUNDS + DERIVED + DRIFT + LOOP + BINNED
+METRICS = FULL + OVERLAP + SAMPLED + BOUNDS + DERIVED + DRIFT + LOOP + CLOCK + BINNED
 """Every name that may be logged; `<...>` stands for a part that varies."""
 
 

@@ -1,0 +1,50 @@
+"""The page of metrics and the names in the code are the same set."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from opd.core import metrics
+
+ROOT = Path(__file__).parents[2]
+GROUPS = ("diag", "bound", "reference", "verl", "drift", "train", "rollout", "eval", "time")
+NAME = re.compile(rf"(?:{'|'.join(GROUPS)})/[a-z0-9_@]+")
+
+
+def documented():
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for row in rows:
+        cells = re.split(r"(?<!\\)\|", row)[1:-1]
+        assert len(cells) == 5, f"a row has 5 cells: {row}"
+        assert all(cell.strip() for cell in cells), f"empty cell: {row}"
+    return [re.match(r"\| `([^`]+)`", row).group(1) for row in rows]
+
+
+def written_in_the_source():
+    """Whole string literals of the package that look like a metric's name."""
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            value = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(value, str) and NAME.fullmatch(value):
+                yield value, path.name
+
+
+def test_page_and_code_name_the_same_metrics():
+    names = documented()
+    assert len(names) == len(set(names))
+    assert set(names) == set(metrics.METRICS)
+
+
+def test_every_name_the_code_writes_is_a_known_one():
+    found = list(written_in_the_source())
+    assert len(found) > 30
+    unknown = {(n, where) for n, where in found if n not in metrics.METRICS}
+    assert not unknown, f"add them to opd.core.metrics and docs/metrics.md: {unknown}"
+
+
+@pytest.mark.parametrize("name", metrics.POSITIONAL)
+def test_positional_names_are_diagnostics(name):
+    assert name in metrics.FULL + metrics.OVERLAP
