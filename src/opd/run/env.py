@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ PACKAGES = ("opd", "torch", "transformers", "peft", "safetensors", "numpy", "pya
 
 
 def environment(seed: int | None) -> dict[str, Any]:
-    """The content of `env.json`; reads package versions without importing the packages."""
+    """The content of `env.json`."""
     return {
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "versions": package_versions(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
@@ -45,6 +46,12 @@ def _git(folder: Path, *words: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+@cache
+def package_versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that decide numbers, without importing them."""
+    return {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -21,7 +21,6 @@ from opd.run.files import (
     write_json,
 )
 from opd.run.lock import Lock
-from opd.run.manifest import broken, candidates
 from opd.run.place import (
     CONFIG,
     ENV,
@@ -213,11 +212,6 @@ class RunFolder:
         make_folder(kept.parent, self._ops)
         write_bytes(kept, source.read_bytes(), self._ops)
         return kept
-
-    def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that looks whole (names and sizes), for messages."""
-        whole = (p for _, p in candidates(self.checkpoints) if broken(p, hashes=False) is None)
-        return next(whole, None)
 
     def save_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, the end of the run in numbers."""

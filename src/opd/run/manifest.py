@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import re
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 from opd.errors import UserError
+from opd.run.env import package_versions
 from opd.run.files import (
     DISK_FULL,
     FileOps,
@@ -33,7 +32,6 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 MANIFEST = "MANIFEST.json"
 NAME = re.compile(r"step-(\d+)(\.old)?")
-PACKAGES = ("opd", "torch", "transformers", "safetensors")
 SLACK = 1 << 20  # headers, manifest, file-system blocks
 
 Pieces = Iterable[bytes | memoryview]
@@ -131,8 +129,7 @@ def _write(tmp: Path, step: int, files: Mapping[str, Pieces], ops: FileOps) -> N
     for name, pieces in files.items():
         sha256 = write_new(tmp / name, pieces, ops)
         listed[name] = {"size": (tmp / name).stat().st_size, "sha256": sha256}
-    versions = {p: version(p) for p in PACKAGES} | {"python": platform.python_version()}
-    manifest = {"schema": SCHEMA, "step": step, "files": listed, "versions": versions}
+    manifest = {"schema": SCHEMA, "step": step, "files": listed, "versions": package_versions()}
     write_new(tmp / MANIFEST, [encode_json(manifest)], ops)
     ops.sync_folder(tmp)
 

@@ -14,7 +14,7 @@ Groups = list[dict[str, Any]]
 
 
 def flatten_optimizer(
-    optimizer: torch.optim.AdamW, names: Mapping[Tensor, str]
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> dict[str, Tensor]:
     """The state tensors under `<moment>/<parameter name>`; parameters never stepped have none.
 
@@ -39,7 +39,7 @@ def flatten_optimizer(
 
 
 def restore_optimizer(
-    optimizer: torch.optim.AdamW, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]
 ) -> None:
     """Give a fresh optimizer the state that `flatten_optimizer` wrote.
 
@@ -73,7 +73,7 @@ def restore_optimizer(
         raise KeyError(f"optimizer state of unknown parameters: {sorted(left)[:5]}")
 
 
-def group_settings(optimizer: torch.optim.AdamW) -> Groups:
+def group_settings(optimizer: torch.optim.Optimizer) -> Groups:
     """The hyperparameters of every parameter group, as JSON values."""
     return [
         {key: list(v) if isinstance(v, tuple) else v for key, v in g.items() if key != "params"}
@@ -81,7 +81,7 @@ def group_settings(optimizer: torch.optim.AdamW) -> Groups:
     ]
 
 
-def restore_group_settings(optimizer: torch.optim.AdamW, settings: Groups) -> None:
+def restore_group_settings(optimizer: torch.optim.Optimizer, settings: Groups) -> None:
     """Set the hyperparameters that `group_settings` returned."""
     for group, saved in zip(optimizer.param_groups, settings, strict=True):
         for key, value in saved.items():
