@@ -1,0 +1,173 @@
+"""Reading an answer out of text: where it stands, and what number it is.
+
+Text comes from models, so every step here is linear in its length and nothing is evaluated.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from fractions import Fraction
+
+MAX_ANSWER = 2000  # characters; no honest answer is longer
+MAX_DIGITS = 300  # an int of more digits is an attack on arithmetic, not an answer
+
+_BOX = "\\boxed{"
+_MARK = re.compile(
+    r"(?P<tag><answer>)|(?P<word>\b(?-i:ANS)\b:?)|(?P<line>####|\banswer[*_ ]{0,4}:)", re.IGNORECASE
+)
+_NUMBER = re.compile(
+    rf"(?P<sign>(?:(?<![\w)])[-+])?)\s?\$?(?:\\[dt]?frac\{{(?P<a>[0-9]{{1,{MAX_DIGITS}}})\}}"
+    rf"\{{(?P<b>[0-9]{{1,{MAX_DIGITS}}})\}}"
+    rf"|(?P<whole>[0-9]{{1,3}}(?:,[0-9]{{3}})+(?![0-9])|[0-9]{{1,{MAX_DIGITS}}})?"
+    rf"(?P<dec>\.[0-9]{{1,{MAX_DIGITS}}})?(?:[eE](?P<exp>[-+]?[0-9]{{1,3}})(?![0-9A-Za-z]))?"
+    rf"(?:\s?/\s?(?P<den>[0-9]{{1,{MAX_DIGITS}}}))?)(?P<percent>\s?%)?"
+)
+_WORDS = re.compile(r"(?:[A-Za-z\s,:;'\"*~$€£]|\.(?![0-9]))*")
+_WORD = r"[A-Za-z]+(?:\^?\{?[0-9]\}?)?"  # of a unit: cm, m^2
+_UNIT = re.compile(rf"(?:\s+{_WORD}|[A-Za-z]{_WORD})?(?:[\s/]+{_WORD})*[°\s.*$;,]*")
+_WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox)\s?\{([^{}]*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An answer read from a completion; `marked` tells whether a marker announced it."""
+
+    text: str
+    marked: bool
+
+
+def extract(text: str) -> Found:
+    r"""The answer in a completion: what the last marker announces, else the last line.
+
+    Markers: `\boxed{..}`, `<answer>..</answer>`, `Answer: ..` and `#### ..` (the rest of the line),
+    `ANS ..` (the next word). The one that starts last counts.
+    """
+    box = _last_box(text)
+    mark = None
+    for mark in _MARK.finditer(text, 0 if box is None else box[0]):
+        pass
+    if mark is not None and (box is None or mark.start() > box[0]):
+        return Found(_announced(text, mark), True)
+    if box is not None:
+        return Found(box[1], True)
+    lines = text.rstrip().rsplit("\n", 1)
+    return Found(lines[-1].strip()[-MAX_ANSWER:], False)
+
+
+def gold(text: str) -> str:
+    r"""The bare answer of a ground truth that is a worked solution (`#### 72`, `\boxed{72}`)."""
+    found = extract(text) if _BOX in text or "####" in text else None
+    return found.text if found is not None and found.marked and found.text else text.strip()
+
+
+def _last_box(text: str) -> tuple[int, str] | None:
+    """Start and content of the last complete box; a box cut off by the length limit has none."""
+    end = len(text)
+    for _ in range(4):
+        start = text.rfind(_BOX, 0, end)
+        if start < 0:
+            return None
+        depth, inside = 1, start + len(_BOX)
+        for place in range(inside, min(len(text), inside + MAX_ANSWER)):
+            depth += {"{": 1, "}": -1}.get(text[place], 0)
+            if depth == 0:
+                return start, text[inside:place].strip()
+        end = start
+    return None
+
+
+def _announced(text: str, mark: re.Match[str]) -> str:
+    rest = text[mark.end() : mark.end() + MAX_ANSWER]
+    if mark["tag"]:
+        return re.split(r"</answer>", rest, maxsplit=1, flags=re.IGNORECASE)[0].strip()
+    rest = rest.lstrip(" *_\t\r\n")
+    if mark["word"]:
+        return (rest.split(maxsplit=1) or [""])[0]
+    return rest.split("\n", 1)[0].strip()
+
+
+def normalise(text: str) -> str:
+    r"""Two answers that differ only in dress become equal: case, spaces, `$`, `\text`, full stop."""
+    text = unicodedata.normalize("NFC", text[:MAX_ANSWER]).replace("\u2212", "-")
+    text = re.sub(r"\\(?:left|right|displaystyle|[,;:! ])(?![a-zA-Z])", "", text)
+    text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text)
+    text = _WRAPPED.sub(r"\1", text)
+    text = text.strip().strip("$").strip("*").removesuffix(".").strip("$")
+    return re.sub(r"\s+", "", text).casefold()
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number as written; a percent sign is kept apart, because people drop it."""
+
+    text: str
+    value: Fraction
+    percent: bool
+
+    def equals(self, other: Number) -> bool:
+        """Exact equality; `50`, `50%` and `0.5` agree where a percent sign is involved."""
+        if self.value == other.value:
+            return True
+        if self.percent == other.percent:
+            return False
+        return self._plain() == other._plain()
+
+    def _plain(self) -> Fraction:
+        return self.value / 100 if self.percent else self.value
+
+
+def whole_number(text: str) -> Number | None:
+    r"""The number a text consists of, words and units aside; None for anything else.
+
+    `x = 1,234`, `\frac{3}{4}`, `-0.5 cm`, `$12`, `50\%`; never `\sqrt{3}`, `2^3` or `3 or 5`.
+    """
+    if len(text) > MAX_ANSWER:
+        return None
+    text = _plain_digits(text).rsplit("=", 1)[-1]
+    start = _end_of_words(text)
+    match = _NUMBER.match(text, start)
+    if match is None or not _filled(match) or text[max(0, start - 1) : start].isalpha():
+        return None
+    rest = _UNIT.fullmatch(text, match.end())
+    return None if rest is None else _value(match)
+
+
+def last_number(text: str) -> Number | None:
+    """The last number anywhere in a text."""
+    found = None
+    for match in _NUMBER.finditer(_plain_digits(text[-MAX_ANSWER:])):
+        if _filled(match):
+            found = _value(match) or found
+    return found
+
+
+def _plain_digits(text: str) -> str:
+    text = unicodedata.normalize("NFC", text).replace("\u2212", "-")
+    text = text.replace("\\%", "%").replace("{,}", ",").replace("\\,", "").replace("\\!", "")
+    text = text.replace("\\$", "$").replace("^\\circ", "°").replace("^{\\circ}", "°")
+    return _WRAPPED.sub(r" \1", text)
+
+
+def _end_of_words(text: str) -> int:
+    words = _WORDS.match(text)
+    return 0 if words is None else words.end()
+
+
+def _filled(match: re.Match[str]) -> bool:
+    return any(match[part] is not None for part in ("a", "whole", "dec"))
+
+
+def _value(match: re.Match[str]) -> Number | None:
+    if match["a"] is not None:
+        top, bottom = Fraction(int(match["a"])), int(match["b"])
+    else:
+        digits = (match["whole"] or "0").replace(",", "") + (match["dec"] or "")
+        top = Fraction(digits) * Fraction(10) ** int(match["exp"] or 0)
+        bottom = int(match["den"] or 1)
+    if bottom == 0:
+        return None
+    value = top / bottom
+    signed = -value if match["sign"] == "-" else value
+    return Number(match[0].strip(), signed, match["percent"] is not None)
