@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from opd.run.columns import read_texts, text_columns
-from opd.run.files import FileOps, write_bytes, write_json
+from opd.run.columns import from_parquet, read_texts, text_columns, to_parquet
+from opd.run.files import FileOps, encode_json, write_bytes, write_json
 from opd.run.records import json_restore, json_safe
 from opd.types import Graded
 
 log = logging.getLogger(__name__)
 
 # What this module adds to a result; the rest of the JSON file is the result itself.
-OWN = ("step", "name", "key", "samples_sha256")
+OWN = ("step", "name", "key", "samples_sha256", "sha256")
 
 
 def save(
@@ -39,6 +38,7 @@ def save(
     record = json_safe(result)
     sha256 = hashlib.sha256(data).hexdigest()
     record |= {"step": step, "name": name, "key": key, "samples_sha256": sha256}
+    record["sha256"] = hashlib.sha256(encode_json(record)).hexdigest()
     path = folder / f"step-{step}-{name}.json"
     write_bytes(path.with_suffix(".parquet"), data, ops)
     write_json(path, record, ops)
@@ -54,16 +54,19 @@ def load(
     try:
         record = json.loads(path.read_bytes())
         data = path.with_suffix(".parquet").read_bytes()
-        own = {k: record.pop(k) for k in OWN}
+        sha256 = record.pop("sha256")
+        own = {k: record[k] for k in OWN if k != "sha256"}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         log.warning("Ignoring broken evaluation %s: %s.", path, error)
         return None
-    if own["samples_sha256"] != hashlib.sha256(data).hexdigest():
-        log.warning("Ignoring broken evaluation %s: its samples are others.", path)
+    actual = (hashlib.sha256(encode_json(record)), hashlib.sha256(data))
+    if tuple(h.hexdigest() for h in actual) != (sha256, own["samples_sha256"]):
+        log.warning("Ignoring broken evaluation %s: a sha256 differs.", path)
         return None
     if own["key"] != json.loads(json.dumps(key)):
         return None
-    return json_restore(record), _decode(data)
+    result = {k: v for k, v in record.items() if k not in OWN}
+    return json_restore(result), _decode(data)
 
 
 def _encode(samples: Sequence[Graded]) -> bytes:
@@ -76,13 +79,11 @@ def _encode(samples: Sequence[Graded]) -> bytes:
         "extra": pa.array([json.dumps(json_safe(g.extra)) for g in samples], pa.string()),
     }
     columns |= text_columns({"text": [g.text for g in samples]})
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink, compression="zstd")
-    return bytes(sink.getvalue().to_pybytes())
+    return to_parquet(columns, {})
 
 
 def _decode(data: bytes) -> list[Graded]:
-    table = pq.read_table(pa.BufferReader(data))
+    table, _ = from_parquet(data)
     plain = table.select(["prompt_index", "sample", "correct", "length", "finish"]).to_pylist()
     texts = [text for (text,) in read_texts(table, ["text"])]
     extras = [json_restore(json.loads(e)) for e in table.column("extra").to_pylist()]

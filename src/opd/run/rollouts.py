@@ -1,12 +1,10 @@
 """One parquet file a step: rollouts and teacher scores, bit for bit, readable by people.
 
-Written before the update, so that a resumed step neither generates nor pays a teacher again. A
-digest of every value, in the file's metadata, tells a damaged file from a good one.
+Written before the update, so that a resumed step neither generates nor pays a teacher again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -17,9 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from opd.run.columns import Array, array_columns, read_arrays, read_texts, text_columns
+from opd.run.columns import (
+    Array,
+    array_columns,
+    from_parquet,
+    read_arrays,
+    read_texts,
+    text_columns,
+    to_parquet,
+)
 from opd.run.files import DISK, FileOps, remove, write_bytes
 from opd.types import Prompt, Rollout, Scores
 
@@ -28,12 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-META = b"opd"
 SCHEMA = 1
 FILE = re.compile(r"step-(\d+)\.parquet")
 TEXTS = ("prompt", "answer", "source", "completion")
-# Everything a damaged parquet file was seen to raise while it is read.
-UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -77,22 +79,16 @@ def encode(step: StepFile) -> bytes:
         columns |= array_columns(name, [row[name] for row in rows], dims)
     columns |= _hidden_columns([s.hidden for s in scores])
     meta = {"schema": SCHEMA, "key": step.key, "thinned": step.thinned}
-    meta["digest"] = digest(batch, scores)
-    table = pa.table(columns).replace_schema_metadata({META: json.dumps(meta)})
-    sink = pa.BufferOutputStream()
-    # No dictionaries for numbers: they could merge NaNs, or zeros, of different bits.
-    pq.write_table(table, sink, use_dictionary=[*TEXTS, "finish"], compression="zstd")
-    return bytes(sink.getvalue().to_pybytes())
+    return to_parquet(columns, meta)
 
 
 def decode(data: bytes) -> StepFile:
     """The inverse of `encode`.
 
     Raises:
-        ValueError: when the digest differs; damaged files raise any of `UNREADABLE`.
+        ValueError: for a damaged file, or one of another schema.
     """
-    table = pq.read_table(pa.BufferReader(data))
-    meta = json.loads(table.schema.metadata[META])
+    table, meta = from_parquet(data)
     if meta["schema"] != SCHEMA:
         raise ValueError(f"schema {meta['schema']}, this opd reads {SCHEMA}")
     texts = read_texts(table, TEXTS)
@@ -108,30 +104,10 @@ def decode(data: bytes) -> StepFile:
         batch.append(Rollout(prompt=prompt, **plain, **given))
         known: dict[str, Any] = {n.removeprefix(TEACHER): arrays[n][i] for n in _SCORE_DIMS}
         scores.append(Scores(**known, hidden=hidden[i]))
-    if digest(batch, scores) != meta["digest"]:
-        raise ValueError("its values do not match their digest")
     said = [t[3] for t in texts]
     completions = [t for t in said if t is not None]
     whole = completions if len(completions) == len(said) else None
     return StepFile(batch, scores, whole, meta["key"], meta["thinned"])
-
-
-def digest(batch: Sequence[Rollout], scores: Sequence[Scores]) -> str:
-    """The sha256 of every value, shape and dtype."""
-    found = hashlib.sha256()
-    for r, s in zip(batch, scores, strict=True):
-        p = r.prompt
-        plain = [p.index, p.ids, p.text, p.answer, p.source, r.sample, r.finish, r.version]
-        found.update(json.dumps(plain).encode("ascii"))
-        for name, array in {**_rollout_arrays(r), **_score_arrays(s)}.items():
-            shape = None if array is None else (array.dtype.str, array.shape)
-            found.update(f"{name} {shape};".encode())
-            if array is not None:
-                found.update(np.ascontiguousarray(array).tobytes())
-        if s.hidden is not None:
-            found.update(f"{s.hidden.dtype} {tuple(s.hidden.shape)};".encode())
-            found.update(_tensor_bytes(s.hidden))
-    return found.hexdigest()
 
 
 def load(path: Path, key: Mapping[str, Any]) -> tuple[list[Rollout], list[Scores]] | None:
@@ -150,11 +126,13 @@ def thin(folder: Path, upto_step: int, keep: int, ops: FileOps = DISK) -> None:
     """See `RunFolder.thin_rollouts`."""
     for path in sorted(folder.iterdir()):
         named = FILE.fullmatch(path.name)
-        if not named or int(named[1]) > upto_step or (keep > 0 and _is_thinned(path)):
+        if not named or int(named[1]) > upto_step:
             continue
         step = _read(path) if keep > 0 else None
         if step is None:
             remove(path, ops)
+            continue
+        if step.thinned:
             continue
         chosen = _choose(int(named[1]), len(step.batch), keep)
         texts = None if step.texts is None else [step.texts[i] for i in chosen]
@@ -173,16 +151,9 @@ def _read(path: Path) -> StepFile | None:
         return None
     try:
         return decode(path.read_bytes())
-    except UNREADABLE as error:
+    except (OSError, ValueError) as error:
         log.warning("Ignoring broken rollout file %s: %s.", path, error)
         return None
-
-
-def _is_thinned(path: Path) -> bool:
-    try:
-        return bool(json.loads(pq.read_schema(path).metadata[META])["thinned"])
-    except UNREADABLE:
-        return False
 
 
 TEACHER = "teacher_"
