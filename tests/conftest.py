@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Matrices here are tiny: threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ import torch
 VOCAB = 40
 
 
-def tiny_model(seed: int, *, dtype: torch.dtype = torch.float64, vocab: int = VOCAB, tie: bool = True):
+def tiny_model(
+    seed: int, *, dtype: torch.dtype = torch.float64, vocab: int = VOCAB, tie: bool = True
+):
     """A 2-layer random Qwen3 of width 16: big logits, so that distributions are not flat."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 

@@ -368,7 +368,10 @@ def parse(data: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "
         key, eq, value = item.partition("=")
         if not eq or not key:
             raise UserError(f"Override {item!r} is not key=value, e.g. train.steps=50.")
-        _assign(data, key.split("."), yaml.safe_load(value), item)
+        try:
+            _assign(data, key.split("."), yaml.safe_load(value), item)
+        except yaml.YAMLError:
+            raise UserError(f"Override {item!r}: {value!r} is not a YAML value.") from None
     try:
         return Run.model_validate(data)
     except ValidationError as error:

@@ -122,6 +122,7 @@ def load_lm(
     """
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise UserError(f"{key}={name}: the folder has no config.json; give a Hugging Face folder.")
+    transformers.utils.logging.disable_progress_bar()  # opd has its own console
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             name,

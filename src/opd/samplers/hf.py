@@ -156,7 +156,7 @@ def truncate(logp: Tensor, decoding: Decoding) -> Tensor:
         kth = probs.topk(decoding.top_k, -1).values[:, -1:]
         probs = probs.masked_fill(probs < kth, 0.0)
     if decoding.top_p < 1:
-        ordered, indices = probs.sort(-1, descending=True, stable=True)
+        ordered, indices = torch.sort(probs, dim=-1, descending=True, stable=True)
         mass_before = ordered.cumsum(-1) - ordered
         dropped = mass_before >= decoding.top_p * ordered.sum(-1, keepdim=True)
         probs = probs.scatter(1, indices, ordered.masked_fill(dropped, 0.0))

@@ -1,0 +1,41 @@
+# Two commands on a fresh machine: `make demo`, `make test`. Everything lives in .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test test-slow check install clean
+
+demo: install
+	$(BIN)/opd demo
+
+# Two processes of one thread each: the tiny models of the tests do not profit from more threads.
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10
+
+test-slow: install
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow --timeout=7200
+
+check: install
+	$(BIN)/ruff format --check src tests examples
+	$(BIN)/ruff check src tests examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: $(STAMP)
+
+# A torch that is already in the environment stays, whatever the constraints file says of it.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt torch
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" \
+	  >> $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

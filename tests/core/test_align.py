@@ -1,0 +1,96 @@
+"""The only shift: fixtures in which an off-by-one cannot hide."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from opd.core.align import align, token_batches
+from opd.types import Prompt, Rollout, Scores, Want
+
+
+def rollout(prompt_ids, ids, k=3, index=0):
+    t = len(ids)
+    rng = np.random.default_rng(t)
+    return Rollout(
+        Prompt(index, tuple(prompt_ids), ""), 0, np.array(ids, np.int32),
+        -rng.random(t).astype(np.float32), rng.random(t).astype(np.float32),
+        rng.integers(0, 40, (t, k)).astype(np.int32), -rng.random((t, k)).astype(np.float32),
+        "length",
+    )  # fmt: skip
+
+
+def test_hidden_states_predict_their_tokens(make_lm):
+    lm = make_lm(0)
+    rows = [rollout([5, 6, 7], [10, 11]), rollout([8], [12, 13, 14, 15]), rollout([9, 9], [16])]
+    micro = align(rows, None).micro([0, 1, 2], lm.device, k=3)
+    states = lm.hidden(micro.input_ids)[micro.rows, micro.cols]
+    logp = lm.head.full(states).log_softmax(-1)
+    got = logp.gather(1, micro.at.targets[:, None])[:, 0]
+    want = []
+    for r in rows:
+        whole = torch.tensor([[*r.prompt.ids, *r.ids.tolist()]])
+        full = lm.causal(whole).logits[0].log_softmax(-1)
+        want += [full[len(r.prompt.ids) - 1 + t, token] for t, token in enumerate(r.ids)]
+    torch.testing.assert_close(got, torch.stack(want))
+    # The fixture discriminates: neither neighbour gives these numbers.
+    shifted = lm.head.full(
+        lm.hidden(micro.input_ids)[micro.rows, micro.cols - 1 + (micro.cols == 0)]
+    )
+    assert not torch.allclose(
+        shifted.log_softmax(-1).gather(1, micro.at.targets[:, None])[:, 0], got
+    )
+
+
+def test_layout_by_hand():
+    rows = [rollout([5, 6, 7], [10, 11]), rollout([8], [12, 13, 14])]
+    micro = align(rows, None).micro([0, 1], torch.device("cpu"), k=2)
+    assert micro.input_ids.tolist() == [[5, 6, 7, 10], [8, 12, 13, 0]]
+    assert micro.rows.tolist() == [0, 0, 1, 1, 1]
+    assert micro.cols.tolist() == [2, 3, 0, 1, 2]
+    assert micro.at.targets.tolist() == [10, 11, 12, 13, 14]
+    assert micro.at.position.tolist() == [0, 1, 0, 1, 2]
+    assert micro.length.tolist() == [2, 2, 3, 3, 3]
+    assert micro.at.student_topk.shape == (5, 2)
+
+
+def test_full_positions_find_their_rows(make_lm, make_prompts):
+    from opd.samplers.hf import Decoding, HFSampler
+    from opd.teachers.local import LocalTeacher
+
+    lm = make_lm(1)
+    rollouts = HFSampler(lm, Decoding(6), stop=frozenset({1}), capture=3).sample(
+        make_prompts(3, 5), n=2, key=(0,)
+    )
+    positions = [np.arange(len(r))[::2] for r in rollouts]
+    scores = LocalTeacher(lm).score(rollouts, Want(full=positions))
+    micro = align(rollouts, scores).micro(range(len(rollouts)), lm.device, k=3)
+    states = lm.hidden(micro.input_ids)[micro.rows, micro.cols]
+    torch.testing.assert_close(states[micro.full], micro.full_hidden)
+    assert micro.at.position[micro.full].tolist() == np.concatenate(positions).tolist()
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (Scores(sampled=np.zeros(3, np.float32)), "3 rows for 2 tokens"),
+        (Scores(support=np.full((2, 3), np.nan, np.float32)), "not finite"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        align([rollout([5], [10, 11])], [bad])
+
+
+def test_every_rollout_is_in_exactly_one_micro_batch():
+    rows = [rollout([5] * p, list(range(3, 3 + t))) for p, t in ((3, 4), (9, 0), (1, 8), (2, 2))]
+    parts = align(rows, None).split(12)
+    assert sorted(i for part in parts for i in part) == [0, 2, 3]  # the empty one trains nothing
+    assert align(rows, None).num_tokens == 14
+
+
+def test_token_batches_keep_the_budget_unless_one_row_exceeds_it():
+    lengths = [5, 3, 30, 8, 8, 2]
+    for part in token_batches(lengths, 16):
+        assert len(part) == 1 or len(part) * max(lengths[i] for i in part) <= 16

@@ -1,0 +1,163 @@
+"""The sampler against `generate`, against exact distributions, and against itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from opd.samplers.hf import Decoding, HFSampler, invert_cdf, truncate
+from opd.types import Prompt
+
+END = 1
+
+
+def sampler(lm, *, length=12, temperature=1.0, stop=frozenset({END}), **kwargs):
+    decoding = {k: kwargs.pop(k) for k in ("top_p", "top_k") if k in kwargs}
+    return HFSampler(lm, Decoding(length, temperature, **decoding), stop=stop, capture=5, **kwargs)
+
+
+def fresh_logp(lm, rollout):
+    """Log-distribution (T, V) at each completion position by one plain forward."""
+    ids = torch.tensor([[*rollout.prompt.ids, *rollout.ids.tolist()]])
+    first = len(rollout.prompt.ids) - 1
+    with torch.no_grad():
+        logits = lm.causal(ids).logits[0, first : first + len(rollout)]
+    return torch.log_softmax(logits.double(), -1)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_greedy_ids_equal_generate(make_lm, make_prompts, tie):
+    lm = make_lm(3, tie=tie)
+    prompts = make_prompts(2, 9, 5, 7)
+    rollouts = sampler(lm, temperature=0.0).sample(prompts, n=1, key=(0,))
+    for rollout in rollouts:
+        ids = torch.tensor([rollout.prompt.ids])
+        out = lm.causal.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=12,
+            pad_token_id=END,
+            eos_token_id=END,
+        )[0, ids.shape[1] :]
+        assert rollout.ids.tolist() == out.tolist()
+
+
+def test_ids_do_not_depend_on_the_batch(make_lm, make_prompts):
+    lm, prompts = make_lm(1), make_prompts(3, 11, 6, 4, 8)
+    together = sampler(lm, batch=64).sample(prompts, n=3, key=(7, 1))
+    apart = {
+        (r.prompt.index, r.sample): r
+        for batch, order in ((1, prompts[::-1]), (4, prompts[2:] + prompts[:2]))
+        for r in sampler(lm, batch=batch).sample(order, n=3, key=(7, 1))
+    }
+    for rollout in together:
+        other = apart[rollout.prompt.index, rollout.sample]
+        assert rollout.ids.tolist() == other.ids.tolist()
+        np.testing.assert_allclose(rollout.logp, other.logp, atol=1e-12)
+
+
+def test_order_is_prompts_then_samples(make_lm, make_prompts):
+    rollouts = sampler(make_lm(1)).sample(make_prompts(9, 2, 5), n=2, key=(0,))
+    assert [(r.prompt.index, r.sample) for r in rollouts] == [
+        (0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1),
+    ]  # fmt: skip
+
+
+def test_another_key_writes_something_else(make_lm, make_prompts):
+    one, two = (sampler(make_lm(1)).sample(make_prompts(4), n=4, key=(k,)) for k in (0, 1))
+    assert [r.ids.tolist() for r in one] != [r.ids.tolist() for r in two]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_records_equal_a_fresh_forward(make_lm, make_prompts, dtype, tolerance):
+    # fp32: one decode step rounds differently from a whole forward; logits here reach about 10.
+    lm = make_lm(2, dtype=dtype)
+    for r in sampler(lm, length=20).sample(make_prompts(3, 10), n=3, key=(0,)):
+        logp = fresh_logp(lm, r)
+        drawn = logp.gather(1, torch.from_numpy(r.ids).long()[:, None])[:, 0]
+        np.testing.assert_allclose(r.logp, drawn, atol=tolerance)
+        np.testing.assert_allclose(r.entropy, -(logp.exp() * logp).sum(-1), atol=tolerance)
+        np.testing.assert_allclose(r.topk_logp, logp.topk(5).values, atol=tolerance)
+        if dtype == torch.float64:
+            assert (r.topk_ids == logp.topk(5).indices.numpy()).all()
+
+
+def test_samples_follow_the_exact_distribution(make_lm):
+    # Both first tokens of 20,000 two-token completions against the enumerated joint distribution.
+    # Cells expecting under 5 are pooled; false alarm rate 1e-4 by construction of the test.
+    lm = make_lm(4)
+    prompt = Prompt(0, (5, 9, 20), "")
+    count = 20_000
+    rollouts = sampler(lm, length=2, stop=frozenset(), batch=4000).sample(
+        [prompt], n=count, key=(3,)
+    )
+    seen = np.zeros((40, 40))
+    for r in rollouts:
+        seen[r.ids[0], r.ids[1]] += 1
+    with torch.no_grad():
+        first = lm.causal(torch.tensor([prompt.ids])).logits[0, -1].double().softmax(-1)
+        ids = torch.tensor([[*prompt.ids, v] for v in range(40)])
+        second = lm.causal(ids).logits[:, -1].double().softmax(-1)
+    expected = (first[:, None] * second).numpy() * count
+    big = expected >= 5
+    observed = np.append(seen[big], seen[~big].sum())
+    assert chisquare(observed, np.append(expected[big], expected[~big].sum())).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("decoding", [Decoding(1, top_p=0.6), Decoding(1, top_k=4)])
+def test_truncation_keeps_the_most_probable_tokens(decoding):
+    generator = torch.Generator().manual_seed(0)
+    logp = torch.randn(50, 12, generator=generator, dtype=torch.float64).log_softmax(-1)
+    kept = truncate(logp, decoding)
+    for row, full in zip(kept, logp.exp(), strict=True):
+        order = full.argsort(descending=True)
+        count = int((row > 0).sum())
+        assert (row[order[:count]] == full[order[:count]]).all()
+        assert (row[order[count:]] == 0).all()
+        if decoding.top_k:
+            assert count == 4
+        else:  # the smallest set whose mass reaches top_p
+            assert full[order[:count]].sum() >= 0.6 > full[order[: count - 1]].sum()
+
+
+def test_inverse_cdf_never_draws_an_impossible_token():
+    probs = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
+    edges = torch.tensor([0.0, 0.2499999, 0.25, 1 - 2**-53], dtype=torch.float64)
+    drawn = [invert_cdf(probs, u[None]).item() for u in edges]
+    assert drawn == [1, 1, 3, 3]
+
+
+def test_stop_token_ends_and_is_part_of_the_completion(make_lm, make_prompts):
+    rollouts = sampler(make_lm(0), length=40).sample(make_prompts(4, 6), n=16, key=(0,))
+    ended = [r for r in rollouts if r.finish == "stop"]
+    assert 0 < len(ended) < len(rollouts)  # the fixture must show both
+    for r in rollouts:
+        assert (r.ids[:-1] != END).all()
+        assert (r.ids[-1] == END) == (r.finish == "stop")
+        assert r.finish == "stop" or len(r) == 40
+
+
+def test_one_token_completions(make_lm, make_prompts):
+    lm = make_lm(0)
+    for r in sampler(lm, length=1).sample(make_prompts(1, 5), n=2, key=(0,)):
+        assert len(r) == 1
+        expected = fresh_logp(lm, r)[0, r.ids[0]]
+        np.testing.assert_allclose(r.logp[0], expected, atol=1e-10)
+
+
+def test_end_token_inside_a_prompt_does_not_matter(make_lm):
+    # pad == eos models: the id says nothing about where a prompt ends.
+    lm = make_lm(1)
+    inside = Prompt(0, (END, 7, END, 9), "")
+    (alone,) = sampler(lm).sample([inside], n=1, key=(0,))
+    (beside, _) = sampler(lm).sample([inside, Prompt(1, (3,) * 9, "")], n=1, key=(0,))
+    assert alone.ids.tolist() == beside.ids.tolist()
+
+
+def test_sync_marks_rollouts_with_the_version(make_lm, make_prompts):
+    writer = sampler(make_lm(0))
+    writer.sync(17)
+    assert {r.version for r in writer.sample(make_prompts(3), n=2, key=(0,))} == {17}

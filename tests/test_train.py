@@ -1,0 +1,208 @@
+"""Whole runs on the shipped pair: they learn, they stop, they come back bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from opd import config
+from opd.build import build
+from opd.errors import UserError
+from opd.lab.demo import demo_config
+from opd.run.console import Console
+from opd.run.records import read_jsonl
+from opd.train import train
+
+FULL: dict = {}
+LORA = {"student": {"lora": {"rank": 4}}, "optim": {"lr": 0.005}}
+SAMPLED = {"loss": {"support": "sampled"}}
+OUTCOME = {"loss": {"terms": {"outcome_weight": 1.0}}}
+
+
+def run_config(folder: Path, *, steps=6, **changes) -> dict:
+    """A small run of the demo pair; `changes` are merged section by section."""
+    data = demo_config(folder)
+    data["train"] |= {"steps": steps, "prompts_per_step": 4}
+    data["output"] |= {"save_every": 2, "rollout_sample": 2}
+    data["eval"] = [e | {"limit": 8, "every": 2} for e in data["eval"]]
+    for section, values in changes.items():
+        data[section] = data[section] | values
+    return data
+
+
+def run(data: dict, *, resume=False, overwrite=False) -> dict:
+    parts = build(config.parse(data), resume=resume, overwrite=overwrite, console=Console("quiet"))
+    try:
+        return train(parts)
+    finally:
+        parts.folder.close()
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """What must be equal after any number of interruptions."""
+    files = [folder / "metrics.jsonl", *sorted((folder / "checkpoints").rglob("*.safetensors"))]
+    files += sorted((folder / "final").rglob("*.safetensors"))
+    files += sorted((folder / "eval").glob("*.json")) + sorted((folder / "rollouts").glob("*"))
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.mark.parametrize("changes", [FULL, LORA, SAMPLED, OUTCOME])
+def test_six_steps_are_three_and_three(tmp_path, changes):
+    straight = run_config(tmp_path / "straight", **changes)
+    run(straight)
+    for stop in (2, 4):  # at a checkpoint: `train.steps` may change, the numbers may not
+        run(run_config(tmp_path / "halves", steps=stop, **changes), resume=stop > 2)
+    run(run_config(tmp_path / "halves", **changes), resume=True)
+    # The halves were also "last" at steps 2 and 4, where evaluations were due anyway.
+    assert digest(tmp_path / "halves") == digest(tmp_path / "straight")
+
+
+def test_a_step_on_disk_is_not_generated_again(tmp_path, caplog):
+    data = run_config(tmp_path / "run", steps=4)
+    run(data)
+    before = digest(tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    # As if the run had died after writing the rollouts of steps 3 and 4, before any save of them.
+    steps34 = {s: (tmp_path / "run/rollouts" / f"step-{s}.parquet") for s in (3, 4)}
+    fresh = run_config(tmp_path / "again", steps=4)
+    run(run_config(tmp_path / "again", steps=2))
+    full = {}
+    parts = build(config.parse(fresh), resume=True, overwrite=False, console=Console("quiet"))
+    from opd.experience import sample, score
+    from opd.state import restore
+
+    assert restore(parts.folder, parts.learner) == 2
+    rollouts, saved = sample(parts.source, parts.folder, parts.cfg, 2)
+    assert saved is None
+    score(parts.source, parts.folder, parts.cfg, parts.learner.objective, 2, rollouts, None)
+    full[3] = (tmp_path / "again/rollouts/step-3.parquet").stat().st_mtime_ns
+    again, scores = sample(parts.source, parts.folder, parts.cfg, 2)
+    assert scores is not None
+    assert [r.ids.tolist() for r in again] == [r.ids.tolist() for r in rollouts]
+    train(parts)
+    parts.folder.close()
+    assert digest(tmp_path / "again") == before
+    assert steps34[3].exists()
+    assert checkpoints.exists()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kill_minus_nine_at_random_moments(tmp_path, seed):
+    _kill_and_compare(tmp_path, seed, kills=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 120))
+@pytest.mark.parametrize("changes", [FULL, LORA], ids=["full", "lora"])
+def test_kill_minus_nine_many_times(tmp_path, seed, changes):
+    _kill_and_compare(tmp_path, seed, kills=3, **changes)
+
+
+def _kill_and_compare(tmp_path, seed, *, kills, **changes):
+    rng = random.Random(seed)
+    straight = tmp_path / "straight.yaml"
+    straight.write_text(yaml.safe_dump(run_config(tmp_path / "straight", **changes)))
+    killed = tmp_path / "killed.yaml"
+    killed.write_text(yaml.safe_dump(run_config(tmp_path / "killed", **changes)))
+    assert _opd(straight).wait(120) == 0
+    for _ in range(kills):
+        process = _opd(killed, "--resume")
+        # Wait for the run to be going, then for a moment that nobody chose.
+        log = tmp_path / "killed" / "metrics.jsonl"
+        mark = log.stat().st_size if log.exists() else 0
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if log.exists() and log.stat().st_size != mark:
+                break
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 1.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+    assert _opd(killed, "--resume").wait(120) == 0
+    assert digest(tmp_path / "killed") == digest(tmp_path / "straight")
+
+
+def _opd(file: Path, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "opd", "train", str(file), "--quiet", *flags]
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_the_demo_pair_learns(tmp_path):
+    data = demo_config(tmp_path / "run")
+    data["train"]["steps"] = 30
+    data["eval"] = [e | {"limit": 100, "every": 0} for e in data["eval"]]
+    found = run(data)["sets"]["sum"]
+    # At 30 of 80 steps the pair has recovered about half; a quarter is far outside chance.
+    assert found["gap_recovery"]["low"] > 0.25
+    assert found["before"]["value"] < 0.3 < 0.9 < found["teacher"]["value"]
+
+
+def test_final_is_a_plain_hugging_face_folder(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for name, changes, tolerance in (("full", FULL, 0.0), ("lora", LORA, 1e-5)):
+        data = run_config(tmp_path / name, steps=2, **changes)
+        parts = build(config.parse(data), resume=False, overwrite=False, console=Console("quiet"))
+        train(parts)
+        parts.folder.close()
+        final = tmp_path / name / "final"
+        model = AutoModelForCausalLM.from_pretrained(final)
+        ids = torch.tensor([AutoTokenizer.from_pretrained(final)("SUM")["input_ids"] + [3, 9, 12]])
+        with torch.no_grad():
+            trained = parts.learner.student.model(input_ids=ids).logits
+            assert (model(input_ids=ids).logits - trained).abs().max() <= tolerance
+
+
+def test_a_poisoned_run_stops_and_names_the_last_good_checkpoint(tmp_path):
+    data = run_config(tmp_path / "run", steps=8, optim={"lr": 0.0005, "max_bad_steps": 2})
+    parts = build(config.parse(data), resume=False, overwrite=False, console=Console("quiet"))
+    teacher = parts.source.teacher
+    scored = teacher.score
+
+    class Poison:
+        name, kinds = teacher.name, teacher.kinds
+        calls = 0
+
+        def score(self, rollouts, want):
+            self.calls += 1
+            scores = scored(rollouts, want)
+            if self.calls > 3:  # finite, but the loss overflows
+                for s in scores:
+                    s.support[:, 0] = 3e38
+                    s.support[:, 1] = -3e38
+            return scores
+
+    parts = _with_teacher(parts, Poison())
+    with pytest.raises(UserError, match=r"2 updates in a row .*step-2"):
+        train(parts)
+    parts.folder.close()
+    kept = sorted(p.name for p in (tmp_path / "run" / "refused").iterdir())
+    assert kept == ["step-4.parquet", "step-5.parquet"]
+    lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines if line.get("train/refused")] == [4]
+
+
+def _with_teacher(parts, teacher):
+    from dataclasses import replace
+
+    return replace(parts, source=replace(parts.source, teacher=teacher))
+
+
+def test_metrics_hold_no_clock(tmp_path):
+    run(run_config(tmp_path / "run", steps=2))
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        names = json.loads(line)
+        assert not any(n.startswith(("time/", "memory/")) for n in names)
+    clocks = read_jsonl(tmp_path / "run" / "timings.jsonl")
+    assert clocks[0]["time/rollout_s"] > 0
