@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -14,9 +15,7 @@ MAX_ANSWER = 2000  # characters; no honest answer is longer
 MAX_DIGITS = 300  # an int of more digits is an attack on arithmetic, not an answer
 
 _BOX = "\\boxed{"
-_MARK = re.compile(
-    r"(?P<tag><answer>)|(?P<word>\b(?-i:ANS)\b:?)|(?P<line>####|\banswer[*_ ]{0,4}:)", re.IGNORECASE
-)
+_MARK = re.compile(r"(?P<tag><answer>)|\b(?-i:ANS)\b:?|####|\banswer[*_ ]{0,4}:", re.IGNORECASE)
 _NUMBER = re.compile(
     rf"(?P<sign>(?:(?<![\w)])[-+])?)\s?\$?(?:\\[dt]?frac\{{(?P<a>[0-9]{{1,{MAX_DIGITS}}})\}}"
     rf"\{{(?P<b>[0-9]{{1,{MAX_DIGITS}}})\}}"
@@ -41,13 +40,12 @@ class Found:
 def extract(text: str) -> Found:
     r"""The answer in a completion: what the last marker announces, else the last line.
 
-    Markers: `\boxed{..}`, `<answer>..</answer>`, `Answer: ..` and `#### ..` (the rest of the line),
-    `ANS ..` (the next word). The one that starts last counts.
+    Markers: `\boxed{..}`, `<answer>..</answer>`, `Answer: ..`, `ANS ..` and `#### ..` (the rest
+    of the line). The one that starts last counts.
     """
     box = _last_box(text)
-    mark = None
-    for mark in _MARK.finditer(text, 0 if box is None else box[0]):
-        pass
+    marks = deque(_MARK.finditer(text, 0 if box is None else box[0]), maxlen=1)
+    mark = marks[0] if marks else None
     if mark is not None and (box is None or mark.start() > box[0]):
         return Found(_announced(text, mark), True)
     if box is not None:
@@ -83,13 +81,11 @@ def _announced(text: str, mark: re.Match[str]) -> str:
     if mark["tag"]:
         return re.split(r"</answer>", rest, maxsplit=1, flags=re.IGNORECASE)[0].strip()
     rest = rest.lstrip(" *_\t\r\n")
-    if mark["word"]:
-        return (rest.split(maxsplit=1) or [""])[0]
     return rest.split("\n", 1)[0].strip()
 
 
 def normalise(text: str) -> str:
-    r"""Two answers that differ only in dress become equal: case, spaces, `$`, `\text`, full stop."""
+    r"""Make answers equal that differ in dress alone: case, spaces, `$`, `\text`, full stop."""
     text = unicodedata.normalize("NFC", text[:MAX_ANSWER]).replace("\u2212", "-")
     text = re.sub(r"\\(?:left|right|displaystyle|[,;:! ])(?![a-zA-Z])", "", text)
     text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text)

@@ -1,6 +1,6 @@
-"""The child of `math_process`: reads {"text", "answer", "marked"} lines, writes {"equal", "reason"} lines.
+"""The child of `math_process`: {"text", "answer", "marked"} in, {"equal", "reason"} out.
 
-Runs by its file name, imports only math-verify and the standard library. It reads what a model
+JSON lines. Runs by its file name, imports only math-verify and the standard library. It reads what a model
 wrote, so it can neither write files, open sockets nor start processes, and memory and CPU time are
 limited: were the parent killed, a child lost in a huge power still ends by itself.
 """

@@ -31,8 +31,8 @@ ORDER_KEY = 3  # separates the order of prompts from other uses of train.seed
 CHUNK = 512  # rows tokenized at once
 TEMPLATE_LIMIT = 1_000_000  # characters a chat template may hold, or add to a conversation
 # What this module decides itself, so that ids are made in one way.
-RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "return_tensors")
-RESERVED += ("return_dict", "padding", "truncation", "max_length", "conversation")
+RESERVED = {"tokenize", "add_generation_prompt", "continue_final_message", "return_tensors"}
+RESERVED |= {"return_dict", "padding", "truncation", "max_length", "conversation"}
 
 Message = dict[str, str]
 Rendered = Literal["plain", "chat"]
@@ -108,8 +108,8 @@ def load_prompts(
     """
     if template is not None and "{problem}" not in template:
         raise UserError(
-            f"The template {template[:80]!r} does not say where the problem goes: write {{problem}} "
-            "in it (prompts.template, eval.N.template), or set it to null."
+            f"The template {template[:80]!r} does not say where the problem goes: write "
+            "{problem} in it (prompts.template, eval.N.template), or set it to null."
         )
     rows = read_rows(path)
     column = prompt_column(path, rows)
@@ -117,32 +117,22 @@ def load_prompts(
     special = _special(tokenizer)
     longest = max_tokens if context is None else min(max_tokens, context)
     kept: list[Prompt] = []
-    dropped = spelled = shortest = 0
-    for chunk in _chunks(rows, CHUNK):
-        turns = [conversation(row, column) for row in chunk]
-        texts = [
-            _render(tokenizer, _wrapped(t, template), rendered, chat or {}, row.place)
-            for row, t in zip(chunk, turns, strict=True)
-        ]
-        encoded = tokenizer(texts, add_special_tokens=rendered == "plain", verbose=False)
-        for row, t, text, ids in zip(chunk, turns, texts, encoded["input_ids"], strict=True):
-            if not ids:
-                raise UserError(f"{row.place}: the prompt has no tokens.")
-            if len(ids) > longest:
-                dropped += 1
-                shortest = min(shortest or len(ids), len(ids))
-                continue
-            spelled += special is not None and any(special.search(m["content"]) for m in t)
-            answer, source = answer_of(row), row.values.get("data_source")
-            source = source if isinstance(source, str) and source else Path(path).name
-            kept.append(Prompt(row.index, tuple(ids), text, answer, source))
-        if limit is not None and len(kept) >= limit:
-            kept = kept[:limit]
+    too_long: list[int] = []
+    spelled = 0
+    for row, turns, text, ids in _encoded(rows, column, tokenizer, template, rendered, chat or {}):
+        if limit is not None and len(kept) == limit:
             break
+        if len(ids) > longest:
+            too_long.append(len(ids))
+            continue
+        spelled += special is not None and any(special.search(t["content"]) for t in turns)
+        source = row.values.get("data_source")
+        source = source if isinstance(source, str) and source else Path(path).name
+        kept.append(Prompt(row.index, tuple(ids), text, answer_of(row), source))
     if not kept:
         raise UserError(
-            f"{path}: all {dropped} prompts are longer than {longest} tokens (the shortest has "
-            f"{shortest}). Raise prompts.max_tokens"
+            f"{path}: all {len(too_long)} prompts are longer than {longest} tokens (the shortest "
+            f"has {min(too_long)}). Raise prompts.max_tokens"
             + (", or lower rollout.max_new_tokens." if longest != max_tokens else ".")
         )
     if spelled:
@@ -153,7 +143,31 @@ def load_prompts(
             spelled,
             len(kept),
         )
-    return PromptSet(tuple(kept), dropped, len(rows), rendered, _digest(kept), spelled)
+    return PromptSet(tuple(kept), len(too_long), len(rows), rendered, _digest(kept), spelled)
+
+
+def _encoded(
+    rows: list[Row],
+    column: str,
+    tokenizer: Any,
+    template: str | None,
+    rendered: Rendered,
+    chat: dict[str, Any],
+) -> Iterator[tuple[Row, list[Message], str, list[int]]]:
+    """Row, its own turns, rendered text and ids; in chunks, which tokenizers do faster."""
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        turns = [conversation(row, column) for row in chunk]
+        texts = [
+            _render(tokenizer, _wrapped(t, template), rendered, chat, row.place)
+            for row, t in zip(chunk, turns, strict=True)
+        ]
+        # A chat template writes its special tokens itself; plain text gets the tokenizer's own.
+        encoded = tokenizer(texts, add_special_tokens=rendered == "plain", verbose=False)
+        for row, t, text, ids in zip(chunk, turns, texts, encoded["input_ids"], strict=True):
+            if not ids:
+                raise UserError(f"{row.place}: the prompt has no tokens.")
+            yield row, t, text, ids
 
 
 def prompt_column(path: str, rows: list[Row]) -> str:
@@ -246,7 +260,7 @@ def _wrapped(turns: list[Message], template: str | None) -> list[Message]:
 def _rendering(tokenizer: Any, chat: dict[str, Any] | None) -> Rendered:
     if chat is None:
         return "plain"
-    reserved = sorted(set(chat) & set(RESERVED))
+    reserved = sorted(set(chat) & RESERVED)
     if reserved:
         raise UserError(
             f"chat: {', '.join(reserved)} cannot be set; prompts are always rendered with a "
@@ -312,10 +326,6 @@ def _special(tokenizer: Any) -> re.Pattern[str] | None:
     tokens |= set(tokenizer.all_special_tokens)
     found = sorted((t for t in tokens if t), key=len, reverse=True)
     return re.compile("|".join(re.escape(t) for t in found)) if found else None
-
-
-def _chunks(rows: list[Row], size: int) -> Iterator[list[Row]]:
-    return (rows[i : i + size] for i in range(0, len(rows), size))
 
 
 def _digest(prompts: list[Prompt]) -> str:

@@ -10,7 +10,7 @@ import csv
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -57,16 +57,13 @@ def read_rows(path: str) -> list[Row]:
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(
-            f"{path}: do not know how to read {suffix or 'a file without a suffix'!r}. "
+            f"{path}: cannot tell what it is by its suffix {suffix!r}. "
             f"Allowed: {', '.join(SUFFIXES)}, or {HUB}owner/name[:split]."
         )
     if suffix == ".parquet":
         rows = _numbered(path, _parquet(file))
     else:
-        read: Callable[[str, str], Iterator[tuple[str, dict[str, Any]]]] = {
-            ".json": _json,
-            ".csv": _csv,
-        }.get(suffix, _jsonl)
+        read = {".json": _json, ".csv": _csv}.get(suffix, _jsonl)
         found = read(path, _text(file))
         rows = [Row(i, place, values) for i, (place, values) in enumerate(found)]
     return _filled(path, rows)

@@ -1,0 +1,356 @@
+"""Do these two models speak of the same tokens, and where does a completion end?
+
+Teacher and student exchange token ids, never text, so a teacher with another vocabulary would be
+trained against silently. Everything here compares tokenizers; heads are known by their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import transformers
+
+from opd.errors import UserError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+SHOWN = 3  # differences shown in full; the rest are counted
+# Equal vocabularies do not make equal tokenizers: merges, normalisers and pre-tokenizers also
+# decide, and show themselves on text like this.
+PROBES = (
+    "The quick brown fox jumps over the lazy dog.",
+    " leading space,  two spaces,\ttab\nnewline\r\n\n\nthree newlines ",
+    "don't WON'T it's Straße naïve e\u0301 É",
+    "1234567890 3.14159 -0.5 1,000,000 2^{10} 50%",
+    "\\frac{a}{b} $x_1^2 + \\sqrt{2}$ \\boxed{42}",
+    "def f(x):\n    return {'a': [1, 2]}  # ok",
+    "你好世界 こんにちは 안녕하세요 Привет مرحبا",
+    "🙂👩‍👩‍👧 \u200b\u00a0\ufb01 ½ Ⅳ",
+)
+
+Stop = Literal["student", "teacher", "union"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing a comparison found.
+
+    Attributes:
+        what: a short name: "ids", "added", "special", "encoding", "head", "eos", "pad", "template".
+        message: for people.
+        fatal: whether distillation over these tokenizers would train on wrong tokens.
+    """
+
+    what: str
+    message: str
+    fatal: bool
+
+
+def load_tokenizer(path: str, revision: str | None = None, *, key: str = "model") -> Any:
+    """A tokenizer from a folder or the hub; code that comes with a model is never run.
+
+    Args:
+        path: local folder or hub name.
+        revision: branch, tag or commit on the hub.
+        key: configuration key named in errors.
+
+    Raises:
+        UserError: no such folder, a folder without tokenizer, or a hub that does not answer.
+    """
+    folder = Path(path).expanduser()
+    local = folder.exists()
+    if local and not folder.is_dir():
+        raise UserError(f"{key}={path} is a file; give the folder that holds it, or a hub name.")
+    if local and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(
+            f"{key}={path}: the folder has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}). "
+            "Save one there with tokenizer.save_pretrained(folder)."
+        )
+    if not local and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise UserError(f"{key}={path}: no such folder.")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            str(folder) if local else path, revision=revision, trust_remote_code=False
+        )
+    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception on a bad file
+        if local:
+            raise UserError(
+                f"{key}={path}: the tokenizer in this folder cannot be read: {_first_line(error)}"
+            ) from None
+        if not isinstance(error, OSError | ValueError):
+            raise
+        raise UserError(
+            f"{key}={path}: neither a folder here nor a model the hub gives us: "
+            f"{_first_line(error)}\nCheck the spelling{_at(revision)}, or download the model and "
+            "give its folder."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _at(revision: str | None) -> str:
+    return "" if revision is None else f" and the revision {revision!r}"
+
+
+def vocab_size(tokenizer: Any) -> int:
+    """One more than the largest token id: a head's further rows are padding."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def eos_ids(tokenizer: Any, generation_config: Any | None) -> frozenset[int]:
+    """Ids that end a completion: the tokenizer's own and those of the generation config.
+
+    Raises:
+        UserError: there are none.
+    """
+    found: set[int] = set()
+    if tokenizer.eos_token_id is not None:
+        found.add(int(tokenizer.eos_token_id))
+    listed = None if generation_config is None else generation_config.eos_token_id
+    if listed is not None:
+        found |= {int(i) for i in (listed if isinstance(listed, list | tuple) else [listed])}
+    if not found:
+        raise UserError(
+            f"The model {tokenizer.name_or_path!r} has no end token, so no completion would ever "
+            "end. Set eos_token_id in its generation_config.json, or eos_token in "
+            "tokenizer_config.json."
+        )
+    return frozenset(found)
+
+
+def compare(
+    student_tok: Any, teacher_tok: Any, *, student_vocab: int, teacher_vocab: int
+) -> list[Finding]:
+    """Everything that differs between two tokenizers, and what it means.
+
+    Args:
+        student_tok: the student's tokenizer.
+        teacher_tok: the teacher's.
+        student_vocab: rows of the student's output head; may exceed the tokenizer's ids.
+        teacher_vocab: rows of the teacher's output head.
+    """
+    findings = [
+        _ids(student_tok.get_vocab(), teacher_tok.get_vocab()),
+        _added(student_tok, teacher_tok),
+        *(_special(student_tok, teacher_tok, name) for name in ("bos", "unk", "eos", "pad")),
+        *(
+            _head(who, tok, width)
+            for who, tok, width in (
+                ("student", student_tok, student_vocab),
+                ("teacher", teacher_tok, teacher_vocab),
+            )
+        ),
+        _widths(student_vocab, teacher_vocab),
+        *(_pad_is_eos(w, t) for w, t in (("student", student_tok), ("teacher", teacher_tok))),
+        _template(student_tok, teacher_tok),
+    ]
+    found = [f for f in findings if f is not None]
+    # Different ids encode differently of course; the probes are for what the ids do not show.
+    if not any(f.fatal for f in found):
+        encoding = _encoding(student_tok, teacher_tok)
+        found += [encoding] if encoding else []
+    return found
+
+
+def require_same(
+    student_tok: Any, teacher_tok: Any, *, student_vocab: int, teacher_vocab: int
+) -> int:
+    """Refuse a pair whose ids mean different things.
+
+    Returns:
+        The usable vocabulary: ids from there on are padding of a wider head, to be masked.
+
+    Raises:
+        UserError: with how many tokens differ and the first of them.
+    """
+    found = compare(
+        student_tok, teacher_tok, student_vocab=student_vocab, teacher_vocab=teacher_vocab
+    )
+    fatal = [f.message for f in found if f.fatal]
+    if fatal:
+        raise UserError(
+            "student.model and teacher.model have different tokenizers, so the teacher would score "
+            "other tokens than the student wrote:\n  "
+            + "\n  ".join(fatal)
+            + "\nChoose a teacher of the same family (student.model, teacher.model)."
+        )
+    return vocab_size(student_tok)
+
+
+def resolve_stop(
+    tokenizer: Any,
+    student_eos: frozenset[int],
+    teacher_eos: frozenset[int],
+    choice: Stop | None,
+) -> frozenset[int]:
+    """The ids that end a rollout.
+
+    Args:
+        tokenizer: spells the ids in the error.
+        student_eos: ids that end the student's completions.
+        teacher_eos: ids that end the teacher's.
+        choice: rollout.stop; None demands that the two agree.
+
+    Raises:
+        UserError: they differ and no choice was made.
+    """
+    if student_eos == teacher_eos or choice == "student":
+        return student_eos
+    if choice == "teacher":
+        return teacher_eos
+    if choice == "union":
+        return student_eos | teacher_eos
+    raise UserError(
+        "The models end a completion with different tokens and rollout.stop is not set:\n"
+        f"  student: {_spelled(tokenizer, student_eos)}\n"
+        f"  teacher: {_spelled(tokenizer, teacher_eos)}\n"
+        "A student that is taught to write an end token which stops nobody writes on for ever: "
+        "lengths have been seen to explode within a few dozen steps. Choose one:\n"
+        "  rollout.stop=student  ends where the student would; the teacher may find its end "
+        "unlikely\n"
+        "  rollout.stop=teacher  ends where the teacher would; the student must learn that token, "
+        "and rollouts run to the limit until it does\n"
+        "  rollout.stop=union    ends at any of them; nothing runs on, both ends are trained"
+    )
+
+
+def _spelled(tokenizer: Any, ids: Iterable[int]) -> str:
+    return ", ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in sorted(ids))
+
+
+def _listed(differences: list[str]) -> str:
+    more = len(differences) - SHOWN
+    return "; ".join(differences[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _ids(student: dict[str, int], teacher: dict[str, int]) -> Finding | None:
+    differing = [t for t in student.keys() | teacher.keys() if student.get(t) != teacher.get(t)]
+    if not differing:
+        return None
+
+    def place(token: str) -> tuple[int, str]:
+        return min(i for v in (student, teacher) if (i := v.get(token)) is not None), token
+
+    lines = [
+        f"{token!r} is {student.get(token, 'absent')} for the student and "
+        f"{teacher.get(token, 'absent')} for the teacher"
+        for token in sorted(differing, key=place)
+    ]
+    return Finding(
+        "ids",
+        f"{len(differing)} tokens differ (student {len(student)}, teacher {len(teacher)} tokens): "
+        + _listed(lines),
+        True,
+    )
+
+
+def _added(student_tok: Any, teacher_tok: Any) -> Finding | None:
+    """Added tokens match text before the vocabulary does, and `special` ones are left out of it."""
+    student, teacher = (
+        {i: (str(t), t.special) for i, t in tok.added_tokens_decoder.items()}
+        for tok in (student_tok, teacher_tok)
+    )
+    differing = sorted(
+        i for i in student.keys() | teacher.keys() if student.get(i) != teacher.get(i)
+    )
+    if not differing:
+        return None
+
+    def told(entry: tuple[str, bool] | None) -> str:
+        return "not added" if entry is None else f"{entry[0]!r}{' (special)' * entry[1]}"
+
+    lines = [
+        f"id {i} is {told(student.get(i))} for the student and {told(teacher.get(i))} for the "
+        "teacher"
+        for i in differing
+    ]
+    return Finding("added", f"{len(differing)} added tokens differ: {_listed(lines)}", True)
+
+
+def _special(student_tok: Any, teacher_tok: Any, name: str) -> Finding | None:
+    ids = {
+        "bos": (student_tok.bos_token_id, teacher_tok.bos_token_id),
+        "unk": (student_tok.unk_token_id, teacher_tok.unk_token_id),
+        "eos": (student_tok.eos_token_id, teacher_tok.eos_token_id),
+        "pad": (student_tok.pad_token_id, teacher_tok.pad_token_id),
+    }[name]
+    if ids[0] == ids[1]:
+        return None
+    seen = f"the {name} token is {ids[0]} for the student and {ids[1]} for the teacher"
+    if name == "eos":
+        return Finding("eos", f"{seen}; rollout.stop decides where rollouts end", False)
+    if name == "pad":
+        return Finding("pad", f"{seen}; padding is known by masks, so nothing depends on it", False)
+    return Finding("special", seen, True)
+
+
+def _head(who: str, tokenizer: Any, width: int) -> Finding | None:
+    need = vocab_size(tokenizer)
+    if width >= need:
+        return None
+    return Finding(
+        "head",
+        f"the {who}'s head has {width} rows for {need} token ids: token {width} "
+        f"({tokenizer.convert_ids_to_tokens(width)!r}) could never be scored",
+        True,
+    )
+
+
+def _widths(student: int, teacher: int) -> Finding | None:
+    if student == teacher:
+        return None
+    return Finding(
+        "head",
+        f"the heads have {student} (student) and {teacher} (teacher) rows; the padding is masked",
+        False,
+    )
+
+
+def _pad_is_eos(who: str, tokenizer: Any) -> Finding | None:
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return None
+    return Finding(
+        "pad",
+        f"the {who} pads with its end token {tokenizer.pad_token_id}; a real end still counts, "
+        "because padding is known by masks and never by id",
+        False,
+    )
+
+
+def _template(student_tok: Any, teacher_tok: Any) -> Finding | None:
+    if student_tok.chat_template == teacher_tok.chat_template:
+        return None
+    return Finding(
+        "template",
+        "the chat templates differ; prompts are rendered with the student's, which the teacher may "
+        "not be used to",
+        False,
+    )
+
+
+def _encoding(student_tok: Any, teacher_tok: Any) -> Finding | None:
+    lines = []
+    for text in PROBES:
+        student, teacher = (tok.encode(text) for tok in (student_tok, teacher_tok))
+        if student != teacher:
+            lines.append(f"{text!r} is {student[:8]}.. for the student, {teacher[:8]}.. otherwise")
+    if not lines:
+        return None
+    return Finding(
+        "encoding",
+        f"{len(lines)} of {len(PROBES)} probe texts become different ids: {_listed(lines)}",
+        True,
+    )
