@@ -1,5 +1,7 @@
 """Every estimator's expected gradient is the gradient its docstring claims; see estimator_table."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from estimator_table import (
@@ -152,3 +154,10 @@ def test_doubling_the_denominator_halves_the_gradient_and_micro_batches_do_not_m
     whole = gradient([slice(0, 4)], 4)
     torch.testing.assert_close(gradient([slice(0, 1), slice(1, 4)], 4), whole)
     torch.testing.assert_close(gradient([slice(0, 4)], 8), whole / 2)
+
+
+def test_the_page_shows_the_measured_table():
+    page = (Path(__file__).parents[2] / "docs" / "math.md").read_text(encoding="utf-8")
+    for row in ROWS:
+        claim = row.claim.replace("|", "\\|")
+        assert f"| {row.level} | {row.estimator} | {claim} |" in page

@@ -67,6 +67,16 @@ def test_gradient_is_that_of_the_value(name):
     torch.autograd.gradcheck(on_logits, raw)
 
 
+def test_renormalised_entries_outside_the_support_are_impossible():
+    where = torch.tensor([[True, False, True], [False, False, False]])
+    raw = torch.tensor([[2.0, 9.0, 1.0], [2.0, 9.0, 1.0]], dtype=torch.float64)
+    got = losses.renormalise(raw, where).exp()
+    inside = 1 / (1 + math.exp(-1))
+    want = torch.tensor([[inside, 0, 1 - inside], [0, 0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(got, want, atol=EXACT, rtol=0)
+    assert (losses.renormalise(raw, where)[~where] == -math.inf).all()
+
+
 @pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("garbage", [-math.inf, math.inf, math.nan, 1e30])
 def test_masked_entries_reach_neither_value_nor_gradient(name, garbage):

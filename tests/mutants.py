@@ -1,0 +1,397 @@
+"""One-line mutants of the package, each of which some test must notice.
+
+Every mutant is a text replacement in a temporary copy of src; the named test files then run against
+that copy and have to fail. Run as a script, it prints the table.
+
+    python tests/mutants.py [part of a name ...]
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str  # below src/opd
+    old: str
+    new: str
+    tests: tuple[str, ...]  # below tests
+
+
+LOSSES, ESTIMATORS = ("core/test_losses.py",), ("core/test_estimators.py",)
+OBJECTIVE, SUPPORTS = ("core/test_objective.py",), ("core/test_supports.py",)
+METRICS, STATS = ("core/test_metrics.py",), ("core/test_stats.py",)
+ALIGN, CHUNKED, UPDATE = ("core/test_align.py",), ("core/test_chunked.py",), ("test_update.py",)
+
+MUTANTS = [
+    # losses
+    Mutant(
+        "reverse KL with its sign flipped",
+        "core/losses.py",
+        "p.exp() * (p - q)",
+        "p.exp() * (q - p)",
+        LOSSES,
+    ),
+    Mutant(
+        "forward KL in the reverse direction",
+        "core/losses.py",
+        "return reverse_kl(teacher, student, where)",
+        "return reverse_kl(student, teacher, where)",
+        LOSSES,
+    ),
+    Mutant(
+        "mask dropped from what counts as possible",
+        "core/losses.py",
+        "return possible if where is None else possible & where",
+        "return possible",
+        LOSSES,
+    ),
+    Mutant(
+        "mask dropped from the inputs",
+        "core/losses.py",
+        "return x if where is None else torch.where(where, x, fill)",
+        "return x",
+        LOSSES,
+    ),
+    Mutant(
+        "masked entries given a probability",
+        "core/losses.py",
+        "return torch.where(possible, normal, -torch.inf)",
+        "return normal",
+        LOSSES,
+    ),
+    Mutant(
+        "bf16 arithmetic kept",
+        "core/losses.py",
+        "return x if x.dtype == torch.float64 else x.float()",
+        "return x",
+        LOSSES,
+    ),
+    Mutant(
+        "mixture weights swapped",
+        "core/losses.py",
+        "torch.logaddexp(p + math.log1p(-beta), q + math.log(beta))",
+        "torch.logaddexp(q + math.log1p(-beta), p + math.log(beta))",
+        LOSSES,
+    ),
+    Mutant(
+        "tail of a rounded sum left infinite",
+        "core/losses.py",
+        "inside = inside.clamp(max=-finfo.eps)",
+        "pass",
+        LOSSES,
+    ),
+    Mutant(
+        "tail holding the inside mass",
+        "core/losses.py",
+        "return torch.cat([_masked(logp, possible, -torch.inf), tail], -1)",
+        "return torch.cat([_masked(logp, possible, -torch.inf), inside], -1)",
+        LOSSES,
+    ),
+    Mutant(
+        "score function with its sign flipped",
+        "core/losses.py",
+        "return -raised(advantage).detach()",
+        "return raised(advantage).detach()",
+        ESTIMATORS,
+    ),
+    Mutant(
+        "missing detach of the advantage",
+        "core/losses.py",
+        "return -raised(advantage).detach() *",
+        "return -raised(advantage) *",
+        ESTIMATORS,
+    ),
+    Mutant(
+        "surplus detach of the log-prob",
+        "core/losses.py",
+        "torch.exp(logp - logp.detach())",
+        "torch.exp(logp.detach() - logp.detach())",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "k3 with its ratio inverted",
+        "core/losses.py",
+        "ratio = raised(teacher_logp) - raised(logp)",
+        "ratio = raised(logp) - raised(teacher_logp)",
+        ESTIMATORS,
+    ),
+    Mutant("k2 without its half", "core/losses.py", ".square() / 2", ".square()", ESTIMATORS),
+    Mutant(
+        "reference weights never renormalised",
+        "core/losses.py",
+        "renormalise(chosen, valid) if normalize else",
+        "renormalise(chosen, valid) if not normalize else",
+        ESTIMATORS,
+    ),
+    Mutant(
+        "reference weights of the wrong model",
+        "core/losses.py",
+        'chosen = teacher if weights == "teacher_p" else student',
+        'chosen = student if weights == "teacher_p" else teacher',
+        ESTIMATORS,
+    ),
+    Mutant(
+        "reward scaling towards the reference model",
+        "core/losses.py",
+        "q + (scale - 1) * (q - ref)",
+        "q + (1 - scale) * (q - ref)",
+        LOSSES,
+    ),
+    Mutant(
+        "entropy-aware term where the teacher is certain",
+        "core/losses.py",
+        "torch.where(teacher_entropy > threshold",
+        "torch.where(teacher_entropy < threshold",
+        LOSSES,
+    ),
+    Mutant(
+        "outcome advantage without its baseline",
+        "core/losses.py",
+        "return (rewards - mean) / (std + eps)",
+        "return rewards / (std + eps)",
+        LOSSES,
+    ),
+    # supports and objective
+    Mutant(
+        "tokens of both models twice in the union",
+        "core/supports.py",
+        "new = ~contains(teacher_topk, student_topk)",
+        "new = torch.ones_like(shared)",
+        SUPPORTS,
+    ),
+    Mutant(
+        "symmetric difference that is the union",
+        "core/supports.py",
+        'if support == "union" else ~shared',
+        'if support == "union" else torch.ones_like(shared)',
+        SUPPORTS,
+    ),
+    Mutant(
+        "support shifted by one rank",
+        "core/objective.py",
+        "mine = at.student_topk[:, : self.k]",
+        "mine = at.student_topk[:, 1 : self.k + 1]",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "student and teacher swapped in reverse KL",
+        "core/objective.py",
+        "return losses.reverse_kl(p, q)",
+        "return losses.reverse_kl(q, p)",
+        ESTIMATORS,
+    ),
+    Mutant(
+        "teacher's graph left open",
+        "core/objective.py",
+        "_read(at, q).detach()",
+        "_read(at, q)",
+        ESTIMATORS,
+    ),
+    Mutant(
+        "teacher not renormalised on the support",
+        "core/objective.py",
+        "losses.renormalise(q, valid))",
+        "q)",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "position weight ignored",
+        "core/objective.py",
+        "return total * at.weight",
+        "return total",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "infinities of silenced positions let through",
+        "core/objective.py",
+        "return torch.where((at.weight != 0)[:, None], losses.raised(values), 0.0)",
+        "return losses.raised(values)",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "outcome term subtracted",
+        "core/objective.py",
+        "total = total + self.outcome_weight *",
+        "total = total - self.outcome_weight *",
+        ESTIMATORS,
+    ),
+    Mutant(
+        "loss temperature ignored",
+        "core/views.py",
+        "_up(self.logits) / self.temperature if",
+        "_up(self.logits) if",
+        OBJECTIVE,
+    ),
+    # diagnostics and statistics
+    Mutant(
+        "Eq. 7 summed instead of averaged over the overlap",
+        "core/metrics.py",
+        "Measure(advantage.sum(-1) * per_token, some)",
+        "Measure(advantage.sum(-1), some)",
+        METRICS,
+    ),
+    Mutant(
+        "entropy gap without its absolute value",
+        "core/metrics.py",
+        "everywhere(value) for name, value in values.items()",
+        "everywhere(value * 1) for name, value in (values | "
+        '{"diag/entropy_gap_abs": h_q - h_p}).items()',
+        METRICS,
+    ),
+    Mutant(
+        "mean of means",
+        "core/metrics.py",
+        "return Mean(float(self.total.double().sum()), float(self.n.double().sum()))",
+        "return Mean(float(self.total.double().sum() / self.n.double().sum()), 1.0)",
+        METRICS,
+    ),
+    Mutant(
+        "bin edges off by one",
+        "core/metrics.py",
+        "torch.bucketize(position, starts, right=True)",
+        "torch.bucketize(position, starts, right=False)",
+        METRICS,
+    ),
+    Mutant(
+        "positions without overlap counted in Eq. 7",
+        "core/metrics.py",
+        "some = (size > 0).to(log_p.dtype)",
+        "some = torch.ones_like(size)",
+        METRICS,
+    ),
+    Mutant(
+        "effective sample size of the square root",
+        "core/metrics.py",
+        "ratio.value**2 / ratio_squared.value",
+        "ratio.value / ratio_squared.value",
+        METRICS,
+    ),
+    Mutant(
+        "biased pass@k",
+        "core/stats.py",
+        "factors = (n - matrix.sum(1)[:, None] - i) / (n - i)",
+        "factors = (n - matrix.sum(1)[:, None] - 0 * i) / (n - 0 * i)",
+        STATS,
+    ),
+    Mutant(
+        "samples of a prompt taken as independent",
+        "core/stats.py",
+        "variance = float(matrix.mean(1).var(ddof=1)) / prompts",
+        "variance = float(matrix.var()) / matrix.size",
+        STATS,
+    ),
+    Mutant(
+        "clusters ignored in the AUROC interval",
+        "core/stats.py",
+        "np.arange(len(values)) if groups is None else",
+        "np.arange(len(values)) if True else",
+        STATS,
+    ),
+    # what carries the mathematics
+    Mutant(
+        "completion read one position late",
+        "core/align.py",
+        "np.arange(first, first + t)",
+        "np.arange(first + 1, first + t + 1) % ids.shape[1]",
+        ALIGN + UPDATE,
+    ),
+    Mutant(
+        "teacher's normaliser added instead of subtracted",
+        "core/align.py",
+        "support - log_z[:, None]",
+        "support + log_z[:, None]",
+        ALIGN + UPDATE,
+    ),
+    Mutant(
+        "mean over the micro-batch instead of the step",
+        "update.py",
+        "(total / denominator).backward()",
+        "(total / len(micro.at.targets)).backward()",
+        UPDATE,
+    ),
+    Mutant(
+        "hidden gradient of all chunks but the last lost",
+        "core/chunked.py",
+        "grad_hidden[part] = grad @ weight",
+        "grad_hidden = torch.zeros_like(hidden); grad_hidden[part] = grad @ weight",
+        CHUNKED,
+    ),
+]
+
+
+def copy_source(into: Path) -> Path:
+    source = into / "src"
+    shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
+def apply(mutant: Mutant, source: Path) -> None:
+    path = source / "opd" / mutant.file
+    text = path.read_text(encoding="utf-8")
+    if mutant.old not in text:
+        raise ValueError(f"{mutant.name}: {mutant.file} no longer contains {mutant.old!r}")
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+
+
+def environment(source: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run_tests(source: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """The tests against a copy of src; exit code 0: all passed, 1: some failed."""
+    files = [str(ROOT / "tests" / name) for name in tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
+    return subprocess.run(
+        [*command, *files],
+        cwd=ROOT,
+        env=environment(source),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def imported_from(source: Path) -> Path:
+    """Where `import opd` finds the package in the tests' environment."""
+    command = [sys.executable, "-c", "import opd, sys; sys.stdout.write(opd.__file__)"]
+    found = subprocess.run(
+        command, cwd=ROOT, env=environment(source), capture_output=True, text=True, check=True
+    )
+    return Path(found.stdout)
+
+
+def verdict(mutant: Mutant) -> str:
+    """`caught`, `SURVIVED`, or `broken` when the tests could not even run."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = copy_source(Path(folder))
+        apply(mutant, source)
+        done = run_tests(source, mutant.tests)
+    return {0: "SURVIVED", 1: "caught"}.get(done.returncode, f"broken: {done.stdout[-300:]}")
+
+
+def main(parts: list[str]) -> int:
+    chosen = [m for m in MUTANTS if not parts or any(part in m.name for part in parts)]
+    sys.stdout.write("| mutant | file | verdict |\n|---|---|---|\n")
+    verdicts = []
+    for mutant in chosen:
+        verdicts.append(verdict(mutant))
+        sys.stdout.write(f"| {mutant.name} | {mutant.file} | {verdicts[-1]} |\n")
+        sys.stdout.flush()
+    caught = verdicts.count("caught")
+    sys.stdout.write(f"\n{caught} of {len(chosen)} caught.\n")
+    return 0 if caught == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
