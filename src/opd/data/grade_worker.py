@@ -1,8 +1,8 @@
 """The child of `math_process`: {"text", "answer", "marked"} in, {"equal", "reason"} out.
 
-JSON lines. Runs by its file name, imports only math-verify and the standard library. It reads what a model
-wrote, so it can neither write files, open sockets nor start processes, and memory and CPU time are
-limited: were the parent killed, a child lost in a huge power still ends by itself.
+JSON lines. Runs by its file name, imports only math-verify and the standard library. It reads what
+a model wrote, so it can neither write files, open sockets nor start processes, and its memory and
+CPU time are limited: were the parent killed, a child lost in a huge power still ends by itself.
 """
 
 from __future__ import annotations

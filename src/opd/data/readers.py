@@ -63,8 +63,13 @@ def read_rows(path: str) -> list[Row]:
     if suffix == ".parquet":
         rows = _numbered(path, _parquet(file))
     else:
-        read = {".json": _json, ".csv": _csv}.get(suffix, _jsonl)
-        found = read(path, _text(file))
+        text = _text(file)
+        if suffix == ".json":
+            found = _json(path, text)
+        elif suffix == ".csv":
+            found = _csv(path, text)
+        else:
+            found = _jsonl(path, text)
         rows = [Row(i, place, values) for i, (place, values) in enumerate(found)]
     return _filled(path, rows)
 

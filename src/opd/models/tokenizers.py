@@ -6,6 +6,8 @@ trained against silently. Everything here compares tokenizers; heads are known b
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any, Literal
 import transformers
 
 from opd.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -46,7 +50,7 @@ class Finding:
     """One thing a comparison found.
 
     Attributes:
-        what: a short name: "ids", "added", "special", "encoding", "head", "eos", "pad", "template".
+        what: ids, added, special, merges, encoding, wrapping, head, eos, pad or template.
         message: for people.
         fatal: whether distillation over these tokenizers would train on wrong tokens.
     """
@@ -82,27 +86,21 @@ def load_tokenizer(path: str, revision: str | None = None, *, key: str = "model"
         return transformers.AutoTokenizer.from_pretrained(
             str(folder) if local else path, revision=revision, trust_remote_code=False
         )
-    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception on a bad file
+    except Exception as error:
+        # The tokenizers library raises Exception itself, no subclass, on a file it cannot read.
+        if not (isinstance(error, OSError | ValueError | KeyError) or type(error) is Exception):
+            raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if local:
             raise UserError(
-                f"{key}={path}: the tokenizer in this folder cannot be read: {_first_line(error)}"
+                f"{key}={path}: the tokenizer in this folder cannot be read: {first}\n"
+                "Save it again with tokenizer.save_pretrained(folder)."
             ) from None
-        if not isinstance(error, OSError | ValueError):
-            raise
+        at = "" if revision is None else f" and the revision {revision!r}"
         raise UserError(
-            f"{key}={path}: neither a folder here nor a model the hub gives us: "
-            f"{_first_line(error)}\nCheck the spelling{_at(revision)}, or download the model and "
-            "give its folder."
+            f"{key}={path}: neither a folder here nor a model the hub gives us: {first}\n"
+            f"Check the spelling{at}, or download the model and give its folder."
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _at(revision: str | None) -> str:
-    return "" if revision is None else f" and the revision {revision!r}"
 
 
 def vocab_size(tokenizer: Any) -> int:
@@ -158,10 +156,10 @@ def compare(
         _template(student_tok, teacher_tok),
     ]
     found = [f for f in findings if f is not None]
-    # Different ids encode differently of course; the probes are for what the ids do not show.
+    # Different ids encode differently of course; these are for what the ids do not show.
     if not any(f.fatal for f in found):
-        encoding = _encoding(student_tok, teacher_tok)
-        found += [encoding] if encoding else []
+        hidden = (_merges(student_tok, teacher_tok), *_encodings(student_tok, teacher_tok))
+        found += [f for f in hidden if f is not None]
     return found
 
 
@@ -179,6 +177,8 @@ def require_same(
     found = compare(
         student_tok, teacher_tok, student_vocab=student_vocab, teacher_vocab=teacher_vocab
     )
+    for finding in found:
+        logger.info("tokenizers: %s", finding.message)
     fatal = [f.message for f in found if f.fatal]
     if fatal:
         raise UserError(
@@ -258,13 +258,17 @@ def _ids(student: dict[str, int], teacher: dict[str, int]) -> Finding | None:
 
 
 def _added(student_tok: Any, teacher_tok: Any) -> Finding | None:
-    """Added tokens match text before the vocabulary does, and `special` ones are left out of it."""
+    """Added tokens match text before the vocabulary does; `special` ones are left out of texts.
+
+    End and pad tokens are added by their role, which `_special` judges.
+    """
+    roles = {i for tok in (student_tok, teacher_tok) for i in (tok.eos_token_id, tok.pad_token_id)}
     student, teacher = (
         {i: (str(t), t.special) for i, t in tok.added_tokens_decoder.items()}
         for tok in (student_tok, teacher_tok)
     )
     differing = sorted(
-        i for i in student.keys() | teacher.keys() if student.get(i) != teacher.get(i)
+        i for i in (student.keys() | teacher.keys()) - roles if student.get(i) != teacher.get(i)
     )
     if not differing:
         return None
@@ -341,16 +345,44 @@ def _template(student_tok: Any, teacher_tok: Any) -> Finding | None:
     )
 
 
-def _encoding(student_tok: Any, teacher_tok: Any) -> Finding | None:
-    lines = []
-    for text in PROBES:
-        student, teacher = (tok.encode(text) for tok in (student_tok, teacher_tok))
-        if student != teacher:
-            lines.append(f"{text!r} is {student[:8]}.. for the student, {teacher[:8]}.. otherwise")
-    if not lines:
+def _merges(student_tok: Any, teacher_tok: Any) -> Finding | None:
+    student, teacher = (
+        json.loads(tok.backend_tokenizer.to_str())["model"].get("merges") if tok.is_fast else None
+        for tok in (student_tok, teacher_tok)
+    )
+    if student is None or teacher is None or student == teacher:
         return None
+    rank = next(
+        (i for i, (a, b) in enumerate(zip(student, teacher, strict=False)) if a != b),
+        min(len(student), len(teacher)),
+    )
+    seen = [m[rank] if rank < len(m) else "none" for m in (student, teacher)]
     return Finding(
-        "encoding",
-        f"{len(lines)} of {len(PROBES)} probe texts become different ids: {_listed(lines)}",
+        "merges",
+        f"the merges differ from number {rank} on: {seen[0]} for the student, {seen[1]} for the "
+        "teacher, so the same text becomes other ids",
         True,
     )
+
+
+def _encodings(student_tok: Any, teacher_tok: Any) -> list[Finding]:
+    lines = []
+    for text in PROBES:
+        student, teacher = (
+            tok.encode(text, add_special_tokens=False) for tok in (student_tok, teacher_tok)
+        )
+        if student != teacher:
+            lines.append(
+                f"{text!r} becomes {student[:6]}.. for the student, {teacher[:6]}.. for the teacher"
+            )
+    if lines:
+        told = f"{len(lines)} of {len(PROBES)} probe texts become different ids: {_listed(lines)}"
+        return [Finding("encoding", told, True)]
+    whole = [tok.encode(PROBES[0]) for tok in (student_tok, teacher_tok)]
+    if whole[0] == whole[1]:
+        return []
+    told = (
+        f"plain text becomes {whole[0][:4]}.. for the student, {whole[1][:4]}.. for the teacher: "
+        "one adds special tokens and the other does not; prompts follow the student"
+    )
+    return [Finding("wrapping", told, False)]
