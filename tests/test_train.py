@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ import yaml
 from opd import config
 from opd.build import build
 from opd.errors import UserError
+from opd.experience import sample, score
 from opd.lab.demo import demo_config
 from opd.run.console import Console
 from opd.run.records import read_jsonl
+from opd.state import restore
 from opd.train import train
 
 FULL: dict = {}
@@ -68,69 +71,88 @@ def test_six_steps_are_three_and_three(tmp_path, changes):
     assert digest(tmp_path / "halves") == digest(tmp_path / "straight")
 
 
-def test_a_step_on_disk_is_not_generated_again(tmp_path, caplog):
-    data = run_config(tmp_path / "run", steps=4)
-    run(data)
-    before = digest(tmp_path / "run")
-    checkpoints = tmp_path / "run" / "checkpoints"
-    # As if the run had died after writing the rollouts of steps 3 and 4, before any save of them.
-    steps34 = {s: (tmp_path / "run/rollouts" / f"step-{s}.parquet") for s in (3, 4)}
-    fresh = run_config(tmp_path / "again", steps=4)
-    run(run_config(tmp_path / "again", steps=2))
-    full = {}
-    parts = build(config.parse(fresh), resume=True, overwrite=False, console=Console("quiet"))
-    from opd.experience import sample, score
-    from opd.state import restore
+def test_a_step_on_disk_is_neither_generated_nor_scored_again(tmp_path):
+    run(run_config(tmp_path / "straight", steps=4))
+    data = run_config(tmp_path / "died", steps=4)
+    run(run_config(tmp_path / "died", steps=2))
+    parts = build(config.parse(data), resume=True, overwrite=False, console=Console("quiet"))
+    # Died after step 3's rollouts and scores were on disk, before its update.
+    source, folder, objective = parts.source, parts.folder, parts.learner.objective
+    source.sampler.sync(restore(folder, parts.learner))
+    rollouts, _ = sample(source, folder, parts.cfg, 2)
+    score(source, folder, parts.cfg, objective, 2, rollouts, None)
+    folder.close()
 
-    assert restore(parts.folder, parts.learner) == 2
-    rollouts, saved = sample(parts.source, parts.folder, parts.cfg, 2)
-    assert saved is None
-    score(parts.source, parts.folder, parts.cfg, parts.learner.objective, 2, rollouts, None)
-    full[3] = (tmp_path / "again/rollouts/step-3.parquet").stat().st_mtime_ns
-    again, scores = sample(parts.source, parts.folder, parts.cfg, 2)
-    assert scores is not None
-    assert [r.ids.tolist() for r in again] == [r.ids.tolist() for r in rollouts]
-    train(parts)
+    parts = build(config.parse(data), resume=True, overwrite=False, console=Console("quiet"))
+    sampled, scored = Counting(parts.source.sampler), Counting(parts.source.teacher)
+    source = replace(parts.source, sampler=sampled, teacher=scored)
+    train(replace(parts, source=source))
     parts.folder.close()
-    assert digest(tmp_path / "again") == before
-    assert steps34[3].exists()
-    assert checkpoints.exists()
+    assert (sampled.calls, scored.calls) == (1, 1)  # step 4 alone
+    assert digest(tmp_path / "died") == digest(tmp_path / "straight")
+
+
+class Counting:
+    """A sampler or teacher that counts how often it is asked."""
+
+    def __init__(self, inner):
+        self.inner, self.calls = inner, 0
+
+    def sync(self, version):
+        self.inner.sync(version)
+
+    def sample(self, *args, **kwargs):
+        self.calls += 1
+        return self.inner.sample(*args, **kwargs)
+
+    def score(self, *args, **kwargs):
+        self.calls += 1
+        return self.inner.score(*args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Digests of uninterrupted runs, made once for all kills."""
+    made: dict[str, dict[str, str]] = {}
+
+    def of(name: str, changes: dict) -> dict[str, str]:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            run(run_config(folder / "run", **changes))
+            made[name] = digest(folder / "run")
+        return made[name]
+
+    return of
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_kill_minus_nine_at_random_moments(tmp_path, seed):
-    _kill_and_compare(tmp_path, seed, kills=1)
+def test_kill_minus_nine_at_random_moments(tmp_path, straight, seed):
+    kill_and_resume(tmp_path, random.Random(seed), kills=1)
+    assert digest(tmp_path / "run") == straight("full", FULL)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 120))
-@pytest.mark.parametrize("changes", [FULL, LORA], ids=["full", "lora"])
-def test_kill_minus_nine_many_times(tmp_path, seed, changes):
-    _kill_and_compare(tmp_path, seed, kills=3, **changes)
+@pytest.mark.parametrize("seed", range(100, 110))
+@pytest.mark.parametrize(("name", "changes"), [("full", FULL), ("lora", LORA)])
+def test_kill_minus_nine_many_times(tmp_path, straight, seed, name, changes):
+    kill_and_resume(tmp_path, random.Random(seed), kills=3, **changes)
+    assert digest(tmp_path / "run") == straight(name, changes)
 
 
-def _kill_and_compare(tmp_path, seed, *, kills, **changes):
-    rng = random.Random(seed)
-    straight = tmp_path / "straight.yaml"
-    straight.write_text(yaml.safe_dump(run_config(tmp_path / "straight", **changes)))
-    killed = tmp_path / "killed.yaml"
-    killed.write_text(yaml.safe_dump(run_config(tmp_path / "killed", **changes)))
-    assert _opd(straight).wait(120) == 0
+def kill_and_resume(tmp_path: Path, rng: random.Random, *, kills: int, **changes) -> None:
+    """Run in a process of its own, kill it `kills` times at moments nobody chose, then finish."""
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(run_config(tmp_path / "run", **changes)))
+    log = tmp_path / "run" / "metrics.jsonl"
     for _ in range(kills):
-        process = _opd(killed, "--resume")
-        # Wait for the run to be going, then for a moment that nobody chose.
-        log = tmp_path / "killed" / "metrics.jsonl"
-        mark = log.stat().st_size if log.exists() else 0
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if log.exists() and log.stat().st_size != mark:
-                break
-            time.sleep(0.002)
+        process = _opd(file, "--resume")
+        before = log.stat().st_size if log.exists() else 0
+        while process.poll() is None and (not log.exists() or log.stat().st_size == before):
+            time.sleep(0.002)  # still importing and loading
         time.sleep(rng.uniform(0, 1.0))
         process.send_signal(signal.SIGKILL)
         process.wait(30)
-    assert _opd(killed, "--resume").wait(120) == 0
-    assert digest(tmp_path / "killed") == digest(tmp_path / "straight")
+    assert _opd(file, "--resume").wait(200) == 0
 
 
 def _opd(file: Path, *flags: str) -> subprocess.Popen:
@@ -183,20 +205,14 @@ def test_a_poisoned_run_stops_and_names_the_last_good_checkpoint(tmp_path):
                     s.support[:, 1] = -3e38
             return scores
 
-    parts = _with_teacher(parts, Poison())
-    with pytest.raises(UserError, match=r"2 updates in a row .*step-2"):
+    parts = replace(parts, source=replace(parts.source, teacher=Poison()))
+    with pytest.raises(UserError, match=r"2 updates in a row .*checkpoints/step-4\."):
         train(parts)
     parts.folder.close()
     kept = sorted(p.name for p in (tmp_path / "run" / "refused").iterdir())
     assert kept == ["step-4.parquet", "step-5.parquet"]
     lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines if line.get("train/refused")] == [4]
-
-
-def _with_teacher(parts, teacher):
-    from dataclasses import replace
-
-    return replace(parts, source=replace(parts.source, teacher=teacher))
 
 
 def test_metrics_hold_no_clock(tmp_path):
