@@ -1,0 +1,331 @@
+"""`opd serve-teacher`: any transformers model as a scoring server, exact on student-chosen ids.
+
+Token ids in, arrays out (`wire`); what `opd_api` asks. One worker thread owns the model; requests
+that arrive together are scored together. Loopback and a token unless told otherwise; bodies and
+queue are bounded. Shapes: B sequences of a request, K student-chosen ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from opd.errors import MissingDependency
+from opd.models.lm import LM
+from opd.teachers import wire
+from opd.teachers.local import LocalTeacher
+from opd.teachers.opd_api import FIELDS, FRAME, INFO, PROTOCOL, SCORE, TOKENIZE, row_mark
+from opd.types import Prompt, Rollout, Scores, Want
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+except ImportError:
+    raise MissingDependency("starlette", needed_for="opd serve-teacher", extra="serve") from None
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY = 64 * 2**20
+MAX_TOPK = 1024
+GATHER = 0.003  # seconds a request waits for company
+
+
+class BadRequest(ValueError):
+    """What a client got wrong, in words it may see."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One request: sequences to score, and how."""
+
+    rollouts: list[Rollout]
+    want: Want
+    temperature: float
+    done: asyncio.Future[list[Scores]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all sequences."""
+        return sum(len(r.prompt.ids) + len(r) for r in self.rollouts)
+
+    @property
+    def kind(self) -> tuple[Want, float]:
+        """Jobs of one kind can share forwards."""
+        return self.want, self.temperature
+
+
+class Scorer:
+    """The model and its queue."""
+
+    def __init__(self, lm: LM, *, tokens_per_batch: int = 8192, queue_tokens: int = 262144) -> None:
+        """Prepare; `run` does the work.
+
+        Args:
+            lm: the teacher.
+            tokens_per_batch: padded tokens a forward.
+            queue_tokens: tokens waiting at most; beyond it clients are told to come back.
+        """
+        self.lm, self.tokens_per_batch, self.queue_tokens = lm, tokens_per_batch, queue_tokens
+        self.waiting = 0
+        self._queue: asyncio.Queue[Job] = asyncio.Queue()
+
+    def admit(self, job: Job) -> bool:
+        """Queue a job, if there is room."""
+        if self.waiting and self.waiting + job.tokens > self.queue_tokens:
+            return False
+        self.waiting += job.tokens
+        self._queue.put_nowait(job)
+        return True
+
+    async def run(self) -> None:
+        """Score what comes, for ever: gather for a moment, then one thread call a kind."""
+        while True:
+            jobs = [await self._queue.get()]
+            await asyncio.sleep(GATHER)
+            while not self._queue.empty() and sum(j.tokens for j in jobs) < self.tokens_per_batch:
+                jobs.append(self._queue.get_nowait())
+            for kind in dict.fromkeys(job.kind for job in jobs):
+                await self._score([job for job in jobs if job.kind == kind])
+            self.waiting -= sum(job.tokens for job in jobs)
+
+    async def _score(self, jobs: Sequence[Job]) -> None:
+        rollouts = [r for job in jobs for r in job.rollouts]
+        teacher = LocalTeacher(
+            self.lm, tokens_per_batch=self.tokens_per_batch, temperature=jobs[0].temperature
+        )
+        try:
+            scores = await asyncio.to_thread(teacher.score, rollouts, jobs[0].want)
+        except (RuntimeError, ValueError) as error:  # out of memory, above all
+            logger.error("Scoring failed: %s", error)
+            for job in jobs:
+                if not job.done.cancelled():
+                    job.done.set_exception(RuntimeError(f"scoring failed: {error}"))
+            return
+        at = 0
+        for job in jobs:
+            if not job.done.cancelled():
+                job.done.set_result(scores[at : at + len(job.rollouts)])
+            at += len(job.rollouts)
+
+
+def make_app(
+    lm: LM, tokenizer: Any, *, token: str | None, eos: Sequence[int] = (), scorer: Scorer
+) -> Starlette:
+    """The HTTP application.
+
+    Args:
+        lm: the teacher.
+        tokenizer: its tokenizer, for the clients' check of theirs.
+        token: what every request but /health must carry as bearer token; None for none.
+        eos: ids that end the teacher's completions.
+        scorer: the queue; its `run` is started with the application.
+    """
+    described = {
+        "protocol": PROTOCOL,
+        "model": lm.name,
+        "vocab": lm.vocab,
+        "context": lm.context,
+        "eos": sorted(eos),
+        "max_tokens": scorer.tokens_per_batch,
+        "fingerprint": fingerprint(lm),
+    }
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def info(request: Request) -> Response:
+        return JSONResponse(described)
+
+    async def tokenize(request: Request) -> Response:
+        body = await _body(request, 2**20)
+        try:
+            value = json.loads(body)
+            ids = tokenizer.encode(str(value["prompt"]), add_special_tokens=False)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise BadRequest("send JSON with a prompt") from None
+        return JSONResponse({"tokens": ids, "count": len(ids)})
+
+    async def score(request: Request) -> Response:
+        rollouts, want, temperature = read_request(await _body(request, MAX_BODY), lm)
+        done: asyncio.Future[list[Scores]] = asyncio.get_running_loop().create_future()
+        if not scorer.admit(Job(rollouts, want, temperature, done)):
+            return _error(429, "the queue is full", {"retry-after": "1"})
+        try:
+            scores = await done
+        except RuntimeError as error:
+            return _error(503, str(error))
+        return Response(write_answer(rollouts, scores), media_type=FRAME)
+
+    def guarded(handler: Callable[[Request], Awaitable[Response]]) -> Callable[..., Any]:
+        async def checked(request: Request) -> Response:
+            given = request.headers.get("authorization", "")
+            if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+                return _error(401, "this server wants the token it printed when it started")
+            try:
+                return await handler(request)
+            except BadRequest as error:
+                return _error(413 if "larger" in str(error) else 400, str(error))
+
+        return checked
+
+    app = Starlette(
+        routes=[
+            Route("/health", health),
+            Route(INFO, guarded(info)),
+            Route(TOKENIZE, guarded(tokenize), methods=["POST"]),
+            Route(SCORE, guarded(score), methods=["POST"]),
+        ]
+    )
+    app.state.scorer = scorer
+    return app
+
+
+def read_request(body: bytes, lm: LM) -> tuple[list[Rollout], Want, float]:
+    """A frame as rollouts.
+
+    Raises:
+        BadRequest: anything that cannot be scored.
+    """
+    try:
+        meta, arrays = wire.unpack(body)
+    except wire.WireError as error:
+        raise BadRequest(str(error)) from None
+    if meta.get("protocol") != PROTOCOL:
+        raise BadRequest(f"this server speaks {PROTOCOL}")
+    topk, temperature = meta.get("topk", 0), meta.get("temperature", 1.0)
+    if type(topk) is not int or not 0 <= topk <= min(MAX_TOPK, lm.vocab):
+        raise BadRequest(f"topk must be between 0 and {min(MAX_TOPK, lm.vocab)}")
+    if not isinstance(temperature, int | float) or not 1e-3 <= temperature <= 1e3:
+        raise BadRequest("temperature must be between 0.001 and 1000")
+    support = meta.get("support") is True
+    want = Want(sampled=meta.get("sampled") is True or support, support=support, topk=topk)
+    return _sequences(arrays, support, lm), want, float(temperature)
+
+
+def _sequences(arrays: dict[str, np.ndarray], support: bool, lm: LM) -> list[Rollout]:
+    names = ["lengths", "completions", "ids"] + ["support_ids"] * support
+    if set(arrays) != set(names) or any(arrays[n].dtype != np.int32 for n in names):
+        raise BadRequest(f"send int32 arrays {', '.join(names)}")
+    lengths, completions, ids = arrays["lengths"], arrays["completions"], arrays["ids"]
+    if lengths.ndim != 1 or lengths.shape != completions.shape or ids.ndim != 1:
+        raise BadRequest("lengths and completions must be lists of one size, ids a flat list")
+    if len(lengths) == 0 or int(lengths.sum(dtype=np.int64)) != len(ids):
+        raise BadRequest("lengths must sum to the number of ids")
+    if (completions < 1).any() or (completions >= lengths).any():
+        raise BadRequest("every sequence needs a prompt and a completion of at least one token")
+    if lm.context is not None and int(lengths.max()) > lm.context:
+        raise BadRequest(f"{int(lengths.max())} tokens; this teacher reads at most {lm.context}")
+    _in_vocab(ids, lm)
+    count = int(completions.sum(dtype=np.int64))
+    chosen = arrays.get("support_ids", np.zeros((count, 0), dtype=np.int32))
+    if chosen.ndim != 2 or len(chosen) != count or chosen.shape[1] > MAX_TOPK:
+        raise BadRequest(f"support_ids must have one row for each of {count} completion tokens")
+    _in_vocab(chosen, lm)
+    starts, rows = np.cumsum(lengths)[:-1], np.cumsum(completions)[:-1]
+    return [
+        _as_rollout(sequence, int(count), top)
+        for sequence, count, top in zip(
+            np.split(ids, starts), completions, np.split(chosen, rows), strict=True
+        )
+    ]
+
+
+def _in_vocab(ids: np.ndarray, lm: LM) -> None:
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= lm.vocab):
+        raise BadRequest(f"token ids must lie between 0 and {lm.vocab - 1}")
+
+
+def _as_rollout(sequence: np.ndarray, count: int, top: np.ndarray) -> Rollout:
+    """A sequence to score, in the words the local teacher knows; nobody reads the zeros."""
+    prompt = Prompt(0, tuple(sequence[:-count].tolist()), "")
+    zeros, wide = np.zeros(count, np.float32), np.zeros(top.shape, np.float32)
+    return Rollout(prompt, 0, sequence[-count:], zeros, zeros, top, wide, "length")
+
+
+def write_answer(rollouts: Sequence[Rollout], scores: Sequence[Scores]) -> bytes:
+    """All scores of a request as one frame; every row is tied to the ids it is about."""
+    columns = {
+        "sampled": [s.sampled for s in scores],
+        "support": [s.support for s in scores],
+        "log_z": [s.log_z for s in scores],
+        "entropy": [s.entropy for s in scores],
+        "topk_ids": [s.topk_ids for s in scores],
+        "topk_logp": [s.topk_logp for s in scores],
+    }
+    arrays = {n: np.concatenate(_whole(columns[n])) for n in FIELDS if columns[n][0] is not None}
+    marks = [row_mark(np.array([*r.prompt.ids, *r.ids.tolist()])) for r in rollouts]
+    return wire.pack({"protocol": PROTOCOL}, {"rows": np.array(marks, np.int32)} | arrays)
+
+
+def _whole(column: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    return [a for a in column if a is not None]
+
+
+def fingerprint(lm: LM) -> str:
+    """Hash of the weights: every tensor's name, shape and a spread of its values."""
+    digest = hashlib.sha256()
+    for name, tensor in lm.model.state_dict().items():
+        flat = tensor.detach().reshape(-1)
+        picked = flat[:: max(1, flat.numel() // 4096)].to(torch.float64).cpu().numpy()
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(picked.tobytes())
+    return digest.hexdigest()[:16]
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise BadRequest(f"the body is larger than {limit} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": {"message": message}}, status, headers)
+
+
+class TeacherServer:
+    """An app on a port; `opd serve-teacher` runs it in front, tests in a thread."""
+
+    def __init__(self, app: Starlette, host: str, port: int) -> None:
+        """Bind nothing yet."""
+        config = uvicorn.Config(
+            app, host=host, port=port, log_level="warning", access_log=False, server_header=False
+        )
+        self._server, self._scorer = uvicorn.Server(config), app.state.scorer
+
+    def serve(self) -> None:
+        """Serve until interrupted."""
+        asyncio.run(self._main())
+
+    async def _main(self) -> None:
+        worker = asyncio.create_task(self._scorer.run())
+        try:
+            await self._server.serve()
+        finally:
+            worker.cancel()
+
+    def stop(self) -> None:
+        """Ask a running server to end, from any thread."""
+        self._server.should_exit = True
+
+    @property
+    def port(self) -> int | None:
+        """The port once it is bound (for port 0), else None."""
+        if not self._server.started:
+            return None
+        return int(self._server.servers[0].sockets[0].getsockname()[1])
