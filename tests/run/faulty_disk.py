@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,12 +95,28 @@ def count_operations(action: Callable[[FileOps], object]) -> int:
     return disk.count
 
 
+def fork() -> int:
+    """`os.fork`; Python 3.12 warns of threads, but the children here take no locks of others."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def dead_process() -> int:
+    """The id of a process that has just ended."""
+    pid = fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
+
+
 def killed_at(number: int, action: Callable[[FileOps], object]) -> bool:
     """Do `action` in a forked process that gets SIGKILL at its operation; False if none was left.
 
     Any other end of the process is an error of the test.
     """
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             action(Faulty(number, lambda: os.kill(os.getpid(), signal.SIGKILL)))

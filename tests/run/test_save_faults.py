@@ -14,6 +14,7 @@ from faulty_disk import (
     PowerCut,
     Unsynced,
     count_operations,
+    dead_process,
     killed_at,
     raising,
 )
@@ -226,10 +227,7 @@ def test_broken_older_ones_do_not_count_and_go(tmp_path):
 
 
 def test_leftovers_of_dead_processes_go_and_of_living_ones_stay(tmp_path):
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0)
-    os.waitpid(pid, 0)
+    pid = dead_process()
     for owner in (pid, os.getppid(), os.getpid()):
         (tmp_path / f"step-5.tmp-{owner}").mkdir()
         (tmp_path / f"step-5.tmp-{owner}" / "state.json").write_text("{}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from opd.errors import UserError
-from opd.run import evals, rollouts
+from opd.run import evals, rollouts, vocabulary
 from opd.run.env import environment
 from opd.run.files import (
     DISK,
@@ -212,6 +212,11 @@ class RunFolder:
         make_folder(kept.parent, self._ops)
         write_bytes(kept, source.read_bytes(), self._ops)
         return kept
+
+    def save_tokens(self, texts: Callable[[], Sequence[str]]) -> None:
+        """Write what every token id says, unless an earlier part of the run did."""
+        if not (self.path / vocabulary.TOKENS).exists():
+            vocabulary.save(self.path, texts(), self._ops)
 
     def save_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, the end of the run in numbers."""

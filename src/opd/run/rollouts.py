@@ -82,8 +82,8 @@ def encode(step: StepFile) -> bytes:
     return to_parquet(columns, meta)
 
 
-def decode(data: bytes) -> StepFile:
-    """The inverse of `encode`.
+def decode(data: bytes, *, hidden_states: bool = True) -> StepFile:
+    """The inverse of `encode`; without `hidden_states` those stay None and torch stays away.
 
     Raises:
         ValueError: for a damaged file, or one of another schema.
@@ -93,7 +93,7 @@ def decode(data: bytes) -> StepFile:
         raise ValueError(f"schema {meta['schema']}, this opd reads {SCHEMA}")
     texts = read_texts(table, TEXTS)
     arrays = {n: read_arrays(table, n, d) for n, d in {**_ROLLOUT_DIMS, **_SCORE_DIMS}.items()}
-    hidden = _read_hidden(table)
+    hidden = _read_hidden(table) if hidden_states else [None] * len(table)
     batch, scores = [], []
     for i, row in enumerate(table.select(_PLAIN).to_pylist()):
         text, answer, source, _ = texts[i]
