@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from opd.evaluate import EvalTask
 from opd.experience import Source
 from opd.models import tokenizers
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
+from opd.models.token_text import token_texts
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.files import require_space
@@ -74,6 +76,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
     optimizer = make_optimizer(pair.student, cfg.optim)
     require_space(Path(cfg.output.dir), bytes_needed(cfg, pair.student))
     folder = RunFolder.create(cfg.output.dir, config.dump(cfg), resume=resume, overwrite=overwrite)
+    folder.save_tokens(partial(token_texts, pair.tokenizer, pair.student.vocab))
     learner = Learner(
         student=pair.student,
         optimizer=optimizer,
