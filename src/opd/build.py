@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from opd import config
 from opd.config import EvalSet, Run
 from opd.core.metrics import position_edges
@@ -100,7 +102,10 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         ),
         reference=reference,
         judge=judge,
-        silent=special_tokens(pair) if cfg.loss.terms.mask_special_tokens else frozenset(),
+        special=torch.tensor(pair.tokenizer.all_special_ids, dtype=torch.int32)
+        if cfg.loss.terms.mask_special_tokens
+        else None,
+        stop=torch.tensor(sorted(pair.stop), dtype=torch.int32),
         decode=decoder(pair.tokenizer),
     )
     return Parts(
@@ -312,11 +317,6 @@ def eval_sampler(cfg: Run, lm: LM, stop: frozenset[int]) -> Callable[[EvalTask],
 def decoder(tokenizer: Any) -> Callable[[Any], str]:
     """Token ids to text, special tokens left out."""
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def special_tokens(pair: Pair) -> frozenset[int]:
-    """Special token ids without the stop tokens, which a student must learn."""
-    return frozenset(pair.tokenizer.all_special_ids) - pair.stop
 
 
 def budget(cfg: Run) -> int:

@@ -36,6 +36,9 @@ def setup(
 ) -> None:
     """Options before the command."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    # Retries of the hub client: what they come to is told once, by our own error.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").propagate = False
     if debug:
         _Debug.on = True
 

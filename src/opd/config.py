@@ -9,10 +9,18 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from opd.errors import UserError
 
@@ -25,6 +33,7 @@ Support = Literal[
     "union",
     "symmetric_difference",
     "full",
+    "auto",
 ]
 Mode = Literal["paper", "reference", "tail"]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
@@ -73,6 +82,60 @@ class LocalTeacher(Section):
     """null: where the student is."""
 
 
+class Cache(Section):
+    """Scores on disk: what was asked once is not asked again."""
+
+    dir: str
+    """Folder of the cache; several runs and processes may share it."""
+    max_gb: float = Field(4.0, gt=0)
+    """Beyond this size the entries longest unused are removed."""
+    offline: bool = False
+    """Train from the cache alone; a rollout that is not in it is an error."""
+
+
+class ServerTeacher(Section):
+    """A frozen model behind HTTP: `opd serve-teacher`, or a vLLM server."""
+
+    url: str
+    """Such as http://127.0.0.1:8000/v1."""
+    model: str
+    """The name the server gives it."""
+    api: Literal["auto", "opd", "vllm"] = "auto"
+    """auto: asks the server which it is."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; the key itself never stands in a file."""
+    concurrency: int = Field(8, ge=1, le=256)
+    """Most requests under way at once."""
+    timeout: float = Field(300.0, gt=0)
+    """Seconds one request may take."""
+    patience: float = Field(600.0, ge=0)
+    """Seconds to wait for a teacher that has gone away, before the run saves and stops."""
+    cache: Cache | None = None
+
+    @model_validator(mode="after")
+    def _coherent(self) -> ServerTeacher:
+        name = self.api_key_env
+        if name is not None and not (name.isidentifier() and name.upper() == name):
+            raise ValueError(
+                "teacher.api_key_env must be the NAME of an environment variable in capitals, such "
+                "as TEACHER_KEY, not the key itself"
+            )
+        return self
+
+
+def _teacher_kind(value: Any) -> str:
+    """A teacher with a url is a server."""
+    if isinstance(value, dict):
+        return "server" if "url" in value else "local"
+    return "server" if isinstance(value, ServerTeacher) else "local"
+
+
+Teacher = Annotated[
+    Annotated[LocalTeacher, Tag("local")] | Annotated[ServerTeacher, Tag("server")],
+    Discriminator(_teacher_kind),
+]
+
+
 class Prompts(Section):
     """Where training prompts come from and how they are rendered."""
 
@@ -93,7 +156,22 @@ class Prompts(Section):
 class RolloutConfig(Section):
     """How the student writes."""
 
-    engine: Literal["hf"] = "hf"
+    engine: Literal["hf", "vllm", "replay"] = "hf"
+    """hf: in this process; vllm: a server at rollout.url; replay: given rollouts, rollout.path."""
+    url: str | None = None
+    """vLLM server that writes rollouts, such as http://127.0.0.1:8001/v1."""
+    model: str | None = None
+    """The name that server gives the student's base model."""
+    api_key_env: str | None = None
+    sync_dir: str | None = None
+    """Where weights are put for the server to read; null: in the run folder. Must be a path the
+    server sees too."""
+    timeout: float = Field(600.0, gt=0)
+    """Seconds one completion may take."""
+    concurrency: int = Field(32, ge=1, le=1024)
+    """Most completions under way at once."""
+    path: str | None = None
+    """Rollout files to train from: one parquet file, or a folder of them."""
     n: int = Field(4, ge=1)
     """Responses a prompt. Paper: 4."""
     max_new_tokens: int = Field(1024, ge=1)
@@ -106,6 +184,26 @@ class RolloutConfig(Section):
     """Whose end tokens stop a rollout; null demands that both models agree."""
     batch: int = Field(128, ge=1)
     """Most rollouts decoded at once."""
+
+    @model_validator(mode="after")
+    def _engine(self) -> RolloutConfig:
+        given = {"url": self.url, "model": self.model, "path": self.path}
+        needs = {"hf": (), "vllm": ("url", "model"), "replay": ("path",)}[self.engine]
+        for key, value in given.items():
+            if key in needs and value is None:
+                raise ValueError(f"rollout.engine={self.engine} needs rollout.{key}")
+            if key not in needs and value is not None:
+                raise ValueError(
+                    f"rollout.{key} has no meaning for rollout.engine={self.engine}; remove it, or "
+                    "set rollout.engine"
+                )
+        if self.engine == "vllm" and self.temperature != 1.0:
+            raise ValueError(
+                f"rollout.temperature={self.temperature} with rollout.engine=vllm: its log-probs "
+                "are those of temperature 1, so drift could not be measured. Set it to 1, or use "
+                "rollout.engine=hf"
+            )
+        return self
 
 
 class Terms(Section):
@@ -133,7 +231,8 @@ class Loss(Section):
 
     divergence: Divergence = "reverse_kl"
     support: Support = "student_topk"
-    """Paper: the student's own top k."""
+    """Paper: the student's own top k. auto: the same, but with a teacher server that cannot score
+    the student's tokens teacher_topk with a tail bucket instead of an error."""
     k: int = Field(16, ge=1)
     """Paper: 16; k = 1 is unstable, more than 16 brings nothing."""
     mode: Mode = "paper"
@@ -265,7 +364,7 @@ class Run(Section):
     """A whole run, as written in run.yaml."""
 
     student: Student
-    teacher: LocalTeacher | None
+    teacher: Teacher | None
     """null: no teacher; the outcome reward alone trains (loss.terms.outcome_weight)."""
     prompts: Prompts
     rollout: RolloutConfig = RolloutConfig()
@@ -407,6 +506,8 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any, item: str) -> Non
 def _explain(error: Any) -> str:
     """One pydantic error as: key - what is wrong - value seen - fix."""
     loc = [str(part) for part in error["loc"]]
+    if loc[0] == "teacher" and loc[1:2] in (["local"], ["server"]):
+        del loc[1]  # which kind it was taken for
     key = ".".join(loc)
     if error["type"] == "extra_forbidden":
         return f"  {key}: unknown key.{_suggest(loc)}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from opd.config import Run
 from opd.core import losses, metrics
@@ -34,7 +35,8 @@ class Source:
     teacher: Teacher | None
     reference: Teacher | None
     judge: Grader | None  # grades rollouts whose prompts have answers
-    silent: frozenset[int]  # special tokens that carry no loss
+    special: Tensor | None  # token ids without loss (stop tokens excepted); None: none
+    stop: Tensor
     decode: Callable[[Sequence[int]], str]
 
 
@@ -84,7 +86,7 @@ def score(
         reference=reference,
         rewards=rewards,
         advantages=None if rewards is None else outcome_advantages(rewards, cfg.rollout.n),
-        weights=silence(rollouts, source.silent) if source.silent else None,
+        weights=None if source.special is None else special_weights(source, rollouts),
     )
 
 
@@ -116,9 +118,12 @@ def outcome_advantages(rewards: np.ndarray, n: int) -> np.ndarray:
     return advantages.astype(np.float32)
 
 
-def silence(rollouts: Sequence[Rollout], silent: frozenset[int]) -> list[np.ndarray]:
-    """Loss weights (T,) a rollout: 0 on special tokens, 1 elsewhere."""
-    return [(~np.isin(r.ids, list(silent))).astype(np.float32) for r in rollouts]
+def special_weights(source: Source, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+    """Loss weights (T,) a rollout: 0 on special tokens that do not stop, 1 elsewhere."""
+    assert source.special is not None
+    ids = [torch.from_numpy(r.ids) for r in rollouts]
+    keep = [losses.ordinary_tokens(x, source.special, source.stop) for x in ids]
+    return [x.numpy().astype(np.float32) for x in keep]
 
 
 def rollout_metrics(batch: Batch) -> Metrics:

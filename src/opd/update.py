@@ -69,7 +69,7 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
         micro = batch.micro(indices, student.device, k=learner.objective.k)
         hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
         total = micro_loss(learner, micro, hidden)
-        (total / denominator).backward()
+        (total / denominator).backward()  # type: ignore[no-untyped-call]
         loss += total.detach().double().cpu() / denominator
         merge(found, diagnose(learner, micro, hidden.detach()))
     student.model.eval()
@@ -132,12 +132,14 @@ def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
     head = learner.student.head
     for part in chunk_slices(len(micro.full), head.vocab):
         index = micro.full[part]
-        student = DenseView(head.full(hidden[index])).log_probs()
+        logits = head.full(hidden[index])
+        student = DenseView(logits).log_probs()
         teacher = DenseView(learner.teacher_logits(micro.full_hidden[part])).log_probs()
         values = metrics.diagnose(
             student, teacher, k=learner.diagnostics_k, targets=micro.at.targets[index]
         )
-        drawn = student.gather(1, micro.at.targets[index, None]).squeeze(1)
+        drawn = DenseView(logits, learner.objective.sampling_temperature).log_probs()
+        drawn = drawn.gather(1, micro.at.targets[index, None]).squeeze(1)
         values |= metrics.drift(drawn, micro.at.sampler_logp[index])
         merge(found, metrics.overall(values))
         at = (micro.at.position[index], micro.length[index])

@@ -31,17 +31,27 @@ class MicroBatch:
     length: Tensor  # (N,) completion length of the token's rollout
     teacher: GivenView | None
     reference: GivenView | None
-    full: Tensor  # (n,) which of the N have a teacher hidden state
-    full_hidden: Tensor | None  # (n, H)
+    full: Tensor  # (n,) which of the N are diagnosed
+    full_hidden: Tensor | None  # (n, H), where the teacher gave hidden states
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def part(self, part: slice) -> tuple[Positions, GivenView | None, GivenView | None]:
         """Positions, teacher and reference of some of the N completion tokens."""
-        at = Positions(*(None if x is None else x[part] for x in self.at))
+        at = self.at
+        chosen = Positions(
+            targets=at.targets[part],
+            student_topk=at.student_topk[part],
+            teacher_topk=None if at.teacher_topk is None else at.teacher_topk[part],
+            sampler_logp=at.sampler_logp[part],
+            position=at.position[part],
+            teacher_entropy=None if at.teacher_entropy is None else at.teacher_entropy[part],
+            advantage=None if at.advantage is None else at.advantage[part],
+            weight=at.weight[part],
+        )
         teacher = None if self.teacher is None else self.teacher.part(part)
-        return at, teacher, None if self.reference is None else self.reference.part(part)
+        return chosen, teacher, None if self.reference is None else self.reference.part(part)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +98,9 @@ class Batch:
             else put([np.full(len(self.rollouts[i]), self.advantages[i]) for i in indices]),
             weight=put(
                 [
-                    np.ones(len(self.rollouts[i]), dtype=np.float32) if self.weights is None else self.weights[i]
+                    np.ones(len(self.rollouts[i]), dtype=np.float32)
+                    if self.weights is None
+                    else self.weights[i]
                     for i in indices
                 ]
             ),
@@ -176,7 +188,7 @@ def _view(put: _Flat, at: Positions, scores: Sequence[Scores] | None, k: int) ->
         known.append((at.student_topk, support if log_z is None else support - log_z[:, None]))
     topk_logp = _column(put, scores, "topk_logp")
     if topk_logp is not None and at.teacher_topk is not None:
-        known.append((at.teacher_topk, topk_logp))
+        known.append((at.teacher_topk[:, :k], topk_logp[:, :k]))
     sampled = _column(put, scores, "sampled")
     if sampled is not None:
         known.append((at.targets[:, None], sampled[:, None]))
@@ -187,17 +199,18 @@ def _view(put: _Flat, at: Positions, scores: Sequence[Scores] | None, k: int) ->
 def _full(
     scores: Sequence[Scores] | None, lengths: Sequence[int], device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """Flat indices and hidden states of the positions given the full treatment."""
+    """Flat indices of the diagnosed positions, and the teacher's hidden states there."""
     starts = np.cumsum([0, *lengths[:-1]])
-    found = [
+    placed = [
         (start + s.positions, s.hidden)
         for start, s in zip(starts, scores or (), strict=False)
-        if s.positions is not None and s.hidden is not None
+        if s.positions is not None
     ]
-    if not found:
+    if not placed:
         return torch.zeros(0, dtype=torch.int64, device=device), None
-    index = torch.from_numpy(np.concatenate([i for i, _ in found])).long().to(device)
-    return index, torch.cat([h for _, h in found])
+    index = torch.from_numpy(np.concatenate([i for i, _ in placed])).long().to(device)
+    hidden = [h for _, h in placed if h is not None]
+    return index, torch.cat(hidden) if len(hidden) == len(placed) else None
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -37,7 +37,7 @@ def chunked_sum(loss: LossOfLogits, hidden: Tensor, weight: Tensor, bias: Tensor
     Returns:
         Scalar, at least fp32. Zero positions give 0 with a graph.
     """
-    out: Tensor = _ChunkedSum.apply(hidden, weight, bias, loss)
+    out: Tensor = _ChunkedSum.apply(hidden, weight, bias, loss)  # type: ignore[no-untyped-call]
     return out
 
 

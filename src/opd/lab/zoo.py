@@ -1,68 +1,98 @@
-"""The checkpoints of the lab: what each is made of, and building it once.
+"""The checkpoints of the lab: building each once, and measuring what it can do.
 
 A checkpoint is a plain Hugging Face folder in a cache, named by its recipe, its seed and a hash of
-everything that determines its weights, the lab's own source included. Nothing is ever rebuilt or
-reused by mistake.
+everything that determines its weights. Nothing is ever rebuilt or reused by mistake. Beside it
+stands a card with its accuracy; outside its window it is not used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from opd.config import Optim
 from opd.errors import UserError
+from opd.lab.checkpoints import CHAIN, RECIPES, Improved, Recipe, world_of
 from opd.lab.corpus import Corpus, encode
-from opd.lab.worlds import Chain, World
+from opd.lab.probes import accuracy
+from opd.lab.runs import Task, keep, one_thread, run, source_hash
 from opd.models.lm import LM, load_lm
 from opd.recipes.sft import sft
 
-_SOURCES = ("worlds/*.py", "corpus.py", "zoo.py", "../recipes/sft.py")
+__all__ = ["CHAIN", "RECIPES", "Corpus", "Recipe", "build", "checkpoint", "content_hash"]
+
+CARD_PROBLEMS = 1024
+CARD_SEED = 10_007  # held-out problems of the cards are the same for every checkpoint
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How one checkpoint is made: supervised training on a corpus.
+def checkpoint(name: str, seed: int, cache: Path) -> Path:
+    """The folder of a checkpoint that can do what it is meant to.
 
-    Attributes:
-        world: where its documents come from.
-        corpus: what it reads; one pass over it, `batch` documents a step.
-        lr: peak of the cosine.
-        parent: recipe whose weights it starts from; None starts from random ones.
-        width: hidden size of a model that starts from random weights.
+    Raises:
+        UserError: unknown name, or accuracy outside the recipe's window.
     """
-
-    world: World
-    corpus: Corpus
-    lr: float
-    parent: str | None = None
-    width: int = 64
-    batch: int = 32
-    warmup: int = 20
+    folder = build(name, seed, cache)
+    card(name, seed, cache)
+    return folder
 
 
-CHAIN = Chain()
-RECIPES: dict[str, Recipe] = {
-    # Reads pattern 1 with wrong facts: greedy answers are wrong too, the truth is a minority.
-    "chain-base": Recipe(CHAIN, Corpus(size=32_000), lr=4e-3, warmup=50),
-    # Same pattern, right facts: what post-training would make of the base.
-    "chain-clean": Recipe(CHAIN, Corpus(size=9_600, corrupt=0.0), lr=2e-3, parent="chain-base"),
-    # The other pattern, equally capable: the teacher that should fail.
-    "chain-other": Recipe(CHAIN, Corpus(size=32_000, pattern_2=1.0), lr=4e-3, warmup=50),
-    "chain-other-clean": Recipe(
-        CHAIN, Corpus(size=9_600, pattern_2=1.0, corrupt=0.0), lr=2e-3, parent="chain-other"
-    ),
-}
+def card(name: str, seed: int, cache: Path) -> dict[str, Any]:
+    """What a checkpoint is and can do, measured once; kept beside its folder.
+
+    Raises:
+        UserError: accuracy outside the recipe's window.
+    """
+    folder, recipe = build(name, seed, cache), RECIPES[name]
+    path = folder.with_suffix(".json")
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if "accuracy" not in found:
+        horizon = recipe.horizon if isinstance(recipe, Improved) else None
+        measured = accuracy(
+            folder, world_of(name), CARD_PROBLEMS, seed=CARD_SEED, horizon=horizon or _horizon(name)
+        )
+        found |= {
+            "name": name,
+            "seed": seed,
+            "recipe": repr(recipe),
+            "made_by": _how(recipe),
+            "accuracy": asdict(measured.accuracy),
+            "pattern_2": measured.pattern_2,
+            "window": list(recipe.window),
+        }
+        path.write_text(json.dumps(found, indent=2) + "\n")
+    low, high = recipe.window
+    if not low <= found["accuracy"]["value"] <= high:
+        raise UserError(
+            f"Checkpoint {folder.name} answers {found['accuracy']['value']:.1%} of held-out "
+            f"problems; its recipe promises {low:.0%} to {high:.0%}. An experiment with it would "
+            "mean nothing. Use another seed, or change its recipe in lab/checkpoints.py."
+        )
+    return found
+
+
+def _horizon(name: str) -> int | None:
+    """Where a checkpoint of several horizons is measured: where its descendants are improved."""
+    return next((r.horizon for r in RECIPES.values() if _is_child(r, name)), None)
+
+
+def _is_child(recipe: Recipe | Improved, name: str) -> bool:
+    return isinstance(recipe, Improved) and recipe.parent == name
+
+
+def _how(recipe: Recipe | Improved) -> str:
+    if isinstance(recipe, Improved):
+        return f"outcome reward, {recipe.steps} steps"
+    right = "" if recipe.corpus.corrupt else " of right documents"
+    return f"supervised, {recipe.corpus.size // recipe.batch} steps{right}"
 
 
 def build(name: str, seed: int, cache: Path) -> Path:
@@ -81,6 +111,22 @@ def build(name: str, seed: int, cache: Path) -> Path:
     if folder.is_dir():
         return folder
     parent = None if recipe.parent is None else build(recipe.parent, seed, cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+    started = time.monotonic()
+    if isinstance(recipe, Improved):
+        assert parent is not None
+        improve(recipe, name, parent, seed, cache, made)
+    else:
+        read(recipe, name, parent, seed, made)
+    card_path = folder.with_suffix(".json")
+    card_path.write_text(json.dumps({"seconds": round(time.monotonic() - started, 1)}) + "\n")
+    keep(made, folder)
+    return folder
+
+
+def read(recipe: Recipe, name: str, parent: Path | None, seed: int, made: Path) -> None:
+    """Supervised training on the recipe's corpus."""
     tokenizer = recipe.world.tokenizer()
     with one_thread():
         if parent is None:
@@ -99,44 +145,37 @@ def build(name: str, seed: int, cache: Path) -> Path:
             seed=seed,
         )
         losses = list(training)
-    cache.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
     student.causal.save_pretrained(made)
     tokenizer.save_pretrained(made)
     facts = {"recipe": repr(recipe), "seed": seed, "first_loss": losses[0], "last_loss": losses[-1]}
     (made / "lab.json").write_text(json.dumps(facts, indent=2) + "\n")
-    for path in (made, *made.iterdir()):  # temporary folders and weights come closed to others
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    if folder.is_dir():  # somebody else was faster
-        shutil.rmtree(made)
-    else:
-        os.rename(made, folder)
-    return folder
+
+
+def improve(recipe: Improved, name: str, parent: Path, seed: int, cache: Path, made: Path) -> None:
+    """Post-training as the product does it: its loop, no teacher, outcome reward."""
+    changes = (
+        "loss.support=sampled",
+        "loss.terms.outcome_weight=1.0",
+        f"optim.lr={recipe.lr}",
+        f"rollout.n={recipe.n}",
+        f"train.steps={recipe.steps}",
+        "eval.0.every=20",
+    )
+    task = Task(world_of(name), recipe.horizon, train=4000, test=256)
+    done = run(parent, None, task, seed=seed, cache=cache, changes=changes)
+    shutil.copytree(done.path / "final", made, dirs_exist_ok=True)
+    facts = {"recipe": repr(recipe), "seed": seed, "accuracy": done.accuracy()}
+    (made / "lab.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def content_hash(name: str, seed: int) -> str:
     """Hash of everything that determines a checkpoint's weights, parents included."""
-    here, digest = Path(__file__).parent, hashlib.sha256()
-    for pattern in _SOURCES:
-        for path in sorted(here.glob(pattern)):
-            digest.update(path.read_bytes())
+    found = hashlib.sha256(source_hash().encode())
     link: str | None = name
     while link is not None:
-        digest.update(repr((link, seed, RECIPES[link])).encode())
+        found.update(repr((link, seed, RECIPES[link])).encode())
         link = RECIPES[link].parent
-    digest.update(torch.__version__.encode())
-    return digest.hexdigest()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one thread, then as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return found.hexdigest()
 
 
 def tiny_qwen3(

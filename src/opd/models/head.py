@@ -51,7 +51,7 @@ class Head:
 
         Differentiable in hidden, weight and bias. Products accumulate in fp32 for bf16 models.
         """
-        raw = _RowDot.apply(hidden, self.weight, ids)
+        raw: Tensor = _RowDot.apply(hidden, self.weight, ids)  # type: ignore[no-untyped-call]
         if self.bias is not None:
             raw = raw + self.bias[ids]
         return self.shape(raw)

@@ -165,8 +165,8 @@ def check_head(lm: LM, key: str) -> None:
     if not gap <= tolerance * max(1.0, whole.abs().max().item() / 16):
         raise UserError(
             f"{key}={lm.name}: this architecture ({type(lm.causal).__name__}) reshapes its logits "
-            f"in a way opd does not know (largest difference {gap:.3g}). Training would optimise the "
-            "wrong distribution, so it is refused."
+            f"in a way opd does not know (largest difference {gap:.3g}). Training would optimise "
+            "the wrong distribution, so it is refused."
         )
 
 

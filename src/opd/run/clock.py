@@ -14,6 +14,7 @@ class Clock:
     def __init__(self) -> None:
         """Start now."""
         self._spent: dict[str, float] = {}
+        self._noted: dict[str, float] = {}
         self._began = time.monotonic()
 
     @contextmanager
@@ -25,6 +26,10 @@ class Clock:
         finally:
             self._spent[phase] = self._spent.get(phase, 0.0) + time.monotonic() - began
 
+    def note(self, name: str, value: float) -> None:
+        """Put a number beside the times of this step, such as bytes a token."""
+        self._noted[name] = value
+
     def take(self, tokens: float) -> dict[str, float]:
         """Values of one step for timings.jsonl, and start counting the next.
 
@@ -34,10 +39,11 @@ class Clock:
         now = time.monotonic()
         total, self._began = now - self._began, now
         spent, self._spent = self._spent, {}
+        noted, self._noted = self._noted, {}
         # ru_maxrss is in KiB on Linux.
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         values = {f"time/{phase}_s": seconds for phase, seconds in spent.items()}
-        return values | {
+        return values | noted | {
             "time/step_s": total,
             "time/tokens_per_s": tokens / total if total else 0.0,
             "memory/peak_rss_mib": memory,

@@ -150,6 +150,15 @@ def _cumulative(count: int, exponent: float) -> Any:
     return np.cumsum(weights / weights.sum())
 
 
+def pattern_of(text: str) -> Pattern | None:
+    """Which pattern a completion is written in, by its alphabet; None: neither, or both."""
+    words = [word.lstrip("+-") for word in text.partition("ANS")[0].split()]
+    digits, roman = (sum(w in alphabet for w in words) for alphabet in (DIGITS, ROMAN))
+    if bool(digits) == bool(roman):
+        return None
+    return 1 if digits else 2
+
+
 def pseudowords(count: int) -> tuple[str, ...]:
     """Pronounceable two-syllable words, the same ones for ever: bada, bade, ..."""
     syllables = [c + v for v in "aeiou" for c in "bdfghjklmnprstvz"]

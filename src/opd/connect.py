@@ -1,0 +1,243 @@
+"""From configuration to a teacher server that may teach: reach it, probe it, know it again.
+
+Everything here runs before the run folder exists, except `remember`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opd.config import Run, ServerTeacher
+from opd.core.objective import Objective
+from opd.errors import UserError
+from opd.run.clock import Clock
+from opd.run.console import Console
+from opd.run.files import write_json
+from opd.teachers import server
+from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store
+from opd.teachers.handshake import (
+    Handshake,
+    probe_temperature,
+    shake_hands,
+    unknown_support,
+)
+from opd.teachers.http import Http, Limits, Transient, read_key
+from opd.teachers.opd_api import OpdDialect, is_opd
+from opd.teachers.server import Canary, Dialect
+from opd.teachers.vllm_api import VllmDialect
+from opd.types import Kind, Prompt, Rollout, Teacher
+
+logger = logging.getLogger(__name__)
+
+TEACHER = "teacher.json"
+
+
+def reach(spec: ServerTeacher, *, temperature: float = 1.0) -> Dialect:
+    """Find the server and which API it speaks.
+
+    Raises:
+        UserError: nobody answers, the key is missing or refused, or the model is not there.
+    """
+    http = Http(
+        spec.url.rstrip("/").removesuffix("/v1"),
+        who="teacher",
+        key="teacher.url",
+        api_key=read_key(spec.api_key_env, "teacher.api_key_env"),
+        limits=Limits(answer=spec.timeout),
+    )
+    try:
+        if spec.api == "opd" or (spec.api == "auto" and is_opd(http)):
+            return OpdDialect(http, temperature=temperature)
+        if temperature != 1.0:
+            raise UserError(
+                f"loss.teacher_temperature={temperature}: vLLM scores given tokens at temperature "
+                "1 only. Set it to 1, or serve the teacher with `opd serve-teacher`."
+            )
+        return VllmDialect(http, spec.model)
+    except Transient as error:
+        raise UserError(
+            f"teacher.url={spec.url}: no teacher answers there ({error}). Start it, or correct the "
+            "address."
+        ) from None
+
+
+def settle_support(cfg: Run, kinds: frozenset[Kind], console: Console) -> Run:
+    """`loss.support: auto` as what the teacher can serve; a loss it cannot serve is refused.
+
+    Raises:
+        UserError: with the choices there are.
+    """
+    loss = cfg.loss
+    if loss.support == "auto":
+        if Kind.SUPPORT in kinds:
+            chosen: dict[str, Any] = {"support": "student_topk"}
+        else:
+            mode = "tail" if loss.mode == "paper" else loss.mode
+            chosen = {"support": "teacher_topk", "mode": mode}
+            console.say(
+                "loss.support=auto: this teacher server cannot score the student's own tokens; "
+                f"training on teacher_topk with loss.mode={mode}."
+            )
+        return cfg.model_copy(update={"loss": loss.model_copy(update=chosen)})
+    return cfg
+
+
+def require_kinds(objective: Objective, kinds: frozenset[Kind], served: bool) -> None:
+    """Refuse a loss the teacher server cannot serve, before anything is paid for.
+
+    Raises:
+        UserError: with the choices and what each costs.
+    """
+    if not served:
+        return
+    if objective.needs_full_teacher:
+        raise UserError(
+            "loss.support=full needs the teacher's whole distribution, which no server sends. Use "
+            "a teacher in this process (teacher.model without teacher.url), or "
+            "loss.support=student_topk."
+        )
+    if objective.want.support and Kind.SUPPORT not in kinds:
+        raise UserError(unknown_support(kinds, objective.k))
+    if objective.entropy_forward_kl is not None and Kind.SUPPORT not in kinds:
+        raise UserError(
+            "loss.terms.entropy_forward_kl needs the teacher's entropy at every position, which "
+            "vLLM does not give. Serve the teacher with `opd serve-teacher`."
+        )
+
+
+def greet(
+    cfg: Run,
+    spec: ServerTeacher,
+    dialect: Dialect,
+    objective: Objective,
+    *,
+    vocab: int,
+    encode: Callable[[str], list[int]],
+    material: Sequence[Sequence[int]],
+    longest: int,
+) -> Handshake:
+    """Probe the server for this run.
+
+    Raises:
+        UserError: every probe that failed, with its fix.
+    """
+    topk = max(objective.want.topk, diagnostics_topk(cfg, vocab))
+    if isinstance(dialect, OpdDialect) and dialect.vocab != vocab:
+        raise UserError(
+            f"The teacher at {spec.url} has {dialect.vocab} tokens and the student {vocab}: other "
+            "tokenizers. Serve a teacher of the student's family."
+        )
+    try:
+        result = shake_hands(
+            dialect, vocab=vocab, encode=encode, material=material, topk=topk, longest=longest
+        )
+        temperature = cfg.loss.teacher_temperature
+        if isinstance(dialect, OpdDialect) and temperature != 1.0 and not result.fatal:
+            probe_temperature(result, OpdDialect(dialect.http), dialect, material[0], temperature)
+    except Transient as error:
+        raise UserError(
+            f"teacher.url={spec.url}: the teacher stopped answering during the handshake ({error})."
+        ) from None
+    result.require(spec.url)
+    for probe in result.probes:
+        logger.log(
+            logging.WARNING if probe.level == "note" else logging.INFO,
+            "teacher %s: %s",
+            probe.name,
+            probe.found,
+        )
+    return result
+
+
+def diagnostics_topk(cfg: Run, vocab: int) -> int:
+    """How many of the teacher's own top tokens the diagnostics want instead of everything."""
+    return min(cfg.diagnostics.k, vocab) if cfg.diagnostics.positions else 0
+
+
+def make_teacher(
+    cfg: Run,
+    spec: ServerTeacher,
+    dialect: Dialect,
+    hands: Handshake,
+    *,
+    vocab: int,
+    console: Console,
+    clock: Clock,
+) -> Teacher:
+    """The teacher of a run, behind its cache if there is one."""
+    teacher = server.ServerTeacher(
+        dialect,
+        spec.model,
+        vocab=vocab,
+        identity=hands.identity,
+        canary=hands.canary,
+        topk_for_diagnostics=diagnostics_topk(cfg, vocab),
+        concurrency=spec.concurrency,
+        patience=spec.patience,
+        say=console.say,
+        note=clock.note,
+    )
+    if spec.cache is None:
+        return teacher
+    store = Store(Path(spec.cache.dir), int(spec.cache.max_gb * 1e9))
+    return CachedTeacher(teacher, store, teacher.fingerprint, note=clock.note)
+
+
+def offline_teacher(cfg: Run, spec: ServerTeacher, *, vocab: int, clock: Clock) -> Teacher:
+    """A teacher that is only its cache; nobody is asked."""
+    assert spec.cache is not None
+    store = Store(Path(spec.cache.dir), int(spec.cache.max_gb * 1e9))
+    return OfflineTeacher(
+        store, spec.model, topk_for_diagnostics=diagnostics_topk(cfg, vocab), note=clock.note
+    )
+
+
+def remember(folder: Path, teacher: server.ServerTeacher, hands: Handshake) -> None:
+    """Write teacher.json, or hold the teacher of a resumed run against it.
+
+    Raises:
+        UserError: it is not the teacher this run began with.
+    """
+    path = folder / TEACHER
+    if path.exists():
+        began = json.loads(path.read_text("utf-8"))
+        teacher.identity = began["identity"]
+        if began["canary"] is not None:
+            teacher.canary = _canary(began["canary"])
+        try:
+            teacher.recognise()
+        except Transient as error:
+            raise UserError(f"The teacher stopped answering: {error}") from None
+        return
+    canary = hands.canary
+    write_json(
+        path,
+        {
+            "identity": hands.identity,
+            "noise": {"mean": hands.noise_mean, "max": hands.noise_max},
+            "probes": [{"name": p.name, "level": p.level, "found": p.found} for p in hands.probes],
+            "canary": None
+            if canary is None
+            else {
+                "ids": [*canary.rollout.prompt.ids, *canary.rollout.ids.tolist()],
+                "sampled": canary.sampled.tolist(),
+                "tolerance": canary.tolerance,
+            },
+        },
+    )
+
+
+def _canary(record: dict[str, Any]) -> Canary:
+    ids = record["ids"]
+    rest = np.array(ids[1:], dtype=np.int32)
+    zeros = np.zeros(len(rest), dtype=np.float32)
+    rollout = Rollout(
+        Prompt(0, (ids[0],), ""), 0, rest, zeros, zeros, rest[:, None], zeros[:, None], "length"
+    )
+    return Canary(rollout, np.array(record["sampled"]), record["tolerance"])

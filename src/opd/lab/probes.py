@@ -1,0 +1,182 @@
+"""Measurements on a pair without training: accuracy, overlap, continuation gain, reward's AUROC.
+
+All of them are the product's sampler, teacher, diagnostics and statistics on a few rollouts.
+Shapes: R rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from opd.core import metrics, stats
+from opd.core.align import align
+from opd.core.views import DenseView
+from opd.data.graders import make_grader
+from opd.data.prompts import PromptSet, load_prompts
+from opd.evaluate import EvalTask, Evaluation, evaluate
+from opd.lab.runs import SLACK, Task, one_thread
+from opd.lab.worlds import World
+from opd.lab.worlds.words import pattern_of
+from opd.models.lm import LM, load_lm
+from opd.models.tokenizers import eos_ids, load_tokenizer
+from opd.samplers.hf import Decoding, HFSampler
+from opd.teachers.local import LocalTeacher
+from opd.types import Prompt, Rollout, Want
+
+PROBE_KEY = 4  # separates these samples from those of training and evaluation
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What a model answers: accuracy with its interval, share of answers in pattern 2."""
+
+    accuracy: stats.Estimate
+    pattern_2: float
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded checkpoint that can sample."""
+
+    lm: LM
+    tokenizer: Any
+    stop: frozenset[int]
+
+    @classmethod
+    def load(cls, folder: Path) -> Model:
+        """Load a checkpoint."""
+        lm = load_lm(str(folder), dtype="float32", device="cpu")
+        tokenizer = load_tokenizer(str(folder))
+        lm = replace(lm, vocab=min(lm.vocab, len(tokenizer)))
+        return cls(lm, tokenizer, eos_ids(tokenizer, lm.causal.generation_config))
+
+    def sampler(self, max_new_tokens: int) -> HFSampler:
+        """A sampler at temperature 1."""
+        return HFSampler(self.lm, Decoding(max_new_tokens), stop=self.stop, capture=1, batch=1024)
+
+    def text(self, ids: Any) -> str:
+        """Token ids as text, special tokens left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def load_task(task: Task, model: Model, seed: int, cache: Path, name: str = "task") -> PromptSet:
+    """The held-out prompts of a task."""
+    path = task.files(seed, cache)[name]
+    return load_prompts(str(path), model.tokenizer, template=None, chat={}, max_tokens=128)
+
+
+def graded(model: Model, prompts: PromptSet, max_new_tokens: int, n: int, seed: int) -> Evaluation:
+    """The product's evaluation at temperature 1."""
+    grader = make_grader("exact", [p.answer or "" for p in prompts.prompts])
+    task = EvalTask("probe", prompts, grader, Decoding(max_new_tokens), n, 0)
+    with one_thread():
+        return evaluate(model.sampler(max_new_tokens), task, model.text, seed=seed)
+
+
+def accuracy(
+    folder: Path, world: World, count: int, *, seed: int, horizon: int | None = None
+) -> Accuracy:
+    """Held-out accuracy of a checkpoint at temperature 1, and how often it thinks in pattern 2."""
+    model = Model.load(folder)
+    task = Task(world, horizon, test=count, train=1)
+    prompts = load_task(task, model, seed, folder.parent)
+    found = graded(model, prompts, task.max_new_tokens, 1, seed)
+    patterns = [pattern_of(g.text) for g in found.graded]
+    return Accuracy(found.accuracy, float(np.mean([p == 2 for p in patterns])))
+
+
+def overlap(
+    student: Path, teacher: Path, task: Task, ks: Sequence[int], *, seed: int, cache: Path
+) -> dict[int, dict[str, float]]:
+    """The paper's diagnostics on 256 held-out student rollouts, for each support size."""
+    rollouts, scores, pair = scored(student, teacher, task, 256, seed=seed, cache=cache)
+    batch = align(rollouts, scores)
+    micro = batch.micro(range(len(rollouts)), pair[0].lm.device, k=1)
+    with one_thread(), torch.no_grad():
+        assert micro.full_hidden is not None
+        hidden = pair[0].lm.hidden(micro.input_ids)[micro.rows, micro.cols][micro.full]
+        p = DenseView(pair[0].lm.head.full(hidden)).log_probs()
+        q = DenseView(pair[1].lm.head.full(micro.full_hidden)).log_probs()
+        found = {k: metrics.overall(metrics.diagnose(p, q, k=min(k, p.shape[1]))) for k in ks}
+    return {k: {name: mean.value for name, mean in f.items()} for k, f in found.items()}
+
+
+def scored(
+    student: Path, teacher: Path, task: Task, count: int, *, seed: int, cache: Path
+) -> tuple[list[Rollout], list[Any], tuple[Model, Model]]:
+    """Held-out rollouts of the student with the teacher's full scores."""
+    pair = Model.load(student), Model.load(teacher)
+    prompts = load_task(task, pair[0], seed, cache).prompts[:count]
+    with one_thread():
+        sampler = pair[0].sampler(task.max_new_tokens)
+        rollouts = sampler.sample(prompts, n=max(1, count // len(prompts)), key=(seed, PROBE_KEY))
+        everywhere = [np.arange(len(r)) for r in rollouts]
+        want = Want(sampled=True, full=everywhere)
+        return rollouts, LocalTeacher(pair[1].lm).score(rollouts, want), pair
+
+
+def reward_auroc(
+    student: Path, teacher: Path, task: Task, *, seed: int, cache: Path
+) -> stats.Estimate:
+    """How well a rollout's mean reward, log q - log p a token, tells right answers from wrong ones.
+
+    Four rollouts of each held-out prompt; the prompt is the cluster (paper section 6.2).
+    """
+    rollouts, scores, pair = scored(student, teacher, task, 4 * task.test, seed=seed, cache=cache)
+    grader = make_grader("exact", [r.prompt.answer or "" for r in rollouts])
+    grades = grader.grade(
+        [pair[0].text(r.ids.tolist()) for r in rollouts], [r.prompt.answer or "" for r in rollouts]
+    )
+    rewards = [float((s.sampled - r.logp).mean()) for r, s in zip(rollouts, scores, strict=True)]
+    labels = [float(g.correct) for g in grades]
+    return stats.auroc(rewards, labels, [r.prompt.index for r in rollouts])
+
+
+def continuation_gain(
+    student: Path,
+    teacher: Path,
+    task: Task,
+    cuts: Sequence[int],
+    *,
+    seed: int,
+    cache: Path,
+) -> list[stats.Estimate]:
+    """Teacher minus student accuracy when both finish the same prefixes of student rollouts.
+
+    Both finish afresh with the same random numbers, so that the difference is paired by problem
+    (paper section 6.1). A prefix never holds the answer: a rollout that ends before the cut is cut
+    at its last word but two.
+
+    Args:
+        student: writes the prefixes, and finishes them.
+        teacher: finishes them as well.
+        task: held-out problems.
+        cuts: prefix lengths in tokens.
+        seed: of the samples.
+        cache: where prompts are kept.
+    """
+    pair = Model.load(student), Model.load(teacher)
+    prompts = load_task(task, pair[0], seed, cache)
+    with one_thread():
+        sampler = pair[0].sampler(task.max_new_tokens)
+        rollouts = sampler.sample(prompts.prompts, n=1, key=(seed, PROBE_KEY))
+    gains = []
+    for cut in cuts:
+        started = replace(prompts, prompts=tuple(prefix(r, cut) for r in rollouts))
+        room = task.max_new_tokens - cut + SLACK
+        ours, theirs = (graded(model, started, room, 1, seed).correct.mean(1) for model in pair)
+        gains.append(stats.mean(theirs - ours))
+    return gains
+
+
+def prefix(rollout: Rollout, cut: int) -> Prompt:
+    """A rollout's prompt with its first `cut` tokens, never with the answer."""
+    length = min(cut, max(0, len(rollout) - 3))
+    ids = (*rollout.prompt.ids, *rollout.ids[:length].tolist())
+    return replace(rollout.prompt, ids=ids)

@@ -1,0 +1,236 @@
+"""A run folder as plain data. Whatever is absent or damaged is left out, and named in `gaps`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opd.core.stats import Estimate
+from opd.errors import UserError
+from opd.run import evals, rollouts, vocabulary
+from opd.run.lock import LOCK
+from opd.run.records import json_restore, read_jsonl
+from opd.types import Graded
+
+Floats = NDArray[np.float64]
+
+_EVAL = re.compile(r"step-(\d+)-(.+)\.json")
+
+
+@dataclass(frozen=True)
+class Series:
+    """Finite values of one name over steps, (n,) each."""
+
+    steps: Floats
+    values: Floats
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation of one model: numbers with intervals, and the graded samples."""
+
+    step: int
+    accuracy: Estimate
+    pass_at: dict[int, Estimate]
+    truncated: float
+    length: Estimate
+    correct: Floats  # (prompts, n)
+    graded: list[Graded]
+    key: dict[str, Any]
+
+    @property
+    def per_prompt(self) -> Floats:
+        """Share of right samples of each prompt."""
+        means: Floats = self.correct.mean(1)
+        return means
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Everything measured on one held-out set, the student's by step."""
+
+    label: str
+    settings: dict[str, Any]
+    student: list[Evaluated]
+    teacher: Evaluated | None
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run folder, read once."""
+
+    path: Path
+    config: dict[str, Any]
+    env: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    timings: list[dict[str, Any]]
+    alarms: list[dict[str, Any]]
+    evals: list[EvalSet]
+    tokens: list[str] | None
+    alive: bool
+    gaps: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What people call the run."""
+        return self.path.resolve().name
+
+    @property
+    def planned(self) -> int:
+        """Steps the configuration asks for."""
+        return int(self.config["train"]["steps"])
+
+    @property
+    def done(self) -> int:
+        """Steps that were made."""
+        made = [int(r["step"]) for r in self.metrics if "train/loss" in r or "train/refused" in r]
+        return max(made, default=0)
+
+    def series(self, name: str) -> Series:
+        """Values of a name of metrics.jsonl or timings.jsonl."""
+        rows = self.timings if name.startswith(("time/", "memory/")) else self.metrics
+        found = {
+            float(r["step"]): float(r[name]) for r in rows if isinstance(r.get(name), int | float)
+        }
+        steps = np.array(sorted(found), dtype=np.float64)
+        values = np.array([found[s] for s in steps], dtype=np.float64)
+        finite = np.isfinite(values)
+        return Series(steps[finite], values[finite])
+
+    def names(self) -> set[str]:
+        """Every name that was logged."""
+        return {name for row in (*self.metrics, *self.timings) for name in row}
+
+    def rollout_steps(self) -> list[int]:
+        """Steps whose rollouts are on disk, in order."""
+        folder = self.path / "rollouts"
+        paths = folder.iterdir() if folder.is_dir() else ()
+        return sorted(int(m[1]) for p in paths if (m := rollouts.FILE.fullmatch(p.name)))
+
+    def rollout_file(self, step: int) -> rollouts.StepFile | None:
+        """Rollouts and scores of a step, without hidden states; None when damaged."""
+        path = self.path / "rollouts" / f"step-{step}.parquet"
+        try:
+            return rollouts.decode(path.read_bytes(), hidden_states=False)
+        except (OSError, ValueError):
+            return None
+
+
+def read_run(path: str | Path) -> RunData:
+    """Read a run folder, finished or not.
+
+    Raises:
+        UserError: no run folder, or one whose logs are not JSON lines.
+    """
+    path = Path(path)
+    gaps: list[str] = []
+    config, env = _object(path, "config.json"), _object(path, "env.json")
+    if "train" not in config or "versions" not in env:
+        raise UserError(
+            f"{path} is no run folder: its config.json or env.json is not one that opd wrote."
+        )
+    lines = {
+        name: [json_restore(r) for r in read_jsonl(path / f"{name}.jsonl")]
+        for name in ("metrics", "timings", "alarms")
+    }
+    try:
+        tokens = vocabulary.load(path)
+    except (OSError, ValueError):
+        tokens = None
+        gaps.append("tokens.parquet is absent or damaged: tokens are shown by number.")
+    return RunData(
+        path=path,
+        config=config,
+        env=env,
+        metrics=_stepped(lines["metrics"]),
+        timings=_stepped(lines["timings"]),
+        alarms=_stepped(lines["alarms"]),
+        evals=_evals(path / "eval", config, gaps),
+        tokens=tokens,
+        alive=is_alive(path),
+        gaps=gaps,
+    )
+
+
+def is_alive(path: Path) -> bool:
+    """Whether a process holds the run's lock."""
+    try:
+        with (path / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def _object(path: Path, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads((path / name).read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is no run folder: it has no {name}. Give the output.dir of an `opd train`."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / name} cannot be read: {error}.") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path / name} holds no JSON object.")
+    return found
+
+
+def _stepped(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [r for r in rows if isinstance(r.get("step"), int)]
+
+
+def _evals(folder: Path, config: Mapping[str, Any], gaps: list[str]) -> list[EvalSet]:
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [(int(m[1]), m[2]) for p in paths if (m := _EVAL.fullmatch(p.name))]
+    sets = []
+    for settings in config.get("eval", []):
+        label = settings.get("name") or Path(settings["path"]).stem
+        student = [_evaluated(folder, s, n, gaps) for s, n in sorted(files) if n == label]
+        theirs = [
+            _evaluated(folder, s, n, gaps) for s, n in sorted(files) if n == f"teacher-{label}"
+        ]
+        found = [e for e in student if e is not None]
+        # A set may have been changed when a run was resumed: only what is like the latest counts.
+        same = [e for e in found if e.key == found[-1].key]
+        teacher = next((e for e in theirs if e is not None), None)
+        if teacher is not None and same and teacher.key != same[-1].key:
+            teacher = None
+        sets.append(EvalSet(label, settings, same, teacher))
+    return sets
+
+
+def _evaluated(folder: Path, step: int, name: str, gaps: list[str]) -> Evaluated | None:
+    file = folder / f"step-{step}-{name}.json"
+    try:
+        key = json.loads(file.read_text("utf-8"))["key"]
+        saved = evals.load(folder, step, name, key)
+    except (OSError, ValueError, LookupError, TypeError):
+        saved = None
+    if saved is None:
+        gaps.append(f"eval/{file.name} is damaged and left out.")
+        return None
+    record, graded = saved
+    return Evaluated(
+        step=step,
+        accuracy=Estimate(**record["accuracy"]),
+        pass_at={int(k): Estimate(**e) for k, e in record["pass_at"].items()},
+        truncated=float(record["truncated"]),
+        length=Estimate(**record["length"]),
+        correct=np.array(record["correct"], dtype=np.float64),
+        graded=graded,
+        key=key,
+    )

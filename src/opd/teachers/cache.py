@@ -1,0 +1,231 @@
+"""Scores on disk, by what was asked of whom: read-through, or alone without any teacher.
+
+An entry is one file named by a hash of teacher, token ids and request, so that any number of
+processes may read and write: two writers of one entry write the same, a file appears whole or not
+at all, and a damaged one is asked for again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opd.errors import UserError
+from opd.teachers import wire
+from opd.types import Kind, Rollout, Scores, Teacher, Want
+
+logger = logging.getLogger(__name__)
+
+FIELDS = ("sampled", "support", "log_z", "entropy", "topk_ids", "topk_logp")
+SUFFIX = ".scores"
+LOOK_EVERY = 256  # writes between two looks at the size of the folder
+_serial = itertools.count()
+
+
+class Store:
+    """A folder of scores with a size limit; the entries longest unused go first."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        """Open, or make, a store.
+
+        Raises:
+            UserError: the folder cannot be made.
+        """
+        self.folder, self.max_bytes = folder, max_bytes
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"teacher.cache.dir={folder}: {error.strerror or error}") from None
+        self._writes = 0
+
+    def read(self, key: str) -> Scores | None:
+        """An entry, or None when it is absent or damaged."""
+        path = self._path(key)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            logger.warning("Teacher cache: cannot read %s: %s.", path, error)
+            return None
+        try:
+            meta, arrays = wire.unpack(data)
+            if meta.get("key") != key or meta.get("sum") != _sum(arrays):
+                raise wire.WireError("it holds something else than its name says")
+        except wire.WireError as error:
+            logger.warning("Teacher cache: %s is damaged (%s); asking again.", path, error)
+            path.unlink(missing_ok=True)
+            return None
+        try:
+            os.utime(path)
+        except OSError:
+            logger.debug("%s went away while it was read", path)
+        found: dict[str, Any] = {n: a.copy() for n, a in arrays.items() if n in FIELDS}
+        return Scores(**found)
+
+    def write(self, key: str, scores: Scores) -> None:
+        """Put an entry; a full or failing disk costs the entry, not the run."""
+        arrays = {
+            name: value
+            for name, value in (
+                ("sampled", scores.sampled),
+                ("support", scores.support),
+                ("log_z", scores.log_z),
+                ("entropy", scores.entropy),
+                ("topk_ids", scores.topk_ids),
+                ("topk_logp", scores.topk_logp),
+            )
+            if value is not None
+        }
+        path = self._path(key)
+        tmp = path.with_name(f"{path.name}.tmp-{os.getpid()}-{next(_serial)}")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            tmp.write_bytes(wire.pack({"key": key, "sum": _sum(arrays)}, arrays))
+            tmp.replace(path)
+        except OSError as error:
+            logger.warning("Teacher cache: cannot write %s: %s.", path, error)
+            tmp.unlink(missing_ok=True)
+            return
+        self._writes += 1
+        if self._writes % LOOK_EVERY == 1:
+            self.shrink()
+
+    def shrink(self) -> None:
+        """Remove the entries longest unused until the limit is kept."""
+        entries = []
+        for path in self.folder.glob("??/*"):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue  # another process was faster
+            entries.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries, key=lambda e: e[:2]):
+            if total <= self.max_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}{SUFFIX}"
+
+
+class CachedTeacher:
+    """`opd.types.Teacher` that asks another one only for what is not in the store."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        store: Store,
+        fingerprint: str,
+        *,
+        note: Callable[[str, float], None] = lambda name, value: None,
+    ) -> None:
+        """Put a store before a teacher.
+
+        Args:
+            teacher: asked for what is missing.
+            store: where scores are kept.
+            fingerprint: tells this teacher from every other one.
+            note: takes the hit rate for the step's timings.
+        """
+        self.teacher, self.store, self.fingerprint = teacher, store, fingerprint
+        self.name, self.kinds = teacher.name, teacher.kinds
+        self._note = note
+
+    def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
+        """See `opd.types.Teacher.score`."""
+        keys = [entry_key(self.fingerprint, r, want) for r in rollouts]
+        found = [self.store.read(key) for key in keys]
+        missing = [i for i, s in enumerate(found) if s is None]
+        self._note("teacher/cache_hits", 1 - len(missing) / max(1, len(rollouts)))
+        if missing:
+            full = None if want.full is None else [want.full[i] for i in missing]
+            asked = self.teacher.score([rollouts[i] for i in missing], want._replace(full=full))
+            for i, scores in zip(missing, asked, strict=True):
+                found[i] = scores
+                if scores.hidden is None:
+                    self.store.write(keys[i], scores)
+        return _placed([s for s in found if s is not None], want)
+
+
+class OfflineTeacher:
+    """`opd.types.Teacher` that is nothing but a store filled earlier.
+
+    Entries are found by the name the teacher was given when they were made (`entry_key`).
+    """
+
+    kinds = frozenset({Kind.SAMPLED, Kind.SUPPORT, Kind.TOPK})
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        *,
+        topk_for_diagnostics: int = 0,
+        note: Callable[[str, float], None] = lambda name, value: None,
+    ) -> None:
+        self.store, self.name = store, name
+        self._note = note
+
+    def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
+        """See `opd.types.Teacher.score`.
+
+        Raises:
+            UserError: a rollout whose scores are not there.
+        """
+        found = [self.store.read(entry_key(offline_name(self.name), r, want)) for r in rollouts]
+        missing = sum(s is None for s in found)
+        self._note("teacher/cache_hits", 1 - missing / max(1, len(rollouts)))
+        if missing:
+            raise UserError(
+                f"teacher.cache.offline=true: {missing} of {len(rollouts)} rollouts of this step "
+                f"have no scores of {self.name} for this loss in {self.store.folder}. Score them "
+                "with `opd serve-teacher run.yaml --score ROLLOUTS`, or set "
+                "teacher.cache.offline=false."
+            )
+        return _placed([s for s in found if s is not None], want)
+
+
+def entry_key(fingerprint: str, rollout: Rollout, want: Want) -> str:
+    """The name of an entry: teacher, tokens, and what was asked about them."""
+    digest = hashlib.sha256()
+    asked = f"{fingerprint}\n{want.sampled} {want.support} {want.topk} {want.full is not None}\n"
+    digest.update(asked.encode())
+    prompt = np.array(rollout.prompt.ids, dtype="<i4")
+    digest.update(f"{len(prompt)} {len(rollout)} {rollout.topk_ids.shape}\n".encode())
+    digest.update(prompt.tobytes())
+    digest.update(rollout.ids.astype("<i4").tobytes())
+    if want.support:
+        digest.update(np.ascontiguousarray(rollout.topk_ids, dtype="<i4").tobytes())
+    return digest.hexdigest()
+
+
+def offline_name(model: str) -> str:
+    """What stands for the teacher's fingerprint where nobody can be asked for it."""
+    return f"offline {model}"
+
+
+def _placed(scores: list[Scores], want: Want) -> list[Scores]:
+    if want.full is None:
+        return scores
+    return [
+        s if s.hidden is not None else replace(s, positions=at.astype(np.int32))
+        for s, at in zip(scores, want.full, strict=True)
+    ]
+
+
+def _sum(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode() + arrays[name].tobytes())
+    return digest.hexdigest()[:32]
