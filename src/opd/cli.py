@@ -74,6 +74,25 @@ def train(
     _train(load(file, overrides or ()), resume, overwrite, quiet, json_lines)
 
 
+@app.command()
+def check(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    self_: Annotated[
+        bool, typer.Option("--self", help="The invariants of the mathematics, on this pair.")
+    ] = False,
+    json_lines: Json = False,
+) -> None:
+    """Prove on your own pair that a step computes what the configuration says."""
+    if not self_:
+        raise UserError("opd check needs --self: the invariants are the check there is.")
+    from opd.config import load
+    from opd.faces import run_self_check
+
+    if not run_self_check(load(file, overrides or ()), json_lines):
+        raise typer.Exit(1)
+
+
 @app.command("eval")
 def evaluate(
     target: Annotated[Path, typer.Argument(help="A run.yaml or a run folder.")],
@@ -101,8 +120,12 @@ def demo(
 def _train(cfg: Any, resume: bool, overwrite: bool, quiet: bool, json_lines: bool) -> None:
     from opd.faces import run_train
 
-    style = "json" if json_lines else "quiet" if quiet else "auto"
-    run_train(cfg, resume=resume, overwrite=overwrite, style=style)
+    run_train(
+        cfg,
+        resume=resume,
+        overwrite=overwrite,
+        style="json" if json_lines else "quiet" if quiet else "auto",
+    )
 
 
 class _Debug:

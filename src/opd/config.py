@@ -484,13 +484,17 @@ def dump(run: Run) -> dict[str, Any]:
 
 def _assign(data: dict[str, Any], keys: list[str], value: Any, item: str) -> None:
     node: Any = data
-    for key in keys[:-1]:
+    for key, after in zip(keys, keys[1:], strict=False):
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
                 raise UserError(f"Override {item!r}: no element {key!r} in a list of {len(node)}.")
             node = node[int(key)]
             continue
         if node.get(key) is None:
+            if after.isdigit():
+                raise UserError(
+                    f"Override {item!r}: {key!r} is empty, so it has no element {after}."
+                )
             node[key] = {}
         node = node[key]
         if not isinstance(node, dict | list):
@@ -506,7 +510,7 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any, item: str) -> Non
 def _explain(error: Any) -> str:
     """One pydantic error as: key - what is wrong - value seen - fix."""
     loc = [str(part) for part in error["loc"]]
-    if loc[0] == "teacher" and loc[1:2] in (["local"], ["server"]):
+    if loc[:1] == ["teacher"] and loc[1:2] in (["local"], ["server"]):
         del loc[1]  # which kind it was taken for
     key = ".".join(loc)
     if error["type"] == "extra_forbidden":
@@ -521,13 +525,40 @@ def _explain(error: Any) -> str:
     return f"  {key}: {message}{shown}."
 
 
+def reference() -> str:
+    """docs/config.md: every key with its default and its reason, from the fields themselves."""
+    lines = [
+        "# Every key of run.yaml",
+        "",
+        "Made from the configuration's own fields by `python -m opd.config`; a test keeps it equal.",
+        "Override any key on the command line: `opd train run.yaml optim.lr=1e-5 eval.0.n=8`.",
+        "",
+        "| key | default | what it is |",
+        "|---|---|---|",
+    ]
+    for key, field in known_keys().items():
+        if isinstance(field.annotation, type) and _sections_in(field.annotation):
+            continue
+        default = "required" if field.is_required() else _shown(field.get_default())
+        said = " ".join((field.description or "").split()).replace("|", "\\|")
+        lines.append(f"| `{key}` | {default} | {said} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return "as below"
+    return f"`{json.dumps(value)}`"
+
+
 def known_keys(section: type[BaseModel] = Run, prefix: str = "") -> dict[str, Any]:
     """Every dotted key of the configuration with its field."""
     keys: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         keys[prefix + name] = field
         for inner in _sections_in(field.annotation):
-            keys |= known_keys(inner, f"{prefix}{name}.")
+            inner_keys = known_keys(inner, f"{prefix}{name}.")
+            keys |= {k: f for k, f in inner_keys.items() if k not in keys}
     return keys
 
 
@@ -550,3 +581,7 @@ def _suggest(loc: list[str]) -> str:
     if near:
         return f" Did you mean {near[0]}?"
     return f" Allowed here: {', '.join(k.rpartition('.')[2] for k in siblings)}."
+
+
+if __name__ == "__main__":
+    Path("docs/config.md").write_text(reference(), encoding="utf-8")

@@ -1,0 +1,270 @@
+"""`opd check --self`: the invariants of the mathematics, run on the user's own pair.
+
+Each is a statement that must hold whatever the models are; a violation means that training would
+optimise something else than the configuration says. Shapes: N positions, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from opd.core.align import Batch, align
+from opd.models.lm import LM
+from opd.samplers.hf import Decoding, HFSampler
+from opd.teachers.local import LocalTeacher
+from opd.types import Prompt, Rollout, Teacher
+from opd.update import Learner, micro_loss
+
+SELF_KEY = 4  # separates this randomness from training's and evaluation's
+PROMPTS, SAMPLES, TOKENS = 3, 2, 16
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One invariant: what must hold, what was measured, and the largest value that passes."""
+
+    name: str
+    measured: float
+    allowed: float
+    meaning: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether it does; NaN does not."""
+        return self.measured <= self.allowed
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked: the pair as a run would use it."""
+
+    learner: Learner
+    teacher: LM
+    prompts: Sequence[Prompt]
+    stop: frozenset[int]
+    server: Teacher | None = None  # a configured teacher server, to hold against the local model
+
+
+def self_check(subject: Subject) -> list[Verdict]:
+    """Run every invariant on a few short rollouts of the student.
+
+    Returns:
+        One verdict an invariant, in the order of one prompt's way through a step.
+    """
+    learner = subject.learner
+    rollouts = _rollouts(subject)
+    batch = score(learner, LocalTeacher(subject.teacher), rollouts)
+    twin = replace(learner, teacher_logits=learner.student.head.full)
+    same = score(twin, LocalTeacher(learner.student), rollouts)
+    noise = rounding(learner.student)
+    verdicts = [
+        _shift(learner.student, batch, noise),
+        _sampler(learner.student, rollouts, noise),
+        _composition(subject, rollouts),
+        _same_model(twin, same, noise),
+        _prompt_gradient(learner, batch),
+        _split(learner, batch, noise),
+        _teacher_still(learner, batch, subject.teacher),
+    ]
+    if subject.server is not None:
+        verdicts.append(_server(subject, rollouts, noise))
+    return verdicts
+
+
+def rounding(lm: LM) -> float:
+    """Largest log-prob difference that two orders of summation explain, in nats.
+
+    Logits are of the order of 20 and carry about three significant digits in bf16, seven in fp32.
+    """
+    return {torch.float64: 1e-8, torch.float32: 2e-3}.get(lm.causal.dtype, 0.5)
+
+
+def score(learner: Learner, teacher: Teacher, rollouts: Sequence[Rollout]) -> Batch:
+    """Rollouts and everything the loss asks of the teacher, aligned."""
+    full = [np.arange(len(r)) for r in rollouts]
+    return align(rollouts, teacher.score(rollouts, learner.objective.want._replace(full=full)))
+
+
+def _rollouts(subject: Subject, batch: int = 64) -> list[Rollout]:
+    sampler = HFSampler(
+        subject.learner.student,
+        Decoding(TOKENS),
+        stop=subject.stop,
+        capture=subject.learner.objective.k,
+        batch=batch,
+    )
+    return sampler.sample(subject.prompts[:PROMPTS], n=SAMPLES, key=(SELF_KEY,))
+
+
+@torch.no_grad()
+def _fresh(lm: LM, rollout: Rollout) -> torch.Tensor:
+    """Log-probs (T,) of the drawn tokens by the model's own whole forward, nothing of ours."""
+    ids = torch.tensor([[*rollout.prompt.ids, *rollout.ids.tolist()]], device=lm.device)
+    first = len(rollout.prompt.ids) - 1
+    logits = lm.causal(input_ids=ids, use_cache=False).logits[0, first:-1, : lm.vocab]
+    drawn = torch.from_numpy(rollout.ids).long().to(lm.device)
+    return logits.double().log_softmax(-1).gather(1, drawn[:, None])[:, 0].cpu()
+
+
+@torch.no_grad()
+def _shift(student: LM, batch: Batch, noise: float) -> Verdict:
+    micro = batch.micro(range(len(batch.rollouts)), student.device, k=1)
+    states = student.hidden(micro.input_ids)[micro.rows, micro.cols]
+    logp = student.head.full(states).double().log_softmax(-1)
+    ours = logp.gather(1, micro.at.targets[:, None])[:, 0].cpu()
+    fresh = torch.cat([_fresh(student, r) for r in batch.rollouts])
+    return Verdict(
+        "every completion token is predicted by the position before it",
+        float((ours - fresh).abs().max()),
+        noise,
+        "largest difference to the model's own forward, nats",
+    )
+
+
+def _sampler(student: LM, rollouts: Sequence[Rollout], noise: float) -> Verdict:
+    gaps = [np.abs(_fresh(student, r).numpy() - r.logp).max() for r in rollouts if len(r)]
+    return Verdict(
+        "the sampler's log-probs are the trainer's",
+        float(max(gaps)),
+        noise,
+        "largest difference, nats",
+    )
+
+
+def _composition(subject: Subject, rollouts: Sequence[Rollout]) -> Verdict:
+    alone = _rollouts(subject, batch=1)
+    differ = sum(a.ids.tolist() != b.ids.tolist() for a, b in zip(rollouts, alone, strict=True))
+    # A draw within rounding of a boundary may fall on either side below fp64.
+    exact = subject.learner.student.causal.dtype == torch.float64
+    return Verdict(
+        "a rollout does not depend on its batch",
+        differ / len(rollouts),
+        0.0 if exact else 0.5,
+        "share of rollouts that differ when sampled alone (rounding may flip a rare draw)",
+    )
+
+
+def _same_model(twin: Learner, batch: Batch, noise: float) -> Verdict:
+    objective = twin.objective
+    if objective.outcome_weight or objective.entropy_forward_kl or objective.mode == "reference":
+        twin = replace(twin, objective=replace(objective, outcome_weight=0.0))
+    gradient = _gradient(twin, batch, budget=10**9)
+    other = _gradient(twin, _shuffled(batch), budget=10**9)
+    ratio = _norm(gradient) / max(_norm(other), 1e-30)
+    return Verdict(
+        "a teacher equal to the student teaches nothing",
+        ratio,
+        max(noise, 1e-3) if objective.entropy_forward_kl is None else float("inf"),
+        "gradient norm, as a share of the norm when its scores are given to other tokens",
+    )
+
+
+def _shuffled(batch: Batch) -> Batch:
+    """The same scores on the wrong positions: what a misaligned teacher would look like."""
+    assert batch.scores is not None
+
+    def roll(x: np.ndarray | None) -> np.ndarray | None:
+        return None if x is None else np.roll(x, 1, axis=0)
+
+    moved = [
+        replace(
+            s,
+            sampled=roll(s.sampled),
+            support=roll(s.support),
+            log_z=roll(s.log_z),
+            topk_logp=roll(s.topk_logp),
+            topk_ids=roll(s.topk_ids),
+            hidden=None if s.hidden is None else s.hidden.roll(1, 0),
+        )
+        for s in batch.scores
+    ]
+    return replace(batch, scores=moved)
+
+
+def _prompt_gradient(learner: Learner, batch: Batch) -> Verdict:
+    student = learner.student
+    micro = batch.micro(range(len(batch.rollouts)), student.device, k=learner.objective.k)
+    with torch.no_grad():
+        hidden = student.hidden(micro.input_ids)
+    hidden.requires_grad_()
+    micro_loss(learner, micro, hidden[micro.rows, micro.cols]).backward()  # type: ignore[no-untyped-call]
+    student.model.zero_grad(set_to_none=True)
+    assert hidden.grad is not None
+    predicts = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    predicts[micro.rows, micro.cols] = True
+    return Verdict(
+        "prompt and padding positions get no gradient",
+        float(hidden.grad[~predicts].abs().max()) if (~predicts).any() else 0.0,
+        0.0,
+        "largest gradient outside the completions; exactly 0",
+    )
+
+
+def _split(learner: Learner, batch: Batch, noise: float) -> Verdict:
+    whole = _gradient(learner, batch, budget=10**9)
+    parts = _gradient(learner, batch, budget=1)
+    difference = _norm([a - b for a, b in zip(whole, parts, strict=True)])
+    return Verdict(
+        "any split into micro-batches is the same update",
+        difference / max(_norm(whole), 1e-30),
+        max(noise, 1e-6),
+        "gradient difference between one and all micro-batches, relative",
+    )
+
+
+def _teacher_still(learner: Learner, batch: Batch, teacher: LM) -> Verdict:
+    before = [p.detach().double().sum().item() for p in teacher.model.parameters()]
+    _gradient(learner, batch, budget=10**9)
+    moved = [
+        abs(p.detach().double().sum().item() - b) + (0.0 if p.grad is None else 1.0)
+        for p, b in zip(teacher.model.parameters(), before, strict=True)
+    ]
+    return Verdict(
+        "the teacher gets no gradient and does not move",
+        max(moved) if teacher is not learner.student else 0.0,
+        0.0,
+        "change of its weights plus gradients found; exactly 0",
+    )
+
+
+def _server(subject: Subject, rollouts: Sequence[Rollout], noise: float) -> Verdict:
+    assert subject.server is not None
+    want = subject.learner.objective.want._replace(sampled=True)
+    local = LocalTeacher(subject.teacher).score(rollouts, want)
+    remote = subject.server.score(rollouts, want)
+    gaps = [
+        np.abs(a.sampled - b.sampled).max()
+        for a, b in zip(local, remote, strict=True)
+        if a.sampled is not None and b.sampled is not None and len(a.sampled)
+    ]
+    return Verdict(
+        "the teacher server scores as the local model does",
+        float(max(gaps)),
+        noise,
+        "largest difference, nats",
+    )
+
+
+def _gradient(learner: Learner, batch: Batch, *, budget: int) -> list[torch.Tensor]:
+    """Gradient of the step's loss to every trainable parameter, without touching the optimizer."""
+    student = learner.student
+    student.model.zero_grad(set_to_none=True)
+    for indices in batch.split(budget):
+        micro = batch.micro(indices, student.device, k=learner.objective.k)
+        hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
+        (micro_loss(learner, micro, hidden) / batch.num_tokens).backward()  # type: ignore[no-untyped-call]
+    found = [
+        torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for p in student.parameters().values()
+    ]
+    student.model.zero_grad(set_to_none=True)
+    return found
+
+
+def _norm(gradient: Sequence[torch.Tensor]) -> float:
+    return float(sum(g.double().square().sum() for g in gradient)) ** 0.5
+

@@ -1,0 +1,70 @@
+"""The self-check passes on honest pairs and names what a broken step breaks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from opd.config import Optim
+from opd.core.objective import Objective
+from opd.recipes import selfcheck
+from opd.recipes.selfcheck import Subject, self_check
+from opd.update import Learner, make_optimizer
+
+
+def subject(make_lm, make_prompts, dtype=torch.float64, **objective):
+    student, teacher = make_lm(0, dtype=dtype), make_lm(1, dtype=dtype)
+    optim = Optim(lr=0.01)
+    learner = Learner(
+        student=student,
+        optimizer=make_optimizer(student, optim),
+        objective=Objective(**({"k": 4} | objective)),
+        optim=optim,
+        tokens_per_microbatch=1000,
+        teacher_logits=teacher.head.full,
+        teacher_temperature=1.0,
+        diagnostics_k=4,
+        position_edges=[0, 16],
+    )
+    return Subject(learner, teacher, make_prompts(3, 6, 4), frozenset({1}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "objective",
+    [{}, {"mode": "tail"}, {"mode": "reference"}, {"support": "full"}, {"support": "sampled"}],
+)
+def test_every_invariant_holds(make_lm, make_prompts, dtype, objective):
+    verdicts = self_check(subject(make_lm, make_prompts, dtype, **objective))
+    assert len(verdicts) == 7
+    assert [v.name for v in verdicts if not v.holds] == []
+
+
+def broken(verdicts):
+    return {v.name for v in verdicts if not v.holds}
+
+
+def test_a_shifted_alignment_is_named(make_lm, make_prompts, monkeypatch):
+    honest = selfcheck.align
+
+    def shifted(rollouts, scores, **kwargs):
+        moved = [replace(r, ids=r.ids[::-1].copy()) for r in rollouts]
+        return honest(moved, scores, **kwargs)
+
+    monkeypatch.setattr(selfcheck, "align", shifted)
+    monkeypatch.setattr(selfcheck, "_fresh", _of_forward_order(selfcheck._fresh))
+    names = broken(self_check(subject(make_lm, make_prompts)))
+    assert "every completion token is predicted by the position before it" in names
+
+
+def _of_forward_order(fresh):
+    return lambda lm, r: fresh(lm, replace(r, ids=r.ids[::-1].copy()))
+
+
+def test_a_sampler_at_another_temperature_is_named(make_lm, make_prompts, monkeypatch):
+    honest = selfcheck.Decoding
+    monkeypatch.setattr(selfcheck, "Decoding", lambda n: honest(n, temperature=0.7))
+    names = broken(self_check(subject(make_lm, make_prompts)))
+    assert "the sampler's log-probs are the trainer's" in names

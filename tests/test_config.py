@@ -1,0 +1,112 @@
+"""Configuration: strict, forgiving of habits from elsewhere, and documented."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from opd import config
+from opd.errors import UserError
+from opd.template import RUN_YAML
+
+ROOT = Path(__file__).parents[1]
+MINIMAL = {
+    "student": {"model": "s"},
+    "teacher": {"model": "t"},
+    "prompts": {"path": "p.jsonl"},
+    "output": {"dir": "runs/x"},
+}
+
+
+def test_minimal_file_is_the_papers_recipe():
+    cfg = config.parse(MINIMAL)
+    assert (cfg.loss.support, cfg.loss.k, cfg.loss.mode) == ("student_topk", 16, "paper")
+    assert (cfg.train.prompts_per_step, cfg.rollout.n, cfg.optim.lr) == (64, 4, 1e-6)
+    assert (cfg.rollout.temperature, cfg.rollout.top_p, cfg.optim.grad_clip) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.stpes=3", r"train\.stpes: unknown key\. Did you mean train\.steps\?"),
+        ("learning_rate=1", r"Here it is optim\.lr"),
+        ("optim.learning_rate=1", r"Here it is optim\.lr"),
+        ("max_completion_length=9", r"rollout\.max_new_tokens"),
+        ("rollout.n=many", r"rollout\.n: .*found 'many'"),
+        ("rollout.n=0", r"rollout\.n: .*greater than or equal to 1"),
+        ("loss.mode=papre", r"loss\.mode: .*'paper', 'reference' or 'tail'"),
+        ("loss.k=1", "zero gradient"),
+        ("rollout.top_p=0.9 loss.support=sampled", "biased"),
+        ("rollout.temperature=0.7 loss.support=sampled", "biased"),
+        ("loss.mode=reference loss.divergence=jsd", "no such form"),
+        ("loss.terms.reward_scale=1.25", r"needs loss\.terms\.reference"),
+        ("loss.terms.sft_weight=0.1", "go together"),
+        ("teacher=null", "nothing trains the student"),
+        ("eval=[{path: a/x.jsonl},{path: b/x.jsonl}]", "share a name"),
+        ("eval.0.n=3", "has no element 0"),
+        ("student.model.x=3", "is a value, not a section"),
+        ("no-equals", "not key=value"),
+        ("train.steps={", "not a YAML value"),
+    ],
+)
+def test_a_mistake_is_told_with_its_fix(override, said):
+    with pytest.raises(UserError, match=said):
+        config.parse(MINIMAL, override.split(" ") if "[" not in override else [override])
+
+
+def test_scientific_notation_without_a_dot_is_a_number():
+    # YAML 1.1 reads 1e-4 as text; fields that want a number take it all the same.
+    assert config.parse(MINIMAL, ["optim.lr=1e-4"]).optim.lr == 1e-4
+
+
+def test_overrides_reach_into_lists_and_absent_sections():
+    data = MINIMAL | {"eval": [{"path": "e.jsonl"}]}
+    cfg = config.parse(data, ["eval.0.n=8", "student.lora.rank=4", "loss.terms.outcome_weight=1"])
+    assert cfg.eval[0].n == 8
+    assert cfg.student.lora is not None
+    assert cfg.student.lora.rank == 4
+    assert cfg.loss.terms.outcome_weight == 1
+
+
+def test_a_dumped_run_parses_to_itself():
+    cfg = config.parse(MINIMAL, ["student.lora.rank=4", "eval=[{path: e.jsonl}]"])
+    assert config.parse(config.dump(cfg)) == cfg
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1, 2\n", "\x00", ""])
+def test_files_that_are_no_configuration(tmp_path, text):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        config.load(tmp_path / "run.yaml")
+
+
+def test_yaml_tags_build_nothing(tmp_path):
+    (tmp_path / "run.yaml").write_text("student: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        config.load(tmp_path / "run.yaml")
+
+
+def test_the_template_of_init_validates():
+    cfg = config.parse(yaml.safe_load(RUN_YAML))
+    assert cfg.loss == config.Loss()
+
+
+def test_docs_list_every_key():
+    assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == config.reference()
+
+
+def test_well_known_names_point_to_keys_that_exist():
+    known = config.known_keys()
+    for place in config.WELL_KNOWN.values():
+        key = place.split(" ")[0].replace(".N.", ".")
+        assert key in known, place
+
+
+@pytest.mark.parametrize("module", ["opd", "opd.config", "opd.cli", "opd.types", "opd.report"])
+def test_light_modules_do_not_import_torch(module):
+    code = f"import sys, {module}; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
