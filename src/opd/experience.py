@@ -20,6 +20,7 @@ from opd.core.objective import Objective
 from opd.data.graders import Grader
 from opd.data.prompts import PromptSet
 from opd.run.folder import RunFolder
+from opd.teachers.server import TeacherDown
 from opd.types import Mean, Metrics, Rollout, Sampler, Scores, Teacher
 
 TRAIN_KEY = 1  # separates training randomness from evaluation's (evaluate.EVAL_KEY)
@@ -64,17 +65,15 @@ def score(
     scores: list[Scores] | None,
 ) -> Batch:
     """The step's batch. Scores that were not on disk are asked for, then put there."""
-    if scores is None:
-        scores = [Scores()] * len(rollouts)
-        if source.teacher is not None:
-            positions = (
-                [np.arange(len(r)) for r in rollouts]
-                if objective.needs_full_teacher
-                else choose_positions(rollouts, cfg.diagnostics.positions, cfg.train.seed, step)
-            )
-            scores = source.teacher.score(rollouts, objective.want._replace(full=positions))
+    if scores is None or (source.teacher is not None and not all(map(is_scored, scores))):
         texts = [source.decode(r.ids.tolist()) for r in rollouts]
         key = run.key(step + 1, step)
+        try:
+            scores = ask(source, cfg, objective, step, rollouts, scores)
+        except TeacherDown as down:
+            kept = [s or Scores() for s in down.partial]
+            run.save_rollouts(step + 1, rollouts, kept, key=key, texts=texts)
+            raise
         run.save_rollouts(step + 1, rollouts, scores, key=key, texts=texts)
     reference = None
     if source.reference is not None:
@@ -88,6 +87,47 @@ def score(
         advantages=None if rewards is None else outcome_advantages(rewards, cfg.rollout.n),
         weights=None if source.special is None else special_weights(source, rollouts),
     )
+
+
+def ask(
+    source: Source,
+    cfg: Run,
+    objective: Objective,
+    step: int,
+    rollouts: Sequence[Rollout],
+    known: Sequence[Scores] | None,
+) -> list[Scores]:
+    """The teacher's scores; those an earlier attempt at the step brought home are not asked again.
+
+    Raises:
+        TeacherDown: with everything scored so far, one entry a rollout.
+    """
+    found = list(known) if known is not None else [Scores()] * len(rollouts)
+    if source.teacher is None:
+        return found
+    positions = (
+        [np.arange(len(r)) for r in rollouts]
+        if objective.needs_full_teacher
+        else choose_positions(rollouts, cfg.diagnostics.positions, cfg.train.seed, step)
+    )
+    missing = [i for i, s in enumerate(found) if not is_scored(s)]
+    want = objective.want._replace(full=[positions[i] for i in missing])
+
+    def place(given: Sequence[Scores | None]) -> list[Scores]:
+        for i, scores in zip(missing, given, strict=True):
+            found[i] = scores or found[i]
+        return found
+
+    try:
+        return place(source.teacher.score([rollouts[i] for i in missing], want))
+    except TeacherDown as down:
+        raise TeacherDown(str(down), list(place(down.partial))) from None
+
+
+def is_scored(scores: Scores) -> bool:
+    """Whether a teacher has said anything about the rollout."""
+    said = (scores.sampled, scores.support, scores.topk_logp, scores.hidden)
+    return any(x is not None for x in said)
 
 
 def choose_positions(
@@ -134,8 +174,9 @@ def rollout_metrics(batch: Batch) -> Metrics:
         "rollout/length": Mean(batch.num_tokens, count),
         "rollout/truncated": Mean(sum(r.finish == "length" for r in rollouts), count),
         "rollout/repetition": Mean(sum(metrics.repetition(r.ids) for r in rollouts), count),
-        "rollout/entropy": Mean(entropy, batch.num_tokens),
     }
+    if not np.isnan(entropy):  # a rollout server does not say
+        found["rollout/entropy"] = Mean(entropy, batch.num_tokens)
     if batch.rewards is not None:
         found["rollout/reward"] = Mean(float(batch.rewards.sum()), count)
     return found

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opd.config import Run
+from opd.core.align import Batch
 from opd.errors import UserError
 from opd.evaluate import EvalTask, Evaluation, evaluate, recovery
 from opd.experience import Source, rollout_metrics, sample, score
@@ -21,7 +22,8 @@ from opd.run.console import Console
 from opd.run.folder import RunFolder
 from opd.run.tracking import Trackers
 from opd.state import checkpoint, last_good, restore
-from opd.types import Mean, Metrics, Sampler
+from opd.teachers.server import TeacherDown
+from opd.types import Mean, Metrics, Rollout, Sampler, Scores
 from opd.update import Learner, Refused, update
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ def train(parts: Parts) -> dict[str, Any]:
         with clock("rollout"):
             rollouts, saved = sample(source, run, cfg, step)
         with clock("score"):
-            batch = score(source, run, cfg, parts.learner.objective, step, rollouts, saved)
+            batch = scored(parts, step, rollouts, saved)
         with clock("update"):
             try:
                 found, refused = update(parts.learner, batch, step), 0
@@ -78,6 +80,21 @@ def train(parts: Parts) -> dict[str, Any]:
                 run.thin_rollouts(step, cfg.output.rollout_sample)
     save_final(parts.learner.student, parts.tokenizer, run.path / "final")
     return finish(parts)
+
+
+def scored(parts: Parts, step: int, rollouts: list[Rollout], saved: list[Scores] | None) -> Batch:
+    """The step's batch; a teacher that stays away stops the run at a checkpoint of this step.
+
+    Raises:
+        TeacherDown: after saving; `--resume` goes on with these very rollouts.
+    """
+    cfg, run, learner = parts.cfg, parts.folder, parts.learner
+    try:
+        return score(parts.source, run, cfg, learner.objective, step, rollouts, saved)
+    except TeacherDown:
+        if step % cfg.output.save_every:
+            checkpoint(run, learner, step, keep=cfg.output.keep)
+        raise
 
 
 def refuse(parts: Parts, step: int, why: Refused, refused: int) -> Metrics:

@@ -83,7 +83,8 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if found:
-        found["diag/entropy_gap_mean"] = metrics.entropy_gap_mean(found)
+        if "diag/teacher_entropy" in found:
+            found["diag/entropy_gap_mean"] = metrics.entropy_gap_mean(found)
         found["drift/ess"] = metrics.drift_ess(found["drift/ratio"], found["drift/ratio_squared"])
     return found | {
         "train/loss": Mean(loss.item(), 1),
@@ -121,31 +122,73 @@ def micro_loss(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
-    """The paper's diagnostics on the positions that have a teacher's full treatment.
+    """The paper's diagnostics on the chosen positions, as far as the teacher allows.
+
+    A teacher in this process gives hidden states, hence everything; a server gives its own top k,
+    hence exact overlaps, bounds for the rest, and no truncated quantity under a full one's name.
 
     Student hidden states (N, H) are those of the training forward, before the update: the student
     that is diagnosed is exactly the one whose gradient is taken.
     """
     found: Metrics = {}
-    if micro.full_hidden is None or learner.teacher_logits is None:
+    complete = micro.full_hidden is not None and learner.teacher_logits is not None
+    if not complete and not _has_topk(learner, micro):
         return found
     head = learner.student.head
     for part in chunk_slices(len(micro.full), head.vocab):
         index = micro.full[part]
         logits = head.full(hidden[index])
         student = DenseView(logits).log_probs()
-        teacher = DenseView(learner.teacher_logits(micro.full_hidden[part])).log_probs()
-        values = metrics.diagnose(
-            student, teacher, k=learner.diagnostics_k, targets=micro.at.targets[index]
+        values = (
+            _whole(learner, micro, student, index, part)
+            if complete
+            else _truncated(learner, micro, student, index)
         )
         drawn = DenseView(logits, learner.objective.sampling_temperature).log_probs()
         drawn = drawn.gather(1, micro.at.targets[index, None]).squeeze(1)
         values |= metrics.drift(drawn, micro.at.sampler_logp[index])
         merge(found, metrics.overall(values))
         at = (micro.at.position[index], micro.length[index])
-        binned = {name: values[name] for name in metrics.POSITIONAL}
+        binned = {name: values[name] for name in metrics.POSITIONAL if name in values}
         merge(found, metrics.by_bin(binned, *at, edges=learner.position_edges))
     return found
+
+
+def _whole(
+    learner: Learner, micro: MicroBatch, student: Tensor, index: Tensor, part: slice
+) -> dict[str, metrics.Measure]:
+    """Measures from both whole distributions; student log-probs (n, V) at positions `index`."""
+    assert learner.teacher_logits is not None
+    assert micro.full_hidden is not None
+    teacher = DenseView(learner.teacher_logits(micro.full_hidden[part])).log_probs()
+    targets = micro.at.targets[index]
+    return metrics.diagnose(student, teacher, k=learner.diagnostics_k, targets=targets)
+
+
+def _has_topk(learner: Learner, micro: MicroBatch) -> bool:
+    """Whether the teacher sent enough of its own top tokens, at the temperature diagnosed."""
+    ids = micro.at.teacher_topk
+    wide = ids is not None and ids.shape[1] >= learner.diagnostics_k
+    return wide and learner.teacher_temperature == 1.0
+
+
+def _truncated(
+    learner: Learner, micro: MicroBatch, student: Tensor, index: Tensor
+) -> dict[str, metrics.Measure]:
+    """Measures from the teacher's top k, and from its exact entropies where it sent them."""
+    assert micro.at.teacher_topk is not None
+    assert micro.teacher_topk_logp is not None
+    k = learner.diagnostics_k
+    best = student.topk(k)
+    teacher = metrics.Tops(micro.at.teacher_topk[index, :k], micro.teacher_topk_logp[index, :k])
+    values = metrics.topk_metrics(metrics.Tops(best.indices, best.values), teacher)
+    entropy = metrics.entropy(student)
+    values["diag/student_entropy"] = metrics.everywhere(entropy)
+    if micro.at.teacher_entropy is not None:
+        theirs = micro.at.teacher_entropy[index]
+        values["diag/teacher_entropy"] = metrics.everywhere(theirs)
+        values["diag/entropy_gap_abs"] = metrics.everywhere((theirs - entropy).abs())
+    return values
 
 
 def merge(into: Metrics, more: Mapping[str, Mean]) -> None:

@@ -31,6 +31,7 @@ class MicroBatch:
     length: Tensor  # (N,) completion length of the token's rollout
     teacher: GivenView | None
     reference: GivenView | None
+    teacher_topk_logp: Tensor | None  # (N, K') beside at.teacher_topk
     full: Tensor  # (n,) which of the N are diagnosed
     full_hidden: Tensor | None  # (n, H), where the teacher gave hidden states
 
@@ -115,6 +116,7 @@ class Batch:
             length=put([np.full(t, t) for _, t in spans]),
             teacher=_view(put, at, scores, k),
             reference=_view(put, at, reference, k),
+            teacher_topk_logp=_column(put, scores, "topk_logp"),
             full=full,
             full_hidden=hidden,
         )

@@ -43,8 +43,12 @@ class Clock:
         # ru_maxrss is in KiB on Linux.
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         values = {f"time/{phase}_s": seconds for phase, seconds in spent.items()}
-        return values | noted | {
-            "time/step_s": total,
-            "time/tokens_per_s": tokens / total if total else 0.0,
-            "memory/peak_rss_mib": memory,
-        }
+        return (
+            values
+            | noted
+            | {
+                "time/step_s": total,
+                "time/tokens_per_s": tokens / total if total else 0.0,
+                "memory/peak_rss_mib": memory,
+            }
+        )
