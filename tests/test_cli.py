@@ -1,0 +1,165 @@
+"""Mistakes typed at the command line: a message, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from opd.cli import app
+from opd.errors import UserError
+from opd.lab.demo import PAIR
+
+ROWS = [
+    '{"problem": "sum pig gnu jay", "answer": "8"}',
+    '{"problem": "sum newt elk", "answer": "0"}',
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a run.yaml that works."""
+    monkeypatch.chdir(tmp_path)
+    Path("good.jsonl").write_text("\n".join(ROWS))
+    data = {
+        "student": {"model": str(PAIR / "student")},
+        "teacher": {"model": str(PAIR / "teacher")},
+        "prompts": {"path": "good.jsonl"},
+        "rollout": {"n": 2, "max_new_tokens": 8},
+        "train": {"steps": 1, "prompts_per_step": 2},
+        "output": {"dir": "run"},
+    }
+    Path("run.yaml").write_text(yaml.safe_dump(data))
+    return tmp_path
+
+
+def model(name: str, source: str = "teacher", **changes) -> None:
+    """A copy of a shipped model with some JSON files changed, or (None) removed."""
+    shutil.copytree(PAIR / source, name)
+    for file, edit in changes.items():
+        path = next(Path(name).glob(f"{file}.json"))
+        if edit is None:
+            path.unlink()
+        else:
+            path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+
+
+def no_tokenizer():
+    model("other", tokenizer=None)
+    for left in Path("other").glob("tokenizer*"):
+        left.unlink()
+    return ["student.model=other"]
+
+
+def swapped_tokens():
+    def swap(data):
+        vocab = data["model"]["vocab"]
+        a, b = list(vocab)[10:12]
+        vocab[a], vocab[b] = vocab[b], vocab[a]
+        return data
+
+    model("other", tokenizer=swap)
+    return ["teacher.model=other"]
+
+
+def other_ends():
+    model("other", generation_config=lambda d: d | {"eos_token_id": [2, 5]})
+    return ["teacher.model=other"]
+
+
+def text(name: str, content: str):
+    def make():
+        Path(name).write_text(content)
+        return [f"prompts.path={name}"]
+
+    return make
+
+
+def taken():
+    Path("run").mkdir()
+    Path("run/precious.txt").write_text("mine")
+    return []
+
+
+MISTAKES = {
+    "unknown key": (lambda: ["train.stpes=3"], r"Did you mean train\.steps"),
+    "wrong type": (lambda: ["train.steps=few"], r"train\.steps.*'few'"),
+    "missing prompt file": (lambda: ["prompts.path=no.jsonl"], r"No such file: no\.jsonl"),
+    "missing model": (lambda: ["student.model=./nope"], r"student\.model=\./nope"),
+    "bad line": (text("bad.jsonl", ROWS[0] + "\n{oops\n"), r"bad\.jsonl, line 2"),
+    "empty file": (text("empty.jsonl", ""), r"empty\.jsonl is empty"),
+    "missing column": (text("c.jsonl", '{"text": "x"}\n'), r"Found: text.*Allowed: prompt"),
+    "no tokenizer": (no_tokenizer, "has no tokenizer"),
+    "tokenizers differ": (swapped_tokens, "token"),
+    "ends differ": (other_ends, r"rollout\.stop=union"),
+    "no room": (lambda: ["rollout.max_new_tokens=5000"], "leaves no room"),
+    "prompts too long": (lambda: ["prompts.max_tokens=2"], r"Raise prompts\.max_tokens"),
+    "folder exists": (taken, "--overwrite"),
+    "eval without answers": (
+        lambda: [*text("e.jsonl", '{"prompt": "a"}\n')()[:0], "eval=[{path: e.jsonl}]"],
+        "no answer|have no",
+    ),
+    "reward without answers": (
+        lambda: [*text("r.jsonl", '{"prompt": "sum pig"}\n')(), "loss.terms.outcome_weight=1"],
+        "needs an answer for every prompt",
+    ),
+    "lora on nothing": (
+        lambda: ["student.lora={rank: 2, target_modules: [nothing]}"],
+        r"student\.lora\.target_modules",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_a_message(place, name):
+    make, said = MISTAKES[name]
+    overrides = make()
+    before = {p.name for p in place.iterdir()}
+    result = CliRunner().invoke(app, ["train", "run.yaml", "--quiet", *overrides])
+    assert isinstance(result.exception, UserError), result.exception
+    with pytest.raises(UserError, match=rf"(?s){said}"):
+        raise result.exception
+    assert {p.name for p in place.iterdir()} == before
+    if name == "folder exists":
+        assert [p.name for p in Path("run").iterdir()] == ["precious.txt"]
+
+
+def test_a_wider_padded_head_is_masked(place):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    wide = AutoModelForCausalLM.from_pretrained(PAIR / "teacher")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        wide.resize_token_embeddings(wide.config.vocab_size + 7, mean_resizing=False)
+    wide.save_pretrained("wide")
+    for file in (PAIR / "teacher").glob("tok*"):
+        shutil.copy(file, "wide")
+    result = CliRunner().invoke(app, ["train", "run.yaml", "--quiet", "teacher.model=wide"])
+    assert result.exit_code == 0, result.exception
+
+
+def test_init_never_overwrites(place):
+    result = CliRunner().invoke(app, ["init", "run.yaml"])
+    assert isinstance(result.exception, UserError)
+    assert "good.jsonl" in Path("run.yaml").read_text()
+
+
+def test_one_hostile_answer_costs_its_time_limit_and_no_more():
+    from opd.data.graders import make_grader
+
+    grader = make_grader("math", ["\\frac{1}{2}", "3", "\\sqrt{2}"], limit=2.0)
+    began = time.monotonic()
+    try:
+        texts = ["\\boxed{\\frac{2}{4}}", "\\boxed{9^{9^{9}}}", "\\boxed{2^{1/2}}"]
+        grades = grader.grade(texts, ["\\frac{1}{2}", "3", "\\sqrt{2}"])
+    finally:
+        grader.close()
+    assert [g.correct for g in grades] == [True, False, True]
+    # the limit once, and two starts of the child, each some seconds on a busy machine
+    assert time.monotonic() - began < 60

@@ -1,0 +1,75 @@
+"""Pinned runs: a change that moves these numbers changes the objective and has to say so.
+
+Everything is float64, so that another processor's rounding (1e-16) cannot flip a drawn token; what
+is left between machines stays far below the tolerance. `python tests/test_golden.py` writes the
+files anew; the commit that does so explains why.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from opd import config
+from opd.build import build
+from opd.lab.demo import demo_config
+from opd.run.console import Console
+from opd.run.records import read_jsonl
+
+GOLDEN = Path(__file__).parent / "golden"
+RUNS = {
+    "paper": {},
+    "tail": {"mode": "tail", "k": 4},
+    "reference": {"mode": "reference", "k": 4},
+    "union": {"support": "union", "k": 4},
+    "sampled": {"support": "sampled"},
+    "full": {"support": "full"},
+    "outcome": {"terms": {"outcome_weight": 1.0}},
+}
+NAMES = (
+    "train/loss",
+    "train/grad_norm",
+    "diag/reverse_kl",
+    "diag/forward_kl",
+    "diag/overlap_ratio",
+    "diag/overlap_advantage",
+    "diag/overlap_mass_teacher",
+    "diag/entropy_gap_abs",
+    "rollout/length",
+    "rollout/reward",
+)
+
+
+def measure(name: str, folder: Path) -> list[dict[str, float]]:
+    from opd.train import train
+
+    data = demo_config(folder / "run")
+    data["train"] |= {"steps": 5, "prompts_per_step": 4}
+    data["loss"] |= RUNS[name]
+    data["eval"] = []
+    data["student"]["dtype"] = data["teacher"]["dtype"] = "float64"
+    parts = build(config.parse(data), resume=False, overwrite=False, console=Console("quiet"))
+    train(parts)
+    parts.folder.close()
+    lines = read_jsonl(folder / "run" / "metrics.jsonl")
+    return [{n: line[n] for n in NAMES} for line in lines]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_run_is_as_pinned(tmp_path, name):
+    pinned = json.loads((GOLDEN / f"{name}.json").read_text())
+    found = measure(name, tmp_path)
+    assert len(found) == len(pinned)
+    for got, want in zip(found, pinned, strict=True):
+        assert got == pytest.approx(want, rel=1e-8, abs=1e-10)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or RUNS:
+        with tempfile.TemporaryDirectory() as folder:
+            text = json.dumps(measure(name, Path(folder)), indent=1)
+        (GOLDEN / f"{name}.json").write_text(text + "\n")

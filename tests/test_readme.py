@@ -1,0 +1,99 @@
+"""What the README tells people to type, typed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from opd.lab.demo import PAIR, demo_config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("opd ")]
+
+
+def opd(words: list[str], folder: Path) -> subprocess.CompletedProcess:
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "opd", *words]
+    return subprocess.run(
+        command, cwd=folder, env=env, capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def fill_in(file: Path) -> None:
+    """Put the shipped pair where the template says `path/to/...`, and make the run short."""
+    data = yaml.safe_load(file.read_text())
+    demo = demo_config(file.parent / "runs" / "first")
+    data["student"]["model"] = str(PAIR / "student")
+    data["teacher"]["model"] = str(PAIR / "teacher")
+    data["prompts"]["path"] = demo["prompts"]["path"]
+    data["rollout"] |= {"max_new_tokens": 24}
+    data["train"] |= {"steps": 2, "prompts_per_step": 2}
+    data["eval"] = [{"path": e["path"], "limit": 4} for e in demo["eval"]]
+    file.write_text(yaml.safe_dump(data))
+
+
+def test_commands_of_the_readme_work(tmp_path):
+    found = commands()
+    assert [c.split()[1] for c in found] == ["init", "check", "train", "train", "eval"]
+    for command in found:
+        done = opd(command.split()[1:], tmp_path)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        if command.startswith("opd init"):
+            fill_in(tmp_path / "run.yaml")
+    assert (tmp_path / "runs" / "first" / "final" / "model.safetensors").is_file()
+
+
+def test_python_of_the_readme_works(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(code.splitlines()) <= 15
+    assert opd(["init", "run.yaml"], tmp_path).returncode == 0
+    fill_in(tmp_path / "run.yaml")
+    code = code.replace("train.steps=50", "train.steps=1")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "gap_recovery" in done.stdout
+
+
+def test_files_the_readme_links_to_exist():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_demo(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("opd-*.whl")
+    assert wheel.stat().st_size < 3 * 2**20
+    place = tmp_path / "installed"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", place, wheel],
+        check=True,
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "opd", "demo", "--steps", "2"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(place)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "was recovered" in done.stdout
