@@ -45,7 +45,7 @@ NAMES = (
 
 
 def measure(name: str, folder: Path) -> list[dict[str, float]]:
-    from opd.train import train
+    from opd.loop import train
 
     data = demo_config(folder / "run")
     data["train"] |= {"steps": 5, "prompts_per_step": 4}

@@ -25,7 +25,7 @@ from opd.lab.demo import demo_config
 from opd.run.console import Console
 from opd.run.records import read_jsonl
 from opd.state import restore
-from opd.train import train
+from opd.loop import train
 
 FULL: dict = {}
 LORA = {"student": {"lora": {"rank": 4}}, "optim": {"lr": 0.005}}

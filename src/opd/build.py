@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from opd import config
-from opd.config import EvalSet, Run
+from opd import config, connect
+from opd.config import EvalSet, Run, ServerTeacher
 from opd.core.metrics import position_edges
 from opd.core.objective import Objective
 from opd.data.graders import Grader, make_grader
@@ -33,9 +33,12 @@ from opd.run.files import require_space
 from opd.run.folder import RunFolder
 from opd.run.tracking import Trackers
 from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.replay import ReplaySampler
+from opd.samplers.vllm import VllmSampler
+from opd.http import Http, Limits, read_key
 from opd.teachers.local import LocalTeacher
-from opd.train import Parts
-from opd.types import Sampler
+from opd.loop import Parts
+from opd.types import Kind, Sampler
 from opd.update import Learner, make_optimizer
 
 logger = logging.getLogger(__name__)
@@ -55,13 +58,15 @@ class Pair:
 
 
 def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts:
-    """Everything `opd.train.train` needs.
+    """Everything `opd.loop.train` needs.
 
     Raises:
         UserError: anything wrong with models, prompts, evaluation sets or the run folder.
     """
+    remote = connect.Remote.find(cfg)
+    cfg = connect.settle_support(cfg, remote.kinds if remote else frozenset(Kind), console)
     objective = make_objective(cfg)
-    pair = load_pair(cfg)
+    pair = load_pair(cfg, remote)
     prompts = load_training_prompts(cfg, pair, console)
     evals = [load_eval_task(cfg, e, i, pair) for i, e in enumerate(cfg.eval)]
     judge = make_judge(cfg, prompts)
@@ -76,6 +81,8 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         reference = LocalTeacher(
             replace(lm, vocab=pair.student.vocab), temperature=cfg.loss.teacher_temperature
         )
+    if remote is not None:
+        remote.greet(cfg, objective, pair.student.vocab, pair.tokenizer, prompts)
     optimizer = make_optimizer(pair.student, cfg.optim)
     require_space(Path(cfg.output.dir), bytes_needed(cfg, pair.student))
     folder = RunFolder.create(cfg.output.dir, config.dump(cfg), resume=resume, overwrite=overwrite)
@@ -91,16 +98,13 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         diagnostics_k=min(cfg.diagnostics.k, pair.student.vocab),
         position_edges=position_edges(cfg.rollout.max_new_tokens),
     )
+    clock = Clock()
     source = Source(
         prompts=prompts,
-        sampler=student_sampler(cfg, pair),
-        teacher=None
-        if pair.teacher is None
-        else LocalTeacher(
-            pair.teacher,
-            tokens_per_batch=budget(cfg),
-            temperature=cfg.loss.teacher_temperature,
-        ),
+        sampler=student_sampler(cfg, pair, folder.path),
+        teacher=remote.teacher(cfg, pair.student.vocab, folder.path, console, clock)
+        if remote is not None
+        else local_teacher(cfg, pair),
         reference=reference,
         judge=judge,
         special=torch.tensor(pair.tokenizer.all_special_ids, dtype=torch.int32)
@@ -122,8 +126,16 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         else eval_sampler(cfg, pair.teacher, pair.teacher_stop),
         console=console,
         trackers=Trackers(cfg.output.trackers, folder.path, config.dump(cfg)),
-        clock=Clock(),
+        clock=clock,
     )
+
+
+def local_teacher(cfg: Run, pair: Pair) -> LocalTeacher | None:
+    """The teacher in this process, if the run has one."""
+    if pair.teacher is None:
+        return None
+    heat = cfg.loss.teacher_temperature
+    return LocalTeacher(pair.teacher, tokens_per_batch=budget(cfg), temperature=heat)
 
 
 def make_objective(cfg: Run) -> Objective:
@@ -131,7 +143,7 @@ def make_objective(cfg: Run) -> Objective:
     loss, terms = cfg.loss, cfg.loss.terms
     return Objective(
         divergence=loss.divergence,
-        support=loss.support,
+        support="student_topk" if loss.support == "auto" else loss.support,
         k=loss.k,
         mode=loss.mode,
         estimator=loss.estimator,
@@ -149,7 +161,7 @@ def make_objective(cfg: Run) -> Objective:
     )
 
 
-def load_pair(cfg: Run) -> Pair:
+def load_pair(cfg: Run, remote: connect.Remote | None = None) -> Pair:
     """Load both models and prove that they speak of the same tokens.
 
     Raises:
@@ -159,11 +171,10 @@ def load_pair(cfg: Run) -> Pair:
     student_tok = tokenizers.load_tokenizer(
         cfg.student.model, cfg.student.revision, key="student.model"
     )
+    spec = None if isinstance(cfg.teacher, ServerTeacher) else cfg.teacher
     teacher_tok = None
-    if cfg.teacher is not None:
-        teacher_tok = tokenizers.load_tokenizer(
-            cfg.teacher.model, cfg.teacher.revision, key="teacher.model"
-        )
+    if spec is not None:
+        teacher_tok = tokenizers.load_tokenizer(spec.model, spec.revision, key="teacher.model")
     student = load_lm(
         cfg.student.model,
         revision=cfg.student.revision,
@@ -172,15 +183,18 @@ def load_pair(cfg: Run) -> Pair:
         key="student.model",
     )
     stop = tokenizers.eos_ids(student_tok, student.causal.generation_config)
-    if cfg.teacher is None or teacher_tok is None:
+    if spec is None or teacher_tok is None:
         vocab = min(student.vocab, tokenizers.vocab_size(student_tok))
         student = replace(student, vocab=vocab)
-        return Pair(prepare_student(cfg, student), None, student_tok, stop, stop)
+        ends = remote.ends if remote else frozenset()
+        if ends:
+            stop = tokenizers.resolve_stop(student_tok, stop, ends, cfg.rollout.stop)
+        return Pair(prepare_student(cfg, student), None, student_tok, stop, ends or stop)
     teacher = load_lm(
-        cfg.teacher.model,
-        revision=cfg.teacher.revision,
-        dtype=cfg.teacher.dtype,
-        device=cfg.teacher.device or str(student.device),
+        spec.model,
+        revision=spec.revision,
+        dtype=spec.dtype,
+        device=spec.device or str(student.device),
         key="teacher.model",
     )
     vocab = tokenizers.require_same(
@@ -328,11 +342,40 @@ def room(pair: Pair, new_tokens: int, key: str) -> int | None:
     return left
 
 
-def student_sampler(cfg: Run, pair: Pair) -> HFSampler:
+def student_sampler(cfg: Run, pair: Pair, folder: Path) -> Sampler:
     """The sampler of training rollouts; records as many top tokens as the loss needs."""
     r = cfg.rollout
+    if r.engine == "vllm":
+        return vllm_sampler(cfg, pair, folder)
+    if r.path is not None:
+        return ReplaySampler(Path(r.path), capture=cfg.loss.k)
     decoding = Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k)
     return HFSampler(pair.student, decoding, stop=pair.stop, capture=cfg.loss.k, batch=r.batch)
+
+
+def vllm_sampler(cfg: Run, pair: Pair, folder: Path) -> VllmSampler:
+    """Rollouts by a vLLM server that is given the student's weights after every step."""
+    r = cfg.rollout
+    assert r.url is not None
+    assert r.model is not None
+    http = Http(
+        r.url.rstrip("/").removesuffix("/v1"),
+        who="rollout server",
+        key="rollout.url",
+        api_key=read_key(r.api_key_env, "rollout.api_key_env"),
+        limits=Limits(answer=r.timeout),
+    )
+    return VllmSampler(
+        http,
+        r.model,
+        pair.student,
+        pair.tokenizer,
+        Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k),
+        stop=pair.stop,
+        capture=min(cfg.loss.k, pair.student.vocab),
+        sync_dir=folder / "sync" if r.sync_dir is None else Path(r.sync_dir),
+        concurrency=r.concurrency,
+    )
 
 
 def eval_sampler(cfg: Run, lm: LM, stop: frozenset[int]) -> Callable[[EvalTask], Sampler]:

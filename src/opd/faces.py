@@ -29,7 +29,7 @@ def run_train(
     console = Console(style)
     console.say("Loading models and prompts ...")
     from opd.build import build
-    from opd.train import train
+    from opd.loop import train
 
     parts = build(cfg, resume=resume, overwrite=overwrite, console=console)
     signal.signal(signal.SIGTERM, _interrupt)

@@ -27,7 +27,7 @@ from opd.build import build
 from opd.lab.demo import write_prompts
 from opd.lab.worlds import World
 from opd.run.console import Console
-from opd.train import train
+from opd.loop import train
 
 PACKAGE = Path(__file__).parents[1]
 # Everything that decides a number; faces, server teachers, report and bookkeeping do not.
@@ -43,7 +43,7 @@ SOURCES = (
     "recipes/sft.py",
     "experience.py",
     "update.py",
-    "train.py",
+    "loop.py",
     "evaluate.py",
     "lab/worlds/*.py",
     "lab/corpus.py",
