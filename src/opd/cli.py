@@ -112,7 +112,7 @@ def demo(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier demo.")] = True,
 ) -> None:
     """The whole story on a tiny shipped pair: no network, no GPU, about a minute."""
-    from opd.faces import run_demo
+    from opd.lab.show import run_demo
 
     run_demo(out, steps, overwrite)
 

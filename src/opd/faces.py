@@ -137,22 +137,3 @@ def _config_of(target: Path, overrides: Sequence[str]) -> Run:
     if not cfg.eval:
         raise UserError(f"{target} has no `eval` sets; add at least one path with answers.")
     return cfg
-
-
-def run_demo(out: Path, steps: int | None, overwrite: bool) -> None:
-    """Distil the shipped pair and explain what happened."""
-    import torch
-
-    from opd.lab.demo import demo_config
-
-    torch.set_num_threads(1)  # matrices this small are faster without company
-    console = Console("auto")
-    console.say(
-        "A tiny student that adds badly, and a teacher of the same family that has learned it. The "
-        "student writes, the teacher scores every token, the student learns."
-    )
-    cfg = config.parse(demo_config(out))
-    if steps is not None:
-        cfg = config.parse(config.dump(cfg), [f"train.steps={steps}"])
-    run_train(cfg, overwrite=overwrite)
-    console.say(f"Next: opd eval {out}   or your own models: opd init run.yaml")
