@@ -23,6 +23,8 @@ from opd.data.prompts import PromptSet, load_prompts
 from opd.errors import UserError
 from opd.evaluate import EvalTask
 from opd.experience import Source
+from opd.http import Http, Limits, read_key
+from opd.loop import Parts
 from opd.models import tokenizers
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
 from opd.models.token_text import token_texts
@@ -35,9 +37,7 @@ from opd.run.tracking import Trackers
 from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.replay import ReplaySampler
 from opd.samplers.vllm import VllmSampler
-from opd.http import Http, Limits, read_key
 from opd.teachers.local import LocalTeacher
-from opd.loop import Parts
 from opd.types import Kind, Sampler
 from opd.update import Learner, make_optimizer
 
@@ -348,7 +348,7 @@ def student_sampler(cfg: Run, pair: Pair, folder: Path) -> Sampler:
     if r.engine == "vllm":
         return vllm_sampler(cfg, pair, folder)
     if r.path is not None:
-        return ReplaySampler(Path(r.path), capture=cfg.loss.k)
+        return ReplaySampler(connect.read_rollouts(Path(r.path)), Path(r.path), capture=cfg.loss.k)
     decoding = Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k)
     return HFSampler(pair.student, decoding, stop=pair.stop, capture=cfg.loss.k, batch=r.batch)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ import numpy as np
 
 from opd.config import Run, ServerTeacher
 from opd.core.objective import Objective
+from opd.data.prompts import PromptSet
 from opd.errors import UserError
+from opd.http import Http, Limits, Transient, read_key
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.files import write_json
+from opd.run.rollouts import decode
 from opd.teachers import server
 from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store
 from opd.teachers.handshake import (
@@ -27,7 +31,6 @@ from opd.teachers.handshake import (
     shake_hands,
     unknown_support,
 )
-from opd.teachers.http import Http, Limits, Transient, read_key
 from opd.teachers.opd_api import OpdDialect, is_opd
 from opd.teachers.server import Canary, Dialect
 from opd.teachers.vllm_api import VllmDialect
@@ -36,6 +39,70 @@ from opd.types import Kind, Prompt, Rollout, Teacher
 logger = logging.getLogger(__name__)
 
 TEACHER = "teacher.json"
+
+
+@dataclass
+class Remote:
+    """A teacher behind HTTP, or its cache alone, on the way from configuration to `Teacher`."""
+
+    spec: ServerTeacher
+    dialect: Dialect | None  # None: offline, nobody is asked
+    hands: Handshake | None = None
+
+    @staticmethod
+    def find(cfg: Run) -> Remote | None:
+        """Find the server of the configuration; None for a teacher in this process or none."""
+        spec = cfg.teacher
+        if not isinstance(spec, ServerTeacher):
+            return None
+        if spec.cache is not None and spec.cache.offline:
+            return Remote(spec, None)
+        return Remote(spec, reach(spec, temperature=cfg.loss.teacher_temperature))
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """What it can be asked for."""
+        return OfflineTeacher.kinds if self.dialect is None else self.dialect.kinds
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Ids that end its completions, where the server tells."""
+        return self.dialect.eos if isinstance(self.dialect, OpdDialect) else frozenset()
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence it scores, where known."""
+        return None if self.dialect is None else self.dialect.context
+
+    def greet(
+        self, cfg: Run, objective: Objective, vocab: int, tokenizer: Any, prompts: PromptSet
+    ) -> None:
+        """Refuse a loss it cannot serve, then probe it; see `greet`."""
+        require_kinds(objective, self.kinds)
+        if self.dialect is None:
+            return
+        self.hands = greet(
+            cfg,
+            self.spec,
+            self.dialect,
+            objective,
+            vocab=vocab,
+            encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False)),
+            material=[p.ids for p in prompts.prompts[:8]],
+            longest=max(len(p.ids) for p in prompts.prompts) + cfg.rollout.max_new_tokens,
+        )
+
+    def teacher(
+        self, cfg: Run, vocab: int, folder: Path, console: Console, clock: Clock
+    ) -> Teacher:
+        """The teacher of the run; the run folder remembers which one it is."""
+        if self.dialect is None or self.hands is None:
+            return offline_teacher(cfg, self.spec, vocab=vocab, clock=clock)
+        made = make_teacher(
+            cfg, self.spec, self.dialect, self.hands, vocab=vocab, console=console, clock=clock
+        )
+        remember(folder, made, self.hands)
+        return with_cache(self.spec, made, clock)
 
 
 def reach(spec: ServerTeacher, *, temperature: float = 1.0) -> Dialect:
@@ -88,14 +155,12 @@ def settle_support(cfg: Run, kinds: frozenset[Kind], console: Console) -> Run:
     return cfg
 
 
-def require_kinds(objective: Objective, kinds: frozenset[Kind], served: bool) -> None:
+def require_kinds(objective: Objective, kinds: frozenset[Kind]) -> None:
     """Refuse a loss the teacher server cannot serve, before anything is paid for.
 
     Raises:
         UserError: with the choices and what each costs.
     """
-    if not served:
-        return
     if objective.needs_full_teacher:
         raise UserError(
             "loss.support=full needs the teacher's whole distribution, which no server sends. Use "
@@ -157,7 +222,9 @@ def greet(
 
 def diagnostics_topk(cfg: Run, vocab: int) -> int:
     """How many of the teacher's own top tokens the diagnostics want instead of everything."""
-    return min(cfg.diagnostics.k, vocab) if cfg.diagnostics.positions else 0
+    if not cfg.diagnostics.positions or cfg.loss.teacher_temperature != 1.0:
+        return 0
+    return min(cfg.diagnostics.k, vocab)
 
 
 def make_teacher(
@@ -169,9 +236,9 @@ def make_teacher(
     vocab: int,
     console: Console,
     clock: Clock,
-) -> Teacher:
-    """The teacher of a run, behind its cache if there is one."""
-    teacher = server.ServerTeacher(
+) -> server.ServerTeacher:
+    """The teacher of a run, as the server gives it."""
+    return server.ServerTeacher(
         dialect,
         spec.model,
         vocab=vocab,
@@ -183,6 +250,10 @@ def make_teacher(
         say=console.say,
         note=clock.note,
     )
+
+
+def with_cache(spec: ServerTeacher, teacher: server.ServerTeacher, clock: Clock) -> Teacher:
+    """The teacher behind its cache, if it has one."""
     if spec.cache is None:
         return teacher
     store = Store(Path(spec.cache.dir), int(spec.cache.max_gb * 1e9))
@@ -241,3 +312,28 @@ def _canary(record: dict[str, Any]) -> Canary:
         Prompt(0, (ids[0],), ""), 0, rest, zeros, zeros, rest[:, None], zeros[:, None], "length"
     )
     return Canary(rollout, np.array(record["sampled"]), record["tolerance"])
+
+
+def read_rollouts(path: Path) -> list[Rollout]:
+    """All rollouts of a file, or of a folder's files in order of their steps.
+
+    Raises:
+        UserError: there are none, or a file is damaged.
+    """
+    if not path.exists():
+        raise UserError(f"rollout.path={path}: no such file or folder.")
+    files = [path] if path.is_file() else sorted(path.glob("*.parquet"), key=_step)
+    found: list[Rollout] = []
+    for file in files:
+        try:
+            found += decode(file.read_bytes()).batch
+        except (ValueError, OSError) as error:
+            raise UserError(f"rollout.path: {file} is no rollout file of opd: {error}") from None
+    if not found:
+        raise UserError(f"rollout.path={path} holds no rollouts.")
+    return found
+
+
+def _step(path: Path) -> tuple[int, str]:
+    digits = "".join(c for c in path.stem if c.isdigit())
+    return (int(digits) if digits else 0, path.name)

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from opd.errors import UserError
-from opd.teachers.http import Refusal
+from opd.http import Refusal
 from opd.teachers.server import Canary, Dialect
 from opd.teachers.validate import WrongAnswer, check
 from opd.types import Kind, Prompt, Rollout, Scores, Want

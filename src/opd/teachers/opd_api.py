@@ -14,8 +14,8 @@ import numpy as np
 
 from opd.core.align import token_batches
 from opd.errors import UserError
+from opd.http import Answer, Http, Refusal, Transient
 from opd.teachers import wire
-from opd.teachers.http import Answer, Http, Refusal, Transient
 from opd.teachers.validate import WrongAnswer
 from opd.types import Kind, Rollout, Scores, Want
 

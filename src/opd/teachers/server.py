@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from opd.errors import UserError
-from opd.teachers.http import Http, Transient, clean
+from opd.http import Http, Transient, clean
 from opd.teachers.validate import WrongAnswer, check
 from opd.types import Kind, Rollout, Scores, Want
 

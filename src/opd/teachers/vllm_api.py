@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from opd.errors import UserError
-from opd.teachers.http import Http, Refusal, clean
+from opd.http import Http, Refusal, clean
 from opd.teachers.validate import ABOVE_ZERO, WrongAnswer
 from opd.types import Kind, Prompt, Rollout, Scores, Want
 

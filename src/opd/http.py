@@ -2,7 +2,7 @@
 
 A refusal (4xx) is final and carries the server's own words. Redirects are not followed, the key
 goes to the configured origin alone, answers are capped in size. What an answer says is judged
-elsewhere (`validate`).
+elsewhere (`opd.teachers.validate`).
 """
 
 from __future__ import annotations
@@ -143,6 +143,11 @@ class Http:
         body = json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
         return self._send("POST", path, body, "application/json", read_json, False)
 
+    def post_text(self, path: str, value: Any) -> str:
+        """POST JSON, read whatever text comes; see `post`."""
+        body = json.dumps(value, allow_nan=False).encode("ascii")
+        return self._send("POST", path, body, "application/json", _text, False)
+
     def post(
         self, path: str, body: bytes, content_type: str, read: Callable[[Answer], Result]
     ) -> Result:
@@ -276,6 +281,10 @@ class Http:
 
     def _hide(self, text: str) -> str:
         return text.replace(self._secret, "***") if self._secret else text
+
+
+def _text(answer: Answer) -> str:
+    return clean(answer.body[:4000])
 
 
 def clean(text: str | bytes) -> str:
