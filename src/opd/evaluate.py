@@ -106,10 +106,16 @@ def evaluate(
     texts = [decode(r.ids.tolist()) for r in rollouts]
     grades = task.grader.grade(texts, [r.prompt.answer or "" for r in rollouts])
     graded = [
-        Graded(r.prompt.index, r.sample, g.correct, len(r), r.finish, text)
+        Graded(r.prompt.index, r.sample, g.correct, len(r), r.finish, text, asked(r))
         for r, g, text in zip(rollouts, grades, texts, strict=True)
     ]
     return summarise(task, rollouts, graded)
+
+
+def asked(rollout: Rollout) -> dict[str, str]:
+    """Prompt and answer for people, once a prompt."""
+    prompt = rollout.prompt
+    return {} if rollout.sample else {"prompt": prompt.text, "answer": prompt.answer or ""}
 
 
 def summarise(task: EvalTask, rollouts: Sequence[Rollout], graded: Sequence[Graded]) -> Evaluation:

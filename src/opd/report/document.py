@@ -78,13 +78,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; `wide` tables scroll sideways on their own."""
+    """Rows of cells; a folded one is opened by the reader."""
 
     kind: ClassVar[str] = "table"
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
+    folded: bool = False
 
     def record(self) -> dict[str, Any]:
         """For the JSON twin."""
@@ -259,7 +260,6 @@ class Section:
     title: str
     parts: Sequence[Part]
     lead: str = ""
-    folded: bool = False
 
 
 @dataclass(frozen=True)

@@ -148,9 +148,7 @@ def _tiles(main: Outcome | None) -> list[Tile]:
     if main.share is not None:
         bounded = math.isfinite(main.share.low) and math.isfinite(main.share.high)
         shown = percent(main.share.value) if bounded else Number(main.share.value, "unclear")
-        tiles.append(
-            Tile("of the gap recovered", shown, interval(main.share.low, main.share.high))
-        )
+        tiles.append(Tile("of the gap recovered", shown, interval(main.share.low, main.share.high)))
     elif main.lead is not None:
         tiles.append(Tile("of the gap recovered", NONE, "the teacher was not ahead"))
     return tiles
@@ -235,16 +233,16 @@ def _limits(run: RunData, main: Outcome | None) -> list[Limit]:
     found = [limit for rule in rules if (limit := rule(run, main)) is not None]
     if found or main is None or main.share is None or main.share.low < MOST:
         return found
-    return [
-        (Sentence("Nothing in the numbers shows what held back the rest of the gap."), None)
-    ]
+    return [(Sentence("Nothing in the numbers shows what held back the rest of the gap."), None)]
 
 
 def _alarms(run: RunData, main: Outcome | None) -> Limit | None:
     if not run.alarms:
         return None
     first = int(run.alarms[0]["step"])
-    text = f"{len(run.alarms)} alarm{'s' if len(run.alarms) > 1 else ''}, the first at step {first}."
+    text = (
+        f"{len(run.alarms)} alarm{'s' if len(run.alarms) > 1 else ''}, the first at step {first}."
+    )
     values = {"alarms": len(run.alarms), "first": first}
     return Sentence(text, "alarms.jsonl; listed below", values), None
 
@@ -355,7 +353,9 @@ def _loops(run: RunData, main: Outcome | None) -> Limit | None:
     if loops is None or loops.last < LOOPS or not loops.rose:
         return None
     return (
-        Sentence("The student repeats itself more than at the start.", loops.text(), loops.values()),
+        Sentence(
+            "The student repeats itself more than at the start.", loops.text(), loops.values()
+        ),
         Sentence("Shorten rollout.max_new_tokens, or mix in SFT (loss.terms.sft_weight)."),
     )
 

@@ -1,0 +1,324 @@
+"""A run as a page: verdict first, then the accuracy, the paper's picture, tokens, cost, set-up."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from opd import config
+from opd.core.stats import Estimate
+from opd.errors import UserError
+from opd.report.document import (
+    Cell,
+    Chart,
+    Charts,
+    Code,
+    Document,
+    Example,
+    Examples,
+    Legend,
+    Note,
+    Number,
+    Part,
+    Section,
+    Table,
+)
+from opd.report.figures import heat_maps, marks, pictures, time_charts
+from opd.report.numbers import NONE, estimate, percent, plain, seconds
+from opd.report.plots import Line, curves
+from opd.report.ranges import BOUNDS, PICTURES, ROLLOUTS
+from opd.report.read import EvalSet, Evaluated, RunData
+from opd.report.tokens import token_view
+from opd.report.verdict import outcome, verdict
+from opd.run.place import flatten
+
+REFRESH_S = 20
+FLIPS = 3  # examples shown of each kind
+COLUMNS = ("", "accuracy", "95% interval", "prompts")
+
+
+def document(run: RunData) -> Document:
+    """The whole page of a run, finished or not."""
+    steps = f"{run.done:,} of {run.planned:,} steps"
+    state = "running" if run.alive else "finished" if run.done >= run.planned else "stopped"
+    sections = [
+        Section("verdict", "Did it work?", [verdict(run)]),
+        *_accuracy(run),
+        *_picture(run),
+        *_heat(run),
+        *_tokens(run),
+        *_rollouts(run),
+        *_cost(run),
+        _setup(run),
+    ]
+    return Document(
+        title=run.name,
+        subtitle=f"{_pair(run.config)} \u00b7 {steps}, {state}",
+        sections=sections,
+        refresh_seconds=REFRESH_S if run.alive else None,
+    )
+
+
+def _pair(settings: dict[str, Any]) -> str:
+    teacher = settings.get("teacher") or {}
+    names = [str(settings["student"]["model"]), str(teacher.get("model", "no teacher"))]
+    short = [Path(name).name if name.startswith(("/", ".")) else name for name in names]
+    return f"{short[0]} learns from {short[1]}"
+
+
+def _accuracy(run: RunData) -> list[Section]:
+    found = [o for task in run.evals if (o := outcome(task)) is not None]
+    parts: list[Part] = []
+    if found:
+        parts.append(Charts([_accuracy_chart(run, o.task) for o in found]))
+    for place, one in enumerate(found):
+        parts.append(_accuracy_table(one.task, one.share, main=place == 0))
+    for one in found:
+        parts += _flips(one.task)
+    if not parts:
+        parts = [Note("No held-out set was evaluated; add one under `eval` in run.yaml.")]
+    lead = (
+        "The first set is the task that the verdict speaks of; the others show what else changed."
+        if len(found) > 1
+        else ""
+    )
+    return [Section("accuracy", "Accuracy before, during, after", parts, lead)]
+
+
+def _accuracy_chart(run: RunData, task: EvalSet) -> Chart:
+    from numpy import array
+
+    found = task.student
+    steps, values = array([e.step for e in found]), array([e.accuracy.value for e in found])
+    low, high = (array([getattr(e.accuracy, end) for e in found]) for end in ("low", "high"))
+    level = None if task.teacher is None else task.teacher.accuracy.value
+    svg = curves(
+        f"accuracy-{task.label}",
+        [Line(steps, values, low=low, high=high, points=True)],
+        level=level,
+        marks=marks(run),
+        percent=True,
+    )
+    data = {"steps": steps.tolist(), "accuracy": values.tolist(), "teacher": level}
+    data |= {"low": low.tolist(), "high": high.tolist()}
+    legend = [Legend("line-1", "student, 95% interval")]
+    legend += [] if level is None else [Legend("level", "teacher")]
+    return Chart(f"Accuracy on {task.label}", svg, data, legend, "over steps")
+
+
+def _accuracy_table(task: EvalSet, share: Estimate | None, *, main: bool) -> Table:
+    first, last = task.student[0], task.student[-1]
+    rows: list[Sequence[Cell]] = [["before", *estimate(first.accuracy)]]
+    if last.step > first.step:
+        rows.append([f"after {last.step} steps", *estimate(last.accuracy)])
+    if task.teacher is not None:
+        rows.append(["teacher", *estimate(task.teacher.accuracy)])
+    if share is not None:
+        rows.append(["of the gap recovered", *estimate(share)])
+    for k in last.pass_at:
+        for who, found in (("before", first), ("after", last), ("teacher", task.teacher)):
+            if found is not None and k in found.pass_at:
+                rows.append([f"pass@{k} {who}", *estimate(found.pass_at[k])])
+    rows += _side_rows(first, last)
+    settings = task.settings
+    note = (
+        f"Grader: {settings.get('grader')}; {settings.get('n')} answers a prompt at temperature "
+        f"{settings.get('temperature')}, top_p {settings.get('top_p')}. Intervals treat the "
+        "prompt as the unit."
+    )
+    caption = f"{task.label} ({'the task' if main else 'also measured'})"
+    return Table(caption, COLUMNS, rows, note)
+
+
+def _side_rows(first: Evaluated, last: Evaluated) -> list[Sequence[Cell]]:
+    rows: list[Sequence[Cell]] = []
+    for who, found in (("before", first), ("after", last)):
+        length = found.length
+        width = f"{plain(length.low).text} to {plain(length.high).text} tokens"
+        rows.append(
+            [f"length {who}", plain(length.value), width, Number(length.n, f"{length.n:,}")]
+        )
+        rows.append([f"cut by the limit {who}", percent(found.truncated), "", ""])
+    return rows
+
+
+def _flips(task: EvalSet) -> list[Part]:
+    first, last = task.student[0], task.student[-1]
+    if first.step == last.step:
+        return []
+    before = {(g.prompt_index, g.sample): g for g in first.graded}
+    prompts = {
+        g.prompt_index: g.extra for e in (first, last) for g in e.graded if "prompt" in g.extra
+    }
+    parts: list[Part] = []
+    for right, words in ((True, "flipped right"), (False, "flipped wrong")):
+        found = [
+            (before[g.prompt_index, g.sample], g)
+            for g in last.graded
+            if (g.prompt_index, g.sample) in before
+            and g.correct is right
+            and before[g.prompt_index, g.sample].correct is not right
+        ]
+        items = [
+            Example(
+                prompt=str(prompts.get(b.prompt_index, {}).get("prompt", "")),
+                answer=str(prompts.get(b.prompt_index, {}).get("answer", "")),
+                before=_shorten(b.text),
+                after=_shorten(a.text),
+                title=f"prompt {b.prompt_index}, sample {b.sample}",
+            )
+            for b, a in found[:FLIPS]
+        ]
+        count = f"{len(found):,} of {len(last.graded):,} answers on {task.label} {words}"
+        parts.append(Examples(count, items, "" if items else "None."))
+    return parts
+
+
+def _shorten(text: str, limit: int = 1200) -> str:
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[{len(text) - limit:,} characters left out]\n{text[-half:]}"
+
+
+def _picture(run: RunData) -> list[Section]:
+    charts = pictures(run, (*PICTURES, *BOUNDS))
+    parts: list[Part] = [Charts(charts)] if charts else [Note("Nothing was diagnosed yet.")]
+    if run.alarms:
+        rows = [
+            [Number(r["step"], f"{r['step']:,}"), *_alarm_words(r)]
+            for r in sorted(run.alarms, key=lambda r: r["step"])[:100]
+        ]
+        parts.append(Table("Alarms", ("step", "alarm", "what it saw"), rows))
+    lead = (
+        "Measured on the student's own completions. Faint: every step; strong: moving mean. "
+        "A shaded range has a published source; where none is shaded, nobody has published one."
+    )
+    return [Section("picture", "How close the two models are", parts, lead)]
+
+
+def _alarm_words(record: dict[str, Any]) -> list[str]:
+    name = str(record.get("alarm", record.get("name", record.get("rule", ""))))
+    known = ("step", "alarm", "name", "rule", "message", "nonfinite")
+    rest = ", ".join(f"{k} {v}" for k, v in record.items() if k not in known)
+    return [name, " ".join(filter(None, [str(record.get("message", "")), rest]))]
+
+
+def _heat(run: RunData) -> list[Section]:
+    charts = heat_maps(run)
+    if not charts:
+        return []
+    lead = "Up: position in the completion, in tokens. Right: step. Empty cells had no tokens."
+    return [Section("positions", "Where in the completion", [Charts(charts)], lead)]
+
+
+def _tokens(run: RunData) -> list[Section]:
+    view = token_view(run)
+    parts: list[Part] = [view] if view else [Note("No rollouts with teacher scores are on disk.")]
+    return [Section("tokens", "What the teacher says of every token", parts)]
+
+
+def _rollouts(run: RunData) -> list[Section]:
+    charts = pictures(run, ROLLOUTS)
+    return [Section("rollouts", "The rollouts", [Charts(charts)])] if charts else []
+
+
+def _cost(run: RunData) -> list[Section]:
+    total = run.series("time/step_s").values.sum()
+    if not total:
+        return []
+    tokens = run.series("train/tokens").values.sum()
+    memory = run.series("memory/peak_rss_mib").values
+    rows: list[Sequence[Cell]] = []
+    spent = 0.0
+    for name in sorted(n for n in run.names() if n.startswith("time/") and n.endswith("_s")):
+        if name in ("time/step_s", "time/tokens_per_s"):
+            continue
+        value = float(run.series(name).values.sum())
+        spent += value
+        phase = name.removeprefix("time/").removesuffix("_s")
+        rows.append([phase, Number(value, seconds(value)), percent(value / total)])
+    rest = max(0.0, float(total) - spent)
+    rows.append(["everything else", Number(rest, seconds(rest)), percent(rest / total)])
+    rows.append(["together", Number(float(total), seconds(float(total))), ""])
+    cost: list[Sequence[Cell]] = [
+        ["completion tokens trained on", plain(float(tokens))],
+        ["tokens a second, everything included", plain(float(tokens / total))],
+        ["machine time", Number(float(total), seconds(float(total)))],
+    ]
+    if len(memory):
+        cost.append(
+            ["peak memory of the process", Number(memory.max(), f"{memory.max():,.0f} MiB")]
+        )
+    parts: list[Part] = [
+        Charts(time_charts(run)),
+        Table("Time by phase", ("phase", "time", "share"), rows),
+        Table("What it cost", ("", ""), cost),
+    ]
+    return [Section("cost", "Time, memory and cost", parts)]
+
+
+def _setup(run: RunData) -> Section:
+    command = [str(word) for word in run.env.get("command", [])]
+    if command:
+        command[0] = Path(command[0]).name
+    parts: list[Part] = [
+        Code("Command that made this run", shlex.join(command)),
+        Code("Or from its resolved configuration", shlex.join(_again(run))),
+        _config_table(run.config),
+        _environment_table(run.env),
+    ]
+    parts += [Note(gap) for gap in run.gaps]
+    return Section("setup", "Reproduce it", parts)
+
+
+def _again(run: RunData) -> list[str]:
+    folder = str(run.config["output"]["dir"])
+    return ["opd", "train", f"{folder}/config.json", f"output.dir={folder}-again"]
+
+
+def _config_table(settings: dict[str, Any]) -> Table:
+    columns = ("key", "this run", "default")
+    try:
+        rows = config_rows(settings)
+    except (UserError, KeyError, TypeError, AttributeError) as error:
+        note = f"Defaults of this version of opd do not fit this configuration: {error}"
+        rows = [[k, _value(v), ""] for k, v in flatten(settings).items()]
+        return Table("Configuration", columns, rows, note)
+    return Table("Configuration: what differs from the defaults", columns, rows)
+
+
+def config_rows(settings: dict[str, Any]) -> list[list[Cell]]:
+    """Keys that a run set, with the value and the default ("required" where there is none)."""
+    required = {
+        "student": {"model": settings["student"]["model"]},
+        "teacher": None
+        if settings["teacher"] is None
+        else {k: settings["teacher"][k] for k in ("model", "url") if k in settings["teacher"]},
+        "prompts": {"path": settings["prompts"]["path"]},
+        "eval": [{"path": e["path"], "name": e.get("name")} for e in settings["eval"]],
+        "output": {"dir": settings["output"]["dir"]},
+    }
+    defaults = flatten(config.dump(config.parse(required)))
+    given = flatten(required)
+    rows: list[list[Cell]] = []
+    for key, value in flatten(settings).items():
+        if key in given and given[key] is not None:
+            rows.append([key, _value(value), "required"])
+        elif defaults.get(key, ...) != value:
+            rows.append([key, _value(value), _value(defaults[key]) if key in defaults else "unset"])
+    return rows
+
+
+def _value(value: Any) -> Cell:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return Number(value, f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def _environment_table(env: dict[str, Any]) -> Table:
+    flat = {k: v for k, v in flatten(env).items() if not k.startswith("command")}
+    rows = [[key, NONE if value is None else _value(value)] for key, value in flat.items()]
+    return Table("Environment", ("", ""), rows, folded=True)

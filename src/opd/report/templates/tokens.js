@@ -1,0 +1,64 @@
+"use strict";
+(() => {
+  const source = document.getElementById("token-data");
+  if (!source) return;
+  const data = JSON.parse(source.textContent);
+  const make = (tag, text, name) => {
+    const node = document.createElement(tag);
+    if (text !== undefined) node.textContent = text;
+    if (name) node.className = name;
+    return node;
+  };
+  const share = (p) => (p >= 0.0001 ? (100 * p).toFixed(p < 0.1 ? 2 : 1) + "%" : "<0.01%");
+  const text = (id) => data.texts[id].replace(/ /g, "\u2423").replace(/\n/g, "\u23ce");
+  const cell = (pair, drawn, colour) => {
+    const td = make("td");
+    if (!pair) return td;
+    const line = make("span", undefined, pair[0] === drawn ? "drawn" : "");
+    const width = (100 * pair[1]).toFixed(1) + "%";
+    line.style.background = `linear-gradient(90deg, var(${colour}) ${width}, transparent ${width})`;
+    line.append(make("code", text(pair[0])), make("span", share(pair[1])));
+    td.append(line);
+    return td;
+  };
+  const show = (panel, row) => {
+    panel.replaceChildren();
+    const said = row.a === null ? "advantage unknown" : `advantage ${row.a > 0 ? "+" : ""}${row.a.toFixed(2)} nats`;
+    panel.append(make("p", `Token ${row.i + 1}: ${text(row.t)}  ${said}`));
+    panel.append(make("p", `The student gave it ${share(row.p)}; its entropy here is ${row.h.toFixed(2)} nats.`, "note"));
+    const table = make("table");
+    const head = table.insertRow();
+    head.append(make("th", "student"), make("th", row.q ? "teacher" : "teacher: top k not kept"));
+    for (let i = 0; i < Math.max(row.s.length, (row.q || []).length); i++)
+      table.insertRow().append(cell(row.s[i], row.t, "--n1"), cell((row.q || [])[i], row.t, "--p1"));
+    panel.append(table);
+    if (row.m !== undefined)
+      panel.append(make("p", `Both renormalised on the student's top k, which holds ${share(row.m)} of its probability.`, "note"));
+  };
+  for (const box of document.querySelectorAll(".rollout")) {
+    const rows = data.rollouts[box.dataset.rollout];
+    const spans = [...box.querySelectorAll(".t")];
+    const panel = box.querySelector(".panel");
+    let current = 0;
+    const select = (i, focus) => {
+      spans[current].classList.remove("on");
+      spans[current].tabIndex = -1;
+      current = Math.max(0, Math.min(spans.length - 1, i));
+      spans[current].classList.add("on");
+      spans[current].tabIndex = 0;
+      if (focus) spans[current].focus();
+      show(panel, rows[current]);
+    };
+    panel.hidden = false;
+    let worst = 0;
+    rows.forEach((row, i) => { if (row.a !== null && row.a < (rows[worst].a ?? 0)) worst = i; });
+    select(worst, false);
+    const place = (event) => spans.indexOf(event.target.closest(".t"));
+    for (const kind of ["mouseover", "click", "focusin"])
+      box.addEventListener(kind, (event) => { const i = place(event); if (i >= 0 && i !== current) select(i, false); });
+    box.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowLeft: -1, Home: -1e9, End: 1e9 }[event.key];
+      if (step && place(event) >= 0) { event.preventDefault(); select(current + step, true); }
+    });
+  }
+})();
