@@ -108,5 +108,7 @@ def test_well_known_names_point_to_keys_that_exist():
 
 @pytest.mark.parametrize("module", ["opd", "opd.config", "opd.cli", "opd.types", "opd.report"])
 def test_light_modules_do_not_import_torch(module):
-    code = f"import sys, {module}; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    code = (
+        f"import sys, {module}; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

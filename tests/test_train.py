@@ -22,14 +22,15 @@ from opd.build import build
 from opd.errors import UserError
 from opd.experience import sample, score
 from opd.lab.demo import demo_config
+from opd.loop import train
 from opd.run.console import Console
 from opd.run.records import read_jsonl
 from opd.state import restore
-from opd.loop import train
 
 FULL: dict = {}
-LORA = {"student": {"lora": {"rank": 4}}, "optim": {"lr": 0.005}}
+LORA = {"student": {"lora": {"rank": 4, "dropout": 0.1}}, "optim": {"lr": 0.005}}
 SAMPLED = {"loss": {"support": "sampled"}}
+GOLD = {"loss": {"terms": {"sft_weight": 0.5, "sft_path": "gold.jsonl"}}}
 OUTCOME = {"loss": {"terms": {"outcome_weight": 1.0}}}
 
 
@@ -40,7 +41,12 @@ def run_config(folder: Path, *, steps=6, **changes) -> dict:
     data["output"] |= {"save_every": 2, "rollout_sample": 2}
     data["eval"] = [e | {"limit": 8, "every": 2} for e in data["eval"]]
     for section, values in changes.items():
-        data[section] = data[section] | values
+        data[section] = data.get(section, {}) | values
+    gold = data["loss"].get("terms", {}).get("sft_path")
+    if gold is not None:  # beside the run folder, where the demo puts its prompts
+        path = folder.parent / gold
+        path.write_text('{"prompt": "sum pig gnu jay", "completion": "so pig 1 ANS 1"}\n' * 3)
+        data["loss"]["terms"]["sft_path"] = str(path)
     return data
 
 
@@ -60,7 +66,7 @@ def digest(folder: Path) -> dict[str, str]:
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-@pytest.mark.parametrize("changes", [FULL, LORA, SAMPLED, OUTCOME])
+@pytest.mark.parametrize("changes", [FULL, LORA, SAMPLED, OUTCOME, GOLD])
 def test_six_steps_are_three_and_three(tmp_path, changes):
     straight = run_config(tmp_path / "straight", **changes)
     run(straight)

@@ -12,6 +12,7 @@ import torch
 from opd.config import Optim
 from opd.core.align import align
 from opd.core.objective import Objective
+from opd.data.gold import example
 from opd.models.lm import LM, add_lora
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
@@ -170,3 +171,19 @@ def test_learning_brings_the_student_to_its_teacher(make_lm, make_prompts):
         batch = experience(student, teacher, objective, prompts, seed=step)
         kl.append(update(learner, batch, step)["diag/reverse_kl"].value)
     assert np.mean(kl[-5:]) < 0.6 * np.mean(kl[:5])
+
+
+def test_gold_completions_add_their_own_mean_cross_entropy(make_lm, make_prompts):
+    student, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES["paper"]
+    batch = experience(student, teacher, objective, make_prompts(3, 8))
+    gold = [example(0, (5, 6), (7, 8, 1)), example(1, (9,), (10, 1))]
+    weighted = replace(learner_of(clone(student), teacher, objective), sft_weight=0.5)
+    plain = update(learner_of(clone(student), teacher, objective), batch, 0)
+    found = update(weighted, replace(batch, gold=gold), 0)
+    expected = []
+    for prompt, ids in (((5, 6), (7, 8, 1)), ((9,), (10, 1))):
+        logp = student.causal(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
+        expected += [-logp[len(prompt) - 1 + t, v].item() for t, v in enumerate(ids)]
+    assert found["train/sft_loss"].value == pytest.approx(np.mean(expected), rel=1e-9)
+    total = plain["train/loss"].value + 0.5 * np.mean(expected)
+    assert found["train/loss"].value == pytest.approx(total, rel=1e-9)

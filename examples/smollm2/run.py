@@ -45,10 +45,11 @@ def train_teacher(base: Path, pairs: Path, out: Path, seed: int) -> Path:
     if out.exists():
         return out
     from opd.config import Optim
+    from opd.data.gold import example
     from opd.data.prompts import load_prompts
     from opd.models.lm import load_lm, save_final
     from opd.models.tokenizers import load_tokenizer
-    from opd.recipes.sft import example, sft
+    from opd.recipes.sft import sft
 
     tokenizer, model = load_tokenizer(str(base)), load_lm(str(base), dtype="float32")
     prompts = load_prompts(str(pairs), tokenizer, template=None, chat={}, max_tokens=128).prompts

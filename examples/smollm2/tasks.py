@@ -25,8 +25,8 @@ Cuba Havana, Peru Lima, Chile Santiago, Turkey Ankara, Iran Tehran, Iraq Baghdad
 Hungary Budapest, Belgium Brussels, Thailand Bangkok, Vietnam Hanoi, Australia Canberra"""
 OPPOSITES = """hot cold, big small, tall short, fast slow, happy sad, light dark, hard soft,
 wet dry, rich poor, full empty, young old, early late, open closed, strong weak, up down,
-left right, good bad, clean dirty, high low, near far, loud quiet, heavy light, thick thin, wide narrow,
-first last, day night, love hate, win lose, buy sell, true false"""
+left right, good bad, clean dirty, high low, near far, loud quiet, heavy light, thick thin,
+wide narrow, first last, day night, love hate, win lose, buy sell, true false"""
 CONTINENTS = """Kenya Africa, France Europe, Japan Asia, Egypt Africa, Nigeria Africa, Italy Europe,
 India Asia, China Asia, Germany Europe, Spain Europe, Ghana Africa, Thailand Asia, Poland Europe,
 Vietnam Asia, Greece Europe, Morocco Africa, Sweden Europe, Nepal Asia, Ethiopia Africa,
@@ -80,9 +80,7 @@ def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def without(
-    rows: Iterable[Row], taken: Iterable[Row]
-) -> list[Row]:
+def without(rows: Iterable[Row], taken: Iterable[Row]) -> list[Row]:
     """Rows whose prompt is not among `taken`."""
     known = {json.dumps(row["prompt"]) for row in taken}
     return [row for row in rows if json.dumps(row["prompt"]) not in known]

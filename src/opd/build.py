@@ -18,6 +18,7 @@ from opd import config, connect
 from opd.config import EvalSet, Run, ServerTeacher
 from opd.core.metrics import position_edges
 from opd.core.objective import Objective
+from opd.data.gold import load_gold
 from opd.data.graders import Grader, make_grader
 from opd.data.prompts import PromptSet, load_prompts
 from opd.errors import UserError
@@ -38,7 +39,7 @@ from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.replay import ReplaySampler
 from opd.samplers.vllm import VllmSampler
 from opd.teachers.local import LocalTeacher
-from opd.types import Kind, Sampler
+from opd.types import Kind, Rollout, Sampler
 from opd.update import Learner, make_optimizer
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,13 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
     prompts = load_training_prompts(cfg, pair, console)
     evals = [load_eval_task(cfg, e, i, pair) for i, e in enumerate(cfg.eval)]
     judge = make_judge(cfg, prompts)
+    gold = load_gold_of(cfg, pair)
     reference = None
+    if objective.needs_reference and objective.needs_full_teacher:
+        raise UserError(
+            f"loss.terms.reward_scale={objective.reward_scale} with loss.support=full would keep "
+            "the reference model's whole distribution too. Use loss.support=student_topk."
+        )
     if cfg.loss.terms.reference is not None:
         lm = load_lm(
             cfg.loss.terms.reference,
@@ -93,10 +100,12 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         objective=objective,
         optim=cfg.optim,
         tokens_per_microbatch=budget(cfg),
-        teacher_logits=None if pair.teacher is None else pair.teacher.head.full,
+        teacher_logits=None if pair.teacher is None else logits_across(pair.teacher),
         teacher_temperature=cfg.loss.teacher_temperature,
         diagnostics_k=min(cfg.diagnostics.k, pair.student.vocab),
         position_edges=position_edges(cfg.rollout.max_new_tokens),
+        seed=cfg.train.seed,
+        sft_weight=cfg.loss.terms.sft_weight,
     )
     clock = Clock()
     source = Source(
@@ -111,6 +120,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         if cfg.loss.terms.mask_special_tokens
         else None,
         stop=torch.tensor(sorted(pair.stop), dtype=torch.int32),
+        gold=gold,
         decode=decoder(pair.tokenizer),
     )
     return Parts(
@@ -127,6 +137,25 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         console=console,
         trackers=Trackers(cfg.output.trackers, folder.path, config.dump(cfg)),
         clock=clock,
+    )
+
+
+def logits_across(teacher: LM) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The teacher's head as a function of hidden states that may live on another device."""
+    head = teacher.head
+    return lambda hidden: head.full(hidden.to(teacher.device)).to(hidden.device)
+
+
+def load_gold_of(cfg: Run, pair: Pair) -> list[Rollout]:
+    """The completions of loss.terms.sft_path; none if it is not set."""
+    if cfg.loss.terms.sft_path is None:
+        return []
+    return load_gold(
+        cfg.loss.terms.sft_path,
+        pair.tokenizer,
+        template=cfg.prompts.template,
+        chat=cfg.prompts.chat,
+        max_tokens=cfg.prompts.max_tokens,
     )
 
 
@@ -171,7 +200,7 @@ def load_pair(cfg: Run, remote: connect.Remote | None = None) -> Pair:
     student_tok = tokenizers.load_tokenizer(
         cfg.student.model, cfg.student.revision, key="student.model"
     )
-    spec = None if isinstance(cfg.teacher, ServerTeacher) else cfg.teacher
+    spec = None if remote or isinstance(cfg.teacher, ServerTeacher) else cfg.teacher
     teacher_tok = None
     if spec is not None:
         teacher_tok = tokenizers.load_tokenizer(spec.model, spec.revision, key="teacher.model")
@@ -229,7 +258,7 @@ def subject_of(cfg: Run) -> Subject:
         objective=make_objective(cfg),
         optim=cfg.optim,
         tokens_per_microbatch=budget(cfg),
-        teacher_logits=pair.teacher.head.full,
+        teacher_logits=logits_across(pair.teacher),
         teacher_temperature=cfg.loss.teacher_temperature,
         diagnostics_k=min(cfg.diagnostics.k, pair.student.vocab),
         position_edges=position_edges(cfg.rollout.max_new_tokens),

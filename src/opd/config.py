@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -71,17 +72,6 @@ class Student(Section):
     """null: the accelerator if there is one, else the CPU."""
 
 
-class LocalTeacher(Section):
-    """A frozen model in this process: exact, and the only kind that gives full distributions."""
-
-    model: str
-    revision: str | None = None
-    dtype: Dtype = "auto"
-    """auto: as stored in the checkpoint."""
-    device: str | None = None
-    """null: where the student is."""
-
-
 class Cache(Section):
     """Scores on disk: what was asked once is not asked again."""
 
@@ -91,6 +81,28 @@ class Cache(Section):
     """Beyond this size the entries longest unused are removed."""
     offline: bool = False
     """Train from the cache alone; a rollout that is not in it is an error."""
+
+
+class LocalTeacher(Section):
+    """A frozen model in this process: exact, and the only kind that gives full distributions."""
+
+    model: str
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    """auto: as stored in the checkpoint."""
+    device: str | None = None
+    """null: where the student is."""
+    cache: Cache | None = None
+    """Scores made ahead of time by `opd serve-teacher --score`; the model is then not loaded."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> LocalTeacher:
+        if self.cache is not None and not self.cache.offline:
+            raise ValueError(
+                "teacher.cache with a teacher in this process needs teacher.cache.offline=true: "
+                "such a teacher is cheaper to ask than to cache, and gives full distributions"
+            )
+        return self
 
 
 class ServerTeacher(Section):
@@ -484,7 +496,7 @@ def dump(run: Run) -> dict[str, Any]:
 
 def _assign(data: dict[str, Any], keys: list[str], value: Any, item: str) -> None:
     node: Any = data
-    for key, after in zip(keys, keys[1:], strict=False):
+    for key, after in pairwise(keys):
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
                 raise UserError(f"Override {item!r}: no element {key!r} in a list of {len(node)}.")
@@ -530,7 +542,7 @@ def reference() -> str:
     lines = [
         "# Every key of run.yaml",
         "",
-        "Made from the configuration's own fields by `python -m opd.config`; a test keeps it equal.",
+        "Made from the configuration's fields by `python -m opd.config`; a test keeps it equal.",
         "Override any key on the command line: `opd train run.yaml optim.lr=1e-5 eval.0.n=8`.",
         "",
         "| key | default | what it is |",

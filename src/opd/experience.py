@@ -17,6 +17,7 @@ from opd.config import Run
 from opd.core import losses, metrics
 from opd.core.align import Batch, align
 from opd.core.objective import Objective
+from opd.data.gold import choose
 from opd.data.graders import Grader
 from opd.data.prompts import PromptSet
 from opd.run.folder import RunFolder
@@ -38,6 +39,7 @@ class Source:
     judge: Grader | None  # grades rollouts whose prompts have answers
     special: Tensor | None  # token ids without loss (stop tokens excepted); None: none
     stop: Tensor
+    gold: Sequence[Rollout]  # completions to imitate beside the distillation; may be empty
     decode: Callable[[Sequence[int]], str]
 
 
@@ -86,6 +88,7 @@ def score(
         rewards=rewards,
         advantages=None if rewards is None else outcome_advantages(rewards, cfg.rollout.n),
         weights=None if source.special is None else special_weights(source, rollouts),
+        gold=gold_of(source, cfg, step),
     )
 
 
@@ -156,6 +159,14 @@ def outcome_advantages(rewards: np.ndarray, n: int) -> np.ndarray:
     grouped = torch.from_numpy(rewards).reshape(-1, n)
     advantages: np.ndarray = losses.group_advantage(grouped).reshape(-1).numpy()
     return advantages.astype(np.float32)
+
+
+def gold_of(source: Source, cfg: Run, step: int) -> list[Rollout]:
+    """The gold examples of a step: as many as there are prompts."""
+    if not source.gold:
+        return []
+    chosen = choose(len(source.gold), cfg.train.prompts_per_step, step, cfg.train.seed)
+    return [source.gold[i] for i in chosen]
 
 
 def special_weights(source: Source, rollouts: Sequence[Rollout]) -> list[np.ndarray]:

@@ -10,18 +10,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from opd.config import Optim
 from opd.core import metrics
-from opd.core.align import Batch, MicroBatch
+from opd.core.align import Batch, MicroBatch, align
 from opd.core.chunked import chunk_slices, chunked_sum
+from opd.core.losses import cross_entropy
 from opd.core.objective import Objective
-from opd.core.views import DenseView
+from opd.core.views import DenseView, logp
 from opd.models.head import RowsView
 from opd.models.lm import LM
 from opd.types import Mean, Metrics
+
+DROPOUT_KEY = 5  # separates dropout from sampling (experience) and evaluation
 
 LogitsOf = Callable[[Tensor], Tensor]  # teacher hidden states (n, H) to logits (n, V)
 
@@ -43,6 +47,8 @@ class Learner:
     teacher_temperature: float
     diagnostics_k: int
     position_edges: Sequence[int]
+    seed: int = 0
+    sft_weight: float = 0.0
 
 
 def update(learner: Learner, batch: Batch, step: int) -> Metrics:
@@ -63,6 +69,7 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
     denominator = max(1, batch.num_tokens)
     optimizer.zero_grad(set_to_none=True)
     student.model.train()
+    derive_dropout(learner.seed, step)
     found: Metrics = {}
     loss = torch.zeros((), dtype=torch.float64)
     for indices in batch.split(learner.tokens_per_microbatch):
@@ -72,6 +79,10 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
         (total / denominator).backward()  # type: ignore[no-untyped-call]
         loss += total.detach().double().cpu() / denominator
         merge(found, diagnose(learner, micro, hidden.detach()))
+    if batch.gold:
+        gold = imitate(learner, align(batch.gold, None))
+        found["train/sft_loss"] = gold
+        loss += learner.sft_weight * gold.value
     student.model.eval()
     norm = torch.nn.utils.clip_grad_norm_(student.parameters().values(), learner.optim.grad_clip)
     if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
@@ -118,6 +129,37 @@ def micro_loss(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Tensor:
 
     bias = None if head.bias is None else head.bias[: head.vocab]
     return chunked_sum(of_logits, hidden, head.weight[: head.vocab], bias)
+
+
+def imitate(learner: Learner, gold: Batch) -> Mean:
+    """Add the gradient of `sft_weight` x cross-entropy on gold completions (Stable-OPD's mix).
+
+    Returns:
+        The unweighted loss: nats and tokens.
+    """
+    student, total = learner.student, 0.0
+    for indices in gold.split(learner.tokens_per_microbatch):
+        part = completion_loss(student, gold.micro(indices, student.device, k=1))
+        (learner.sft_weight * part / gold.num_tokens).backward()  # type: ignore[no-untyped-call]
+        total += part.item()
+    return Mean(total, gold.num_tokens)
+
+
+def completion_loss(student: LM, micro: MicroBatch) -> Tensor:
+    """Cross-entropy summed over the N completion tokens of a micro-batch: a scalar, in nats."""
+    hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
+    head, targets = student.head, micro.at.targets[:, None]
+
+    def of_logits(raw: Tensor, part: slice) -> Tensor:
+        return cross_entropy(logp(DenseView(head.shape(raw)), targets[part])).squeeze(1)
+
+    bias = None if head.bias is None else head.bias[: head.vocab]
+    return chunked_sum(of_logits, hidden, head.weight[: head.vocab], bias)
+
+
+def derive_dropout(seed: int, step: int) -> None:
+    """Make torch's own random stream, which dropout reads, a function of (seed, step)."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, DROPOUT_KEY, step]).generate_state(1)[0]))
 
 
 @torch.no_grad()

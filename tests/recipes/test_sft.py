@@ -8,8 +8,9 @@ import torch
 
 from opd.config import Optim
 from opd.core.align import align
-from opd.recipes.sft import batch_indices, completion_loss, example, rate, sft
-from opd.update import Refused
+from opd.data.gold import choose, example
+from opd.recipes.sft import rate, sft
+from opd.update import Refused, completion_loss
 
 FLOAT64_SUM = 1e-10  # a few hundred float64 terms, head and backbone in two orders
 LENGTHS = [(1, 1), (7, 2), (3, 9), (2, 4), (5, 1)]  # prompt, completion
@@ -102,11 +103,11 @@ def test_leaving_early_equals_a_shorter_run(make_lm):
 
 
 def test_every_pass_visits_every_example_once():
-    places = [i for step in range(6) for i in batch_indices(10, 5, step, seed=3)]
+    places = [i for step in range(6) for i in choose(10, 5, step, seed=3)]
     passes = [places[start : start + 10] for start in (0, 10, 20)]
     assert all(sorted(p) == list(range(10)) for p in passes)
     assert passes[0] != passes[1] != passes[2]
-    assert batch_indices(10, 5, 1, seed=4) != places[5:10]
+    assert choose(10, 5, 1, seed=4) != places[5:10]
 
 
 def test_rate_warms_up_then_falls_to_zero():

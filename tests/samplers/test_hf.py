@@ -161,3 +161,12 @@ def test_sync_marks_rollouts_with_the_version(make_lm, make_prompts):
     writer = sampler(make_lm(0))
     writer.sync(17)
     assert {r.version for r in writer.sample(make_prompts(3), n=2, key=(0,))} == {17}
+
+
+def test_a_prompt_that_comes_twice_is_sampled_anew(make_lm, make_prompts):
+    # A step may cross from one pass over the prompts into the next.
+    prompt, other = make_prompts(4, 6)
+    rollouts = sampler(make_lm(1)).sample([prompt, other, prompt], n=2, key=(0,))
+    assert [r.sample for r in rollouts] == [0, 1, 0, 1, 2, 3]
+    written = [tuple(r.ids.tolist()) for r in rollouts if r.prompt.index == 0]
+    assert len(set(written)) == 4

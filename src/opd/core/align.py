@@ -65,6 +65,7 @@ class Batch:
     rewards: np.ndarray | None  # (number of rollouts,) outcome
     advantages: np.ndarray | None  # (number of rollouts,) outcome against its group
     weights: Sequence[np.ndarray] | None  # (T,) a rollout; None is 1 everywhere
+    gold: Sequence[Rollout] = ()  # completions to imitate beside the distillation
 
     @property
     def num_tokens(self) -> int:
@@ -130,6 +131,7 @@ def align(
     rewards: np.ndarray | None = None,
     advantages: np.ndarray | None = None,
     weights: Sequence[np.ndarray] | None = None,
+    gold: Sequence[Rollout] = (),
 ) -> Batch:
     """Pair rollouts with their scores, checking that they belong together.
 
@@ -144,7 +146,7 @@ def align(
             raise ValueError(f"{name} scored {len(given)} rollouts of {len(rollouts)}")
         for i, (rollout, score) in enumerate(zip(rollouts, given, strict=True)):
             _check(name, i, len(rollout), score)
-    return Batch(rollouts, scores, reference, rewards, advantages, weights)
+    return Batch(rollouts, scores, reference, rewards, advantages, weights, gold)
 
 
 def _check(name: str, i: int, length: int, score: Scores) -> None:

@@ -60,6 +60,7 @@ LOOP = (  # logged by the training loop, the sampler and the evaluation
     "train/grad_norm",
     "train/tokens",
     "train/lr",
+    "train/sft_loss",
     "train/refused",
     "rollout/length",
     "rollout/truncated",

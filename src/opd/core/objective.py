@@ -205,7 +205,8 @@ class Objective:
 
         Args:
             student: view at loss.student_temperature.
-            teacher: data, whatever graph it carries; a view at loss.teacher_temperature, its scores on one common scale per position.
+            teacher: view at loss.teacher_temperature, its scores on one common scale per position;
+                data, whatever graph it carries.
             at: the positions.
             reference: view of the model that reward_scale extrapolates from.
 

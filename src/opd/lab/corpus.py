@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from opd.data.gold import example
 from opd.lab.worlds.words import Problem, World, generator
-from opd.recipes.sft import example
 from opd.types import Rollout
 
 

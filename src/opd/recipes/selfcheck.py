@@ -6,6 +6,7 @@ optimise something else than the configuration says. Shapes: N positions, H hidd
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -107,7 +108,8 @@ def _fresh(lm: LM, rollout: Rollout) -> torch.Tensor:
     first = len(rollout.prompt.ids) - 1
     logits = lm.causal(input_ids=ids, use_cache=False).logits[0, first:-1, : lm.vocab]
     drawn = torch.from_numpy(rollout.ids).long().to(lm.device)
-    return logits.double().log_softmax(-1).gather(1, drawn[:, None])[:, 0].cpu()
+    found: torch.Tensor = logits.double().log_softmax(-1).gather(1, drawn[:, None])[:, 0].cpu()
+    return found
 
 
 @torch.no_grad()
@@ -266,5 +268,5 @@ def _gradient(learner: Learner, batch: Batch, *, budget: int) -> list[torch.Tens
 
 
 def _norm(gradient: Sequence[torch.Tensor]) -> float:
-    return float(sum(g.double().square().sum() for g in gradient)) ** 0.5
-
+    total: float = sum(float(g.double().square().sum()) for g in gradient)
+    return math.sqrt(total)

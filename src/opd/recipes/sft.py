@@ -10,18 +10,14 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from opd.config import Optim
-from opd.core.align import MicroBatch, align
-from opd.core.chunked import chunked_sum
-from opd.core.losses import cross_entropy
-from opd.core.views import DenseView, logp
+from opd.core.align import align
+from opd.data.gold import choose
 from opd.models.lm import LM
-from opd.types import Prompt, Rollout
-from opd.update import Refused, make_optimizer
+from opd.types import Rollout
+from opd.update import Refused, completion_loss, derive_dropout, make_optimizer
 
 Schedule = Literal["constant", "cosine"]
 
@@ -65,8 +61,9 @@ def sft(
     optimizer = make_optimizer(student, optim)
     weights = list(student.parameters().values())
     for step in range(steps):
-        chosen = align([examples[i] for i in batch_indices(len(examples), batch, step, seed)], None)
+        chosen = align([examples[i] for i in choose(len(examples), batch, step, seed)], None)
         student.model.train()
+        derive_dropout(seed, step)
         loss = 0.0
         for indices in chosen.split(tokens_per_microbatch):
             micro = chosen.micro(indices, student.device, k=1)
@@ -84,40 +81,6 @@ def sft(
         yield loss
 
 
-def example(index: int, prompt: Sequence[int], completion: Sequence[int]) -> Rollout:
-    """A completion that nobody sampled, from token ids; the stop token belongs to it."""
-    length = len(completion)
-    return Rollout(
-        prompt=Prompt(index, tuple(prompt), ""),
-        sample=0,
-        ids=np.asarray(completion, dtype=np.int32),
-        logp=np.zeros(length, dtype=np.float32),
-        entropy=np.zeros(length, dtype=np.float32),
-        topk_ids=np.zeros((length, 0), dtype=np.int32),
-        topk_logp=np.zeros((length, 0), dtype=np.float32),
-        finish="stop",
-    )
-
-
-def completion_loss(student: LM, micro: MicroBatch) -> Tensor:
-    """Cross-entropy summed over the N completion tokens of a micro-batch: a scalar, in nats."""
-    hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
-    head, targets = student.head, micro.at.targets[:, None]
-
-    def of_logits(raw: Tensor, part: slice) -> Tensor:
-        return cross_entropy(logp(DenseView(head.shape(raw)), targets[part])).squeeze(1)
-
-    bias = None if head.bias is None else head.bias[: head.vocab]
-    return chunked_sum(of_logits, hidden, head.weight[: head.vocab], bias)
-
-
-def batch_indices(count: int, batch: int, step: int, seed: int) -> list[int]:
-    """Which examples a step trains on: consecutive places of an endless row of permutations."""
-    places = range(step * batch, (step + 1) * batch)
-    orders = {p: _order(count, p, seed) for p in {place // count for place in places}}
-    return [int(orders[place // count][place % count]) for place in places]
-
-
 def rate(step: int, steps: int, warmup: int, schedule: Schedule) -> float:
     """Learning rate of a step as a share of the peak."""
     if step < warmup:
@@ -125,8 +88,3 @@ def rate(step: int, steps: int, warmup: int, schedule: Schedule) -> float:
     if schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def _order(count: int, epoch: int, seed: int) -> np.ndarray:
-    key = np.random.SeedSequence((seed, epoch))
-    return np.random.Generator(np.random.Philox(key)).permutation(count)

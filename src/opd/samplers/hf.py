@@ -63,17 +63,24 @@ class HFSampler:
         """See `opd.types.Sampler.sample`."""
         groups = max(1, self.batch // n)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
+        firsts = first_samples(prompts, n)
         done: dict[int, list[Rollout]] = {}
         for start in range(0, len(order), groups):
             chosen = order[start : start + groups]
-            rollouts = self._decode([prompts[i] for i in chosen], n, key)
+            rollouts = self._decode(
+                [prompts[i] for i in chosen], [firsts[i] for i in chosen], n, key
+            )
             for place, i in enumerate(chosen):
                 done[i] = rollouts[place * n : (place + 1) * n]
         return [rollout for i in range(len(prompts)) for rollout in done[i]]
 
-    def _decode(self, prompts: Sequence[Prompt], n: int, key: Sequence[int]) -> list[Rollout]:
+    def _decode(
+        self, prompts: Sequence[Prompt], firsts: Sequence[int], n: int, key: Sequence[int]
+    ) -> list[Rollout]:
         device, limit = self.lm.device, self.decoding.max_new_tokens
-        requests = [(prompt, sample) for prompt in prompts for sample in range(n)]
+        requests = [
+            (p, first + j) for p, first in zip(prompts, firsts, strict=True) for j in range(n)
+        ]
         uniforms = torch.from_numpy(
             np.stack([uniform(key, p.index, s, limit) for p, s in requests])
         ).to(device)
@@ -141,6 +148,16 @@ class HFSampler:
         drawn = logp.gather(1, tokens[:, None]).squeeze(1)
         tape.write(rows, t, *(x[alive] for x in (tokens, drawn, entropy, top.indices, top.values)))
         return tokens
+
+
+def first_samples(prompts: Sequence[Prompt], n: int) -> list[int]:
+    """Number of the first response of each prompt: a prompt that comes twice is sampled anew."""
+    seen: dict[int, int] = {}
+    firsts = []
+    for prompt in prompts:
+        firsts.append(seen.get(prompt.index, 0))
+        seen[prompt.index] = firsts[-1] + n
+    return firsts
 
 
 def uniform(key: Sequence[int], prompt: int, sample: int, count: int) -> np.ndarray:

@@ -1,0 +1,84 @@
+"""Completions that nobody sampled: gold or teacher data to imitate, in the form of rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from opd.data.prompts import load_prompts
+from opd.data.readers import read_rows
+from opd.errors import UserError
+from opd.types import Prompt, Rollout
+
+
+def example(index: int, prompt: Sequence[int], completion: Sequence[int]) -> Rollout:
+    """A completion that nobody sampled, from token ids; the stop token belongs to it."""
+    length = len(completion)
+    return Rollout(
+        prompt=Prompt(index, tuple(prompt), ""),
+        sample=0,
+        ids=np.asarray(completion, dtype=np.int32),
+        logp=np.zeros(length, dtype=np.float32),
+        entropy=np.zeros(length, dtype=np.float32),
+        topk_ids=np.zeros((length, 0), dtype=np.int32),
+        topk_logp=np.zeros((length, 0), dtype=np.float32),
+        finish="stop",
+    )
+
+
+def load_gold(
+    path: str,
+    tokenizer: Any,
+    *,
+    template: str | None,
+    chat: dict[str, Any] | None,
+    max_tokens: int,
+) -> list[Rollout]:
+    """Read rows of a prompt and its `completion` (or the last assistant turn of `messages`).
+
+    Args:
+        path: file or hub dataset, in any schema of `load_prompts`.
+        tokenizer: the student's.
+        template: as for prompts.
+        chat: as for prompts.
+        max_tokens: longer prompts are left out.
+
+    Raises:
+        UserError: as `load_prompts`, and for a row without a completion.
+    """
+    prompts = load_prompts(path, tokenizer, template=template, chat=chat, max_tokens=max_tokens)
+    rows = {row.index: row for row in read_rows(path)}
+    found = []
+    for prompt in prompts.prompts:
+        row = rows[prompt.index]
+        ids = tokenizer(_completion(row.values, row.place), add_special_tokens=False)["input_ids"]
+        found.append(example(prompt.index, prompt.ids, [*ids, tokenizer.eos_token_id]))
+    return found
+
+
+def choose(count: int, batch: int, step: int, seed: int) -> list[int]:
+    """Which examples a step trains on: consecutive places of an endless row of permutations."""
+    places = range(step * batch, (step + 1) * batch)
+    orders = {p: _order(count, p, seed) for p in {place // count for place in places}}
+    return [int(orders[place // count][place % count]) for place in places]
+
+
+def _order(count: int, epoch: int, seed: int) -> np.ndarray:
+    key = np.random.SeedSequence((seed, epoch))
+    return np.random.Generator(np.random.Philox(key)).permutation(count)
+
+
+def _completion(values: dict[str, Any], place: str) -> str:
+    given = values.get("completion")
+    if given is None and isinstance(values.get("messages"), list) and values["messages"]:
+        last = values["messages"][-1]
+        if isinstance(last, dict) and last.get("role") == "assistant":
+            given = last.get("content")
+    if not isinstance(given, str) or not given:
+        raise UserError(
+            f"{place}: no completion to learn. Rows of loss.terms.sft_path need a `completion`, or "
+            "`messages` that end with an assistant turn."
+        )
+    return given
