@@ -105,6 +105,28 @@ def evaluate(
     evaluate_target(target, overrides or (), json_lines)
 
 
+@app.command("serve-teacher")
+def serve_teacher(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8400,
+    score: Annotated[
+        Path | None,
+        typer.Option(help="Score these rollouts into teacher.cache.dir and end; serve nothing."),
+    ] = None,
+) -> None:
+    """Serve teacher.model over HTTP, exact on tokens the student chose."""
+    from opd.config import load
+    from opd.serving import score_ahead, serve
+
+    cfg = load(file, overrides or ())
+    if score is not None:
+        score_ahead(cfg, score)
+    else:
+        serve(cfg, host=host, port=port)
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from opd.config import Run, ServerTeacher
+from opd.config import LocalTeacher, Run, ServerTeacher
 from opd.core.objective import Objective
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
@@ -45,7 +45,7 @@ TEACHER = "teacher.json"
 class Remote:
     """A teacher behind HTTP, or its cache alone, on the way from configuration to `Teacher`."""
 
-    spec: ServerTeacher
+    spec: ServerTeacher | LocalTeacher
     dialect: Dialect | None  # None: offline, nobody is asked
     hands: Handshake | None = None
 
@@ -53,10 +53,12 @@ class Remote:
     def find(cfg: Run) -> Remote | None:
         """Find the server of the configuration; None for a teacher in this process or none."""
         spec = cfg.teacher
-        if not isinstance(spec, ServerTeacher):
+        if spec is None:
             return None
         if spec.cache is not None and spec.cache.offline:
             return Remote(spec, None)
+        if isinstance(spec, LocalTeacher):
+            return None
         return Remote(spec, reach(spec, temperature=cfg.loss.teacher_temperature))
 
     @property
@@ -79,7 +81,7 @@ class Remote:
     ) -> None:
         """Refuse a loss it cannot serve, then probe it; see `greet`."""
         require_kinds(objective, self.kinds)
-        if self.dialect is None:
+        if self.dialect is None or isinstance(self.spec, LocalTeacher):
             return
         self.hands = greet(
             cfg,
@@ -96,13 +98,13 @@ class Remote:
         self, cfg: Run, vocab: int, folder: Path, console: Console, clock: Clock
     ) -> Teacher:
         """The teacher of the run; the run folder remembers which one it is."""
-        if self.dialect is None or self.hands is None:
+        if self.dialect is None or self.hands is None or isinstance(self.spec, LocalTeacher):
             return offline_teacher(cfg, self.spec, vocab=vocab, clock=clock)
         made = make_teacher(
             cfg, self.spec, self.dialect, self.hands, vocab=vocab, console=console, clock=clock
         )
         remember(folder, made, self.hands)
-        return with_cache(self.spec, made, clock)
+        return with_cache(cfg, self.spec, made, clock)
 
 
 def reach(spec: ServerTeacher, *, temperature: float = 1.0) -> Dialect:
@@ -252,20 +254,34 @@ def make_teacher(
     )
 
 
-def with_cache(spec: ServerTeacher, teacher: server.ServerTeacher, clock: Clock) -> Teacher:
+def with_cache(
+    cfg: Run, spec: ServerTeacher, teacher: server.ServerTeacher, clock: Clock
+) -> Teacher:
     """The teacher behind its cache, if it has one."""
     if spec.cache is None:
         return teacher
     store = Store(Path(spec.cache.dir), int(spec.cache.max_gb * 1e9))
-    return CachedTeacher(teacher, store, teacher.fingerprint, note=clock.note)
+    return CachedTeacher(
+        teacher,
+        store,
+        f"{teacher.fingerprint} at {cfg.loss.teacher_temperature}",
+        topk_for_diagnostics=teacher.topk_for_diagnostics,
+        note=clock.note,
+    )
 
 
-def offline_teacher(cfg: Run, spec: ServerTeacher, *, vocab: int, clock: Clock) -> Teacher:
+def offline_teacher(
+    cfg: Run, spec: ServerTeacher | LocalTeacher, *, vocab: int, clock: Clock
+) -> Teacher:
     """A teacher that is only its cache; nobody is asked."""
     assert spec.cache is not None
     store = Store(Path(spec.cache.dir), int(spec.cache.max_gb * 1e9))
     return OfflineTeacher(
-        store, spec.model, topk_for_diagnostics=diagnostics_topk(cfg, vocab), note=clock.note
+        store,
+        spec.model,
+        temperature=cfg.loss.teacher_temperature,
+        topk_for_diagnostics=diagnostics_topk(cfg, vocab),
+        note=clock.note,
     )
 
 

@@ -12,7 +12,6 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from opd.errors import UserError
 from opd.teachers import wire
+from opd.teachers.server import TeacherDown, placed, served
 from opd.types import Kind, Rollout, Scores, Teacher, Want
 
 logger = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ class CachedTeacher:
         store: Store,
         fingerprint: str,
         *,
+        topk_for_diagnostics: int = 0,
         note: Callable[[str, float], None] = lambda name, value: None,
     ) -> None:
         """Put a store before a teacher.
@@ -135,27 +136,34 @@ class CachedTeacher:
         Args:
             teacher: asked for what is missing.
             store: where scores are kept.
-            fingerprint: tells this teacher from every other one.
+            fingerprint: tells this teacher, at its temperature, from every other one.
+            topk_for_diagnostics: see `opd.teachers.server.ServerTeacher`.
             note: takes the hit rate for the step's timings.
         """
         self.teacher, self.store, self.fingerprint = teacher, store, fingerprint
         self.name, self.kinds = teacher.name, teacher.kinds
-        self._note = note
+        self._topk, self._note = topk_for_diagnostics, note
 
     def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
         """See `opd.types.Teacher.score`."""
-        keys = [entry_key(self.fingerprint, r, want) for r in rollouts]
+        request = served(want, self._topk)
+        keys = [entry_key(self.fingerprint, r, request) for r in rollouts]
         found = [self.store.read(key) for key in keys]
         missing = [i for i, s in enumerate(found) if s is None]
         self._note("teacher/cache_hits", 1 - len(missing) / max(1, len(rollouts)))
         if missing:
-            full = None if want.full is None else [want.full[i] for i in missing]
-            asked = self.teacher.score([rollouts[i] for i in missing], want._replace(full=full))
-            for i, scores in zip(missing, asked, strict=True):
+            try:
+                given = self.teacher.score([rollouts[i] for i in missing], request)
+            except TeacherDown as down:
+                for i, scores in zip(missing, down.partial, strict=True):
+                    found[i] = scores
+                    if scores is not None:
+                        self.store.write(keys[i], scores)
+                raise TeacherDown(str(down), found) from None
+            for i, scores in zip(missing, given, strict=True):
                 found[i] = scores
-                if scores.hidden is None:
-                    self.store.write(keys[i], scores)
-        return _placed([s for s in found if s is not None], want)
+                self.store.write(keys[i], scores)
+        return placed([s for s in found if s is not None], want)
 
 
 class OfflineTeacher:
@@ -171,11 +179,14 @@ class OfflineTeacher:
         store: Store,
         name: str,
         *,
+        temperature: float = 1.0,
         topk_for_diagnostics: int = 0,
         note: Callable[[str, float], None] = lambda name, value: None,
     ) -> None:
+        """Make a teacher of a store; arguments as of `CachedTeacher`."""
         self.store, self.name = store, name
-        self._note = note
+        self._fingerprint = offline_name(name, temperature)
+        self._topk, self._note = topk_for_diagnostics, note
 
     def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
         """See `opd.types.Teacher.score`.
@@ -183,7 +194,8 @@ class OfflineTeacher:
         Raises:
             UserError: a rollout whose scores are not there.
         """
-        found = [self.store.read(entry_key(offline_name(self.name), r, want)) for r in rollouts]
+        request = served(want, self._topk)
+        found = [self.store.read(entry_key(self._fingerprint, r, request)) for r in rollouts]
         missing = sum(s is None for s in found)
         self._note("teacher/cache_hits", 1 - missing / max(1, len(rollouts)))
         if missing:
@@ -193,13 +205,13 @@ class OfflineTeacher:
                 "with `opd serve-teacher run.yaml --score ROLLOUTS`, or set "
                 "teacher.cache.offline=false."
             )
-        return _placed([s for s in found if s is not None], want)
+        return placed([s for s in found if s is not None], want)
 
 
 def entry_key(fingerprint: str, rollout: Rollout, want: Want) -> str:
     """The name of an entry: teacher, tokens, and what was asked about them."""
     digest = hashlib.sha256()
-    asked = f"{fingerprint}\n{want.sampled} {want.support} {want.topk} {want.full is not None}\n"
+    asked = f"{fingerprint}\n{want.sampled} {want.support} {want.topk}\n"
     digest.update(asked.encode())
     prompt = np.array(rollout.prompt.ids, dtype="<i4")
     digest.update(f"{len(prompt)} {len(rollout)} {rollout.topk_ids.shape}\n".encode())
@@ -210,18 +222,9 @@ def entry_key(fingerprint: str, rollout: Rollout, want: Want) -> str:
     return digest.hexdigest()
 
 
-def offline_name(model: str) -> str:
+def offline_name(model: str, temperature: float) -> str:
     """What stands for the teacher's fingerprint where nobody can be asked for it."""
-    return f"offline {model}"
-
-
-def _placed(scores: list[Scores], want: Want) -> list[Scores]:
-    if want.full is None:
-        return scores
-    return [
-        s if s.hidden is not None else replace(s, positions=at.astype(np.int32))
-        for s, at in zip(scores, want.full, strict=True)
-    ]
+    return f"offline {model} at {temperature}"
 
 
 def _sum(arrays: dict[str, np.ndarray]) -> str:

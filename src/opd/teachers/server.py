@@ -128,10 +128,7 @@ class ServerTeacher:
             TeacherDown: no answers for longer than `patience`.
             UserError: a refusal, an answer that stays wrong, or another teacher than before.
         """
-        asked = want._replace(full=None)
-        if want.full is not None:
-            topk = max(want.topk, self.topk_for_diagnostics)
-            asked = asked._replace(topk=topk, sampled=want.sampled or topk > 0)
+        asked = served(want, self.topk_for_diagnostics)
         http, before = self.dialect.http, _Counts.of(self.dialect.http)
         found: list[Scores | None] = [
             _empty(r, asked, self.vocab) if not len(r) else None for r in rollouts
@@ -144,13 +141,7 @@ class ServerTeacher:
                 raise self._down(f"it answers probes, but not this: {trouble}", found)
             self._pause(trouble, found)
         self._account(before, _Counts.of(http), rollouts)
-        scores = [s for s in found if s is not None]
-        if want.full is None:
-            return scores
-        return [
-            replace(s, positions=at.astype(np.int32))
-            for s, at in zip(scores, want.full, strict=True)
-        ]
+        return placed([s for s in found if s is not None], want)
 
     def _round(
         self, rollouts: Sequence[Rollout], want: Want, found: list[Scores | None]
@@ -296,6 +287,23 @@ class ServerTeacher:
         self._note("teacher/bytes_sent_per_token", (after.bytes_out - before.bytes_out) / tokens)
         self._note("teacher/requests", after.requests - before.requests)
         self._note("teacher/retries", after.retries - before.retries)
+
+
+def served(want: Want, topk: int) -> Want:
+    """A request as a server can answer it: top tokens for the diagnostics instead of everything."""
+    if want.full is None:
+        return want
+    topk = max(want.topk, topk)
+    return want._replace(full=None, topk=topk, sampled=want.sampled or topk > 0)
+
+
+def placed(scores: list[Scores], want: Want) -> list[Scores]:
+    """Scores with the positions that are to be diagnosed."""
+    if want.full is None:
+        return scores
+    return [
+        replace(s, positions=at.astype(np.int32)) for s, at in zip(scores, want.full, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
