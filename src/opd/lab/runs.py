@@ -77,7 +77,7 @@ class Task:
         return max(self.world.max_tokens(n) for n in (self.horizon, *self.held_out)) + SLACK
 
     def files(self, seed: int, cache: Path) -> dict[str, Path]:
-        """Prompt files by name, written unless they are there: train, and `task` or `n<horizon>`."""
+        """Prompt files by name, written if absent: `train`, and `task` or `n<horizon>`."""
         wanted: dict[str, tuple[int, int | None, bool]] = {
             "train": (self.train, self.horizon, False)
         }
