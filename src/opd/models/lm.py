@@ -193,6 +193,7 @@ def add_lora(
             model = peft.get_peft_model(lm.model, config)
         except ValueError as error:
             raise UserError(f"student.lora.target_modules={target_modules!r}: {error}") from None
+    model.eval()  # peft's new layers come in training mode: their dropout would reach rollouts
     wrapped = LM(model, lm.vocab, lm.name)
     head = wrapped.causal.get_output_embeddings()
     if type(head) is not nn.Linear:
