@@ -24,6 +24,11 @@ class Number:
 
     value: float | int | None
     text: str
+    note: str = ""  # such as its interval
+
+    def record(self) -> dict[str, Any]:
+        """For the JSON twin."""
+        return {"value": self.value, "shown": self.text, "note": self.note}
 
 
 Cell = str | Number
@@ -48,7 +53,6 @@ class Tile:
 
     label: str
     number: Number
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,7 @@ class Verdict:
         return {
             "headline": self.headline,
             "tone": self.tone,
-            "tiles": [
-                {"label": t.label, "value": t.number.value, "shown": t.number.text, "note": t.note}
-                for t in self.tiles
-            ],
+            "tiles": [{"label": t.label} | t.number.record() for t in self.tiles],
             "sentences": [s.record() for s in self.sentences],
             "advice": [s.record() for s in self.advice],
         }
@@ -89,10 +90,7 @@ class Table:
 
     def record(self) -> dict[str, Any]:
         """For the JSON twin."""
-        rows = [
-            [{"value": c.value, "shown": c.text} if isinstance(c, Number) else c for c in row]
-            for row in self.rows
-        ]
+        rows = [[c.record() if isinstance(c, Number) else c for c in row] for row in self.rows]
         return {
             "caption": self.caption,
             "columns": list(self.columns),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ def marks(run: RunData) -> Marks:
     """Alarms, and steps at which a phase began."""
     alarms = sorted({float(r["step"]) for r in run.alarms})
     named = [(float(r["step"]), r["phase"]) for r in run.metrics if isinstance(r.get("phase"), str)]
-    changes = [b[0] for a, b in zip(named, named[1:], strict=False) if a[1] != b[1]]
+    changes = [b[0] for a, b in itertools.pairwise(named) if a[1] != b[1]]
     return Marks(alarms, changes)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from opd import config
-from opd.core.stats import Estimate
 from opd.errors import UserError
 from opd.report.document import (
     Cell,
@@ -26,17 +25,16 @@ from opd.report.document import (
     Table,
 )
 from opd.report.figures import heat_maps, marks, pictures, time_charts
-from opd.report.numbers import NONE, estimate, percent, plain, seconds
+from opd.report.numbers import NONE, estimate, length, percent, plain, seconds
 from opd.report.plots import Line, curves
 from opd.report.ranges import BOUNDS, PICTURES, ROLLOUTS
-from opd.report.read import EvalSet, Evaluated, RunData
+from opd.report.read import EvalSet, RunData
 from opd.report.tokens import token_view
-from opd.report.verdict import outcome, verdict
+from opd.report.verdict import Outcome, outcome, verdict
 from opd.run.place import flatten
 
 REFRESH_S = 20
 FLIPS = 3  # examples shown of each kind
-COLUMNS = ("", "accuracy", "95% interval", "prompts")
 
 
 def document(run: RunData) -> Document:
@@ -74,7 +72,7 @@ def _accuracy(run: RunData) -> list[Section]:
     if found:
         parts.append(Charts([_accuracy_chart(run, o.task) for o in found]))
     for place, one in enumerate(found):
-        parts.append(_accuracy_table(one.task, one.share, main=place == 0))
+        parts.append(_accuracy_table(one, main=place == 0))
     for one in found:
         parts += _flips(one.task)
     if not parts:
@@ -108,40 +106,32 @@ def _accuracy_chart(run: RunData, task: EvalSet) -> Chart:
     return Chart(f"Accuracy on {task.label}", svg, data, legend, "over steps")
 
 
-def _accuracy_table(task: EvalSet, share: Estimate | None, *, main: bool) -> Table:
+def _accuracy_table(one: Outcome, *, main: bool) -> Table:
+    task = one.task
     first, last = task.student[0], task.student[-1]
-    rows: list[Sequence[Cell]] = [["before", *estimate(first.accuracy)]]
-    if last.step > first.step:
-        rows.append([f"after {last.step} steps", *estimate(last.accuracy)])
-    if task.teacher is not None:
-        rows.append(["teacher", *estimate(task.teacher.accuracy)])
-    if share is not None:
-        rows.append(["of the gap recovered", *estimate(share)])
+    shown = [("before", first)]
+    shown += [(f"after {last.step} steps", last)] if last.step > first.step else []
+    shown += [] if task.teacher is None else [("teacher", task.teacher)]
+    found = [e for _, e in shown]
+    rows: list[list[Cell]] = [["accuracy", *(estimate(e.accuracy) for e in found)]]
     for k in last.pass_at:
-        for who, found in (("before", first), ("after", last), ("teacher", task.teacher)):
-            if found is not None and k in found.pass_at:
-                rows.append([f"pass@{k} {who}", *estimate(found.pass_at[k])])
-    rows += _side_rows(first, last)
+        rows.append([f"pass@{k}", *(estimate(e.pass_at[k]) for e in found)])
+    rows.append(["length, tokens", *(length(e.length) for e in found)])
+    rows.append(["cut by the limit", *(percent(e.truncated) for e in found)])
     settings = task.settings
+    count = "1 answer" if settings.get("n") == 1 else f"{settings.get('n')} answers"
     note = (
-        f"Grader: {settings.get('grader')}; {settings.get('n')} answers a prompt at temperature "
-        f"{settings.get('temperature')}, top_p {settings.get('top_p')}. Intervals treat the "
-        "prompt as the unit."
+        f"{first.accuracy.n:,} prompts, {count} to each at temperature "
+        f"{settings.get('temperature')}, top_p {settings.get('top_p')}; grader: "
+        f"{settings.get('grader')}. 95% intervals, the prompt as the unit."
     )
+    if main and one.share is not None and one.lead is not None:
+        share = estimate(one.share)
+        clear = one.lead.difference.low > 0
+        note += f" Of the gap to the teacher, {share.text} was recovered ({share.note})." * clear
+        note += " The teacher's lead is within the noise." * (not clear)
     caption = f"{task.label} ({'the task' if main else 'also measured'})"
-    return Table(caption, COLUMNS, rows, note)
-
-
-def _side_rows(first: Evaluated, last: Evaluated) -> list[Sequence[Cell]]:
-    rows: list[Sequence[Cell]] = []
-    for who, found in (("before", first), ("after", last)):
-        length = found.length
-        width = f"{plain(length.low).text} to {plain(length.high).text} tokens"
-        rows.append(
-            [f"length {who}", plain(length.value), width, Number(length.n, f"{length.n:,}")]
-        )
-        rows.append([f"cut by the limit {who}", percent(found.truncated), "", ""])
-    return rows
+    return Table(caption, ["", *(who for who, _ in shown)], rows, note)
 
 
 def _flips(task: EvalSet) -> list[Part]:
@@ -187,7 +177,7 @@ def _picture(run: RunData) -> list[Section]:
     charts = pictures(run, (*PICTURES, *BOUNDS))
     parts: list[Part] = [Charts(charts)] if charts else [Note("Nothing was diagnosed yet.")]
     if run.alarms:
-        rows = [
+        rows: list[list[Cell]] = [
             [Number(r["step"], f"{r['step']:,}"), *_alarm_words(r)]
             for r in sorted(run.alarms, key=lambda r: r["step"])[:100]
         ]

@@ -40,6 +40,7 @@ _VARIABLES = {
 }
 _COLOUR = {name: code for code, name in _VARIABLES.items()}
 LINES = 6
+_LONG = re.compile(r"-?\d+\.\d{3,}")
 _SIZE = (4.2, 2.15)  # inches at 72 points; the page scales it to its column
 
 
@@ -195,8 +196,7 @@ def _svg(figure: Figure, name: str) -> Markup:
     from matplotlib import rc_context
 
     sink = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}
-    with rc_context(settings):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(sink, format="svg", transparent=True, metadata=nothing)
     text = sink.getvalue()
@@ -207,9 +207,9 @@ def _svg(figure: Figure, name: str) -> Markup:
     text = re.sub(r'\bid="(?![pm][0-9a-f]{10}")[^"]*"', "", text)  # nothing refers to the others
     text = re.sub(r'transform="rotate\(-0 [^"]*"', "", text)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text)
-    text = re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}", text)
+    text = re.sub(r'"[^"<]*"', lambda m: _LONG.sub(lambda n: f"{float(n[0]):.2f}", m[0]), text)
     text = re.sub(r"\s+xmlns(?::xlink)?=\"[^\"]*\"|<!--.*?-->", "", text, flags=re.DOTALL)
     for code, variable in _VARIABLES.items():
         text = text.replace(code, f"var({variable})")
     # Safe: matplotlib made it, from numbers alone.
-    return Markup(re.sub(r">\s+<", "><", text).strip())  # noqa: S704
+    return Markup(re.sub(r">\s+<", "><", text).strip())

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd.report.document import Legend, ShownRollout, Tokens, TokenSpan
-from opd.report.numbers import plain
+from opd.report.numbers import minus, plain
 from opd.report.read import RunData
 from opd.report.safe import visible
 from opd.types import Rollout, Scores
@@ -103,7 +103,7 @@ def scored(run: RunData, step: int) -> list[Scored]:
 
 
 def advantages(rollout: Rollout, scores: Scores) -> Floats | None:
-    """log q - log p of each drawn token, (T,), in nats.
+    """The teacher's log q - log p of each drawn token, (T,), in nats.
 
     Exact where the teacher gave normalised log-probs; else both sides are renormalised on the
     student's top k, and a token outside it is NaN.
@@ -137,7 +137,7 @@ def _shown(
     for i in kept:
         value = one.advantage[i]
         known = bool(np.isfinite(value))
-        said = f"{value:+.2f} nats" if known else "outside the student's top k"
+        said = minus(f"{value:+.2f} nats") if known else "outside the student's top k"
         text = _text(int(one.rollout.ids[i]), names).replace("\n", "\u23ce\n")
         spans.append(TokenSpan(text, shade(value), said, i))
     note = (
@@ -160,13 +160,13 @@ def shade(value: float) -> str:
 def _legend() -> list[Legend]:
     a, b, c = EDGES
     words = (
-        f"teacher likes it less, by {c:g} nats or more",
+        f"the teacher likes it less: {c:g} nats or more",
         f"{b:g} to {c:g}",
         f"{a:g} to {b:g}",
         f"less than {a:g} either way",
         f"{a:g} to {b:g}",
         f"{b:g} to {c:g}",
-        f"teacher likes it more, by {c:g} nats or more",
+        f"the teacher likes it more: {c:g} or more",
     )
     return [
         *(Legend(s, w) for s, w in zip(SHADES, words, strict=True)),

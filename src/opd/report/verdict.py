@@ -16,7 +16,7 @@ from scipy import stats as scipy_stats
 from opd.core import stats
 from opd.core.stats import Estimate
 from opd.report.document import Number, Sentence, Tile, Tone, Verdict
-from opd.report.numbers import NONE, interval, percent, plain, points
+from opd.report.numbers import NONE, interval, minus, percent, plain, points, points_range
 from opd.report.read import EvalSet, RunData, Series
 
 MOST = 0.5  # of the gap, by the interval's lower end: "most of it"
@@ -24,6 +24,11 @@ SMALL_KL = 0.05  # nats a token: hardly anything left to learn from this teacher
 CUT = 0.2  # share of rollouts cut by the limit that deserves a sentence
 LOOPS = 0.2  # share of repeated 4-grams that deserves a sentence
 MASS = 0.97  # lowest overlap mass of the paper's good run (B.1)
+
+FORGOT = (
+    "To forget less elsewhere: mix other prompts in (`opd select` keeps an out-of-distribution "
+    "share), lower optim.lr, or stop earlier."
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Change:
     def text(self) -> str:
         """For people."""
         ends = f"{plain(self.first).text} \u2192 {plain(self.last).text}"
-        width = f"{self.low:+.3g} to {self.high:+.3g}"
+        width = minus(f"{self.low:+.2g} to {self.high:+.2g}")
         return f"{ends}, first against last fifth of the steps, change {width}"
 
     def values(self) -> dict[str, float]:
@@ -115,6 +120,8 @@ def verdict(run: RunData) -> Verdict:
     limits = _limits(run, main)
     sentences += [limit for limit, _ in limits]
     advice = [do for _, do in limits if do is not None]
+    if any(o.gain is not None and o.gain.difference.high < 0 for o in found[1:]):
+        advice.append(Sentence(FORGOT))
     return Verdict(headline, tone, _tiles(main), sentences, advice[:3])
 
 
@@ -138,7 +145,7 @@ def _headline(run: RunData, main: Outcome | None) -> tuple[Tone, str]:
 
 def _tiles(main: Outcome | None) -> list[Tile]:
     if main is None:
-        return [Tile("accuracy", NONE, "no held-out set was evaluated")]
+        return [Tile("accuracy", Number(None, NONE.text, "no held-out set was evaluated"))]
     last = main.task.student[-1].step
     tiles = [_tile("before", main.before)]
     if main.gain is not None:
@@ -147,16 +154,19 @@ def _tiles(main: Outcome | None) -> list[Tile]:
         tiles.append(_tile("teacher", main.task.teacher.accuracy))
     if main.share is not None:
         bounded = math.isfinite(main.share.low) and math.isfinite(main.share.high)
-        shown = percent(main.share.value) if bounded else Number(main.share.value, "unclear")
-        tiles.append(Tile("of the gap recovered", shown, interval(main.share.low, main.share.high)))
+        shown = percent(main.share.value).text if bounded else "unclear"
+        width = interval(main.share.low, main.share.high)
+        tiles.append(Tile("of the gap recovered", Number(main.share.value, shown, width)))
     elif main.lead is not None:
-        tiles.append(Tile("of the gap recovered", NONE, "the teacher was not ahead"))
+        tiles.append(
+            Tile("of the gap recovered", Number(None, NONE.text, "the teacher was not ahead"))
+        )
     return tiles
 
 
 def _tile(label: str, found: Estimate) -> Tile:
     note = f"{interval(found.low, found.high)}, {found.n:,} prompts"
-    return Tile(label, percent(found.value), note)
+    return Tile(label, Number(found.value, percent(found.value).text, note))
 
 
 def _state(run: RunData) -> list[Sentence]:
@@ -181,7 +191,7 @@ def _accuracy(main: Outcome | None) -> list[Sentence]:
             Sentence(
                 f"Accuracy on {label} {change_of} from {percent(main.before.value).text} to "
                 f"{percent(main.after.value).text}.",
-                f"{points(gain.value)}, 95% interval {points(gain.low)} to {points(gain.high)}, "
+                f"{points(gain.value)}, {points_range(gain.low, gain.high)}, "
                 f"p = {plain(main.gain.p_value, 2).text}, paired over {gain.n:,} prompts",
                 {"difference": gain.value, "low": gain.low, "high": gain.high, "n": gain.n}
                 | {"p": main.gain.p_value},
@@ -194,8 +204,8 @@ def _accuracy(main: Outcome | None) -> list[Sentence]:
             Sentence(
                 f"The teacher was {'worse than' if behind else 'not measurably better than'} the "
                 f"student on {label}: there was no gap to recover.",
-                f"teacher minus student before training {points(lead.value)}, 95% interval "
-                f"{points(lead.low)} to {points(lead.high)}",
+                f"teacher minus student before training {points(lead.value)}, "
+                f"{points_range(lead.low, lead.high)}",
                 {"lead": lead.value, "low": lead.low, "high": lead.high},
             )
         )
@@ -218,7 +228,8 @@ def _forgetting(others: Sequence[Outcome]) -> list[Sentence]:
             Sentence(
                 text,
                 f"{percent(other.before.value).text} \u2192 {percent(other.after.value).text}, "
-                f"95% interval of the change {points(gain.low)} to {points(gain.high)}",
+                f"{points(gain.value)}, {points_range(gain.low, gain.high)}, "
+                f"{gain.n:,} prompts",
                 {"difference": gain.value, "low": gain.low, "high": gain.high, "n": gain.n},
             )
         )
@@ -290,8 +301,8 @@ def _mass(run: RunData, main: Outcome | None) -> Limit | None:
             mass.values(),
         ),
         Sentence(
-            "Warm up with `opd coldstart`; or lower optim.lr, or use loss.mode=tail, which also "
-            "sees mass outside the support."
+            "Ask `opd check` for a teacher of the student's own pattern of thinking, or warm "
+            "up with `opd coldstart`. loss.mode=tail also sees the mass outside the support."
         ),
     )
 
@@ -371,7 +382,7 @@ def _rising(run: RunData, main: Outcome | None) -> Limit | None:
         Sentence(
             f"Accuracy was still rising when it ended: steps {earlier.step} to {last.step} brought "
             f"{points(late.value)}.",
-            f"95% interval {points(late.low)} to {points(late.high)}",
+            points_range(late.low, late.high),
             {"difference": late.value, "low": late.low, "high": late.high},
         ),
         Sentence("Train longer: raise train.steps and `opd train ... --resume`."),

@@ -21,7 +21,7 @@
     td.append(line);
     return td;
   };
-  const show = (panel, row) => {
+  const show = (row) => {
     panel.replaceChildren();
     const said = row.a === null ? "advantage unknown" : `advantage ${row.a > 0 ? "+" : ""}${row.a.toFixed(2)} nats`;
     panel.append(make("p", `Token ${row.i + 1}: ${text(row.t)}  ${said}`));
@@ -35,30 +35,32 @@
     if (row.m !== undefined)
       panel.append(make("p", `Both renormalised on the student's top k, which holds ${share(row.m)} of its probability.`, "note"));
   };
-  for (const box of document.querySelectorAll(".rollout")) {
-    const rows = data.rollouts[box.dataset.rollout];
-    const spans = [...box.querySelectorAll(".t")];
-    const panel = box.querySelector(".panel");
-    let current = 0;
-    const select = (i, focus) => {
-      spans[current].classList.remove("on");
-      spans[current].tabIndex = -1;
-      current = Math.max(0, Math.min(spans.length - 1, i));
-      spans[current].classList.add("on");
-      spans[current].tabIndex = 0;
-      if (focus) spans[current].focus();
-      show(panel, rows[current]);
-    };
-    panel.hidden = false;
-    let worst = 0;
-    rows.forEach((row, i) => { if (row.a !== null && row.a < (rows[worst].a ?? 0)) worst = i; });
-    select(worst, false);
-    const place = (event) => spans.indexOf(event.target.closest(".t"));
-    for (const kind of ["mouseover", "click", "focusin"])
-      box.addEventListener(kind, (event) => { const i = place(event); if (i >= 0 && i !== current) select(i, false); });
-    box.addEventListener("keydown", (event) => {
-      const step = { ArrowRight: 1, ArrowLeft: -1, Home: -1e9, End: 1e9 }[event.key];
-      if (step && place(event) >= 0) { event.preventDefault(); select(current + step, true); }
+  const panel = document.querySelector(".panel");
+  const spans = [...document.querySelectorAll(".rollout .t")];
+  const rows = data.rollouts.flat();
+  let current = 0;
+  const select = (i, focus) => {
+    spans[current].classList.remove("on");
+    spans[current].tabIndex = -1;
+    current = Math.max(0, Math.min(spans.length - 1, i));
+    spans[current].classList.add("on");
+    spans[current].tabIndex = 0;
+    if (focus) spans[current].focus();
+    show(rows[current]);
+  };
+  const first = data.rollouts[0];
+  let least = 0;
+  first.forEach((row, i) => { if ((row.a ?? 0) < (first[least].a ?? 0)) least = i; });
+  panel.hidden = false;
+  select(least, false);
+  const place = (event) => spans.indexOf(event.target.closest?.(".t"));
+  for (const kind of ["mouseover", "click", "focusin"])
+    document.addEventListener(kind, (event) => {
+      const i = place(event);
+      if (i >= 0 && i !== current) select(i, false);
     });
-  }
+  document.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (step && place(event) >= 0) { event.preventDefault(); select(current + step, true); }
+  });
 })();
