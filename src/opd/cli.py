@@ -26,6 +26,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Keys to change, such as train.steps=50.", metavar="[key=value ...]"),
 ]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing while it runs.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.")]
 
@@ -128,6 +129,57 @@ def serve_teacher(
 
 
 @app.command()
+def report(
+    run: RunFolder,
+    live: Annotated[
+        bool, typer.Option("--live", help="Rewrite the page until the run ends.")
+    ] = False,
+) -> None:
+    """One self-contained page of a run, finished or not, and its JSON twin."""
+    from opd.report import commands
+
+    if live:
+        commands.report_while_alive(run, every=20.0, say=typer.echo)
+    typer.echo(commands.report(run))
+
+
+@app.command()
+def watch(
+    run: RunFolder,
+    every: Annotated[float, typer.Option(help="Seconds between looks.")] = 2.0,
+) -> None:
+    """A live view of a run in the terminal."""
+    from opd.report.watch import watch as look
+
+    look(run, every=every)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is the base.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Two runs or more, paired prompt by prompt, on one page."""
+    from opd.report import commands
+
+    typer.echo(commands.compare(runs, out))
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; RUN/export if absent.")] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge a LoRA adapter into the weights.")
+    ] = False,
+) -> None:
+    """The trained student as a plain Hugging Face folder with a model card, reloaded to check."""
+    from opd.export import export_run
+
+    typer.echo(export_run(run, out, merge=merge))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
     steps: Annotated[int | None, typer.Option(help="Fewer or more steps.")] = None,
@@ -137,6 +189,53 @@ def demo(
     from opd.lab.show import run_demo
 
     run_demo(out, steps, overwrite)
+
+
+lab = typer.Typer(no_args_is_help=True, help="The paper's findings, reproduced on tiny models.")
+app.add_typer(lab, name="lab")
+Seeds = Annotated[int, typer.Option(help="How many seeds; each retrains every checkpoint.")]
+FirstSeed = Annotated[int, typer.Option(help="The first of them.")]
+LabCache = Annotated[
+    Path | None, typer.Option(help="Where checkpoints and runs are kept (default: ~/.cache/opd).")
+]
+
+
+@lab.command("list")
+def lab_list() -> None:
+    """Checkpoints and experiments of the lab."""
+    from opd.lab.commands import list_lab
+
+    list_lab()
+
+
+@lab.command("build")
+def lab_build(
+    names: Annotated[list[str] | None, typer.Argument(help="Checkpoints; none: all.")] = None,
+    seeds: Seeds = 1,
+    first_seed: FirstSeed = 0,
+    cache: LabCache = None,
+) -> None:
+    """Build checkpoints, each once, and measure what they can do."""
+    from opd.lab.commands import CACHE, build_zoo
+
+    build_zoo(names or (), range(first_seed, first_seed + seeds), cache or CACHE)
+
+
+@lab.command("run")
+def lab_run(
+    names: Annotated[list[str] | None, typer.Argument(help="Such as E1 E5; none: all.")] = None,
+    seeds: Seeds = 1,
+    first_seed: FirstSeed = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Five experiments, smaller.")] = False,
+    jobs: Annotated[int, typer.Option(help="Seeds run at once, a process each.")] = 1,
+    cache: LabCache = None,
+    out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("runs/lab"),
+) -> None:
+    """Run experiments and write a page: findings, verdicts, pictures."""
+    from opd.lab.commands import CACHE, run_lab
+
+    chosen = range(first_seed, first_seed + seeds)
+    run_lab(names or (), seeds=chosen, quick=quick, jobs=jobs, cache=cache or CACHE, out=out)
 
 
 def _train(cfg: Any, resume: bool, overwrite: bool, quiet: bool, json_lines: bool) -> None:

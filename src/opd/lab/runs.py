@@ -26,8 +26,8 @@ from opd import config
 from opd.build import build
 from opd.lab.demo import write_prompts
 from opd.lab.worlds import World
-from opd.run.console import Console
 from opd.loop import train
+from opd.run.console import Console
 
 PACKAGE = Path(__file__).parents[1]
 # Everything that decides a number; faces, server teachers, report and bookkeeping do not.
@@ -126,7 +126,8 @@ class Result:
     def correct(self, step: int, name: str = "task") -> np.ndarray:
         """Accuracy of each held-out problem after a step, (problems,)."""
         record = json.loads((self.path / "eval" / f"step-{step}-{name}.json").read_text())
-        return np.array(record["correct"], dtype=float).mean(1)
+        share: np.ndarray = np.array(record["correct"], dtype=float).mean(1)
+        return share
 
     def seconds(self) -> float:
         """Time of all steps, evaluations left out."""
@@ -135,7 +136,7 @@ class Result:
 
     def tokens(self) -> list[float]:
         """Completion tokens written up to and including each step."""
-        return np.cumsum(self.curve("train/tokens")[1]).tolist()
+        return [float(total) for total in np.cumsum(self.curve("train/tokens")[1])]
 
 
 def run(
@@ -225,7 +226,7 @@ def source_hash() -> str:
     found = hashlib.sha256(torch.__version__.encode())
     for pattern in SOURCES:
         for path in sorted(PACKAGE.glob(pattern)):
-            found.update(ast.dump(ast.parse(path.read_text("utf-8"))).encode())
+            found.update(ast.unparse(ast.parse(path.read_text("utf-8"))).encode())
     return found.hexdigest()
 
 

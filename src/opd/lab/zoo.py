@@ -63,7 +63,7 @@ def card(name: str, seed: int, cache: Path) -> dict[str, Any]:
             "name": name,
             "seed": seed,
             "recipe": repr(recipe),
-            "made_by": _how(recipe),
+            "made_by": how(recipe),
             "accuracy": asdict(measured.accuracy),
             "pattern_2": measured.pattern_2,
             "window": list(recipe.window),
@@ -81,14 +81,12 @@ def card(name: str, seed: int, cache: Path) -> dict[str, Any]:
 
 def _horizon(name: str) -> int | None:
     """Where a checkpoint of several horizons is measured: where its descendants are improved."""
-    return next((r.horizon for r in RECIPES.values() if _is_child(r, name)), None)
+    children = [r for r in RECIPES.values() if isinstance(r, Improved) and r.parent == name]
+    return next((child.horizon for child in children), None)
 
 
-def _is_child(recipe: Recipe | Improved, name: str) -> bool:
-    return isinstance(recipe, Improved) and recipe.parent == name
-
-
-def _how(recipe: Recipe | Improved) -> str:
+def how(recipe: Recipe | Improved) -> str:
+    """How a checkpoint is made, in words."""
     if isinstance(recipe, Improved):
         return f"outcome reward, {recipe.steps} steps"
     right = "" if recipe.corpus.corrupt else " of right documents"
@@ -107,7 +105,7 @@ def build(name: str, seed: int, cache: Path) -> Path:
     if name not in RECIPES:
         raise UserError(f"No checkpoint is called {name!r}; the lab has {', '.join(RECIPES)}.")
     recipe = RECIPES[name]
-    folder = cache / f"{name}-seed{seed}-{content_hash(name, seed)[:12]}"
+    folder = cache / folder_name(name, seed)
     if folder.is_dir():
         return folder
     parent = None if recipe.parent is None else build(recipe.parent, seed, cache)
@@ -166,6 +164,11 @@ def improve(recipe: Improved, name: str, parent: Path, seed: int, cache: Path, m
     shutil.copytree(done.path / "final", made, dirs_exist_ok=True)
     facts = {"recipe": repr(recipe), "seed": seed, "accuracy": done.accuracy()}
     (made / "lab.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def folder_name(name: str, seed: int) -> str:
+    """Name of a checkpoint's folder in the cache."""
+    return f"{name}-seed{seed}-{content_hash(name, seed)[:12]}"
 
 
 def content_hash(name: str, seed: int) -> str:

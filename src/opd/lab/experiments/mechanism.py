@@ -51,8 +51,8 @@ def e4(cast: Cast) -> Entry:
 
     claims = (
         Claim(
-            "good run: the extreme-advantage difference at least halves and the entropy gap shrinks "
-            "to a quarter or less; with the other pattern neither happens",
+            "good run: the extreme-advantage difference at least halves and the entropy gap "
+            "shrinks to a quarter or less; with the other pattern neither happens",
             lambda n: (
                 abs(n["extreme_good_end"]) <= abs(n["extreme_good_start"]) / 2
                 and n["entropy_good_end"] <= n["entropy_good_start"] / 4
@@ -98,8 +98,9 @@ def e4(cast: Cast) -> Entry:
             "mass8_start": "k = 8",
             "mass16_start": "k = 16",
         },
-        "The paper has one failing pair, ours fail in two ways: with a teacher of the same data "
-        "loss and gradients are small, as in the paper; with one of another pattern both are large.",
+        "The paper has one failing pair, ours fail in two ways: with a teacher of the same "
+        "data loss and gradients are small, as in the paper; with one of another pattern both "
+        "are large.",
     )
 
 
@@ -220,7 +221,8 @@ def e10(cast: Cast) -> Entry:
         "E10",
         "AUROC of sequence reward",
         f"{cast.base}'s rollouts, scored by the three teachers of E4. Varied: the teacher.",
-        "AUROC of mean reward for right against wrong rollouts: .733 (good teacher), .751 (failing)",
+        "AUROC of mean reward for right against wrong rollouts: .733 (good teacher), .751 "
+        "(failing)",
         measure,
         claims,
         {

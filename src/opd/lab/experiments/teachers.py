@@ -71,8 +71,8 @@ def e1(cast: Cast) -> Entry:
             numbers[f"acc_{short}"] = done[label].accuracy()
             numbers[f"teacher_{short}"] = bench.accuracy(arms[label].teacher)
             ends = {"start": bench.model(cast.base), "end": done[label].path / "final"}
-            for when, student in ends.items():
-                found = bench.overlap(student, arms[label].teacher, cast.task, KS)
+            for when, folder in ends.items():
+                found = bench.overlap(folder, arms[label].teacher, cast.task, KS)
                 numbers |= {
                     f"overlap{k}_{short}_{when}": v["diag/overlap_ratio"] for k, v in found.items()
                 }
@@ -126,8 +126,8 @@ def e1(cast: Cast) -> Entry:
     return Entry(
         "E1",
         "Thinking pattern",
-        f"{cast.base} learns from {cast.large_improved} (same pattern) and from {cast.other} (other "
-        "pattern), about equally accurate teachers. Varied: the teacher"
+        f"{cast.base} learns from {cast.large_improved} (same pattern) and from {cast.other} "
+        "(other pattern), about equally accurate teachers. Varied: the teacher"
         + ("." if cast.quick else "; and the share of the other pattern in the student's corpus."),
         "mean accuracy about .20 (compatible) and .15 after 200 steps, from teachers of equal "
         "benchmark score; initial overlap higher with the compatible one",

@@ -1,0 +1,159 @@
+"""What `opd lab` does: list, build, run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils import logging as transformers_logging
+
+from opd.errors import UserError
+from opd.lab import page, zoo
+from opd.lab.experiments import Bench, Entry, entries, quick_entries
+from opd.lab.experiments.entry import measured, verdict, write
+from opd.run.console import Console
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "opd" / "lab"
+QUICK = "quick-"
+
+
+def list_lab() -> None:
+    """Checkpoints with their recipes, and experiments with their designs."""
+    console = Console("plain")
+    console.say("Checkpoints (opd lab build NAME ...):")
+    for name, recipe in zoo.RECIPES.items():
+        low, high = recipe.window
+        console.say(f"  {name:<18} accuracy {low:.2f} to {high:.2f}; {zoo.how(recipe)}")
+    console.say("\nExperiments (opd lab run NAME ...), those with * also in --quick:")
+    quick = quick_entries()
+    for name, entry in entries().items():
+        console.say(f"  {name + '*' * (name in quick):<5} {entry.title}: {entry.design}")
+
+
+def build_zoo(names: Sequence[str], seeds: Sequence[int], cache: Path) -> None:
+    """Build checkpoints (all but the quick ones, if none is named) and tell what they can do.
+
+    Raises:
+        UserError: unknown name, or an accuracy outside its window.
+    """
+    console = Console("plain")
+    _quiet()
+    for seed in seeds:
+        for name in names or [n for n in zoo.RECIPES if not n.startswith(QUICK)]:
+            console.say(_told(zoo.card(name, seed, cache)))
+
+
+def run_lab(
+    names: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    quick: bool,
+    jobs: int,
+    cache: Path,
+    out: Path,
+) -> dict[str, list[dict[str, Any]]]:
+    """Run experiments on each seed and write the page.
+
+    Args:
+        names: experiments; none: all of them.
+        seeds: one retrains every checkpoint.
+        quick: the small set.
+        jobs: processes at a time, one seed each, one thread each.
+        cache: where checkpoints and runs are kept.
+        out: folder of the page, its pictures and the numbers of each seed.
+
+    Returns:
+        Results by experiment, one a seed.
+
+    Raises:
+        UserError: unknown experiment, a checkpoint outside its window.
+        MissingDependency: matplotlib is not installed.
+    """
+    page.require_matplotlib()
+    known = quick_entries() if quick else entries()
+    for name in names:
+        if name not in known:
+            also = " with --quick" if quick else ""
+            raise UserError(f"No experiment {name!r}{also}; there are {', '.join(known)}.")
+    chosen = list(names) or list(known)
+    console, started = Console("plain"), time.monotonic()
+    by_seed: dict[int, list[dict[str, Any]]] = {}
+    for seed, results in _of_seeds(seeds, chosen, quick, jobs, cache):
+        by_seed[seed] = results
+        for result in results:
+            write(out / f"seed-{seed}" / f"{result['name']}.json", result)
+            console.say(f"seed {seed}: {result['name']} in {result['seconds']:.0f} s")
+    found = {name: [by_seed[seed][place] for seed in seeds] for place, name in enumerate(chosen)}
+    facts = _facts(seeds, time.monotonic() - started, jobs)
+    path = page.write_page(out, known, found, _cards(seeds, cache), facts=facts)
+    for name, results in found.items():
+        decided = verdict(known[name], [r["numbers"] for r in results])
+        console.say(f"{name:<4} {known[name].title}: {decided}")
+    console.say(f"Page: {path}")
+    return found
+
+
+def _of_seeds(
+    seeds: Sequence[int], names: Sequence[str], quick: bool, jobs: int, cache: Path
+) -> Iterable[tuple[int, list[dict[str, Any]]]]:
+    if jobs == 1:
+        for seed in seeds:
+            yield seed, run_seed(seed, names, quick, cache)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        under_way = {pool.submit(run_seed, seed, names, quick, cache): seed for seed in seeds}
+        for done in as_completed(under_way):
+            yield under_way[done], done.result()
+
+
+def run_seed(seed: int, names: Sequence[str], quick: bool, cache: Path) -> list[dict[str, Any]]:
+    """All experiments of one seed, on one thread: where a seed is run does not change it."""
+    torch.set_num_threads(1)
+    _quiet()
+    known: Mapping[str, Entry] = quick_entries() if quick else entries()
+    return [measured(known[name], Bench(seed, cache)) for name in names]
+
+
+def _facts(seeds: Sequence[int], seconds: float, jobs: int) -> dict[str, str]:
+    command = " ".join(["opd", *(word for word in sys.argv[1:] if word)])
+    return {
+        "Command": f"`{command}`",
+        "Seeds": ", ".join(map(str, seeds)),
+        "Time": f"{seconds / 60:.1f} minutes, {jobs} process(es) of one thread",
+        "Versions": f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"Python {platform.python_version()}, {platform.machine()} "
+        f"({torch.backends.cpu.get_cpu_capability()})",
+    }
+
+
+def _cards(seeds: Sequence[int], cache: Path) -> list[dict[str, Any]]:
+    """Cards of the checkpoints that are there."""
+    return [
+        zoo.card(name, seed, cache)
+        for name in zoo.RECIPES
+        for seed in seeds
+        if (cache / zoo.folder_name(name, seed)).is_dir()
+    ]
+
+
+def _told(card: Mapping[str, Any]) -> str:
+    accuracy = card["accuracy"]
+    return (
+        f"{card['name']:<18} seed {card['seed']}  accuracy {accuracy['value']:.3f} "
+        f"({accuracy['low']:.3f} to {accuracy['high']:.3f})  pattern 2 {card['pattern_2']:.2f}  "
+        f"{card['seconds']:.0f} s"
+    )
+
+
+def _quiet() -> None:
+    """No progress bars for files that are written in a moment."""
+    transformers_logging.disable_progress_bar()
