@@ -50,6 +50,9 @@ def run_train(
         console.out.print_json(json.dumps(summary), indent=None)
     for line in tell(summary):
         console.say(line)
+    from opd.report.commands import report_after_training
+
+    report_after_training(parts.folder.path, console.say)
     return summary
 
 

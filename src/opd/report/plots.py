@@ -188,7 +188,7 @@ def _whole_numbers(count: int, *, integer: bool = True) -> Any:
 
 def _style_ticks(axes: Any) -> None:
     axes.tick_params(
-        labelsize=8, length=2, width=0.6, color=_COLOUR["--muted"], labelcolor=_COLOUR["--muted"]
+        labelsize=9, length=2, width=0.6, color=_COLOUR["--muted"], labelcolor=_COLOUR["--muted"]
     )
 
 
