@@ -29,7 +29,6 @@ from opd.loop import Parts
 from opd.models import tokenizers
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
 from opd.models.token_text import token_texts
-from opd.recipes.selfcheck import Subject
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.files import require_space
@@ -240,31 +239,6 @@ def load_pair(cfg: Run, remote: connect.Remote | None = None) -> Pair:
         stop,
         teacher_stop,
     )
-
-
-def subject_of(cfg: Run) -> Subject:
-    """The pair as `opd check --self` looks at it: no run folder, short prompts, no dropout.
-
-    Raises:
-        UserError: as `build`, and for a run without a teacher.
-    """
-    pair = load_pair(cfg)
-    if pair.teacher is None:
-        raise UserError("opd check --self needs a teacher model; teacher is null.")
-    prompts = load_training_prompts(cfg, pair, Console("quiet"))
-    learner = Learner(
-        student=pair.student,
-        optimizer=make_optimizer(pair.student, cfg.optim),
-        objective=make_objective(cfg),
-        optim=cfg.optim,
-        tokens_per_microbatch=budget(cfg),
-        teacher_logits=logits_across(pair.teacher),
-        teacher_temperature=cfg.loss.teacher_temperature,
-        diagnostics_k=min(cfg.diagnostics.k, pair.student.vocab),
-        position_edges=position_edges(cfg.rollout.max_new_tokens),
-    )
-    shortest = sorted(prompts.prompts, key=lambda p: len(p.ids))[:64]
-    return Subject(learner, pair.teacher, shortest[::16], pair.stop)
 
 
 def prepare_student(cfg: Run, student: LM) -> LM:

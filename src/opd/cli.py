@@ -82,15 +82,18 @@ def check(
     self_: Annotated[
         bool, typer.Option("--self", help="The invariants of the mathematics, on this pair.")
     ] = False,
+    local: Annotated[
+        str | None, typer.Option(help="Folder of the model that a teacher server serves.")
+    ] = None,
     json_lines: Json = False,
 ) -> None:
     """Prove on your own pair that a step computes what the configuration says."""
     if not self_:
         raise UserError("opd check needs --self: the invariants are the check there is.")
     from opd.config import load
-    from opd.faces import run_self_check
+    from opd.checking import run_self_check
 
-    if not run_self_check(load(file, overrides or ()), json_lines):
+    if not run_self_check(load(file, overrides or ()), json_lines, local):
         raise typer.Exit(1)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -99,29 +97,6 @@ def evaluate_target(target: Path, overrides: Sequence[str], json_lines: bool) ->
         for who, lm, stop in models:
             found = evaluate(eval_sampler(cfg, lm, stop)(task), task, decode, seed=cfg.train.seed)
             console.evaluated(0, task.label, found.accuracy, who=who)
-
-
-def run_self_check(cfg: Run, json_lines: bool) -> bool:
-    """Run the invariants on the configured pair and say what was found; True if all hold."""
-    console = Console("json" if json_lines else "plain")
-    from opd.build import subject_of
-    from opd.recipes.selfcheck import self_check
-
-    began = time.monotonic()
-    verdicts = self_check(subject_of(cfg))
-    if json_lines:
-        found = [asdict(v) | {"holds": v.holds} for v in verdicts]
-        console.out.print_json(json.dumps(found), indent=None)
-        return all(v.holds for v in verdicts)
-    for v in verdicts:
-        console.say(f"{'holds ' if v.holds else 'BROKEN'}  {v.name}")
-        console.say(f"        {v.measured:.3g}, allowed {v.allowed:.3g}: {v.meaning}")
-    broken = sum(not v.holds for v in verdicts)
-    console.say(
-        f"{len(verdicts) - broken} of {len(verdicts)} invariants hold on this pair"
-        f" ({time.monotonic() - began:.0f} s)."
-    )
-    return not broken
 
 
 def _config_of(target: Path, overrides: Sequence[str]) -> Run:
