@@ -4,7 +4,7 @@
 
 Prepares the base model, fine-tunes a teacher from it on worked answers, distils that teacher into
 the base with `opd train`, and prints one row: accuracy before and after, the teacher's, the share
-of the gap recovered, off-task accuracy, overlap mass, minutes. Started again, it continues.
+of the gap recovered, off-task accuracy, overlap mass, minutes of this call. Started again, it continues.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 import yaml
 from prepare import DEFAULT, prepare
 from tasks import facts, sorting, without, write_jsonl
+
+from opd.errors import UserError
 
 SFT = {"steps": 24, "batch": 16, "lr": 1.0e-4, "warmup": 3}
 OPD = {"steps": 24, "prompts": 16, "n": 2, "lr": 3.0e-5}
@@ -128,9 +130,13 @@ def main() -> None:
     cfg = run_config(base, teacher, files, out / "run", args.seed)
     (out / "run.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "opd", "train", str(out / "run.yaml"), "--resume"]
-    subprocess.run([*command, *args.overrides], check=True)
+    if code := subprocess.run([*command, *args.overrides]).returncode:
+        sys.exit(code)  # opd has said why
     print(f"\n{HEADER}\n{row(args.seed, out / 'run', (time.monotonic() - began) / 60)}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{error}")

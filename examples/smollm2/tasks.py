@@ -1,6 +1,7 @@
 """Prompts with verifiable answers: the task that is distilled, and a set that must not suffer.
 
-The task: five different two-digit numbers to be sorted. The off-task set holds short facts the base
+The task: five different two-digit numbers to be sorted. The base cannot: 0 of 50 with 160 tokens
+to think, 3 of 100 after two solved examples. The off-task set holds short facts the base
 model mostly knows; accuracy lost there is forgetting.
 """
 
