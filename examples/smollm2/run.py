@@ -4,7 +4,8 @@
 
 Prepares the base model, fine-tunes a teacher from it on worked answers, distils that teacher into
 the base with `opd train`, and prints one row: accuracy before and after, the teacher's, the share
-of the gap recovered, off-task accuracy, overlap mass, minutes of this call. Started again, it continues.
+of the gap recovered, off-task accuracy, overlap mass, minutes of this
+call. Started again, it continues.
 """
 
 from __future__ import annotations
