@@ -104,7 +104,11 @@ class Result:
 
     def rows(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl."""
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").open()]
+        return self.lines("metrics.jsonl")
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """Lines of a journal."""
+        return [json.loads(line) for line in (self.path / name).read_text("utf-8").splitlines()]
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
         """Steps and values of a logged metric."""
@@ -131,8 +135,15 @@ class Result:
 
     def seconds(self) -> float:
         """Time of all steps, evaluations left out."""
-        rows = [json.loads(line) for line in (self.path / "timings.jsonl").open()]
-        return float(sum(r["time/step_s"] - r.get("time/evaluate_s", 0.0) for r in rows))
+        return self.clock()[-1]
+
+    def clock(self) -> list[float]:
+        """Seconds spent up to and including each step, evaluations left out."""
+        spent = [
+            row["time/step_s"] - row.get("time/evaluate_s", 0.0)
+            for row in self.lines("timings.jsonl")
+        ]
+        return [float(total) for total in np.cumsum(spent)]
 
     def tokens(self) -> list[float]:
         """Completion tokens written up to and including each step."""

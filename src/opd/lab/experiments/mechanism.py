@@ -8,13 +8,13 @@ from opd.lab.experiments.teachers import MASS, Cast
 from opd.lab.runs import Task
 
 MASS_KS = (1, 2, 4, 8, 16, 32)
-SIGNALS = {
-    "loss": "train/loss",
-    "gradient norm": "train/grad_norm",
-    "extreme-advantage difference": "diag/extreme_advantage_diff",
-    "entropy gap": "diag/entropy_gap_abs",
-    "overlap-token advantage": "diag/overlap_advantage",
-    "overlap mass": MASS,
+SIGNALS = {  # key: name, metric
+    "loss": ("loss", "train/loss"),
+    "gradient": ("gradient norm", "train/grad_norm"),
+    "extreme": ("extreme-advantage difference", "diag/extreme_advantage_diff"),
+    "entropy": ("entropy gap", "diag/entropy_gap_abs"),
+    "advantage": ("overlap-token advantage", "diag/overlap_advantage"),
+    "mass": ("overlap mass", MASS),
 }
 SHORT = {"compatible": "good", "other pattern": "other", "same data": "same"}
 
@@ -27,13 +27,12 @@ def e4(cast: Cast) -> Entry:
         done = bench.runs(arms, cast.task)
         numbers: dict[str, float] = {}
         for label, result in done.items():
-            for name, metric in SIGNALS.items():
-                key = f"{name.split()[0].split('-')[0]}_{SHORT[label]}"
-                numbers[f"{key}_start"] = result.first(metric)
-                numbers[f"{key}_end"] = result.last(metric)
+            for key, (_, metric) in SIGNALS.items():
+                numbers[f"{key}_{SHORT[label]}_start"] = result.first(metric)
+                numbers[f"{key}_{SHORT[label]}_end"] = result.last(metric)
         lines = [
             line(result, metric, name, label)
-            for name, metric in SIGNALS.items()
+            for name, metric in SIGNALS.values()
             for label, result in done.items()
         ]
         good = arms["compatible"]
@@ -51,12 +50,12 @@ def e4(cast: Cast) -> Entry:
 
     claims = (
         Claim(
-            "good run: the extreme-advantage difference at least halves and the entropy gap "
-            "shrinks to a quarter or less; with the other pattern neither happens",
+            "good run: extreme-advantage difference and entropy gap at least halve; with the "
+            "other pattern the entropy gap does not",
             lambda n: (
                 abs(n["extreme_good_end"]) <= abs(n["extreme_good_start"]) / 2
-                and n["entropy_good_end"] <= n["entropy_good_start"] / 4
-                and n["entropy_other_end"] > n["entropy_other_start"] / 4
+                and n["entropy_good_end"] <= n["entropy_good_start"] / 2
+                and n["entropy_other_end"] > n["entropy_other_start"] / 2
             ),
         ),
         Claim(
