@@ -27,8 +27,10 @@ from opd.models.lm import LM, load_lm
 from opd.models.tokenizers import eos_ids, load_tokenizer
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
-from opd.types import Prompt, Rollout, Want
+from opd.types import Metrics, Prompt, Rollout, Scores, Want
+from opd.update import merge
 
+TOKENS = 8192  # padded tokens a forward
 PROBE_KEY = 4  # separates these samples from those of training and evaluation
 
 
@@ -95,30 +97,49 @@ def overlap(
     student: Path, teacher: Path, task: Task, ks: Sequence[int], *, seed: int, cache: Path
 ) -> dict[int, dict[str, float]]:
     """The paper's diagnostics on 256 held-out student rollouts, for each support size."""
-    rollouts, scores, pair = scored(student, teacher, task, 256, seed=seed, cache=cache)
-    batch = align(rollouts, scores)
-    micro = batch.micro(range(len(rollouts)), pair[0].lm.device, k=1)
+    pair = Model.load(student), Model.load(teacher)
+    prompts = load_task(task, pair[0], seed, cache).prompts[:256]
+    return overlap_on(pair, prompts, task.max_new_tokens, ks, seed=seed)
+
+
+def overlap_on(
+    pair: tuple[Model, Model],
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    ks: Sequence[int],
+    *,
+    seed: int,
+) -> dict[int, dict[str, float]]:
+    """Diagnostics of (student, teacher) on one student rollout a prompt, for each support size."""
+    student, teacher = pair
     with one_thread(), torch.no_grad():
-        assert micro.full_hidden is not None
-        hidden = pair[0].lm.hidden(micro.input_ids)[micro.rows, micro.cols][micro.full]
-        p = DenseView(pair[0].lm.head.full(hidden)).log_probs()
-        q = DenseView(pair[1].lm.head.full(micro.full_hidden)).log_probs()
-        found = {k: metrics.overall(metrics.diagnose(p, q, k=min(k, p.shape[1]))) for k in ks}
-    return {k: {name: mean.value for name, mean in f.items()} for k, f in found.items()}
+        rollouts, scores = scored(student, teacher, prompts, max_new_tokens, 1, seed=seed)
+        batch = align(rollouts, scores)
+        sums: dict[int, Metrics] = {k: {} for k in ks}
+        for part in batch.split(TOKENS):
+            micro = batch.micro(part, student.lm.device, k=1)
+            assert micro.full_hidden is not None
+            hidden = student.lm.hidden(micro.input_ids)[micro.rows, micro.cols][micro.full]
+            p = DenseView(student.lm.head.full(hidden)).log_probs()
+            q = DenseView(teacher.lm.head.full(micro.full_hidden)).log_probs()
+            for k, total in sums.items():
+                merge(total, metrics.overall(metrics.diagnose(p, q, k=min(k, p.shape[1]))))
+    return {k: {name: mean.value for name, mean in total.items()} for k, total in sums.items()}
 
 
 def scored(
-    student: Path, teacher: Path, task: Task, count: int, *, seed: int, cache: Path
-) -> tuple[list[Rollout], list[Any], tuple[Model, Model]]:
-    """Held-out rollouts of the student with the teacher's full scores."""
-    pair = Model.load(student), Model.load(teacher)
-    prompts = load_task(task, pair[0], seed, cache).prompts[:count]
-    with one_thread():
-        sampler = pair[0].sampler(task.max_new_tokens)
-        rollouts = sampler.sample(prompts, n=max(1, count // len(prompts)), key=(seed, PROBE_KEY))
-        everywhere = [np.arange(len(r)) for r in rollouts]
-        want = Want(sampled=True, full=everywhere)
-        return rollouts, LocalTeacher(pair[1].lm).score(rollouts, want), pair
+    student: Model,
+    teacher: Model,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    n: int,
+    *,
+    seed: int,
+) -> tuple[list[Rollout], list[Scores]]:
+    """Student rollouts, n a prompt, with the teacher's scores and hidden states everywhere."""
+    rollouts = student.sampler(max_new_tokens).sample(prompts, n=n, key=(seed, PROBE_KEY))
+    want = Want(sampled=True, full=[np.arange(len(r)) for r in rollouts])
+    return rollouts, LocalTeacher(teacher.lm).score(rollouts, want)
 
 
 def reward_auroc(
@@ -128,12 +149,18 @@ def reward_auroc(
 
     Four rollouts of each held-out prompt; the prompt is the cluster (paper section 6.2).
     """
-    rollouts, scores, pair = scored(student, teacher, task, 4 * task.test, seed=seed, cache=cache)
+    pair = Model.load(student), Model.load(teacher)
+    prompts = load_task(task, pair[0], seed, cache).prompts
+    with one_thread():
+        rollouts, scores = scored(*pair, prompts, task.max_new_tokens, 4, seed=seed)
     grader = make_grader("exact", [r.prompt.answer or "" for r in rollouts])
     grades = grader.grade(
         [pair[0].text(r.ids.tolist()) for r in rollouts], [r.prompt.answer or "" for r in rollouts]
     )
-    rewards = [float((s.sampled - r.logp).mean()) for r, s in zip(rollouts, scores, strict=True)]
+    rewards = []
+    for rollout, given in zip(rollouts, scores, strict=True):
+        assert given.sampled is not None
+        rewards.append(float((given.sampled - rollout.logp).mean()))
     labels = [float(g.correct) for g in grades]
     return stats.auroc(rewards, labels, [r.prompt.index for r in rollouts])
 
