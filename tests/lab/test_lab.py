@@ -195,3 +195,18 @@ def test_unknown_experiment_is_named(tmp_path):
     where = {"cache": tmp_path, "out": tmp_path / "out"}
     with pytest.raises(UserError, match=r"No experiment 'E99'.*E1, E2"):
         commands.run_lab(["E99"], seeds=[0], quick=False, jobs=1, **where)
+
+
+def test_results_of_other_code_or_size_are_left_out(tmp_path):
+    for seed, quick, source in (
+        (1, False, runs.source_hash()),
+        (0, False, runs.source_hash()),
+        (2, True, runs.source_hash()),
+        (3, False, "older"),
+    ):
+        folder = tmp_path / f"seed-{seed}"
+        folder.mkdir()
+        result = {"seed": seed, "quick": quick, "source": source}
+        (folder / "E1.json").write_text(json.dumps(result))
+    assert [r["seed"] for r in commands.kept(tmp_path, "E1", False)] == [0, 1]
+    assert [r["seed"] for r in commands.kept(tmp_path, "E1", True)] == [2]

@@ -15,7 +15,7 @@ SEED = 0
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
     names = list(quick_entries())
-    results = run_seed(SEED, names, True, tmp_path_factory.mktemp("lab"))
+    results = run_seed(SEED, names, True, *(tmp_path_factory.mktemp(x) for x in ("lab", "out")))
     return {result["name"]: result["numbers"] for result in results}
 
 

@@ -1,7 +1,8 @@
 """The same findings on a real model: SmolLM2-135M and the teacher that the example makes of it.
 
 Run examples/smollm2/run.py first and name its output folder in OPD_REAL_RUN; about half an hour on
-two cores. What holds on one pair of one run is asserted loosely, and kept with its interval (`pytest --junitxml FILE`).
+two cores. What holds on one pair of one run is asserted loosely, and kept
+with its interval (`pytest --junitxml FILE`).
 """
 
 import os

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -20,6 +21,7 @@ from opd.errors import UserError
 from opd.lab import page, zoo
 from opd.lab.experiments import Bench, Entry, entries, quick_entries
 from opd.lab.experiments.entry import measured, verdict, write
+from opd.lab.runs import source_hash
 from opd.run.console import Console
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "opd" / "lab"
@@ -61,7 +63,7 @@ def run_lab(
     cache: Path,
     out: Path,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run experiments on each seed and write the page.
+    """Run experiments on each seed and write the page of all that is in `out` by then.
 
     Args:
         names: experiments; none: all of them.
@@ -72,7 +74,7 @@ def run_lab(
         out: folder of the page, its pictures and the numbers of each seed.
 
     Returns:
-        Results by experiment, one a seed.
+        Results by experiment, one a seed, earlier ones in `out` included.
 
     Raises:
         UserError: unknown experiment, a checkpoint outside its window.
@@ -86,41 +88,61 @@ def run_lab(
             raise UserError(f"No experiment {name!r}{also}; there are {', '.join(known)}.")
     chosen = list(names) or list(known)
     console, started = Console("plain"), time.monotonic()
-    by_seed: dict[int, list[dict[str, Any]]] = {}
-    for seed, results in _of_seeds(seeds, chosen, quick, jobs, cache):
-        by_seed[seed] = results
-        for result in results:
-            write(out / f"seed-{seed}" / f"{result['name']}.json", result)
-            console.say(f"seed {seed}: {result['name']} in {result['seconds']:.0f} s")
-    found = {name: [by_seed[seed][place] for seed in seeds] for place, name in enumerate(chosen)}
-    facts = _facts(seeds, time.monotonic() - started, jobs)
-    path = page.write_page(out, known, found, _cards(seeds, cache), facts=facts)
-    for name, results in found.items():
-        decided = verdict(known[name], [r["numbers"] for r in results])
+    for seed in _of_seeds(seeds, chosen, quick, jobs, cache, out):
+        console.say(f"seed {seed}: done")
+    found = {name: results for name in known if (results := kept(out, name, quick))}
+    shown = sorted({result["seed"] for results in found.values() for result in results})
+    facts = _facts(shown, time.monotonic() - started, jobs)
+    path = page.write_page(out, known, found, _cards(shown, quick, cache), facts=facts)
+    for name in chosen:
+        decided = verdict(known[name], [result["numbers"] for result in found[name]])
         console.say(f"{name:<4} {known[name].title}: {decided}")
     console.say(f"Page: {path}")
     return found
 
 
 def _of_seeds(
-    seeds: Sequence[int], names: Sequence[str], quick: bool, jobs: int, cache: Path
-) -> Iterable[tuple[int, list[dict[str, Any]]]]:
+    seeds: Sequence[int], names: Sequence[str], quick: bool, jobs: int, cache: Path, out: Path
+) -> Iterable[int]:
     if jobs == 1:
         for seed in seeds:
-            yield seed, run_seed(seed, names, quick, cache)
+            run_seed(seed, names, quick, cache, out)
+            yield seed
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        under_way = {pool.submit(run_seed, seed, names, quick, cache): seed for seed in seeds}
+        under_way = {pool.submit(run_seed, seed, names, quick, cache, out): seed for seed in seeds}
         for done in as_completed(under_way):
-            yield under_way[done], done.result()
+            done.result()
+            yield under_way[done]
 
 
-def run_seed(seed: int, names: Sequence[str], quick: bool, cache: Path) -> list[dict[str, Any]]:
-    """All experiments of one seed, on one thread: where a seed is run does not change it."""
+def run_seed(
+    seed: int, names: Sequence[str], quick: bool, cache: Path, out: Path
+) -> list[dict[str, Any]]:
+    """All experiments of one seed, on one thread: where a seed is run does not change it.
+
+    Each result is on disk as soon as it is there: `out/seed-N/NAME.json`.
+    """
     torch.set_num_threads(1)
     _quiet()
     known: Mapping[str, Entry] = quick_entries() if quick else entries()
-    return [measured(known[name], Bench(seed, cache)) for name in names]
+    results = []
+    for name in names:
+        result = measured(known[name], Bench(seed, cache))
+        result |= {"quick": quick, "source": source_hash()}
+        write(out / f"seed-{seed}" / f"{name}.json", result)
+        results.append(result)
+    return results
+
+
+def kept(out: Path, name: str, quick: bool) -> list[dict[str, Any]]:
+    """Results of an experiment in a folder, by seed: of this code and this size alone.
+
+    So seeds may be run apart from each other, and a page never mixes two versions.
+    """
+    found = [json.loads(path.read_text("utf-8")) for path in out.glob(f"seed-*/{name}.json")]
+    same = [r for r in found if (r["quick"], r["source"]) == (quick, source_hash())]
+    return sorted(same, key=lambda result: int(result["seed"]))
 
 
 def _facts(seeds: Sequence[int], seconds: float, jobs: int) -> dict[str, str]:
@@ -135,13 +157,13 @@ def _facts(seeds: Sequence[int], seconds: float, jobs: int) -> dict[str, str]:
     }
 
 
-def _cards(seeds: Sequence[int], cache: Path) -> list[dict[str, Any]]:
+def _cards(seeds: Sequence[int], quick: bool, cache: Path) -> list[dict[str, Any]]:
     """Cards of the checkpoints that are there."""
     return [
         zoo.card(name, seed, cache)
         for name in zoo.RECIPES
         for seed in seeds
-        if (cache / zoo.folder_name(name, seed)).is_dir()
+        if name.startswith(QUICK) == quick and (cache / zoo.folder_name(name, seed)).is_dir()
     ]
 
 
