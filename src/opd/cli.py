@@ -90,8 +90,8 @@ def check(
     """Prove on your own pair that a step computes what the configuration says."""
     if not self_:
         raise UserError("opd check needs --self: the invariants are the check there is.")
-    from opd.config import load
     from opd.checking import run_self_check
+    from opd.config import load
 
     if not run_self_check(load(file, overrides or ()), json_lines, local):
         raise typer.Exit(1)
@@ -186,12 +186,11 @@ def export(
 def demo(
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
     steps: Annotated[int | None, typer.Option(help="Fewer or more steps.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier demo.")] = True,
 ) -> None:
-    """The whole story on a tiny shipped pair: no network, no GPU, about a minute."""
+    """The whole story on a tiny shipped pair, no network, no GPU; replaces an earlier demo."""
     from opd.lab.show import run_demo
 
-    run_demo(out, steps, overwrite)
+    run_demo(out, steps)
 
 
 lab = typer.Typer(no_args_is_help=True, help="The paper's findings, reproduced on tiny models.")

@@ -35,7 +35,8 @@ class EvalTask:
     @property
     def key(self) -> dict[str, Any]:
         """What an evaluation's numbers depend on besides model and seed."""
-        return asdict(self.decoding) | {"n": self.n, "prompts": self.prompts.digest}
+        own = {"n": self.n, "prompts": self.prompts.digest, "grader": self.grader.kind}
+        return asdict(self.decoding) | own
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from opd.core.objective import Objective
 from opd.data.gold import choose
 from opd.data.graders import Grader
 from opd.data.prompts import PromptSet
+from opd.errors import UserError
 from opd.run.folder import RunFolder
 from opd.teachers.server import TeacherDown
 from opd.types import Mean, Metrics, Rollout, Sampler, Scores, Teacher
@@ -76,6 +77,7 @@ def score(
             kept = [s or Scores() for s in down.partial]
             run.save_rollouts(step + 1, rollouts, kept, key=key, texts=texts)
             raise
+        refuse_bad(rollouts, scores, source.teacher)
         run.save_rollouts(step + 1, rollouts, scores, key=key, texts=texts)
     reference = None
     if source.reference is not None:
@@ -90,6 +92,24 @@ def score(
         weights=None if source.special is None else special_weights(source, rollouts),
         gold=gold_of(source, cfg, step),
     )
+
+
+def refuse_bad(
+    rollouts: Sequence[Rollout], scores: Sequence[Scores], teacher: Teacher | None
+) -> None:
+    """Nothing that cannot be trained on is put on disk, where a resume would find it again.
+
+    Raises:
+        UserError: naming the teacher and what is wrong with its scores.
+    """
+    try:
+        align(rollouts, scores)
+    except ValueError as error:
+        name = "none" if teacher is None else teacher.name
+        raise UserError(
+            f"Teacher {name}: {error}. Its scores were not kept; look at the teacher model "
+            "(teacher.dtype, a diverged checkpoint), then continue with --resume."
+        ) from None
 
 
 def ask(

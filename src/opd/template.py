@@ -37,7 +37,7 @@ optim:
 train:
   steps: 200
   prompts_per_step: 64
-  tokens_per_microbatch: auto       # memory only; never changes the update
+  tokens_per_microbatch: auto       # memory only; the update is the same
   seed: 0
 
 eval:                               # held out, with answers; the second shows what is forgotten

@@ -93,7 +93,7 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    if found:
+    if "drift/ratio" in found:
         if "diag/teacher_entropy" in found:
             found["diag/entropy_gap_mean"] = metrics.entropy_gap_mean(found)
         found["drift/ess"] = metrics.drift_ess(found["drift/ratio"], found["drift/ratio_squared"])

@@ -72,7 +72,7 @@ def test_full_positions_find_their_rows(make_lm, make_prompts):
 
 
 @pytest.mark.parametrize(
-    "bad, message",
+    ("bad", "message"),
     [
         (Scores(sampled=np.zeros(3, np.float32)), "3 rows for 2 tokens"),
         (Scores(support=np.full((2, 3), np.nan, np.float32)), "not finite"),
@@ -94,3 +94,25 @@ def test_token_batches_keep_the_budget_unless_one_row_exceeds_it():
     lengths = [5, 3, 30, 8, 8, 2]
     for part in token_batches(lengths, 16):
         assert len(part) == 1 or len(part) * max(lengths[i] for i in part) <= 16
+
+
+def test_every_tensor_goes_to_the_device_that_is_asked_for(make_lm, make_prompts):
+    # No accelerator is needed to see a tensor left behind: `meta` is a device too.
+    from opd.core.objective import Objective
+    from opd.samplers.hf import Decoding, HFSampler
+    from opd.teachers.local import LocalTeacher
+
+    lm = make_lm(1)
+    rollouts = HFSampler(lm, Decoding(4), stop=frozenset({1}), capture=3).sample(
+        make_prompts(3), n=2, key=(0,)
+    )
+    full = [np.arange(len(r)) for r in rollouts]
+    want = Objective(support="union", k=3).want._replace(full=full)
+    scores = LocalTeacher(lm).score(rollouts, want)
+    micro = align(rollouts, scores).micro([0, 1], torch.device("meta"), k=3)
+    tensors = [
+        v for v in (*micro.at, micro.input_ids, micro.rows, micro.full_hidden) if v is not None
+    ]
+    tensors += [x for pair in micro.teacher.known for x in pair]
+    assert len(tensors) > 10
+    assert {t.device.type for t in tensors} == {"meta"}

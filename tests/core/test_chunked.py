@@ -52,7 +52,7 @@ def test_a_frozen_head_gets_no_gradient():
     torch.testing.assert_close(grad, weight.detach().sum(0).expand_as(hidden))
 
 
-@pytest.mark.parametrize("scale, softcap", [(1.0, None), (0.3, None), (1.0, 5.0)])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, None), (1.0, 5.0)])
 @pytest.mark.parametrize("chunk", [24, 10**6])
 def test_rows_equal_the_gathered_dense_logits(monkeypatch, scale, softcap, chunk):
     hidden, weight, bias, ids = problem(1)

@@ -42,6 +42,19 @@ def test_every_invariant_holds(make_lm, make_prompts, dtype, objective):
     assert [v.name for v in verdicts if not v.holds] == []
 
 
+@pytest.mark.parametrize(
+    ("objective", "heat"),
+    [({"student_temperature": 2.0}, 2.0), ({"student_temperature": 2.0}, 1.0),
+     ({"outcome_weight": 1.0}, 1.0), ({"entropy_forward_kl": 0.5}, 1.0)],
+)  # fmt: skip
+def test_temperatures_and_terms_break_no_invariant(make_lm, make_prompts, objective, heat):
+    given = subject(make_lm, make_prompts, **objective)
+    given = replace(given, learner=replace(given.learner, teacher_temperature=heat))
+    verdicts = self_check(given)
+    assert len(verdicts) == 7 - ("entropy_forward_kl" in objective)
+    assert [v.name for v in verdicts if not v.holds] == []
+
+
 def broken(verdicts):
     return {v.name for v in verdicts if not v.holds}
 

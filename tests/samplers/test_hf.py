@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from opd.errors import UserError
 from opd.samplers.hf import Decoding, HFSampler, invert_cdf, truncate
 from opd.types import Prompt
 
@@ -71,7 +72,7 @@ def test_another_key_writes_something_else(make_lm, make_prompts):
     assert [r.ids.tolist() for r in one] != [r.ids.tolist() for r in two]
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 def test_records_equal_a_fresh_forward(make_lm, make_prompts, dtype, tolerance):
     # fp32: one decode step rounds differently from a whole forward; logits here reach about 10.
     lm = make_lm(2, dtype=dtype)
@@ -170,3 +171,11 @@ def test_a_prompt_that_comes_twice_is_sampled_anew(make_lm, make_prompts):
     assert [r.sample for r in rollouts] == [0, 1, 0, 1, 2, 3]
     written = [tuple(r.ids.tolist()) for r in rollouts if r.prompt.index == 0]
     assert len(set(written)) == 4
+
+
+def test_logits_that_are_not_finite_are_an_error(make_lm, make_prompts):
+    lm = make_lm(0)
+    lm.causal.get_input_embeddings().weight.data[7] = torch.nan
+    poisoned = Prompt(0, (5, 7), "")
+    with pytest.raises(UserError, match="not finite"):
+        sampler(lm).sample([*make_prompts(3), poisoned], n=1, key=(0,))

@@ -286,6 +286,11 @@ class Loss(Section):
                 f"loss.terms.reward_scale={self.terms.reward_scale} needs loss.terms.reference, "
                 "the model it extrapolates from (the teacher before its post-training)"
             )
+        if self.terms.reference is not None and self.terms.reward_scale == 1.0:
+            raise ValueError(
+                "loss.terms.reference changes nothing at loss.terms.reward_scale=1 and would be "
+                "loaded for nothing. Set loss.terms.reward_scale (1.25 in ExOPD), or leave it out"
+            )
         if (self.terms.sft_weight > 0) != (self.terms.sft_path is not None):
             raise ValueError("loss.terms.sft_weight and loss.terms.sft_path go together: set both")
         return self
@@ -321,7 +326,7 @@ class Train(Section):
     prompts_per_step: int = Field(64, ge=1)
     """Paper: 64 prompts x 4 responses, one optimizer step per batch of rollouts."""
     tokens_per_microbatch: int | Literal["auto"] = "auto"
-    """Padded tokens per forward-backward; never changes the update. auto: 8192."""
+    """Padded tokens per forward-backward; changes the update by rounding only. auto: 8192."""
     seed: int = Field(0, ge=0)
 
 
@@ -401,7 +406,17 @@ class Run(Section):
                 "teacher is null and loss.terms.outcome_weight is 0: nothing trains the student. "
                 "Give a teacher, or set loss.terms.outcome_weight=1"
             )
+        if self.teacher is None and self.loss.support == "full":
+            raise ValueError(
+                "loss.support=full compares whole distributions, but teacher is null. Use "
+                "loss.support=student_topk for a run on the outcome reward alone"
+            )
         labels = [e.label for e in self.eval]
+        if any(label.startswith("teacher-") for label in labels):
+            raise ValueError(
+                f"eval sets {labels}: names that start with teacher- are kept for the teacher's own "
+                "results; give the set another eval.N.name"
+            )
         if len(set(labels)) < len(labels):
             raise ValueError(f"eval sets share a name: {labels}; give each its own eval.N.name")
         return self

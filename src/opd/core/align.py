@@ -213,7 +213,7 @@ def _full(
     if not placed:
         return torch.zeros(0, dtype=torch.int64, device=device), None
     index = torch.from_numpy(np.concatenate([i for i, _ in placed])).long().to(device)
-    hidden = [h for _, h in placed if h is not None]
+    hidden = [h.to(device) for _, h in placed if h is not None]
     return index, torch.cat(hidden) if len(hidden) == len(placed) else None
 
 

@@ -139,14 +139,19 @@ def load_lm(
         ) from None
     place = torch.device(device) if device else default_device()
     model = model.to(place).eval()
+    if model.dtype == torch.float16:
+        raise UserError(
+            f"{key}={name} is stored in float16, whose range loses small gradients and scores. Set "
+            f"{key.partition('.')[0]}.dtype to bfloat16 or float32."
+        )
     lm = LM(model, model.config.get_text_config().vocab_size, name)
     check_head(lm, key)
     return lm
 
 
 def default_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    """CUDA if there is one, else the CPU: sampling needs float64, which Apple's GPUs lack."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.no_grad()
@@ -158,7 +163,13 @@ def check_head(lm: LM, key: str) -> None:
     """
     ids = torch.arange(8, device=lm.device)[None] % lm.vocab
     whole = lm.causal(input_ids=ids, use_cache=False).logits[0, :, : lm.vocab].float()
-    split = lm.head.full(lm.hidden(ids)[0]).float()
+    try:
+        split = lm.head.full(lm.hidden(ids)[0]).float()
+    except AttributeError as error:
+        raise UserError(
+            f"{key}={lm.name}: {type(lm.causal).__name__} has no backbone that gives hidden states "
+            f"apart from its head ({error}), which every loss here needs."
+        ) from None
     gap = (whole - split).abs().max().item()
     # bf16 rounds a logit of 16 by up to 0.06; anything larger is another function.
     tolerance = 0.1 if whole.dtype != lm.causal.dtype else 1e-3
@@ -196,6 +207,12 @@ def add_lora(
     model.eval()  # peft's new layers come in training mode: their dropout would reach rollouts
     wrapped = LM(model, lm.vocab, lm.name)
     head = wrapped.causal.get_output_embeddings()
+    embedding = wrapped.causal.get_input_embeddings()
+    if type(embedding) is not nn.Embedding and wrapped.config.tie_word_embeddings:
+        raise UserError(
+            f"student.lora.target_modules={target_modules!r} puts an adapter on an embedding that "
+            "is also the output head: merging it would change the head. Leave the embedding out."
+        )
     if type(head) is not nn.Linear:
         raise UserError(
             f"student.lora.target_modules={target_modules!r} puts an adapter on the output head, "

@@ -56,17 +56,18 @@ def self_check(subject: Subject) -> list[Verdict]:
     Returns:
         One verdict an invariant, in the order of one prompt's way through a step.
     """
-    learner = subject.learner
+    # The outcome reward needs graded groups, and says nothing about the teacher: left out here.
+    objective = replace(subject.learner.objective, outcome_weight=0.0)
+    learner = replace(subject.learner, objective=objective)
     rollouts = _rollouts(subject)
-    batch = score(learner, LocalTeacher(subject.teacher), rollouts)
-    twin = replace(learner, teacher_logits=learner.student.head.full)
-    same = score(twin, LocalTeacher(learner.student), rollouts)
+    heat = learner.teacher_temperature
+    batch = score(learner, LocalTeacher(subject.teacher, temperature=heat), rollouts)
     noise = rounding(learner.student)
     verdicts = [
         _shift(learner.student, batch, noise),
         _sampler(learner.student, rollouts, noise),
         _composition(subject, rollouts),
-        _same_model(twin, same, noise),
+        *_same_model(learner, rollouts, noise),
         _prompt_gradient(learner, batch),
         *_split(learner, batch, subject.teacher, noise),
     ]
@@ -149,19 +150,23 @@ def _composition(subject: Subject, rollouts: Sequence[Rollout]) -> Verdict:
     )
 
 
-def _same_model(twin: Learner, batch: Batch, noise: float) -> Verdict:
-    objective = twin.objective
-    if objective.outcome_weight or objective.entropy_forward_kl or objective.mode == "reference":
-        twin = replace(twin, objective=replace(objective, outcome_weight=0.0))
+def _same_model(learner: Learner, rollouts: Sequence[Rollout], noise: float) -> list[Verdict]:
+    if learner.objective.entropy_forward_kl is not None:
+        return []  # a truncated forward KL pulls even at the teacher; there is nothing to hold
+    heat = learner.objective.student_temperature
+    logits = learner.student.head.full
+    twin = replace(learner, teacher_logits=logits, teacher_temperature=heat)
+    batch = score(twin, LocalTeacher(learner.student, temperature=heat), rollouts)
     gradient = _gradient(twin, batch, budget=10**9)
     other = _gradient(twin, _shuffled(batch), budget=10**9)
-    ratio = _norm(gradient) / max(_norm(other), 1e-30)
-    return Verdict(
-        "a teacher equal to the student teaches nothing",
-        ratio,
-        max(noise, 1e-3) if objective.entropy_forward_kl is None else float("inf"),
-        "gradient norm, as a share of the norm when its scores are given to other tokens",
-    )
+    return [
+        Verdict(
+            "a teacher equal to the student teaches nothing",
+            _norm(gradient) / max(_norm(other), 1e-30),
+            max(noise, 1e-3),
+            "gradient norm, as a share of the norm when its scores are given to other tokens",
+        )
+    ]
 
 
 def _shuffled(batch: Batch) -> Batch:
@@ -234,7 +239,8 @@ def _split(learner: Learner, batch: Batch, teacher: LM, noise: float) -> list[Ve
 def _server(subject: Subject, rollouts: Sequence[Rollout], noise: float) -> Verdict:
     assert subject.server is not None
     want = subject.learner.objective.want._replace(sampled=True)
-    local = LocalTeacher(subject.teacher).score(rollouts, want)
+    heat = subject.learner.teacher_temperature
+    local = LocalTeacher(subject.teacher, temperature=heat).score(rollouts, want)
     remote = subject.server.score(rollouts, want)
     gaps = [
         np.abs(a.sampled - b.sampled).max()

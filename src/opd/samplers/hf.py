@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opd.errors import UserError
 from opd.models.lm import LM
 from opd.samplers.kv import growing_cache
 from opd.types import Prompt, Rollout
@@ -49,6 +50,13 @@ class HFSampler:
             capture: K, how many of the student's top tokens to record a position.
             batch: most rows decoded at once.
         """
+        for layer in growing_cache(lm.config).layers:
+            if not hasattr(layer, "batch_select_indices"):
+                raise UserError(
+                    f"{lm.name}: its {type(layer).__name__} cache cannot drop or repeat rows, as "
+                    "sampling n responses a prompt needs. Models with linear attention or state "
+                    "spaces cannot be sampled here."
+                )
         self.lm, self.decoding, self.batch = lm, decoding, batch
         self.stop = torch.tensor(sorted(stop), dtype=torch.int64, device=lm.device)
         self.capture = min(capture, lm.vocab)
@@ -233,6 +241,11 @@ class _Tape:
             x.cpu().numpy()
             for x in (self.ids, self.logp, self.entropy, self.topk_ids, self.topk_logp)
         )
+        if not all(np.isfinite(logp[r, :n]).all() for r, n in enumerate(lengths)):
+            raise UserError(
+                "The model's logits are not finite on some prompt: nothing drawn from them means "
+                "anything. Check the model (student.dtype, a diverged checkpoint)."
+            )
         return [
             Rollout(
                 prompt,

@@ -16,6 +16,7 @@ from torch import Tensor
 from opd.core.align import pad_rows, token_batches
 from opd.core.chunked import chunk_slices
 from opd.core.views import DenseView
+from opd.models.head import RowsView
 from opd.models.lm import LM
 from opd.types import Kind, Rollout, Scores, Want
 
@@ -54,45 +55,50 @@ class LocalTeacher:
     def _one(self, rollout: Rollout, states: Tensor, want: Want, full: np.ndarray | None) -> Scores:
         """Scores of one rollout from its hidden states (T, H)."""
         head, found = self.lm.head, {}
-        if want.support:
+        if want.support and not want.normaliser:
             ids = torch.from_numpy(rollout.topk_ids.astype(np.int64)).to(states.device)
             found["support"] = _numpy(head.rows(states, ids) / self.temperature)
         if want.normaliser:
-            found |= self._normalised(rollout, states, want.topk)
+            found |= self._normalised(rollout, states, want)
         positions, hidden = None, None
         if full is not None:
             positions = full.astype(np.int32)
             hidden = states[torch.from_numpy(positions).long().to(states.device)].clone()
         return Scores(**found, positions=positions, hidden=hidden)
 
-    def _normalised(self, rollout: Rollout, states: Tensor, topk: int) -> dict[str, np.ndarray]:
-        """One chunked head pass: log_z, entropy, the drawn token's log-prob, own top-k."""
+    def _normalised(self, rollout: Rollout, states: Tensor, want: Want) -> dict[str, np.ndarray]:
+        """One chunked head pass: log_z, entropy, the drawn token's log-prob, own top-k.
+
+        Scores come from where the student's will: whole rows if the loss is normalised (`sampled`),
+        else the exact K rows. Of a bf16 model the two differ by rounding, which would be noise where
+        student and teacher agree.
+        """
         drawn = torch.from_numpy(rollout.ids.astype(np.int64)).to(states.device)
-        k = max(1, min(topk, self.lm.vocab))
-        parts = []
-        for part in chunk_slices(len(rollout), self.lm.vocab):
+        support = torch.from_numpy(rollout.topk_ids.astype(np.int64)).to(states.device)
+        k = max(1, min(want.topk, self.lm.vocab))
+        columns: dict[str, list[Tensor]] = {}
+        # one empty chunk for an empty completion, so that every column exists
+        for part in chunk_slices(len(rollout), self.lm.vocab) or [slice(0, 0)]:
             view = DenseView(self.lm.head.full(states[part]), self.temperature)
             logp = view.log_probs()
-            top = logp.topk(k, -1)
-            parts.append(
-                (
-                    view.log_z(),
-                    -(logp.exp() * logp).sum(-1),
-                    logp.gather(1, drawn[part, None]).squeeze(1),
-                    top.indices.int(),
-                    top.values,
-                )
+            found = {
+                "log_z": view.log_z(),
+                "entropy": -(logp.exp() * logp).sum(-1),
+                "sampled": logp.gather(1, drawn[part, None]).squeeze(1),
+            }
+            scores = (
+                view.scores
+                if want.sampled
+                else RowsView(self.lm.head, states[part], self.temperature).scores
             )
-        names = ("log_z", "entropy", "sampled", "topk_ids", "topk_logp")
-        if not parts:
-            empty = states.new_zeros(0, dtype=torch.float32)
-            wide = states.new_zeros(0, k, dtype=torch.float32)
-            parts = [(empty, empty, empty, wide.int(), wide)]
-        found = {
-            name: _numpy(torch.cat(columns))
-            for name, columns in zip(names, zip(*parts, strict=True), strict=True)
-        }
-        return found if topk else {n: found[n] for n in names[:3]}
+            if want.support:
+                found["support"] = scores(support[part])
+            if want.topk:
+                ids = logp.topk(k, -1).indices
+                found |= {"topk_ids": ids.int(), "topk_logp": scores(ids) - view.log_z()[:, None]}
+            for name, values in found.items():
+                columns.setdefault(name, []).append(values)
+        return {name: _numpy(torch.cat(parts)) for name, parts in columns.items()}
 
 
 def _numpy(x: Tensor) -> np.ndarray:
