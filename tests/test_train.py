@@ -117,39 +117,46 @@ class Counting:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def home(tmp_path_factory):
+    """One folder for all runs that are compared: paths of prompts are part of a run's identity."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def straight(home):
     """Digests of uninterrupted runs, made once for all kills."""
     made: dict[str, dict[str, str]] = {}
 
     def of(name: str, changes: dict) -> dict[str, str]:
         if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            run(run_config(folder / "run", **changes))
-            made[name] = digest(folder / "run")
+            run(run_config(home / name, **changes))
+            made[name] = digest(home / name)
         return made[name]
 
     return of
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_kill_minus_nine_at_random_moments(tmp_path, straight, seed):
-    kill_and_resume(tmp_path, random.Random(seed), kills=1)
-    assert digest(tmp_path / "run") == straight("full", FULL)
+def test_kill_minus_nine_at_random_moments(home, straight, seed):
+    folder = home / f"killed-{seed}"
+    kill_and_resume(folder, random.Random(seed), kills=1)
+    assert digest(folder) == straight("full", FULL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 110))
 @pytest.mark.parametrize(("name", "changes"), [("full", FULL), ("lora", LORA)])
-def test_kill_minus_nine_many_times(tmp_path, straight, seed, name, changes):
-    kill_and_resume(tmp_path, random.Random(seed), kills=3, **changes)
-    assert digest(tmp_path / "run") == straight(name, changes)
+def test_kill_minus_nine_many_times(home, straight, seed, name, changes):
+    folder = home / f"killed-{name}-{seed}"
+    kill_and_resume(folder, random.Random(seed), kills=3, **changes)
+    assert digest(folder) == straight(name, changes)
 
 
-def kill_and_resume(tmp_path: Path, rng: random.Random, *, kills: int, **changes) -> None:
+def kill_and_resume(folder: Path, rng: random.Random, *, kills: int, **changes) -> None:
     """Run in a process of its own, kill it `kills` times at moments nobody chose, then finish."""
-    file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump(run_config(tmp_path / "run", **changes)))
-    log = tmp_path / "run" / "metrics.jsonl"
+    file = folder.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(run_config(folder, **changes)))
+    log = folder / "metrics.jsonl"
     for _ in range(kills):
         process = _opd(file, "--resume")
         before = log.stat().st_size if log.exists() else 0
