@@ -84,6 +84,12 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
             device=str(pair.student.device),
             key="loss.terms.reference",
         )
+        tokenizers.require_same(
+            pair.tokenizer,
+            tokenizers.load_tokenizer(cfg.loss.terms.reference, key="loss.terms.reference"),
+            student_vocab=pair.student.vocab,
+            teacher_vocab=lm.vocab,
+        )
         reference = LocalTeacher(
             replace(lm, vocab=pair.student.vocab), temperature=cfg.loss.teacher_temperature
         )
@@ -106,7 +112,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         seed=cfg.train.seed,
         sft_weight=cfg.loss.terms.sft_weight,
     )
-    clock = Clock()
+    clock = Clock(console.phase)
     source = Source(
         prompts=prompts,
         sampler=student_sampler(cfg, pair, folder.path),

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Event
 from types import FrameType
 from typing import Any
 
@@ -30,17 +31,20 @@ def run_train(
     from opd.loop import train
 
     parts = build(cfg, resume=resume, overwrite=overwrite, console=console)
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = _stop_gently(parts.stop, console)
     try:
         summary = train(parts)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as why:
         console.close()
+        saved = "This step is saved" if why.args else "Nothing is lost"
         console.say(
-            f"Stopped. Nothing is lost: `opd train ... --resume` continues {parts.folder.path} "
-            "from its last checkpoint and reuses the rollouts that are on disk."
+            f"Stopped. {saved}: `opd train ... --resume` continues {parts.folder.path} from its "
+            "last checkpoint and reuses the rollouts that are on disk."
         )
         sys.exit(130)
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         console.close()
         parts.trackers.close()
         parts.folder.close()
@@ -54,8 +58,20 @@ def run_train(
     return summary
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _stop_gently(stop: Event, console: Console) -> dict[signal.Signals, Any]:
+    """Let Ctrl-C and SIGTERM end the run after the step; a second one ends it at once.
+
+    Returns:
+        The handlers that were there before.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        console.say("Finishing this step and saving it. Once more stops at once.")
+
+    return {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
 
 
 def tell(summary: dict[str, Any]) -> list[str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 from opd.config import Run
@@ -44,6 +45,7 @@ class Parts:
     console: Console
     trackers: Trackers
     clock: Clock
+    stop: Event = field(default_factory=Event)  # set: save after this step and stop
 
 
 def train(parts: Parts) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def train(parts: Parts) -> dict[str, Any]:
 
     Raises:
         UserError: too many refused updates in a row; the last good checkpoint is named.
+        KeyboardInterrupt: `parts.stop` was set; this step is saved.
     """
     cfg, run, source, clock = parts.cfg, parts.folder, parts.source, parts.clock
     step, refused = restore(run, parts.learner), 0
@@ -74,10 +77,13 @@ def train(parts: Parts) -> dict[str, Any]:
         source.sampler.sync(step)
         log(parts, step, found | rollout_metrics(batch))
         evaluate_due(parts, step)
-        if step % cfg.output.save_every == 0 or step == cfg.train.steps:
+        last = step == cfg.train.steps
+        if step % cfg.output.save_every == 0 or last or parts.stop.is_set():
             with clock("save"):
                 checkpoint(run, parts.learner, step, keep=cfg.output.keep)
                 run.thin_rollouts(step, cfg.output.rollout_sample)
+        if parts.stop.is_set() and not last:
+            raise KeyboardInterrupt("saved")
     save_final(parts.learner.student, parts.tokenizer, run.path / "final")
     return finish(parts)
 

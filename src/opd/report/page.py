@@ -29,6 +29,7 @@ from opd.report.numbers import NONE, estimate, length, percent, plain, seconds
 from opd.report.plots import Line, curves
 from opd.report.ranges import BOUNDS, PICTURES, ROLLOUTS
 from opd.report.read import EvalSet, RunData
+from opd.report.safe import short_name
 from opd.report.tokens import token_view
 from opd.report.verdict import Outcome, outcome, verdict
 from opd.run.place import flatten
@@ -62,8 +63,7 @@ def document(run: RunData) -> Document:
 def _pair(settings: dict[str, Any]) -> str:
     teacher = settings.get("teacher") or {}
     names = [str(settings["student"]["model"]), str(teacher.get("model", "no teacher"))]
-    short = [Path(name).name if name.startswith(("/", ".")) else name for name in names]
-    return f"{short[0]} learns from {short[1]}"
+    return " learns from ".join(short_name(name) for name in names)
 
 
 def _accuracy(run: RunData) -> list[Section]:

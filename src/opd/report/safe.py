@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import PurePath
 
 # CSI, OSC (with its text, up to BEL or ST), the other string commands, and two-byte escapes.
 _TERMINAL = re.compile(
@@ -39,3 +40,8 @@ def for_terminal(text: str) -> str:
     """One line without terminal commands and without invisible characters."""
     bare = _TERMINAL.sub("", text)
     return "".join(_shown(c) for c in bare)
+
+
+def short_name(model: str) -> str:
+    """A hub name as it is, a local path by its last part."""
+    return PurePath(model).name if model.startswith(("/", ".", "~")) else model

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+Tell = Callable[[str, float | None], None]
 
 
 class Clock:
     """Seconds spent in named phases since the last `take`."""
 
-    def __init__(self) -> None:
-        """Start now."""
+    def __init__(self, tell: Tell | None = None) -> None:
+        """Start now; `tell` hears of each phase when it begins (None) and ends (seconds)."""
+        self._tell = tell
         self._spent: dict[str, float] = {}
         self._noted: dict[str, float] = {}
         self._began = time.monotonic()
@@ -21,10 +24,15 @@ class Clock:
     def __call__(self, phase: str) -> Iterator[None]:
         """Add the time spent inside to a phase."""
         began = time.monotonic()
+        if self._tell is not None:
+            self._tell(phase, None)
         try:
             yield
         finally:
-            self._spent[phase] = self._spent.get(phase, 0.0) + time.monotonic() - began
+            seconds = time.monotonic() - began
+            self._spent[phase] = self._spent.get(phase, 0.0) + seconds
+            if self._tell is not None:
+                self._tell(phase, seconds)
 
     def note(self, name: str, value: float) -> None:
         """Put a number beside the times of this step, such as bytes a token."""

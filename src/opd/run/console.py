@@ -9,7 +9,10 @@ from typing import Any, Literal
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from opd.run.records import json_safe
 
 Style = Literal["auto", "plain", "json", "quiet"]
 
@@ -24,6 +27,15 @@ SHOWN = (
     ("rollout/reward", "acc", "{:.0%}"),
 )
 
+DOING = {
+    "rollout": "student writes",
+    "score": "teacher scores",
+    "update": "update",
+    "evaluate": "evaluation",
+    "save": "checkpoint",
+}
+SLOW_TEACHER_S = 10.0
+
 
 class Console:
     """Progress of one run. Text from models never reaches the terminal through here."""
@@ -36,6 +48,8 @@ class Console:
         self._progress: Progress | None = None
         self._began = (0.0, 0)
         self._steps = 0
+        self._doing = Doing()
+        self._accuracy = ""
 
     def say(self, text: str) -> None:
         """One line for people."""
@@ -49,6 +63,7 @@ class Console:
             self._progress = Progress(
                 TextColumn("[bold]step {task.completed}/{task.total}"),
                 BarColumn(bar_width=20),
+                self._doing,
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(),
                 console=self.out,
@@ -62,14 +77,16 @@ class Console:
         if self.style == "quiet":
             return
         if self.style == "json":
-            self.out.print_json(json.dumps({"step": step} | dict(values)), indent=None)
+            self._json({"step": step} | dict(values) | {"tokens_per_s": tokens_per_second})
             return
         parts = [
             f"{label} {form.format(value)}"
             for name, label, form in SHOWN
             if (value := values.get(name)) is not None
         ]
-        line = "  ".join([*parts, f"{tokens_per_second:.0f} tok/s"])
+        if self._doing.teacher_seconds is not None:
+            parts.append(f"teacher {self._doing.teacher_seconds:.2g} s")
+        line = "  ".join([*parts, f"{tokens_per_second:.0f} tok/s", self._accuracy]).rstrip()
         if self._progress is not None:
             self._progress.update(self._task, completed=step, description=line)
         if not self.live or step == 1 or step % max(1, self._steps // 10) == 0:
@@ -80,12 +97,21 @@ class Console:
         """Show one evaluation: `accuracy` has value, low, high, n."""
         if self.style == "json":
             record = {"step": step, "eval": label, "who": who, "accuracy": accuracy.value}
-            self.out.print_json(json.dumps(record), indent=None)
+            self._json(record | {"low": accuracy.low, "high": accuracy.high, "n": accuracy.n})
             return
+        if who == "student" and (not self._accuracy or self._accuracy.startswith(f"{label} ")):
+            self._accuracy = f"{label} {accuracy.value:.1%}"
         self.say(
             f"step {step:>4}/{self._steps}  {who} accuracy on {label}: {accuracy.value:.1%}"
             f"  (95 % interval {accuracy.low:.1%} to {accuracy.high:.1%}, {accuracy.n} prompts)"
         )
+
+    def phase(self, name: str, seconds: float | None) -> None:
+        """Hear that a phase of the step began (None) or took so many seconds; see `Clock`."""
+        self._doing.note(name, seconds)
+
+    def _json(self, record: Mapping[str, Any]) -> None:
+        self.out.print_json(json.dumps(json_safe(record)), indent=None)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -98,3 +124,32 @@ class Console:
         seconds = (time.monotonic() - began) / max(1, step - first) * (self._steps - step)
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+class Doing(ProgressColumn):
+    """What the run is doing at this moment, and for how long; a teacher that is slow stands out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.max_refresh = 0.5
+        self.teacher_seconds: float | None = None
+        self._phase = ""
+        self._since = time.monotonic()
+
+    def note(self, name: str, seconds: float | None) -> None:
+        """See `Console.phase`."""
+        if seconds is None:
+            self._phase, self._since = name, time.monotonic()
+            return
+        self._phase = ""
+        if name == "score":
+            self.teacher_seconds = seconds
+
+    def render(self, task: Task) -> Text:
+        """For rich."""
+        if not self._phase:
+            return Text("")
+        waited = time.monotonic() - self._since
+        late = self._phase == "score" and waited > SLOW_TEACHER_S
+        shown = f"{DOING.get(self._phase, self._phase)} {waited:.0f} s"
+        return Text(shown, style="yellow" if late else "dim")

@@ -1,0 +1,66 @@
+"""The page in a real browser: nothing leaves it, no script but ours runs, it fits its screen."""
+
+from __future__ import annotations
+
+import pytest
+from browser import CHROMIUM, dump, measure, recording_proxy
+from hostile import HOSTILE
+
+from opd.report.commands import report
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+MARK = "document.documentElement.dataset.pwned=1"
+
+
+def armed(text: str) -> str:
+    return text.replace("window.pwned=1", MARK).replace("parent.pwned=1", MARK)
+
+
+@pytest.fixture
+def hostile_page(make_run):
+    everything = armed("\n".join(HOSTILE))
+    return report(make_run(text=lambda place: f"{place} {everything}", sampled=True))
+
+
+def test_hostile_text_sends_nothing_and_runs_nothing(hostile_page):
+    with recording_proxy() as (flag, asked):
+        text = dump(hostile_page, flag)
+    assert not [path for path in asked if "evil" in path]
+    assert "data-pwned" not in text
+    assert " on" in text  # our own script ran: a token is selected
+    assert '<aside class="panel" aria-live="polite">' in text
+
+
+def test_the_two_checks_can_fail(tmp_path):
+    page = tmp_path / "control.html"
+    page.write_text(f"<script>{MARK}</script><img src='http://evil.example/a.png'>")
+    with recording_proxy() as (flag, asked):
+        text = dump(page, flag)
+    assert "data-pwned" in text
+    assert [path for path in asked if "evil" in path]
+
+
+def test_policy_alone_stops_a_script_that_was_let_through(hostile_page):
+    """Even if escaping failed somewhere, the page's policy would not run it."""
+    html = hostile_page.read_text("utf-8").replace("<main>", f"<main><script>{MARK}</script>", 1)
+    hostile_page.write_text(html, "utf-8")
+    assert "data-pwned" not in dump(hostile_page)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (768, 1024), (390, 844)])
+def test_verdict_and_intervals_are_on_the_first_screen_and_nothing_overflows(
+    make_run, width, height
+):
+    page = report(make_run())
+    found = measure(page, width, height, [".headline", ".tiles", ".tokens", ".chart svg"])
+    assert found[".tiles"][1] <= height
+    assert 0 < found[".headline"][1] < found[".tiles"][1]
+    assert found["page"][0] <= width
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_hostile_text_does_not_break_the_width(hostile_page, width):
+    assert measure(hostile_page, width, 900, [])["page"][0] <= width

@@ -1,0 +1,147 @@
+"""Text of models, servers and files stays text: in the page, its twin, the terminal, the card."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from hostile import HOSTILE
+from rich.console import Console
+
+from opd.report import render
+from opd.report.commands import compare, report
+from opd.report.page import document
+from opd.report.read import read_run
+from opd.report.safe import for_terminal, visible
+from opd.report.watch import watch
+
+TAGS = {
+    *("html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "h4", "p"),
+    *("main", "section", "dl", "div", "dt", "dd", "b", "span", "ul", "li", "nav", "a", "figure"),
+    *("figcaption", "i", "svg", "g", "path", "defs", "use", "text", "clippath", "rect", "image"),
+    *("table", "thead", "tbody", "tr", "th", "td", "small", "details", "summary", "article"),
+    *("pre", "code", "noscript", "aside", "script", "footer"),
+}
+
+
+class Page(HTMLParser):
+    """What a browser would make elements and attributes of."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.found if name == tag]
+
+
+def check(html: str) -> Page:
+    """Nothing but our own elements, no handlers, no addresses, no script but ours."""
+    page = Page(html)
+    assert {tag for tag, _ in page.found} <= TAGS
+    for tag, attrs in page.found:
+        for name, value in attrs.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("href", "xlink:href", "src", "action", "data", "srcdoc"):
+                assert (value or "").startswith(("#", "data:image/png;base64,")), (tag, name, value)
+            if name == "style":
+                assert "url(" not in (value or "").replace("url(#", "")
+    scripts = page.named("script")
+    assert [s.get("type") for s in scripts] in (
+        ["application/json", None],
+        [None],
+    )
+    policy = page.named("meta")[1]["content"] or ""
+    script = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)[-1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; ")
+    return page
+
+
+PLACES = ("student", "question", "truth", "answer-0", "prompt", "message", "alarm", "token1")
+# What would not show, or would change the order of letters.
+UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2066-\u2069\ufeff\ue000\U000e0041]"
+)
+
+
+def few() -> dict:
+    """Two charts are enough where the text around them is what matters."""
+    return {"train/loss": lambda s: 1 / s, "train/tokens": lambda s: 100.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_each_hostile_text_in_every_field_stays_text(make_run, text):
+    path = make_run(text=lambda place: f"{place} {text}", sampled=True, series=few(), steps=6)
+    html = render.render(document(read_run(path)))
+    joined = "".join(check(html).text)
+    for place in PLACES:
+        assert visible(f"{place} {text}") in joined, place
+    assert not UNSEEN.search(html)
+
+
+def test_all_hostile_texts_in_every_field_stay_text(make_run):
+    everything = " ".join(HOSTILE)
+    path = make_run(text=lambda place: f"{place} {everything}", series=few(), steps=6)
+    html = report(path).read_text("utf-8")
+    joined = "".join(check(html).text)
+    for place in PLACES:
+        if not place.startswith("answer"):  # long answers are shortened
+            assert visible(f"{place} {everything}") in joined, place
+    assert not UNSEEN.search(html)
+    data = (path / "report.json").read_bytes()
+    assert data.isascii()
+    shown = json.loads(data)["sections"]["accuracy"]["parts"][-2]["examples"][0]["prompt"]
+    assert shown == f"question {everything}"
+
+
+def test_hostile_text_in_the_comparison(make_run, tmp_path):
+    everything = " ".join(HOSTILE)
+    paths = [
+        make_run(n, text=lambda p, n=n: f"{p} {n} {everything}", series=few(), steps=6)
+        for n in ("a", "b")
+    ]
+    page = compare(paths, tmp_path / "compare.html")
+    check(page.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_nothing_reaches_the_terminal_but_letters(text):
+    assert not re.search(
+        r"[\x00-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2066-\u2069]", for_terminal(text)
+    )
+
+
+def test_terminal_commands_are_removed_whole():
+    dirty = "a\x1b[31mb\x1b]0;title\x07c\x1b]8;;https://evil.example\x1b\\d\x9b2Je"
+    assert for_terminal(dirty) == "abcde"
+
+
+def test_watch_prints_hostile_runs_as_letters(make_run, capsys):
+    path = make_run(text=lambda place: f"{place} {HOSTILE[54]}[bold]markup[/bold]")
+    watch(path, console=Console(highlight=False, width=200, force_terminal=False))
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert "[bold]markup[/bold]" in out  # rich markup in a message is text
+
+
+def test_the_only_inline_script_is_ours_and_quiet_about_html():
+    script = (render.FOLDER / "tokens.js").read_text("utf-8")
+    for word in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval", "fetch"):
+        assert word not in script

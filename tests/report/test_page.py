@@ -1,0 +1,181 @@
+"""The page and its twin: order, numbers, ranges, what a live run changes, what is not imported."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opd.config import dump, parse
+from opd.report.commands import report, report_after_training
+from opd.report.figures import by_position
+from opd.report.page import config_rows, document
+from opd.report.plots import Line, curves, heat, moving_mean
+from opd.report.ranges import HEALTHY, PICTURES
+from opd.report.read import read_run
+from opd.report.render import render
+from opd.run.folder import RunFolder
+
+METRICS_DOC = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+@pytest.fixture(scope="module")
+def page(good) -> tuple[str, dict]:
+    html = report(good).read_text("utf-8")
+    return html, json.loads((good / "report.json").read_text("utf-8"))
+
+
+def test_verdict_comes_first_then_accuracy_and_the_rest(page):
+    html, _ = page
+    names = re.findall(r'<section id="([a-z]+)">', html)
+    assert names == [
+        *("verdict", "accuracy", "picture", "positions"),
+        *("tokens", "rollouts", "cost", "setup"),
+    ]
+
+
+def test_every_number_shown_is_in_the_twin(page):
+    html, twin = page
+    body = html[html.index("<header") : html.index("<footer")]
+    body = re.sub(
+        r"<svg.*?</svg>|<script.*?</script>|<style.*?</style>", " ", body, flags=re.DOTALL
+    )
+    body = re.sub(r' title="([^"]*)"', r">\1<", body)
+    shown = set(re.findall(r"[-\u2212+]?\d[\d,.]*\d|\d", re.sub(r"<[^>]*>", " ", body)))
+    assert len(shown) > 100
+    texts = json.dumps(twin, ensure_ascii=False)
+    numbers = [float(n) for n in re.findall(r"-?\d+\.\d+", texts)]
+    rounded = {f"{abs(n):.2f}" for n in numbers}
+    missing = {s for s in shown if s not in texts and s.lstrip("+\u2212-") not in rounded}
+    assert not missing
+
+
+def test_twin_has_the_curves_themselves(page, good):
+    _, twin = page
+    run = read_run(good)
+    charts = {
+        c["name"]: c["data"]
+        for part in twin["sections"]["picture"]["parts"]
+        if part["kind"] == "charts"
+        for c in part["charts"]
+    }
+    found = charts["diag/reverse_kl"]["diag/reverse_kl"]
+    assert found["values"] == run.series("diag/reverse_kl").values.tolist()
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_range_is_shaded_only_with_the_source_docs_give(name):
+    row = next(
+        r for r in METRICS_DOC.read_text("utf-8").splitlines() if r.startswith(f"| `{name}`")
+    )
+    cells = row.replace("\\|", "").split("|")
+    assert f"{HEALTHY[name].low:g}" in cells[4]
+    assert HEALTHY[name].source in cells[4]
+
+
+def test_every_chart_is_of_a_documented_name():
+    text = METRICS_DOC.read_text("utf-8")
+    for picture in PICTURES:
+        for name, _ in picture.lines:
+            assert f"`{name}`" in text
+
+
+def test_page_reloads_itself_only_while_the_run_is_alive(good, make_run):
+    assert 'http-equiv="refresh"' not in render(document(read_run(good)))
+    path = make_run("live", planned=40)
+    settings = json.loads((path / "config.json").read_text("utf-8"))
+    with RunFolder.create(path, settings, resume=True):
+        run = read_run(path)
+        assert run.alive
+        assert 'http-equiv="refresh"' in render(document(run))
+    assert not read_run(path).alive
+    assert 'http-equiv="refresh"' not in render(document(read_run(path)))
+
+
+def test_a_damaged_folder_is_still_reported_and_says_what_is_missing(make_run):
+    path = make_run()
+    (path / "tokens.parquet").write_bytes(b"broken")
+    (path / "rollouts" / "step-3.parquet").write_bytes(b"broken")
+    (path / "eval" / "step-20-task.parquet").write_bytes(b"broken")
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"half a line')
+    html = render(document(read_run(path)))
+    assert "step-20-task.json is damaged" in html
+    assert "tokens.parquet is absent or damaged" in html
+
+
+def test_an_empty_run_has_a_page(make_run):
+    path = make_run(steps=0, accuracy={0: 0.2})
+    assert "Too early to say" in render(document(read_run(path)))
+
+
+def test_a_report_that_fails_is_told_and_nothing_is_raised(tmp_path):
+    said: list[str] = []
+    report_after_training(tmp_path / "absent", said.append)
+    assert "No report was written" in said[0]
+
+
+def test_report_needs_no_torch(good, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from opd.report import commands;"
+        "commands.report(Path(sys.argv[1]));"
+        "sys.exit(sorted({'torch', 'transformers'} & sys.modules.keys()) != [])"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(good)], check=False).returncode == 0
+
+
+def test_size_of_300_steps_stays_below_3_mb(make_run):
+    rng = np.random.default_rng(0)
+    names = [name for picture in PICTURES for name, _ in picture.lines]
+    names += ["rollout/length", "rollout/truncated", "rollout/repetition", "rollout/reward"]
+    heat_names = ("student_entropy", "teacher_entropy", "overlap_ratio", "reverse_kl")
+    names += [f"diag/{n}@pos{a}-{a + 9}" for n in heat_names for a in range(0, 80, 10)]
+    table = rng.normal(size=(301, len(names)))
+    series = {n: (lambda s, i=i: float(table[s, i])) for i, n in enumerate(names)}
+    path = make_run(series=series, steps=300, planned=300)
+    size = report(path).stat().st_size
+    assert size <= 3_000_000
+
+
+def test_config_rows_list_what_differs_and_the_default(tmp_path):
+    raw = {
+        "student": {"model": "s"},
+        "teacher": {"model": "t"},
+        "prompts": {"path": "p"},
+        "loss": {"k": 8},
+        "output": {"dir": "o"},
+    }
+    rows = {row[0]: row for row in config_rows(dump(parse(raw)))}
+    assert rows["student.model"][2] == "required"
+    assert (rows["loss.k"][1].value, rows["loss.k"][2].value) == (8, 16)
+    assert "optim.lr" not in rows
+
+
+def test_position_matrix_has_gaps_where_nothing_was_logged(good):
+    found = by_position(read_run(good), "diag/student_entropy")
+    assert found is not None
+    matrix, steps, edges = found
+    assert edges == [0, 3, 6]
+    np.testing.assert_allclose(matrix[0], 0.5 + 0.01 * steps)
+
+
+def test_drawings_are_the_same_twice_and_use_the_pages_colours():
+    x = np.arange(30.0)
+    draw = lambda: curves("a", [Line(x, x)], band=(0.0, 10.0), level=3.0)  # noqa: E731
+    assert draw() == draw()
+    assert "var(--healthy)" in draw()
+    assert "#" not in re.sub(r"url\(#|\"#|&#", "", draw())
+    assert "data:image/png" in heat("b", np.ones((2, 30)), x, [0, 5, 10])
+
+
+def test_moving_mean_against_a_loop():
+    values = np.random.default_rng(0).normal(size=50)
+    for window in (1, 4, 7):
+        half = window // 2
+        loop = [values[max(0, i - half) : i + half + 1].mean() for i in range(50)]
+        np.testing.assert_allclose(moving_mean(values, window), loop, atol=1e-12)

@@ -1,0 +1,104 @@
+"""Advantages, the choice of rollouts, and runs compared prompt by prompt."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from opd.core import stats
+from opd.errors import UserError
+from opd.report.commands import compare
+from opd.report.compare import comparison, pairable, spent
+from opd.report.read import read_run
+from opd.report.tokens import EDGES, SHADES, advantages, scored, shade, token_view
+
+
+def test_advantage_on_the_support_against_a_loop(good):
+    for one in scored(read_run(good), 4):
+        rollout, scores = one.rollout, one.scores
+        for t, token in enumerate(rollout.ids):
+            where = [i for i, v in enumerate(rollout.topk_ids[t]) if v == token]
+            if not where:
+                assert np.isnan(one.advantage[t])
+                continue
+            p = np.exp(rollout.topk_logp[t].astype(float))
+            q = np.exp(scores.support[t].astype(float))
+            expected = np.log(q[where[0]] / q.sum()) - np.log(p[where[0]] / p.sum())
+            assert one.advantage[t] == pytest.approx(expected, abs=1e-9)
+
+
+def test_advantage_is_exact_where_the_teacher_was_normalised(make_run):
+    one = scored(read_run(make_run(sampled=True)), 1)[0]
+    assert one.exact
+    np.testing.assert_allclose(
+        one.advantage, one.scores.sampled.astype(float) - one.rollout.logp.astype(float)
+    )
+    assert advantages(one.rollout, type(one.scores)()) is None
+
+
+def test_view_shows_worst_median_and_best_of_early_middle_and_late(good):
+    run = read_run(good)
+    view = token_view(run)
+    assert [r.title for r in view.items] == [
+        f"{part}, {rank}"
+        for part in ("Early", "Middle", "Late")
+        for rank in ("worst", "median", "best")
+    ]
+    early = [s.mean for step in range(1, 6) for s in scored(run, step)]
+    assert f"{min(early):.3g}".replace("-", "\u2212") in view.items[0].note
+    assert f"{max(early):.3g}".replace("-", "\u2212") in view.items[2].note
+
+
+@pytest.mark.parametrize("value", [0.0, 0.09, 0.1, 0.5, 2.0, 9.0, -0.1, -0.5, -2.0, -0.01])
+def test_shade_is_symmetric_and_monotone(value):
+    order = {name: i for i, name in enumerate(SHADES)}
+    assert order[shade(value)] + order[shade(-value)] == 2 * order["z"]
+    assert (order[shade(value)] > order["z"]) == (value >= EDGES[0])
+    assert shade(float("nan")) == "out"
+
+
+def test_paired_difference_is_that_of_core_stats(make_run, tmp_path):
+    a, b = (read_run(make_run(n, accuracy={0: 0.2, 20: x})) for n, x in (("a", 0.4), ("b", 0.7)))
+    found = comparison([a, b]).record()["sections"]["verdict"]["parts"][0]
+    expected = stats.paired(
+        a.evals[0].student[-1].per_prompt, b.evals[0].student[-1].per_prompt
+    ).difference
+    values = found["sentences"][0]["values"]
+    assert (values["difference"], values["low"]) == (expected.value, expected.low)
+    assert found["headline"] == "b is better than a on task."
+
+
+def test_sets_of_other_prompts_are_not_paired(make_run):
+    a, b = (read_run(make_run(n)) for n in ("a", "b"))
+    assert pairable(a.evals[0], b.evals[0]) is None
+    for e in b.evals[0].student:
+        e.key["prompts"] = "another digest"
+    assert pairable(a.evals[0], b.evals[0]) == "the prompts differ"
+
+
+def test_cost_is_counted_up_to_the_step(good):
+    run = read_run(good)
+    np.testing.assert_allclose(
+        spent(run, "train/tokens", np.array([0.0, 5.0, 20.0])), [0, 500, 2000]
+    )
+
+
+def test_comparison_lists_differing_keys_only(make_run, tmp_path):
+    paths = [make_run("a"), make_run("b", seed=1)]
+    twin = compare(paths, tmp_path / "c.html").with_suffix(".json")
+    rows = json.loads(twin.read_text())["sections"]["setup"]["parts"][0]["rows"]
+    keys = [row[0] for row in rows]
+    assert "train.seed" in keys
+    assert "loss.k" not in keys
+
+
+def test_one_run_is_nothing_to_compare(good):
+    with pytest.raises(UserError, match="2 to 6 run folders"):
+        comparison([read_run(good)])
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is no run folder"):
+        read_run(tmp_path)

@@ -1,0 +1,90 @@
+"""The example that puts opd's diagnostics into TRL's own trainer; needs trl, skipped without."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),  # TRL and datasets warn as they like
+]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "trl_callback"
+STEPS, BATCH, WIDTH = 4, 2, 8
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Four steps of TRL on two tiny random models, and the run folder they left."""
+    pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    import torch
+
+    from conftest import tiny_model, tiny_tokenizer
+
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    from diagnosed import DiagnosedTrainer
+    from trl import DistillationConfig
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    args = DistillationConfig(
+        output_dir=str(tmp_path / "trl"),
+        max_steps=STEPS,
+        per_device_train_batch_size=BATCH,
+        max_completion_length=WIDTH,
+        learning_rate=1e-3,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+    )
+    trainer = DiagnosedTrainer(
+        model=tiny_model(1, dtype=torch.float32),
+        teacher_model=tiny_model(2, dtype=torch.float32),
+        args=args,
+        train_dataset=datasets.Dataset.from_dict({"prompt": ["w3 w4 w5", "w6 w7"] * 8}),
+        processing_class=tokenizer,
+        run=tmp_path / "run",
+        k=4,
+    )
+    trainer.train()
+    trainer.close()
+    yield tmp_path / "run", trainer
+    sys.modules.pop("diagnosed", None)
+
+
+def test_trl_leaves_a_run_that_can_be_reported(trained):
+    from opd.core import metrics
+    from opd.report.commands import report
+    from opd.report.read import read_run
+
+    folder, trainer = trained
+    run = read_run(folder)
+    assert run.done == STEPS
+    assert not run.alive
+    missing = set(metrics.FULL + metrics.OVERLAP + metrics.SAMPLED) - run.names()
+    assert not missing
+    # The student's own entropy as TRL logs it, computed by its own code on the same tokens.
+    theirs = [r["entropy"] for r in trainer.state.log_history if "entropy" in r]
+    np.testing.assert_allclose(run.series("diag/student_entropy").values, theirs, rtol=1e-3)
+    html = report(folder).read_text("utf-8")
+    assert "What the teacher says of every token" in html
+    assert 'class="t ' in html
+
+
+def test_diagnostics_agree_with_a_direct_computation(trained):
+    """Mean log q - log p of the kept tokens is the logged token reward: every rollout was kept."""
+    from opd.report.read import read_run
+    from opd.report.tokens import scored
+
+    folder, _ = trained
+    run = read_run(folder)
+    rewards = run.series("diag/token_reward")
+    for step, logged in zip(rewards.steps, rewards.values, strict=True):
+        advantage = np.concatenate([s.advantage for s in scored(run, int(step))])
+        np.testing.assert_allclose(advantage.mean(), logged, atol=1e-5)

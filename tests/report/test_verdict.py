@@ -1,0 +1,83 @@
+"""The verdict says what the numbers support, no more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from runs import good_run
+
+from opd.report.read import Series, read_run
+from opd.report.verdict import change, verdict
+
+
+def said(path):
+    found = verdict(read_run(path))
+    return found, " ".join(s.text for s in (*found.sentences, *found.advice))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "teacher", "tone", "words"),
+    [
+        ({0: 0.2, 20: 0.8}, 0.9, "good", "It worked: most of the gap"),
+        ({0: 0.2, 20: 0.5}, 0.9, "good", "It helped: part of the gap"),
+        ({0: 0.5, 20: 0.5}, 0.9, "unclear", "No measurable change"),
+        ({0: 0.8, 20: 0.2}, 0.9, "bad", "It made the student worse"),
+        ({0: 0.5}, 0.9, "unclear", "The student moved towards the teacher"),
+    ],
+)
+def test_headline_follows_the_paired_interval(make_run, accuracy, teacher, tone, words):
+    found, _ = said(make_run(accuracy=accuracy, teacher=teacher))
+    assert (found.tone, found.headline[: len(words)]) == (tone, words)
+
+
+def test_numbers_of_the_tiles_are_those_of_the_evaluations(make_run):
+    found, _ = said(make_run(accuracy={0: 0.2, 20: 0.8}, teacher=0.9))
+    values = {tile.label: tile.number.value for tile in found.tiles}
+    assert values["before"] == pytest.approx(0.2)
+    assert values["after 20 steps"] == pytest.approx(0.8)
+    assert values["of the gap recovered"] == pytest.approx(0.6 / 0.7)
+
+
+def test_a_worse_teacher_is_named(make_run):
+    _, text = said(make_run(accuracy={0: 0.8, 20: 0.4}, teacher=0.3))
+    assert "The teacher was worse than the student" in text
+    assert "Choose a teacher that is ahead" in text
+
+
+LIMITS = [
+    ("diag/overlap_mass_student", lambda s: 0.99 - 0.02 * s, "its overlap mass fell"),
+    ("diag/overlap_ratio", lambda s: 0.78 + 0.001 * (s % 2), "the overlap ratio did not rise"),
+    ("diag/overlap_ratio", lambda s: 0.9 - 0.01 * s, "the overlap ratio fell"),
+    ("diag/reverse_kl", lambda s: 0.01 + 0.0001 * (s % 2), "little to learn from this teacher"),
+    ("rollout/truncated", lambda s: 0.05 * s, "cut by the token limit"),
+    ("rollout/repetition", lambda s: 0.05 * s, "repeats itself more"),
+]
+
+
+@pytest.mark.parametrize(("name", "course", "words"), LIMITS)
+def test_each_limit_is_said_when_it_is_there_and_not_otherwise(make_run, name, course, words):
+    _, text = said(make_run("bad", series=good_run() | {name: course}))
+    assert words in text
+    _, text = said(make_run("fine"))
+    assert words not in text
+
+
+def test_still_rising_needs_a_paired_rise_at_the_end(make_run):
+    _, text = said(make_run("up", accuracy={0: 0.2, 10: 0.4, 20: 0.8}))
+    assert "still rising" in text
+    _, text = said(make_run("flat", accuracy={0: 0.2, 10: 0.8, 20: 0.8}))
+    assert "still rising" not in text
+
+
+def test_a_run_that_stopped_says_so(make_run):
+    _, text = said(make_run(planned=100))
+    assert "stopped early, after 20 of 100 steps" in text
+
+
+def test_change_of_noise_is_no_change_in_most_runs():
+    """At 95 % an interval of pure noise leaves 0 out about once in twenty."""
+    rng = np.random.default_rng(0)
+    steps = np.arange(100.0)
+    found = [change(Series(steps, rng.normal(size=100))) for _ in range(200)]
+    share = np.mean([c.rose or c.fell for c in found])
+    assert 0.01 <= share <= 0.11  # binomial, four standard deviations around 0.05

@@ -1,0 +1,96 @@
+"""Handing over: the exported folder is the trained student, its card says what it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from opd.errors import UserError
+from opd.export import MERGED, SAME, card, export_run
+from opd.report.read import read_run
+from opd.run import checkpoint as store
+from test_train import run, run_config
+
+LORA = {"student": {"lora": {"rank": 4}}, "optim": {"lr": 0.005}}
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "full"
+    run(run_config(folder, steps=2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "lora"
+    run(run_config(folder, steps=2, **LORA))
+    return folder
+
+
+def test_full_weights_are_those_of_the_checkpoint_bit_for_bit(full, tmp_path):
+    made = export_run(full, tmp_path / "out")
+    assert (made.kind, made.step, made.allowed) == ("weights", 2, SAME)
+    assert made.difference <= SAME
+    model = transformers.AutoModelForCausalLM.from_pretrained(made.path, dtype=torch.float32)
+    tensors, _ = store.newest(full / "checkpoints").load()
+    mine = dict(model.named_parameters())
+    assert all(torch.equal(mine[name], value) for name, value in tensors["student"].items())
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_lora_is_an_adapter_or_merged(lora, tmp_path, merge):
+    made = export_run(lora, tmp_path / "out", merge=merge)
+    assert made.kind == ("merged weights" if merge else "adapter")
+    assert made.difference <= (MERGED[torch.float32] if merge else SAME)
+    assert (made.path / "adapter_config.json").exists() is not merge
+    trained = load(made.path, merge)
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        read_run(lora).config["student"]["model"], dtype=torch.float32
+    )
+    ids = torch.tensor([[1, 4, 6, 13, 25, 11]])
+    gap = (trained(input_ids=ids).logits - base(input_ids=ids).logits).abs().max()
+    assert gap > 1e-3  # the adapter did something
+
+
+def load(path, merge: bool):
+    if merge:
+        return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    import peft
+
+    return peft.AutoPeftModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def test_an_export_that_differs_is_refused(lora, tmp_path, monkeypatch):
+    """A tolerance of nothing is not met by a merge: the check does compare."""
+    monkeypatch.setitem(MERGED, torch.float32, 0.0)
+    with pytest.raises(UserError, match="differs from the trained student"):
+        export_run(lora, tmp_path / "out", merge=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(full, tmp_path):
+    with pytest.raises(UserError, match="exists and stays"):
+        export_run(full, tmp_path)
+
+
+def test_card_has_results_with_intervals_training_and_licences(full, tmp_path):
+    made = export_run(full, tmp_path / "out")
+    text = (made.path / "README.md").read_text("utf-8")
+    assert text.startswith('---\nbase_model: "student"\n')
+    accuracy = read_run(full).evals[0].student[-1].accuracy
+    assert f"{100 * accuracy.value:.1f}% ({100 * accuracy.low:.1f} to" in text
+    for words in ("reverse_kl on student_topk, k = 16", "## Licences", "Reload check"):
+        assert words in text
+
+
+def test_hostile_names_stay_text_in_the_card(full, tmp_path):
+    data = read_run(full)
+    data.config["teacher"]["model"] = "a`b|c\n# heading\x1b[31m"
+    data.config["student"]["model"] = '"\n---\nlicense: mit\n---'
+    text = card(data, export_run(full, tmp_path / "out"))
+    assert "\x1b" not in text
+    assert "\n# heading" not in text
+    assert "\nlicense: mit" not in text
+    assert text.count("\n---\n") == 1  # the end of the front matter
