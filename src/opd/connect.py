@@ -91,6 +91,7 @@ class Remote:
             vocab=vocab,
             encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False)),
             material=[p.ids for p in prompts.prompts[:8]],
+            ends=[tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [],
             longest=max(len(p.ids) for p in prompts.prompts) + cfg.rollout.max_new_tokens,
         )
 
@@ -103,7 +104,11 @@ class Remote:
         made = make_teacher(
             cfg, self.spec, self.dialect, self.hands, vocab=vocab, console=console, clock=clock
         )
-        remember(folder, made, self.hands)
+        try:
+            remember(folder, made, self.hands)
+        except UserError:
+            self.dialect.http.close()
+            raise
         return with_cache(cfg, self.spec, made, clock)
 
 
@@ -129,7 +134,11 @@ def reach(spec: ServerTeacher, *, temperature: float = 1.0) -> Dialect:
                 "1 only. Set it to 1, or serve the teacher with `opd serve-teacher`."
             )
         return VllmDialect(http, spec.model)
+    except UserError:
+        http.close()
+        raise
     except Transient as error:
+        http.close()
         raise UserError(
             f"teacher.url={spec.url}: no teacher answers there ({error}). Start it, or correct the "
             "address."
@@ -188,6 +197,7 @@ def greet(
     encode: Callable[[str], list[int]],
     material: Sequence[Sequence[int]],
     longest: int,
+    ends: Sequence[int],
 ) -> Handshake:
     """Probe the server for this run.
 
@@ -202,7 +212,13 @@ def greet(
         )
     try:
         result = shake_hands(
-            dialect, vocab=vocab, encode=encode, material=material, topk=topk, longest=longest
+            dialect,
+            vocab=vocab,
+            encode=encode,
+            material=material,
+            topk=topk,
+            longest=longest,
+            ends=ends,
         )
         temperature = cfg.loss.teacher_temperature
         if isinstance(dialect, OpdDialect) and temperature != 1.0 and not result.fatal:
@@ -211,6 +227,8 @@ def greet(
         raise UserError(
             f"teacher.url={spec.url}: the teacher stopped answering during the handshake ({error})."
         ) from None
+    if result.fatal:
+        dialect.http.close()
     result.require(spec.url)
     for probe in result.probes:
         logger.log(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ def bigram(seed: int = 0, *, corpus: str = CORPUS, smoothing: float = 0.3) -> Lo
     rng = np.random.default_rng(seed)
     counts = smoothing + rng.uniform(0, 0.2, (VOCAB, VOCAB))
     ids = encode(corpus)
-    for a, b in zip(ids, ids[1:], strict=False):
+    for a, b in itertools.pairwise(ids):
         counts[a, b] += 1
     table = np.log(counts / counts.sum(1, keepdims=True)).astype(np.float32).astype(np.float64)
     return lambda ids: table[np.asarray(ids)]

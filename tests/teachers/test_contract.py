@@ -9,7 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fake_vllm import FakeClock, FakeVllm, client, rollouts
 
+from conftest import VOCAB, tiny_model, tiny_tokenizer
 from opd.http import Http
 from opd.teachers.local import LocalTeacher
 from opd.teachers.opd_api import OpdDialect
@@ -17,8 +19,6 @@ from opd.teachers.serve import Scorer, TeacherServer, make_app
 from opd.teachers.server import ServerTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Kind, Want
-from conftest import VOCAB, tiny_model, tiny_tokenizer
-from fake_vllm import FakeClock, FakeVllm, client, rollouts
 
 TOLERANCE = 2e-6  # float64 models; the wire and the fake carry float64 values as they are
 TOKEN = "a-token-of-tests"

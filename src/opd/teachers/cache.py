@@ -7,6 +7,7 @@ at all, and a damaged one is asked for again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -93,7 +94,8 @@ class Store:
             tmp.replace(path)
         except OSError as error:
             logger.warning("Teacher cache: cannot write %s: %s.", path, error)
-            tmp.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                tmp.unlink(missing_ok=True)
             return
         self._writes += 1
         if self._writes % LOOK_EVERY == 1:

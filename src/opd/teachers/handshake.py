@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 MARGIN = 1.0  # nats a token by which text must beat its own shuffle
 NOISE = 0.03  # mean nats a token between two answers to one question
+OWN_TOKENS = 12
 FLOOR = 0.01  # smallest tolerance of the canary
 TEXTS = (
     "The water in the river was cold and clear, and the children of the village came down to it "
@@ -84,6 +85,10 @@ class Handshake:
         """Record one probe."""
         self.probes.append(Probe(name, level, found))
 
+    def passed(self, name: str) -> bool:
+        """Whether a probe was made and found nothing to say against the teacher."""
+        return any(p.name == name and p.level == "ok" for p in self.probes)
+
     @property
     def fatal(self) -> list[Probe]:
         """Probes that forbid training."""
@@ -108,6 +113,7 @@ def shake_hands(
     material: Sequence[Sequence[int]] = (),
     topk: int = 0,
     longest: int | None = None,
+    ends: Sequence[int] = (),
 ) -> Handshake:
     """Probe a teacher server.
 
@@ -118,6 +124,7 @@ def shake_hands(
         material: token ids of text the teacher should know, such as training prompts.
         topk: most top tokens the run will ask for.
         longest: longest prompt + completion of the run.
+        ends: ids that end a completion; one stands inside a probed text, where it must count.
 
     Raises:
         Transient: the server does not answer.
@@ -132,7 +139,7 @@ def shake_hands(
     if not texts:
         result.add("material", "fatal", "no text of 12 tokens or more to probe with")
         return result
-    asker = _Asker(result, dialect, vocab)
+    asker = _Asker(result, dialect, vocab, ends=tuple(ends[:1]))
     if not _topk(result, asker, texts[0], topk):
         return result
     steps: list[Callable[[_Asker, Sequence[Sequence[int]]], None]] = [_signal, _noise, _position]
@@ -156,6 +163,7 @@ class _Asker:
     dialect: Dialect
     vocab: int
     topk: int = 0
+    ends: tuple[int, ...] = ()
 
     def ask(self, rollouts: list[Rollout], want: Want) -> list[Scores] | None:
         try:
@@ -170,7 +178,7 @@ class _Asker:
                 answer += given
             order = np.argsort([i for part in self.dialect.batches(rollouts) for i in part])
         except WrongAnswer as error:
-            fix = "This server cannot score given tokens; vLLM or `opd serve-teacher` can."
+            fix = "Nothing can be trained on that; vLLM and `opd serve-teacher` give good scores."
             self.result.add("answers", "fatal", f"{error}. {fix}")
             return None
         return [answer[i] for i in order]
@@ -248,21 +256,49 @@ def _signal(asker: _Asker, texts: Sequence[Sequence[int]]) -> None:
         return
     margins = [float(r.mean() - s.mean()) for r, s in zip(real, shuffled, strict=True)]
     best = max(margins)
-    if best < MARGIN:
+    told = f"text beats its own tokens shuffled by {best:.2f} nats a token at best"
+    if best >= MARGIN:
+        asker.result.add("signal", "ok", told)
+    elif (own := _own_writing(asker, texts)) >= MARGIN and asker.result.passed("tokenizer"):
+        asker.result.add(
+            "signal",
+            "note",
+            f"{told}, which is little; but the tokenizer is the student's, and what the teacher "
+            f"would write itself beats other tokens by {own:.2f}: a teacher of something special",
+        )
+    else:
         asker.result.add(
             "signal",
             "fatal",
-            f"text beats its own tokens shuffled by {best:.2f} nats a token at best ({MARGIN:g} is "
-            "the least): these are scores of something else, or of an untrained model. Check the "
-            "server's model, and that it scores the prompt it is given.",
+            f"{told} ({MARGIN:g} is the least): these are scores of something else, or of an "
+            "untrained model. Check the server's model, and that it scores the prompt it is given.",
         )
         return
-    asker.result.add("signal", "ok", f"text beats its shuffle by {best:.2f} nats a token")
     seen = np.concatenate(real)
     if np.array_equal(seen.astype(np.float16).astype(np.float64), seen):
         asker.result.add(
             "precision", "note", "scores are rounded to 16 bits; differences of 0.004 nats vanish"
         )
+
+
+def _own_writing(asker: _Asker, texts: Sequence[Sequence[int]]) -> float:
+    """Nats a token by which the teacher's own greedy continuation beats random tokens."""
+    begun = list(texts[0][:8])
+    written: list[int] = []
+    for _ in range(OWN_TOKENS):
+        end = _sequence([*begun, *written, begun[-1]])  # the last token only asks for a row
+        scores = asker.ask([end], Want(sampled=True, topk=max(1, asker.topk)))
+        if scores is None or scores[0].topk_ids is None:
+            return 0.0
+        written.append(int(scores[0].topk_ids[-1, 0]))
+    known = sorted({t for ids in texts for t in ids})
+    rng = np.random.Generator(np.random.Philox(2))
+    other = [known[i] for i in rng.integers(0, len(known), OWN_TOKENS)]
+    found = asker.sampled([[*begun, *written], [*begun, *other]])
+    if found is None:
+        return 0.0
+    own, chance = (scores[-OWN_TOKENS:].mean() for scores in found)
+    return float(own - chance)
 
 
 def _noise(asker: _Asker, texts: Sequence[Sequence[int]]) -> None:
@@ -272,7 +308,7 @@ def _noise(asker: _Asker, texts: Sequence[Sequence[int]]) -> None:
     alone = asker.sampled([first])
     again = asker.sampled([first])
     company = asker.sampled([second, first, half])
-    longer = asker.sampled([[*first, *second]])
+    longer = asker.sampled([[*first, *asker.ends, *second]])
     if alone is None or again is None or company is None or longer is None:
         return
     one, count = alone[0], len(alone[0])

@@ -258,8 +258,8 @@ class ServerTeacher:
             f"giving up after {self.patience:g} s."
         )
         spoken = began
-        while (passed := self._timer.now() - began) < self.patience:
-            self._timer.sleep(min(delay, self.patience - passed))
+        while self._timer.now() - began < self.patience:
+            self._timer.sleep(min(delay, self.patience))
             delay = min(delay * 1.5, 30.0)
             try:
                 now = self.dialect.identity(once=True)
