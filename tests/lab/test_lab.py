@@ -170,7 +170,7 @@ def test_entries_are_complete():
     [
         (Estimate(0.5, 0.25, 0.75, 3), ".50 (.25 to .75)"),
         (Estimate(-0.5, -1.5, 0.5, 3), "-.50 (-1.50 to .50)"),
-        (Estimate(0.001, -np.inf, np.inf, 1), "0.001"),
+        (Estimate(0.001, -np.inf, np.inf, 1), ".001"),
         (Estimate(1.0, 1.0, 1.0, 3), "1.00 (1.00 to 1.00)"),
         (Estimate(10.0, 9.0, 11.0, 3), "10.00 (9.00 to 11.00)"),
     ],
@@ -182,10 +182,13 @@ def test_numbers_are_short(estimate, expected):
 def test_page_has_table_verdict_and_picture(tmp_path):
     pytest.importorskip("matplotlib")
     line = {"panel": "p", "label": "l", "x": [0, 1], "y": [0.0, 1.0]}
-    seeds = [{"numbers": {"x": x}, "lines": [line], "seconds": 1.0} for x in (2.0, 3.0)]
+    seeds = [
+        {"seed": seed, "numbers": {"x": x}, "lines": [line], "seconds": 1.0}
+        for seed, x in enumerate((2.0, 3.0))
+    ]
     path = page.write_page(tmp_path, {"E0": entry(1)}, {"E0": seeds}, [], facts={"Seeds": "0, 1"})
     text = path.read_text()
-    assert "**reproduced**" in text
+    assert "**reproduced** (2 seeds)" in text
     assert "| x | 2.50 (-3.85 to 8.85) | 2.00, 3.00 |" in text
     assert (tmp_path / "lab" / "E0.png").stat().st_size > 1000
 

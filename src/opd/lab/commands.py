@@ -93,10 +93,11 @@ def run_lab(
     found = {name: results for name in known if (results := kept(out, name, quick))}
     shown = sorted({result["seed"] for results in found.values() for result in results})
     facts = _facts(shown, time.monotonic() - started, jobs)
-    path = page.write_page(out, known, found, _cards(shown, quick, cache), facts=facts)
-    for name in chosen:
-        decided = verdict(known[name], [result["numbers"] for result in found[name]])
-        console.say(f"{name:<4} {known[name].title}: {decided}")
+    name = page.QUICK_PAGE if quick else "lab"
+    path = page.write_page(out, known, found, _cards(shown, quick, cache), facts=facts, name=name)
+    for each in chosen:
+        decided = verdict(known[each], [result["numbers"] for result in found[each]])
+        console.say(f"{each:<4} {known[each].title}: {decided}")
     console.say(f"Page: {path}")
     return found
 
