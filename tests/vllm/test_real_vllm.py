@@ -1,0 +1,317 @@
+"""The real vLLM on loopback with SmolLM2: handshake, parity, training, a crash, an impostor.
+
+`make test-vllm` installs vLLM into its own environment and runs this with `-s`, so that the
+figures are seen. The teacher is SmolLM2; the student is SmolLM2 with noise in its weights, so that
+there is something to learn.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from real_server import RealVllm
+
+from opd import config
+from opd.build import build
+from opd.errors import UserError
+from opd.http import Http, Limits
+from opd.loop import train
+from opd.models import tokenizers
+from opd.models.lm import add_lora, load_lm
+from opd.run.console import Console
+from opd.run.records import read_jsonl
+from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.vllm import VllmSampler
+from opd.teachers.handshake import shake_hands
+from opd.teachers.local import LocalTeacher
+from opd.teachers.server import ServerTeacher
+from opd.teachers.vllm_api import VllmDialect
+from opd.types import Prompt, Want
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.skipif(
+        "OPD_VLLM_PYTHON" not in os.environ or "OPD_SMOLLM2" not in os.environ,
+        reason="`make test-vllm` sets OPD_VLLM_PYTHON and OPD_SMOLLM2",
+    ),
+]
+NOISE = 0.06  # of each weight's own spread
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colours of the rainbow.",
+    "Why is the sky blue?",
+    "Write one sentence about a river.",
+    "What do bees make?",
+    "How many days are in a week?",
+    "Who wrote Romeo and Juliet?",
+    "What is two plus two?",
+)
+
+
+def tell(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - figures for whoever runs it
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("vllm")
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    return Path(os.environ["OPD_SMOLLM2"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base):
+    return tokenizers.load_tokenizer(str(base))
+
+
+@pytest.fixture(scope="module")
+def student(base, place, tokenizer) -> Path:
+    """The base with noise in its weights."""
+    lm = load_lm(str(base), dtype="float32")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in lm.model.parameters():
+            if p.ndim >= 2:
+                p += NOISE * p.std() * torch.randn(p.shape, generator=generator)
+    lm.model.save_pretrained(place / "student")
+    tokenizer.save_pretrained(place / "student")
+    return place / "student"
+
+
+@pytest.fixture(scope="module")
+def teacher_server(base, place):
+    server = RealVllm(os.environ["OPD_VLLM_PYTHON"], base, "smollm2", place / "teacher.log")
+    tell(f"\nteacher server up after {server.start():.0f} s")
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def rollout_server(student, place):
+    server = RealVllm(
+        os.environ["OPD_VLLM_PYTHON"],
+        student,
+        "student",
+        place / "rollout.log",
+        *("--enable-lora", "--max-lora-rank", "16"),
+    )
+    tell(f"\nrollout server up after {server.start():.0f} s")
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer) -> list[Prompt]:
+    rows = []
+    for i, question in enumerate(QUESTIONS):
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+        )
+        rows.append(Prompt(i, tuple(ids), question))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def written(base, prompts, tokenizer):
+    """What SmolLM2 itself writes, 32 tokens a prompt at temperature 1."""
+    lm = load_lm(str(base), dtype="float32")
+    stop = tokenizers.eos_ids(tokenizer, lm.causal.generation_config)
+    sampler = HFSampler(lm, Decoding(32), stop=stop, capture=16)
+    return lm, sampler.sample(prompts, n=2, key=(0, 1))
+
+
+def dialect_of(server: RealVllm) -> VllmDialect:
+    http = Http(
+        server.url.removesuffix("/v1"), who="teacher", key="teacher.url", limits=Limits(answer=120)
+    )
+    return VllmDialect(http, server.name)
+
+
+def test_handshake_and_parity(teacher_server, written, tokenizer, prompts):
+    lm, rollouts = written
+    dialect = dialect_of(teacher_server)
+    encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False))  # noqa: E731
+    began = time.monotonic()
+    hands = shake_hands(
+        dialect,
+        vocab=lm.vocab,
+        encode=encode,
+        material=[p.ids for p in prompts],
+        topk=16,
+        longest=400,
+        ends=[tokenizer.eos_token_id],
+    )
+    tell(f"\nhandshake, {dialect.http.requests} requests, {time.monotonic() - began:.1f} s:")
+    for probe in hands.probes:
+        tell(f"  {probe.level:<5} {probe.name:<10} {probe.found}")
+    hands.require(teacher_server.url)
+    noted: dict[str, float] = {}
+    far = ServerTeacher(
+        dialect,
+        "smollm2",
+        vocab=lm.vocab,
+        identity=hands.identity,
+        canary=hands.canary,
+        note=noted.__setitem__,
+    )
+    want = Want(sampled=True, topk=16)
+    began = time.monotonic()
+    theirs = far.score(rollouts, want)
+    seconds = time.monotonic() - began
+    ours = LocalTeacher(lm).score(rollouts, want)
+    gaps = np.concatenate(
+        [np.abs(a.sampled - b.sampled) for a, b in zip(ours, theirs, strict=True)]
+    )
+    tops = np.concatenate(
+        [np.abs(a.topk_logp - b.topk_logp).ravel() for a, b in zip(ours, theirs, strict=True)]
+    )
+    ids = np.concatenate(
+        [(a.topk_ids == b.topk_ids).ravel() for a, b in zip(ours, theirs, strict=True)]
+    )
+    tell(f"parity with the local teacher, both float32, {len(gaps)} tokens:")
+    for name, values in (("sampled", gaps), ("top-16", tops)):
+        p95 = np.quantile(values, 0.95)
+        tell(f"  {name:<8} mean {values.mean():.2e}  p95 {p95:.2e}  max {values.max():.2e} nats")
+    tell(f"  top-16 ids equal in place: {ids.mean():.2%}")
+    tell(f"  {len(gaps) / seconds:.0f} scored tokens/s; {noted}")
+    assert gaps.max() < 2e-3
+    assert ids.mean() > 0.99
+    dialect.http.close()
+
+
+def test_full_weights_reach_the_rollout_server(rollout_server, student, prompts, tokenizer, place):
+    lm = load_lm(str(student), dtype="float32")
+    with torch.no_grad():
+        for p in lm.model.parameters():
+            p *= 0.99
+    sampler = sampler_of(rollout_server, lm, tokenizer, place / "sync-full")
+    sampler.sync(5)
+    gap = drift(lm, sampler.sample(prompts[:4], n=1, key=(0, 1, 5)))
+    tell(f"\nfull weights by reload_weights: sampler/trainer gap {gap:.2e} nats a token")
+    original = load_lm(str(student), dtype="float32")
+    stale = drift(original, sampler.sample(prompts[:4], n=1, key=(0, 1, 5)))
+    tell(f"  against the weights before the reload the gap would be {stale:.2e}")
+    assert gap < 2e-3 < stale
+    sampler.student = original
+    sampler.sync(6)
+    sampler.http.close()
+
+
+def sampler_of(server: RealVllm, lm, tokenizer, sync: Path) -> VllmSampler:
+    http = Http(server.url.removesuffix("/v1"), who="rollout server", key="rollout.url")
+    stop = tokenizers.eos_ids(tokenizer, lm.causal.generation_config)
+    return VllmSampler(
+        http, "student", lm, tokenizer, Decoding(24), stop=stop, capture=16, sync_dir=sync
+    )
+
+
+def drift(lm, rollouts) -> float:
+    """Mean gap between the sampler's log-probs and the model's own."""
+    scores = LocalTeacher(lm).score(rollouts, Want(sampled=True))
+    gaps = [np.abs(s.sampled - r.logp) for s, r in zip(scores, rollouts, strict=True)]
+    return float(np.concatenate(gaps).mean())
+
+
+def test_adapters_reach_the_rollout_server(rollout_server, student, prompts, tokenizer, place):
+    lm = load_lm(str(student), dtype="float32")
+    lm = add_lora(lm, rank=8, alpha=16, dropout=0.0, target_modules="all-linear", seed=0)
+    with torch.no_grad():
+        for name, p in lm.parameters().items():
+            if "lora_B" in name:
+                p.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
+    sampler = sampler_of(rollout_server, lm, tokenizer, place / "sync-lora")
+    for version in (1, 2):
+        sampler.sync(version)
+        found = sampler.sample(prompts[:4], n=2, key=(0, 1, version))
+        gap = drift(lm, found)
+        tell(f"\nadapter version {version}: sampler/trainer gap {gap:.2e} nats a token")
+        assert gap < 2e-3
+        assert {r.version for r in found} == {version}
+    again = sampler.sample(prompts[:4], n=2, key=(0, 1, 2))
+    tell(f"  same seeds, same tokens: {all(map(same_ids, found, again))}")
+    sampler.served = "opd-student-1"
+    with pytest.raises(UserError):
+        sampler.sample(prompts[:1], n=1, key=(0, 1, 3))
+    sampler.http.close()
+
+
+def same_ids(a, b) -> bool:
+    return np.array_equal(a.ids, b.ids)
+
+
+def run_config(teacher, rollout, student, folder, prompts_file) -> dict:
+    return {
+        "student": {"model": str(student), "lora": {"rank": 8, "alpha": 16}},
+        "teacher": {"url": teacher.url, "model": "smollm2", "timeout": 120, "patience": 600},
+        "prompts": {"path": str(prompts_file)},
+        "rollout": {
+            "engine": "vllm",
+            "url": rollout.url,
+            "model": "student",
+            "n": 2,
+            "max_new_tokens": 24,
+        },
+        "loss": {"support": "auto", "k": 16},
+        "optim": {"lr": 1e-3},
+        "train": {"steps": 6, "prompts_per_step": 4},
+        "output": {"dir": str(folder), "save_every": 2},
+    }
+
+
+def test_training_survives_a_crash_of_the_teacher_and_refuses_an_impostor(
+    teacher_server, rollout_server, student, place
+):
+    prompts_file = place / "prompts.jsonl"
+    rows = [json.dumps({"prompt": [{"role": "user", "content": q}]}) for q in QUESTIONS]
+    prompts_file.write_text("\n".join(rows))
+    data = run_config(teacher_server, rollout_server, student, place / "run", prompts_file)
+    said: list[str] = []
+    console = Console("plain")
+    console.say = lambda text: (said.append(text), tell(f"  opd: {text}"))  # type: ignore[method-assign]
+    parts = build(config.parse(data), resume=False, overwrite=False, console=console)
+    ask = parts.source.teacher.score
+
+    def crash_in_step_three(rollouts, want):
+        if rollouts[0].version == 3:
+            teacher_server.kill()
+            tell("  teacher server killed (SIGKILL)")
+            threading.Thread(target=teacher_server.start, daemon=True).start()
+        return ask(rollouts, want)
+
+    parts.source.teacher.score = crash_in_step_three
+    train(parts)
+    parts.folder.close()
+    lines = read_jsonl(place / "run" / "metrics.jsonl")
+    times = read_jsonl(place / "run" / "timings.jsonl")
+    tell("step  loss    overlap  drift/logp_gap  bytes/token  retries  step s")
+    for line, clock in zip(lines, times, strict=True):
+        tell(
+            f"{line['step']:>4}  {line['train/loss']:.4f}  {line['diag/overlap_ratio']:.3f}    "
+            f"{line['drift/logp_gap']:.2e}        "
+            f"{clock['teacher/bytes_received_per_token']:>6.0f}       "
+            f"{clock['teacher/retries']:>3.0f}      {clock['time/step_s']:.1f}"
+        )
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert max(line["drift/logp_gap"] for line in lines) < 5e-3
+    assert any("answers again" in text for text in said)
+
+    teacher_server.kill()
+    teacher_server.start(student)
+    data["train"]["steps"] = 8
+    with pytest.raises(UserError) as refused:
+        build(config.parse(data), resume=True, overwrite=False, console=Console("quiet"))
+    tell(f"another model under the same name: {refused.value}")
+    logging.getLogger("opd").info("done")
