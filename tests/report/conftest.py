@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import write_run
+
+from .runs import write_run
 
 
 @pytest.fixture(scope="session")

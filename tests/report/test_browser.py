@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from browser import CHROMIUM, dump, measure, recording_proxy
-from hostile import HOSTILE
 
 from opd.report.commands import report
+
+from .browser import CHROMIUM, dump, measure, recording_proxy
+from .hostile import HOSTILE
 
 pytestmark = [
     pytest.mark.slow,

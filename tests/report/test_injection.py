@@ -9,7 +9,6 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from hostile import HOSTILE
 from rich.console import Console
 
 from opd.report import render
@@ -18,6 +17,8 @@ from opd.report.page import document
 from opd.report.read import read_run
 from opd.report.safe import for_terminal, visible
 from opd.report.watch import watch
+
+from .hostile import HOSTILE
 
 TAGS = {
     *("html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "h4", "p"),

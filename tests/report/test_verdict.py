@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from runs import good_run
 
 from opd.report.read import Series, read_run
 from opd.report.verdict import change, verdict
+
+from .runs import good_run
 
 
 def said(path):

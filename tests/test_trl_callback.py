@@ -12,25 +12,35 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("default"),  # TRL and datasets warn as they like
 ]
-EXAMPLE = Path(__file__).parents[2] / "examples" / "trl_callback"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "trl_callback"
 STEPS, BATCH, WIDTH = 4, 2, 8
 
 
+def word_tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "<unk>"] + [f"w{i}" for i in range(3, 40)]
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="left", **names)
+
+
 @pytest.fixture
-def trained(tmp_path, monkeypatch):
+def trained(tmp_path, monkeypatch, make_lm):
     """Four steps of TRL on two tiny random models, and the run folder they left."""
     pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     import torch
 
-    from conftest import tiny_model, tiny_tokenizer
-
-    monkeypatch.syspath_prepend(str(EXAMPLE))
+    # pytest puts tests/ on the path, where TRL would take a folder named vllm for the package.
+    tests = str(Path(__file__).parent)
+    monkeypatch.setattr(sys, "path", [str(EXAMPLE), *(p for p in sys.path if p != tests)])
     from diagnosed import DiagnosedTrainer
     from trl import DistillationConfig
 
-    tokenizer = tiny_tokenizer()
-    tokenizer.padding_side = "left"
+    tokenizer = word_tokenizer()
     args = DistillationConfig(
         output_dir=str(tmp_path / "trl"),
         max_steps=STEPS,
@@ -44,8 +54,8 @@ def trained(tmp_path, monkeypatch):
         bf16=False,
     )
     trainer = DiagnosedTrainer(
-        model=tiny_model(1, dtype=torch.float32),
-        teacher_model=tiny_model(2, dtype=torch.float32),
+        model=make_lm(1, dtype=torch.float32).model,
+        teacher_model=make_lm(2, dtype=torch.float32).model,
         args=args,
         train_dataset=datasets.Dataset.from_dict({"prompt": ["w3 w4 w5", "w6 w7"] * 8}),
         processing_class=tokenizer,
