@@ -1,0 +1,225 @@
+"""Rollouts from a vLLM server: what is taken, what is refused, how weights get there."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+
+from conftest import VOCAB, tiny_tokenizer
+from opd.errors import UserError
+from opd.http import Http, Limits, Timer
+from opd.models.lm import add_lora
+from opd.samplers.hf import Decoding
+from opd.samplers.replay import ReplaySampler
+from opd.samplers.vllm import VllmSampler, seed_of
+
+K, LENGTH, STOP = 3, 6, 1
+
+
+class Stream(httpx2.SyncByteStream):
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+
+    def __iter__(self):
+        yield self.body
+
+
+def reply(value, status: int = 200) -> httpx2.Response:
+    return httpx2.Response(status, stream=Stream(json.dumps(value).encode()))
+
+
+class FakeServer(httpx2.BaseTransport):
+    """Writes seeded tokens; knows adapters and reloads; may spoil its answers."""
+
+    def __init__(self, spoil=None, *, takes_weights: bool = True) -> None:
+        self.spoil, self.takes_weights = spoil, takes_weights
+        self.adapters: dict[str, str] = {}
+        self.calls: list[tuple[str, dict]] = []
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        request.read()
+        body = json.loads(request.content) if request.content else {}
+        path = request.url.path
+        self.calls.append((path, body))
+        if path == "/v1/models":
+            return reply({"data": [{"id": n} for n in ("base", *self.adapters)]})
+        if path == "/v1/completions":
+            if body["model"] not in ("base", *self.adapters):
+                return reply({"error": {"message": "no such model"}}, 404)
+            return self.write(body)
+        if not self.takes_weights:
+            return reply({"detail": "Not Found"}, 404)
+        if path == "/v1/load_lora_adapter":
+            assert (Path(body["lora_path"]) / "adapter_model.safetensors").is_file()
+            self.adapters[body["lora_name"]] = body["lora_path"]
+        if path == "/v1/unload_lora_adapter":
+            self.adapters.pop(body["lora_name"])
+        if path == "/collective_rpc":
+            folder = Path(body["kwargs"]["weights_path"])
+            assert (folder / "model.safetensors").is_file()
+        return httpx2.Response(200, stream=Stream(b"Success"))
+
+    def write(self, body: dict) -> httpx2.Response:
+        rng = np.random.default_rng(body["seed"])
+        ids = rng.integers(3, VOCAB, LENGTH).tolist()
+        if rng.random() < 0.5:
+            ids = [*ids[:3], STOP]
+        tops = []
+        for i in ids:
+            row = {f"token_id:{i}": -2.5}
+            row |= {f"token_id:{(i + j) % VOCAB}": -0.5 * j for j in range(1, K + 1)}
+            tops.append(row)
+        choice = {
+            "token_ids": ids,
+            "prompt_token_ids": body["prompt"],
+            "logprobs": {"token_logprobs": [-2.5] * len(ids), "top_logprobs": tops},
+        }
+        answer = {"model": body["model"], "choices": [choice]}
+        if self.spoil is not None:
+            self.spoil(answer, choice)
+        return reply(answer)
+
+
+def sampler_of(server, lm, tmp_path, **changes) -> VllmSampler:
+    http = Http(
+        "http://rollouts.test",
+        who="rollout server",
+        key="rollout.url",
+        limits=Limits(attempts=2, wait_initial=0.0),
+        timer=Timer(),
+        transport=server,
+    )
+    decoding = Decoding(LENGTH)
+    options = {"stop": frozenset({STOP}), "capture": K, "sync_dir": tmp_path / "sync"}
+    return VllmSampler(
+        http, "base", lm, tiny_tokenizer(), decoding, **(options | {"concurrency": 3} | changes)
+    )
+
+
+@pytest.fixture
+def lora(make_lm):
+    lm = make_lm()
+    return add_lora(lm, rank=2, alpha=4, dropout=0.0, target_modules="all-linear", seed=0)
+
+
+def test_rollouts_carry_ids_logprobs_and_the_top_k_best_first(make_lm, make_prompts, tmp_path):
+    sampler = sampler_of(FakeServer(), make_lm(), tmp_path)
+    sampler.sync(4)
+    prompts = make_prompts(3, 5)
+    found = sampler.sample(prompts, n=3, key=(0, 1, 4))
+    assert [(r.prompt.index, r.sample) for r in found] == [(p, s) for p in (0, 1) for s in range(3)]
+    for r in found:
+        assert r.version == 4
+        assert r.finish == ("stop" if r.ids[-1] == STOP else "length")
+        assert r.topk_ids.shape == r.topk_logp.shape == (len(r), K)
+        np.testing.assert_array_equal(r.topk_ids[:, 0], (r.ids + 1) % VOCAB)
+        assert (np.diff(r.topk_logp, axis=1) <= 0).all()
+        assert all(math.isnan(x) for x in r.entropy)
+
+
+def test_a_rollout_depends_on_its_key_alone(make_lm, make_prompts, tmp_path):
+    sampler = sampler_of(FakeServer(), make_lm(), tmp_path)
+    sampler.sync(0)
+    prompts = make_prompts(3, 5, 4)
+    together = sampler.sample(prompts, n=2, key=(0, 1, 2))
+    alone = sampler.sample(prompts[1:2], n=2, key=(0, 1, 2))
+    for a, b in zip(together[2:4], alone, strict=True):
+        np.testing.assert_array_equal(a.ids, b.ids)
+    keys = [(0, 1, 2), (0, 1, 3), (1, 1, 2)]
+    assert len({seed_of(k, p, s) for k in keys for p in range(3) for s in range(4)}) == 36
+
+
+def test_adapters_get_a_new_name_a_version_and_old_ones_go(lora, make_prompts, tmp_path):
+    server = FakeServer()
+    sampler = sampler_of(server, lora, tmp_path)
+    for version in (0, 1, 2):
+        sampler.sync(version)
+        assert list(server.adapters) == [f"opd-student-{version}"]
+        (rollout,) = sampler.sample(make_prompts(4), n=1, key=(0, 1, version))
+        assert rollout.version == version
+    assert [p.name for p in (tmp_path / "sync").iterdir()] == ["step-2"]
+    sampler.sync(2)  # a resumed run gives the same version again
+    assert list(server.adapters) == ["opd-student-2"]
+
+
+def test_full_weights_are_reloaded_and_the_prefix_cache_forgotten(make_lm, tmp_path):
+    server = FakeServer()
+    sampler_of(server, make_lm(), tmp_path).sync(1)
+    assert [path for path, _ in server.calls] == ["/collective_rpc", "/reset_prefix_cache"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_server_that_takes_no_weights_is_told_how_to_be_started(kind, lora, make_lm, tmp_path):
+    lm = lora if kind == "lora" else make_lm()
+    word = "VLLM_ALLOW_RUNTIME_LORA_UPDATING" if kind == "lora" else "VLLM_SERVER_DEV_MODE"
+    with pytest.raises(UserError, match=word):
+        sampler_of(FakeServer(takes_weights=False), lm, tmp_path).sync(0)
+
+
+def _stale(answer, choice):
+    answer["model"] = "opd-student-0"
+
+
+def _cut(answer, choice):
+    choice["token_ids"] = choice["token_ids"][:1]
+    choice["logprobs"]["token_logprobs"] = [-1.0]
+    choice["logprobs"]["top_logprobs"] = choice["logprobs"]["top_logprobs"][:1]
+
+
+SPOILS = {
+    "stale weights": _stale,
+    "exactly one completion": lambda a, c: a.update(choices=[c, c]),
+    "another prompt": lambda a, c: c.update(prompt_token_ids=[1, 2]),
+    "no token_ids": lambda a, c: c.pop("token_ids"),
+    "no log-probs": lambda a, c: c.update(logprobs=None),
+    "0 tokens": lambda a, c: c.update(token_ids=[]),
+    "does not end where": _cut,
+    "above 0": lambda a, c: c["logprobs"].update(token_logprobs=[0.5] * len(c["token_ids"])),
+    "not a number": lambda a, c: c["logprobs"].update(token_logprobs=[None] * len(c["token_ids"])),
+    "of the tokens are missing": lambda a, c: c["logprobs"].update(token_logprobs=[-1.0]),
+    "top log-probs are missing": lambda a, c: c["logprobs"].update(top_logprobs=None),
+    "fewer than": lambda a, c: c["logprobs"]["top_logprobs"][0].popitem(),
+    "not given as ids": lambda a, c: c["logprobs"]["top_logprobs"].__setitem__(
+        0, {"a": -1.0, "b": -2.0, "c": -3.0}
+    ),
+}
+
+
+@pytest.mark.parametrize("words", SPOILS)
+def test_a_wrong_answer_is_refused_after_a_second_try(words, make_lm, make_prompts, tmp_path):
+    def spoil(answer, choice):
+        SPOILS[words](answer, choice)
+        if words == "fewer than":
+            choice["logprobs"]["top_logprobs"][0].popitem()
+
+    server = FakeServer(spoil)
+    sampler = sampler_of(server, make_lm(), tmp_path, concurrency=1)
+    sampler.sync(0)
+    with pytest.raises(UserError, match=words):
+        sampler.sample(make_prompts(4), n=1, key=(0, 1, 0))
+    assert sum(path == "/v1/completions" for path, _ in server.calls) == 2
+
+
+def test_replay_hands_out_what_was_recorded(make_prompts, tmp_path, make_lm):
+    sampler = sampler_of(FakeServer(), make_lm(), tmp_path)
+    sampler.sync(0)
+    prompts = make_prompts(3, 5)
+    given = sampler.sample(prompts, n=4, key=(0, 1, 0))
+    replay = ReplaySampler(given, Path("file"), capture=K)
+    replay.sync(9)
+    first, second, third = (replay.sample(prompts, n=2, key=(0, 1, s)) for s in range(3))
+    expected = [given[0], given[1], given[4], given[5]]
+    for a, b in zip(first, expected, strict=True):
+        np.testing.assert_array_equal(a.ids, b.ids)
+        assert a.version == 9
+    assert not np.array_equal(first[0].ids, second[0].ids)
+    np.testing.assert_array_equal(first[0].ids, third[0].ids)
+    with pytest.raises(UserError, match="no rollout of prompt"):
+        replay.sample(make_prompts(7, seed=5), n=1, key=(0, 1, 0))
+    with pytest.raises(UserError, match=r"loss\.k"):
+        ReplaySampler(given, Path("file"), capture=K + 1)

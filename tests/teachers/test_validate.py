@@ -1,0 +1,93 @@
+"""Each rule of a right answer, broken once; and the frame that carries answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_vllm import rollouts
+from hypothesis import given as over
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from conftest import VOCAB
+from opd.teachers import wire
+from opd.teachers.local import LocalTeacher
+from opd.teachers.validate import WrongAnswer, check
+from opd.types import Want
+
+WANT = Want(sampled=True, support=True, topk=4)
+
+
+@pytest.fixture
+def honest(make_lm):
+    (rollout,) = rollouts(1, seed=1, vocab=VOCAB, longest=12)
+    (scores,) = LocalTeacher(make_lm()).score([rollout], WANT)
+    assert len(rollout) > 2
+    check(scores, rollout, WANT, VOCAB)
+    return rollout, scores
+
+
+def put(array, where, value):
+    changed = array.copy()
+    changed[where] = value
+    return changed
+
+
+BROKEN = {
+    "sampled.*missing": lambda s: replace(s, sampled=None),
+    "support.*missing": lambda s: replace(s, support=None),
+    "topk_ids.*missing": lambda s: replace(s, topk_ids=None),
+    "sampled has shape": lambda s: replace(s, sampled=s.sampled[:-1]),
+    "support has shape": lambda s: replace(s, support=s.support[:, :-1]),
+    "topk_logp has shape": lambda s: replace(s, topk_logp=s.topk_logp[:, :-1]),
+    "log_z has shape": lambda s: replace(s, log_z=s.log_z[:-1]),
+    "sampled is not finite": lambda s: replace(s, sampled=put(s.sampled, 1, np.nan)),
+    "support is not finite": lambda s: replace(s, support=put(s.support, (1, 0), -np.inf)),
+    "sampled has a log-prob": lambda s: replace(s, sampled=put(s.sampled, 0, 0.5)),
+    "support has a log-prob": lambda s: replace(s, log_z=s.log_z - 90),
+    "outside the": lambda s: replace(s, topk_ids=put(s.topk_ids, (0, 3), VOCAB)),
+    "token twice": lambda s: replace(s, topk_ids=put(s.topk_ids, (0, 3), s.topk_ids[0, 0])),
+    "not sorted": lambda s: replace(s, topk_logp=s.topk_logp[:, ::-1]),
+    "top-k probabilities sum": lambda s: replace(s, topk_logp=s.topk_logp * 0 - 0.1),
+    "entropy is impossible": lambda s: replace(s, entropy=s.entropy + 9),
+    "likelier than the last|disagree": lambda s: replace(s, sampled=s.sampled * 0 - 1e-3),
+    "support and top-k|support token": lambda s: replace(s, log_z=s.log_z + 0.5),
+}
+
+
+@pytest.mark.parametrize("words", BROKEN)
+def test_a_broken_rule_is_named(honest, words):
+    rollout, scores = honest
+    with pytest.raises(WrongAnswer, match=words):
+        check(BROKEN[words](scores), rollout, WANT, VOCAB)
+
+
+def test_a_frame_comes_back_bit_for_bit():
+    arrays = {
+        "a": np.array([[1, -2], [3, 4]], np.int32),
+        "b": np.array([0.1, -np.inf, np.nan], np.float32),
+        "c": np.zeros((0, 7), np.float64),
+    }
+    meta, back = wire.unpack(wire.pack({"x": [1, "y"]}, arrays))
+    assert meta == {"x": [1, "y"]}
+    for name, array in arrays.items():
+        assert back[name].dtype == array.dtype
+        assert back[name].shape == array.shape
+        assert back[name].tobytes() == array.tobytes()
+
+
+FRAME = wire.pack({"k": 1}, {"a": np.arange(6, dtype=np.int32).reshape(2, 3)})
+
+
+@settings(max_examples=300, deadline=None)
+@over(st.integers(0, len(FRAME) - 1), st.integers(0, 255), st.booleans())
+def test_no_bytes_do_anything_but_parse_or_be_refused(at, value, cut):
+    data = FRAME[:at] if cut else FRAME[:at] + bytes([value]) + FRAME[at + 1 :]
+    try:
+        _, arrays = wire.unpack(data)
+    except wire.WireError:
+        return
+    assert not cut
+    assert sum(a.nbytes for a in arrays.values()) < len(data)
