@@ -13,7 +13,7 @@ from opd.errors import MissingDependency
 from opd.lab.experiments.entry import Entry, Verdict, over_seeds, verdict
 
 Seeds = Sequence[Mapping[str, Any]]  # what `measured` gave, one a seed
-HEAD = 6  # numbers of an experiment in the table; the rest stands in its section
+HEAD = 7  # numbers of an experiment in the table; the rest stands in its section
 WORDS: dict[Verdict, str] = {
     "reproduced": "**reproduced**",
     "partly": "partly",
