@@ -46,14 +46,18 @@ def fill_in(file: Path) -> None:
 
 def test_commands_of_the_readme_work(tmp_path):
     found = commands()
-    assert [c.split()[1] for c in found] == ["init", "check", "train", "train", "eval"]
+    assert [c.split()[1] for c in found] == [
+        "init", "check", "train", "train", "eval", "report", "export",
+    ]  # fmt: skip
     for command in found:
         done = opd(command.split()[1:], tmp_path)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
         if command.startswith("opd init"):
             fill_in(tmp_path / "run.yaml")
-    assert (tmp_path / "runs" / "first" / "final" / "model.safetensors").is_file()
+    run = tmp_path / "runs" / "first"
+    assert (run / "final" / "model.safetensors").is_file()
+    assert (run / "report.html").is_file()
 
 
 def test_python_of_the_readme_works(tmp_path):
