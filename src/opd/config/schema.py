@@ -414,8 +414,8 @@ class Run(Section):
         labels = [e.label for e in self.eval]
         if any(label.startswith("teacher-") for label in labels):
             raise ValueError(
-                f"eval sets {labels}: names that start with teacher- are kept for the teacher's own "
-                "results; give the set another eval.N.name"
+                f"eval sets {labels}: names that start with teacher- are kept for the teacher's "
+                "own results; give the set another eval.N.name"
             )
         if len(set(labels)) < len(labels):
             raise ValueError(f"eval sets share a name: {labels}; give each its own eval.N.name")

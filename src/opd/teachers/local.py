@@ -70,7 +70,7 @@ class LocalTeacher:
         """One chunked head pass: log_z, entropy, the drawn token's log-prob, own top-k.
 
         Scores come from where the student's will: whole rows if the loss is normalised (`sampled`),
-        else the exact K rows. Of a bf16 model the two differ by rounding, which would be noise where
+        else the exact K rows. In bf16 the two differ by rounding, which would be noise where
         student and teacher agree.
         """
         drawn = torch.from_numpy(rollout.ids.astype(np.int64)).to(states.device)
