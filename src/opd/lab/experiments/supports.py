@@ -26,9 +26,9 @@ MODES = ("paper", "reference", "tail")
 SIZES = (1, 4, 16, 64)
 ROUTE_TASK = Task(ROUTE)
 REMARK = (
-    "The third claim is where scale and content part. Where it fails, the symmetric difference does "
-    "train once it is normalised, and the weakness of the published ablation is mostly its scale: "
-    "compare the two gradient norms. In the small world of the quick set it holds."
+    "The third claim is where scale and content part. Where it fails, the symmetric difference "
+    "does train once it is normalised, and the weakness of the published ablation is mostly its "
+    "scale: compare the two gradient norms. In the small world of the quick set it holds."
 )
 
 
