@@ -107,5 +107,9 @@ def photograph(page: Path, png: Path, width: int, height: int, *, dark: bool = F
         size = f"--window-size={max(width, NARROWEST)},{height}"
         chromium(frame.as_uri(), f"--screenshot={raw}", size, *([DARK] if dark else []))
         with Image.open(raw) as image:
-            small = image.convert("RGB").crop((0, 0, width, height)).quantize(96)
+            small = (
+                image.convert("RGB")
+                .crop((0, 0, width, height))
+                .quantize(256, dither=Image.Dither.NONE)
+            )
             small.save(png, optimize=True)

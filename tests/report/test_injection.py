@@ -25,7 +25,7 @@ TAGS = {
     *("main", "section", "dl", "div", "dt", "dd", "b", "span", "ul", "li", "nav", "a", "figure"),
     *("figcaption", "i", "svg", "g", "path", "defs", "use", "text", "clippath", "rect", "image"),
     *("table", "thead", "tbody", "tr", "th", "td", "small", "details", "summary", "article"),
-    *("pre", "code", "noscript", "aside", "script", "footer"),
+    *("wbr", "pre", "code", "noscript", "aside", "script", "footer"),
 }
 
 

@@ -50,6 +50,7 @@ LIMITS = [
     ("diag/overlap_ratio", lambda s: 0.78 + 0.001 * (s % 2), "the overlap ratio did not rise"),
     ("diag/overlap_ratio", lambda s: 0.9 - 0.01 * s, "the overlap ratio fell"),
     ("diag/reverse_kl", lambda s: 0.01 + 0.0001 * (s % 2), "little to learn from this teacher"),
+    ("diag/entropy_gap_abs", lambda s: 0.1 * s, "entropy gap widened"),
     ("rollout/truncated", lambda s: 0.05 * s, "cut by the token limit"),
     ("rollout/repetition", lambda s: 0.05 * s, "repeats itself more"),
 ]

@@ -40,7 +40,7 @@ def plain(value: float, digits: int = 3) -> Number:
         return Number(value, "not bounded" if math.isinf(value) else "not a number")
     if value == int(value) and abs(value) < 1e15:
         return Number(value, minus(f"{int(value):,}"))
-    return Number(value, minus(f"{value:,.{digits}g}" if abs(value) < 1e4 else f"{value:,.0f}"))
+    return Number(value, minus(f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"))
 
 
 def interval(low: float, high: float) -> str:

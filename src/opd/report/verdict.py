@@ -240,7 +240,18 @@ Limit = tuple[Sentence, Sentence | None]
 
 
 def _limits(run: RunData, main: Outcome | None) -> list[Limit]:
-    rules = (_alarms, _refused, _no_lead, _mass, _overlap, _nothing_left, _cut, _loops, _rising)
+    rules = (
+        _alarms,
+        _refused,
+        _no_lead,
+        _mass,
+        _overlap,
+        _gap,
+        _nothing_left,
+        _cut,
+        _loops,
+        _rising,
+    )
     found = [limit for rule in rules if (limit := rule(run, main)) is not None]
     if found or main is None or main.share is None or main.share.low < MOST:
         return found
@@ -324,6 +335,14 @@ def _overlap(run: RunData, main: Outcome | None) -> Limit | None:
             "teacher was trained on (`opd select`)."
         ),
     )
+
+
+def _gap(run: RunData, main: Outcome | None) -> Limit | None:
+    gap = change(run.series("diag/entropy_gap_abs"))
+    if gap is None or not gap.rose:
+        return None
+    text = "The entropy gap widened; in the paper's good run it narrows (4.2)."
+    return Sentence(text, gap.text(), gap.values()), None
 
 
 def _nothing_left(run: RunData, main: Outcome | None) -> Limit | None:

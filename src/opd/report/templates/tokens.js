@@ -23,7 +23,7 @@
   };
   const show = (row) => {
     panel.replaceChildren();
-    const said = row.a === null ? "advantage unknown" : `advantage ${row.a > 0 ? "+" : ""}${row.a.toFixed(2)} nats`;
+    const said = row.a === null ? "advantage unknown" : `advantage ${row.a > 0 ? "+" : ""}${row.a.toFixed(2)} nats`.replace("-", "\u2212");
     panel.append(make("p", `Token ${row.i + 1}: ${text(row.t)}  ${said}`));
     panel.append(make("p", `The student gave it ${share(row.p)}; its entropy here is ${row.h.toFixed(2)} nats.`, "note"));
     const table = make("table");
