@@ -6,6 +6,7 @@ step, so two evaluations differ by the models alone and can be compared prompt b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -145,7 +146,8 @@ def _ks(n: int) -> list[int]:
 def recovery(found: Mapping[str, Evaluation]) -> dict[str, Any]:
     """Accuracy before, after and of the teacher, and the share of the gap that was recovered.
 
-    The share is None where there is no gap: a teacher that is no better leaves nothing to recover.
+    The share is None where no gap can be told: a teacher that is not distinguishably better leaves
+    nothing to recover, and the share of nothing has no bounds.
     """
     summary: dict[str, Any] = {who: asdict(e.accuracy) for who, e in found.items()}
     if set(found) == {"before", "after", "teacher"}:
@@ -154,5 +156,7 @@ def recovery(found: Mapping[str, Evaluation]) -> dict[str, Any]:
         )
         gap = teacher.mean() - before.mean()
         share = stats.gap_recovery(before, after, teacher) if gap > 0 else None
+        if share is not None and not math.isfinite(share.high - share.low):
+            share = None
         summary["gap_recovery"] = None if share is None else asdict(share)
     return summary

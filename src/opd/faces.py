@@ -86,7 +86,7 @@ def tell(summary: dict[str, Any]) -> list[str]:
         if share is not None:
             lines.append(f"  of the gap to the teacher, {_interval(share)} was recovered")
         elif "teacher" in found:
-            lines.append("  the teacher is no better than the student was: no gap to recover")
+            lines.append("  the teacher is not distinguishably better: no gap to recover")
     lines += ["", f"Run folder:    {summary['run']}", f"Final student: {summary['run']}/final"]
     return lines
 
