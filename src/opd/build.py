@@ -29,10 +29,12 @@ from opd.loop import Parts
 from opd.models import tokenizers
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
 from opd.models.token_text import token_texts
+from opd.ranks import ALONE, Ranks, SharedSampler, SharedTeacher, join
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.files import require_space
 from opd.run.folder import RunFolder
+from opd.run.follower import Follower
 from opd.run.tracking import Trackers
 from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.replay import ReplaySampler
@@ -63,6 +65,12 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
     Raises:
         UserError: anything wrong with models, prompts, evaluation sets or the run folder.
     """
+    ranks = join()
+    if ranks.size > 1 and cfg.rollout.engine == "vllm":
+        raise UserError(
+            f"rollout.engine=vllm with {ranks.size} processes: several processes write their "
+            "rollouts themselves. Set rollout.engine=hf, or start one process."
+        )
     remote = connect.Remote.find(cfg)
     cfg = connect.settle_support(cfg, remote.kinds if remote else frozenset(Kind), console)
     objective = make_objective(cfg)
@@ -97,7 +105,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         remote.greet(cfg, objective, pair.student.vocab, pair.tokenizer, prompts)
     optimizer = make_optimizer(pair.student, cfg.optim)
     require_space(Path(cfg.output.dir), bytes_needed(cfg, pair.student))
-    folder = RunFolder.create(cfg.output.dir, config.dump(cfg), resume=resume, overwrite=overwrite)
+    folder = open_folder(cfg, ranks, resume=resume, overwrite=overwrite)
     folder.save_tokens(partial(token_texts, pair.tokenizer, pair.student.vocab))
     learner = Learner(
         student=pair.student,
@@ -111,6 +119,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         position_edges=position_edges(cfg.rollout.max_new_tokens),
         seed=cfg.train.seed,
         sft_weight=cfg.loss.terms.sft_weight,
+        ranks=ranks,
     )
     clock = Clock(console.phase)
     source = Source(
@@ -128,6 +137,8 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         gold=gold,
         decode=decoder(pair.tokenizer),
     )
+    if ranks.size > 1:
+        source = shared(source, ranks)
     return Parts(
         cfg=cfg,
         folder=folder,
@@ -135,12 +146,14 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         learner=learner,
         tokenizer=pair.tokenizer,
         evals=evals,
-        student_sampler=eval_sampler(cfg, pair.student, pair.stop),
+        student_sampler=eval_sampler(cfg, pair.student, pair.stop, ranks),
         teacher_sampler=None
         if pair.teacher is None
-        else eval_sampler(cfg, pair.teacher, pair.teacher_stop),
+        else eval_sampler(cfg, pair.teacher, pair.teacher_stop, ranks),
         console=console,
-        trackers=Trackers(cfg.output.trackers, folder.path, config.dump(cfg)),
+        trackers=Trackers(
+            cfg.output.trackers if ranks.leads else [], folder.path, config.dump(cfg)
+        ),
         clock=clock,
     )
 
@@ -387,9 +400,43 @@ def vllm_sampler(cfg: Run, pair: Pair, folder: Path) -> VllmSampler:
     )
 
 
-def eval_sampler(cfg: Run, lm: LM, stop: frozenset[int]) -> Callable[[EvalTask], Sampler]:
+def eval_sampler(
+    cfg: Run, lm: LM, stop: frozenset[int], ranks: Ranks = ALONE
+) -> Callable[[EvalTask], Sampler]:
     """Samplers for held-out sets: they record only what evaluations report."""
-    return lambda task: HFSampler(lm, task.decoding, stop=stop, capture=1, batch=cfg.rollout.batch)
+
+    def make(task: EvalTask) -> Sampler:
+        one = HFSampler(lm, task.decoding, stop=stop, capture=1, batch=cfg.rollout.batch)
+        return one if ranks.size == 1 else SharedSampler(one, ranks)
+
+    return make
+
+
+def open_folder(cfg: Run, ranks: Ranks, *, resume: bool, overwrite: bool) -> RunFolder:
+    """The run folder, written by one process; the others find what it made."""
+    resolved = config.dump(cfg)
+
+    def create() -> bytes:
+        if ranks.leads:
+            made.append(
+                RunFolder.create(cfg.output.dir, resolved, resume=resume, overwrite=overwrite)
+            )
+        return b""
+
+    made: list[RunFolder] = []
+    ranks.together(create)
+    return made[0] if made else Follower(Path(cfg.output.dir), resolved)
+
+
+def shared(source: Source, ranks: Ranks) -> Source:
+    """Sampling and scoring shared out among processes."""
+    teacher, reference = source.teacher, source.reference
+    return replace(
+        source,
+        sampler=SharedSampler(source.sampler, ranks),
+        teacher=None if teacher is None else SharedTeacher(teacher, ranks),
+        reference=None if reference is None else SharedTeacher(reference, ranks),
+    )
 
 
 def decoder(tokenizer: Any) -> Callable[[Any], str]:

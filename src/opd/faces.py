@@ -25,10 +25,13 @@ def run_train(
     Returns:
         The summary also found in the run folder's summary.json.
     """
-    console = Console(style)
-    console.say("Loading models and prompts ...")
     from opd.build import build
     from opd.loop import train
+    from opd.ranks import join, leave
+
+    ranks = join()
+    console = Console(style if ranks.leads else "quiet")
+    console.say("Loading models and prompts ...")
 
     parts = build(cfg, resume=resume, overwrite=overwrite, console=console)
     before = _stop_gently(parts.stop, console)
@@ -48,6 +51,9 @@ def run_train(
         console.close()
         parts.trackers.close()
         parts.folder.close()
+        leave()
+    if not ranks.leads:
+        return summary
     if style == "json":
         console.out.print_json(json.dumps(summary), indent=None)
     for line in tell(summary):

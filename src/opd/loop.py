@@ -78,13 +78,15 @@ def train(parts: Parts) -> dict[str, Any]:
         log(parts, step, found | rollout_metrics(batch))
         evaluate_due(parts, step)
         last = step == cfg.train.steps
-        if step % cfg.output.save_every == 0 or last or parts.stop.is_set():
+        stopping = parts.learner.ranks.agree(parts.stop.is_set())
+        if step % cfg.output.save_every == 0 or last or stopping:
             with clock("save"):
                 checkpoint(run, parts.learner, step, keep=cfg.output.keep)
                 run.thin_rollouts(step, cfg.output.rollout_sample)
-        if parts.stop.is_set() and not last:
+        if stopping and not last:
             raise KeyboardInterrupt("saved")
-    save_final(parts.learner.student, parts.tokenizer, run.path / "final")
+    if run.writes:
+        save_final(parts.learner.student, parts.tokenizer, run.path / "final")
     return finish(parts)
 
 

@@ -24,6 +24,8 @@ from opd.update import Learner
 
 def checkpoint(run: RunFolder, learner: Learner, step: int, *, keep: int) -> None:
     """Write checkpoints/step-N, all or nothing, and prune older ones."""
+    if not run.writes:
+        return
     weights = learner.student.parameters()
     tensors: dict[str, dict[str, Tensor]] = {
         "student": {name: p.detach() for name, p in weights.items()},

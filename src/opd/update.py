@@ -23,6 +23,7 @@ from opd.core.objective import Objective
 from opd.core.views import DenseView, logp
 from opd.models.head import RowsView
 from opd.models.lm import LM
+from opd.ranks import ALONE, Ranks, total_of
 from opd.types import Mean, Metrics
 
 DROPOUT_KEY = 5  # separates dropout from sampling (experience) and evaluation
@@ -49,6 +50,7 @@ class Learner:
     position_edges: Sequence[int]
     seed: int = 0
     sft_weight: float = 0.0
+    ranks: Ranks = ALONE  # micro-batches are shared out among these processes
 
 
 def update(learner: Learner, batch: Batch, step: int) -> Metrics:
@@ -72,22 +74,25 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
     derive_dropout(learner.seed, step)
     found: Metrics = {}
     loss = torch.zeros((), dtype=torch.float64)
-    for indices in batch.split(learner.tokens_per_microbatch):
-        micro = batch.micro(indices, student.device, k=learner.objective.k)
+    parts = batch.split(learner.tokens_per_microbatch)
+    for i in learner.ranks.share(len(parts)):
+        micro = batch.micro(parts[i], student.device, k=learner.objective.k)
         hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
         total = micro_loss(learner, micro, hidden)
         (total / denominator).backward()  # type: ignore[no-untyped-call]
         loss += total.detach().double().cpu() / denominator
         merge(found, diagnose(learner, micro, hidden.detach()))
-    if batch.gold:
+    if batch.gold and learner.ranks.leads:
         gold = imitate(learner, align(batch.gold, None))
         found["train/sft_loss"] = gold
         loss += learner.sft_weight * gold.value
     student.model.eval()
+    learner.ranks.sum_gradients(student.parameters().values())
+    found, value = learner.ranks.merge(found), total_of(loss, learner.ranks)
     norm = torch.nn.utils.clip_grad_norm_(student.parameters().values(), learner.optim.grad_clip)
-    if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+    if not (math.isfinite(value) and math.isfinite(norm.item())):
         optimizer.zero_grad(set_to_none=True)
-        raise Refused(f"loss {loss.item()}, gradient norm {norm.item()}")
+        raise Refused(f"loss {value}, gradient norm {norm.item()}")
     rate = learner.optim.lr * min(1.0, (step + 1) / max(1, learner.optim.warmup))
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -98,7 +103,7 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
             found["diag/entropy_gap_mean"] = metrics.entropy_gap_mean(found)
         found["drift/ess"] = metrics.drift_ess(found["drift/ratio"], found["drift/ratio_squared"])
     return found | {
-        "train/loss": Mean(loss.item(), 1),
+        "train/loss": Mean(value, 1),
         "train/grad_norm": Mean(norm.item(), 1),
         "train/lr": Mean(rate, 1),
         "train/tokens": Mean(batch.num_tokens, 1),

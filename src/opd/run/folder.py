@@ -53,7 +53,9 @@ class RunFolder:
         fresh: nothing of an earlier part of this run was here.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], lock: Lock, ops: FileOps) -> None:
+    writes = True  # see opd.run.follower for the processes that do not
+
+    def __init__(self, path: Path, config: dict[str, Any], lock: Lock | None, ops: FileOps) -> None:
         self.path = path
         self.config = config
         self.checkpoints = path / "checkpoints"
@@ -254,7 +256,8 @@ class RunFolder:
         for journal in self._journals.values():
             journal.close()
         self._journals = {}
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> RunFolder:
         return self

@@ -1,0 +1,162 @@
+"""Several processes: the same curve as one, the same bits when resumed, one writer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from opd.errors import UserError
+from opd.lab.demo import demo_config
+from opd.ranks import ALONE, Ranks, SharedSampler, SharedTeacher
+from opd.run.files import write_json
+from opd.run.folder import RunFolder
+from opd.run.follower import Follower
+from opd.run.records import read_jsonl
+from opd.samplers.hf import Decoding, HFSampler
+from opd.teachers.local import LocalTeacher
+from opd.types import Want
+
+# The order in which float32 gradients are added differs between numbers of processes.
+CURVE = 1e-5
+
+
+class Thread(Ranks):
+    """Ranks whose other processes are played one after another: gathers what they all said."""
+
+    said: dict[int, list[bytes]]
+
+    def gather(self, data: bytes) -> list[bytes]:
+        return [data if r == self.rank else self.said[r].pop(0) for r in range(self.size)]
+
+
+class Recording(Ranks):
+    """Writes down what a process would say, and stops there."""
+
+    def gather(self, data: bytes) -> list[bytes]:
+        raise _Said(data)
+
+
+class _Said(Exception):
+    pass
+
+
+def played(make, size: int):
+    """Run `make(ranks)` as rank 0 of `size`, with the other ranks' words taken from themselves."""
+    said = {}
+    for rank in range(1, size):
+        with pytest.raises(_Said) as word:
+            make(Recording(rank, size))
+        said[rank] = [word.value.args[0]]
+    lead = Thread(0, size)
+    object.__setattr__(lead, "said", said)
+    return make(lead)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_shared_work_is_the_work(make_lm, make_prompts, size):
+    lm, prompts = make_lm(), make_prompts(3, 5, 2, 4)
+    sampler = HFSampler(lm, Decoding(6), stop=frozenset({1}), capture=4)
+    alone = sampler.sample(prompts, n=2, key=(0, 1, 2))
+    shared = played(
+        lambda ranks: SharedSampler(sampler, ranks).sample(prompts, n=2, key=(0, 1, 2)), size
+    )
+    for a, b in zip(alone, shared, strict=True):
+        assert a.prompt == b.prompt
+        np.testing.assert_array_equal(a.ids, b.ids)
+    teacher = LocalTeacher(make_lm(1))
+    want = Want(sampled=True, support=True, full=[np.arange(len(r)) for r in alone])
+    scores = teacher.score(alone, want)
+    shared = played(lambda ranks: SharedTeacher(teacher, ranks).score(alone, want), size)
+    for a, b in zip(scores, shared, strict=True):
+        np.testing.assert_allclose(a.support, b.support, atol=1e-9)
+        np.testing.assert_allclose(a.hidden.numpy(), b.hidden.numpy(), atol=1e-9)
+
+
+def test_a_mistake_one_process_finds_is_raised_by_all():
+    ranks = Thread(0, 2)
+    object.__setattr__(ranks, "said", {1: [b"-its disk is full"]})
+    with pytest.raises(UserError, match="its disk is full"):
+        ranks.together(lambda: b"fine")
+    assert ALONE.together(lambda: b"x") == [b"x"]
+
+
+def test_a_follower_reads_and_never_writes(tmp_path):
+    with RunFolder.create(tmp_path / "run", {"train": {"seed": 0}}) as leader:
+        leader.log(1, {"a": 1.0})
+        before = {p: p.stat().st_mtime_ns for p in sorted((tmp_path / "run").rglob("*"))}
+        follower = Follower(tmp_path / "run", {"train": {"seed": 0}})
+        follower.log(2, {"a": 2.0})
+        follower.time(2, {"a": 2.0})
+        follower.alarm({"a": 1})
+        follower.truncate_to({})
+        follower.save_summary({"a": 1})
+        follower.save_rollouts(1, [], [], key={})
+        follower.thin_rollouts(5, 0)
+        follower.save_tokens(lambda: [])
+        follower.save_eval(1, "x", {}, [])
+        assert follower.key(1, 0) == leader.key(1, 0)
+        assert not follower.writes
+        follower.close()
+        after = {p: p.stat().st_mtime_ns for p in sorted((tmp_path / "run").rglob("*"))}
+        assert before == after
+
+
+def launch(folder: Path, processes: int, *options: str, steps: int = 4) -> None:
+    data = demo_config(folder)
+    data["train"] |= {"steps": steps, "prompts_per_step": 6, "tokens_per_microbatch": 256}
+    data["output"] |= {"save_every": 2}
+    data["eval"] = [e | {"limit": 6, "every": 2} for e in data["eval"]]
+    file = folder.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(data))
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    done = subprocess.run(
+        [*start, "opd", "train", str(file), *options],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = [folder / "metrics.jsonl", *sorted((folder / "checkpoints").rglob("*.safetensors"))]
+    files += sorted((folder / "final").rglob("*.safetensors"))
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def distance(one: Path, other: Path) -> float:
+    worst = 0.0
+    for a, b in zip(
+        read_jsonl(one / "metrics.jsonl"), read_jsonl(other / "metrics.jsonl"), strict=True
+    ):
+        assert a.keys() == b.keys()
+        numbers = [k for k, v in a.items() if isinstance(v, float | int)]
+        worst = max(worst, *(abs(a[k] - b[k]) for k in numbers))
+    return worst
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_and_three_processes_train_like_one_and_resume_bit_for_bit(tmp_path):
+    launch(tmp_path / "one", 1)
+    launch(tmp_path / "two", 2)
+    launch(tmp_path / "three", 3)
+    report = {n: distance(tmp_path / "one", tmp_path / n) for n in ("two", "three")}
+    write_json(tmp_path / "distances.json", report)
+    assert max(report.values()) < CURVE
+    launch(tmp_path / "halves", 2, steps=2)
+    launch(tmp_path / "halves", 2, "--resume")
+    assert digest(tmp_path / "halves") == digest(tmp_path / "two")
+    launch(tmp_path / "mixed", 2, steps=2)
+    launch(tmp_path / "mixed", 1, "--resume")
+    assert distance(tmp_path / "one", tmp_path / "mixed") < CURVE
