@@ -307,6 +307,7 @@ def test_training_survives_a_crash_of_the_teacher_and_refuses_an_impostor(
     train(parts)
     parts.folder.close()
     parts.source.teacher.dialect.http.close()
+    parts.source.sampler.http.close()
     lines = read_jsonl(place / "run" / "metrics.jsonl")
     times = read_jsonl(place / "run" / "timings.jsonl")
     tell("step  loss    overlap  drift/logp_gap  bytes/token  retries  step s")

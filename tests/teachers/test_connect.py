@@ -1,0 +1,130 @@
+"""Which losses a server can serve, and what the user is told when it cannot."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fake_vllm import EOS, VOCAB, FakeClock, FakeVllm, bigram, client, encode
+
+from opd import config, connect
+from opd.build import make_objective
+from opd.errors import UserError
+from opd.run.console import Console
+from opd.teachers.handshake import shake_hands
+from opd.teachers.vllm_api import VllmDialect
+from opd.types import Kind
+
+STOCK = frozenset({Kind.SAMPLED, Kind.TOPK})
+EXACT = STOCK | {Kind.SUPPORT}
+
+
+def run_of(teacher=None, **loss):
+    return config.parse(
+        {
+            "student": {"model": "s"},
+            "teacher": teacher or {"url": "http://127.0.0.1:1/v1", "model": "t"},
+            "prompts": {"path": "p"},
+            "loss": loss,
+            "output": {"dir": "runs/x"},
+        }
+    )
+
+
+def refusal(kinds, **loss) -> str:
+    with pytest.raises(UserError) as caught:
+        connect.require_kinds(make_objective(run_of(**loss)), kinds)
+    return str(caught.value)
+
+
+def test_student_chosen_ids_a_server_cannot_score_are_refused_with_the_choices():
+    words = refusal(STOCK)
+    for choice in ("sampled", "teacher_topk", "tail", "opd serve-teacher", "support=auto"):
+        assert choice in words
+    connect.require_kinds(make_objective(run_of()), EXACT)
+    for support in ("sampled", "teacher_topk"):
+        connect.require_kinds(make_objective(run_of(support=support)), STOCK)
+
+
+def test_whole_distributions_and_entropies_are_refused_where_nobody_sends_them():
+    assert "teacher.model without teacher.url" in refusal(EXACT, support="full")
+    terms = {"entropy_forward_kl": 0.8}
+    assert "opd serve-teacher" in refusal(STOCK, support="teacher_topk", terms=terms)
+
+
+def test_auto_is_what_the_teacher_can_serve(capsys):
+    for kinds, support, mode in (
+        (EXACT, "student_topk", "paper"),
+        (STOCK, "teacher_topk", "tail"),
+    ):
+        loss = connect.settle_support(run_of(support="auto"), kinds, Console("plain")).loss
+        assert (loss.support, loss.mode) == (support, mode)
+    assert "cannot score the student's own tokens" in capsys.readouterr().out
+
+
+def test_the_documented_route_for_chosen_ids_is_found_by_asking():
+    clock = FakeClock()
+    for offered in (False, True):
+        fake = FakeVllm(bigram(), chosen_ids=offered, clock=clock)
+        assert (Kind.SUPPORT in VllmDialect(client(fake, clock), "m").kinds) == offered
+
+
+@pytest.mark.parametrize(
+    ("change", "topk", "longest", "words"),
+    [
+        ({"max_logprobs": 3}, 4, 100, "--max-logprobs 4"),
+        ({"max_len": 101}, 4, 101, "--max-model-len"),
+        ({"tokenize": lambda text: encode(text)[::-1]}, 4, 100, "student's family"),
+        ({"logp": lambda ids: np.full((len(ids), VOCAB), -np.log(VOCAB))}, 4, 100, "same score"),
+    ],
+)
+def test_each_failed_probe_names_its_fix(change, topk, longest, words):
+    clock = FakeClock()
+    fake = FakeVllm(change.pop("logp", bigram()), clock=clock, **change)
+    hands = shake_hands(
+        VllmDialect(client(fake, clock), "m"),
+        vocab=VOCAB,
+        encode=encode,
+        topk=topk,
+        longest=longest,
+        ends=(EOS,),
+    )
+    with pytest.raises(UserError, match=words):
+        hands.require("url")
+
+
+def test_a_handshake_asks_little():
+    clock = FakeClock()
+    fake = FakeVllm(bigram(), clock=clock)
+    hands = shake_hands(VllmDialect(client(fake, clock), "m"), vocab=VOCAB, encode=encode, topk=4)
+    assert not hands.fatal
+    assert sum(path == "/v1/completions" for path in fake.asked) <= 20
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        ({"url": "http://x/v1", "model": "t", "api_key_env": "sk-not-a-name"}, "NAME"),
+        ({"url": "http://x/v1", "model": "t", "api_key": "sk-secret"}, "unknown key"),
+        ({"url": "http://x/v1"}, "teacher.model: required"),
+        ({"model": "t", "cache": {"dir": "d"}}, "offline=true"),
+    ],
+)
+def test_a_teacher_section_that_is_wrong_is_told_so(teacher, words):
+    with pytest.raises(UserError, match=words) as caught:
+        run_of(teacher)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "words"),
+    [
+        ({"engine": "vllm"}, "rollout.url"),
+        ({"engine": "vllm", "url": "http://x/v1", "model": "m", "temperature": 0.7}, "drift"),
+        ({"engine": "replay"}, "rollout.path"),
+        ({"url": "http://x/v1"}, "no meaning"),
+    ],
+)
+def test_a_rollout_section_that_is_wrong_is_told_so(rollout, words):
+    data = config.dump(run_of()) | {"rollout": rollout}
+    with pytest.raises(UserError, match=words):
+        config.parse(data)
