@@ -24,7 +24,6 @@ from opd.data.prompts import PromptSet, load_prompts
 from opd.errors import UserError
 from opd.evaluate import EvalTask
 from opd.experience import Source
-from opd.http import Http, Limits, read_key
 from opd.loop import Parts
 from opd.models import tokenizers
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
@@ -38,7 +37,6 @@ from opd.run.follower import Follower
 from opd.run.tracking import Trackers
 from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.replay import ReplaySampler
-from opd.samplers.vllm import VllmSampler
 from opd.teachers.local import LocalTeacher
 from opd.types import Kind, Rollout, Sampler
 from opd.update import Learner, make_optimizer
@@ -368,36 +366,11 @@ def student_sampler(cfg: Run, pair: Pair, folder: Path) -> Sampler:
     """The sampler of training rollouts; records as many top tokens as the loss needs."""
     r = cfg.rollout
     if r.engine == "vllm":
-        return vllm_sampler(cfg, pair, folder)
+        return connect.vllm_sampler(cfg, pair.student, pair.tokenizer, pair.stop, folder)
     if r.path is not None:
         return ReplaySampler(connect.read_rollouts(Path(r.path)), Path(r.path), capture=cfg.loss.k)
     decoding = Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k)
     return HFSampler(pair.student, decoding, stop=pair.stop, capture=cfg.loss.k, batch=r.batch)
-
-
-def vllm_sampler(cfg: Run, pair: Pair, folder: Path) -> VllmSampler:
-    """Rollouts by a vLLM server that is given the student's weights after every step."""
-    r = cfg.rollout
-    assert r.url is not None
-    assert r.model is not None
-    http = Http(
-        r.url.rstrip("/").removesuffix("/v1"),
-        who="rollout server",
-        key="rollout.url",
-        api_key=read_key(r.api_key_env, "rollout.api_key_env"),
-        limits=Limits(answer=r.timeout),
-    )
-    return VllmSampler(
-        http,
-        r.model,
-        pair.student,
-        pair.tokenizer,
-        Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k),
-        stop=pair.stop,
-        capture=min(cfg.loss.k, pair.student.vocab),
-        sync_dir=folder / "sync" if r.sync_dir is None else Path(r.sync_dir),
-        concurrency=r.concurrency,
-    )
 
 
 def eval_sampler(

@@ -19,10 +19,13 @@ from opd.core.objective import Objective
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.http import Http, Limits, Transient, read_key
+from opd.models.lm import LM
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.files import write_json
 from opd.run.rollouts import decode
+from opd.samplers.hf import Decoding
+from opd.samplers.vllm import VllmSampler
 from opd.teachers import server
 from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store
 from opd.teachers.handshake import (
@@ -346,6 +349,33 @@ def _canary(record: dict[str, Any]) -> Canary:
         Prompt(0, (ids[0],), ""), 0, rest, zeros, zeros, rest[:, None], zeros[:, None], "length"
     )
     return Canary(rollout, np.array(record["sampled"]), record["tolerance"])
+
+
+def vllm_sampler(
+    cfg: Run, student: LM, tokenizer: Any, stop: frozenset[int], folder: Path
+) -> VllmSampler:
+    """Rollouts by a vLLM server that is given the student's weights after every step."""
+    r = cfg.rollout
+    assert r.url is not None
+    assert r.model is not None
+    http = Http(
+        r.url.rstrip("/").removesuffix("/v1"),
+        who="rollout server",
+        key="rollout.url",
+        api_key=read_key(r.api_key_env, "rollout.api_key_env"),
+        limits=Limits(answer=r.timeout),
+    )
+    return VllmSampler(
+        http,
+        r.model,
+        student,
+        tokenizer,
+        Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k),
+        stop=stop,
+        capture=min(cfg.loss.k, student.vocab),
+        sync_dir=folder / "sync" if r.sync_dir is None else Path(r.sync_dir),
+        concurrency=r.concurrency,
+    )
 
 
 def read_rollouts(path: Path) -> list[Rollout]:

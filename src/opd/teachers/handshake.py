@@ -142,17 +142,33 @@ def shake_hands(
     asker = _Asker(result, dialect, vocab, ends=tuple(ends[:1]))
     if not _topk(result, asker, texts[0], topk):
         return result
+    canary = _sequence(texts[-1])
+    first = asker.ask([canary], Want(sampled=True))
     steps: list[Callable[[_Asker, Sequence[Sequence[int]]], None]] = [_signal, _noise, _position]
     for step in steps:
         step(asker, texts)
         if result.fatal:
             return result
-    tolerance = max(FLOOR, 4 * result.noise_mean)
-    canary = _sequence(texts[-1])
-    scores = asker.ask([canary], Want(sampled=True))
-    if scores is not None and scores[0].sampled is not None:
-        result.canary = Canary(canary, scores[0].sampled.astype(np.float64), tolerance)
+    last = asker.ask([canary], Want(sampled=True))
+    if first is not None and last is not None:
+        result.canary = _canary(result, canary, first[0], last[0])
     return result
+
+
+def _canary(result: Handshake, rollout: Rollout, first: Scores, last: Scores) -> Canary:
+    """One sequence asked before and after the other probes: it must be one teacher throughout."""
+    assert first.sampled is not None
+    tolerance = max(FLOOR, 4 * result.noise_mean)
+    canary = Canary(rollout, first.sampled.astype(np.float64), tolerance)
+    gap = canary.gap(last)
+    if gap > tolerance:
+        result.add(
+            "same teacher",
+            "fatal",
+            f"one text scored {gap:.3f} nats a token differently at the end of the handshake than "
+            "at its beginning: the server was restarted with another model meanwhile. Try again.",
+        )
+    return canary
 
 
 @dataclass
