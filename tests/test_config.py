@@ -39,10 +39,6 @@ def test_minimal_file_is_the_papers_recipe():
         ("rollout.n=many", r"rollout\.n: .*found 'many'"),
         ("rollout.n=0", r"rollout\.n: .*greater than or equal to 1"),
         ("loss.mode=papre", r"loss\.mode: .*'paper', 'reference' or 'tail'"),
-        ("loss.k=1", "zero gradient"),
-        ("rollout.top_p=0.9 loss.support=sampled", "biased"),
-        ("rollout.temperature=0.7 loss.support=sampled", "biased"),
-        ("loss.mode=reference loss.divergence=jsd", "no such form"),
         ("loss.terms.reward_scale=1.25", r"needs loss\.terms\.reference"),
         ("loss.terms.sft_weight=0.1", "go together"),
         ("loss.terms.reference=m", "changes nothing"),
@@ -59,6 +55,24 @@ def test_minimal_file_is_the_papers_recipe():
 def test_a_mistake_is_told_with_its_fix(override, said):
     with pytest.raises(UserError, match=said):
         config.parse(MINIMAL, override.split(" ") if "[" not in override else [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("loss.k=1", "zero gradient"),
+        ("rollout.top_p=0.9 loss.support=sampled", "biased"),
+        ("rollout.temperature=0.7 loss.support=sampled", "biased"),
+        ("loss.mode=reference loss.divergence=jsd", "no such form"),
+        ("loss.mode=tail loss.support=full", "loss.mode=tail needs"),
+        ("loss.support=sampled loss.divergence=forward_kl", "estimates reverse KL"),
+    ],
+)
+def test_a_loss_that_makes_no_sense_is_refused_before_anything_is_loaded(overrides, said):
+    from opd.build import make_objective
+
+    with pytest.raises(UserError, match=said):
+        make_objective(config.parse(MINIMAL, overrides.split(" ")))
 
 
 def test_scientific_notation_without_a_dot_is_a_number():

@@ -17,7 +17,7 @@ from torch import Tensor
 from opd.config import Optim
 from opd.core import metrics
 from opd.core.align import Batch, MicroBatch, align
-from opd.core.chunked import chunk_slices, chunked_sum
+from opd.core.chunked import chunk_slices
 from opd.core.losses import cross_entropy
 from opd.core.objective import Objective
 from opd.core.views import DenseView, logp
@@ -121,19 +121,18 @@ def micro_loss(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Tensor:
         view = RowsView(head, hidden, objective.student_temperature)
         return objective.per_position(view, micro.teacher, micro.at, micro.reference).sum()
 
-    def of_logits(raw: Tensor, part: slice) -> Tensor:
+    def of_logits(logits: Tensor, part: slice) -> Tensor:
         at, teacher, reference = micro.part(part)
-        student = DenseView(head.shape(raw), objective.student_temperature)
+        student = DenseView(logits, objective.student_temperature)
         if objective.needs_full_teacher:
             assert learner.teacher_logits is not None
             assert micro.full_hidden is not None
-            logits = learner.teacher_logits(micro.full_hidden[part])
-            full = DenseView(logits, learner.teacher_temperature)
+            theirs = learner.teacher_logits(micro.full_hidden[part])
+            full = DenseView(theirs, learner.teacher_temperature)
             return objective.per_position(student, full, at, reference)
         return objective.per_position(student, teacher, at, reference)
 
-    bias = None if head.bias is None else head.bias[: head.vocab]
-    return chunked_sum(of_logits, hidden, head.weight[: head.vocab], bias)
+    return head.chunked_sum(of_logits, hidden)
 
 
 def imitate(learner: Learner, gold: Batch) -> Mean:
@@ -153,13 +152,11 @@ def imitate(learner: Learner, gold: Batch) -> Mean:
 def completion_loss(student: LM, micro: MicroBatch) -> Tensor:
     """Cross-entropy summed over the N completion tokens of a micro-batch: a scalar, in nats."""
     hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
-    head, targets = student.head, micro.at.targets[:, None]
-
-    def of_logits(raw: Tensor, part: slice) -> Tensor:
-        return cross_entropy(logp(DenseView(head.shape(raw)), targets[part])).squeeze(1)
-
-    bias = None if head.bias is None else head.bias[: head.vocab]
-    return chunked_sum(of_logits, hidden, head.weight[: head.vocab], bias)
+    targets = micro.at.targets[:, None]
+    return student.head.chunked_sum(
+        lambda logits, part: cross_entropy(logp(DenseView(logits), targets[part])).squeeze(1),
+        hidden,
+    )
 
 
 def derive_dropout(seed: int, step: int) -> None:

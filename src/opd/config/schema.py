@@ -231,7 +231,10 @@ class Terms(Section):
 
 
 class Loss(Section):
-    """What the student minimises at each completion position."""
+    """What the student minimises at each completion position.
+
+    Which combinations make sense is told by `opd.core.objective.Objective`, once for everybody.
+    """
 
     divergence: Divergence = "reverse_kl"
     support: Support = "student_topk"
@@ -260,27 +263,6 @@ class Loss(Section):
 
     @model_validator(mode="after")
     def _coherent(self) -> Loss:
-        if (
-            self.k == 1
-            and self.mode == "paper"
-            and self.support in ("student_topk", "teacher_topk")
-            and not self.allow_zero_gradient
-        ):
-            raise ValueError(
-                "loss.k=1 in loss.mode=paper has exactly zero gradient: one token renormalised on "
-                "itself has probability 1. Use loss.k>=4, loss.mode=tail, or loss.support=sampled "
-                "(loss.allow_zero_gradient=true overrides, for experiments)"
-            )
-        if self.mode == "reference" and self.divergence != "reverse_kl":
-            raise ValueError(
-                f"loss.mode=reference is the published reverse-KL code; loss.divergence="
-                f"{self.divergence} has no such form. Use loss.mode=paper or tail"
-            )
-        if self.support == "sampled" and self.divergence != "reverse_kl":
-            raise ValueError(
-                f"loss.support=sampled estimates reverse KL; loss.divergence={self.divergence} "
-                "needs a support of several tokens, such as loss.support=student_topk"
-            )
         if self.terms.reward_scale != 1.0 and self.terms.reference is None:
             raise ValueError(
                 f"loss.terms.reward_scale={self.terms.reward_scale} needs loss.terms.reference, "
@@ -386,21 +368,6 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _coherent(self) -> Run:
-        truncated = self.rollout.top_p < 1 or self.rollout.top_k is not None
-        if truncated and self.loss.support == "sampled":
-            raise ValueError(
-                "loss.support=sampled is biased when rollouts are truncated (rollout.top_p="
-                f"{self.rollout.top_p}, rollout.top_k={self.rollout.top_k}): the sample no longer "
-                "comes from the student. Set rollout.top_p=1 and rollout.top_k=null, or use "
-                "loss.support=student_topk"
-            )
-        drawn, trained = self.rollout.temperature, self.loss.student_temperature
-        if self.loss.support == "sampled" and drawn != trained:
-            raise ValueError(
-                f"loss.support=sampled draws at rollout.temperature={drawn} but trains the "
-                f"distribution at loss.student_temperature={trained}: the estimate would be "
-                "biased. Make them equal, or use loss.support=student_topk"
-            )
         if self.teacher is None and self.loss.terms.outcome_weight == 0:
             raise ValueError(
                 "teacher is null and loss.terms.outcome_weight is 0: nothing trains the student. "

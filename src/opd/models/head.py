@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd.core.chunked import LossOfLogits, chunked_sum
 from opd.core.views import DenseView
 
 # Rows gathered at a time are [chunk, K, H]; this many elements bound the buffer (128 MB in fp32).
@@ -45,6 +46,13 @@ class Head:
     def full(self, hidden: Tensor) -> Tensor:
         """Logits (N, V) of hidden states (N, H)."""
         return self.shape(self.linear(hidden))
+
+    def chunked_sum(self, loss: LossOfLogits, hidden: Tensor) -> Tensor:
+        """Sum over positions of `loss(logits, part)`; see `opd.core.chunked.chunked_sum`."""
+        bias = None if self.bias is None else self.bias[: self.vocab]
+        return chunked_sum(
+            lambda raw, part: loss(self.shape(raw), part), hidden, self.weight[: self.vocab], bias
+        )
 
     def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Logits (N, K) of tokens `ids` (N, K) only: nothing of width V is built.

@@ -110,6 +110,16 @@ def decode(data: bytes, *, hidden_states: bool = True) -> StepFile:
     return StepFile(batch, scores, whole, meta["key"], meta["thinned"])
 
 
+def read_step(path: Path) -> tuple[list[Rollout], list[Scores]]:
+    """What a step file holds, whole or thinned, whatever run it is of: for looking, not resuming.
+
+    Raises:
+        ValueError: for a damaged file.
+    """
+    step = decode(path.read_bytes())
+    return step.batch, step.scores
+
+
 def load(path: Path, key: Mapping[str, Any]) -> tuple[list[Rollout], list[Scores]] | None:
     """See `RunFolder.load_rollouts`."""
     step = _read(path)

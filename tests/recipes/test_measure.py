@@ -1,0 +1,49 @@
+"""The overlap family computed from what a run left on disk equals what the run logged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from opd import config
+from opd.build import build
+from opd.core.metrics import OVERLAP
+from opd.lab.demo import demo_config
+from opd.loop import train
+from opd.recipes.measure import measure
+from opd.run.console import Console
+from opd.run.records import read_jsonl
+from opd.run.rollouts import read_step
+
+
+@pytest.mark.parametrize("support", ["teacher_topk", "student_topk"])
+def test_saved_rollouts_give_the_logged_numbers(tmp_path, support):
+    data = demo_config(tmp_path / "run") | {"eval": []}
+    data["train"] |= {"steps": 1, "prompts_per_step": 4}
+    data["output"]["rollout_sample"] = 1000
+    data["loss"] = {"support": support, "k": 16}
+    parts = build(config.parse(data), resume=False, overwrite=False, console=Console("quiet"))
+    train(parts)
+    parts.folder.close()
+    (logged,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    rollouts, scores = read_step(tmp_path / "run" / "rollouts" / "step-1.parquet")
+    teacher = None if support == "teacher_topk" else parts.source.teacher
+    found = measure(rollouts, scores, teacher=teacher)
+    assert set(found) == set(OVERLAP)
+    for name, mean in found.items():
+        # the sampler decodes token by token, the trainer in one pass: fp32 rounding
+        assert mean.value == pytest.approx(logged[name], rel=1e-3, abs=1e-5), name
+
+
+def test_what_is_missing_is_said(make_lm, make_prompts):
+    from opd.samplers.hf import Decoding, HFSampler
+
+    lm = make_lm(0)
+    rollouts = HFSampler(lm, Decoding(3), stop=frozenset(), capture=4).sample(
+        make_prompts(3), n=1, key=(0,)
+    )
+    with pytest.raises(ValueError, match="fewer than k=16"):
+        measure(rollouts)
+    with pytest.raises(ValueError, match="no teacher to ask"):
+        measure(rollouts, k=4)
+    assert np.isfinite(rollouts[0].topk_logp).all()
