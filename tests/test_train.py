@@ -101,7 +101,7 @@ def test_every_variant_trains_and_differs_from_the_plain_run(tmp_path, name):
         data = run_config(tmp_path / which, steps=1, **changes)
         run(data | {"eval": []})
         (lines[which],) = read_jsonl(tmp_path / which / "metrics.jsonl")
-    # `special`: the demo's completions hold no special token but the stop token, which keeps its loss
+    # `special`: the demo's completions hold none but the stop token, which keeps its loss
     same = ("checkpointing", "no diagnostics", "special")
     plain, changed = (lines[w]["train/grad_norm"] for w in ("plain", "changed"))
     assert changed > 0
@@ -212,6 +212,7 @@ def test_the_demo_pair_learns(tmp_path):
     # At 30 of 80 steps the pair has recovered about half; a quarter is far outside chance.
     assert found["gap_recovery"]["low"] > 0.25
     assert found["before"]["value"] < 0.3 < 0.9 < found["teacher"]["value"]
+    assert found["change"]["low"] > 0
 
 
 def test_final_is_a_plain_hugging_face_folder(tmp_path):

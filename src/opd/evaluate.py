@@ -150,6 +150,9 @@ def recovery(found: Mapping[str, Evaluation]) -> dict[str, Any]:
     nothing to recover, and the share of nothing has no bounds.
     """
     summary: dict[str, Any] = {who: asdict(e.accuracy) for who, e in found.items()}
+    if {"before", "after"} <= set(found):
+        pair = [found[who].correct.mean(1) for who in ("before", "after")]
+        summary["change"] = asdict(stats.paired(*pair).difference)
     if set(found) == {"before", "after", "teacher"}:
         before, after, teacher = (
             found[who].correct.mean(1) for who in ("before", "after", "teacher")

@@ -88,6 +88,8 @@ def tell(summary: dict[str, Any]) -> list[str]:
         for who in ("before", "after", "teacher"):
             if who in found:
                 lines.append(f"  {who:<8} {_interval(found[who])}")
+        if "change" in found:
+            lines.append(f"  change   {_change(found['change'])}")
         share = found.get("gap_recovery")
         if share is not None:
             lines.append(f"  of the gap to the teacher, {_interval(share)} was recovered")
@@ -95,6 +97,12 @@ def tell(summary: dict[str, Any]) -> list[str]:
             lines.append("  the teacher is not distinguishably better: no gap to recover")
     lines += ["", f"Run folder:    {summary['run']}", f"Final student: {summary['run']}/final"]
     return lines
+
+
+def _change(estimate: dict[str, Any]) -> str:
+    value, low, high = (100 * estimate[part] for part in ("value", "low", "high"))
+    told = "forgotten" if high < 0 else "gained" if low > 0 else "nothing that can be told"
+    return f"{value:+.1f} points  (95 % interval {low:+.1f} to {high:+.1f}): {told}"
 
 
 def _interval(estimate: dict[str, Any]) -> str:
