@@ -26,8 +26,8 @@ LOOPS = 0.2  # share of repeated 4-grams that deserves a sentence
 MASS = 0.97  # lowest overlap mass of the paper's good run (B.1)
 
 FORGOT = (
-    "To forget less elsewhere: mix other prompts in (`opd select` keeps an out-of-distribution "
-    "share), lower optim.lr, or stop earlier."
+    "To forget less elsewhere: mix other prompts into prompts.path, lower optim.lr, or stop "
+    "earlier."
 )
 
 
@@ -312,8 +312,8 @@ def _mass(run: RunData, main: Outcome | None) -> Limit | None:
             mass.values(),
         ),
         Sentence(
-            "Ask `opd check` for a teacher of the student's own pattern of thinking, or warm "
-            "up with `opd coldstart`. loss.mode=tail also sees the mass outside the support."
+            "Take a teacher of the student's own pattern of thinking, or warm the student up on "
+            "the teacher's completions first. loss.mode=tail also sees the mass outside the support."
         ),
     )
 
@@ -332,7 +332,7 @@ def _overlap(run: RunData, main: Outcome | None) -> Limit | None:
         ),
         Sentence(
             "Try a teacher of the student's own family and pattern of thinking, or prompts the "
-            "teacher was trained on (`opd select`)."
+            "teacher was trained on."
         ),
     )
 
