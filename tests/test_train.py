@@ -129,6 +129,22 @@ def test_a_step_on_disk_is_neither_generated_nor_scored_again(tmp_path):
     assert digest(tmp_path / "died") == digest(tmp_path / "straight")
 
 
+def test_thinning_that_was_cut_off_is_made_up_for(tmp_path):
+    run(run_config(tmp_path / "straight", steps=2))
+    data = run_config(tmp_path / "died", steps=2)
+    parts = build(config.parse(data), resume=False, overwrite=False, console=Console("quiet"))
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    parts.folder.thin_rollouts = die  # after the last checkpoint, before its step files shrink
+    with pytest.raises(KeyboardInterrupt):
+        train(parts)
+    parts.folder.close()
+    run(data, resume=True)
+    assert digest(tmp_path / "died") == digest(tmp_path / "straight")
+
+
 class Counting:
     """A sampler or teacher that counts how often it is asked."""
 

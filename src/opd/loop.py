@@ -57,6 +57,7 @@ def train(parts: Parts) -> dict[str, Any]:
     """
     cfg, run, source, clock = parts.cfg, parts.folder, parts.source, parts.clock
     step, refused = restore(run, parts.learner), 0
+    run.thin_rollouts(step, cfg.output.rollout_sample)  # a kill may have come between save and this
     source.sampler.sync(step)
     parts.console.start(step, cfg.train.steps)
     evaluate_teacher(parts)
