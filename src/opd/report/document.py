@@ -6,8 +6,9 @@ result people look at (report, compare, check, lab) builds a `Document` of these
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -189,6 +190,26 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Image:
+    """A picture made elsewhere, with the numbers it draws; always on white."""
+
+    kind: ClassVar[str] = "image"
+    caption: str
+    png: bytes
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> Markup:
+        """The picture as an address that loads nothing."""
+        # Safe: base64 has no character that ends an attribute.
+        return Markup("data:image/png;base64,") + Markup(base64.b64encode(self.png).decode())
+
+    def record(self) -> dict[str, Any]:
+        """For the JSON twin."""
+        return {"caption": self.caption, "data": dict(self.data)}
+
+
+@dataclass(frozen=True)
 class TokenSpan:
     """A token as drawn: its text, its colour class and what a pointer resting on it is told."""
 
@@ -247,7 +268,7 @@ class Tokens:
         }
 
 
-Part = Verdict | Table | Chart | Charts | Examples | Code | Note | Tokens
+Part = Verdict | Table | Chart | Charts | Examples | Code | Note | Image | Tokens
 
 
 @dataclass(frozen=True)
@@ -262,12 +283,18 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A page; `refresh_seconds` makes it reload itself."""
+    """A page; `refresh_seconds` makes it reload itself, `source` is what its numbers come from."""
 
     title: str
     subtitle: str
     sections: Sequence[Section]
     refresh_seconds: int | None = None
+    source: str = "the run folder alone"
+
+    def __post_init__(self) -> None:
+        names = [s.name for s in self.sections]
+        if len(set(names)) < len(names):  # they are anchors of the page and keys of its twin
+            raise ValueError(f"sections share a name: {names}")
 
     def record(self) -> dict[str, Any]:
         """The JSON twin: every number and every text of the page."""
