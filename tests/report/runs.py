@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +49,29 @@ def write_run(
             scores = [score(rng, sampled) for _ in batch]
             texts = [text("completion") for _ in batch]
             run.save_rollouts(step, batch, scores, key={}, texts=texts)
-        run.alarm({"step": 5, "alarm": text("alarm"), "message": text("message"), "value": 0.5})
+        for step in (5, 6, 12):
+            run.alarm(alarm(step, text))
+    (path / "check.json").write_text(json.dumps(check(text)), encoding="utf-8")
+
+
+def alarm(step: int, text: Text) -> dict:
+    return {
+        "step": step,
+        "name": text("alarm"),
+        "message": text("message"),
+        "evidence": {text("seen"): 0.625},
+        "remedy": text("remedy"),
+        "action": text("acted"),
+    }
+
+
+def check(text: Text) -> dict:
+    return {
+        "verdict": "go with changes",
+        "reasons": [text("reason")],
+        "advice": [{"text": text("advice"), "set": {text("key"): text("setting")}}],
+        "numbers": {text("number"): {"value": 0.25, "low": 0.125, "high": 0.5, "n": 77}},
+    }
 
 
 def raw_config(path: Path, text: Text, planned: int, seed: int) -> dict:

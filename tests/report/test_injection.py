@@ -73,7 +73,11 @@ def check(html: str, tags: set[str] = TAGS) -> Page:
     return page
 
 
-PLACES = ("student", "question", "truth", "answer-0", "prompt", "message", "alarm", "token1")
+PLACES = (
+    *("student", "question", "truth", "answer-0", "prompt", "token1"),
+    *("message", "alarm", "seen", "remedy", "acted"),
+    *("reason", "advice", "key", "number"),
+)
 # What would not show, or would change the order of letters.
 UNSEEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2066-\u2069\ufeff\ue000\U000e0041]"

@@ -34,7 +34,7 @@ def test_verdict_comes_first_then_accuracy_and_the_rest(page):
     html, _ = page
     names = re.findall(r'<section id="([a-z]+)">', html)
     assert names == [
-        *("verdict", "accuracy", "picture", "positions"),
+        *("verdict", "accuracy", "check", "picture", "positions"),
         *("tokens", "rollouts", "cost", "setup"),
     ]
 

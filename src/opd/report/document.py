@@ -32,9 +32,6 @@ class Number:
         return {"value": self.value, "shown": self.text, "note": self.note}
 
 
-Cell = str | Number
-
-
 @dataclass(frozen=True)
 class Sentence:
     """A statement and the numbers it rests on."""
@@ -46,6 +43,9 @@ class Sentence:
     def record(self) -> dict[str, Any]:
         """For the JSON twin."""
         return {"text": self.text, "evidence": self.evidence, "values": self.values}
+
+
+Cell = str | Number | Sentence
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Table:
 
     def record(self) -> dict[str, Any]:
         """For the JSON twin."""
-        rows = [[c.record() if isinstance(c, Number) else c for c in row] for row in self.rows]
+        rows = [[c if isinstance(c, str) else c.record() for c in row] for row in self.rows]
         return {
             "caption": self.caption,
             "columns": list(self.columns),

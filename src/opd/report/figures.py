@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from opd.report.alarms import starts
 from opd.report.document import Chart, Legend
 from opd.report.plots import Line, Marks, curves, heat
 from opd.report.ranges import HEALTHY, HEAT, Picture
@@ -18,11 +18,15 @@ _BIN = re.compile(r"(.+)@pos(\d+)-(\d+)")
 
 
 def marks(run: RunData) -> Marks:
-    """Alarms, and steps at which a phase began."""
-    alarms = sorted({float(r["step"]) for r in run.alarms})
-    named = [(float(r["step"]), r["phase"]) for r in run.metrics if isinstance(r.get("phase"), str)]
-    changes = [b[0] for a, b in itertools.pairwise(named) if a[1] != b[1]]
-    return Marks(alarms, changes)
+    """Steps at which an alarm or a phase began; the first phase is the run's own beginning."""
+    return Marks(starts(run.alarms), [step for step, _ in run.phases[1:]])
+
+
+def mark_legend(run: RunData) -> list[Legend]:
+    """What the vertical lines are, phases by name and step."""
+    legend = [Legend("alarm", "alarm begins")] if run.alarms else []
+    told = [f"{name} from step {step:.0f}" for step, name in run.phases[1:]]
+    return legend + ([Legend("phase", ", ".join(told))] if told else [])
 
 
 def pictures(run: RunData, wanted: Sequence[Picture]) -> list[Chart]:
@@ -47,16 +51,12 @@ def _picture(run: RunData, picture: Picture) -> Chart | None:
     if band is not None:
         legend.append(Legend("healthy", f"{band.low:g} to {band.high:g}: {band.source}"))
         data["healthy"] = {"low": band.low, "high": band.high, "source": band.source}
-    found = marks(run)
-    if found.alarms:
-        legend.append(Legend("alarm", "alarm"))
-    if found.phases:
-        legend.append(Legend("phase", "phase begins"))
+    legend += mark_legend(run)
     svg = curves(
         picture.title,
         lines,
         band=None if band is None else (band.low, band.high),
-        marks=found,
+        marks=marks(run),
         percent=picture.percent,
     )
     return Chart(picture.title, svg, data, legend, picture.note, picture.lines[0][0])

@@ -9,6 +9,8 @@ from typing import Any
 
 from opd import config
 from opd.errors import UserError
+from opd.report.alarms import Alarm
+from opd.report.checked import check_section
 from opd.report.document import (
     Cell,
     Chart,
@@ -22,9 +24,10 @@ from opd.report.document import (
     Number,
     Part,
     Section,
+    Sentence,
     Table,
 )
-from opd.report.figures import heat_maps, marks, pictures, time_charts
+from opd.report.figures import heat_maps, mark_legend, marks, pictures, time_charts
 from opd.report.numbers import NONE, estimate, length, percent, plain, seconds
 from opd.report.plots import Line, curves
 from opd.report.ranges import BOUNDS, PICTURES, ROLLOUTS
@@ -36,6 +39,7 @@ from opd.run.place import flatten
 
 REFRESH_S = 20
 FLIPS = 3  # examples shown of each kind
+ALARMS = 100  # shown
 
 
 def document(run: RunData) -> Document:
@@ -45,6 +49,7 @@ def document(run: RunData) -> Document:
     sections = [
         Section("verdict", "Did it work?", [verdict(run)]),
         *_accuracy(run),
+        *([] if run.check is None else [check_section(run.check)]),
         *_picture(run),
         *_heat(run),
         *_tokens(run),
@@ -103,6 +108,7 @@ def _accuracy_chart(run: RunData, task: EvalSet) -> Chart:
     data |= {"low": low.tolist(), "high": high.tolist()}
     legend = [Legend("line-1", "student, 95% interval")]
     legend += [] if level is None else [Legend("level", "teacher")]
+    legend += mark_legend(run)
     return Chart(f"Accuracy on {task.label}", svg, data, legend, "over steps")
 
 
@@ -177,11 +183,7 @@ def _picture(run: RunData) -> list[Section]:
     charts = pictures(run, (*PICTURES, *BOUNDS))
     parts: list[Part] = [Charts(charts)] if charts else [Note("Nothing was diagnosed yet.")]
     if run.alarms:
-        rows: list[list[Cell]] = [
-            [Number(r["step"], f"{r['step']:,}"), *_alarm_words(r)]
-            for r in sorted(run.alarms, key=lambda r: r["step"])[:100]
-        ]
-        parts.append(Table("Alarms", ("step", "alarm", "what it saw"), rows))
+        parts.append(_alarm_table(run.alarms))
     lead = (
         "Measured on the student's own completions. Faint: every step; strong: moving mean. "
         "A shaded range has a published source; where none is shaded, nobody has published one."
@@ -189,11 +191,17 @@ def _picture(run: RunData) -> list[Section]:
     return [Section("picture", "How close the two models are", parts, lead)]
 
 
-def _alarm_words(record: dict[str, Any]) -> list[str]:
-    name = str(record.get("alarm", record.get("name", record.get("rule", ""))))
-    known = ("step", "alarm", "name", "rule", "message", "nonfinite")
-    rest = ", ".join(f"{k} {v}" for k, v in record.items() if k not in known)
-    return [name, " ".join(filter(None, [str(record.get("message", "")), rest]))]
+def _alarm_table(found: Sequence[Alarm]) -> Table:
+    rows: list[list[Cell]] = []
+    for alarm in found[:ALARMS]:
+        did = alarm.acted or "warned"
+        seen = Sentence(alarm.message, alarm.evidence)
+        step = Number(alarm.step, f"{alarm.step:,}")
+        rows.append([step, alarm.name, seen, alarm.remedy, did])
+    columns = ("step", "alarm", "what it saw", "what helps", "what the run did")
+    left = len(found) - len(rows)
+    note = f"{left:,} more in alarms.jsonl." if left else ""
+    return Table("Alarms", columns, rows, note)
 
 
 def _heat(run: RunData) -> list[Section]:

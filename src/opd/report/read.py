@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from opd.core.stats import Estimate
 from opd.errors import UserError
+from opd.report.alarms import Alarm, alarms, phases
 from opd.run import evals, rollouts, vocabulary
 from opd.run.lock import LOCK
 from opd.run.records import json_restore, read_jsonl
@@ -75,7 +76,9 @@ class RunData:
     env: dict[str, Any]
     metrics: list[dict[str, Any]]
     timings: list[dict[str, Any]]
-    alarms: list[dict[str, Any]]
+    alarms: list[Alarm]
+    phases: list[tuple[float, str]]
+    check: dict[str, Any] | None
     evals: list[EvalSet]
     tokens: list[str] | None
     alive: bool
@@ -155,7 +158,9 @@ def read_run(path: str | Path) -> RunData:
         env=env,
         metrics=_stepped(lines["metrics"]),
         timings=_stepped(lines["timings"]),
-        alarms=_stepped(lines["alarms"]),
+        alarms=alarms(_stepped(lines["alarms"])),
+        phases=phases(_stepped(lines["metrics"] + lines["alarms"])),
+        check=_check(path, gaps),
         evals=_evals(path / "eval", config, gaps),
         tokens=tokens,
         alive=is_alive(path),
@@ -187,6 +192,17 @@ def _object(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path / name} holds no JSON object.")
     return found
+
+
+def _check(path: Path, gaps: list[str]) -> dict[str, Any] | None:
+    """What `opd check` left in the run folder, if it did."""
+    if not (path / "check.json").is_file():
+        return None
+    try:
+        return _object(path, "check.json")
+    except UserError as error:
+        gaps.append(f"What the check said is left out: {error}")
+        return None
 
 
 def _stepped(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -261,12 +261,17 @@ def _limits(run: RunData, main: Outcome | None) -> list[Limit]:
 def _alarms(run: RunData, main: Outcome | None) -> Limit | None:
     if not run.alarms:
         return None
-    first = int(run.alarms[0]["step"])
-    text = (
-        f"{len(run.alarms)} alarm{'s' if len(run.alarms) > 1 else ''}, the first at step {first}."
-    )
-    values = {"alarms": len(run.alarms), "first": first}
-    return Sentence(text, "alarms.jsonl; listed below", values), None
+    first, names = run.alarms[0], list(dict.fromkeys(a.name for a in run.alarms))
+    count = f"{len(run.alarms):,} alarm{'s' if len(run.alarms) > 1 else ''}"
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    text = f"{count} ({shown}), the first at step {first.step}."
+    acted = next((a for a in run.alarms if a.acted), None)
+    if acted is not None:
+        text += f" At step {acted.step} the run acted: {acted.acted}."
+    values = {"alarms": len(run.alarms), "first": first.step, "names": names}
+    evidence = " ".join(filter(None, [first.message, first.evidence]))
+    remedy = Sentence(first.remedy, f"the alarm {first.name}") if first.remedy else None
+    return Sentence(text, f"{evidence} Listed below.", values), remedy
 
 
 def _refused(run: RunData, main: Outcome | None) -> Limit | None:

@@ -71,6 +71,8 @@ def _head(run: RunData) -> Text:
     if run.alive and len(took):
         left = (run.planned - run.done) * float(np.median(took[-10:]))
         words.append(f"about {seconds(left)} left")
+    if len(run.phases) > 1:
+        words.append(for_terminal(run.phases[-1][1]))
     score = run.series("time/score_s").values
     if len(score):
         words.append(f"teacher {seconds(float(np.median(score[-10:])))} a step")
@@ -120,10 +122,9 @@ def _evals(run: RunData) -> Sequence[Text]:
 
 
 def _alarms(run: RunData) -> Sequence[Text]:
-    return [
-        Text(
-            for_terminal(f"alarm at step {r['step']}: {r.get('alarm', '')} {r.get('message', '')}"),
-            style="red",
-        )
-        for r in run.alarms[-5:]
-    ]
+    lines = []
+    for alarm in run.alarms[-5:]:
+        words = [f"alarm at step {alarm.step}: {alarm.name}", alarm.message, alarm.evidence]
+        words += [f"Helps: {alarm.remedy}" if alarm.remedy else "", alarm.acted]
+        lines.append(Text(for_terminal("  ".join(filter(None, words))), style="red"))
+    return lines

@@ -1,0 +1,97 @@
+"""Alarms and phases: every form of the journal's lines, and what page and terminal say of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console
+
+from opd.report.alarms import alarms, is_phase, phases, starts
+from opd.report.figures import marks
+from opd.report.page import document
+from opd.report.read import read_run
+from opd.report.verdict import verdict
+from opd.report.watch import watch
+
+FULL = {
+    "step": 7,
+    "name": "overlap mass falling",
+    "message": "It fell.",
+    "evidence": {"last_fifth": 0.5, "first": 0.75},
+    "remedy": "Use loss.mode=tail.",
+    "action": "tail bucket on",
+}
+
+
+def test_a_full_line_keeps_every_word():
+    (found,) = alarms([FULL])
+    assert (found.step, found.name, found.message) == (7, "overlap mass falling", "It fell.")
+    assert found.evidence == "last_fifth 0.5, first 0.75"
+    assert (found.remedy, found.acted) == ("Use loss.mode=tail.", "tail bucket on")
+
+
+@pytest.mark.parametrize(
+    ("record", "evidence"),
+    [
+        ({"step": 1}, ""),
+        ({"step": 1, "name": "x", "evidence": "as it is"}, "as it is"),
+        ({"step": 1, "name": "x", "evidence": [0.5, None, "b"]}, "0.5, b"),
+        ({"step": 1, "name": "x", "value": 0.25, "action": "warn"}, "value 0.25"),
+        ({"step": 1, "alarm": "older name", "evidence": None}, ""),
+    ],
+)
+def test_lines_of_other_versions_are_alarms_too(record, evidence):
+    (found,) = alarms([record])
+    assert found.evidence == evidence
+    assert found.acted == ""
+
+
+def test_an_alarm_that_goes_on_is_marked_once():
+    names = {1: "a", 2: "a", 3: "b", 4: "a"}
+    found = alarms([{"step": s, "name": n} for s, n in names.items()])
+    assert starts(found) == [1, 3, 4]
+
+
+def test_phases_come_from_either_journal():
+    lines = [{"step": s, "phase": "cold start" if s < 5 else "opd"} for s in range(1, 9)]
+    lines.append({"step": 9, "phase": "late"})
+    assert is_phase(lines[-1])
+    assert not is_phase(FULL | {"phase": "opd"})
+    assert phases(lines[::-1]) == [(1, "cold start"), (5, "opd"), (9, "late")]
+
+
+def test_page_marks_curves_and_lists_remedies(make_run):
+    run = read_run(make_run())
+    assert marks(run).alarms == [5, 12]
+    assert marks(run).phases == [4]
+    twin = document(run).record()
+    table = next(p for p in twin["sections"]["picture"]["parts"] if p.get("caption") == "Alarms")
+    assert [row[0]["value"] for row in table["rows"]] == [5, 6, 12]
+    assert table["rows"][0][2]["evidence"] == "seen 0.625"
+    assert table["rows"][0][3:] == ["remedy", "acted"]
+    found = verdict(run)
+    assert any("3 alarms (alarm), the first at step 5" in s.text for s in found.sentences)
+    assert found.advice[0].text == "remedy"
+    legends = [e.text for s in document(run).sections for p in s.parts if p.kind == "charts"
+               for c in p.items for e in c.legend]  # fmt: skip
+    assert "alarm begins" in legends
+    assert "phase from step 4" in legends
+
+
+def test_watch_shows_alarm_remedy_and_phase(make_run, capsys):
+    watch(make_run(), console=Console(highlight=False, width=200, force_terminal=False))
+    out = capsys.readouterr().out
+    assert "alarm at step 12: alarm" in out
+    assert "Helps: remedy" in out
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", ""])
+def test_a_damaged_check_is_named_and_left_out(make_run, text):
+    path = make_run()
+    (path / "check.json").write_text(text)
+    run = read_run(path)
+    assert run.check is None
+    assert any("check.json" in gap for gap in run.gaps)
+    (path / "check.json").write_text(json.dumps({"verdict": "go"}))
+    assert read_run(path).check == {"verdict": "go"}
