@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -163,3 +165,25 @@ def test_one_hostile_answer_costs_its_time_limit_and_no_more():
     assert [g.correct for g in grades] == [True, False, True]
     # the limit once, and two starts of the child, each some seconds on a busy machine
     assert time.monotonic() - began < 60
+
+
+HELP = """
+import sys, time
+sys.argv = ["opd", *sys.argv[1:]]
+from opd.cli import app
+try:
+    app()
+except SystemExit as end:
+    assert end.code == 0, end.code
+print({"torch", "transformers", "matplotlib", "numpy"} & sys.modules.keys(), time.process_time())
+"""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["report", "--help"], ["lab", "run", "--help"]])
+def test_help_imports_nothing_heavy_and_answers_at_once(words):
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, *words], capture_output=True, text=True, check=True
+    )
+    imported, seconds = done.stdout.splitlines()[-1].rsplit(" ", 1)
+    assert imported == "set()"
+    assert float(seconds) < 0.4  # of processor time: other work on the machine does not count

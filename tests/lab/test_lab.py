@@ -180,7 +180,6 @@ def test_numbers_are_short(estimate, expected):
 
 
 def test_page_has_table_verdict_and_picture(tmp_path):
-    pytest.importorskip("matplotlib")
     line = {"panel": "p", "label": "l", "x": [0, 1], "y": [0.0, 1.0]}
     seeds = [
         {"seed": seed, "numbers": {"x": x}, "lines": [line], "seconds": 1.0}
@@ -194,7 +193,6 @@ def test_page_has_table_verdict_and_picture(tmp_path):
 
 
 def test_unknown_experiment_is_named(tmp_path):
-    pytest.importorskip("matplotlib")
     where = {"cache": tmp_path, "out": tmp_path / "out"}
     with pytest.raises(UserError, match=r"No experiment 'E99'.*E1, E2"):
         commands.run_lab(["E99"], seeds=[0], quick=False, jobs=1, **where)

@@ -349,6 +349,8 @@ class Output(Section):
     rollout_sample: int = Field(8, ge=0)
     """Rollouts of a step that stay in the run folder after the next checkpoint."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    price_per_hour: float | None = Field(None, ge=0)
+    """USD an hour of everything the run occupies; the report then tells money. null: no money."""
 
 
 class Run(Section):

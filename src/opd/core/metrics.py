@@ -76,7 +76,17 @@ LOOP = (  # logged by the training loop, the sampler and the evaluation
     "eval/<set>/response_entropy",
     "eval/<set>/gap_recovery",
 )
-CLOCK = ("time/<phase>_s", "time/step_s", "time/tokens_per_s")  # timings.jsonl
+CLOCK = (  # timings.jsonl
+    "time/<phase>_s",
+    "time/step_s",
+    "time/tokens_per_s",
+    "memory/peak_rss_mib",
+    "teacher/requests",
+    "teacher/retries",
+    "teacher/bytes_sent_per_token",
+    "teacher/bytes_received_per_token",
+    "teacher/cache_hits",
+)
 POSITIONAL = (  # also logged by position bin
     "diag/overlap_ratio",
     "diag/overlap_advantage",

@@ -78,9 +78,7 @@ def run_lab(
 
     Raises:
         UserError: unknown experiment, a checkpoint outside its window.
-        MissingDependency: matplotlib is not installed.
     """
-    page.require_matplotlib()
     known = quick_entries() if quick else entries()
     for name in names:
         if name not in known:

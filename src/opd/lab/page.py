@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from opd.core.stats import Estimate
-from opd.errors import MissingDependency
 from opd.lab.experiments.entry import Entry, Verdict, over_seeds, verdict
 
 Seeds = Sequence[Mapping[str, Any]]  # what `measured` gave, one a seed
@@ -19,7 +17,6 @@ WORDS: dict[Verdict, str] = {
     "partly": "partly",
     "not": "**not reproduced**",
 }
-MISSING = "Pictures of the lab"
 QUICK_PAGE = "lab-quick"
 
 
@@ -41,9 +38,6 @@ def write_page(
         cards: the checkpoints' cards.
         facts: command, seeds, time and versions, for the head of the page.
         name: of the page.
-
-    Raises:
-        MissingDependency: matplotlib is not installed.
     """
     parts = [
         "# The lab: the paper's findings on tiny models"
@@ -154,19 +148,8 @@ def _zoo(cards: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def require_matplotlib() -> None:
-    """Say before the work, not after it, that pictures need matplotlib.
-
-    Raises:
-        MissingDependency: it is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingDependency("matplotlib", needed_for=MISSING, extra="report")
-
-
 def draw(entry: Entry, seeds: Seeds, path: Path) -> Path:
     """The picture of an experiment: a panel a quantity, mean and range over seeds."""
-    require_matplotlib()
     import matplotlib
 
     matplotlib.use("Agg")

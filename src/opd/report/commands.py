@@ -22,7 +22,7 @@ def report(path: Path) -> Path:
     """Write `report.html` and `report.json` into a run folder; return the page's path.
 
     Raises:
-        UserError: no run folder; matplotlib is not installed.
+        UserError: no run folder.
     """
     page = path / PAGE
     write(document(read_run(path)), page)

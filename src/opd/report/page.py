@@ -11,6 +11,7 @@ from opd import config
 from opd.errors import UserError
 from opd.report.alarms import Alarm
 from opd.report.checked import check_section
+from opd.report.cost import cost_sections
 from opd.report.document import (
     Cell,
     Chart,
@@ -27,8 +28,8 @@ from opd.report.document import (
     Sentence,
     Table,
 )
-from opd.report.figures import heat_maps, mark_legend, marks, pictures, time_charts
-from opd.report.numbers import NONE, estimate, length, percent, plain, seconds
+from opd.report.figures import heat_maps, mark_legend, marks, pictures
+from opd.report.numbers import NONE, estimate, length, percent
 from opd.report.plots import Line, curves
 from opd.report.ranges import BOUNDS, PICTURES, ROLLOUTS
 from opd.report.read import EvalSet, RunData
@@ -54,7 +55,7 @@ def document(run: RunData) -> Document:
         *_heat(run),
         *_tokens(run),
         *_rollouts(run),
-        *_cost(run),
+        *cost_sections(run),
         _setup(run),
     ]
     return Document(
@@ -221,41 +222,6 @@ def _tokens(run: RunData) -> list[Section]:
 def _rollouts(run: RunData) -> list[Section]:
     charts = pictures(run, ROLLOUTS)
     return [Section("rollouts", "The rollouts", [Charts(charts)])] if charts else []
-
-
-def _cost(run: RunData) -> list[Section]:
-    total = run.series("time/step_s").values.sum()
-    if not total:
-        return []
-    tokens = run.series("train/tokens").values.sum()
-    memory = run.series("memory/peak_rss_mib").values
-    rows: list[Sequence[Cell]] = []
-    spent = 0.0
-    for name in sorted(n for n in run.names() if n.startswith("time/") and n.endswith("_s")):
-        if name in ("time/step_s", "time/tokens_per_s"):
-            continue
-        value = float(run.series(name).values.sum())
-        spent += value
-        phase = name.removeprefix("time/").removesuffix("_s")
-        rows.append([phase, Number(value, seconds(value)), percent(value / total)])
-    rest = max(0.0, float(total) - spent)
-    rows.append(["everything else", Number(rest, seconds(rest)), percent(rest / total)])
-    rows.append(["together", Number(float(total), seconds(float(total))), ""])
-    cost: list[Sequence[Cell]] = [
-        ["completion tokens trained on", plain(float(tokens))],
-        ["tokens a second, everything included", plain(float(tokens / total))],
-        ["machine time", Number(float(total), seconds(float(total)))],
-    ]
-    if len(memory):
-        cost.append(
-            ["peak memory of the process", Number(memory.max(), f"{memory.max():,.0f} MiB")]
-        )
-    parts: list[Part] = [
-        Charts(time_charts(run)),
-        Table("Time by phase", ("phase", "time", "share"), rows),
-        Table("What it cost", ("", ""), cost),
-    ]
-    return [Section("cost", "Time, memory and cost", parts)]
 
 
 def _setup(run: RunData) -> Section:

@@ -16,8 +16,6 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from opd.errors import MissingDependency
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -161,10 +159,8 @@ def heat(name: str, matrix: Floats, steps: Floats, edges: Sequence[int]) -> Mark
 
 
 def _figure() -> tuple[Figure, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingDependency("matplotlib", needed_for="The report", extra="report") from None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.add_subplot()
     axes.grid(True, color=_COLOUR["--grid"], linewidth=0.6)

@@ -23,6 +23,7 @@ from opd.types import Graded
 
 Floats = NDArray[np.float64]
 
+CLOCKS = ("time/", "memory/", "teacher/")  # names of timings.jsonl
 _EVAL = re.compile(r"step-(\d+)-(.+)\.json")
 
 
@@ -102,7 +103,7 @@ class RunData:
 
     def series(self, name: str) -> Series:
         """Values of a name of metrics.jsonl or timings.jsonl."""
-        rows = self.timings if name.startswith(("time/", "memory/")) else self.metrics
+        rows = self.timings if name.startswith(CLOCKS) else self.metrics
         found = {
             float(r["step"]): float(r[name]) for r in rows if isinstance(r.get(name), int | float)
         }

@@ -1,0 +1,54 @@
+"""What a run cost, against sums made by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from opd.report.cost import cost_sections
+from opd.report.read import read_run
+from opd.run.folder import RunFolder
+
+from .runs import PROMPTS, STEPS
+
+
+def costs(path, price=None) -> dict:
+    run = read_run(path)
+    run.config["output"]["price_per_hour"] = price
+    table = next(p for p in cost_sections(run)[0].parts if getattr(p, "caption", "")[:4] == "What")
+    return {row[0]: row[1] for row in table.rows}
+
+
+def test_seconds_tokens_and_calls_are_sums(good):
+    found = costs(good)
+    assert found["machine time"].value == STEPS * 1.0
+    assert found["completion tokens trained on"].value == STEPS * 100
+    assert found["completions the teacher scored"].value == STEPS * 64 * 4
+    # Before, after and the teacher; two answers to a prompt, five tokens each.
+    assert found["completion tokens written for evaluations"].value == 3 * PROMPTS * 2 * 5
+    assert "3 evaluations" in found["completion tokens written for evaluations"].note
+    assert "money" not in found
+
+
+@pytest.mark.parametrize(
+    ("price", "shown"), [(3600.0, "20.00 USD"), (1.8, "0.01 USD"), (0, "0 USD")]
+)
+def test_money_is_price_times_time_with_its_basis(good, price, shown):
+    money = costs(good, price)["money"]
+    assert money.value == pytest.approx(price * STEPS / 3600)
+    assert money.text == shown
+    assert f"{price:g} USD an hour (output.price_per_hour)" in money.note
+
+
+def test_a_teacher_server_is_counted_in_requests(make_run):
+    path = make_run()
+    settings = json.loads((path / "config.json").read_text("utf-8"))
+    with RunFolder.create(path, settings, resume=True) as run:
+        for step in (21, 22):
+            values = {"teacher/requests": 8, "teacher/retries": step - 21}
+            run.time(step, values | {"teacher/cache_hits": 0.5, "time/step_s": 1.0})
+    found = costs(path)
+    assert found["requests to the teacher server"].value == 16
+    assert found["of them repeated"].value == 1
+    assert found["completions whose scores were cached"].value == 0.5
