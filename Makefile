@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow test-vllm check install clean
+.PHONY: demo test test-slow test-vllm check screenshots install clean
 
 demo: install
 	$(BIN)/opd demo
@@ -39,6 +39,11 @@ check: install
 	$(BIN)/ruff check src tests examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Pictures of pages at 1440, 768 and 390 pixels, light and dark; needs Chromium.
+PAGES ?= $(wildcard docs/gallery/*.html)
+screenshots: install
+	$(BIN)/python tests/report/screenshots.py build/screenshots $(PAGES)
 
 install: $(STAMP)
 

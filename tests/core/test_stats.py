@@ -58,6 +58,14 @@ def test_pass_at_k_is_the_mean_over_all_subsets():
         stats.pass_at_k(correct, 8)
 
 
+@pytest.mark.parametrize("right", [0, 1])
+def test_pass_at_k_of_none_or_all_still_has_a_width(right):
+    got = stats.pass_at_k(np.full((40, 3), right), 2)
+    exact = reference.binomtest(40 * right, 40).proportion_ci(0.95, method="exact")
+    assert got.value == right
+    assert (got.low, got.high) == pytest.approx((exact.low, exact.high), abs=1e-12)
+
+
 def test_bootstrap_interval_is_scipys():
     correct = rng().random((60, 4)) < 0.5
     got = stats.pass_at_k(correct, 1, resamples=20000)

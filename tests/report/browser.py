@@ -18,7 +18,12 @@ CHROMIUM = next(
 )
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
-    *("--disable-dev-shm-usage", "--disable-background-networking", "--disable-sync"),
+    *(
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--disable-sync",
+        "--disable-quic",
+    ),
     *("--disable-component-update", "--disable-default-apps", "--disable-extensions"),
     *("--allow-file-access-from-files", "--virtual-time-budget=4000"),
 )

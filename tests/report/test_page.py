@@ -14,14 +14,19 @@ import pytest
 from opd.config import dump, parse
 from opd.report.commands import report, report_after_training
 from opd.report.figures import by_position
+from opd.report.numbers import p_value
 from opd.report.page import config_rows, document
-from opd.report.plots import Line, curves, heat, moving_mean
+from opd.report.plots import Line, _limits, curves, heat, moving_mean
 from opd.report.ranges import HEALTHY, PICTURES
 from opd.report.read import read_run
 from opd.report.render import render
 from opd.run.folder import RunFolder
 
-METRICS_DOC = Path(__file__).parents[2] / "docs" / "metrics.md"
+from .shown import not_in_twin, panel_rollouts, shown_numbers, twin_rollouts
+from .test_injection import check
+
+DOCS = Path(__file__).parents[2] / "docs"
+METRICS_DOC, GALLERY = DOCS / "metrics.md", DOCS / "gallery"
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +46,31 @@ def test_verdict_comes_first_then_accuracy_and_the_rest(page):
 
 def test_every_number_shown_is_in_the_twin(page):
     html, twin = page
-    body = html[html.index("<header") : html.index("<footer")]
-    body = re.sub(
-        r"<svg.*?</svg>|<script.*?</script>|<style.*?</style>", " ", body, flags=re.DOTALL
-    )
-    body = re.sub(r' title="([^"]*)"', r">\1<", body)
-    shown = set(re.findall(r"[-\u2212+]?\d[\d,.]*\d|\d", re.sub(r"<[^>]*>", " ", body)))
-    assert len(shown) > 100
-    texts = json.dumps(twin, ensure_ascii=False)
-    numbers = [float(n) for n in re.findall(r"-?\d+\.\d+", texts)]
-    rounded = {f"{abs(n):.2f}" for n in numbers}
-    missing = {s for s in shown if s not in texts and s.lstrip("+\u2212-") not in rounded}
-    assert not missing
+    assert len(shown_numbers(html)) > 100
+    assert not not_in_twin(html, twin)
+    assert panel_rollouts(html) == twin_rollouts(twin) != []
+
+
+def test_a_number_that_only_the_page_has_is_found(page):
+    html, twin = page
+    assert not_in_twin(html.replace("<h2", "<p>12.3456</p><h2", 1), twin) == {"12.3456"}
+    assert not_in_twin(html.replace('title="', 'title="98765 ', 1), twin) == {"98765"}
+
+
+PAGES = sorted(GALLERY.glob("*.html"))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=[p.stem for p in PAGES])
+def test_every_number_of_the_gallery_is_in_its_twin(path):
+    html = path.read_text("utf-8")
+    twin = json.loads(path.with_suffix(".json").read_text("utf-8"))
+    assert not not_in_twin(html, twin)
+    assert panel_rollouts(html) == twin_rollouts(twin)
+    check(html)
+
+
+def test_the_gallery_has_every_kind_of_run():
+    assert {p.stem for p in PAGES} >= {"success", "incompatible-teacher", "reverse", "compare"}
 
 
 def test_twin_has_the_curves_themselves(page, good):
@@ -179,3 +197,21 @@ def test_moving_mean_against_a_loop():
         half = window // 2
         loop = [values[max(0, i - half) : i + half + 1].mean() for i in range(50)]
         np.testing.assert_allclose(moving_mean(values, window), loop, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.0002, "p < 0.001"), (0.00099, "p < 0.001"), (0.0123, "p = 0.012")]
+)
+def test_no_p_value_below_what_permutations_can_tell(value, shown):
+    assert p_value(value) == shown
+
+
+def test_the_axis_shows_where_a_healthy_range_ends():
+    """A range that fills the whole picture would say nothing."""
+    x = np.arange(10.0)
+    near, far = (Line(x, np.full(10, 0.999)), Line(x, np.full(10, 0.2)))
+    for lines in ([near], [far], [near, far]):
+        low, high = _limits(lines, [0.97, 1.0])
+        assert low < min(0.97, *(line.y.min() for line in lines))
+        assert high > 1.0
+    assert _limits([Line(x, np.zeros(10))], []) == (-1.0, 1.0)

@@ -83,7 +83,8 @@ def pass_at_k(
 ) -> Estimate:
     """Unbiased pass@k: mean over prompts of 1 - C(n-c, k)/C(n, k), c of n samples correct.
 
-    From arXiv 2107.03374. Interval: percentile bootstrap over prompts.
+    From arXiv 2107.03374. Interval: percentile bootstrap over prompts; where every prompt has 0 or
+    every prompt 1, and a bootstrap would have width 0, Clopper-Pearson's.
 
     Args:
         correct: (P, n) of 0/1.
@@ -103,6 +104,9 @@ def pass_at_k(
     i = np.arange(k)
     factors = (n - matrix.sum(1)[:, None] - i) / (n - i)
     values = 1 - np.clip(factors, 0.0, None).prod(1)
+    if np.ptp(values) == 0 and values[0] in (0.0, 1.0):
+        end = float(values[0])
+        return Estimate(end, *_clopper_pearson(end, len(values), level), len(values))
     means = values[_resample(len(values), resamples, seed)].mean(1)
     return Estimate(float(values.mean()), *_percentiles(means, level), len(values))
 

@@ -26,7 +26,7 @@ from opd.report.document import (
     Tone,
     Verdict,
 )
-from opd.report.numbers import estimate, plain, points, points_range, seconds
+from opd.report.numbers import estimate, p_value, plain, points, points_range, seconds
 from opd.report.plots import LINES, Line, curves
 from opd.report.ranges import PICTURES, ROLLOUTS, Picture
 from opd.report.read import EvalSet, RunData
@@ -112,13 +112,15 @@ def _verdict(runs: Sequence[RunData], names: Sequence[str]) -> Verdict:
         for name, run in zip(names, runs, strict=True)
         if _task(run, labels[0]).student
     ]
-    return Verdict(headline, tone, tiles, sentences)
+    count = base.student[-1].accuracy.n if base.student else 0
+    caption = f"Accuracy on {labels[0]}, {count:,} prompts, with its 95% interval."
+    return Verdict(headline, tone, tiles, sentences, caption=caption)
 
 
 def _tile(name: str, task: EvalSet) -> Tile:
     last = task.student[-1]
     found = estimate(last.accuracy)
-    note = f"{task.label}, {last.step} steps, {found.note}"
+    note = f"{found.note}, after {last.step:,} steps"
     return Tile(name, Number(found.value, found.text, note))
 
 
@@ -144,8 +146,8 @@ def _said(label: str, base: str, name: str, found: stats.Paired) -> Sentence:
     )
     return Sentence(
         f"{label}: {name} is {word}.",
-        f"{points(gap.value)}, {points_range(gap.low, gap.high)}, p = "
-        f"{plain(found.p_value, 2).text}, paired over {gap.n:,} prompts",
+        f"{points(gap.value)}, {points_range(gap.low, gap.high)}, {p_value(found.p_value)}, "
+        f"paired over {gap.n:,} prompts",
         {"difference": gap.value, "low": gap.low, "high": gap.high, "n": gap.n}
         | {"p": found.p_value},
     )

@@ -66,12 +66,14 @@ class Verdict:
     tiles: Sequence[Tile]
     sentences: Sequence[Sentence]
     advice: Sequence[Sentence] = ()
+    caption: str = ""  # what the tiles are
 
     def record(self) -> dict[str, Any]:
         """For the JSON twin."""
         return {
             "headline": self.headline,
             "tone": self.tone,
+            "caption": self.caption,
             "tiles": [{"label": t.label} | t.number.record() for t in self.tiles],
             "sentences": [s.record() for s in self.sentences],
             "advice": [s.record() for s in self.advice],

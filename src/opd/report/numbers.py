@@ -43,6 +43,11 @@ def plain(value: float, digits: int = 3) -> Number:
     return Number(value, minus(f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"))
 
 
+def p_value(value: float) -> str:
+    """A p-value; a permutation test has no very small ones, so below 0.001 none is told."""
+    return "p < 0.001" if value < 0.001 else f"p = {plain(value, 2).text}"
+
+
 def interval(low: float, high: float) -> str:
     """A 95 % interval of shares."""
     if not (math.isfinite(low) and math.isfinite(high)):

@@ -30,12 +30,12 @@ from opd.report.document import (
 )
 from opd.report.figures import heat_maps, mark_legend, marks, pictures
 from opd.report.numbers import NONE, estimate, length, percent
-from opd.report.plots import Line, curves
+from opd.report.plots import OUTER, Line, curves
 from opd.report.ranges import BOUNDS, PICTURES, ROLLOUTS
 from opd.report.read import EvalSet, RunData
 from opd.report.safe import short_name
 from opd.report.tokens import token_view
-from opd.report.verdict import Outcome, outcome, verdict
+from opd.report.verdict import Outcome, answers, outcome, verdict
 from opd.run.place import flatten
 
 REFRESH_S = 20
@@ -126,11 +126,10 @@ def _accuracy_table(one: Outcome, *, main: bool) -> Table:
     rows.append(["length, tokens", *(length(e.length) for e in found)])
     rows.append(["cut by the limit", *(percent(e.truncated) for e in found)])
     settings = task.settings
-    count = "1 answer" if settings.get("n") == 1 else f"{settings.get('n')} answers"
     note = (
-        f"{first.accuracy.n:,} prompts, {count} to each at temperature "
+        f"{first.accuracy.n:,} prompts, {answers(task)} at temperature "
         f"{settings.get('temperature')}, top_p {settings.get('top_p')}; grader: "
-        f"{settings.get('grader')}. 95% intervals, the prompt as the unit."
+        f"{task.grader}. 95% intervals, the prompt as the unit."
     )
     if main and one.share is not None and one.lead is not None:
         share = estimate(one.share)
@@ -209,7 +208,10 @@ def _heat(run: RunData) -> list[Section]:
     charts = heat_maps(run)
     if not charts:
         return []
-    lead = "Up: position in the completion, in tokens. Right: step. Empty cells had no tokens."
+    lead = (
+        "Up: position in the completion, in tokens. Right: step. Empty cells had no tokens. "
+        f"Colours end at the {OUTER[0]}nd and {OUTER[1]}th percentile of the cells."
+    )
     return [Section("positions", "Where in the completion", [Charts(charts)], lead)]
 
 

@@ -39,6 +39,7 @@ _VARIABLES = {
 _COLOUR = {name: code for code, name in _VARIABLES.items()}
 LINES = 6
 _LONG = re.compile(r"-?\d+\.\d{3,}")
+OUTER = (2, 98)  # percentiles of a map's cells at which its colours end
 _SIZE = (4.2, 2.15)  # inches at 72 points; the page scales it to its column
 
 
@@ -87,10 +88,9 @@ def curves(
         _draw(axes, line)
     if level is not None:
         axes.axhline(level, color=_COLOUR["--muted"], linewidth=1, linestyle=(0, (4, 3)))
-    low, high = axes.get_ylim()
     if band is not None:
         axes.axhspan(*band, color=_COLOUR["--healthy"], linewidth=0, zorder=0)
-        axes.set_ylim(low, high)
+    axes.set_ylim(*_limits(lines, [*(band or ()), *([] if level is None else [level])]))
     for step in marks.phases if marks else ():
         axes.axvline(step, color=_COLOUR["--phase"], linewidth=1.2, linestyle=(0, (1, 2)))
     for step in marks.alarms if marks else ():
@@ -98,6 +98,15 @@ def curves(
     if percent:
         axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g}%")
     return _svg(figure, name)
+
+
+def _limits(lines: Sequence[Line], others: Sequence[float]) -> tuple[float, float]:
+    """Lower and upper end of the y axis: everything drawn, and a margin."""
+    drawn = [v for line in lines for v in (line.y, line.low, line.high) if v is not None]
+    values = np.concatenate([*drawn, np.array(others, dtype=np.float64)])
+    low, high = float(values.min()), float(values.max())
+    margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+    return low - margin, high + margin
 
 
 def _draw(axes: Any, line: Line) -> None:
@@ -143,8 +152,12 @@ def heat(name: str, matrix: Floats, steps: Floats, edges: Sequence[int]) -> Mark
     figure, axes = _figure()
     # Equal spacing is assumed by an image; steps are consecutive wherever rollouts were diagnosed.
     extent = (float(steps[0]) - 0.5, float(steps[-1]) + 0.5, float(edges[0]), float(edges[-1]))
+    # A few cells of one token would use up the colours: the ends of the scale stand for the rest.
+    ends = np.nanpercentile(matrix, OUTER)
     image = axes.imshow(
         matrix,
+        vmin=ends[0],
+        vmax=ends[1],
         origin="lower",
         aspect="auto",
         interpolation="none",
@@ -152,7 +165,7 @@ def heat(name: str, matrix: Floats, steps: Floats, edges: Sequence[int]) -> Mark
         extent=extent,
     )
     axes.grid(False)
-    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=14)
+    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=14, extend="both", extendfrac=0.03)
     bar.outline.set_visible(False)
     _style_ticks(bar.ax)
     return _svg(figure, name)
@@ -179,7 +192,7 @@ def _figure() -> tuple[Figure, Any]:
 def _whole_numbers(count: int, *, integer: bool = True) -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(count, integer=integer)
+    return MaxNLocator(count, integer=integer, steps=[1, 2, 5, 10])
 
 
 def _style_ticks(axes: Any) -> None:

@@ -67,6 +67,12 @@ class EvalSet:
     student: list[Evaluated]
     teacher: Evaluated | None
 
+    @property
+    def grader(self) -> str:
+        """The grader that was used, where `auto` was asked for."""
+        used = self.student[-1].key.get("grader") if self.student else None
+        return str(used or self.settings.get("grader"))
+
 
 @dataclass(frozen=True)
 class RunData:

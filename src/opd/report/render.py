@@ -75,7 +75,7 @@ def write(document: Document, html: Path) -> Path:
             "beside it gets the same name with .json."
         )
     twin = html.with_suffix(".json")
-    record = json.dumps(document.record(), indent=1, allow_nan=False).encode("ascii")
+    record = json.dumps(document.record(), allow_nan=False).encode("ascii")
     page = render(document).encode("utf-8", "backslashreplace")
     try:
         html.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,17 @@ from scipy import stats as scipy_stats
 from opd.core import stats
 from opd.core.stats import Estimate
 from opd.report.document import Number, Sentence, Tile, Tone, Verdict
-from opd.report.numbers import NONE, interval, minus, percent, plain, points, points_range
+from opd.report.numbers import (
+    NONE,
+    estimate,
+    interval,
+    minus,
+    p_value,
+    percent,
+    plain,
+    points,
+    points_range,
+)
 from opd.report.read import EvalSet, RunData, Series
 
 MOST = 0.5  # of the gap, by the interval's lower end: "most of it"
@@ -122,7 +132,23 @@ def verdict(run: RunData) -> Verdict:
     advice = [do for _, do in limits if do is not None]
     if any(o.gain is not None and o.gain.difference.high < 0 for o in found[1:]):
         advice.append(Sentence(FORGOT))
-    return Verdict(headline, tone, _tiles(main), sentences, advice[:3])
+    return Verdict(headline, tone, _tiles(main), sentences, advice[:3], _measured(main))
+
+
+def _measured(main: Outcome | None) -> str:
+    if main is None:
+        return ""
+    task = main.task
+    return (
+        f"Accuracy on {task.label}: {main.before.n:,} prompts, {answers(task)}; "
+        f"grader: {task.grader}. Below each number its 95% interval."
+    )
+
+
+def answers(task: EvalSet) -> str:
+    """How many answers to a prompt."""
+    count = task.settings.get("n")
+    return "1 answer each" if count == 1 else f"{count} answers each"
 
 
 def _headline(run: RunData, main: Outcome | None) -> tuple[Tone, str]:
@@ -165,8 +191,7 @@ def _tiles(main: Outcome | None) -> list[Tile]:
 
 
 def _tile(label: str, found: Estimate) -> Tile:
-    note = f"{interval(found.low, found.high)}, {found.n:,} prompts"
-    return Tile(label, Number(found.value, percent(found.value).text, note))
+    return Tile(label, estimate(found))
 
 
 def _state(run: RunData) -> list[Sentence]:
@@ -192,7 +217,7 @@ def _accuracy(main: Outcome | None) -> list[Sentence]:
                 f"Accuracy on {label} {change_of} from {percent(main.before.value).text} to "
                 f"{percent(main.after.value).text}.",
                 f"{points(gain.value)}, {points_range(gain.low, gain.high)}, "
-                f"p = {plain(main.gain.p_value, 2).text}, paired over {gain.n:,} prompts",
+                f"{p_value(main.gain.p_value)}, paired over {gain.n:,} prompts",
                 {"difference": gain.value, "low": gain.low, "high": gain.high, "n": gain.n}
                 | {"p": main.gain.p_value},
             )
