@@ -43,7 +43,7 @@ def test_minimal_file_is_the_papers_recipe():
         ("loss.terms.sft_weight=0.1", "go together"),
         ("loss.terms.reference=m", "changes nothing"),
         ("teacher=null loss.terms.outcome_weight=1 loss.support=full", "teacher is null"),
-        ("eval=[{path: teacher-x.jsonl}]", "kept for the teacher"),
+        ("eval=[{path: teacher-x.jsonl}]", "are kept for results of the teacher"),
         ("teacher=null", "nothing trains the student"),
         ("eval=[{path: a/x.jsonl},{path: b/x.jsonl}]", "share a name"),
         ("eval.0.n=3", "has no element 0"),

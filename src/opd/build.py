@@ -37,6 +37,7 @@ from opd.run.follower import Follower
 from opd.run.tracking import Trackers
 from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.replay import ReplaySampler
+from opd.supply import warm_up_of
 from opd.teachers.local import LocalTeacher
 from opd.types import Kind, Rollout, Sampler
 from opd.update import Learner, make_optimizer
@@ -101,6 +102,17 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         )
     if remote is not None:
         remote.greet(cfg, objective, pair.student.vocab, pair.tokenizer, prompts)
+    warm_up = warm_up_of(
+        cfg,
+        pair.student,
+        pair.teacher,
+        pair.tokenizer,
+        remote=remote,
+        stop=pair.stop,
+        teacher_stop=pair.teacher_stop,
+        prompts=prompts,
+        processes=ranks.size,
+    )
     optimizer = make_optimizer(pair.student, cfg.optim)
     require_space(Path(cfg.output.dir), bytes_needed(cfg, pair.student))
     folder = open_folder(cfg, ranks, resume=resume, overwrite=overwrite)
@@ -153,6 +165,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
             cfg.output.trackers if ranks.leads else [], folder.path, config.dump(cfg)
         ),
         clock=clock,
+        warm_up=warm_up,
     )
 
 
@@ -427,4 +440,5 @@ def bytes_needed(cfg: Run, student: LM) -> int:
     """Disk for the kept checkpoints, one being written, the final model and the logs."""
     trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
     final = sum(p.numel() * p.element_size() for p in student.model.parameters())
-    return 3 * trained * (cfg.output.keep + 1) + final + 64 * 2**20
+    checkpoints = cfg.output.keep + (1 if cfg.coldstart is None else 3)
+    return 3 * trained * checkpoints + final + 64 * 2**20

@@ -76,6 +76,29 @@ def train(
 
 
 @app.command()
+def coldstart(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted one.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run folder and start over.")
+    ] = False,
+    quiet: Quiet = False,
+    json_lines: Json = False,
+) -> None:
+    """Imitate the teacher's completions until the student can learn on-policy."""
+    from opd.config import load
+    from opd.faces import run_coldstart
+
+    run_coldstart(
+        load(file, overrides or ()),
+        resume=resume,
+        overwrite=overwrite,
+        style="json" if json_lines else "quiet" if quiet else "auto",
+    )
+
+
+@app.command()
 def check(
     file: ConfigFile,
     overrides: Overrides = None,

@@ -114,6 +114,32 @@ class Remote:
             raise
         return with_cache(cfg, self.spec, made, clock)
 
+    def writer(
+        self, student: LM, tokenizer: Any, decoding: Decoding, stop: frozenset[int]
+    ) -> VllmSampler:
+        """A sampler of the teacher's own completions.
+
+        Raises:
+            UserError: a server that only scores.
+        """
+        if not isinstance(self.dialect, VllmDialect) or isinstance(self.spec, LocalTeacher):
+            raise UserError(
+                "The teacher server scores and does not write, so it cannot make the completions "
+                "of a cold start. Serve the teacher with vLLM, use a teacher in this process, or "
+                "give completions in coldstart.path."
+            )
+        return VllmSampler(
+            self.dialect.http,
+            self.spec.model,
+            student,
+            tokenizer,
+            decoding,
+            stop=stop,
+            capture=1,
+            sync_dir=Path(),  # a teacher is never given weights
+            concurrency=self.spec.concurrency,
+        )
+
 
 def reach(spec: ServerTeacher, *, temperature: float = 1.0) -> Dialect:
     """Find the server and which API it speaks.
@@ -378,23 +404,27 @@ def vllm_sampler(
     )
 
 
-def read_rollouts(path: Path) -> list[Rollout]:
+def read_rollouts(path: Path, key: str = "rollout.path") -> list[Rollout]:
     """All rollouts of a file, or of a folder's files in order of their steps.
+
+    Args:
+        path: file or folder.
+        key: configuration key named in errors.
 
     Raises:
         UserError: there are none, or a file is damaged.
     """
     if not path.exists():
-        raise UserError(f"rollout.path={path}: no such file or folder.")
+        raise UserError(f"{key}={path}: no such file or folder.")
     files = [path] if path.is_file() else sorted(path.glob("*.parquet"), key=_step)
     found: list[Rollout] = []
     for file in files:
         try:
             found += decode(file.read_bytes()).batch
         except (ValueError, OSError) as error:
-            raise UserError(f"rollout.path: {file} is no rollout file of opd: {error}") from None
+            raise UserError(f"{key}: {file} is no rollout file of opd: {error}") from None
     if not found:
-        raise UserError(f"rollout.path={path} holds no rollouts.")
+        raise UserError(f"{key}={path} holds no rollouts.")
     return found
 
 

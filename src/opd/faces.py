@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -25,8 +25,68 @@ def run_train(
     Returns:
         The summary also found in the run folder's summary.json.
     """
-    from opd.build import build
     from opd.loop import train
+
+    console, summary = _run(cfg, train, "train", resume=resume, overwrite=overwrite, style=style)
+    if console is None:
+        return summary
+    if style == "json":
+        console.out.print_json(json.dumps(summary), indent=None)
+    for line in tell(summary):
+        console.say(line)
+    from opd.report.commands import report_after_training
+
+    report_after_training(Path(summary["run"]), console.say)
+    return summary
+
+
+def run_coldstart(
+    cfg: Run, *, resume: bool = False, overwrite: bool = False, style: Style = "auto"
+) -> dict[str, Any]:
+    """The cold start alone; `run_train` with `resume` goes on from it.
+
+    Returns:
+        Its record, also found in the run folder's coldstart.json.
+
+    Raises:
+        UserError: no `coldstart` section.
+    """
+    from opd.loop import Parts
+    from opd.models.lm import save_final
+
+    if cfg.coldstart is None:
+        raise UserError("There is no `coldstart` section. Add `coldstart: {}` for every default.")
+
+    def warm_up(parts: Parts) -> dict[str, Any]:
+        assert parts.warm_up is not None
+        record: dict[str, Any] = parts.warm_up(parts).facts["coldstart"]
+        if parts.folder.writes:
+            folder = parts.folder.path / "coldstart" / "student"
+            save_final(parts.learner.student, parts.tokenizer, folder)
+        return record | {"run": str(parts.folder.path)}
+
+    console, record = _run(
+        cfg, warm_up, "coldstart", resume=resume, overwrite=overwrite, style=style
+    )
+    if console is not None and style == "json":
+        console.out.print_json(json.dumps(record), indent=None)
+    elif console is not None:
+        console.say(f"Student: {record['run']}/coldstart/student")
+        console.say("`opd train ... --resume` goes on from here, on-policy.")
+    return record
+
+
+def _run(
+    cfg: Run,
+    work: Callable[[Any], dict[str, Any]],
+    command: str,
+    *,
+    resume: bool,
+    overwrite: bool,
+    style: Style,
+) -> tuple[Console | None, dict[str, Any]]:
+    """Build a run, do the work, close it; the console is None where another process speaks."""
+    from opd.build import build
     from opd.ranks import join, leave
 
     ranks = join()
@@ -36,13 +96,13 @@ def run_train(
     parts = build(cfg, resume=resume, overwrite=overwrite, console=console)
     before = _stop_gently(parts.stop, console)
     try:
-        summary = train(parts)
+        found = work(parts)
     except KeyboardInterrupt as why:
         console.close()
         saved = "This step is saved" if why.args else "Nothing is lost"
         console.say(
-            f"Stopped. {saved}: `opd train ... --resume` continues {parts.folder.path} from its "
-            "last checkpoint and reuses the rollouts that are on disk."
+            f"Stopped. {saved}: `opd {command} ... --resume` continues {parts.folder.path} from "
+            "its last checkpoint and reuses the rollouts that are on disk."
         )
         sys.exit(130)
     finally:
@@ -52,16 +112,7 @@ def run_train(
         parts.trackers.close()
         parts.folder.close()
         leave()
-    if not ranks.leads:
-        return summary
-    if style == "json":
-        console.out.print_json(json.dumps(summary), indent=None)
-    for line in tell(summary):
-        console.say(line)
-    from opd.report.commands import report_after_training
-
-    report_after_training(parts.folder.path, console.say)
-    return summary
+    return console if ranks.leads else None, found
 
 
 def _stop_gently(stop: Event, console: Console) -> dict[signal.Signals, Any]:
@@ -83,6 +134,12 @@ def _stop_gently(stop: Event, console: Console) -> dict[signal.Signals, Any]:
 def tell(summary: dict[str, Any]) -> list[str]:
     """The summary in plain words."""
     lines = [""]
+    if "coldstart" in summary:
+        cold = summary["coldstart"]
+        lines.append(
+            f"Cold start: {cold['tokens']} off-policy tokens of {cold['completions']} completions "
+            f"in {cold['rounds']} rounds, until {cold['reason']}"
+        )
     for label, found in summary["sets"].items():
         lines.append(f"{label}:")
         for who in ("before", "after", "teacher"):

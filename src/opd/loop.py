@@ -7,7 +7,7 @@ rollouts and scores are on disk before the update, and a checkpoint appears whol
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
@@ -46,6 +46,8 @@ class Parts:
     trackers: Trackers
     clock: Clock
     stop: Event = field(default_factory=Event)  # set: save after this step and stop
+    warm_up: Callable[[Parts], Parts] | None = None  # a phase before the first step
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what it adds to the summary
 
 
 def train(parts: Parts) -> dict[str, Any]:
@@ -55,6 +57,7 @@ def train(parts: Parts) -> dict[str, Any]:
         UserError: too many refused updates in a row; the last good checkpoint is named.
         KeyboardInterrupt: `parts.stop` was set; this step is saved.
     """
+    parts = parts if parts.warm_up is None else parts.warm_up(parts)
     cfg, run, source, clock = parts.cfg, parts.folder, parts.source, parts.clock
     step, refused = restore(run, parts.learner), 0
     run.thin_rollouts(step, cfg.output.rollout_sample)  # a kill may have come between save and this
@@ -169,6 +172,7 @@ def finish(parts: Parts) -> dict[str, Any]:
     """Before, after, teacher and gap recovery of every held-out set, with intervals."""
     last = parts.cfg.train.steps
     summary: dict[str, Any] = {"steps": last, "run": str(parts.folder.path), "sets": {}}
+    summary |= parts.facts
     for task in parts.evals:
         key = task.key | {"seed": parts.cfg.train.seed}
         places = {

@@ -6,6 +6,8 @@ every random number is a function of (seed, step, index).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +24,25 @@ from opd.run.optimizer import (
 from opd.update import Learner
 
 
-def checkpoint(run: RunFolder, learner: Learner, step: int, *, keep: int) -> None:
-    """Write checkpoints/step-N, all or nothing, and prune older ones."""
+def checkpoint(
+    run: RunFolder,
+    learner: Learner,
+    step: int,
+    *,
+    keep: int,
+    folder: Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write step-N, all or nothing, and prune older ones.
+
+    Args:
+        run: whose logs' ends are remembered.
+        learner: student and optimizer.
+        step: updates made.
+        keep: how many stay.
+        folder: where; None for the run's checkpoints/. A phase before the first step has its own.
+        facts: JSON values, "facts" of the state that `restore_phase` gives back.
+    """
     if not run.writes:
         return
     weights = learner.student.parameters()
@@ -35,8 +54,9 @@ def checkpoint(run: RunFolder, learner: Learner, step: int, *, keep: int) -> Non
         "step": step,
         "logs": run.offsets(),
         "groups": group_settings(learner.optimizer),
+        "facts": dict(facts or {}),
     }
-    store.save(run.checkpoints, step, tensors, state, keep=keep)
+    store.save(folder or run.checkpoints, step, tensors, state, keep=keep)
 
 
 def last_good(run: RunFolder) -> str:
@@ -45,17 +65,26 @@ def last_good(run: RunFolder) -> str:
     return "none yet" if found is None else str(found.path)
 
 
-@torch.no_grad()
 def restore(run: RunFolder, learner: Learner) -> int:
     """Put the newest valid checkpoint back and cut metrics.jsonl to it.
 
     Returns:
         The step it was made at; 0 for a fresh run.
     """
-    found = store.newest(run.checkpoints)
+    return restore_phase(run, learner, run.checkpoints)[0]
+
+
+@torch.no_grad()
+def restore_phase(run: RunFolder, learner: Learner, folder: Path) -> tuple[int, dict[str, Any]]:
+    """As `restore`, from a phase's own folder.
+
+    Returns:
+        The step it was made at and its state; 0 and nothing where there is no checkpoint.
+    """
+    found = store.newest(folder)
     if found is None:
         run.truncate_to({})
-        return 0
+        return 0, {}
     tensors, state = found.load()
     weights = learner.student.parameters()
     for name, parameter in weights.items():
@@ -63,4 +92,4 @@ def restore(run: RunFolder, learner: Learner) -> int:
     restore_optimizer(learner.optimizer, {p: n for n, p in weights.items()}, tensors["optimizer"])
     restore_group_settings(learner.optimizer, state["groups"])
     run.truncate_to(state["logs"])
-    return found.step
+    return found.step, state

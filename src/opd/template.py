@@ -30,6 +30,8 @@ loss:
   k: 16                             # ... and on these both sides are renormalised (Eq. 5)
   mode: paper                       # paper | reference | tail
 
+coldstart: null                     # {}: imitate the teacher first, if the two overlap too little
+
 optim:
   lr: 1.0e-6                        # 1.5B-7B models; about 1e-4 with LoRA, 1e-3 for tiny models
   grad_clip: 1.0

@@ -9,7 +9,18 @@ import pytest
 from opd.core import metrics
 
 ROOT = Path(__file__).parents[2]
-GROUPS = ("diag", "bound", "reference", "verl", "drift", "train", "rollout", "eval", "time")
+GROUPS = (
+    "diag",
+    "bound",
+    "reference",
+    "verl",
+    "drift",
+    "train",
+    "rollout",
+    "eval",
+    "coldstart",
+    "time",
+)
 NAME = re.compile(rf"(?:{'|'.join(GROUPS)})/[a-z0-9_@]+")
 
 

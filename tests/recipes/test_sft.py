@@ -1,5 +1,6 @@
 """The supervised step against a naive float64 reference; splits, order and refusal."""
 
+import itertools
 from itertools import islice
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from opd.config import Optim
 from opd.core.align import align
 from opd.data.gold import choose, example
-from opd.recipes.sft import rate, sft
+from opd.recipes.sft import PASS_COST, buckets, rate, sft
 from opd.update import Refused, completion_loss
 
 FLOAT64_SUM = 1e-10  # a few hundred float64 terms, head and backbone in two orders
@@ -81,6 +82,33 @@ def test_no_split_into_microbatches_changes_the_update(make_lm, budget):
     for name, weight in weights.items():
         # AdamW divides by a root of the squared gradient: 1e-10 there may be 1e-8 here.
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-8)
+
+
+def every_split(count):
+    """All ways to cut `count` things in a row into pieces."""
+    for cuts in itertools.product([False, True], repeat=count - 1):
+        edges = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), count]
+        yield [range(a, b) for a, b in itertools.pairwise(edges)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("budget", [40, 700, 10**6])
+def test_buckets_pad_least_of_all_splits(seed, budget):
+    lengths = np.random.default_rng(seed).integers(1, 300, 8).tolist()
+    ordered = sorted(lengths)
+
+    def cost(parts):
+        return sum(len(p) * max(p) + PASS_COST for p in parts)
+
+    allowed = [
+        [[ordered[i] for i in part] for part in split]
+        for split in every_split(8)
+        if all(len(part) == 1 or len(part) * ordered[part[-1]] <= budget for part in split)
+    ]
+    found = buckets(lengths, budget)
+    assert sorted(i for part in found for i in part) == [*range(8)]
+    assert cost([[lengths[i] for i in part] for part in found]) == min(map(cost, allowed))
+    assert all(len(p) == 1 or len(p) * max(lengths[i] for i in p) <= budget for p in found)
 
 
 def test_learns_and_is_the_same_run_twice(make_lm):

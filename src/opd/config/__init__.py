@@ -1,6 +1,7 @@
 """One YAML file describes a run: strict, frozen, validated once. No torch, and no building."""
 
 from opd.config.files import WELL_KNOWN, dump, known_keys, load, parse, reference
+from opd.config.recipes import AnswerRule, Coldstart
 from opd.config.schema import (
     Cache,
     Diagnostics,
@@ -17,7 +18,6 @@ from opd.config.schema import (
     Prompts,
     RolloutConfig,
     Run,
-    Section,
     ServerTeacher,
     Student,
     Support,
@@ -25,10 +25,13 @@ from opd.config.schema import (
     Terms,
     Train,
 )
+from opd.config.section import Section
 
 __all__ = [
     "WELL_KNOWN",
+    "AnswerRule",
     "Cache",
+    "Coldstart",
     "Diagnostics",
     "Divergence",
     "Dtype",

@@ -8,14 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from opd.config.recipes import Coldstart
+from opd.config.section import Section
 
 Divergence = Literal["reverse_kl", "forward_kl", "jsd", "skew_kl"]
 Support = Literal[
@@ -31,14 +27,6 @@ Support = Literal[
 Mode = Literal["paper", "reference", "tail"]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 Grader = Literal["auto", "exact", "number", "math"]
-
-
-class Section(BaseModel):
-    """A group of keys: unknown keys are errors, values never change after loading."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
 
 
 class Lora(Section):
@@ -366,6 +354,8 @@ class Run(Section):
     optim: Optim = Optim()
     train: Train = Train()
     eval: list[EvalSet] = []
+    coldstart: Coldstart | None = None
+    """null: on-policy from the first step. {}: with every default."""
     output: Output
 
     @model_validator(mode="after")
@@ -381,11 +371,27 @@ class Run(Section):
                 "loss.support=student_topk for a run on the outcome reward alone"
             )
         labels = [e.label for e in self.eval]
-        if any(label.startswith("teacher-") for label in labels):
+        if any(label.startswith(("teacher-", "coldstart-")) for label in labels):
             raise ValueError(
-                f"eval sets {labels}: names that start with teacher- are kept for the teacher's "
-                "own results; give the set another eval.N.name"
+                f"eval sets {labels}: names that start with teacher- or coldstart- are kept for "
+                "results of the teacher and of the cold start; give the set another eval.N.name"
             )
+        if self.coldstart is not None:
+            self._can_start_cold()
         if len(set(labels)) < len(labels):
             raise ValueError(f"eval sets share a name: {labels}; give each its own eval.N.name")
         return self
+
+    def _can_start_cold(self) -> None:
+        if self.teacher is None:
+            raise ValueError("coldstart needs a teacher; teacher is null")
+        if self.teacher.cache is not None and self.teacher.cache.offline:
+            raise ValueError(
+                "coldstart measures the teacher on fresh rollouts, which are in no cache. Set "
+                "teacher.cache.offline=false"
+            )
+        if self.rollout.engine == "replay":
+            raise ValueError(
+                "coldstart looks at rollouts of the student as it is; rollout.engine=replay has "
+                "none. Use hf or vllm"
+            )

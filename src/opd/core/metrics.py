@@ -76,6 +76,16 @@ LOOP = (  # logged by the training loop, the sampler and the evaluation
     "eval/<set>/response_entropy",
     "eval/<set>/gap_recovery",
 )
+COLDSTART = (  # logged by the phase before the first step
+    "coldstart/step",
+    "coldstart/loss",
+    "coldstart/grad_norm",
+    "coldstart/overlap_mass_student",
+    "coldstart/top1_agreement",
+    "coldstart/tokens",
+    "coldstart/completions",
+    "coldstart/left_out",
+)
 CLOCK = (  # timings.jsonl
     "time/<phase>_s",
     "time/step_s",
@@ -98,7 +108,7 @@ POSITIONAL = (  # also logged by position bin
     "diag/reverse_kl",
 )
 BINNED = ("<name>@pos<first>-<last>", "<name>@rel<from>-<to>")
-METRICS = FULL + OVERLAP + SAMPLED + BOUNDS + DERIVED + DRIFT + LOOP + CLOCK + BINNED
+METRICS = FULL + OVERLAP + SAMPLED + BOUNDS + DERIVED + DRIFT + LOOP + COLDSTART + CLOCK + BINNED
 """Every name that may be logged; `<...>` stands for a part that varies."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,11 @@ def load_gold(
     template: str | None,
     chat: dict[str, Any] | None,
     max_tokens: int,
+    key: str = "loss.terms.sft_path",
 ) -> list[Rollout]:
     """Read rows of a prompt and its `completion` (or the last assistant turn of `messages`).
+
+    A row whose `finish` or `finish_reason` is "length" was cut off: it gets no end token.
 
     Args:
         path: file or hub dataset, in any schema of `load_prompts`.
@@ -44,6 +48,7 @@ def load_gold(
         template: as for prompts.
         chat: as for prompts.
         max_tokens: longer prompts are left out.
+        key: configuration key named in errors.
 
     Raises:
         UserError: as `load_prompts`, and for a row without a completion.
@@ -53,8 +58,11 @@ def load_gold(
     found = []
     for prompt in prompts.prompts:
         row = rows[prompt.index]
-        ids = tokenizer(_completion(row.values, row.place), add_special_tokens=False)["input_ids"]
-        found.append(example(prompt.index, prompt.ids, [*ids, tokenizer.eos_token_id]))
+        text = _completion(row.values, row.place, key)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        cut = "length" in (row.values.get("finish"), row.values.get("finish_reason"))
+        made = example(prompt.index, prompt.ids, ids if cut else [*ids, tokenizer.eos_token_id])
+        found.append(replace(made, prompt=prompt, finish="length" if cut else "stop"))
     return found
 
 
@@ -70,7 +78,7 @@ def _order(count: int, epoch: int, seed: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key)).permutation(count)
 
 
-def _completion(values: dict[str, Any], place: str) -> str:
+def _completion(values: dict[str, Any], place: str, key: str) -> str:
     given = values.get("completion")
     if given is None and isinstance(values.get("messages"), list) and values["messages"]:
         last = values["messages"][-1]
@@ -78,7 +86,7 @@ def _completion(values: dict[str, Any], place: str) -> str:
             given = last.get("content")
     if not isinstance(given, str) or not given:
         raise UserError(
-            f"{place}: no completion to learn. Rows of loss.terms.sft_path need a `completion`, or "
+            f"{place}: no completion to learn. Rows of {key} need a `completion`, or "
             "`messages` that end with an assistant turn."
         )
     return given

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -20,6 +20,7 @@ from opd.types import Rollout
 from opd.update import Refused, completion_loss, derive_dropout, make_optimizer
 
 Schedule = Literal["constant", "cosine"]
+PASS_COST = 256  # padded tokens that a micro-batch more is worth
 
 
 def sft(
@@ -59,26 +60,101 @@ def sft(
     if not examples or not all(map(len, examples)):
         raise ValueError("sft needs examples, each with a non-empty completion")
     optimizer = make_optimizer(student, optim)
-    weights = list(student.parameters().values())
     for step in range(steps):
-        chosen = align([examples[i] for i in choose(len(examples), batch, step, seed)], None)
-        student.model.train()
-        derive_dropout(seed, step)
-        loss = 0.0
-        for indices in chosen.split(tokens_per_microbatch):
-            micro = chosen.micro(indices, student.device, k=1)
-            part = completion_loss(student, micro) / chosen.num_tokens
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += part.item()
-        student.model.eval()
-        norm = torch.nn.utils.clip_grad_norm_(weights, optim.grad_clip).item()
-        if not math.isfinite(loss + norm):
-            raise Refused(f"sft step {step}: loss {loss}, gradient norm {norm}")
-        for group in optimizer.param_groups:
-            group["lr"] = optim.lr * rate(step, steps, optim.warmup, schedule)
-        optimizer.step()
+        chosen = [examples[i] for i in choose(len(examples), batch, step, seed)]
+        made = sft_step(
+            student,
+            optimizer,
+            chosen,
+            lr=optim.lr * rate(step, steps, optim.warmup, schedule),
+            grad_clip=optim.grad_clip,
+            tokens_per_microbatch=tokens_per_microbatch,
+            key=(seed, step),
+        )
+        yield made.loss
+
+
+class Imitated(NamedTuple):
+    """One supervised step: mean loss a token in nats, gradient norm, completion tokens."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+
+
+def sft_step(
+    student: LM,
+    optimizer: torch.optim.Optimizer,
+    examples: Sequence[Rollout],
+    *,
+    lr: float,
+    grad_clip: float,
+    tokens_per_microbatch: int,
+    key: tuple[int, int],
+) -> Imitated:
+    """One optimizer step on all of `examples`; each completion token weighs the same.
+
+    Micro-batches are buckets of similar length, so little of them is padding; every part is divided
+    by the tokens of the whole step. Examples are not packed into one row: without a kernel for
+    ragged attention a block-diagonal mask pays for the square of the whole row (docs/recipes.md).
+
+    Args:
+        student: trained in place; left in evaluation mode.
+        optimizer: over its parameters; the caller keeps it from step to step.
+        examples: at least one, none of them empty.
+        lr: rate of this step.
+        grad_clip: largest gradient norm.
+        tokens_per_microbatch: padded tokens per forward-backward; memory only.
+        key: (seed, step), what dropout depends on.
+
+    Raises:
+        Refused: loss or gradient was not finite; the weights are those of the step before.
+    """
+    chosen, loss = align(examples, None), 0.0
+    student.model.train()
+    derive_dropout(*key)
+    lengths = [len(r.prompt.ids) + len(r) - 1 for r in examples]
+    for indices in buckets(lengths, tokens_per_microbatch):
+        micro = chosen.micro(indices, student.device, k=1)
+        part = completion_loss(student, micro) / chosen.num_tokens
+        part.backward()  # type: ignore[no-untyped-call]
+        loss += part.item()
+    student.model.eval()
+    norm = torch.nn.utils.clip_grad_norm_(student.parameters().values(), grad_clip).item()
+    if not math.isfinite(loss + norm):
         optimizer.zero_grad(set_to_none=True)
-        yield loss
+        raise Refused(f"sft step {key[1]}: loss {loss}, gradient norm {norm}")
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return Imitated(loss, norm, chosen.num_tokens)
+
+
+def buckets(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices in micro-batches of least padding, longest first.
+
+    Splits the sorted lengths where that saves more padded tokens than a further pass costs
+    (`PASS_COST`); exact, by dynamic programming over the places to split.
+
+    Args:
+        lengths: tokens an example is fed as.
+        budget: most padded tokens of a micro-batch; a longer example stands alone.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    best = [0] + [0] * len(order)  # least cost of the first so many
+    first = [0] * (len(order) + 1)  # where the last micro-batch of that split begins
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        starts = [b for b in range(end) if b == end - 1 or (end - b) * longest <= budget]
+        costs = [best[b] + (end - b) * longest + PASS_COST for b in starts]
+        best[end] = min(costs)
+        first[end] = starts[costs.index(best[end])]
+    found, end = [], len(order)
+    while end:
+        found.append(order[first[end] : end])
+        end = first[end]
+    return found
 
 
 def rate(step: int, steps: int, warmup: int, schedule: Schedule) -> float:

@@ -1,0 +1,346 @@
+"""Off-policy cold start: imitate the teacher until the student can be taught on its own rollouts.
+
+Paper section 5.1 and appendix C.1. In rounds: the teacher writes, what is not worth imitating is
+left out, the student imitates the rest (`sft_step`), and a few of its own rollouts say how far the
+two overlap by now. It ends when the overlap suffices or rises no more; on-policy training then
+starts with a fresh optimizer. A round is all or nothing, and its completions are on disk before
+they are learned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from opd.config import Coldstart
+from opd.data.filters import REASONS, sift
+from opd.data.graders import Grader
+from opd.data.questions import without
+from opd.errors import UserError
+from opd.loop import Parts, evaluated
+from opd.recipes.measure import measure
+from opd.recipes.sft import rate, sft_step
+from opd.run import checkpoint as store
+from opd.run import rollouts as rollout_files
+from opd.run.files import DISK, make_folder, remove, sweep, write_bytes, write_json
+from opd.state import checkpoint, restore_phase
+from opd.types import Prompt, Rollout, Sampler, Scores
+from opd.update import Learner, Refused, make_optimizer
+
+FOLDER, RECORD = "coldstart", "coldstart.json"
+WRITE_KEY, LOOK_KEY, ORDER_KEY = 6, 7, 8  # separate this randomness from the loop's
+MASS, TOP1 = "diag/overlap_mass_student", "diag/top1_agreement"
+
+
+@dataclass(frozen=True)
+class Supply:
+    """Where completions come from.
+
+    Attributes:
+        prompts: that the teacher answers, in order of use; empty where completions are given.
+        given: completions in order of use; empty where the teacher writes.
+        writer: the teacher's sampler; None where completions are given.
+        probe: prompts on which the student is looked at; none of them is learned from.
+        grader: for prompts with ground truths.
+        stop: tokens that end the student's rollouts.
+        end: what a completion ends with if the teacher's end token is not among those.
+    """
+
+    prompts: Sequence[Prompt]
+    given: Sequence[Rollout]
+    writer: Sampler | None
+    probe: Sequence[Prompt]
+    grader: Grader | None
+    stop: frozenset[int]
+    end: int
+
+    def rounds(self, cfg: Coldstart) -> int:
+        """How many rounds there is material for."""
+        count = len(self.given) if self.writer is None else len(self.prompts) * cfg.n
+        return min(cfg.max_rounds, -(-count // cfg.completions_per_round))
+
+    def prompts_of(self, number: int, cfg: Coldstart) -> Sequence[Prompt]:
+        """The prompts of a round."""
+        if self.writer is None:
+            size = cfg.completions_per_round
+            return [r.prompt for r in self.given[number * size : (number + 1) * size]]
+        size = max(1, cfg.completions_per_round // cfg.n)
+        return self.prompts[number * size : (number + 1) * size]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Overlap with the teacher on the student's own rollouts."""
+
+    mass: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the phase has done; part of its checkpoints."""
+
+    rounds: int = 0
+    steps: int = 0
+    tokens: int = 0  # completion tokens learned from
+    written_tokens: int = 0  # of all completions, those left out included
+    probe_tokens: int = 0  # that the student wrote to be looked at
+    completions: int = 0
+    left_out: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    looks: tuple[Look, ...] = ()
+
+    @staticmethod
+    def of(record: dict[str, Any]) -> Progress:
+        """The inverse of `asdict`."""
+        return Progress(**record | {"looks": tuple(Look(**look) for look in record["looks"])})
+
+
+def warm_up(parts: Parts, supply: Supply) -> Parts:
+    """Run the phase, or find that it is done; see the module.
+
+    Returns:
+        What on-policy training starts from: weights in place and in checkpoints/step-0, prompts
+        without those used here, and the phase's record among the facts.
+
+    Raises:
+        UserError: nothing worth imitating, or no prompt left for on-policy training.
+        KeyboardInterrupt: `parts.stop` was set; the round is saved.
+    """
+    cfg = parts.cfg.coldstart
+    assert cfg is not None
+    path = parts.folder.path / RECORD
+    if store.newest(parts.folder.checkpoints) is None:
+        write_json(path, _phase(parts, supply, cfg), DISK)
+        checkpoint(parts.folder, parts.learner, 0, keep=parts.cfg.output.keep)
+    done = json.loads(path.read_text("utf-8"))
+    old = parts.folder.path / FOLDER / "checkpoints"
+    if old.exists():
+        remove(old)
+    source = parts.source
+    if cfg.disjoint:
+        used = [p for i in range(done["rounds"]) for p in supply.prompts_of(i, cfg)]
+        left = without(source.prompts.prompts, used)
+        if not left:
+            raise UserError(
+                f"The cold start used every question of {parts.cfg.prompts.path}. Give it prompts "
+                "of its own (coldstart.prompts), lower coldstart.share, or set "
+                "coldstart.disjoint=false."
+            )
+        source = replace(source, prompts=replace(source.prompts, prompts=left))
+        done |= {"prompts_left": len(left)}
+    return replace(parts, source=source, facts={**parts.facts, "coldstart": done})
+
+
+def _phase(parts: Parts, supply: Supply, cfg: Coldstart) -> dict[str, Any]:
+    """The rounds, from the last saved one on; returns the record."""
+    run, place = parts.folder, parts.folder.path / FOLDER
+    for task in parts.evals:  # before saved weights are put back: the student as it came
+        evaluated(parts, task, 0, task.label, parts.student_sampler(task))
+    for folder in (place, place / "rollouts"):
+        make_folder(folder)
+        sweep(folder, exclusive=True)
+    optimizer = make_optimizer(
+        parts.learner.student, parts.cfg.optim.model_copy(update={"lr": cfg.lr})
+    )
+    learner = replace(parts.learner, optimizer=optimizer)
+    _, state = restore_phase(run, learner, place / "checkpoints")
+    if state:
+        progress = Progress.of(state["facts"])
+    else:
+        progress = looked(parts, supply, Progress())
+        tell(parts, progress, cfg)
+    while (why := enough(progress.looks, cfg)) is None and progress.rounds < supply.rounds(cfg):
+        progress = one_round(parts, learner, supply, cfg, progress)
+        tell(parts, progress, cfg)
+        checkpoint(
+            run,
+            learner,
+            progress.steps,
+            keep=1,
+            folder=place / "checkpoints",
+            facts=asdict(progress),
+        )
+        if parts.stop.is_set():
+            raise KeyboardInterrupt("saved")
+    reason = why or (
+        f"coldstart.max_rounds={cfg.max_rounds} were made"
+        if progress.rounds == cfg.max_rounds
+        else "its completions are used up"
+    )
+    run.log(0, {"phase": "on-policy"})
+    parts.console.say(f"Cold start ends after {progress.rounds} rounds: {reason}.")
+    accuracy = {}
+    for task in parts.evals:
+        found = evaluated(
+            parts, task, 0, f"{FOLDER}-{task.label}", parts.student_sampler(task)
+        ).accuracy
+        parts.console.evaluated(0, task.label, found, who="after the cold start")
+        accuracy[task.label] = asdict(found)
+    return asdict(progress) | {"reason": reason, "sets": accuracy}
+
+
+def one_round(
+    parts: Parts, learner: Learner, supply: Supply, cfg: Coldstart, progress: Progress
+) -> Progress:
+    """Write, sift, imitate, look."""
+    number, seed = progress.rounds, parts.cfg.train.seed
+    with parts.clock("rollout"):
+        written = completions(parts, supply, cfg, number)
+    kept, counts = sift(
+        written,
+        parts.source.decode,
+        answer=cfg.answer,
+        most_repetition=cfg.repetition,
+        grader=supply.grader,
+    )
+    left_out = {why: progress.left_out[why] + counts[why] for why in REASONS}
+    if not kept and not progress.completions:
+        raise UserError(
+            f"Cold start: none of the {len(written)} completions of the first round is worth "
+            f"imitating ({', '.join(f'{n} {why}' for why, n in counts.items() if n)}). Raise "
+            "coldstart.max_new_tokens if they are truncated, or set coldstart.answer=ignore."
+        )
+    step = progress.steps
+    with parts.clock("update"):
+        for chosen in portions(kept, cfg.batch):
+            try:
+                made = sft_step(
+                    learner.student,
+                    learner.optimizer,
+                    chosen,
+                    lr=cfg.lr * rate(step, 0, cfg.warmup, "constant"),
+                    grad_clip=learner.optim.grad_clip,
+                    tokens_per_microbatch=learner.tokens_per_microbatch,
+                    key=(seed, step),
+                )
+            except Refused as why:
+                raise UserError(
+                    f"Cold start: {why}. The last whole round is saved; lower coldstart.lr "
+                    f"({cfg.lr:g})."
+                ) from None
+            step += 1
+            parts.folder.log(0, {"phase": FOLDER, **step_values(step, made._asdict())})
+    learned = replace(
+        progress,
+        rounds=number + 1,
+        steps=step,
+        tokens=progress.tokens + sum(map(len, kept)),
+        written_tokens=progress.written_tokens + sum(map(len, written)),
+        completions=progress.completions + len(kept),
+        left_out=left_out,
+    )
+    return looked(parts, supply, learned)
+
+
+def step_values(step: int, made: dict[str, float]) -> dict[str, float]:
+    """One supervised step for metrics.jsonl; no on-policy step has been made, so `step` is 0."""
+    return {
+        "coldstart/step": step,
+        "coldstart/loss": made["loss"],
+        "coldstart/grad_norm": made["grad_norm"],
+    }
+
+
+def completions(parts: Parts, supply: Supply, cfg: Coldstart, number: int) -> list[Rollout]:
+    """The teacher's completions of a round: given, from disk, or written now."""
+    if supply.writer is None:
+        size = cfg.completions_per_round
+        return [ended(r, supply) for r in supply.given[number * size : (number + 1) * size]]
+    path = parts.folder.path / FOLDER / "rollouts" / f"step-{number}.parquet"
+    key = parts.folder.key(number, 0)
+    saved = rollout_files.load(path, key)
+    if saved is not None:
+        return saved[0]
+    prompts = supply.prompts_of(number, cfg)
+    seed = parts.cfg.train.seed
+    written = supply.writer.sample(prompts, n=cfg.n, key=(seed, WRITE_KEY, number))
+    found = [ended(r, supply) for r in written]
+    texts = [parts.source.decode(r.ids.tolist()) for r in found]
+    file = rollout_files.StepFile(found, [Scores()] * len(found), texts, key)
+    write_bytes(path, rollout_files.encode(file))
+    return found
+
+
+def ended(rollout: Rollout, supply: Supply) -> Rollout:
+    """A finished completion with an end token that ends the student's rollouts too."""
+    if rollout.finish != "stop" or not len(rollout) or int(rollout.ids[-1]) in supply.stop:
+        return rollout
+    ids = rollout.ids.copy()
+    ids[-1] = supply.end
+    return replace(rollout, ids=ids)
+
+
+def portions(examples: Sequence[Rollout], batch: int) -> list[list[Rollout]]:
+    """About `batch` examples a step, as even as can be, all of them used once."""
+    if not examples:
+        return []
+    steps = max(1, round(len(examples) / batch))
+    parts = np.array_split(np.arange(len(examples)), steps)
+    return [[examples[i] for i in part] for part in parts]
+
+
+def looked(parts: Parts, supply: Supply, progress: Progress) -> Progress:
+    """Progress with one more look at the student: the same prompts and random numbers each time."""
+    source = parts.source
+    assert source.teacher is not None
+    source.sampler.sync(progress.steps)
+    with parts.clock("score"):
+        rollouts = source.sampler.sample(supply.probe, n=1, key=(parts.cfg.train.seed, LOOK_KEY))
+        k = min(parts.learner.diagnostics_k, parts.learner.objective.k)
+        found = measure(rollouts, teacher=source.teacher, k=k)
+    look = Look(found[MASS].value, found[TOP1].value)
+    return replace(
+        progress,
+        looks=(*progress.looks, look),
+        probe_tokens=progress.probe_tokens + sum(map(len, rollouts)),
+    )
+
+
+def enough(looks: Sequence[Look], cfg: Coldstart) -> str | None:
+    """Why the phase should end now, or None.
+
+    Looks are compared by their best so far, so one noisy look neither ends nor prolongs it.
+    """
+    last = looks[-1]
+    if last.mass >= cfg.mass and last.top1 >= cfg.top1:
+        return (
+            f"overlap mass {last.mass:.3f} and top-1 agreement {last.top1:.3f} have reached "
+            f"coldstart.mass={cfg.mass:g} and coldstart.top1={cfg.top1:g}"
+        )
+    if len(looks) <= cfg.patience:
+        return None
+    before, since = looks[: -cfg.patience], looks[-cfg.patience :]
+    values: list[Callable[[Look], float]] = [lambda x: x.mass, lambda x: x.top1]
+    if any(max(map(of, since)) > max(map(of, before)) + cfg.min_rise for of in values):
+        return None
+    return (
+        f"neither overlap mass ({last.mass:.3f}) nor top-1 agreement ({last.top1:.3f}) has risen "
+        f"by more than coldstart.min_rise={cfg.min_rise:g} in {cfg.patience} rounds"
+    )
+
+
+def tell(parts: Parts, progress: Progress, cfg: Coldstart) -> None:
+    """A round for metrics.jsonl, timings.jsonl and people."""
+    look, left = progress.looks[-1], sum(progress.left_out.values())
+    parts.folder.log(
+        0,
+        {
+            "phase": FOLDER,
+            "coldstart/step": progress.steps,
+            "coldstart/overlap_mass_student": look.mass,
+            "coldstart/top1_agreement": look.top1,
+            "coldstart/tokens": progress.tokens,
+            "coldstart/completions": progress.completions,
+            "coldstart/left_out": left,
+        },
+    )
+    parts.folder.time(0, parts.clock.take(progress.tokens))
+    parts.console.say(
+        f"cold start, round {progress.rounds}: {progress.completions} completions learned, {left} "
+        f"left out, {progress.tokens} tokens; overlap mass {look.mass:.3f} of {cfg.mass:g}, top-1 "
+        f"{look.top1:.3f} of {cfg.top1:g}"
+    )

@@ -1,0 +1,149 @@
+"""Where the completions of a cold start come from: the teacher's own pen, or files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from opd import connect
+from opd.config import Coldstart, Run
+from opd.data.gold import load_gold
+from opd.data.graders import Grader, make_grader
+from opd.data.prompts import PromptSet, load_prompts
+from opd.errors import UserError
+from opd.loop import Parts
+from opd.models.lm import LM
+from opd.recipes.coldstart import ORDER_KEY, Supply, warm_up
+from opd.samplers.hf import Decoding, HFSampler
+from opd.types import Prompt, Rollout, Sampler
+
+
+def warm_up_of(
+    cfg: Run,
+    student: LM,
+    teacher: LM | None,
+    tokenizer: Any,
+    *,
+    remote: connect.Remote | None,
+    stop: frozenset[int],
+    teacher_stop: frozenset[int],
+    prompts: PromptSet,
+    processes: int,
+) -> Callable[[Parts], Parts] | None:
+    """The cold start as the loop calls it; None if the run has none.
+
+    Args:
+        cfg: the run.
+        student: whose context limits prompts.
+        teacher: a teacher in this process; None for a server.
+        tokenizer: the student's.
+        remote: a teacher behind HTTP.
+        stop: tokens that end the student's rollouts.
+        teacher_stop: tokens that end the teacher's.
+        prompts: training prompts.
+        processes: how many make up the run.
+
+    Raises:
+        UserError: more than one process, prompts or completions that cannot be read, ground truths
+            missing for coldstart.answer=right, a teacher server that only scores.
+    """
+    if cfg.coldstart is None:
+        return None
+    if processes > 1:
+        raise UserError(
+            f"The cold start runs in one process, and there are {processes}. Make it first: `opd "
+            "coldstart run.yaml`; then continue with torchrun ... opd train run.yaml --resume."
+        )
+    cold = cfg.coldstart
+    given = given_completions(cfg, cold, tokenizer)
+    own = [] if given else _prompts(cfg, cold, tokenizer, student, prompts)
+    length = cold.max_new_tokens or cfg.rollout.max_new_tokens
+    decoding = Decoding(length, cold.temperature, cold.top_p)
+    writer: Sampler | None = None
+    if not given and teacher is not None:
+        writer = HFSampler(teacher, decoding, stop=teacher_stop, capture=1, batch=cfg.rollout.batch)
+    elif not given:
+        assert remote is not None
+        writer = remote.writer(student, tokenizer, decoding, stop)
+    last = _order(len(prompts.prompts), cfg.train.seed)[-cold.probe_prompts :]
+    supply = Supply(
+        prompts=own,
+        given=given,
+        writer=writer,
+        probe=[prompts.prompts[i] for i in last],
+        grader=_grader(cfg, own or [r.prompt for r in given]),
+        stop=stop,
+        end=tokenizer.eos_token_id if tokenizer.eos_token_id in stop else min(stop),
+    )
+    return partial(warm_up, supply=supply)
+
+
+def given_completions(cfg: Run, cold: Coldstart, tokenizer: Any) -> list[Rollout]:
+    """What coldstart.path holds, in an order drawn from train.seed; empty without a path."""
+    if cold.path is None:
+        return []
+    path = Path(cold.path)
+    if path.is_dir() or _is_rollout_file(path):
+        found = connect.read_rollouts(path, key="coldstart.path")
+    else:
+        found = load_gold(
+            cold.path,
+            tokenizer,
+            template=cfg.prompts.template,
+            chat=cfg.prompts.chat,
+            max_tokens=cfg.prompts.max_tokens,
+            key="coldstart.path",
+        )
+    return [found[i] for i in _order(len(found), cfg.train.seed)]
+
+
+def _is_rollout_file(path: Path) -> bool:
+    """A parquet file may hold rollouts or rows of prompt and completion; its columns tell."""
+    if path.suffix != ".parquet" or not path.is_file():
+        return False
+    return {"prompt_ids", "ids", "finish"} <= set(pq.read_schema(path).names)
+
+
+def _prompts(
+    cfg: Run, cold: Coldstart, tokenizer: Any, student: LM, prompts: PromptSet
+) -> list[Prompt]:
+    """The prompts the teacher answers, in order of use."""
+    if cold.prompts is None:
+        order = _order(len(prompts.prompts), cfg.train.seed)
+        most = max(1, int(cold.share * len(order)))
+        return [prompts.prompts[i] for i in order[:most]]
+    room = cold.max_new_tokens or cfg.rollout.max_new_tokens
+    found = load_prompts(
+        cold.prompts,
+        tokenizer,
+        template=cfg.prompts.template,
+        chat=cfg.prompts.chat,
+        max_tokens=cfg.prompts.max_tokens,
+        context=None if student.context is None else max(1, student.context - room),
+    ).prompts
+    return [found[i] for i in _order(len(found), cfg.train.seed)]
+
+
+def _order(count: int, seed: int) -> list[int]:
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, ORDER_KEY])))
+    order: list[int] = rng.permutation(count).tolist()
+    return order
+
+
+def _grader(cfg: Run, prompts: list[Prompt]) -> Grader | None:
+    answers = [p.answer for p in prompts]
+    if any(a is None for a in answers):
+        assert cfg.coldstart is not None
+        if cfg.coldstart.answer == "right":
+            raise UserError(
+                f"coldstart.answer=right needs a ground truth for every prompt; "
+                f"{sum(a is None for a in answers)} of {len(answers)} have none. Set "
+                "coldstart.answer=found, or add an `answer` column."
+            )
+        return None
+    return make_grader(cfg.prompts.grader, [a or "" for a in answers])

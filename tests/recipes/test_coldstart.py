@@ -1,0 +1,297 @@
+"""The cold start on the shipped pair: it ends by itself, hands over, comes back bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from opd import config
+from opd.build import build
+from opd.config import Coldstart
+from opd.data.gold import example
+from opd.data.questions import question_key
+from opd.errors import UserError
+from opd.lab.demo import PAIR, demo_config
+from opd.loop import train
+from opd.recipes.coldstart import Look, Supply, ended, enough, portions
+from opd.run import checkpoint as store
+from opd.run.console import Console
+from opd.run.records import read_jsonl
+from opd.run.rollouts import read_step
+
+sys.path.append(str(Path(__file__).parents[1]))
+from test_train import Counting, digest
+
+# The shipped pair overlaps from the start: targets out of reach, so that rounds are made.
+COLD = {
+    "completions_per_round": 8,
+    "batch": 4,
+    "max_rounds": 3,
+    "lr": 1e-3,
+    "warmup": 2,
+    "probe_prompts": 4,
+    "mass": 1.0,
+    "top1": 1.0,
+    "patience": 5,
+}
+
+
+def run_config(folder: Path, **cold) -> dict:
+    data = demo_config(folder)
+    data["train"] |= {"steps": 2, "prompts_per_step": 4}
+    data["output"] |= {"save_every": 1, "rollout_sample": 2, "keep": 3}
+    data["eval"] = [e | {"limit": 8, "every": 1} for e in data["eval"][:1]]
+    return data | {"coldstart": COLD | cold}
+
+
+def made(data: dict, *, resume=False):
+    return build(config.parse(data), resume=resume, overwrite=False, console=Console("quiet"))
+
+
+def run(data: dict, *, resume=False) -> dict:
+    parts = made(data, resume=resume)
+    try:
+        return train(parts)
+    finally:
+        parts.folder.close()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def straight(home):
+    """An uninterrupted run: its folder and summary."""
+    return home / "straight", run(run_config(home / "straight"))
+
+
+def test_hands_over_a_trained_student_with_a_fresh_optimizer(straight):
+    folder, summary = straight
+    record = summary["coldstart"]
+    assert record["reason"] == "coldstart.max_rounds=3 were made"
+    assert (record["rounds"], record["steps"], record["completions"]) == (3, 6, 24)
+    assert len(record["looks"]) == 4
+    start = store.newest(folder / "checkpoints")
+    begun = safetensors(folder / "checkpoints" / "step-0" / "student.safetensors")
+    model = safetensors(PAIR / "student" / "model.safetensors")
+    assert any(not torch.equal(begun[n], model[n]) for n in begun)
+    assert safetensors(folder / "checkpoints" / "step-0" / "optimizer.safetensors") == {}
+    assert start.step == 2
+    # The loop's optimizer counts its own steps alone.
+    after = safetensors(folder / "checkpoints" / "step-2" / "optimizer.safetensors")
+    assert {float(v) for n, v in after.items() if n.startswith("step/")} == {2.0}
+    assert not (folder / "coldstart" / "checkpoints").exists()
+
+
+def safetensors(path):
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def test_off_policy_tokens_are_those_on_disk(straight):
+    folder, summary = straight
+    files = sorted((folder / "coldstart" / "rollouts").glob("*.parquet"))
+    written = [r for file in files for r in read_step(file)[0]]
+    assert len(files) == 3
+    assert summary["coldstart"]["written_tokens"] == sum(map(len, written))
+    assert summary["coldstart"]["tokens"] == sum(len(r) for r in written if r.finish == "stop")
+
+
+def test_before_is_the_student_as_it_came_and_the_handover_stands_beside_it(straight):
+    folder, summary = straight
+    before = json.loads((folder / "eval" / "step-0-sum.json").read_text())
+    over = json.loads((folder / "eval" / "step-0-coldstart-sum.json").read_text())
+    assert summary["sets"]["sum"]["before"]["value"] == before["accuracy"]["value"]
+    assert summary["coldstart"]["sets"]["sum"]["value"] == over["accuracy"]["value"]
+    assert before["response_entropy"] != over["response_entropy"]
+
+
+def test_its_lines_say_the_phase_and_share_no_name_with_training(straight):
+    lines = read_jsonl(straight[0] / "metrics.jsonl")
+    cold = [line for line in lines if line.get("phase") == "coldstart"]
+    assert [line["coldstart/step"] for line in cold if "coldstart/loss" in line] == [*range(1, 7)]
+    assert len([line for line in cold if "coldstart/tokens" in line]) == 4
+    assert all(
+        name.startswith("coldstart/") or name in ("step", "phase") for line in cold for name in line
+    )
+    assert all(line["step"] == 0 for line in cold)
+    assert {line["phase"] for line in lines if "phase" in line} == {"coldstart", "on-policy"}
+
+
+def test_prompts_of_the_two_phases_are_disjoint(straight, home):
+    folder, summary = straight
+    files = (folder / "coldstart" / "rollouts").glob("*.parquet")
+    learned = {question_key(r.prompt.text) for file in files for r in read_step(file)[0]}
+    parts = made(run_config(folder), resume=True)
+    asked = parts.warm_up(parts).source.prompts.prompts
+    parts.folder.close()
+    assert not learned & {question_key(p.text) for p in asked}
+    assert len(asked) == summary["coldstart"]["prompts_left"] == 2000 - len(learned)
+
+
+@pytest.mark.parametrize("stop_after", ["first round", "handover"])
+def test_stopped_and_resumed_is_the_same_run(home, straight, stop_after):
+    folder = home / f"stopped-{stop_after.replace(' ', '-')}"
+    parts = made(run_config(folder))
+    if stop_after == "first round":
+        parts.stop.set()
+        with pytest.raises(KeyboardInterrupt):
+            train(parts)
+        assert store.newest(folder / "coldstart" / "checkpoints").step == 2
+    else:
+        parts.warm_up(parts)  # as `opd coldstart` does
+    parts.folder.close()
+    assert run(run_config(folder), resume=True)["coldstart"] == straight[1]["coldstart"]
+    assert digest(folder) == digest(straight[0])
+
+
+def test_completions_on_disk_are_not_written_again(home, straight):
+    folder = home / "died"
+    parts = made(run_config(folder))
+    parts.stop.set()
+    with pytest.raises(KeyboardInterrupt):
+        train(parts)
+    parts.folder.close()
+    store.newest(folder / "coldstart" / "checkpoints").path.joinpath("MANIFEST.json").unlink()
+    for path in (folder / "coldstart" / "checkpoints").iterdir():
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    parts = made(run_config(folder), resume=True)
+    supply = parts.warm_up.keywords["supply"]
+    writer = Counting(supply.writer)
+    replace(parts, warm_up=None)
+    parts.warm_up.func(parts, replace(supply, writer=writer))
+    parts.folder.close()
+    assert writer.calls == 2  # rounds two and three; the first was on disk
+    run(run_config(folder), resume=True)
+    assert digest(folder) == digest(straight[0])
+
+
+@pytest.mark.parametrize(
+    "when", ["cold start", pytest.param("after the hand-over", marks=pytest.mark.slow)]
+)
+def test_kill_minus_nine(home, straight, when):
+    folder = home / f"killed-{when.replace(' ', '-')}"
+    file = folder.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(run_config(folder)))
+    killed = kill_once(folder, file, random.Random(when), after=when == "after the hand-over")
+    assert killed == (when == "after the hand-over")
+    assert _opd(file).wait(200) == 0
+    assert digest(folder) == digest(straight[0])
+
+
+def kill_once(folder: Path, file: Path, rng: random.Random, *, after: bool) -> bool:
+    """Kill a process at a random moment of the phase; whether the hand-over was made by then."""
+    process = _opd(file)
+    log = folder / "metrics.jsonl"
+    mark = b"train/loss" if after else b"coldstart/loss"
+    while process.poll() is None and not (log.exists() and mark in log.read_bytes()):
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.03))
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    return store.newest(folder / "checkpoints") is not None
+
+
+def _opd(file: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "opd", "train", str(file), "--quiet", "--resume"]
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_an_overlap_that_suffices_costs_no_token(tmp_path):
+    summary = run(run_config(tmp_path / "run", mass=0.5, top1=0.3))
+    record = summary["coldstart"]
+    assert (record["rounds"], record["tokens"]) == (0, 0)
+    assert "have reached" in record["reason"]
+    assert record["prompts_left"] == 2000
+
+
+def test_given_rollouts_and_gold_rows_need_no_writer(home, straight, tmp_path):
+    given = str(straight[0] / "coldstart" / "rollouts")
+    record = run(run_config(home / "given", path=given))["coldstart"]
+    assert record["reason"] == "coldstart.max_rounds=3 were made"
+    assert record["written_tokens"] == straight[1]["coldstart"]["written_tokens"]
+    rows = [
+        {"prompt": "sum pig gnu jay", "completion": "so pig 1 ANS 1"},
+        {"prompt": "sum owl fox bee", "completion": "so owl 2", "finish_reason": "length"},
+    ]
+    gold = tmp_path / "gold.jsonl"
+    gold.write_text("\n".join(map(json.dumps, rows)))
+    record = run(run_config(home / "gold", path=str(gold)))["coldstart"]
+    assert (record["completions"], record["left_out"]["truncated"]) == (1, 1)
+    assert record["reason"] == "its completions are used up"
+
+
+def test_nothing_worth_imitating_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"none of the 8 .* \(8 truncated\).*max_new_tokens"):
+        run(run_config(tmp_path / "run", max_new_tokens=2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["teacher=null", "loss.terms.outcome_weight=1"], "needs a teacher"),
+        (["coldstart.share=1"], "leaves no prompt"),
+        (["coldstart.path=x", "coldstart.prompts=y"], "brings its own prompts"),
+        (["rollout.engine=replay", "rollout.path=x"], "replay has none"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        config.parse(run_config(tmp_path / "run"), changes)
+
+
+CFG = Coldstart(mass=0.95, top1=0.8, patience=2, min_rise=0.01)
+
+
+@pytest.mark.parametrize(
+    ("looks", "ends"),
+    [
+        ([(0.5, 0.2)], None),
+        ([(0.96, 0.85)], "reached"),
+        ([(0.96, 0.7)], None),
+        ([(0.5, 0.2), (0.6, 0.3), (0.605, 0.305)], None),  # only one round without a rise
+        ([(0.6, 0.3), (0.605, 0.305), (0.59, 0.309)], "neither"),
+        ([(0.6, 0.3), (0.605, 0.305), (0.59, 0.32)], None),  # one of the two still rises
+        ([(0.6, 0.3), (0.7, 0.3), (0.5, 0.3), (0.705, 0.3)], "neither"),  # one dip is not news
+    ],
+)
+def test_when_it_ends(looks, ends):
+    found = enough([Look(*look) for look in looks], CFG)
+    assert found is None if ends is None else ends in found
+
+
+def test_an_end_token_the_student_does_not_know_is_replaced():
+    supply = Supply([], [], None, [], None, frozenset({1}), 1)
+    rollout = example(0, [5], [7, 8, 2])
+    assert ended(rollout, supply).ids.tolist() == [7, 8, 1]
+    assert ended(replace(rollout, finish="length"), supply).ids.tolist() == [7, 8, 2]
+    assert ended(example(0, [5], [7, 1]), supply).ids.tolist() == [7, 1]
+    assert rollout.ids.tolist() == [7, 8, 2]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 64])
+def test_portions_use_everything_once_and_evenly(count):
+    examples = [example(i, [5], [1]) for i in range(count)]
+    parts = portions(examples, 4)
+    assert [r.prompt.index for part in parts for r in part] == [*range(count)]
+    sizes = [len(part) for part in parts]
+    assert not sizes or max(sizes) - min(sizes) <= 1
+    assert all(size <= 6 for size in sizes)
+    assert np.mean(sizes or [4]) == pytest.approx(4, abs=2) or count == 1
