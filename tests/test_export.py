@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 import transformers
@@ -37,6 +40,17 @@ def test_full_weights_are_those_of_the_checkpoint_bit_for_bit(full, tmp_path):
     tensors, _ = store.newest(full / "checkpoints").load()
     mine = dict(model.named_parameters())
     assert all(torch.equal(mine[name], value) for name, value in tensors["student"].items())
+
+
+def test_a_full_student_is_exported_where_its_base_is_not(full, tmp_path, monkeypatch):
+    """A run on models named by relative paths, exported from another folder."""
+    moved = tmp_path / "moved"
+    shutil.copytree(full, moved)
+    settings = json.loads((moved / "config.json").read_text("utf-8"))
+    settings["student"]["model"] = "./models/student"
+    (moved / "config.json").write_text(json.dumps(settings))
+    monkeypatch.chdir(tmp_path)
+    assert export_run(moved, tmp_path / "out").difference <= SAME
 
 
 @pytest.mark.parametrize("merge", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,9 +38,9 @@ def setup(
 ) -> None:
     """Options before the command."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    # Retries of the hub client: what they come to is told once, by our own error.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    logging.getLogger("huggingface_hub").propagate = False
+    # Retries of the hub client: what they come to is told once, by our own error. Its package sets
+    # its own level when it is imported, from this variable.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if debug:
         _Debug.on = True
 

@@ -75,8 +75,9 @@ def export_run(run: Path, out: Path | None = None, *, merge: bool = False) -> Ex
     if found is None:
         raise UserError(f"{run} has no valid checkpoint to export; let `opd train` save one.")
     cfg = config.parse(data.config, where=str(run / "config.json"))
-    student = _trained(cfg, found)
-    tokenizer = tokenizers.load_tokenizer(cfg.student.model, cfg.student.revision)
+    base, revision = _base(cfg, run)
+    student = _trained(cfg, found, base, revision)
+    tokenizer = tokenizers.load_tokenizer(base, revision)
     kind = "weights" if not student.is_lora else "merged weights" if merge else "adapter"
     tmp = out.with_name(out.name + ".tmp")
     shutil.rmtree(tmp, ignore_errors=True)
@@ -103,10 +104,21 @@ def export_run(run: Path, out: Path | None = None, *, merge: bool = False) -> Ex
     return result
 
 
-def _trained(cfg: Run, found: store.Checkpoint) -> LM:
+def _base(cfg: Run, run: Path) -> tuple[str, str | None]:
+    """Model and revision whose weights the checkpoint's replace.
+
+    A student without an adapter brings its own in `final`: the model it began as may be gone, or
+    named by a path that means something only where the run was started.
+    """
+    if cfg.student.lora is None and (run / "final").is_dir():
+        return str(run / "final"), None
+    return cfg.student.model, cfg.student.revision
+
+
+def _trained(cfg: Run, found: store.Checkpoint, base: str, revision: str | None) -> LM:
     student = load_lm(
-        cfg.student.model,
-        revision=cfg.student.revision,
+        base,
+        revision=revision,
         dtype=cfg.student.dtype,
         device=cfg.student.device,
     )

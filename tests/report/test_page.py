@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from opd.config import dump, parse
+from opd.errors import UserError
 from opd.report.commands import report, report_after_training
 from opd.report.figures import by_position
 from opd.report.numbers import p_value
@@ -125,6 +126,48 @@ def test_a_damaged_folder_is_still_reported_and_says_what_is_missing(make_run):
     html = render(document(read_run(path)))
     assert "step-20-task.json is damaged" in html
     assert "tokens.parquet is absent or damaged" in html
+
+
+def edit(path, change) -> None:
+    for name in ("config", "env"):
+        file = path / f"{name}.json"
+        found = json.loads(file.read_text("utf-8"))
+        change(name, found)
+        file.write_text(json.dumps(found))
+
+
+def test_a_run_of_another_version_is_shown_and_said_to_be_one(make_run):
+    def older(name, found):
+        if name == "env":
+            found["versions"]["opd"] = "0.0.3"
+        else:
+            found |= {"section_of_then": {"x": 1}, "rollout": {"temperature": 1.0}}
+            del found["diagnostics"]
+
+    path = make_run()
+    edit(path, older)
+    html = render(document(read_run(path)))
+    assert "Made by opd 0.0.3" in html
+    assert "section_of_then.x" in html
+    assert "the teacher scored" not in html  # nobody knows how many answers a prompt had
+
+
+@pytest.mark.parametrize("key", ["student", "train", "output"])
+def test_a_folder_without_the_least_is_refused_by_name(make_run, key):
+    path = make_run()
+    edit(path, lambda _, found: found.pop(key, None))
+    with pytest.raises(UserError, match=rf"has no {key}\."):
+        read_run(path)
+
+
+def test_places_that_are_no_run_are_told_apart(good, tmp_path):
+    for path, words in (
+        (tmp_path / "absent", "there is no such folder"),
+        (tmp_path, "it has no config.json"),
+        (good / "metrics.jsonl", "is a file. Give the run folder"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read_run(path)
 
 
 def test_an_empty_run_has_a_page(make_run):

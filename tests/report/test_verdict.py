@@ -39,6 +39,13 @@ def test_numbers_of_the_tiles_are_those_of_the_evaluations(make_run):
     assert values["of the gap recovered"] == pytest.approx(0.6 / 0.7)
 
 
+def test_a_gap_not_measured_yet_is_not_called_absent(make_run):
+    found, _ = said(make_run(accuracy={0: 0.2}, teacher=0.9, planned=40))
+    assert found.tiles[-1].number.note == "not known before the next evaluation"
+    found, _ = said(make_run("level", accuracy={0: 0.8, 20: 0.8}, teacher=0.7))
+    assert found.tiles[-1].number.note == "the teacher was not ahead"
+
+
 def test_a_worse_teacher_is_named(make_run):
     _, text = said(make_run(accuracy={0: 0.8, 20: 0.4}, teacher=0.3))
     assert "The teacher was worse than the student" in text
@@ -74,6 +81,7 @@ def test_still_rising_needs_a_paired_rise_at_the_end(make_run):
 def test_a_run_that_stopped_says_so(make_run):
     _, text = said(make_run(planned=100))
     assert "stopped early, after 20 of 100 steps" in text
+    assert "`opd train ... --resume`" in text
 
 
 def test_change_of_noise_is_no_change_in_most_runs():

@@ -5,6 +5,7 @@ Money is told only where the user gave a price (output.price_per_hour), and alwa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from opd.report.document import Cell, Charts, Number, Part, Section, Table
@@ -54,9 +55,11 @@ def what_it_cost(run: RunData, total: float) -> Table:
 def _teacher(run: RunData) -> list[Sequence[Cell]]:
     if run.config.get("teacher") is None:
         return []
-    done = len(run.series("train/tokens"))
-    scored = done * int(run.config["train"]["prompts_per_step"]) * int(run.config["rollout"]["n"])
-    rows: list[Sequence[Cell]] = [["completions the teacher scored", plain(float(scored))]]
+    rows: list[Sequence[Cell]] = []
+    a_step = run.setting("train", "prompts_per_step"), run.setting("rollout", "n")
+    if all(isinstance(count, int) for count in a_step):
+        scored = len(run.series("train/tokens")) * math.prod(a_step)
+        rows.append(["completions the teacher scored", plain(float(scored))])
     names = {
         "teacher/requests": "requests to the teacher server",
         "teacher/retries": "of them repeated",
@@ -85,7 +88,7 @@ def _tokens(found: Evaluated) -> int:
 
 
 def _money(run: RunData, total: float) -> list[Sequence[Cell]]:
-    price = run.config.get("output", {}).get("price_per_hour")
+    price = run.setting("output", "price_per_hour")
     if not isinstance(price, int | float) or isinstance(price, bool):
         return []
     spent = price * total / 3600

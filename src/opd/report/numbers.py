@@ -69,6 +69,8 @@ def length(found: Estimate) -> Number:
 def seconds(value: float) -> str:
     """A duration in the two units that matter."""
     whole = round(value)
+    if value < 1:
+        return f"{1000 * value:.0f} ms"
     if value < 60:
         return f"{value:.1f} s"
     minutes, rest = divmod(whole, 60)

@@ -46,7 +46,6 @@ ALARMS = 100  # shown
 def document(run: RunData) -> Document:
     """The whole page of a run, finished or not."""
     steps = f"{run.done:,} of {run.planned:,} steps"
-    state = "running" if run.alive else "finished" if run.done >= run.planned else "stopped"
     sections = [
         Section("verdict", "Did it work?", [verdict(run)]),
         *_accuracy(run),
@@ -60,7 +59,7 @@ def document(run: RunData) -> Document:
     ]
     return Document(
         title=run.name,
-        subtitle=f"{_pair(run.config)} \u00b7 {steps}, {state}",
+        subtitle=f"{_pair(run.config)} \u00b7 {steps}, {run.state}",
         sections=sections,
         refresh_seconds=REFRESH_S if run.alive else None,
     )

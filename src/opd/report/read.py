@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opd import __version__
 from opd.core.stats import Estimate
 from opd.errors import UserError
 from opd.report.alarms import Alarm, alarms, phases
@@ -96,10 +97,19 @@ class RunData:
         """What people call the run."""
         return self.path.resolve().name
 
+    def setting(self, section: str, key: str) -> Any:
+        """A key of the configuration; None where the run's version of opd had none."""
+        return _at(self.config, f"{section}.{key}")
+
     @property
     def planned(self) -> int:
         """Steps the configuration asks for."""
         return int(self.config["train"]["steps"])
+
+    @property
+    def state(self) -> str:
+        """Running, finished, or stopped before its last step."""
+        return "running" if self.alive else "finished" if self.done >= self.planned else "stopped"
 
     @property
     def done(self) -> int:
@@ -146,10 +156,9 @@ def read_run(path: str | Path) -> RunData:
     path = Path(path)
     gaps: list[str] = []
     config, env = _object(path, "config.json"), _object(path, "env.json")
-    if "train" not in config or "versions" not in env:
-        raise UserError(
-            f"{path} is no run folder: its config.json or env.json is not one that opd wrote."
-        )
+    _require(path, config, env)
+    if (made := env["versions"].get("opd")) != __version__:
+        gaps.append(f"Made by opd {made}, shown by opd {__version__}: names may mean other things.")
     lines = {
         name: [json_restore(r) for r in read_jsonl(path / f"{name}.jsonl")]
         for name in ("metrics", "timings", "alarms")
@@ -191,14 +200,37 @@ def _object(path: Path, name: str) -> dict[str, Any]:
     try:
         found = json.loads((path / name).read_text("utf-8"))
     except FileNotFoundError:
+        why = f"it has no {name}" if path.is_dir() else "there is no such folder"
         raise UserError(
-            f"{path} is no run folder: it has no {name}. Give the output.dir of an `opd train`."
+            f"{path} is no run folder: {why}. Give the output.dir of an `opd train`."
         ) from None
+    except NotADirectoryError:
+        raise UserError(f"{path} is a file. Give the run folder, such as {path.parent}.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path / name} cannot be read: {error}.") from None
     if not isinstance(found, dict):
         raise UserError(f"{path / name} holds no JSON object.")
     return found
+
+
+def _require(path: Path, config: dict[str, Any], env: dict[str, Any]) -> None:
+    """Raise UserError unless what every page needs is there."""
+    kinds = {"student.model": str, "train.steps": int, "output.dir": str}
+    found = {key: _at(config, key) for key in kinds}
+    wrong = [key for key, kind in kinds.items() if not isinstance(found[key], kind)]
+    if not isinstance(env.get("versions"), dict):
+        wrong.append("versions (in env.json)")
+    if wrong:
+        raise UserError(
+            f"{path} is no run folder that this opd can show: its config.json has no "
+            f"{', '.join(wrong)}. Runs of opd {__version__} have them; was it made by another?"
+        )
+
+
+def _at(config: dict[str, Any], key: str) -> Any:
+    section, _, name = key.partition(".")
+    found = config.get(section)
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def _check(path: Path, gaps: list[str]) -> dict[str, Any] | None:

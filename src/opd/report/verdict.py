@@ -35,6 +35,7 @@ CUT = 0.2  # share of rollouts cut by the limit that deserves a sentence
 LOOPS = 0.2  # share of repeated 4-grams that deserves a sentence
 MASS = 0.97  # lowest overlap mass of the paper's good run (B.1)
 
+RESUME = "Go on where it stopped: `opd train ... --resume`, with the same run.yaml."
 FORGOT = (
     "To forget less elsewhere: mix other prompts into prompts.path, lower optim.lr, or stop "
     "earlier."
@@ -130,6 +131,8 @@ def verdict(run: RunData) -> Verdict:
     limits = _limits(run, main)
     sentences += [limit for limit, _ in limits]
     advice = [do for _, do in limits if do is not None]
+    if run.done < run.planned and not run.alive:
+        advice.insert(0, Sentence(RESUME))
     if any(o.gain is not None and o.gain.difference.high < 0 for o in found[1:]):
         advice.append(Sentence(FORGOT))
     return Verdict(headline, tone, _tiles(main), sentences, advice[:3], _measured(main))
@@ -184,9 +187,9 @@ def _tiles(main: Outcome | None) -> list[Tile]:
         width = interval(main.share.low, main.share.high)
         tiles.append(Tile("of the gap recovered", Number(main.share.value, shown, width)))
     elif main.lead is not None:
-        tiles.append(
-            Tile("of the gap recovered", Number(None, NONE.text, "the teacher was not ahead"))
-        )
+        why = "not known before the next evaluation"
+        why = why if main.gain is None else "the teacher was not ahead"
+        tiles.append(Tile("of the gap recovered", Number(None, NONE.text, why)))
     return tiles
 
 

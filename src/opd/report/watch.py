@@ -76,7 +76,7 @@ def _head(run: RunData) -> Text:
     score = run.series("time/score_s").values
     if len(score):
         words.append(f"teacher {seconds(float(np.median(score[-10:])))} a step")
-    words.append("running" if run.alive else "over")
+    words.append(run.state)
     return Text("   ".join(words), style="bold")
 
 
