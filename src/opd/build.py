@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from opd import config, connect
+from opd.alarms import Watch
 from opd.config import EvalSet, Run, ServerTeacher
 from opd.core.metrics import position_edges
 from opd.core.objective import Objective
@@ -166,6 +167,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         ),
         clock=clock,
         warm_up=warm_up,
+        watch=Watch(cfg.alarms, cfg.train.steps),
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
 
+from opd.alarms import Watch
 from opd.config import Run
 from opd.core.align import Batch
 from opd.errors import UserError
@@ -21,6 +22,7 @@ from opd.models.lm import save_final
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.folder import RunFolder
+from opd.run.records import read_jsonl
 from opd.run.tracking import Trackers
 from opd.state import checkpoint, last_good, restore
 from opd.teachers.server import TeacherDown
@@ -45,6 +47,7 @@ class Parts:
     console: Console
     trackers: Trackers
     clock: Clock
+    watch: Watch
     stop: Event = field(default_factory=Event)  # set: save after this step and stop
     warm_up: Callable[[Parts], Parts] | None = None  # a phase before the first step
     facts: Mapping[str, Any] = field(default_factory=dict)  # what it adds to the summary
@@ -60,6 +63,8 @@ def train(parts: Parts) -> dict[str, Any]:
     parts = parts if parts.warm_up is None else parts.warm_up(parts)
     cfg, run, source, clock = parts.cfg, parts.folder, parts.source, parts.clock
     step, refused = restore(run, parts.learner), 0
+    parts.learner.ranks.barrier()  # logs are cut to the checkpoint before anybody reads them
+    parts.watch.catch_up(read_jsonl(run.path / "metrics.jsonl"))
     run.thin_rollouts(step, cfg.output.rollout_sample)  # a kill may have come between save and this
     source.sampler.sync(step)
     parts.console.start(step, cfg.train.steps)
@@ -81,6 +86,7 @@ def train(parts: Parts) -> dict[str, Any]:
         source.sampler.sync(step)
         log(parts, step, found | rollout_metrics(batch))
         evaluate_due(parts, step)
+        watch(parts, step)
         last = step == cfg.train.steps
         stopping = parts.learner.ranks.agree(parts.stop.is_set())
         if step % cfg.output.save_every == 0 or last or stopping:
@@ -131,9 +137,18 @@ def log(parts: Parts, step: int, found: Metrics) -> None:
     values = {name: mean.value for name, mean in found.items()}
     clocks = parts.clock.take(found["rollout/length"].total)
     parts.folder.log(step, values)
+    parts.watch.see(values)
     parts.folder.time(step, clocks)
     parts.trackers.log(step, values | clocks)
     parts.console.step(step, values, clocks["time/tokens_per_s"])
+
+
+def watch(parts: Parts, step: int) -> None:
+    """Record and say what the rules find in the metrics so far."""
+    for _, alarm in parts.watch.raised(step):
+        parts.folder.alarm(alarm.record())
+        parts.console.alarm(alarm.record())
+        parts.trackers.log(step, {f"alarm/{alarm.name}": 1.0})
 
 
 def evaluate_due(parts: Parts, step: int) -> None:
@@ -144,6 +159,7 @@ def evaluate_due(parts: Parts, step: int) -> None:
             with parts.clock("evaluate"):
                 found = evaluated(parts, task, step, task.label, parts.student_sampler(task))
             parts.folder.log(step, found.values())
+            parts.watch.see(found.values())
             parts.trackers.log(step, found.values())
             parts.console.evaluated(step, task.label, found.accuracy)
 

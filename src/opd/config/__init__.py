@@ -1,6 +1,7 @@
 """One YAML file describes a run: strict, frozen, validated once. No torch, and no building."""
 
 from opd.config.files import WELL_KNOWN, dump, known_keys, load, parse, reference
+from opd.config.guards import AlarmAction, AlarmName, AlarmRule, Alarms
 from opd.config.recipes import AnswerRule, Coldstart
 from opd.config.schema import (
     Cache,
@@ -29,6 +30,10 @@ from opd.config.section import Section
 
 __all__ = [
     "WELL_KNOWN",
+    "AlarmAction",
+    "AlarmName",
+    "AlarmRule",
+    "Alarms",
     "AnswerRule",
     "Cache",
     "Coldstart",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from opd.config.guards import Alarms
 from opd.config.recipes import Coldstart
 from opd.config.section import Section
 
@@ -356,6 +357,7 @@ class Run(Section):
     eval: list[EvalSet] = []
     coldstart: Coldstart | None = None
     """null: on-policy from the first step. {}: with every default."""
+    alarms: Alarms = Alarms()
     output: Output
 
     @model_validator(mode="after")

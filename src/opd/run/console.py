@@ -106,6 +106,15 @@ class Console:
             f"  (95 % interval {accuracy.low:.1%} to {accuracy.high:.1%}, {accuracy.n} prompts)"
         )
 
+    def alarm(self, record: Mapping[str, Any]) -> None:
+        """Show a line of alarms.jsonl."""
+        if self.style == "json":
+            self._json({"alarm": record["name"]} | dict(record))
+            return
+        seen = ", ".join(f"{name} {value:.4g}" for name, value in record["evidence"].items())
+        self.say(f"step {record['step']:>4}  ALARM {record['name']}: {record['message']} ({seen})")
+        self.say(f"           Helps: {record['remedy']} Action: {record['action']}.")
+
     def phase(self, name: str, seconds: float | None) -> None:
         """Hear that a phase of the step began (None) or took so many seconds; see `Clock`."""
         self._doing.note(name, seconds)

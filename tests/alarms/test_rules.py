@@ -1,0 +1,208 @@
+"""Each rule on made-up metric rows: it sees its trouble, and keeps quiet about a good run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from opd.alarms import RULES, History, Watch, replay, window_of
+from opd.config import AlarmName, Alarms
+from opd.run.records import encode_line
+
+STEPS = 40
+
+
+def good(t: float) -> dict[str, float]:
+    """A good run at t in 0..1, as the lab's look: everything closes, accuracy rises."""
+    left = math.exp(-4 * t)
+    return {
+        "diag/reverse_kl": 0.5 * left,
+        "diag/top1_agreement": 1 - 0.15 * left,
+        "diag/overlap_ratio": 1 - 0.28 * left,
+        "diag/entropy_gap_abs": 0.3 * left + 0.02,
+        "diag/overlap_mass_student": 0.97 + 0.02 * t,
+        "diag/support_mass": 0.985,
+        "diag/student_entropy": 0.6 - 0.1 * t,
+        "diag/teacher_entropy": 0.5,
+        "diag/student_entropy@pos0-7": 0.7 - 0.1 * t,
+        "diag/student_entropy@pos8-15": 0.6 - 0.1 * t,
+        "diag/student_entropy@pos16-23": 0.5 - 0.1 * t,
+        "diag/student_entropy@pos24-31": 0.4 - 0.05 * t,
+        "drift/logp_gap": 5e-7,
+        "drift/ess": 1.0,
+        "rollout/length": 20.0,
+        "rollout/truncated": 0.02,
+        "rollout/repetition": 0.01,
+        "rollout/reward": 0.2 + 0.6 * (1 - left),
+        "train/loss": 0.5 * left,
+    }
+
+
+def spike(t: float) -> dict[str, float]:
+    """Entropy of the last quarter up from .2 on, of the third from .5 on, of the second from .8."""
+    return {
+        f"diag/student_entropy@pos{first}-{first + 7}": 2.5 if t > since else 0.5
+        for first, since in ((8, 0.8), (16, 0.5), (24, 0.2))
+    }
+
+
+BAD = {
+    "overlap-stagnating": lambda t: {
+        "diag/reverse_kl": 0.5,
+        "diag/top1_agreement": 0.78 - 0.01 * t,
+        "diag/overlap_ratio": 0.78,
+    },
+    "overlap-mass-falling": lambda t: {"diag/overlap_mass_student": 0.97 - 0.3 * t},
+    "support-mass-draining": lambda t: {"diag/support_mass": 0.997 - 0.05 * t},
+    "entropy-gap-open": lambda t: {"diag/entropy_gap_abs": 0.3 + 0.4 * t},
+    "entropy-collapse": lambda t: {"diag/student_entropy": 0.6 * math.exp(-3 * t)},
+    "late-spike": spike,
+    "length-inflation": lambda t: {"rollout/length": 20 + 20 * t, "rollout/repetition": 0.3 * t},
+    "repetition": lambda t: {"rollout/repetition": 0.5 * t},
+    "truncation": lambda t: {"rollout/truncated": 0.6 * t},
+    "nothing-to-learn": lambda t: {"diag/reverse_kl": 0.01, "rollout/reward": 0.3},
+    "drift": lambda t: {"drift/logp_gap": 0.1 * t},
+    "reverse-distillation": lambda t: {"rollout/reward": 0.9 - 0.6 * t},
+    "accuracy-falling": lambda t: {"rollout/reward": 0.9 - 0.6 * t, "diag/reverse_kl": 0.5 + t},
+}
+
+
+def rows(trouble=None, *, steps=STEPS, noise=0.02, seed=0) -> list[dict]:
+    rng = np.random.Generator(np.random.Philox(seed))
+    found = []
+    for step in range(1, steps + 1):
+        t = (step - 1) / steps
+        values = good(t) | (trouble(t) if trouble else {})
+        shaken = {n: v * (1 + noise * rng.standard_normal()) for n, v in values.items()}
+        for name in ("top1_agreement", "overlap_ratio", "overlap_mass_student", "support_mass"):
+            v = values[f"diag/{name}"]  # noise of a share near 1 is on its distance from 1
+            shaken[f"diag/{name}"] = 1 - (1 - v) * (1 + noise * rng.standard_normal())
+        found.append({"step": step} | shaken)
+    return found
+
+
+def names(alarms) -> set[str]:
+    return {alarm.name for alarm in alarms}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_good_run_is_left_alone(seed):
+    assert replay(rows(seed=seed), Alarms(), STEPS) == []
+
+
+@pytest.mark.parametrize("name", [rule.name for rule in RULES])
+def test_each_rule_sees_its_trouble_with_numbers_and_a_remedy(name):
+    found = [a for a in replay(rows(BAD[name]), Alarms(), STEPS) if a.name == name]
+    assert found, "not seen"
+    first = found[0]
+    assert 2 * window_of(Alarms(), STEPS) < first.step <= STEPS
+    assert first.evidence
+    assert all(math.isfinite(v) for v in first.evidence.values())
+    assert first.remedy
+    assert first.action == "warn"
+
+
+@pytest.mark.parametrize("name", [rule.name for rule in RULES])
+def test_a_rule_that_is_off_is_silent_and_others_are_not(name):
+    off = Alarms.model_validate({"rules": {name: {"action": "off"}}})
+    before = names(replay(rows(BAD[name]), Alarms(), STEPS))
+    assert names(replay(rows(BAD[name]), off, STEPS)) == before - {name}
+
+
+def test_a_level_alone_is_no_alarm():
+    # The paper's good run starts with a lower overlap than its failing one.
+    low = rows(
+        lambda t: {"diag/overlap_ratio": 0.3 + 0.3 * t, "diag/top1_agreement": 0.2 + 0.7 * t}
+    )
+    assert replay(low, Alarms(), STEPS) == []
+
+
+def test_held_out_accuracy_is_watched_too():
+    found = rows()
+    for step, accuracy in ((0, 0.8), (20, 0.4)):
+        row = {"step": step, "eval/off-task/accuracy": accuracy}
+        row |= {"eval/off-task/accuracy_low": accuracy - 0.05}
+        row |= {"eval/off-task/accuracy_high": accuracy + 0.05}
+        found.append(row)
+    found.sort(key=lambda row: row["step"])
+    (alarm,) = replay(found, Alarms(), STEPS)
+    assert (alarm.name, alarm.step) == ("reverse-distillation", 21)
+    assert alarm.evidence["off-task_start"] == 0.8
+
+
+@pytest.mark.parametrize("split", [1, 9, 17, 18, 39])
+def test_whoever_comes_in_the_middle_sees_the_same_alarms(split):
+    # What a resumed run does: earlier rows from the file, later ones as they come.
+    found = rows(BAD["reverse-distillation"])
+    straight = replay(found, Alarms(), STEPS)
+    watch = Watch(Alarms(), STEPS)
+    alarms = watch.catch_up([json.loads(encode_line(row)) for row in found[:split]])
+    for row in found[split:]:
+        watch.see(row)
+        alarms += [alarm for _, alarm in watch.raised(row["step"])]
+    assert alarms == straight
+    assert len(straight) == len({(a.name, a.step) for a in straight})
+
+
+def test_an_alarm_is_raised_once_while_its_condition_lasts():
+    found = replay(rows(BAD["repetition"], steps=200), Alarms(), 200)
+    assert [a.name for a in found].count("repetition") == 1
+
+
+def test_thresholds_can_be_changed():
+    deaf = Alarms.model_validate({"rules": {"repetition": {"threshold": 0.9}}})
+    assert "repetition" not in names(replay(rows(BAD["repetition"]), deaf, STEPS))
+
+
+def test_what_is_not_finite_or_not_there_is_left_out():
+    found = rows(BAD["repetition"])
+    found[3] |= {
+        "train/loss": None,
+        "nonfinite": {"train/loss": "nan"},
+        "diag/reverse_kl": math.nan,
+    }
+    for row in found[:20]:
+        del row["diag/top1_agreement"]
+    assert names(replay(found, Alarms(), STEPS)) == {"repetition"}
+
+
+def test_noise_is_not_trend():
+    history = History(8)
+    rng = np.random.Generator(np.random.Philox(1))
+    for value in 0.5 + 0.1 * rng.standard_normal(16):
+        history.add({"x": value})
+    change = history.change("x")
+    assert change is not None
+    assert change.noise == pytest.approx(0.1 * math.sqrt(2 / 8), rel=0.5)
+    assert not change.rises(0.0)
+    assert not change.falls(0.0)
+
+
+def test_a_steady_trend_is_not_noise():
+    history = History(8)
+    for step in range(16):
+        history.add({"x": float(step)})
+    change = history.change("x")
+    assert (change.start, change.now) == (3.5, 11.5)
+    assert change.rises(8.0)
+    assert not change.rises(8.1)
+
+
+def test_yaml_reads_off_as_false():
+    assert Alarms.model_validate({"action": False}).action == "off"
+    with pytest.raises(ValidationError):
+        Alarms.model_validate({"rules": {"no-such-rule": {}}})
+
+
+def test_the_page_has_every_rule_as_it_is():
+    page = (Path(__file__).parents[2] / "docs" / "alarms.md").read_text("utf-8")
+    for rule in RULES:
+        cells = (f"`{rule.name}`", rule.says, rule.means, f"{rule.threshold:g}", rule.remedy)
+        assert "| " + " | ".join(cells) + " |" in page
+    assert {rule.name for rule in RULES} == set(get_args(AlarmName))
