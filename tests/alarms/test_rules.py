@@ -172,6 +172,11 @@ def test_what_is_not_finite_or_not_there_is_left_out():
     assert names(replay(found, Alarms(), STEPS)) == {"repetition"}
 
 
+def test_rows_of_a_warm_up_belong_to_another_phase():
+    before = [{"step": 0, "phase": "coldstart"} | BAD["repetition"](t / 9) for t in range(10)]
+    assert replay([*before, *rows()], Alarms(), STEPS) == replay(rows(), Alarms(), STEPS)
+
+
 def test_noise_is_not_trend():
     history = History(8)
     rng = np.random.Generator(np.random.Philox(1))

@@ -55,8 +55,9 @@ class Watch:
         self._quiet: dict[str, int] = {}  # steps in a row it has not
 
     def see(self, row: Mapping[str, Any]) -> None:
-        """Take in a row of metrics.jsonl."""
-        self.history.add(row)
+        """Take in a row of metrics.jsonl; those of another phase (cold start) are not this one's."""
+        if "phase" not in row:
+            self.history.add(row)
 
     def action(self, rule: Rule) -> AlarmAction:
         """What is configured for a rule."""
