@@ -191,7 +191,8 @@ def test_help_imports_nothing_heavy_and_answers_at_once(words):
 
 def test_retries_of_the_hub_client_are_not_shown():
     code = (
-        "import logging; from opd.cli import setup; setup(); from huggingface_hub import hf_hub_download;"
+        "import logging; from opd.cli import setup; setup();"
+        "from huggingface_hub import hf_hub_download;"
         "print(logging.getLogger('huggingface_hub.utils._http').getEffectiveLevel())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -83,8 +83,9 @@ def phases(records: Iterable[Mapping[str, Any]]) -> list[tuple[float, str]]:
     """First step and name of every phase of a run, in order.
 
     Args:
-        records: lines of the journals, in any order.
+        records: lines of the journals; those of one step in the order they were written.
     """
-    named = sorted((float(r["step"]), str(r["phase"])) for r in records if "phase" in r)
+    named = [(float(r["step"]), str(r["phase"])) for r in records if "phase" in r]
+    named.sort(key=lambda at: at[0])  # of one step in the order of the journal
     firsts = named[:1] + [b for a, b in itertools.pairwise(named) if a[1] != b[1]]
     return firsts

@@ -22,7 +22,7 @@ BASIS = (
 
 def cost_sections(run: RunData) -> list[Section]:
     """Time by phase and what it all came to; nothing before the first step."""
-    total = float(run.series("time/step_s").values.sum())
+    total = run.spent("time/step_s")
     if not total:
         return []
     parts: list[Part] = [Charts(time_charts(run)), what_it_cost(run, total), _by_phase(run, total)]
@@ -41,6 +41,7 @@ def what_it_cost(run: RunData, total: float) -> Table:
         ["machine time", Number(total, seconds(total), "steps alone, see below")],
         ["completion tokens trained on", plain(trained)],
         ["tokens a second, everything included", plain(trained / total)],
+        *_coldstart(run),
         *_teacher(run),
         *_evaluations(run),
     ]
@@ -50,6 +51,11 @@ def what_it_cost(run: RunData, total: float) -> Table:
         rows.append(["peak memory of the process", Number(most, f"{most:,.0f} MiB")])
     rows += _money(run, total)
     return Table("What it cost", ("", ""), rows, BASIS)
+
+
+def _coldstart(run: RunData) -> list[Sequence[Cell]]:
+    took = run.spent("time/step_s", before=1)
+    return [["of the machine time, the cold start", Number(took, seconds(took))]] if took else []
 
 
 def _teacher(run: RunData) -> list[Sequence[Cell]]:
@@ -65,9 +71,8 @@ def _teacher(run: RunData) -> list[Sequence[Cell]]:
         "teacher/retries": "of them repeated",
     }
     for name, words in names.items():
-        found = run.series(name)
-        if len(found):
-            rows.append([words, plain(float(found.values.sum()))])
+        if name in run.names():
+            rows.append([words, plain(run.spent(name))])
     hits = run.series("teacher/cache_hits").values
     if len(hits):
         rows.append(["completions whose scores were cached", percent(float(hits.mean()))])
@@ -103,7 +108,7 @@ def _by_phase(run: RunData, total: float) -> Table:
     for name in sorted(n for n in run.names() if n.startswith("time/") and n.endswith("_s")):
         if name in NOT_PHASES:
             continue
-        value = float(run.series(name).values.sum())
+        value = run.spent(name)
         spent += value
         phase = name.removeprefix("time/").removesuffix("_s")
         rows.append([phase, Number(value, seconds(value)), percent(value / total)])

@@ -51,12 +51,12 @@ def _picture(run: RunData, picture: Picture) -> Chart | None:
     if band is not None:
         legend.append(Legend("healthy", f"{band.low:g} to {band.high:g}: {band.source}"))
         data["healthy"] = {"low": band.low, "high": band.high, "source": band.source}
-    legend += mark_legend(run)
+    legend += mark_legend(run) if picture.marked else []
     svg = curves(
         picture.title,
         lines,
         band=None if band is None else (band.low, band.high),
-        marks=marks(run),
+        marks=marks(run) if picture.marked else None,
         percent=picture.percent,
     )
     return Chart(picture.title, svg, data, legend, picture.note, picture.lines[0][0])

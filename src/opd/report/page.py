@@ -36,6 +36,7 @@ from opd.report.read import EvalSet, RunData
 from opd.report.safe import short_name
 from opd.report.tokens import token_view
 from opd.report.verdict import Outcome, answers, outcome, verdict
+from opd.report.warm_up import coldstart_sections
 from opd.run.place import flatten
 
 REFRESH_S = 20
@@ -50,6 +51,7 @@ def document(run: RunData) -> Document:
         Section("verdict", "Did it work?", [verdict(run)]),
         *_accuracy(run),
         *([] if run.check is None else [check_section(run.check)]),
+        *coldstart_sections(run),
         *_picture(run),
         *_heat(run),
         *_tokens(run),
@@ -94,6 +96,8 @@ def _accuracy_chart(run: RunData, task: EvalSet) -> Chart:
     from numpy import array
 
     found = task.student
+    if task.warmed is not None:  # step 0 twice: as it came, and after its cold start
+        found = [found[0], task.warmed, *found[1:]]
     steps, values = array([e.step for e in found]), array([e.accuracy.value for e in found])
     low, high = (array([getattr(e.accuracy, end) for e in found]) for end in ("low", "high"))
     level = None if task.teacher is None else task.teacher.accuracy.value
@@ -116,6 +120,7 @@ def _accuracy_table(one: Outcome, *, main: bool) -> Table:
     task = one.task
     first, last = task.student[0], task.student[-1]
     shown = [("before", first)]
+    shown += [] if task.warmed is None else [("after the cold start", task.warmed)]
     shown += [(f"after {last.step} steps", last)] if last.step > first.step else []
     shown += [] if task.teacher is None else [("teacher", task.teacher)]
     found = [e for _, e in shown]

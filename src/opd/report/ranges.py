@@ -21,6 +21,7 @@ class Healthy:
 HEALTHY = {
     "diag/overlap_mass_student": Healthy(0.97, 1.0, "paper B.1"),
     "diag/overlap_mass_teacher": Healthy(0.97, 1.0, "paper B.1"),
+    "coldstart/overlap_mass_student": Healthy(0.97, 1.0, "paper B.1"),
     "diag/support_mass": Healthy(0.97, 1.0, "follows from Eq. 9"),
 }
 
@@ -33,6 +34,7 @@ class Picture:
     lines: tuple[tuple[str, str], ...]
     note: str
     percent: bool = False
+    marked: bool = True  # with the run's alarms and phases; its x axis is the run's steps
 
 
 PICTURES = (
@@ -125,6 +127,28 @@ ROLLOUTS = (
         (("rollout/reward", "share of rollouts"),),
         "On training prompts, sampled as trained.",
         percent=True,
+    ),
+)
+
+COLDSTART = (
+    Picture(
+        "Overlap mass",
+        (("coldstart/overlap_mass_student", "of the student, on its own rollouts"),),
+        "Should rise: then on-policy training has something to work on.",
+        marked=False,
+    ),
+    Picture(
+        "Top-1 agreement",
+        (("coldstart/top1_agreement", "share of positions"),),
+        "On the same rollouts as the overlap mass.",
+        percent=True,
+        marked=False,
+    ),
+    Picture(
+        "Imitation loss",
+        (("coldstart/loss", "cross-entropy per token"),),
+        "On the teacher's completions.",
+        marked=False,
     ),
 )
 

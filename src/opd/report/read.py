@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from opd.types import Graded
 Floats = NDArray[np.float64]
 
 CLOCKS = ("time/", "memory/", "teacher/")  # names of timings.jsonl
+COLD = "coldstart/"
 _EVAL = re.compile(r"step-(\d+)-(.+)\.json")
 
 
@@ -67,6 +68,7 @@ class EvalSet:
     settings: dict[str, Any]
     student: list[Evaluated]
     teacher: Evaluated | None
+    warmed: Evaluated | None = None  # the student after its cold start, before on-policy steps
 
     @property
     def grader(self) -> str:
@@ -87,6 +89,7 @@ class RunData:
     alarms: list[Alarm]
     phases: list[tuple[float, str]]
     check: dict[str, Any] | None
+    coldstart: dict[str, Any] | None
     evals: list[EvalSet]
     tokens: list[str] | None
     alive: bool
@@ -118,15 +121,34 @@ class RunData:
         return max(made, default=0)
 
     def series(self, name: str) -> Series:
-        """Values of a name of metrics.jsonl or timings.jsonl."""
+        """Values of a name of metrics.jsonl or timings.jsonl over the run's steps.
+
+        Names of the cold start, all of whose lines belong to step 0, over its own steps; clocks
+        from step 1 on.
+        """
         rows = self.timings if name.startswith(CLOCKS) else self.metrics
+        own = f"{COLD}step" if name.startswith(COLD) else "step"
+        first = 1 if name.startswith(CLOCKS) else 0
         found = {
-            float(r["step"]): float(r[name]) for r in rows if isinstance(r.get(name), int | float)
+            float(r[own]): float(r[name])
+            for r in rows
+            if isinstance(r.get(name), int | float)
+            and isinstance(r.get(own), int | float)
+            and r[own] >= first
         }
         steps = np.array(sorted(found), dtype=np.float64)
         values = np.array([found[s] for s in steps], dtype=np.float64)
         finite = np.isfinite(values)
         return Series(steps[finite], values[finite])
+
+    def spent(self, name: str, *, before: int | None = None) -> float:
+        """Sum of a name of timings.jsonl over all its lines, or those of steps before one."""
+        values = [
+            float(r[name])
+            for r in self.timings
+            if isinstance(r.get(name), int | float) and (before is None or r["step"] < before)
+        ]
+        return float(np.nansum(values))
 
     def names(self) -> set[str]:
         """Every name that was logged."""
@@ -176,7 +198,8 @@ def read_run(path: str | Path) -> RunData:
         timings=_stepped(lines["timings"]),
         alarms=alarms(_stepped(lines["alarms"])),
         phases=phases(_stepped(lines["metrics"] + lines["alarms"])),
-        check=_check(path, gaps),
+        check=_record(path, "check.json", gaps),
+        coldstart=_record(path, "coldstart.json", gaps),
         evals=_evals(path / "eval", config, gaps),
         tokens=tokens,
         alive=is_alive(path),
@@ -233,14 +256,14 @@ def _at(config: dict[str, Any], key: str) -> Any:
     return found.get(name) if isinstance(found, dict) else None
 
 
-def _check(path: Path, gaps: list[str]) -> dict[str, Any] | None:
-    """What `opd check` left in the run folder, if it did."""
-    if not (path / "check.json").is_file():
+def _record(path: Path, name: str, gaps: list[str]) -> dict[str, Any] | None:
+    """What a command or a phase left in the run folder, if it did."""
+    if not (path / name).is_file():
         return None
     try:
-        return _object(path, "check.json")
+        return _object(path, name)
     except UserError as error:
-        gaps.append(f"What the check said is left out: {error}")
+        gaps.append(f"{name} is left out: {error}")
         return None
 
 
@@ -255,17 +278,21 @@ def _evals(folder: Path, config: Mapping[str, Any], gaps: list[str]) -> list[Eva
     for settings in config.get("eval", []):
         label = settings.get("name") or Path(settings["path"]).stem
         student = [_evaluated(folder, s, n, gaps) for s, n in sorted(files) if n == label]
-        theirs = [
-            _evaluated(folder, s, n, gaps) for s, n in sorted(files) if n == f"teacher-{label}"
-        ]
+        theirs, warmed = (
+            [_evaluated(folder, s, n, gaps) for s, n in sorted(files) if n == f"{who}-{label}"]
+            for who in ("teacher", "coldstart")
+        )
         found = [e for e in student if e is not None]
         # A set may have been changed when a run was resumed: only what is like the latest counts.
         same = [e for e in found if e.key == found[-1].key]
-        teacher = next((e for e in theirs if e is not None), None)
-        if teacher is not None and same and teacher.key != same[-1].key:
-            teacher = None
-        sets.append(EvalSet(label, settings, same, teacher))
+        key = same[-1].key if same else None
+        sets.append(EvalSet(label, settings, same, _like(theirs, key), _like(warmed, key)))
     return sets
+
+
+def _like(found: Sequence[Evaluated | None], key: dict[str, Any] | None) -> Evaluated | None:
+    first = next((e for e in found if e is not None), None)
+    return None if first is None or (key is not None and first.key != key) else first
 
 
 def _evaluated(folder: Path, step: int, name: str, gaps: list[str]) -> Evaluated | None:

@@ -28,6 +28,7 @@ from opd.report.numbers import (
     points_range,
 )
 from opd.report.read import EvalSet, RunData, Series
+from opd.report.warm_up import coldstart_sentence
 
 MOST = 0.5  # of the gap, by the interval's lower end: "most of it"
 SMALL_KL = 0.05  # nats a token: hardly anything left to learn from this teacher
@@ -127,7 +128,9 @@ def verdict(run: RunData) -> Verdict:
     found = [o for task in run.evals if (o := outcome(task)) is not None]
     main = found[0] if found else None
     tone, headline = _headline(run, main)
+    began = coldstart_sentence(run)
     sentences = [*_state(run), *_accuracy(main), *_forgetting(found[1:])]
+    sentences += [] if began is None else [began]
     limits = _limits(run, main)
     sentences += [limit for limit, _ in limits]
     advice = [do for _, do in limits if do is not None]

@@ -20,6 +20,8 @@ from opd.report.safe import for_terminal
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 WIDTH = 32
 SHOWN = (
+    ("coldstart/loss", "cold start, loss"),
+    ("coldstart/overlap_mass_student", "cold start, overlap mass"),
     ("diag/reverse_kl", "reverse KL"),
     ("diag/overlap_ratio", "overlap ratio"),
     ("diag/overlap_mass_student", "overlap mass, student"),

@@ -1,0 +1,63 @@
+"""The cold start of a run: what it took, why it ended, what it left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from opd.report.document import Cell, Charts, Number, Part, Section, Sentence, Table
+from opd.report.figures import pictures
+from opd.report.numbers import plain, seconds
+from opd.report.ranges import COLDSTART
+from opd.report.read import RunData
+
+_COUNTS = {
+    "rounds": "rounds",
+    "steps": "supervised steps",
+    "completions": "completions learned from",
+    "tokens": "their tokens",
+    "written_tokens": "tokens the teacher wrote",
+    "probe_tokens": "tokens the student wrote to be looked at",
+    "prompts_left": "prompts left for on-policy training",
+}
+
+
+def coldstart_sections(run: RunData) -> list[Section]:
+    """Curves and counts of the phase; nothing for a run without one."""
+    charts = pictures(run, COLDSTART)
+    parts: list[Part] = [Charts(charts)] if charts else []
+    if run.coldstart is not None:
+        parts.append(_table(run, run.coldstart))
+    if not parts:
+        return []
+    lead = "The student imitated completions of the teacher first. Right: supervised steps."
+    return [Section("coldstart", "The cold start", parts, lead)]
+
+
+def coldstart_sentence(run: RunData) -> Sentence | None:
+    """For the verdict: how much was off-policy, and why it ended."""
+    found = run.coldstart
+    if found is None:
+        return None
+    tokens = _number(found.get("tokens"))
+    text = f"It began with a cold start: {tokens.text} tokens of the teacher's were imitated."
+    values = {key: found[key] for key in ("tokens", "rounds") if key in found}
+    return Sentence(text, f"It ended because {found.get('reason', 'it ended')}.", values)
+
+
+def _table(run: RunData, found: dict[str, Any]) -> Table:
+    rows: list[Sequence[Cell]] = [
+        [words, _number(found[key])] for key, words in _COUNTS.items() if key in found
+    ]
+    left = found.get("left_out")
+    if isinstance(left, dict):
+        rows += [[f"left out: {why}", _number(count)] for why, count in left.items()]
+    took = run.spent("time/step_s", before=1)
+    rows.append(["time", Number(took, seconds(took))])
+    return Table("What it took", ("", ""), rows, f"It ended because {found.get('reason', '?')}.")
+
+
+def _number(value: Any) -> Number:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return Number(None, str(value))
+    return plain(float(value))
