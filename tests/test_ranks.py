@@ -14,13 +14,14 @@ import yaml
 
 from opd.errors import UserError
 from opd.lab.demo import demo_config
-from opd.ranks import ALONE, Ranks, SharedSampler, SharedTeacher
+from opd.ranks import ALONE, Ranks, SharedSampler, SharedTeacher, heed_accelerate
 from opd.run.files import write_json
 from opd.run.folder import RunFolder
 from opd.run.follower import Follower
 from opd.run.records import read_jsonl
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
+from opd.teachers.server import TeacherDown
 from opd.types import Want
 
 # The order in which float32 gradients are added differs between numbers of processes.
@@ -65,7 +66,7 @@ def test_shared_work_is_the_work(make_lm, make_prompts, size):
     sampler = HFSampler(lm, Decoding(6), stop=frozenset({1}), capture=4)
     alone = sampler.sample(prompts, n=2, key=(0, 1, 2))
     shared = played(
-        lambda ranks: SharedSampler(sampler, ranks).sample(prompts, n=2, key=(0, 1, 2)), size
+        lambda ranks: SharedSampler(sampler, ranks, lm).sample(prompts, n=2, key=(0, 1, 2)), size
     )
     for a, b in zip(alone, shared, strict=True):
         assert a.prompt == b.prompt
@@ -77,6 +78,38 @@ def test_shared_work_is_the_work(make_lm, make_prompts, size):
     for a, b in zip(scores, shared, strict=True):
         np.testing.assert_allclose(a.support, b.support, atol=1e-9)
         np.testing.assert_allclose(a.hidden.numpy(), b.hidden.numpy(), atol=1e-9)
+
+
+def test_a_teacher_that_leaves_one_process_leaves_all_with_what_they_have(make_lm, make_prompts):
+    lm = make_lm()
+    sampler = HFSampler(lm, Decoding(6), stop=frozenset({1}), capture=4)
+    rollouts = sampler.sample(make_prompts(3, 5, 2), n=1, key=(0,))
+    whole = LocalTeacher(lm)
+
+    class Leaving:
+        name, kinds = "leaving", whole.kinds
+
+        def score(self, share, want):
+            known = whole.score(share, want)
+            if len(share) == 2:
+                return known
+            raise TeacherDown("no answer for 5 s", [None] * len(share))
+
+    want = Want(sampled=True)
+    with pytest.raises(TeacherDown, match="no answer for 5 s") as down:
+        played(lambda ranks: SharedTeacher(Leaving(), ranks).score(rollouts, want), 2)
+    scored = [s is not None and s.sampled is not None for s in down.value.partial]
+    assert scored == [True, False, True]
+
+
+def test_accelerate_and_the_configuration_must_agree_about_shards(monkeypatch):
+    heed_accelerate("none")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    with pytest.raises(UserError, match=r"student\.shard=fsdp2"):
+        heed_accelerate("none")
+    heed_accelerate("fsdp2")
+    assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
 
 
 def test_a_mistake_one_process_finds_is_raised_by_all():
@@ -108,18 +141,30 @@ def test_a_follower_reads_and_never_writes(tmp_path):
         assert before == after
 
 
-def launch(folder: Path, processes: int, *options: str, steps: int = 4) -> None:
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
+ACCELERATE = (
+    *("-m", "accelerate.commands.launch", "--num_machines=1", "--mixed_precision=no"),
+    *("--dynamo_backend=no", "--main_process_port=0"),
+)
+STARTS = {
+    "torchrun": (*TORCHRUN, "--nproc_per_node={n}"),
+    "accelerate": (*ACCELERATE, "--multi_gpu", "--num_processes={n}"),
+    "accelerate --use_fsdp": (*ACCELERATE, "--use_fsdp", "--num_processes={n}"),
+}
+
+
+def launch(
+    folder: Path, processes: int, *options: str, steps: int = 4, start: str = "torchrun"
+) -> None:
     data = demo_config(folder)
-    data["train"] |= {"steps": steps, "prompts_per_step": 6, "tokens_per_microbatch": 256}
+    data["train"] |= {"steps": steps, "prompts_per_step": 6, "tokens_per_microbatch": 64}
     data["output"] |= {"save_every": 2}
     data["eval"] = [e | {"limit": 6, "every": 2} for e in data["eval"]]
     file = folder.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(data))
-    start = [sys.executable, "-m"]
-    if processes > 1:
-        start += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    command = [word.format(n=processes) for word in STARTS[start]] if processes > 1 else []
     done = subprocess.run(
-        [*start, "opd", "train", str(file), *options],
+        [sys.executable, *command, "-m", "opd", "train", str(file), *options],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -145,13 +190,19 @@ def distance(one: Path, other: Path) -> float:
     return worst
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks") / "one"
+    launch(folder, 1)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_and_three_processes_train_like_one_and_resume_bit_for_bit(tmp_path):
-    launch(tmp_path / "one", 1)
+def test_two_and_three_processes_train_like_one_and_resume_bit_for_bit(one, tmp_path):
     launch(tmp_path / "two", 2)
     launch(tmp_path / "three", 3)
-    report = {n: distance(tmp_path / "one", tmp_path / n) for n in ("two", "three")}
+    report = {n: distance(one, tmp_path / n) for n in ("two", "three")}
     write_json(tmp_path / "distances.json", report)
     assert max(report.values()) < CURVE
     launch(tmp_path / "halves", 2, steps=2)
@@ -159,4 +210,26 @@ def test_two_and_three_processes_train_like_one_and_resume_bit_for_bit(tmp_path)
     assert digest(tmp_path / "halves") == digest(tmp_path / "two")
     launch(tmp_path / "mixed", 2, steps=2)
     launch(tmp_path / "mixed", 1, "--resume")
-    assert distance(tmp_path / "one", tmp_path / "mixed") < CURVE
+    assert distance(one, tmp_path / "mixed") < CURVE
+    launch(tmp_path / "launched", 2, start="accelerate")
+    assert digest(tmp_path / "launched") == digest(tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_shards_train_like_one_process_and_resume_bit_for_bit_and_on_other_numbers(one, tmp_path):
+    sharded = "student.shard=fsdp2"
+    launch(tmp_path / "two", 2, sharded)
+    launch(tmp_path / "launched", 2, sharded, start="accelerate --use_fsdp")
+    assert digest(tmp_path / "launched") == digest(tmp_path / "two")
+    launch(tmp_path / "halves", 2, sharded, steps=2)
+    launch(tmp_path / "halves", 2, sharded, "--resume")
+    assert digest(tmp_path / "halves") == digest(tmp_path / "two")
+    report = {"two": distance(one, tmp_path / "two")}
+    for others in (1, 3):
+        folder = tmp_path / f"mixed{others}"
+        launch(folder, 2, sharded, steps=2)
+        launch(folder, others, sharded, "--resume")
+        report[f"two, then {others}"] = distance(one, folder)
+    write_json(tmp_path / "distances.json", report)
+    assert max(report.values()) < CURVE

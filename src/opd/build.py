@@ -28,8 +28,9 @@ from opd.experience import Source
 from opd.loop import Parts
 from opd.models import tokenizers
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
+from opd.models.shard import shard
 from opd.models.token_text import token_texts
-from opd.ranks import ALONE, Ranks, SharedSampler, SharedTeacher, join
+from opd.ranks import ALONE, Ranks, SharedSampler, SharedTeacher, heed_accelerate, join
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.files import require_space
@@ -66,6 +67,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         UserError: anything wrong with models, prompts, evaluation sets or the run folder.
     """
     ranks = join()
+    heed_accelerate(cfg.student.shard)
     if ranks.size > 1 and cfg.rollout.engine == "vllm":
         raise UserError(
             f"rollout.engine=vllm with {ranks.size} processes: several processes write their "
@@ -114,6 +116,8 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         prompts=prompts,
         processes=ranks.size,
     )
+    if ranks.size > 1 and cfg.student.shard == "fsdp2":
+        shard(pair.student, ranks.size)
     optimizer = make_optimizer(pair.student, cfg.optim)
     require_space(Path(cfg.output.dir), bytes_needed(cfg, pair.student))
     folder = open_folder(cfg, ranks, resume=resume, overwrite=overwrite)
@@ -149,7 +153,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         decode=decoder(pair.tokenizer),
     )
     if ranks.size > 1:
-        source = shared(source, ranks)
+        source = shared(source, ranks, pair.student)
     return Parts(
         cfg=cfg,
         folder=folder,
@@ -395,7 +399,7 @@ def eval_sampler(
 
     def make(task: EvalTask) -> Sampler:
         one = HFSampler(lm, task.decoding, stop=stop, capture=1, batch=cfg.rollout.batch)
-        return one if ranks.size == 1 else SharedSampler(one, ranks)
+        return one if ranks.size == 1 else SharedSampler(one, ranks, lm)
 
     return make
 
@@ -416,12 +420,12 @@ def open_folder(cfg: Run, ranks: Ranks, *, resume: bool, overwrite: bool) -> Run
     return made[0] if made else Follower(Path(cfg.output.dir), resolved)
 
 
-def shared(source: Source, ranks: Ranks) -> Source:
+def shared(source: Source, ranks: Ranks, student: LM) -> Source:
     """Sampling and scoring shared out among processes."""
     teacher, reference = source.teacher, source.reference
     return replace(
         source,
-        sampler=SharedSampler(source.sampler, ranks),
+        sampler=SharedSampler(source.sampler, ranks, student),
         teacher=None if teacher is None else SharedTeacher(teacher, ranks),
         reference=None if reference is None else SharedTeacher(reference, ranks),
     )

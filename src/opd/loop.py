@@ -19,6 +19,7 @@ from opd.errors import UserError
 from opd.evaluate import EvalTask, Evaluation, evaluate, recovery
 from opd.experience import Source, rollout_metrics, sample, score
 from opd.models.lm import save_final
+from opd.models.shard import assembled
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.folder import RunFolder
@@ -95,8 +96,11 @@ def train(parts: Parts) -> dict[str, Any]:
                 run.thin_rollouts(step, cfg.output.rollout_sample)
         if stopping and not last:
             raise KeyboardInterrupt("saved")
+    student = parts.learner.student
+    if student.sharded is not None:
+        student = assembled(student, keep=run.writes) or student
     if run.writes:
-        save_final(parts.learner.student, parts.tokenizer, run.path / "final")
+        save_final(student, parts.tokenizer, run.path / "final")
     return finish(parts)
 
 

@@ -1,6 +1,7 @@
 """Several processes, one run: shares of the work, sums of the gradients, one writer.
 
-Started by torchrun, one process a device (gloo on CPUs, the accelerator's own backend elsewhere).
+Started by torchrun or accelerate launch, one process a device (gloo on CPUs, the accelerator's own
+backend elsewhere).
 Prompts are shared out for sampling, rollouts for scoring, micro-batches for the update; after each
 of the three every process holds the same whole. What crosses between processes is array bytes and
 JSON, never pickled objects.
@@ -21,7 +22,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from opd.errors import UserError
+from opd.models.lm import LM
+from opd.models.shard import whole
 from opd.run.rollouts import StepFile, decode, encode
+from opd.teachers.server import TeacherDown
 from opd.types import Kind, Mean, Metrics, Prompt, Rollout, Sampler, Scores, Teacher, Want
 
 logger = logging.getLogger(__name__)
@@ -44,6 +48,10 @@ class Ranks:
     def share(self, count: int) -> range:
         """Which of `count` things are this process's."""
         return range(self.rank, count, self.size)
+
+    def idle(self, count: int) -> int:
+        """How many fewer of `count` things this process has than the one with most."""
+        return -(-count // self.size) - len(self.share(count))
 
     def gather(self, data: bytes) -> list[bytes]:
         """Every process's bytes, in order of rank, at every process."""
@@ -135,9 +143,26 @@ def join() -> Ranks:
         except (ValueError, RuntimeError) as error:
             raise UserError(
                 f"WORLD_SIZE={size}, and the processes do not find each other: {error}. Start them "
-                "with torchrun --nproc_per_node N -m opd train run.yaml."
+                "with torchrun --nproc_per_node N -m opd train run.yaml, or accelerate launch."
             ) from None
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def heed_accelerate(shard: str) -> None:
+    """Bring what `accelerate launch --use_fsdp` says together with `student.shard`.
+
+    Raises:
+        UserError: the launcher wants shards and the configuration does not.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() not in ("true", "1", "yes"):
+        return
+    if shard == "none":
+        raise UserError(
+            "accelerate launch was told --use_fsdp, and student.shard=none. The configuration "
+            "decides: set student.shard=fsdp2, or launch with --multi_gpu."
+        )
+    # Or transformers would read the weights in one process only and leave the others' to chance.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
 def leave() -> None:
@@ -149,9 +174,9 @@ def leave() -> None:
 class SharedSampler:
     """`opd.types.Sampler` whose prompts are shared out; everybody gets all rollouts."""
 
-    def __init__(self, sampler: Sampler, ranks: Ranks) -> None:
-        """Share out `sampler`, which every process has."""
-        self.sampler, self.ranks = sampler, ranks
+    def __init__(self, sampler: Sampler, ranks: Ranks, lm: LM) -> None:
+        """Share out `sampler`, which every process has and which draws from `lm`."""
+        self.sampler, self.ranks, self.lm = sampler, ranks, lm
 
     def sync(self, version: int) -> None:
         """See `opd.types.Sampler.sync`."""
@@ -164,7 +189,9 @@ class SharedSampler:
         def work() -> bytes:
             return _packed(self.sampler.sample(share, n=n, key=key) if share else [], None)
 
-        parts = [_unpacked(part)[0] for part in self.ranks.together(work)]
+        with whole(self.lm):  # completions differ in length, so forwards do in number
+            packed = self.ranks.together(work)
+        parts = [_unpacked(part)[0] for part in packed]
         found: list[Rollout] = []
         for i in range(len(prompts)):
             part, place = parts[i % self.ranks.size], i // self.ranks.size
@@ -183,18 +210,35 @@ class SharedTeacher:
     kinds: frozenset[Kind]
 
     def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
-        """See `opd.types.Teacher.score`."""
+        """See `opd.types.Teacher.score`.
+
+        Raises:
+            TeacherDown: at every process if one met it, with what all of them have got.
+        """
         mine = self.ranks.share(len(rollouts))
         share = [rollouts[i] for i in mine]
         full = None if want.full is None else [want.full[i] for i in mine]
 
         def work() -> bytes:
-            scores = self.teacher.score(share, want._replace(full=full)) if share else []
-            return _packed(share, scores)
+            scores: list[Scores] = []
+            away = b""
+            try:
+                if share:
+                    scores = self.teacher.score(share, want._replace(full=full))
+            except TeacherDown as down:
+                scores, away = [s or Scores() for s in down.partial], str(down).encode()
+            return len(away).to_bytes(4, "little") + away + _packed(share, scores)
 
-        parts = [_unpacked(part)[1] for part in self.ranks.together(work)]
+        parts, reasons = [], []
+        for part in self.ranks.together(work):
+            end = 4 + int.from_bytes(part[:4], "little")
+            reasons.append(part[4:end].decode())
+            parts.append(_unpacked(part[end:])[1])
         size = self.ranks.size
-        return [parts[i % size][i // size] for i in range(len(rollouts))]
+        found = [parts[i % size][i // size] for i in range(len(rollouts))]
+        if why := next(filter(None, reasons), None):
+            raise TeacherDown(why, list(found))
+        return found
 
 
 def _packed(rollouts: Sequence[Rollout], scores: Sequence[Scores] | None) -> bytes:

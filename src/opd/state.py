@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd.models.shard import collected, like
 from opd.run import checkpoint as store
 from opd.run.folder import RunFolder
 from opd.run.optimizer import (
@@ -35,6 +36,8 @@ def checkpoint(
 ) -> None:
     """Write step-N, all or nothing, and prune older ones.
 
+    A sharded student is put together for it, so that any number of processes can go on from it.
+
     Args:
         run: whose logs' ends are remembered.
         learner: student and optimizer.
@@ -43,13 +46,15 @@ def checkpoint(
         folder: where; None for the run's checkpoints/. A phase before the first step has its own.
         facts: JSON values, "facts" of the state that `restore_phase` gives back.
     """
-    if not run.writes:
-        return
     weights = learner.student.parameters()
     tensors: dict[str, dict[str, Tensor]] = {
         "student": {name: p.detach() for name, p in weights.items()},
         "optimizer": flatten_optimizer(learner.optimizer, {p: n for n, p in weights.items()}),
     }
+    if learner.student.sharded is not None:
+        tensors = {group: collected(named, keep=run.writes) for group, named in tensors.items()}
+    if not run.writes:
+        return
     state: dict[str, Any] = {
         "step": step,
         "logs": run.offsets(),
@@ -88,7 +93,7 @@ def restore_phase(run: RunFolder, learner: Learner, folder: Path) -> tuple[int, 
     tensors, state = found.load()
     weights = learner.student.parameters()
     for name, parameter in weights.items():
-        parameter.copy_(tensors["student"][name])
+        parameter.copy_(like(tensors["student"][name], parameter))
     restore_optimizer(learner.optimizer, {p: n for n, p in weights.items()}, tensors["optimizer"])
     restore_group_settings(learner.optimizer, state["groups"])
     run.truncate_to(state["logs"])

@@ -23,6 +23,7 @@ from opd.core.objective import Objective
 from opd.core.views import DenseView, logp
 from opd.models.head import RowsView
 from opd.models.lm import LM
+from opd.models.shard import full, keep_pace, rest
 from opd.ranks import ALONE, Ranks, total_of
 from opd.types import Mean, Metrics
 
@@ -82,14 +83,19 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
         (total / denominator).backward()  # type: ignore[no-untyped-call]
         loss += total.detach().double().cpu() / denominator
         merge(found, diagnose(learner, micro, hidden.detach()))
-    if batch.gold and learner.ranks.leads:
-        gold = imitate(learner, align(batch.gold, None))
-        found["train/sft_loss"] = gold
-        loss += learner.sft_weight * gold.value
+    stay_in_step(learner, len(parts))
+    if batch.gold:
+        gold = align(batch.gold, None)
+        told = found["train/sft_loss"] = imitate(learner, gold)
+        loss += learner.sft_weight * (told.total / gold.num_tokens)
     student.model.eval()
-    learner.ranks.sum_gradients(student.parameters().values())
+    if student.sharded is None:
+        learner.ranks.sum_gradients(student.parameters().values())
+    else:
+        rest(student)  # its gradients were summed on the way
     found, value = learner.ranks.merge(found), total_of(loss, learner.ranks)
-    norm = torch.nn.utils.clip_grad_norm_(student.parameters().values(), learner.optim.grad_clip)
+    parameters = student.parameters().values()
+    norm = full(torch.nn.utils.clip_grad_norm_(parameters, learner.optim.grad_clip))
     if not (math.isfinite(value) and math.isfinite(norm.item())):
         optimizer.zero_grad(set_to_none=True)
         raise Refused(f"loss {value}, gradient norm {norm.item()}")
@@ -135,18 +141,28 @@ def micro_loss(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Tensor:
     return head.chunked_sum(of_logits, hidden)
 
 
+def stay_in_step(learner: Learner, count: int) -> None:
+    """Make up for the micro-batches this process has fewer than others, if weights are sharded."""
+    if learner.student.sharded is not None:
+        for _ in range(learner.ranks.idle(count)):
+            keep_pace(learner.student)
+
+
 def imitate(learner: Learner, gold: Batch) -> Mean:
     """Add the gradient of `sft_weight` x cross-entropy on gold completions (Stable-OPD's mix).
 
     Returns:
-        The unweighted loss: nats and tokens.
+        The unweighted loss of this process's share: nats and tokens.
     """
-    student, total = learner.student, 0.0
-    for indices in gold.split(learner.tokens_per_microbatch):
-        part = completion_loss(student, gold.micro(indices, student.device, k=1))
+    student, found = learner.student, Mean(0.0, 0)
+    parts = gold.split(learner.tokens_per_microbatch)
+    for i in learner.ranks.share(len(parts)):
+        micro = gold.micro(parts[i], student.device, k=1)
+        part = completion_loss(student, micro)
         (learner.sft_weight * part / gold.num_tokens).backward()  # type: ignore[no-untyped-call]
-        total += part.item()
-    return Mean(total, gold.num_tokens)
+        found += Mean(part.item(), len(micro.rows))
+    stay_in_step(learner, len(parts))
+    return found
 
 
 def completion_loss(student: LM, micro: MicroBatch) -> Tensor:

@@ -49,6 +49,9 @@ class Student(Section):
     """Weights and arithmetic. Paper: fp32 master weights; bf16 weights lose updates of 1e-6."""
     lora: Lora | None = None
     gradient_checkpointing: bool = False
+    shard: Literal["none", "fsdp2"] = "none"
+    """fsdp2: weights, gradients and moments are shared out among the processes of torchrun or
+    accelerate launch; none: every process holds them all. No effect in a single process."""
     device: str | None = None
     """null: the accelerator if there is one, else the CPU."""
 

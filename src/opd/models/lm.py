@@ -33,11 +33,13 @@ class LM:
     """A loaded model: `model` is what is trained and saved, `hidden` and `head` are how it is used.
 
     `model` is the plain Hugging Face model, or the peft model around it for a LoRA student.
+    `sharded` is what runs it when its weights are shared out (see `opd.models.shard`).
     """
 
     model: nn.Module
     vocab: int
     name: str
+    sharded: nn.Module | None = None
 
     @property
     def causal(self) -> Any:
@@ -76,6 +78,12 @@ class LM:
 
         Right padding needs no mask: attention is causal, and padded positions are never read.
         """
+        if self.sharded is not None:
+            return self.sharded(input_ids, kwargs)  # type: ignore[no-any-return]
+        return self.plain_hidden(input_ids, **kwargs)
+
+    def plain_hidden(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
+        """`hidden` of a model whose weights are here."""
         out = self.causal.base_model(input_ids=input_ids, **({"use_cache": False} | kwargs))
         return out.last_hidden_state  # type: ignore[no-any-return]
 

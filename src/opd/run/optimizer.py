@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd.models.shard import like
+
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 # What a parameter group may hold: numbers, switches and pairs. Everything goes to state.json.
 Groups = list[dict[str, Any]]
@@ -62,8 +64,8 @@ def restore_optimizer(
                         f"{(parameter.shape, parameter.dtype)}"
                     )
                 # Clones: the optimizer updates in place, the caller's tensors stay as they are.
-                found[moment] = (
-                    found[moment].to(parameter.device).clone(memory_format=torch.preserve_format)
+                found[moment] = like(found[moment], parameter).clone(
+                    memory_format=torch.preserve_format
                 )
             # AdamW keeps its counter on the CPU unless it is fused or captured.
             on_device = group["fused"] or group["capturable"]

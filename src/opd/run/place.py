@@ -17,8 +17,8 @@ CONFIG = "config.json"
 ENV = "env.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # What may change between the parts of one run: where and how often it writes, how long it goes on,
-# what it is measured on. Everything else decides the numbers.
-FREE_KEYS = ("output", "train.steps", "eval", "alarms")
+# what it is measured on, on how many devices the student lies. Everything else decides the numbers.
+FREE_KEYS = ("output", "train.steps", "eval", "alarms", "student.shard")
 FOLDERS = ("checkpoints", "rollouts", "eval")
 
 

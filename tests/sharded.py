@@ -1,0 +1,181 @@
+"""What `test_shard` runs in two processes: each kind of student trained whole and in pieces.
+
+python -m torch.distributed.run --standalone --nproc_per_node 2 tests/sharded.py out.json KIND...
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from conftest import tiny_model, tiny_tokenizer
+from opd.core.objective import Objective
+from opd.data.gold import example
+from opd.models.lm import LM, add_lora, enable_checkpointing, save_final
+from opd.models.shard import assembled, full, shard, whole
+from opd.ranks import SharedSampler, join, leave
+from opd.run.folder import RunFolder
+from opd.run.follower import Follower
+from opd.samplers.hf import Decoding, HFSampler
+from opd.state import checkpoint, restore
+from opd.types import Prompt
+from opd.update import Learner, Refused, make_optimizer, update
+from test_update import experience, learner_of
+
+STEPS = 2
+
+
+def student_of(kind: str) -> LM:
+    model = tiny_model(
+        0,
+        tie=kind != "untied",
+        dtype=torch.bfloat16 if kind == "bfloat16" else torch.float64,
+    )
+    lm = LM(model, model.config.vocab_size, "tiny")
+    if kind == "lora":
+        lm = add_lora(lm, rank=2, alpha=4.0, dropout=0.0, target_modules="all-linear", seed=0)
+    if kind == "checkpointed":
+        enable_checkpointing(lm)
+    return lm
+
+
+def prompts() -> list[Prompt]:
+    rng = np.random.default_rng(0)
+    return [Prompt(i, tuple(rng.integers(3, 40, n).tolist()), "") for i, n in enumerate((3, 8, 5))]
+
+
+def trained(learner: Learner, batches) -> list[dict[str, float]]:
+    told = []
+    for step, batch in enumerate(batches):
+        found = update(learner, batch, step)
+        told.append({name: mean.value for name, mean in found.items()})
+    return told
+
+
+def weights(lm: LM) -> dict[str, torch.Tensor]:
+    return {n: full(p.detach()).clone() for n, p in lm.parameters().items()}
+
+
+def worst(a, b) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[k] - b[k]).abs().max()) for k in a)
+
+
+def compare(kind: str, folder: Path) -> dict[str, float]:
+    """Distances between a student trained alone and the same one in two pieces."""
+    ranks = join()
+    base = student_of(kind)
+    model = tiny_model(1, dtype=base.causal.dtype)
+    teacher = LM(model, model.config.vocab_size, "teacher")
+    objective = Objective(k=4) if kind != "untied" else Objective(k=4, mode="tail")
+    gold = [example(i, p.ids, [7, 8, 9 + i, 1]) for i, p in enumerate(prompts())]
+    # 10 tokens: eleven micro-batches or so, an odd number for two processes.
+    batches = [experience(base, teacher, objective, prompts(), seed=s) for s in range(STEPS)]
+    batches[1] = replace(batches[1], gold=gold)
+    alone = learner_of(student_of(kind), teacher, objective, budget=10)
+    alone = replace(alone, sft_weight=0.5)
+    shared = replace(alone, student=student_of(kind), ranks=ranks)
+    shard(shared.student, ranks.size)
+    shared = replace(shared, optimizer=make_optimizer(shared.student, shared.optim))
+    mine = sum(p.to_local().numel() for p in shared.student.model.parameters())
+    told = trained(alone, batches), trained(shared, batches)
+    found = {
+        "share": mine / shared.student.num_parameters(),
+        "parts": len(batches[0].split(10)),
+        "metrics": max(abs(a[name] - b[name]) for a, b in zip(*told, strict=True) for name in a),
+        "weights": worst(weights(alone.student), weights(shared.student)),
+    }
+    assert all(a.keys() == b.keys() for a, b in zip(*told, strict=True))
+    found |= sampled(shared, alone, ranks) | saved(shared, alone, kind, folder, batches, ranks)
+    return found
+
+
+def sampled(shared: Learner, alone: Learner, ranks) -> dict[str, float]:
+    """Completions drawn from the pieces; then one process goes on by itself."""
+    draw = Decoding(9), {"stop": frozenset({1}), "capture": 4}
+    lms = (alone.student, shared.student)
+    samplers = [HFSampler(lm, draw[0], **draw[1]) for lm in lms]
+    plain = samplers[0].sample(prompts(), n=2, key=(5,))
+    both = SharedSampler(samplers[1], ranks, shared.student).sample(prompts(), n=2, key=(5,))
+    with whole(shared.student):
+        if ranks.leads:
+            samplers[1].sample(prompts(), n=1, key=(6,))
+    same = [np.array_equal(a.ids, b.ids) for a, b in zip(plain, both, strict=True)]
+    return {"same_rollouts": float(np.mean(same))}
+
+
+def saved(shared, alone, kind, folder, batches, ranks) -> dict[str, float]:
+    """Checkpoint and final folder; both continue to the same student."""
+    run = folder / kind
+    if ranks.leads:
+        RunFolder.create(run, {"train": {"seed": 0}}).close()
+    ranks.barrier()
+    held = RunFolder(run, {}, None, None) if ranks.leads else Follower(run, {})
+    before = weights(shared.student)
+    checkpoint(held, shared, STEPS, keep=1)
+    ranks.barrier()
+    after = trained(shared, batches[:1]), weights(shared.student)
+    assert worst(before, after[1]) > 0
+    step = restore(held, shared)
+    again = trained(shared, batches[:1]), weights(shared.student)
+    other = replace(
+        alone, student=student_of(kind), optimizer=make_optimizer(alone.student, alone.optim)
+    )
+    other = replace(other, optimizer=make_optimizer(other.student, other.optim))
+    restore(held, other)
+    elsewhere = trained(other, batches[:1]), weights(other.student)
+    plain = assembled(shared.student, keep=ranks.leads)
+    gap = 0.0
+    if ranks.leads:
+        save_final(plain, tiny_tokenizer(), run / "final")
+        final = load_file(run / "final" / "model.safetensors")
+        merged = LM(copy.deepcopy(other.student.model), 40, "")
+        save_final(merged, tiny_tokenizer(), run / "other")
+        gap = worst(final, load_file(run / "other" / "model.safetensors"))
+    return {
+        "step": float(step),
+        "steps": float(STEPS),
+        "resumed": max(worst(after[1], again[1]), float(after[0] != again[0])),
+        "resumed_alone": worst(after[1], elsewhere[1]),
+        "final": gap,
+    }
+
+
+def refused() -> dict[str, float]:
+    """A score that is not finite at one process refuses the update of both."""
+    ranks = join()
+    student, model = student_of("tied"), tiny_model(1)
+    teacher = LM(model, model.config.vocab_size, "teacher")
+    batch = experience(student, teacher, Objective(k=4), prompts())
+    batch.scores[0].support[0] = np.inf
+    shard(student, ranks.size)
+    shared = replace(learner_of(student, teacher, Objective(k=4), budget=10), ranks=ranks)
+    before = weights(student)
+    try:
+        update(shared, batch, 0)
+    except Refused:
+        return {"moved": worst(before, weights(student))}
+    return {"moved": 1.0}
+
+
+def main() -> None:
+    torch.use_deterministic_algorithms(True)
+    ranks = join()
+    out = Path(sys.argv[1])
+    found = {kind: compare(kind, out.parent) for kind in sys.argv[2:]} | {"refused": refused()}
+    if ranks.leads:
+        out.write_text(json.dumps(found))
+    dist.barrier()
+    leave()
+
+
+if __name__ == "__main__":
+    main()
