@@ -16,7 +16,8 @@ from .runs import PROMPTS, STEPS
 def costs(path, price=None) -> dict:
     run = read_run(path)
     run.config["output"]["price_per_hour"] = price
-    table = next(p for p in cost_sections(run)[0].parts if getattr(p, "caption", "")[:4] == "What")
+    tables = [p for p in cost_sections(run)[0].parts if p.kind == "table"]
+    table = next(t for t in tables if t.caption == "What it cost")
     return {row[0]: row[1] for row in table.rows}
 
 

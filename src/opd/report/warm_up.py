@@ -41,7 +41,7 @@ def coldstart_sentence(run: RunData) -> Sentence | None:
         return None
     tokens = _number(found.get("tokens"))
     text = f"It began with a cold start: {tokens.text} tokens of the teacher's were imitated."
-    values = {key: found[key] for key in ("tokens", "rounds") if key in found}
+    values: dict[str, Any] = {key: found[key] for key in ("tokens", "rounds") if key in found}
     return Sentence(text, f"It ended because {found.get('reason', 'it ended')}.", values)
 
 
