@@ -12,6 +12,7 @@ from opd.lab.corpus import Corpus
 from opd.lab.experiments import Claim, Entry, Found, entries, quick_entries, verdict
 from opd.lab.imitate import imitate
 from opd.lab.runs import Task
+from opd.lab.sheet import write_sheet
 from opd.lab.worlds import Chain
 from opd.lab.worlds.words import pattern_of
 from opd.types import Prompt, Rollout
@@ -190,6 +191,28 @@ def test_page_has_table_verdict_and_picture(tmp_path):
     assert "**reproduced** (2 seeds)" in text
     assert "| x | 2.50 (-3.85 to 8.85) | 2.00, 3.00 |" in text
     assert (tmp_path / "lab" / "E0.png").stat().st_size > 1000
+
+
+def test_sheet_says_what_the_page_says(tmp_path):
+    seeds = [
+        {
+            "seed": seed,
+            "numbers": {"x": x},
+            "lines": [{"panel": "mass outside", "label": "l", "x": [1, 2], "y": [x, 2 * x]}],
+            "seconds": 1.5,
+        }
+        for seed, x in enumerate((2.0, 3.0))
+    ]
+    html = write_sheet(tmp_path / "lab.html", {"E0": entry(1)}, {"E0": seeds}, facts={"Seeds": "0"})
+    sections = json.loads(html.with_suffix(".json").read_text("utf-8"))["sections"]
+    assert sections["verdict"]["parts"][0]["headline"] == "1 of 1 findings reproduced."
+    parts = sections["E0"]["parts"]
+    assert parts[1]["rows"][0][1]["shown"] == "2 of 2 seeds"
+    assert parts[2]["charts"][0]["data"]["l"]["y"] == [2.5, 5.0]
+    assert parts[2]["charts"][0]["data"]["l"]["high"] == [3.0, 6.0]
+    # The interval of the Markdown page, with other rounding.
+    assert parts[3]["rows"][0][1]["note"] == "\u22123.85 to 8.85"
+    assert "Content-Security-Policy" in html.read_text("utf-8")
 
 
 def test_unknown_experiment_is_named(tmp_path):

@@ -22,6 +22,7 @@ from opd.lab import page, zoo
 from opd.lab.experiments import Bench, Entry, entries, quick_entries
 from opd.lab.experiments.entry import measured, verdict, write
 from opd.lab.runs import source_hash
+from opd.lab.sheet import write_sheet
 from opd.run.console import Console
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "opd" / "lab"
@@ -93,10 +94,11 @@ def run_lab(
     facts = _facts(shown, time.monotonic() - started, jobs)
     name = page.QUICK_PAGE if quick else "lab"
     path = page.write_page(out, known, found, _cards(shown, quick, cache), facts=facts, name=name)
+    sheet = write_sheet(path.with_suffix(".html"), known, found, facts=facts)
     for each in chosen:
         decided = verdict(known[each], [result["numbers"] for result in found[each]])
         console.say(f"{each:<4} {known[each].title}: {decided}")
-    console.say(f"Page: {path}")
+    console.say(f"Page: {path} and, with curves to look at, {sheet}")
     return found
 
 

@@ -171,9 +171,9 @@ def draw(entry: Entry, seeds: Seeds, path: Path) -> Path:
         axis.set_title(panel, fontsize=9)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
-        if "mass outside" in panel:
+        if is_log_y(panel):
             axis.set_yscale("log")
-        if "common top k" in panel:
+        if is_log_x(panel):
             axis.set_xscale("log", base=2)
         if len(lines) > 1:
             axis.legend(fontsize=7)
@@ -184,6 +184,16 @@ def draw(entry: Entry, seeds: Seeds, path: Path) -> Path:
     figure.savefig(path, dpi=80, metadata={"Software": None})
     pyplot.close(figure)
     return path
+
+
+def is_log_y(panel: str) -> bool:
+    """Whether a panel's values span orders of magnitude."""
+    return "mass outside" in panel
+
+
+def is_log_x(panel: str) -> bool:
+    """Whether a panel's places are powers of two."""
+    return "common top k" in panel
 
 
 def _band(axis: Any, label: str, curves: Sequence[tuple[list[float], list[float]]]) -> None:

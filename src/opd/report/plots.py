@@ -54,6 +54,7 @@ class Line:
     high: Floats | None = None
     points: bool = False  # few measurements: dots with error bars
     dashed: bool = False
+    whole: bool = False  # every value drawn strongly, none averaged away
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def curves(
     level: float | None = None,
     marks: Marks | None = None,
     percent: bool = False,
+    log_x: bool = False,
+    log_y: bool = False,
 ) -> Markup:
     """Lines over steps (or tokens, or seconds).
 
@@ -82,6 +85,8 @@ def curves(
         level: horizontal dashed line, such as the teacher's accuracy.
         marks: vertical lines.
         percent: write the y axis in percent.
+        log_x: logarithmic x axis, base 2.
+        log_y: logarithmic y axis.
     """
     figure, axes = _figure()
     for line in lines:
@@ -90,7 +95,12 @@ def curves(
         axes.axhline(level, color=_COLOUR["--muted"], linewidth=1, linestyle=(0, (4, 3)))
     if band is not None:
         axes.axhspan(*band, color=_COLOUR["--healthy"], linewidth=0, zorder=0)
-    axes.set_ylim(*_limits(lines, [*(band or ()), *([] if level is None else [level])]))
+    if log_y:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(*_limits(lines, [*(band or ()), *([] if level is None else [level])]))
+    if log_x:
+        axes.set_xscale("log", base=2)
     for step in marks.phases if marks else ():
         axes.axvline(step, color=_COLOUR["--phase"], linewidth=1.2, linestyle=(0, (1, 2)))
     for step in marks.alarms if marks else ():
@@ -118,7 +128,9 @@ def _draw(axes: Any, line: Line) -> None:
         axes.plot(line.x, line.y, color=colour, linewidth=1.5, marker="o", markersize=3.5)
         return
     style = (0, (4, 2)) if line.dashed else "-"
-    window = max(1, len(line.y) // 20)
+    if line.low is not None and line.high is not None:
+        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
+    window = 1 if line.whole else max(1, len(line.y) // 20)
     if window == 1:
         axes.plot(line.x, line.y, color=colour, linewidth=1.5, linestyle=style)
         return
