@@ -25,12 +25,15 @@ from opd.data.prompts import PromptSet, load_prompts
 from opd.errors import UserError
 from opd.evaluate import EvalTask
 from opd.experience import Source
+from opd.guard import Guard
+from opd.horizon import Horizon
 from opd.loop import Parts
 from opd.models import tokenizers
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
 from opd.models.shard import shard
 from opd.models.token_text import token_texts
 from opd.ranks import ALONE, Ranks, SharedSampler, SharedTeacher, heed_accelerate, join
+from opd.rescue import Course
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.files import require_space
@@ -103,6 +106,12 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         reference = LocalTeacher(
             replace(lm, vocab=pair.student.vocab), temperature=cfg.loss.teacher_temperature
         )
+    prune = None if cfg.horizon is None else cfg.horizon.prune
+    if remote is not None and prune is not None and Kind.TOPK not in remote.kinds:
+        raise UserError(
+            "horizon.prune compares the top tokens of student and teacher, which this teacher "
+            "server does not tell. Leave it out, or use horizon.cap or horizon.grow."
+        )
     if remote is not None:
         remote.greet(cfg, objective, pair.student.vocab, pair.tokenizer, prompts)
     warm_up = warm_up_of(
@@ -154,6 +163,19 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
     )
     if ranks.size > 1:
         source = shared(source, ranks, pair.student)
+    trackers = Trackers(cfg.output.trackers if ranks.leads else [], folder.path, config.dump(cfg))
+    teacher = source.teacher
+    guard = Guard(
+        watch=Watch(cfg.alarms, cfg.train.steps),
+        course=Course(
+            horizon=Horizon(cfg.horizon, cfg.rollout.max_new_tokens),
+            objective=objective,
+            kinds=None if teacher is None else teacher.kinds,
+        ),
+        folder=folder,
+        console=console,
+        trackers=trackers,
+    )
     return Parts(
         cfg=cfg,
         folder=folder,
@@ -166,12 +188,10 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         if pair.teacher is None
         else eval_sampler(cfg, pair.teacher, pair.teacher_stop, ranks),
         console=console,
-        trackers=Trackers(
-            cfg.output.trackers if ranks.leads else [], folder.path, config.dump(cfg)
-        ),
+        trackers=trackers,
         clock=clock,
         warm_up=warm_up,
-        watch=Watch(cfg.alarms, cfg.train.steps),
+        guard=guard,
     )
 
 

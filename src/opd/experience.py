@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from opd.data.gold import choose
 from opd.data.graders import Grader
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
+from opd.horizon import pruned
 from opd.run.folder import RunFolder
 from opd.teachers.server import TeacherDown
 from opd.types import Mean, Metrics, Rollout, Sampler, Scores, Teacher
@@ -45,9 +47,12 @@ class Source:
 
 
 def sample(
-    source: Source, run: RunFolder, cfg: Run, step: int
+    source: Source, run: RunFolder, cfg: Run, step: int, limit: int | None = None
 ) -> tuple[list[Rollout], list[Scores] | None]:
-    """Rollouts of a step: from disk, scores included, if an interrupted run left them."""
+    """Rollouts of a step, of at most `limit` tokens.
+
+    From disk, scores included, if an interrupted run left them.
+    """
     saved = run.load_rollouts(step + 1, run.key(step + 1, step))
     if saved is not None:
         return saved
@@ -55,7 +60,8 @@ def sample(
     prompts = source.prompts.batch(
         step, cfg.train.prompts_per_step, seed=seed, shuffle=cfg.prompts.shuffle
     )
-    return source.sampler.sample(prompts, n=cfg.rollout.n, key=(seed, TRAIN_KEY, step)), None
+    key = (seed, TRAIN_KEY, step)
+    return source.sampler.sample(prompts, n=cfg.rollout.n, key=key, limit=limit), None
 
 
 def score(
@@ -83,15 +89,43 @@ def score(
     if source.reference is not None:
         reference = source.reference.score(rollouts, objective.want._replace(topk=0))
     rewards = None if source.judge is None else grade(source, source.judge, rollouts)
+    weights = token_weights(source, cfg, rollouts, scores)
     return align(
         rollouts,
         None if source.teacher is None else scores,
         reference=reference,
         rewards=rewards,
         advantages=None if rewards is None else outcome_advantages(rewards, cfg.rollout.n),
-        weights=None if source.special is None else special_weights(source, rollouts),
+        weights=weights.loss,
         gold=gold_of(source, cfg, step),
+        outcome=weights.outcome,
+        pruned=weights.pruned,
     )
+
+
+class TokenWeights(NamedTuple):
+    """Arrays (T,) a rollout, as in `Batch`; None where all are 1."""
+
+    loss: list[np.ndarray] | None = None
+    outcome: list[np.ndarray] | None = None
+    pruned: list[np.ndarray] | None = None
+
+
+def token_weights(
+    source: Source, cfg: Run, rollouts: Sequence[Rollout], scores: Sequence[Scores]
+) -> TokenWeights:
+    """What special tokens and a dying overlap leave of each token's weight."""
+    plain = None if source.special is None else special_weights(source, rollouts)
+    prune = None if cfg.horizon is None else cfg.horizon.prune
+    if prune is None:
+        return TokenWeights(plain)
+    plain = plain or [np.ones(len(r), dtype=np.float32) for r in rollouts]
+    left = [pruned(r, s, prune) for r, s in zip(rollouts, scores, strict=True)]
+    base = np.float32(prune.base)
+    loss = [p * (w + base) for p, w in zip(plain, left, strict=True)]
+    if prune.tail == "drop":
+        return TokenWeights(loss, None, left)
+    return TokenWeights(loss, [p * (1 - w) for p, w in zip(plain, left, strict=True)], left)
 
 
 def refuse_bad(
@@ -135,6 +169,8 @@ def ask(
     )
     missing = [i for i, s in enumerate(found) if not is_scored(s)]
     want = objective.want._replace(full=[positions[i] for i in missing])
+    if cfg.horizon is not None and cfg.horizon.prune is not None:
+        want = want._replace(topk=max(want.topk, cfg.horizon.prune.k))
 
     def place(given: Sequence[Scores | None]) -> list[Scores]:
         for i, scores in zip(missing, given, strict=True):

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any
 
-from opd.alarms import Watch
 from opd.config import Run
 from opd.core.align import Batch
 from opd.errors import UserError
 from opd.evaluate import EvalTask, Evaluation, evaluate, recovery
 from opd.experience import Source, rollout_metrics, sample, score
+from opd.guard import BEST, Guard
 from opd.models.lm import save_final
 from opd.models.shard import assembled
 from opd.run.clock import Clock
@@ -25,7 +25,7 @@ from opd.run.console import Console
 from opd.run.folder import RunFolder
 from opd.run.records import read_jsonl
 from opd.run.tracking import Trackers
-from opd.state import checkpoint, last_good, restore
+from opd.state import checkpoint, last_good, load_student, restore_phase
 from opd.teachers.server import TeacherDown
 from opd.types import Mean, Metrics, Rollout, Sampler, Scores
 from opd.update import Learner, Refused, update
@@ -48,10 +48,15 @@ class Parts:
     console: Console
     trackers: Trackers
     clock: Clock
-    watch: Watch
+    guard: Guard
     stop: Event = field(default_factory=Event)  # set: save after this step and stop
     warm_up: Callable[[Parts], Parts] | None = None  # a phase before the first step
     facts: Mapping[str, Any] = field(default_factory=dict)  # what it adds to the summary
+
+    @property
+    def current(self) -> Learner:
+        """The learner with the objective of the moment, which an alarm may have changed."""
+        return replace(self.learner, objective=self.guard.course.objective)
 
 
 def train(parts: Parts) -> dict[str, Any]:
@@ -62,46 +67,51 @@ def train(parts: Parts) -> dict[str, Any]:
         KeyboardInterrupt: `parts.stop` was set; this step is saved.
     """
     parts = parts if parts.warm_up is None else parts.warm_up(parts)
-    cfg, run, source, clock = parts.cfg, parts.folder, parts.source, parts.clock
-    step, refused = restore(run, parts.learner), 0
+    cfg, run, source, guard = parts.cfg, parts.folder, parts.source, parts.guard
+    step, state = restore_phase(run, parts.learner, run.checkpoints)
+    refused, clock = 0, parts.clock
     parts.learner.ranks.barrier()  # logs are cut to the checkpoint before anybody reads them
-    parts.watch.catch_up(read_jsonl(run.path / "metrics.jsonl"))
+    guard.catch_up(state.get("facts", {}), read_jsonl(run.path / "metrics.jsonl"))
     run.thin_rollouts(step, cfg.output.rollout_sample)  # a kill may have come between save and this
     source.sampler.sync(step)
     parts.console.start(step, cfg.train.steps)
     evaluate_teacher(parts)
     if step == 0:
         evaluate_due(parts, step)
-    while step < cfg.train.steps:
+    while step < cfg.train.steps and guard.stopped is None:
+        learner, limit = parts.current, guard.course.horizon.limit(step)
         with clock("rollout"):
-            rollouts, saved = sample(source, run, cfg, step)
+            rollouts, saved = sample(source, run, cfg, step, limit)
         with clock("score"):
             batch = scored(parts, step, rollouts, saved)
         with clock("update"):
             try:
-                found, refused = update(parts.learner, batch, step), 0
+                found, refused = update(learner, batch, step), 0
             except Refused as why:
                 refused += 1
                 found = refuse(parts, step, why, refused)
         step += 1
         source.sampler.sync(step)
-        log(parts, step, found | rollout_metrics(batch))
+        found |= rollout_metrics(batch) | guard.course.horizon.metrics(batch, limit)
+        log(parts, step, found)
+        guard.learn(batch, limit)
         evaluate_due(parts, step)
-        watch(parts, step)
-        last = step == cfg.train.steps
+        guard.check(step)
+        last = step == cfg.train.steps or guard.stopped is not None
         stopping = parts.learner.ranks.agree(parts.stop.is_set())
         if step % cfg.output.save_every == 0 or last or stopping:
             with clock("save"):
-                checkpoint(run, parts.learner, step, keep=cfg.output.keep)
+                save(parts, step)
                 run.thin_rollouts(step, cfg.output.rollout_sample)
         if stopping and not last:
             raise KeyboardInterrupt("saved")
+    kept = step if guard.stopped is None else keep_best(parts, step)
     student = parts.learner.student
     if student.sharded is not None:
         student = assembled(student, keep=run.writes) or student
     if run.writes:
         save_final(student, parts.tokenizer, run.path / "final")
-    return finish(parts)
+    return finish(parts, kept)
 
 
 def scored(parts: Parts, step: int, rollouts: list[Rollout], saved: list[Scores] | None) -> Batch:
@@ -110,13 +120,34 @@ def scored(parts: Parts, step: int, rollouts: list[Rollout], saved: list[Scores]
     Raises:
         TeacherDown: after saving; `--resume` goes on with these very rollouts.
     """
-    cfg, run, learner = parts.cfg, parts.folder, parts.learner
+    cfg, objective = parts.cfg, parts.guard.course.objective
     try:
-        return score(parts.source, run, cfg, learner.objective, step, rollouts, saved)
+        return score(parts.source, parts.folder, cfg, objective, step, rollouts, saved)
     except TeacherDown:
         if step % cfg.output.save_every:
-            checkpoint(run, learner, step, keep=cfg.output.keep)
+            save(parts, step)
         raise
+
+
+def save(parts: Parts, step: int, *, best: bool = False) -> None:
+    """A checkpoint of this step; the best student's has a folder of its own."""
+    place = {"folder": parts.folder.path / BEST} if best else {}
+    keep = 1 if best else parts.cfg.output.keep
+    checkpoint(parts.folder, parts.learner, step, keep=keep, facts=parts.guard.facts(), **place)
+
+
+def keep_best(parts: Parts, step: int) -> int:
+    """After an alarm that ends the run: the best student so far takes the last one's place.
+
+    Returns:
+        The step it is of.
+    """
+    parts.learner.ranks.barrier()  # one process wrote it
+    found = load_student(parts.learner, parts.folder.path / BEST)
+    kept = step if found is None else found
+    for task in parts.evals:  # those that are not evaluated along the way
+        evaluated(parts, task, kept, task.label, parts.student_sampler(task))
+    return kept
 
 
 def refuse(parts: Parts, step: int, why: Refused, refused: int) -> Metrics:
@@ -141,31 +172,28 @@ def log(parts: Parts, step: int, found: Metrics) -> None:
     values = {name: mean.value for name, mean in found.items()}
     clocks = parts.clock.take(found["rollout/length"].total)
     parts.folder.log(step, values)
-    parts.watch.see(values)
+    parts.guard.watch.see(values)
     parts.folder.time(step, clocks)
     parts.trackers.log(step, values | clocks)
     parts.console.step(step, values, clocks["time/tokens_per_s"])
 
 
-def watch(parts: Parts, step: int) -> None:
-    """Record and say what the rules find in the metrics so far."""
-    for _, alarm in parts.watch.raised(step):
-        parts.folder.alarm(alarm.record())
-        parts.console.alarm(alarm.record())
-        parts.trackers.log(step, {f"alarm/{alarm.name}": 1.0})
-
-
 def evaluate_due(parts: Parts, step: int) -> None:
     """Run the evaluations due after `step` updates: first, last, and every so often."""
+    regular = []  # accuracies of the sets that are evaluated along the way
     for task in parts.evals:
         edge = step in (0, parts.cfg.train.steps)
         if edge or (task.every and step % task.every == 0):
             with parts.clock("evaluate"):
                 found = evaluated(parts, task, step, task.label, parts.student_sampler(task))
             parts.folder.log(step, found.values())
-            parts.watch.see(found.values())
+            parts.guard.watch.see(found.values())
             parts.trackers.log(step, found.values())
             parts.console.evaluated(step, task.label, found.accuracy)
+            regular += [found.accuracy.value] if task.every else []
+    warmed = step == 0 and parts.warm_up is not None  # evaluated as it came, trained since
+    if regular and not warmed and parts.guard.better(step, sum(regular) / len(regular)):
+        save(parts, step, best=True)
 
 
 def evaluate_teacher(parts: Parts) -> None:
@@ -188,10 +216,16 @@ def evaluated(parts: Parts, task: EvalTask, step: int, name: str, sampler: Sampl
     return found
 
 
-def finish(parts: Parts) -> dict[str, Any]:
-    """Before, after, teacher and gap recovery of every held-out set, with intervals."""
-    last = parts.cfg.train.steps
+def finish(parts: Parts, last: int) -> dict[str, Any]:
+    """Before, after, teacher and gap recovery of every held-out set, with intervals.
+
+    Args:
+        parts: of the run.
+        last: step of the student that is kept.
+    """
     summary: dict[str, Any] = {"steps": last, "run": str(parts.folder.path), "sets": {}}
+    if parts.guard.stopped is not None:
+        summary["stopped"] = parts.guard.stopped.record()
     summary |= parts.facts
     for task in parts.evals:
         key = task.key | {"seed": parts.cfg.train.seed}

@@ -182,12 +182,15 @@ class SharedSampler:
         """See `opd.types.Sampler.sync`."""
         self.sampler.sync(version)
 
-    def sample(self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int]) -> list[Rollout]:
+    def sample(
+        self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
+    ) -> list[Rollout]:
         """See `opd.types.Sampler.sample`: a rollout depends on key, prompt and weights alone."""
         share = [prompts[i] for i in self.ranks.share(len(prompts))]
 
         def work() -> bytes:
-            return _packed(self.sampler.sample(share, n=n, key=key) if share else [], None)
+            written = self.sampler.sample(share, n=n, key=key, limit=limit) if share else []
+            return _packed(written, None)
 
         with whole(self.lm):  # completions differ in length, so forwards do in number
             packed = self.ranks.together(work)

@@ -80,6 +80,22 @@ def restore(run: RunFolder, learner: Learner) -> int:
 
 
 @torch.no_grad()
+def load_student(learner: Learner, folder: Path) -> int | None:
+    """Put the weights of a folder's newest valid checkpoint in place, nothing else.
+
+    Returns:
+        The step it was made at; None where there is no checkpoint.
+    """
+    found = store.newest(folder)
+    if found is None:
+        return None
+    tensors, _ = found.load()
+    for name, parameter in learner.student.parameters().items():
+        parameter.copy_(like(tensors["student"][name], parameter))
+    return found.step
+
+
+@torch.no_grad()
 def restore_phase(run: RunFolder, learner: Learner, folder: Path) -> tuple[int, dict[str, Any]]:
     """As `restore`, from a phase's own folder.
 

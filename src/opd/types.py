@@ -104,11 +104,14 @@ class Scores:
 class Sampler(Protocol):
     """Writes completions with the student."""
 
-    def sample(self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int]) -> list[Rollout]:
+    def sample(
+        self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
+    ) -> list[Rollout]:
         """Return n rollouts a prompt, grouped in the order of `prompts`.
 
         The tokens depend on (key, prompt.index, sample) and the student alone, never on which
-        other prompts share the call.
+        other prompts share the call. With a `limit` below the sampler's own, rollouts are the
+        first `limit` tokens of what they would have been, and the rest is never written.
         """
         ...
 

@@ -75,14 +75,21 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
     derive_dropout(learner.seed, step)
     found: Metrics = {}
     loss = torch.zeros((), dtype=torch.float64)
+    located = any(s.positions is not None and len(s.positions) for s in batch.scores or ())
     parts = batch.split(learner.tokens_per_microbatch)
     for i in learner.ranks.share(len(parts)):
         micro = batch.micro(parts[i], student.device, k=learner.objective.k)
         hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
         total = micro_loss(learner, micro, hidden)
+        if located:
+            hidden.retain_grad()
         (total / denominator).backward()  # type: ignore[no-untyped-call]
         loss += total.detach().double().cpu() / denominator
         merge(found, diagnose(learner, micro, hidden.detach()))
+        if located:
+            assert hidden.grad is not None
+            norms, where = hidden.grad.norm(dim=-1), (micro.at.position, micro.length)
+            merge(found, metrics.gradient(norms, *where, edges=learner.position_edges))
     stay_in_step(learner, len(parts))
     if batch.gold:
         gold = align(batch.gold, None)
@@ -93,7 +100,8 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
         learner.ranks.sum_gradients(student.parameters().values())
     else:
         rest(student)  # its gradients were summed on the way
-    found, value = learner.ranks.merge(found), total_of(loss, learner.ranks)
+    found = metrics.gradient_shares(learner.ranks.merge(found))
+    value = total_of(loss, learner.ranks)
     parameters = student.parameters().values()
     norm = full(torch.nn.utils.clip_grad_norm_(parameters, learner.optim.grad_clip))
     if not (math.isfinite(value) and math.isfinite(norm.item())):

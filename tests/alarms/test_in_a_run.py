@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from opd import config
-from opd.alarms import replay
+from opd.alarms import RULES, Alarm, Rule, replay
 from opd.build import build
 from opd.config import Alarms
-from opd.lab.demo import demo_config
+from opd.core.objective import Objective
+from opd.horizon import Horizon
+from opd.lab.demo import PAIR, demo_config
 from opd.loop import train
+from opd.rescue import NOTHING, Course
 from opd.run.console import Console
 from opd.run.records import read_jsonl
+from opd.types import Kind
 
 STEPS = 11
 # A threshold nobody meets, so that the alarm comes for certain: at step 9, in windows of two.
@@ -74,3 +81,95 @@ def test_an_alarm_is_said_with_numbers_and_remedy(capsys, style):
 
 def test_off_is_silent(tmp_path):
     assert run(run_config(tmp_path / "run", alarms={"action": "off"})) == []
+
+
+def made_up(name: str, **evidence: float) -> tuple[Rule, Alarm]:
+    rule = next(r for r in RULES if r.name == name)
+    return rule, Alarm(5, rule.name, rule.says, evidence, rule.remedy, "act")
+
+
+def course(**objective) -> Course:
+    kinds = frozenset({Kind.SAMPLED, Kind.SUPPORT})
+    return Course(Horizon(None, 100), Objective(**objective), kinds)
+
+
+def test_a_draining_support_is_answered_with_a_tail_bucket_once():
+    changed, words = course().answer(*made_up("support-mass-draining"), 5)
+    assert changed.objective.mode == "tail"
+    assert "tail" in words
+    again, words = changed.answer(*made_up("support-mass-draining"), 6)
+    assert (again, words) == (changed, NOTHING)
+    assert course().restored(changed.state()) == changed
+
+
+@pytest.mark.parametrize("support", ["full", "sampled"])
+def test_a_loss_without_an_outside_gets_no_tail(support):
+    before = course(support=support)
+    assert before.answer(*made_up("support-mass-draining"), 5) == (before, NOTHING)
+
+
+def test_a_teacher_without_normalisers_gets_no_tail():
+    before = replace(course(), kinds=frozenset({Kind.SUPPORT}))
+    assert before.answer(*made_up("support-mass-draining"), 5) == (before, NOTHING)
+
+
+def test_a_spike_is_answered_with_a_horizon_that_ends_where_it_begins():
+    changed, words = course().answer(*made_up("late-spike", position=40.0), 5)
+    assert changed.horizon.limit(6) == 40
+    assert "40" in words
+    changed, _ = changed.answer(*made_up("repetition"), 6)
+    assert changed.horizon.limit(7) == 28
+    assert course().restored(changed.state()) == changed
+    least, words = changed.answer(*made_up("late-spike", position=3.0), 6)
+    assert least.horizon.limit(7) == 16
+    assert least.answer(*made_up("repetition"), 7) == (least, NOTHING)
+
+
+def test_acting_alarms_change_the_run_and_come_back_bit_for_bit(tmp_path, monkeypatch):
+    spike = next(r for r in RULES if r.name == "repetition")
+    # A condition that any run meets after four steps, so that the answer comes for certain.
+    loud = replace(spike, find=lambda seen, _: {} if len(seen.values("train/loss")) > 3 else None)
+    monkeypatch.setattr("opd.alarms.watch.RULES", (loud,))
+    act = {"alarms": {"action": "act", "window": 2}, "rollout": {"max_new_tokens": 40}}
+    straight = run(run_config(tmp_path / "straight", **act))
+    assert [(a["step"], a["action"][:26]) for a in straight] == [(5, "rollouts end after 28 toke")]
+    metrics = tmp_path / "straight" / "metrics.jsonl"
+    limits = [r.get("horizon/limit") for r in read_jsonl(metrics) if "train/loss" in r]
+    assert limits == [None] * 5 + [28] * (STEPS - 5)
+    for stop in (4, 7):
+        folder = tmp_path / f"halves-{stop}"
+        run(run_config(folder, **act), upto=stop)
+        assert run(run_config(folder, **act), resume=True) == straight
+        assert (folder / "metrics.jsonl").read_bytes() == metrics.read_bytes()
+
+
+def test_a_stop_keeps_the_best_student(tmp_path):
+    # A rate that ruins the student: it is best before the first step, or soon after.
+    stop = {"alarms": {"action": "stop", "window": 2}, "optim": {"lr": 0.03}}
+    data = run_config(tmp_path / "run", **stop)
+    data["student"] = data["student"] | {"model": str(PAIR / "teacher")}
+    data["teacher"] = {"model": str(PAIR / "student")}
+    data["eval"] = [data["eval"][0] | {"limit": 16, "every": 2}]
+    alarms = run(data)
+    assert alarms[-1]["action"] == "stop"
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["step"] == alarms[-1]["step"] < STEPS
+    accuracy = {r["step"]: r["eval/sum/accuracy"] for r in rows if "eval/sum/accuracy" in r}
+    best = max(accuracy, key=lambda step: (accuracy[step], -step))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == best
+    assert summary["stopped"]["name"] == alarms[0]["name"]
+    assert summary["sets"]["sum"]["after"]["value"] == accuracy[best] > accuracy[max(accuracy)]
+    (kept,) = (tmp_path / "run" / "best").iterdir()
+    assert kept.name == f"step-{best}"
+    weights = load_file(kept / "student.safetensors")
+    final = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    shared = weights.keys() & final.keys()
+    assert shared
+    assert all(torch.equal(weights[n], final[n]) for n in shared)
+    # Run again, it is over; told to warn only, it goes on.
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert run(data, resume=True) == alarms
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    run(data | {"alarms": {"action": "warn", "window": 2}}, resume=True)
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == STEPS

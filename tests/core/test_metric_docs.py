@@ -17,6 +17,7 @@ GROUPS = (
     "drift",
     "train",
     "rollout",
+    "horizon",
     "eval",
     "coldstart",
     "time",

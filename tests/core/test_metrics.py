@@ -228,3 +228,20 @@ def test_edges_cover_short_completions():
     assert metrics.position_edges(3) == [0, 1, 2, 3]
     assert metrics.position_edges(1024)[:3] == [0, 128, 256]
     assert metrics.position_edges(1024)[-1] == 1024
+
+
+def test_the_gradient_of_a_bin_is_its_share_of_all():
+    norms, position = torch.tensor([1.0, 2.0, 3.0, 2.0]), torch.tensor([0, 1, 4, 5])
+    length = torch.tensor([6, 6, 6, 6])
+    found = {}
+    for part in (slice(0, 2), slice(2, 4)):  # two micro-batches, each with one bin alone
+        some = metrics.gradient(norms[part], position[part], length[part], edges=[0, 3, 6])
+        for name, mean in some.items():
+            found[name] = found[name] + mean if name in found else mean
+    shares = metrics.gradient_shares(found | {"diag/reverse_kl": Mean(1.0, 2.0)})
+    assert shares["diag/gradient_share@pos0-2"].value == 3 / 8
+    assert shares["diag/gradient_share@pos3-5"].value == 5 / 8
+    assert shares["diag/reverse_kl"] == Mean(1.0, 2.0)
+    assert "diag/gradient_share" not in shares
+    nothing = metrics.gradient(norms * 0, position, length, edges=[0, 3, 6])
+    assert metrics.gradient_shares(nothing) == {}

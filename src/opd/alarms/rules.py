@@ -15,7 +15,7 @@ from opd.alarms.history import Change, History, latest
 from opd.config import AlarmName
 
 Evidence = dict[str, float]
-Act = Literal["tail", "cap", "coldstart"]
+Act = Literal["tail", "cap"]
 
 KL = ("diag/reverse_kl", "bound/reverse_kl_lower")
 GAP, TOP1, RATIO = "diag/entropy_gap_abs", "diag/top1_agreement", "diag/overlap_ratio"
@@ -253,7 +253,6 @@ RULES = (
         "least share of the distance (median of 1 - top-1 agreement, 1 - overlap ratio, reverse "
         "KL, entropy gap) that must be gone after four windows",
         stagnating,
-        ("coldstart",),
     ),
     Rule(
         "overlap-mass-falling",
@@ -262,7 +261,7 @@ RULES = (
         2.0,
         "times the mass outside the overlap has multiplied (and by .03 or more)",
         draining("diag/overlap_mass_student", "overlap_mass", 0.03),
-        ("tail", "coldstart"),
+        ("tail",),
     ),
     Rule(
         "support-mass-draining",
@@ -282,7 +281,6 @@ RULES = (
         "share by which the gap has widened (or, after six windows, .85 of it is left and reverse "
         "KL has not fallen by .7)",
         gap_open,
-        ("coldstart",),
     ),
     Rule(
         "entropy-collapse",
@@ -356,7 +354,6 @@ RULES = (
         0.05,
         "fall of accuracy, beyond chance",
         reversing,
-        ("coldstart",),
     ),
     Rule(
         "accuracy-falling",
@@ -365,6 +362,5 @@ RULES = (
         0.05,
         "fall of accuracy, beyond chance",
         losing,
-        ("tail",),
     ),
 )

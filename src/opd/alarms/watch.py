@@ -55,7 +55,7 @@ class Watch:
         self._quiet: dict[str, int] = {}  # steps in a row it has not
 
     def see(self, row: Mapping[str, Any]) -> None:
-        """Take in a row of metrics.jsonl; those of another phase (cold start) are not this one's."""
+        """Take in a row of metrics.jsonl; those of a cold start are not this phase's."""
         if "phase" not in row:
             self.history.add(row)
 

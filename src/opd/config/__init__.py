@@ -1,7 +1,7 @@
 """One YAML file describes a run: strict, frozen, validated once. No torch, and no building."""
 
 from opd.config.files import WELL_KNOWN, dump, known_keys, load, parse, reference
-from opd.config.guards import AlarmAction, AlarmName, AlarmRule, Alarms
+from opd.config.guards import AlarmAction, AlarmName, AlarmRule, Alarms, Grow, Horizon, Prune
 from opd.config.recipes import AnswerRule, Coldstart
 from opd.config.schema import (
     Cache,
@@ -42,6 +42,8 @@ __all__ = [
     "Dtype",
     "EvalSet",
     "Grader",
+    "Grow",
+    "Horizon",
     "LocalTeacher",
     "Lora",
     "Loss",
@@ -49,6 +51,7 @@ __all__ = [
     "Optim",
     "Output",
     "Prompts",
+    "Prune",
     "RolloutConfig",
     "Run",
     "Section",

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from opd.config.guards import Alarms
+from opd.config.guards import Alarms, Horizon
 from opd.config.recipes import Coldstart
 from opd.config.section import Section
 
@@ -360,6 +360,8 @@ class Run(Section):
     eval: list[EvalSet] = []
     coldstart: Coldstart | None = None
     """null: on-policy from the first step. {}: with every default."""
+    horizon: Horizon | None = None
+    """null: rollout.max_new_tokens alone."""
     alarms: Alarms = Alarms()
     output: Output
 
@@ -375,6 +377,8 @@ class Run(Section):
                 "loss.support=full compares whole distributions, but teacher is null. Use "
                 "loss.support=student_topk for a run on the outcome reward alone"
             )
+        if self.horizon is not None:
+            self._horizon(self.horizon)
         labels = [e.label for e in self.eval]
         if any(label.startswith(("teacher-", "coldstart-")) for label in labels):
             raise ValueError(
@@ -400,3 +404,25 @@ class Run(Section):
                 "coldstart looks at rollouts of the student as it is; rollout.engine=replay has "
                 "none. Use hf or vllm"
             )
+
+    def _horizon(self, horizon: Horizon) -> None:
+        longest = self.rollout.max_new_tokens
+        starts = {"cap": horizon.cap, "least": horizon.least if horizon.prune else None}
+        starts["grow.start"] = None if horizon.grow is None else horizon.grow.start
+        for key, value in starts.items():
+            if value is not None and value > longest:
+                raise ValueError(
+                    f"horizon.{key}={value} is beyond rollout.max_new_tokens={longest}; lower it"
+                )
+        prune = horizon.prune
+        if prune is None:
+            return
+        if prune.k > self.loss.k:
+            raise ValueError(
+                f"horizon.prune.k={prune.k} is more than loss.k={self.loss.k}, the top tokens that "
+                "are recorded. Lower horizon.prune.k"
+            )
+        if self.teacher is None:
+            raise ValueError("horizon.prune measures overlap with a teacher, but teacher is null")
+        if prune.tail == "outcome" and self.loss.terms.outcome_weight == 0:
+            raise ValueError("horizon.prune.tail=outcome needs loss.terms.outcome_weight above 0")

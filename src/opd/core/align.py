@@ -50,6 +50,7 @@ class MicroBatch:
             teacher_entropy=None if at.teacher_entropy is None else at.teacher_entropy[part],
             advantage=None if at.advantage is None else at.advantage[part],
             weight=at.weight[part],
+            outcome=None if at.outcome is None else at.outcome[part],
         )
         teacher = None if self.teacher is None else self.teacher.part(part)
         return chosen, teacher, None if self.reference is None else self.reference.part(part)
@@ -66,6 +67,8 @@ class Batch:
     advantages: np.ndarray | None  # (number of rollouts,) outcome against its group
     weights: Sequence[np.ndarray] | None  # (T,) a rollout; None is 1 everywhere
     gold: Sequence[Rollout] = ()  # completions to imitate beside the distillation
+    outcome: Sequence[np.ndarray] | None = None  # (T,) a rollout, weights of the outcome term
+    pruned: Sequence[np.ndarray] | None = None  # (T,) what the horizon left; `weights` has it too
 
     @property
     def num_tokens(self) -> int:
@@ -106,6 +109,7 @@ class Batch:
                     for i in indices
                 ]
             ),
+            outcome=None if self.outcome is None else put([self.outcome[i] for i in indices]),
         )
         reference = None if self.reference is None else [self.reference[i] for i in indices]
         full, hidden = _full(scores, [t for _, t in spans], device)
@@ -132,6 +136,8 @@ def align(
     advantages: np.ndarray | None = None,
     weights: Sequence[np.ndarray] | None = None,
     gold: Sequence[Rollout] = (),
+    outcome: Sequence[np.ndarray] | None = None,
+    pruned: Sequence[np.ndarray] | None = None,
 ) -> Batch:
     """Pair rollouts with their scores, checking that they belong together.
 
@@ -146,7 +152,7 @@ def align(
             raise ValueError(f"{name} scored {len(given)} rollouts of {len(rollouts)}")
         for i, (rollout, score) in enumerate(zip(rollouts, given, strict=True)):
             _check(name, i, len(rollout), score)
-    return Batch(rollouts, scores, reference, rewards, advantages, weights, gold)
+    return Batch(rollouts, scores, reference, rewards, advantages, weights, gold, outcome, pruned)
 
 
 def _check(name: str, i: int, length: int, score: Scores) -> None:

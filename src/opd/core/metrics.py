@@ -53,7 +53,15 @@ BOUNDS = (  # what top-k lists say about quantities of the whole vocabulary
     "bound/forward_kl_lower",
     "bound/teacher_entropy_lower",
 )
-DERIVED = ("diag/entropy_gap_mean",)  # of a step's means: |E dH|
+GRADIENT = "diag/gradient_share"  # by position bin alone: over all positions it is 1
+HORIZON = (  # where rollouts are limited, or weigh less along the way
+    "horizon/limit",
+    "horizon/cut",
+    "horizon/spared_at_most",
+    "horizon/weight",
+    "horizon/reach",
+)
+DERIVED = ("diag/entropy_gap_mean", GRADIENT)  # of a step's means: |E dH|
 DRIFT = ("drift/logp_gap", "drift/ratio", "drift/ratio_squared", "drift/ess")
 LOOP = (  # logged by the training loop, the sampler and the evaluation
     "train/loss",
@@ -108,7 +116,10 @@ POSITIONAL = (  # also logged by position bin
     "diag/reverse_kl",
 )
 BINNED = ("<name>@pos<first>-<last>", "<name>@rel<from>-<to>")
-METRICS = FULL + OVERLAP + SAMPLED + BOUNDS + DERIVED + DRIFT + LOOP + COLDSTART + CLOCK + BINNED
+METRICS = (
+    *(FULL + OVERLAP + SAMPLED + BOUNDS + DERIVED + DRIFT),
+    *(LOOP + HORIZON + COLDSTART + CLOCK + BINNED),
+)
 """Every name that may be logged; `<...>` stands for a part that varies."""
 
 
@@ -371,6 +382,30 @@ def by_bin(
     result = _sums(measures, absolute, labels)
     labels = [f"@rel{a}-{b}" for a, b in itertools.pairwise(percent)]
     return result | _sums(measures, relative, labels)
+
+
+def gradient(norms: Tensor, position: Tensor, length: Tensor, *, edges: Sequence[int]) -> Metrics:
+    """The gradient by position bin, bins as in `by_bin`, and over all; see `gradient_shares`.
+
+    A position's part is the norm of the loss's gradient at its last hidden state, the only way by
+    which it reaches the weights.
+
+    Args:
+        norms: (N,) of all completion tokens of a micro-batch.
+        position: (N,) index in the completion, from 0.
+        length: (N,) completion length of the position's rollout.
+        edges: as in `by_bin`.
+    """
+    measures = {GRADIENT: everywhere(norms)}
+    return overall(measures) | by_bin(measures, position, length, edges=edges)
+
+
+def gradient_shares(found: Metrics) -> Metrics:
+    """A step's metrics with the gradient of each bin as a share of all, and without the total."""
+    total = found.get(GRADIENT, Mean(0.0, 0.0)).total
+    rest = {n: m for n, m in found.items() if not n.startswith(GRADIENT)}
+    bins = {n: m for n, m in found.items() if n.startswith(GRADIENT + "@")}
+    return rest | {n: Mean(m.total, total) for n, m in bins.items() if total}
 
 
 def _sums(measures: dict[str, Measure], index: Tensor, labels: list[str]) -> Metrics:

@@ -42,6 +42,8 @@ class Positions(NamedTuple):
         advantage: (N,) outcome advantage of the token's rollout.
         weight: (N,) 1 normally; 0 where nothing is to be learned, such as masked special tokens.
             The objective applies its own `position_decay` on top.
+        outcome: (N,) weight of the outcome term where it is not that of the rest: a tail that is no
+            longer distilled may still learn from the outcome. None: `weight`, decay included.
     """
 
     targets: Tensor
@@ -52,6 +54,7 @@ class Positions(NamedTuple):
     teacher_entropy: Tensor | None
     advantage: Tensor | None
     weight: Tensor
+    outcome: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,11 +221,14 @@ class Objective:
             total = total + self._distillation(student, teacher, at, reference)
             if self.entropy_forward_kl is not None:
                 total = total + self._entropy_term(student, teacher, at, self.entropy_forward_kl)
-        if self.outcome_weight > 0:
+        if self.outcome_weight > 0 and at.outcome is None:
             total = total + self.outcome_weight * self._outcome_term(student, at)
         if self.position_decay is not None:
             total = total * losses.position_decay(at.position, self.position_decay)
-        return total * at.weight
+        total = total * at.weight
+        if self.outcome_weight > 0 and at.outcome is not None:
+            total = total + self.outcome_weight * self._outcome_term(student, at) * at.outcome
+        return total
 
     def _distillation(
         self, student: View, teacher: View, at: Positions, reference: View | None

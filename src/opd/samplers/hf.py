@@ -67,8 +67,12 @@ class HFSampler:
         self.version = version
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int]) -> list[Rollout]:
+    def sample(
+        self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
+    ) -> list[Rollout]:
         """See `opd.types.Sampler.sample`."""
+        longest = self.decoding.max_new_tokens
+        limit = longest if limit is None else min(limit, longest)
         groups = max(1, self.batch // n)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
         firsts = first_samples(prompts, n)
@@ -76,16 +80,21 @@ class HFSampler:
         for start in range(0, len(order), groups):
             chosen = order[start : start + groups]
             rollouts = self._decode(
-                [prompts[i] for i in chosen], [firsts[i] for i in chosen], n, key
+                [prompts[i] for i in chosen], [firsts[i] for i in chosen], n, key, limit
             )
             for place, i in enumerate(chosen):
                 done[i] = rollouts[place * n : (place + 1) * n]
         return [rollout for i in range(len(prompts)) for rollout in done[i]]
 
     def _decode(
-        self, prompts: Sequence[Prompt], firsts: Sequence[int], n: int, key: Sequence[int]
+        self,
+        prompts: Sequence[Prompt],
+        firsts: Sequence[int],
+        n: int,
+        key: Sequence[int],
+        limit: int,
     ) -> list[Rollout]:
-        device, limit = self.lm.device, self.decoding.max_new_tokens
+        device = self.lm.device
         requests = [
             (p, first + j) for p, first in zip(prompts, firsts, strict=True) for j in range(n)
         ]

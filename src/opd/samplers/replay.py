@@ -42,7 +42,9 @@ class ReplaySampler:
         """Recorded rollouts do not change; they count as written by the current student."""
         self.version = version
 
-    def sample(self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int]) -> list[Rollout]:
+    def sample(
+        self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
+    ) -> list[Rollout]:
         """See `opd.types.Sampler.sample`; a prompt's rollouts are taken in turn, by the key's step.
 
         Raises:
@@ -64,4 +66,19 @@ class ReplaySampler:
                 )
                 for i in range(n)
             ]
-        return taken
+        return taken if limit is None else [shortened(rollout, limit) for rollout in taken]
+
+
+def shortened(rollout: Rollout, limit: int) -> Rollout:
+    """The first `limit` tokens of a rollout."""
+    if len(rollout) <= limit:
+        return rollout
+    return replace(
+        rollout,
+        ids=rollout.ids[:limit],
+        logp=rollout.logp[:limit],
+        entropy=rollout.entropy[:limit],
+        topk_ids=rollout.topk_ids[:limit],
+        topk_logp=rollout.topk_logp[:limit],
+        finish="length",
+    )

@@ -94,16 +94,20 @@ class VllmSampler:
             if old.name != folder.name:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def sample(self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int]) -> list[Rollout]:
+    def sample(
+        self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
+    ) -> list[Rollout]:
         """See `opd.types.Sampler.sample`; tokens depend on the server's arithmetic too.
 
         Raises:
             UserError: the server does not answer, refuses, or gives wrong answers.
         """
+        longest = self.decoding.max_new_tokens
+        limit = longest if limit is None else min(limit, longest)
         requests = [(prompt, i) for prompt in prompts for i in range(n)]
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="rollout")
         try:
-            waiting = [pool.submit(self._one, prompt, i, key) for prompt, i in requests]
+            waiting = [pool.submit(self._one, prompt, i, key, limit) for prompt, i in requests]
             return [future.result() for future in waiting]
         except Transient as error:
             raise UserError(
@@ -113,11 +117,11 @@ class VllmSampler:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _one(self, prompt: Prompt, sample: int, key: Sequence[int]) -> Rollout:
+    def _one(self, prompt: Prompt, sample: int, key: Sequence[int], limit: int) -> Rollout:
         body = {
             "model": self.served,
             "prompt": list(prompt.ids),
-            "max_tokens": self.decoding.max_new_tokens,
+            "max_tokens": limit,
             "temperature": self.decoding.temperature,
             "top_p": self.decoding.top_p,
             "top_k": self.decoding.top_k or -1,
@@ -130,7 +134,7 @@ class VllmSampler:
         }
         for last in range(TRIES):
             try:
-                return self._read(self.http.post_json(COMPLETIONS, body), prompt, sample)
+                return self._read(self.http.post_json(COMPLETIONS, body), prompt, sample, limit)
             except WrongRollout as error:
                 logger.warning("Rollout server: %s%s", error, "" if last else "; asking again.")
                 wrong = error
@@ -139,7 +143,7 @@ class VllmSampler:
             "was trained on it."
         )
 
-    def _read(self, answer: Any, prompt: Prompt, sample: int) -> Rollout:
+    def _read(self, answer: Any, prompt: Prompt, sample: int, limit: int) -> Rollout:
         if not isinstance(answer, dict) or answer.get("model") != self.served:
             name = clean(str(answer.get("model"))) if isinstance(answer, dict) else "nobody"
             raise WrongRollout(f"{name!r} wrote it, and {self.served!r} was asked: stale weights")
@@ -152,12 +156,10 @@ class VllmSampler:
         ids, listed = choice.get("token_ids"), choice.get("logprobs")
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
             raise WrongRollout("no token_ids; the server is too old for return_token_ids")
-        if not isinstance(listed, dict) or not 0 < len(ids) <= self.decoding.max_new_tokens:
+        if not isinstance(listed, dict) or not 0 < len(ids) <= limit:
             raise WrongRollout(f"{len(ids)} tokens, or no log-probs")
         finish = "stop" if ids[-1] in self.stop else "length"
-        if any(i in self.stop for i in ids[:-1]) or (
-            finish == "length" and len(ids) < self.decoding.max_new_tokens
-        ):
+        if any(i in self.stop for i in ids[:-1]) or (finish == "length" and len(ids) < limit):
             raise WrongRollout("it does not end where it should")
         logp = np.array(_numbers(listed.get("token_logprobs"), len(ids)), dtype=np.float32)
         tops = listed.get("top_logprobs")
