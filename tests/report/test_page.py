@@ -13,6 +13,7 @@ import pytest
 
 from opd.config import dump, parse
 from opd.errors import UserError
+from opd.report import render as render_module
 from opd.report.commands import report, report_after_training
 from opd.report.figures import by_position
 from opd.report.numbers import p_value
@@ -258,3 +259,35 @@ def test_the_axis_shows_where_a_healthy_range_ends():
         assert low < min(0.97, *(line.y.min() for line in lines))
         assert high > 1.0
     assert _limits([Line(x, np.zeros(10))], []) == (-1.0, 1.0)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2."""
+    full = "".join(c * 2 for c in colour[1:]) if len(colour) == 4 else colour[1:7]
+    parts = [int(full[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_measure():
+    assert contrast("#000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777", "#fff") == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_and_lines_can_be_seen(theme):
+    """WCAG 2 AA: text 4.5, what is drawn 3; tokens on each of their colours."""
+    style = (render_module.FOLDER / "page.css").read_text("utf-8")
+    block = re.findall(r":root \{(.*?)\n\s*\}", style, re.DOTALL)[theme]
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]+)", block))
+    for back in ("paper", "card", "p1", "p2", "p3", "n1", "n2", "n3"):
+        assert contrast(colours["ink"], colours[back]) >= 4.5, back
+    for text in ("muted", "good", "bad", "unclear", "line-1"):
+        assert contrast(colours[text], colours["paper"]) >= 4.5, text
+    for drawn in (*(f"line-{i}" for i in range(1, 7)), "alarm", "phase"):
+        assert contrast(colours[drawn], colours["paper"]) >= 3, drawn

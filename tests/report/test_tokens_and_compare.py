@@ -70,6 +70,32 @@ def test_paired_difference_is_that_of_core_stats(make_run, tmp_path):
     assert found["headline"] == "b is better than a on task."
 
 
+@pytest.mark.parametrize(
+    ("ends", "headline"),
+    [
+        ((0.4, 0.7, 0.8), "c is better than a on task."),
+        ((0.8, 0.4, 0.4), "a is better than the other 2 on task."),
+        ((0.8, 0.4, 0.8), "No measurable difference between a and c on task."),
+        ((0.8, 0.4), "b is worse than a on task."),
+    ],
+)
+def test_the_headline_is_about_all_runs(make_run, ends, headline):
+    runs = [
+        read_run(make_run(name, accuracy={0: 0.2, 20: end}))
+        for name, end in zip("abc", ends, strict=False)
+    ]
+    assert comparison(runs).record()["sections"]["verdict"]["parts"][0]["headline"] == headline
+
+
+def test_students_that_began_apart_are_named_and_gains_shown(make_run):
+    runs = [read_run(make_run(n, accuracy={0: x, 20: 0.8})) for n, x in (("a", 0.2), ("b", 0.6))]
+    sections = comparison(runs).record()["sections"]
+    said = [s["text"] for s in sections["verdict"]["parts"][0]["sentences"]]
+    assert "b began with another student than a: compare what each gained." in said
+    gained = [row[4]["shown"] for row in sections["accuracy"]["parts"][0]["rows"]]
+    assert gained == ["+60.0 points", "+20.0 points"]
+
+
 def test_sets_of_other_prompts_are_not_paired(make_run):
     a, b = (read_run(make_run(n)) for n in ("a", "b"))
     assert pairable(a.evals[0], b.evals[0]) is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from opd.report.document import (
 from opd.report.numbers import estimate, p_value, plain, points, points_range, seconds
 from opd.report.plots import LINES, Line, curves
 from opd.report.ranges import PICTURES, ROLLOUTS, Picture
-from opd.report.read import EvalSet, RunData
+from opd.report.read import EvalSet, Evaluated, RunData
 from opd.run.place import flatten
 
 Floats = NDArray[np.float64]
@@ -93,7 +93,7 @@ def _verdict(runs: Sequence[RunData], names: Sequence[str]) -> Verdict:
     labels = _shared(runs)
     if not labels:
         return Verdict("The runs share no held-out set.", "unclear", [], [])
-    sentences, first = [], None
+    sentences, first = [], dict[str, stats.Estimate]()
     for label in labels:
         base = _task(runs[0], label)
         for run, name in zip(runs[1:], names[1:], strict=True):
@@ -104,8 +104,10 @@ def _verdict(runs: Sequence[RunData], names: Sequence[str]) -> Verdict:
                 continue
             found = stats.paired(base.student[-1].per_prompt, other.student[-1].per_prompt)
             sentences.append(_said(label, names[0], name, found))
-            first = first or (label, name, found)
-    tone, headline = _headline(names[0], first)
+            if label == labels[0]:
+                first[name] = found.difference
+    tone, headline = _headline(names[0], labels[0], first)
+    sentences += _beginnings(runs, names, labels[0])
     base = _task(runs[0], labels[0])
     tiles = [
         _tile(name, _task(run, labels[0]))
@@ -124,15 +126,40 @@ def _tile(name: str, task: EvalSet) -> Tile:
     return Tile(name, Number(found.value, found.text, note))
 
 
-def _headline(base: str, first: tuple[str, str, stats.Paired] | None) -> tuple[Tone, str]:
-    if first is None:
+def _headline(base: str, label: str, others: Mapping[str, stats.Estimate]) -> tuple[Tone, str]:
+    """Which is better, the difference of each other run from the base given."""
+    if not others:
         return "unclear", "No set could be compared prompt by prompt."
-    label, name, found = first
-    if found.difference.low > 0:
-        return "good", f"{name} is better than {base} on {label}."
-    if found.difference.high < 0:
-        return "bad", f"{name} is worse than {base} on {label}."
-    return "unclear", f"No measurable difference between {base} and {name} on {label}."
+    best = max(others, key=lambda name: others[name].value)
+    if others[best].low > 0:
+        return "good", f"{best} is better than {base} on {label}."
+    worse = [name for name, gap in others.items() if gap.high < 0]
+    if len(worse) < len(others):
+        rest = ", ".join(name for name in others if name not in worse)
+        return "unclear", f"No measurable difference between {base} and {rest} on {label}."
+    if len(worse) == 1:
+        return "bad", f"{worse[0]} is worse than {base} on {label}."
+    return "bad", f"{base} is better than the other {len(worse)} on {label}."
+
+
+def _beginnings(runs: Sequence[RunData], names: Sequence[str], label: str) -> list[Sentence]:
+    """A word of warning where runs did not begin with the same student."""
+    said = []
+    base = _task(runs[0], label)
+    for run, name in zip(runs[1:], names[1:], strict=True):
+        other = _task(run, label)
+        if pairable(base, other) is not None:
+            continue
+        gap = stats.paired(base.student[0].per_prompt, other.student[0].per_prompt).difference
+        if gap.low > 0 or gap.high < 0:
+            said.append(
+                Sentence(
+                    f"{name} began with another student than {names[0]}: compare what each gained.",
+                    f"before training {points(gap.value)}, {points_range(gap.low, gap.high)}",
+                    {"difference": gap.value, "low": gap.low, "high": gap.high},
+                )
+            )
+    return said
 
 
 def _said(label: str, base: str, name: str, found: stats.Paired) -> Sentence:
@@ -163,9 +190,18 @@ def _accuracy(runs: Sequence[RunData], names: Sequence[str]) -> list[Part]:
                 first, last = task.student[0], task.student[-1]
                 teacher: Cell = estimate(task.teacher.accuracy) if task.teacher else ""
                 cells = [estimate(first.accuracy), estimate(last.accuracy)]
-                rows.append([name, Number(last.step, f"{last.step:,}"), *cells, teacher])
-        parts.append(Table(label, ("run", "steps", "before", "after", "teacher"), rows))
+                steps = Number(last.step, f"{last.step:,}")
+                rows.append([name, steps, *cells, _gained(first, last), teacher])
+        columns = ("run", "steps", "before", "after", "gained", "teacher")
+        parts.append(Table(label, columns, rows))
     return parts or [Note("The runs share no held-out set.")]
+
+
+def _gained(first: Evaluated, last: Evaluated) -> Cell:
+    if first.step == last.step:
+        return ""
+    gap = stats.paired(first.per_prompt, last.per_prompt).difference
+    return Number(gap.value, points(gap.value), points_range(gap.low, gap.high))
 
 
 def _legend(names: Sequence[str]) -> list[Legend]:

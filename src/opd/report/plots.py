@@ -105,6 +105,7 @@ def curves(
         axes.axvline(step, color=_COLOUR["--phase"], linewidth=1.2, linestyle=(0, (1, 2)))
     for step in marks.alarms if marks else ():
         axes.axvline(step, color=_COLOUR["--alarm"], linewidth=1)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.10g}")
     if percent:
         axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g}%")
     return _svg(figure, name)

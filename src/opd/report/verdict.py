@@ -349,8 +349,8 @@ def _mass(run: RunData, main: Outcome | None) -> Limit | None:
         ),
         Sentence(
             "Take a teacher of the student's own pattern of thinking, or warm the student up on "
-            "the teacher's completions first. loss.mode=tail also sees the mass outside the "
-            "support."
+            "the teacher's completions first: `coldstart: {}` in run.yaml. loss.mode=tail also "
+            "sees the mass outside the support."
         ),
     )
 
