@@ -23,6 +23,7 @@ from opd.models.lm import LM
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.files import write_json
+from opd.run.quarantine import FOLDER, Quarantine
 from opd.run.rollouts import decode
 from opd.samplers.hf import Decoding
 from opd.samplers.vllm import VllmSampler
@@ -107,6 +108,7 @@ class Remote:
         made = make_teacher(
             cfg, self.spec, self.dialect, self.hands, vocab=vocab, console=console, clock=clock
         )
+        made.quarantine = Quarantine(folder / FOLDER)
         try:
             remember(folder, made, self.hands)
         except UserError:
@@ -401,6 +403,7 @@ def vllm_sampler(
         capture=min(cfg.loss.k, student.vocab),
         sync_dir=folder / "sync" if r.sync_dir is None else Path(r.sync_dir),
         concurrency=r.concurrency,
+        quarantine=Quarantine(folder / FOLDER),
     )
 
 

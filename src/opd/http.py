@@ -12,8 +12,10 @@ import json
 import logging
 import os
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -124,6 +126,7 @@ class Http:
         self.who, self.key, self.limits, self.timer = who, key, limits, timer
         self.bytes_out = self.bytes_in = self.requests = self.retries = 0
         self._secret = api_key
+        self._heard = _Heard()
         headers = {"accept-encoding": "identity", "user-agent": "opd"}
         if api_key is not None:
             headers["authorization"] = f"Bearer {api_key}"
@@ -164,6 +167,16 @@ class Http:
             Refusal: a 4xx or a redirect, with the server's own words.
         """
         return self._send("POST", path, body, content_type, read, False)
+
+    @contextmanager
+    def overhear(self) -> Iterator[list[tuple[str, bytes, bytes]]]:
+        """Collect this thread's (path, sent, received) meanwhile, without the key."""
+        log: list[tuple[str, bytes, bytes]] = []
+        self._heard.log = log
+        try:
+            yield log
+        finally:
+            self._heard.log = None
 
     def close(self) -> None:
         """Drop all connections; requests under way in other threads fail."""
@@ -220,7 +233,11 @@ class Http:
         except httpx2.TransportError as error:
             said = clean(str(error)) or type(error).__name__
             raise Transient(f"connection to {self.url} failed: {said}") from None
-        return self._judge(response, data, path)
+        answer = self._judge(response, data, path)
+        if self._heard.log is not None:
+            secret = self._secret.encode() if self._secret else None
+            self._heard.log.append((path, body, data.replace(secret, b"***") if secret else data))
+        return answer
 
     def _read(self, response: httpx2.Response, deadline: float) -> bytes:
         """The raw body, cut off at size and time."""
@@ -281,6 +298,12 @@ class Http:
 
     def _hide(self, text: str) -> str:
         return text.replace(self._secret, "***") if self._secret else text
+
+
+class _Heard(threading.local):
+    """What each thread overhears; None when nobody wants to know."""
+
+    log: list[tuple[str, bytes, bytes]] | None = None
 
 
 def _text(answer: Answer) -> str:

@@ -14,6 +14,7 @@ from conftest import VOCAB, tiny_tokenizer
 from opd.errors import UserError
 from opd.http import Http, Limits, Timer
 from opd.models.lm import add_lora
+from opd.run.quarantine import Quarantine
 from opd.samplers.hf import Decoding
 from opd.samplers.replay import ReplaySampler
 from opd.samplers.vllm import VllmSampler, seed_of
@@ -223,3 +224,15 @@ def test_replay_hands_out_what_was_recorded(make_prompts, tmp_path, make_lm):
         replay.sample(make_prompts(7, seed=5), n=1, key=(0, 1, 0))
     with pytest.raises(UserError, match=r"loss\.k"):
         ReplaySampler(given, Path("file"), capture=K + 1)
+
+
+def test_a_wrong_completion_is_kept_as_it_came(make_lm, make_prompts, tmp_path):
+    server = FakeServer()
+    server.spoil = lambda answer, choice: choice.update(token_ids=[])
+    quarantine = Quarantine(tmp_path / "wrong")
+    sampler = sampler_of(server, make_lm(), tmp_path, quarantine=quarantine)
+    sampler.sync(0)
+    with pytest.raises(UserError, match="kept in"):
+        sampler.sample(make_prompts(3), n=1, key=(0,))
+    (answered,) = (tmp_path / "wrong").glob("*/answered-0")
+    assert json.loads(answered.read_bytes())["choices"][0]["token_ids"] == []

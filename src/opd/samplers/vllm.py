@@ -20,6 +20,7 @@ import numpy as np
 from opd.errors import UserError
 from opd.http import Http, Refusal, Transient, clean
 from opd.models.lm import LM
+from opd.run.quarantine import Exchange, Quarantine
 from opd.samplers.hf import Decoding
 from opd.types import Prompt, Rollout
 
@@ -52,6 +53,7 @@ class VllmSampler:
         capture: int,
         sync_dir: Path,
         concurrency: int = 32,
+        quarantine: Quarantine | None = None,
     ) -> None:
         """Make a sampler; the first `sync` gives the server its weights.
 
@@ -65,10 +67,12 @@ class VllmSampler:
             capture: K, how many of the student's top tokens to record a position.
             sync_dir: where weights are put; the server must see the same path.
             concurrency: most completions under way.
+            quarantine: where wrong answers are kept.
         """
         self.http, self.model, self.student, self.tokenizer = http, model, student, tokenizer
         self.decoding, self.stop, self.capture = decoding, stop, capture
         self.sync_dir, self.concurrency = sync_dir.absolute(), concurrency
+        self.quarantine = quarantine
         self.version = -1
         self.served = model  # the name that stands for the current version
 
@@ -133,13 +137,17 @@ class VllmSampler:
             "skip_special_tokens": False,
         }
         for last in range(TRIES):
-            try:
-                return self._read(self.http.post_json(COMPLETIONS, body), prompt, sample, limit)
-            except WrongRollout as error:
-                logger.warning("Rollout server: %s%s", error, "" if last else "; asking again.")
-                wrong = error
+            with self.http.overhear() as heard:
+                try:
+                    answer = self.http.post_json(COMPLETIONS, body)
+                    return self._read(answer, prompt, sample, limit)
+                except WrongRollout as error:
+                    wrong = f"{error}."
+                    if self.quarantine is not None:
+                        wrong += self.quarantine.keep([Exchange(*e) for e in heard], str(error))
+            logger.warning("Rollout server: %s%s", wrong, "" if last else " Asking again.")
         raise UserError(
-            f"The rollout server at {self.http.url} gave a wrong answer twice: {wrong}. Nothing "
+            f"The rollout server at {self.http.url} gave a wrong answer twice: {wrong} Nothing "
             "was trained on it."
         )
 

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from opd.errors import UserError
-from opd.http import Refusal
+from opd.http import Refusal, clean
 from opd.teachers.server import Canary, Dialect
 from opd.teachers.validate import WrongAnswer, check
 from opd.types import Kind, Prompt, Rollout, Scores, Want
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 MARGIN = 1.0  # nats a token by which text must beat its own shuffle
 NOISE = 0.03  # mean nats a token between two answers to one question
 OWN_TOKENS = 12
+QUOTED = 200  # bytes of a wrong answer shown
 FLOOR = 0.01  # smallest tolerance of the canary
 TEXTS = (
     "The water in the river was cold and clear, and the children of the village came down to it "
@@ -182,22 +183,29 @@ class _Asker:
     ends: tuple[int, ...] = ()
 
     def ask(self, rollouts: list[Rollout], want: Want) -> list[Scores] | None:
-        try:
-            answer: list[Scores] = []
-            for part in self.dialect.batches(rollouts):
-                chosen = [rollouts[i] for i in part]
-                given = self.dialect.score(chosen, want)
-                if len(given) != len(chosen):
-                    raise WrongAnswer(f"{len(given)} answers for {len(chosen)} sequences")
-                for rollout, scores in zip(chosen, given, strict=True):
-                    check(scores, rollout, want, self.vocab)
-                answer += given
-            order = np.argsort([i for part in self.dialect.batches(rollouts) for i in part])
-        except WrongAnswer as error:
-            fix = "Nothing can be trained on that; vLLM and `opd serve-teacher` give good scores."
-            self.result.add("answers", "fatal", f"{error}. {fix}")
-            return None
+        parts = self.dialect.batches(rollouts)
+        answer: list[Scores] = []
+        with self.dialect.http.overhear() as heard:
+            try:
+                for part in parts:
+                    chosen = [rollouts[i] for i in part]
+                    given = self.dialect.score(chosen, want)
+                    if len(given) != len(chosen):
+                        raise WrongAnswer(f"{len(given)} answers for {len(chosen)} sequences")
+                    for rollout, scores in zip(chosen, given, strict=True):
+                        check(scores, rollout, want, self.vocab)
+                    answer += given
+            except WrongAnswer as error:
+                self._refuse(error, heard[-1][2] if heard else b"")
+                return None
+        order = np.argsort([i for part in parts for i in part])
         return [answer[i] for i in order]
+
+    def _refuse(self, error: WrongAnswer, said: bytes) -> None:
+        """There is no run folder yet to keep the answer in, so the beginning of it is quoted."""
+        quote = f" It said: {clean(said[:QUOTED])}" if said.lstrip()[:1] in (b"{", b"[") else ""
+        fix = "Nothing can be trained on that; vLLM and `opd serve-teacher` give good scores."
+        self.result.add("answers", "fatal", f"{error}. {fix}{quote}")
 
     def sampled(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray] | None:
         """Log-probs of all tokens but the first, with the top tokens if there are any."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from opd.errors import UserError
 from opd.http import Http, Transient, clean
+from opd.run.quarantine import Exchange, Quarantine
 from opd.teachers.validate import WrongAnswer, check
 from opd.types import Kind, Rollout, Scores, Want
 
@@ -88,6 +89,7 @@ class ServerTeacher:
         topk_for_diagnostics: int = 0,
         concurrency: int = 8,
         patience: float = 600.0,
+        quarantine: Quarantine | None = None,
         say: Callable[[str], None] = logger.info,
         note: Callable[[str, float], None] = lambda name, value: None,
     ) -> None:
@@ -103,6 +105,7 @@ class ServerTeacher:
                 wanted, which a server cannot give.
             concurrency: most requests under way.
             patience: seconds to wait for a teacher that has gone away.
+            quarantine: where wrong answers are kept.
             say: tells people about waiting.
             note: takes named numbers for the step's timings.
         """
@@ -110,7 +113,7 @@ class ServerTeacher:
         self.vocab, self.identity, self.canary = vocab, identity, canary
         self.topk_for_diagnostics = topk_for_diagnostics
         self.concurrency, self.patience = concurrency, patience
-        self._say, self._note = say, note
+        self.quarantine, self._say, self._note = quarantine, say, note
         self._timer = dialect.http.timer
 
     @property
@@ -189,22 +192,37 @@ class ServerTeacher:
             if halted.is_set():
                 return None
             try:
-                answer = self.dialect.score(rollouts, want)
-                if len(answer) != len(rollouts):
-                    raise WrongAnswer(f"{len(answer)} answers for {len(rollouts)} rollouts")
-                for rollout, scores in zip(rollouts, answer, strict=True):
-                    check(scores, rollout, want, self.vocab)
+                return self._checked(rollouts, want)
             except WrongAnswer as error:
                 if not last:
-                    logger.warning("Teacher %s: %s; asking once more.", self.name, error)
+                    logger.warning("Teacher %s: %s. Asking once more.", self.name, error)
                     continue
                 raise UserError(
                     f"The teacher {self.name} at {self.dialect.http.url} gave a wrong answer "
                     f"twice: {error}. Nothing was trained on it. Check the server, then "
                     "continue with `opd train ... --resume`."
                 ) from None
-            return answer
         raise AssertionError("the second try returns or raises")
+
+    def _checked(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
+        """One request; a wrong answer is kept as it came.
+
+        Raises:
+            WrongAnswer: saying what is wrong, and where the answer is.
+        """
+        with self.dialect.http.overhear() as heard:
+            try:
+                answer = self.dialect.score(rollouts, want)
+                if len(answer) != len(rollouts):
+                    raise WrongAnswer(f"{len(answer)} answers for {len(rollouts)} rollouts")
+                for rollout, scores in zip(rollouts, answer, strict=True):
+                    check(scores, rollout, want, self.vocab)
+            except WrongAnswer as error:
+                if self.quarantine is None:
+                    raise
+                kept = self.quarantine.keep([Exchange(*e) for e in heard], str(error))
+                raise WrongAnswer(f"{error}.{kept}".removesuffix(".")) from None
+        return answer
 
     def recognise(self) -> None:
         """Make sure the teacher is still the one of the handshake.
@@ -218,8 +236,7 @@ class ServerTeacher:
             return
         want = Want(sampled=True)
         try:
-            (scores,) = self.dialect.score([self.canary.rollout], want)
-            check(scores, self.canary.rollout, want, self.vocab)
+            (scores,) = self._checked([self.canary.rollout], want)
         except WrongAnswer as error:
             raise UserError(
                 f"The teacher at {self.dialect.http.url} answers a known question wrongly: {error}."

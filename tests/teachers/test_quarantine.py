@@ -1,0 +1,99 @@
+"""Wrong answers are kept as they came: bounded, named in the error, without the key."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import httpx2
+import pytest
+from fake_vllm import VOCAB, FakeClock, FakeVllm, bigram, client, encode, raw, rollouts
+
+from opd.errors import UserError
+from opd.http import Http
+from opd.run.quarantine import Exchange, Quarantine
+from opd.teachers.handshake import shake_hands
+from opd.teachers.server import ServerTeacher
+from opd.teachers.vllm_api import VllmDialect
+from opd.types import Want
+
+
+def teacher_of(fake: FakeVllm, clock: FakeClock, quarantine: Quarantine) -> ServerTeacher:
+    dialect = VllmDialect(client(fake, clock), "m")
+    return ServerTeacher(
+        dialect, "m", vocab=VOCAB, identity=dialect.identity(), quarantine=quarantine
+    )
+
+
+def above_zero(server, ids, rows, choice) -> None:
+    rows[-1] = {k: v | {"logprob": 0.5} for k, v in rows[-1].items()}
+
+
+def test_a_lie_is_kept_with_its_question_and_the_error_says_where(tmp_path):
+    clock = FakeClock()
+    fake = FakeVllm(bigram(), clock=clock)
+    teacher = teacher_of(fake, clock, Quarantine(tmp_path / "wrong"))
+    fake.lie = above_zero
+    (rollout,) = rollouts(1)
+    with pytest.raises(UserError, match="wrong answer twice") as caught:
+        teacher.score([rollout], Want(sampled=True))
+    place = Path(re.search(r"kept in (\S+)\.", str(caught.value))[1])
+    assert place.parent == tmp_path / "wrong"
+    why = json.loads((place / "why.json").read_text())
+    assert why["why"].startswith("sampled has a log-prob of 0.5 > 0")
+    assert why["exchanges"][0]["path"] == "/v1/completions"
+    asked = json.loads((place / "asked-0").read_bytes())
+    answered = json.loads((place / "answered-0").read_bytes())
+    assert asked["prompt"] == [*rollout.prompt.ids, *rollout.ids.tolist()]
+    said = answered["choices"][0]["prompt_logprobs"][-1]
+    assert {entry["logprob"] for entry in said.values()} == {0.5}
+
+
+def test_before_there_is_a_run_folder_the_handshake_quotes_the_lie():
+    clock = FakeClock()
+    fake = FakeVllm(bigram(), clock=clock)
+    dialect = VllmDialect(client(fake, clock), "m")
+    fake.lie = above_zero
+    hands = shake_hands(dialect, vocab=VOCAB, encode=encode, topk=2)
+    with pytest.raises(UserError, match=r'It said: \{"model": "m"'):
+        hands.require("url")
+
+
+def test_an_honest_teacher_leaves_nothing(tmp_path):
+    clock = FakeClock()
+    teacher = teacher_of(FakeVllm(bigram(), clock=clock), clock, Quarantine(tmp_path / "wrong"))
+    teacher.score(rollouts(5), Want(sampled=True, topk=3))
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_the_folder_stays_small_whatever_comes(tmp_path):
+    quarantine = Quarantine(tmp_path / "wrong", most=20_000, largest=3_000)
+    told = [
+        quarantine.keep([Exchange("/x", b"q" * 9_000, bytes([i]) * 9_000)], f"reason {i}")
+        for i in range(10)
+    ]
+    assert "kept in" in told[0]
+    assert "is full" in told[-1]
+    size = sum(p.stat().st_size for p in (tmp_path / "wrong").rglob("*") if p.is_file())
+    assert size < 25_000
+    again = quarantine.keep([Exchange("/x", b"q" * 9_000, bytes([0]) * 9_000)], "reason 0")
+    assert again == told[0], "the same lie twice is one entry"
+
+
+def test_a_folder_that_cannot_be_written_does_not_hide_the_lie(tmp_path):
+    (tmp_path / "wrong").write_text("a file")
+    told = Quarantine(tmp_path / "wrong").keep([Exchange("/x", b"q", b"a")], "reason")
+    assert "could not be kept" in told
+
+
+def test_the_key_is_in_no_file_even_if_the_server_repeats_it():
+    class Echo(httpx2.BaseTransport):
+        def handle_request(self, request):
+            return raw(b'{"you said": "' + request.headers["authorization"].encode() + b'"}')
+
+    http = Http("http://127.0.0.1:1", who="t", key="teacher.url", api_key="sk-1", transport=Echo())
+    with http.overhear() as heard:
+        http.post_json("/v1/completions", {"a": 1})
+    http.post_json("/v1/completions", {"a": 2})
+    assert heard == [("/v1/completions", b'{"a":1}', b'{"you said": "Bearer ***"}')]
