@@ -100,6 +100,15 @@ def coldstart(
 
 
 @app.command()
+def select(file: ConfigFile, overrides: Overrides = None, json_lines: Json = False) -> None:
+    """Choose the prompts, and the template, on which this teacher can teach this student."""
+    from opd.config import load
+    from opd.selecting import run_select
+
+    run_select(load(file, overrides or ()), json_lines)
+
+
+@app.command()
 def check(
     file: ConfigFile,
     overrides: Overrides = None,

@@ -116,6 +116,11 @@ class Remote:
             raise
         return with_cache(cfg, self.spec, made, clock)
 
+    @property
+    def writes(self) -> bool:
+        """Whether it completes prompts, beside scoring."""
+        return isinstance(self.dialect, VllmDialect)
+
     def writer(
         self, student: LM, tokenizer: Any, decoding: Decoding, stop: frozenset[int]
     ) -> VllmSampler:

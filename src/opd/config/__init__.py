@@ -2,7 +2,7 @@
 
 from opd.config.files import WELL_KNOWN, dump, known_keys, load, parse, reference
 from opd.config.guards import AlarmAction, AlarmName, AlarmRule, Alarms, Grow, Horizon, Prune
-from opd.config.recipes import AnswerRule, Coldstart
+from opd.config.recipes import AnswerRule, Coldstart, Select
 from opd.config.schema import (
     Cache,
     Diagnostics,
@@ -55,6 +55,7 @@ __all__ = [
     "RolloutConfig",
     "Run",
     "Section",
+    "Select",
     "ServerTeacher",
     "Student",
     "Support",

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from opd.config.guards import Alarms, Horizon
-from opd.config.recipes import Coldstart
+from opd.config.recipes import Coldstart, Select
 from opd.config.section import Section
 
 Divergence = Literal["reverse_kl", "forward_kl", "jsd", "skew_kl"]
@@ -363,6 +363,8 @@ class Run(Section):
     horizon: Horizon | None = None
     """null: rollout.max_new_tokens alone."""
     alarms: Alarms = Alarms()
+    select: Select | None = None
+    """What `opd select` does; no other command looks at it."""
     output: Output
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from opd.lab.corpus import Corpus
-from opd.lab.worlds import Chain, Ledger, Route, World
+from opd.lab.worlds import Chain, Content, Ledger, Route, World
 
 Window = tuple[float, float]
 
@@ -76,6 +76,10 @@ RECIPES: dict[str, Recipe | Improved] = {
     # The same data in a larger model.
     "chain-large": Recipe(
         CHAIN, Corpus(size=32_000), lr=4e-3, width=96, warmup=50, window=FACTS_WRONG
+    ),
+    # Improved on half of the symbols alone: a teacher whose prompts are known.
+    "chain-content": Recipe(
+        Content(), Corpus(size=9_600, corrupt=0.0), lr=2e-3, parent="chain-base", window=GOOD
     ),
     "chain-rl": Improved("chain-base", window=GOOD),
     "chain-large-rl": Improved("chain-large", window=GOOD),

@@ -50,6 +50,14 @@ SOURCES = (
     "lab/runs.py",
     "lab/zoo.py",
 )
+# Decides the numbers of runs with a cold start alone.
+COLD_SOURCES = (
+    "recipes/coldstart.py",
+    "supply.py",
+    "data/filters.py",
+    "data/questions.py",
+    "data/gold.py",
+)
 SLACK = 6  # tokens beyond the longest well-formed completion
 
 
@@ -173,7 +181,9 @@ def run(
         UserError: a configuration that the product refuses.
     """
     names = (student.name, None if teacher is None else teacher.name, repr(task), seed)
-    folder = cache / "runs" / digest(repr(names), *changes, source_hash())
+    cold = any(change.startswith("coldstart") for change in changes)
+    code = source_hash((*SOURCES, *COLD_SOURCES) if cold else SOURCES)
+    folder = cache / "runs" / digest(repr(names), *changes, code)
     if folder.is_dir():
         return Result(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -232,10 +242,10 @@ def digest(*parts: str) -> str:
 
 
 @cache
-def source_hash() -> str:
+def source_hash(sources: tuple[str, ...] = SOURCES) -> str:
     """Hash of the code that decides numbers, layout and comments left out, and torch's version."""
     found = hashlib.sha256(torch.__version__.encode())
-    for pattern in SOURCES:
+    for pattern in sources:
         for path in sorted(PACKAGE.glob(pattern)):
             found.update(ast.unparse(ast.parse(path.read_text("utf-8"))).encode())
     return found.hexdigest()

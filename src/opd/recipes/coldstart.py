@@ -138,8 +138,9 @@ def warm_up(parts: Parts, supply: Supply) -> Parts:
 def _phase(parts: Parts, supply: Supply, cfg: Coldstart) -> dict[str, Any]:
     """The rounds, from the last saved one on; returns the record."""
     run, place = parts.folder, parts.folder.path / FOLDER
-    for task in parts.evals:  # before saved weights are put back: the student as it came
-        evaluated(parts, task, 0, task.label, parts.student_sampler(task))
+    with parts.clock("evaluate"):
+        for task in parts.evals:  # before saved weights are put back: the student as it came
+            evaluated(parts, task, 0, task.label, parts.student_sampler(task))
     for folder in (place, place / "rollouts"):
         make_folder(folder)
         sweep(folder, exclusive=True)
@@ -175,9 +176,9 @@ def _phase(parts: Parts, supply: Supply, cfg: Coldstart) -> dict[str, Any]:
     parts.console.say(f"Cold start ends after {progress.rounds} rounds: {reason}.")
     accuracy = {}
     for task in parts.evals:
-        found = evaluated(
-            parts, task, 0, f"{FOLDER}-{task.label}", parts.student_sampler(task)
-        ).accuracy
+        name = f"{FOLDER}-{task.label}"
+        with parts.clock("evaluate"):
+            found = evaluated(parts, task, 0, name, parts.student_sampler(task)).accuracy
         parts.console.evaluated(0, task.label, found, who="after the cold start")
         accuracy[task.label] = asdict(found)
     return asdict(progress) | {"reason": reason, "sets": accuracy}

@@ -49,13 +49,14 @@ def measure(
         if teacher is None:
             raise ValueError(f"no top-{k} tokens of a teacher on disk, and no teacher to ask")
         given = teacher.score(chosen, Want(topk=k))
-    student = _tops([(r.topk_ids, r.topk_logp) for r in chosen], k)
+    student = tops([(r.topk_ids, r.topk_logp) for r in chosen], k)
     return metrics.overall(
-        metrics.overlap(student, _tops([(s.topk_ids, s.topk_logp) for s in given], k))
+        metrics.overlap(student, tops([(s.topk_ids, s.topk_logp) for s in given], k))
     )
 
 
-def _tops(lists: Sequence[tuple[np.ndarray | None, np.ndarray | None]], k: int) -> Tops:
+def tops(lists: Sequence[tuple[np.ndarray | None, np.ndarray | None]], k: int) -> Tops:
+    """Top-k lists of several rollouts as one, positions in order."""
     ids = np.concatenate([i[:, :k] for i, _ in lists if i is not None])
     logp = np.concatenate([p[:, :k] for _, p in lists if p is not None])
     return Tops(torch.from_numpy(ids).long(), torch.from_numpy(logp))

@@ -5,6 +5,8 @@
 
 from opd.lab.experiments.entry import Bench, Claim, Entry, Found, Line, verdict
 from opd.lab.experiments.mechanism import e4, e9, e10
+from opd.lab.experiments.prompts import e7
+from opd.lab.experiments.rescue import e6
 from opd.lab.experiments.supports import e5, e11
 from opd.lab.experiments.teachers import FULL, QUICK_CAST, e1, e2, e3
 from opd.lab.experiments.worth import e8, e15
@@ -20,6 +22,8 @@ def entries() -> dict[str, Entry]:
         e3(FULL),
         e4(FULL),
         e5(FULL),
+        e6(),
+        e7(),
         e8(),
         e9(FULL),
         e10(FULL),

@@ -1,0 +1,171 @@
+"""Same questions in other dress: keys, frames, near duplicates, and the leaks of a real set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from opd.data.questions import (
+    BANDS,
+    ROWS,
+    Near,
+    leaks,
+    question_key,
+    repeats,
+    shingles,
+    similarity,
+    unframed,
+    without,
+)
+from opd.types import Prompt
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def prompts(*texts, answers=None):
+    given = answers or [None] * len(texts)
+    return [Prompt(10 + i, (i,), t, a) for i, (t, a) in enumerate(zip(texts, given, strict=True))]
+
+
+def test_letters_and_digits_are_the_question():
+    assert question_key("What is\n 2+2 ?") == question_key("what is 2 + 2?")
+    assert question_key("2+2") != question_key("2+3")
+    assert question_key("?!") == "?!" != question_key("!?")
+    kept = without(prompts("Ask A.", "ask b", "ASK  A"), prompts("ask a"))
+    assert [p.index for p in kept] == [11]
+
+
+@pytest.mark.parametrize(
+    ("texts", "bare"),
+    [
+        (["Solve: a b\n\nBe brief.", "Solve: c\n\nBe brief."], ["a b", "c"]),
+        # a word that merely begins alike is not cut
+        (["go north", "go northeast"], ["north", "northeast"]),
+        (["x one", "x one"], ["x one", "x one"]),  # nothing but frame: left alone
+        (["only"], ["only"]),
+        (["a a", "a a a"], ["a", "a a"]),
+    ],
+)
+def test_what_all_share_is_a_frame(texts, bare):
+    assert [t.strip() for t in unframed(texts, least=2)] == bare
+    assert unframed(texts) == texts
+
+
+def test_shingles_are_runs_of_six_as_a_set():
+    def naive(a, b):
+        sets = [{k[i : i + 6] for i in range(max(1, len(k) - 5))} for k in (a, b)]
+        return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+    for a, b in (
+        ("abcdefgh", "abcdefgx"),
+        ("abc", "abc"),
+        ("abc", "abd"),
+        ("aaaaaaaaaa", "aaaaaa"),
+    ):
+        assert similarity(shingles(a), shingles(b)) == naive(a, b)
+
+
+TEXT = "A farmer has 12 cows and sells a third of them; how many cows does the farmer still have?"
+
+
+def test_near_means_similar_with_the_same_numbers():
+    index = Near(0.8)
+    index.add(5, TEXT)
+    assert index.find(TEXT.replace("still have", "still own")) == 5
+    assert index.find(TEXT.replace("12", "15")) is None
+    assert index.find("A baker has 12 loaves and eats them all.") is None
+    assert Near(0.99).find(TEXT) is None
+    strict = Near(1.0)
+    strict.add(5, TEXT)
+    assert strict.find(TEXT.replace("still have", "still own")) is None
+    assert strict.find(TEXT.upper()) == 5
+
+
+def test_similar_pairs_are_hardly_ever_missed():
+    assert (1 - 0.8**ROWS) ** BANDS < 1 / 5000 * 1.3
+    missed = 0
+    for i in range(60):
+        words = [f"word{chr(97 + (i * 7 + j * 3) % 26)}{j}x" for j in range(60)]
+        words = [
+            "".join(c for c in w if not c.isdigit()) * 1 + chr(97 + k % 26) * 2
+            for k, w in enumerate(words)
+        ]
+        changed = [*words[:-2], "other", "ending"]
+        index = Near(0.8)
+        index.add(0, " ".join(words))
+        missed += index.find(" ".join(changed)) is None
+    assert missed == 0
+
+
+NAMING = ("Name", "Find", "Give", "Tell", "Write", "Say")
+
+
+def test_leaks_see_through_templates_on_both_sides():
+    train = prompts(
+        "Solve it.\n\nWhat is 2+2 in base ten?\n\nAnswer last.",
+        f"Solve it.\n\n{TEXT}\n\nAnswer last.",
+        *(f"Solve it.\n\n{word} a prime above 90.\n\nAnswer last." for word in NAMING),
+    )
+    held_out = prompts(
+        "what is 2+2 in base ten? Think.",
+        TEXT.replace("cows?", "cows ?") + " Think.",
+        *(f"{word} is it? Think." for word in ("Why", *NAMING)),
+    )
+    found = leaks(train, [("set", held_out)], near=0.8)
+    assert [(x.row, x.label, x.eval_row, x.exact) for x in found] == [
+        (10, "set", 10, True),
+        (11, "set", 11, True),
+    ]
+    changed = prompts(TEXT.replace("still have", "still own"), "Why?")
+    (near,) = leaks(train, [("set", changed)], near=0.8)
+    assert (near.row, near.exact) == (11, False)
+    assert leaks(train, [("set", changed)], near=1.0) == []
+
+
+def test_a_question_with_another_answer_is_no_repeat():
+    texts = ["Find x in A.", "find x in a", "Find x in A!", "Find y in B."]
+    found = repeats(prompts(*texts, answers=["1", "1", "2", "1"]), near=1.0)
+    assert found == {11: 10}
+    assert repeats(prompts(TEXT, TEXT.replace("still have", "still own")), near=0.8) == {11: 10}
+    other = repeats(prompts(TEXT, TEXT.replace("have", "own"), answers=["8", "9"]), near=0.8)
+    assert other == {}
+
+
+def dapo(rows=None):
+    import pyarrow.parquet as pq
+
+    path = SHARED / "dapo-math-17k.parquet"
+    if not path.exists():
+        pytest.skip("the prompt sets of the reference code are not here")
+    table = pq.read_table(path)
+    found = []
+    for name in (
+        table if rows is None else table.take(rows),
+        pq.read_table(SHARED / "math500" / "test.parquet"),
+    ):
+        found.append(
+            [
+                Prompt(i, (i,), row["prompt"][-1]["content"], row["reward_model"]["ground_truth"])
+                for i, row in enumerate(name.to_pylist())
+            ]
+        )
+    return found
+
+
+def test_seven_problems_of_math_500_stand_in_the_dapo_set():
+    rows = [5742, 5840, 6090, 6170, 6216, 9454, 16667, 17762, *range(0, 17_900, 60)]
+    train, held_out = dapo(rows)
+    found = [x for x in leaks(train, [("math500", held_out)], near=1.0) if x.exact]
+    assert len({x.eval_row for x in found}) == 7
+    assert [x.row for x in found] == [*range(8)]  # one of the seven stands there twice
+
+
+@pytest.mark.slow
+def test_no_other_of_the_whole_dapo_set():
+    train, held_out = dapo()
+    found = leaks(train, [("math500", held_out)], near=0.8)
+    assert len({x.eval_row for x in found if x.exact}) == 7
+    assert len([x for x in found if not x.exact]) == 6
+    again = repeats(train, near=1.0)
+    assert 1400 < len(again) < 1900
