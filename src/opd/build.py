@@ -114,17 +114,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         )
     if remote is not None:
         remote.greet(cfg, objective, pair.student.vocab, pair.tokenizer, prompts)
-    warm_up = warm_up_of(
-        cfg,
-        pair.student,
-        pair.teacher,
-        pair.tokenizer,
-        remote=remote,
-        stop=pair.stop,
-        teacher_stop=pair.teacher_stop,
-        prompts=prompts,
-        processes=ranks.size,
-    )
+    warm_up = warm_up_of(cfg, pair, remote, prompts, processes=ranks.size)
     if ranks.size > 1 and cfg.student.shard == "fsdp2":
         shard(pair.student, ranks.size)
     optimizer = make_optimizer(pair.student, cfg.optim)

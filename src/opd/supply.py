@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,29 +22,19 @@ from opd.recipes.coldstart import ORDER_KEY, Supply, warm_up
 from opd.samplers.hf import Decoding, HFSampler
 from opd.types import Prompt, Rollout, Sampler
 
+if TYPE_CHECKING:
+    from opd.build import Pair
+
 
 def warm_up_of(
-    cfg: Run,
-    student: LM,
-    teacher: LM | None,
-    tokenizer: Any,
-    *,
-    remote: connect.Remote | None,
-    stop: frozenset[int],
-    teacher_stop: frozenset[int],
-    prompts: PromptSet,
-    processes: int,
+    cfg: Run, pair: Pair, remote: connect.Remote | None, prompts: PromptSet, *, processes: int
 ) -> Callable[[Parts], Parts] | None:
     """The cold start as the loop calls it; None if the run has none.
 
     Args:
         cfg: the run.
-        student: whose context limits prompts.
-        teacher: a teacher in this process; None for a server.
-        tokenizer: the student's.
+        pair: student and, if it is in this process, teacher.
         remote: a teacher behind HTTP.
-        stop: tokens that end the student's rollouts.
-        teacher_stop: tokens that end the teacher's.
         prompts: training prompts.
         processes: how many make up the run.
 
@@ -60,16 +50,19 @@ def warm_up_of(
             "coldstart run.yaml`; then continue with torchrun ... opd train run.yaml --resume."
         )
     cold = cfg.coldstart
-    given = given_completions(cfg, cold, tokenizer)
-    own = [] if given else _prompts(cfg, cold, tokenizer, student, prompts)
+    given = given_completions(cfg, cold, pair.tokenizer)
+    own = [] if given else _prompts(cfg, cold, pair.tokenizer, pair.student, prompts)
     length = cold.max_new_tokens or cfg.rollout.max_new_tokens
     decoding = Decoding(length, cold.temperature, cold.top_p)
     writer: Sampler | None = None
-    if not given and teacher is not None:
-        writer = HFSampler(teacher, decoding, stop=teacher_stop, capture=1, batch=cfg.rollout.batch)
+    if not given and pair.teacher is not None:
+        writer = HFSampler(
+            pair.teacher, decoding, stop=pair.teacher_stop, capture=1, batch=cfg.rollout.batch
+        )
     elif not given:
         assert remote is not None
-        writer = remote.writer(student, tokenizer, decoding, stop)
+        writer = remote.writer(pair.student, pair.tokenizer, decoding, pair.stop)
+    end = pair.tokenizer.eos_token_id
     last = _order(len(prompts.prompts), cfg.train.seed)[-cold.probe_prompts :]
     supply = Supply(
         prompts=own,
@@ -77,8 +70,8 @@ def warm_up_of(
         writer=writer,
         probe=[prompts.prompts[i] for i in last],
         grader=_grader(cfg, own or [r.prompt for r in given]),
-        stop=stop,
-        end=tokenizer.eos_token_id if tokenizer.eos_token_id in stop else min(stop),
+        stop=pair.stop,
+        end=end if end in pair.stop else min(pair.stop),
     )
     return partial(warm_up, supply=supply)
 

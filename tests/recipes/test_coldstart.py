@@ -17,12 +17,16 @@ import pytest
 import torch
 import yaml
 
+from conftest import tiny_tokenizer
 from opd import config
 from opd.build import build
-from opd.config import Coldstart
+from opd.config import Coldstart, ServerTeacher
+from opd.connect import Remote
 from opd.data.gold import example
 from opd.data.questions import question_key
 from opd.errors import UserError
+from opd.faces import run_coldstart
+from opd.http import Http
 from opd.lab.demo import PAIR, demo_config
 from opd.loop import train
 from opd.recipes.coldstart import Look, Supply, ended, enough, portions
@@ -30,8 +34,12 @@ from opd.run import checkpoint as store
 from opd.run.console import Console
 from opd.run.records import read_jsonl
 from opd.run.rollouts import read_step
+from opd.samplers.hf import Decoding
+from opd.teachers.vllm_api import VllmDialect
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "samplers")]
+from test_vllm import LENGTH, STOP, FakeServer
+
 from test_train import Counting, digest
 
 # The shipped pair overlaps from the start: targets out of reach, so that rounds are made.
@@ -152,10 +160,15 @@ def test_stopped_and_resumed_is_the_same_run(home, straight, stop_after):
         parts.stop.set()
         with pytest.raises(KeyboardInterrupt):
             train(parts)
+        parts.folder.close()
         assert store.newest(folder / "coldstart" / "checkpoints").step == 2
     else:
-        parts.warm_up(parts)  # as `opd coldstart` does
-    parts.folder.close()
+        parts.folder.close()
+        record = run_coldstart(config.parse(run_config(folder)), resume=True, style="quiet")
+        weights = safetensors(folder / "coldstart" / "student" / "model.safetensors")
+        begun = safetensors(straight[0] / "checkpoints" / "step-0" / "student.safetensors")
+        assert all(torch.equal(weights[name], begun[name]) for name in weights)
+        assert record["tokens"] == straight[1]["coldstart"]["tokens"]
     assert run(run_config(folder), resume=True)["coldstart"] == straight[1]["coldstart"]
     assert digest(folder) == digest(straight[0])
 
@@ -275,6 +288,24 @@ CFG = Coldstart(mass=0.95, top1=0.8, patience=2, min_rise=0.01)
 def test_when_it_ends(looks, ends):
     found = enough([Look(*look) for look in looks], CFG)
     assert found is None if ends is None else ends in found
+
+
+def test_a_vllm_teacher_writes_and_one_that_only_scores_does_not(make_lm, make_prompts):
+    server = FakeServer()
+    http = Http("http://teacher.test", who="teacher", key="teacher.url", transport=server)
+    spec = ServerTeacher(url="http://teacher.test", model="base")
+    remote = Remote(spec, VllmDialect(http, "base", probe_support=False))
+    assert remote.writes
+    tokenizer, stop = tiny_tokenizer(), frozenset({STOP})
+    writer = remote.writer(make_lm(), tokenizer, Decoding(LENGTH, 0.7, 0.95), stop)
+    first = writer.sample(make_prompts(3, 4), n=2, key=(0, 6, 0))
+    again = writer.sample(make_prompts(3, 4), n=2, key=(0, 6, 0))
+    assert [r.ids.tolist() for r in first] == [r.ids.tolist() for r in again]
+    assert {r.finish for r in first} <= {"stop", "length"}
+    asked = [body for path, body in server.calls if path == "/v1/completions"]
+    assert {(b["model"], b["temperature"], b["top_p"]) for b in asked} == {("base", 0.7, 0.95)}
+    with pytest.raises(UserError, match=r"coldstart\.path"):
+        replace(remote, dialect=None).writer(make_lm(), tokenizer, Decoding(LENGTH), stop)
 
 
 def test_an_end_token_the_student_does_not_know_is_replaced():
