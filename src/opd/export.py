@@ -18,12 +18,13 @@ from opd.build import prepare_student
 from opd.config import Run
 from opd.core.stats import Estimate
 from opd.errors import UserError
+from opd.guard import BEST
 from opd.models import tokenizers
 from opd.models.lm import LM, load_lm, save_final
 from opd.report.numbers import estimate, points, points_range
+from opd.report.outcome import outcome
 from opd.report.read import RunData, read_run
 from opd.report.safe import for_terminal, short_name
-from opd.report.verdict import outcome
 from opd.run import checkpoint as store
 
 # Largest difference of a log-probability between the trained student and the reloaded folder.
@@ -71,7 +72,8 @@ def export_run(run: Path, out: Path | None = None, *, merge: bool = False) -> Ex
     out = out or run / "export"
     if out.exists():
         raise UserError(f"{out} exists and stays as it is. Give another folder with --out.")
-    found = store.newest(run / "checkpoints")
+    # A run that an alarm has ended keeps its best student apart, see `opd.guard`.
+    found = store.newest(run / ("checkpoints" if data.ended_by is None else BEST))
     if found is None:
         raise UserError(f"{run} has no valid checkpoint to export; let `opd train` save one.")
     cfg = config.parse(data.config, where=str(run / "config.json"))

@@ -38,6 +38,7 @@ def test_a_full_line_keeps_every_word():
         ({"step": 1, "name": "x", "evidence": "as it is"}, "as it is"),
         ({"step": 1, "name": "x", "evidence": [0.5, None, "b"]}, "0.5, b"),
         ({"step": 1, "name": "x", "value": 0.25, "action": "warn"}, "value 0.25"),
+        ({"step": 1, "name": "x", "action": "warn: there is nothing it can do"}, ""),
         ({"step": 1, "alarm": "older name", "evidence": None}, ""),
     ],
 )
@@ -45,6 +46,10 @@ def test_lines_of_other_versions_are_alarms_too(record, evidence):
     (found,) = alarms([record])
     assert found.evidence == evidence
     assert found.acted == ""
+
+
+def test_an_alarm_that_ended_the_run_says_so():
+    assert alarms([FULL | {"action": "stop"}])[0].acted == "ended the run"
 
 
 def test_an_alarm_that_goes_on_is_marked_once():

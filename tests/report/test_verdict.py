@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
+from opd.report.limits import change
 from opd.report.read import Series, read_run
-from opd.report.verdict import change, verdict
+from opd.report.verdict import verdict
 
 from .runs import good_run
 
@@ -82,6 +85,31 @@ def test_a_run_that_stopped_says_so(make_run):
     _, text = said(make_run(planned=100))
     assert "stopped early, after 20 of 100 steps" in text
     assert "`opd train ... --resume`" in text
+
+
+@pytest.mark.parametrize(
+    ("kept", "after", "words"),
+    [(10, 0.6, "student of step 10, the best so far"), (0, 0.2, "student of step 0, the best so")],
+)
+def test_a_run_that_an_alarm_ended_is_about_the_student_it_kept(make_run, kept, after, words):
+    path = make_run(accuracy={0: 0.2, 10: 0.6, 20: 0.3}, planned=100)
+    stopped = {"step": 20, "name": "accuracy-falling", "message": "It fell.", "action": "stop"}
+    (path / "summary.json").write_text(json.dumps({"steps": kept, "stopped": stopped}))
+    found, text = said(path)
+    assert read_run(path).evals[0].last.accuracy.value == pytest.approx(after)
+    assert "The alarm accuracy-falling ended the run after 20 of 100 steps" in text
+    assert words in text
+    assert "--resume" not in text
+    assert ("stays as it came" in found.headline) == (kept == 0)
+
+
+def test_a_summary_from_before_a_resume_is_not_believed(make_run):
+    path = make_run(accuracy={0: 0.2, 10: 0.6, 20: 0.3})
+    stopped = {"step": 12, "name": "accuracy-falling", "action": "stop"}
+    (path / "summary.json").write_text(json.dumps({"steps": 10, "stopped": stopped}))
+    run = read_run(path)
+    assert (run.ended_by, run.kept) == (None, None)
+    assert run.evals[0].last.step == 20
 
 
 def test_change_of_noise_is_no_change_in_most_runs():

@@ -16,7 +16,6 @@ from opd.report.numbers import minus
 from opd.run.place import flatten
 
 _OWN = ("step", "name", "alarm", "message", "evidence", "remedy", "action", "phase")
-QUIET = ("", "none", "warn")  # actions that changed nothing
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,8 @@ class Alarm:
     @property
     def acted(self) -> str:
         """What the run did about it; empty if it only warned."""
-        return "" if self.action in QUIET else self.action
+        quiet = self.action in ("", "none") or self.action.startswith("warn")
+        return "" if quiet else "ended the run" if self.action == "stop" else self.action
 
 
 def alarms(records: Iterable[Mapping[str, Any]]) -> list[Alarm]:

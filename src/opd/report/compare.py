@@ -69,7 +69,7 @@ def pairable(a: EvalSet, b: EvalSet) -> str | None:
     """
     if not a.student or not b.student:
         return "one of the runs never evaluated it"
-    first, second = a.student[-1], b.student[-1]
+    first, second = a.last, b.last
     if first.key.get("prompts") != second.key.get("prompts"):
         return "the prompts differ"
     differ = [
@@ -102,7 +102,7 @@ def _verdict(runs: Sequence[RunData], names: Sequence[str]) -> Verdict:
             if why is not None:
                 sentences.append(Sentence(f"{label}: not compared with {name}: {why}."))
                 continue
-            found = stats.paired(base.student[-1].per_prompt, other.student[-1].per_prompt)
+            found = stats.paired(base.last.per_prompt, other.last.per_prompt)
             sentences.append(_said(label, names[0], name, found))
             if label == labels[0]:
                 first[name] = found.difference
@@ -114,13 +114,13 @@ def _verdict(runs: Sequence[RunData], names: Sequence[str]) -> Verdict:
         for name, run in zip(names, runs, strict=True)
         if _task(run, labels[0]).student
     ]
-    count = base.student[-1].accuracy.n if base.student else 0
+    count = base.last.accuracy.n if base.student else 0
     caption = f"Accuracy on {labels[0]}, {count:,} prompts, with its 95% interval."
     return Verdict(headline, tone, tiles, sentences, caption=caption)
 
 
 def _tile(name: str, task: EvalSet) -> Tile:
-    last = task.student[-1]
+    last = task.last
     found = estimate(last.accuracy)
     note = f"{found.note}, after {last.step:,} steps"
     return Tile(name, Number(found.value, found.text, note))
@@ -187,7 +187,7 @@ def _accuracy(runs: Sequence[RunData], names: Sequence[str]) -> list[Part]:
         rows: list[list[Cell]] = []
         for name, task in zip(names, tasks, strict=True):
             if task.student:
-                first, last = task.student[0], task.student[-1]
+                first, last = task.student[0], task.last
                 teacher: Cell = estimate(task.teacher.accuracy) if task.teacher else ""
                 cells = [estimate(first.accuracy), estimate(last.accuracy)]
                 steps = Number(last.step, f"{last.step:,}")

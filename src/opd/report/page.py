@@ -30,12 +30,13 @@ from opd.report.document import (
 )
 from opd.report.figures import heat_maps, mark_legend, marks, pictures
 from opd.report.numbers import NONE, estimate, length, percent
+from opd.report.outcome import Outcome, answers, outcome
 from opd.report.plots import OUTER, Line, curves
-from opd.report.ranges import BOUNDS, PICTURES, ROLLOUTS
+from opd.report.ranges import BOUNDS, HORIZON, PICTURES, ROLLOUTS
 from opd.report.read import EvalSet, RunData
 from opd.report.safe import short_name
 from opd.report.tokens import token_view
-from opd.report.verdict import Outcome, answers, outcome, verdict
+from opd.report.verdict import verdict
 from opd.report.warm_up import coldstart_sections
 from opd.run.place import flatten
 
@@ -118,7 +119,7 @@ def _accuracy_chart(run: RunData, task: EvalSet) -> Chart:
 
 def _accuracy_table(one: Outcome, *, main: bool) -> Table:
     task = one.task
-    first, last = task.student[0], task.student[-1]
+    first, last = task.student[0], task.last
     shown = [("before", first)]
     shown += [] if task.warmed is None else [("after the cold start", task.warmed)]
     shown += [(f"after {last.step} steps", last)] if last.step > first.step else []
@@ -145,7 +146,7 @@ def _accuracy_table(one: Outcome, *, main: bool) -> Table:
 
 
 def _flips(task: EvalSet) -> list[Part]:
-    first, last = task.student[0], task.student[-1]
+    first, last = task.student[0], task.last
     if first.step == last.step:
         return []
     before = {(g.prompt_index, g.sample): g for g in first.graded}
@@ -226,7 +227,7 @@ def _tokens(run: RunData) -> list[Section]:
 
 
 def _rollouts(run: RunData) -> list[Section]:
-    charts = pictures(run, ROLLOUTS)
+    charts = pictures(run, (*ROLLOUTS, *HORIZON))
     return [Section("rollouts", "The rollouts", [Charts(charts)])] if charts else []
 
 

@@ -152,9 +152,29 @@ COLDSTART = (
     ),
 )
 
+HORIZON = (
+    Picture(
+        "Longest rollout allowed",
+        (("horizon/limit", "tokens"), ("horizon/reach", "tokens that carry weight")),
+        "Nothing beyond it is written, scored or trained.",
+    ),
+    Picture(
+        "Cut by the horizon",
+        (("horizon/cut", "share of rollouts"),),
+        "Their answers are missing: right answers while training count them as wrong.",
+        percent=True,
+    ),
+    Picture(
+        "Weight left by pruning",
+        (("horizon/weight", "mean of a token"),),
+        "Near 0, nearly nothing is trained.",
+    ),
+)
+
 HEAT = (
     ("diag/student_entropy", "Student entropy, nats"),
     ("diag/teacher_entropy", "Teacher entropy, nats"),
     ("diag/overlap_ratio", "Overlap ratio"),
     ("diag/reverse_kl", "Reverse KL, nats"),
+    ("diag/gradient_share", "Share of the gradient"),
 )

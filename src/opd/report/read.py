@@ -68,7 +68,13 @@ class EvalSet:
     settings: dict[str, Any]
     student: list[Evaluated]
     teacher: Evaluated | None
+    kept: int | None = None  # step of the student that an alarm's end of the run has kept
     warmed: Evaluated | None = None  # the student after its cold start, before on-policy steps
+
+    @property
+    def last(self) -> Evaluated:
+        """The student that the run has kept: that of its latest evaluation, or an earlier one."""
+        return next((e for e in self.student if e.step == self.kept), self.student[-1])
 
     @property
     def grader(self) -> str:
@@ -90,6 +96,8 @@ class RunData:
     phases: list[tuple[float, str]]
     check: dict[str, Any] | None
     coldstart: dict[str, Any] | None
+    ended_by: Alarm | None  # the alarm that ended the run, and
+    kept: int | None  # the step of the student that is kept then
     evals: list[EvalSet]
     tokens: list[str] | None
     alive: bool
@@ -117,8 +125,7 @@ class RunData:
     @property
     def done(self) -> int:
         """Steps that were made."""
-        made = [int(r["step"]) for r in self.metrics if "train/loss" in r or "train/refused" in r]
-        return max(made, default=0)
+        return _done(self.metrics)
 
     def series(self, name: str) -> Series:
         """Values of a name of metrics.jsonl or timings.jsonl over the run's steps.
@@ -190,17 +197,21 @@ def read_run(path: str | Path) -> RunData:
     except (OSError, ValueError):
         tokens = None
         gaps.append("tokens.parquet is absent or damaged: tokens are shown by number.")
+    metrics, found = _stepped(lines["metrics"]), alarms(_stepped(lines["alarms"]))
+    ended_by, kept = _ended(path, metrics, gaps)
     return RunData(
         path=path,
         config=config,
         env=env,
-        metrics=_stepped(lines["metrics"]),
+        metrics=metrics,
         timings=_stepped(lines["timings"]),
-        alarms=alarms(_stepped(lines["alarms"])),
+        alarms=found,
         phases=phases(_stepped(lines["metrics"] + lines["alarms"])),
         check=_record(path, "check.json", gaps),
         coldstart=_record(path, "coldstart.json", gaps),
-        evals=_evals(path / "eval", config, gaps),
+        ended_by=ended_by,
+        kept=kept,
+        evals=_evals(path / "eval", config, kept, gaps),
         tokens=tokens,
         alive=is_alive(path),
         gaps=gaps,
@@ -250,6 +261,24 @@ def _require(path: Path, config: dict[str, Any], env: dict[str, Any]) -> None:
         )
 
 
+def _done(metrics: list[dict[str, Any]]) -> int:
+    made = [int(r["step"]) for r in metrics if "train/loss" in r or "train/refused" in r]
+    return max(made, default=0)
+
+
+def _ended(
+    path: Path, metrics: list[dict[str, Any]], gaps: list[str]
+) -> tuple[Alarm | None, int | None]:
+    """The alarm that ended the run and the step it kept, if summary.json speaks of this end."""
+    found = _record(path, "summary.json", gaps) or {}
+    stopped, kept = found.get("stopped"), found.get("steps")
+    if not isinstance(stopped, dict) or not isinstance(kept, int):
+        return None, None
+    if stopped.get("step") != _done(metrics):  # resumed since
+        return None, None
+    return alarms([stopped])[0], kept
+
+
 def _at(config: dict[str, Any], key: str) -> Any:
     section, _, name = key.partition(".")
     found = config.get(section)
@@ -271,7 +300,9 @@ def _stepped(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [r for r in rows if isinstance(r.get("step"), int)]
 
 
-def _evals(folder: Path, config: Mapping[str, Any], gaps: list[str]) -> list[EvalSet]:
+def _evals(
+    folder: Path, config: Mapping[str, Any], kept: int | None, gaps: list[str]
+) -> list[EvalSet]:
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     files = [(int(m[1]), m[2]) for p in paths if (m := _EVAL.fullmatch(p.name))]
     sets = []
@@ -286,7 +317,8 @@ def _evals(folder: Path, config: Mapping[str, Any], gaps: list[str]) -> list[Eva
         # A set may have been changed when a run was resumed: only what is like the latest counts.
         same = [e for e in found if e.key == found[-1].key]
         key = same[-1].key if same else None
-        sets.append(EvalSet(label, settings, same, _like(theirs, key), _like(warmed, key)))
+        who = _like(theirs, key), kept, _like(warmed, key)
+        sets.append(EvalSet(label, settings, same, *who))
     return sets
 
 

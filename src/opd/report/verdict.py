@@ -1,126 +1,34 @@
 """Did it work, how much was recovered, what limited it, what to try next.
 
-Rules on numbers with intervals, each sentence with its evidence. Thresholds that no paper gives are
-named constants here and called this page's own in the text.
+Rules on numbers with intervals, each sentence with its evidence.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
-from scipy import stats as scipy_stats
-
-from opd.core import stats
 from opd.core.stats import Estimate
 from opd.report.document import Number, Sentence, Tile, Tone, Verdict
+from opd.report.limits import MOST, change, limits
 from opd.report.numbers import (
     NONE,
     estimate,
     interval,
-    minus,
     p_value,
     percent,
-    plain,
     points,
     points_range,
 )
-from opd.report.read import EvalSet, RunData, Series
+from opd.report.outcome import Outcome, answers, outcome
+from opd.report.read import RunData
 from opd.report.warm_up import coldstart_sentence
-
-MOST = 0.5  # of the gap, by the interval's lower end: "most of it"
-SMALL_KL = 0.05  # nats a token: hardly anything left to learn from this teacher
-CUT = 0.2  # share of rollouts cut by the limit that deserves a sentence
-LOOPS = 0.2  # share of repeated 4-grams that deserves a sentence
-MASS = 0.97  # lowest overlap mass of the paper's good run (B.1)
 
 RESUME = "Go on where it stopped: `opd train ... --resume`, with the same run.yaml."
 FORGOT = (
     "To forget less elsewhere: mix other prompts into prompts.path, lower optim.lr, or stop "
     "earlier."
 )
-
-
-@dataclass(frozen=True)
-class Change:
-    """First fifth of the steps against the last: means, and the interval of their difference."""
-
-    first: float
-    last: float
-    low: float
-    high: float
-
-    @property
-    def rose(self) -> bool:
-        """Whether the whole interval is above 0."""
-        return self.low > 0
-
-    @property
-    def fell(self) -> bool:
-        """Whether the whole interval is below 0."""
-        return self.high < 0
-
-    def text(self) -> str:
-        """For people."""
-        ends = f"{plain(self.first).text} \u2192 {plain(self.last).text}"
-        width = minus(f"{self.low:+.2g} to {self.high:+.2g}")
-        return f"{ends}, first against last fifth of the steps, change {width}"
-
-    def values(self) -> dict[str, float]:
-        """For the JSON twin."""
-        return {"first": self.first, "last": self.last, "low": self.low, "high": self.high}
-
-
-def change(series: Series) -> Change | None:
-    """First fifth against last fifth of a series by Welch's t; None for fewer than 10 steps.
-
-    Steps are taken as independent given the trend, which is roughly so: each has its own prompts.
-    """
-    count = len(series) // 5
-    if count < 2:
-        return None
-    first, last = series.values[:count], series.values[-count:]
-    test = scipy_stats.ttest_ind(last, first, equal_var=False)
-    if np.ptp(first) == 0 and np.ptp(last) == 0:
-        gap = float(last.mean() - first.mean())
-        return Change(float(first.mean()), float(last.mean()), gap, gap)
-    ends = test.confidence_interval(0.95)
-    return Change(float(first.mean()), float(last.mean()), float(ends.low), float(ends.high))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A held-out set before and after, with what can be said of the difference."""
-
-    task: EvalSet
-    gain: stats.Paired | None
-    lead: stats.Paired | None  # teacher over the student before
-    share: Estimate | None
-
-    @property
-    def before(self) -> Estimate:
-        """The student before training."""
-        return self.task.student[0].accuracy
-
-    @property
-    def after(self) -> Estimate:
-        """The student at its latest evaluation."""
-        return self.task.student[-1].accuracy
-
-
-def outcome(task: EvalSet) -> Outcome | None:
-    """What a set shows; None when the student was never measured on it."""
-    if not task.student:
-        return None
-    first, last, teacher = task.student[0], task.student[-1], task.teacher
-    gain = stats.paired(first.per_prompt, last.per_prompt) if first.step < last.step else None
-    lead = None if teacher is None else stats.paired(first.per_prompt, teacher.per_prompt)
-    share = None
-    if teacher is not None and gain is not None and lead is not None and lead.difference.value > 0:
-        share = stats.gap_recovery(first.per_prompt, last.per_prompt, teacher.per_prompt)
-    return Outcome(task, gain, lead, share)
 
 
 def verdict(run: RunData) -> Verdict:
@@ -131,10 +39,10 @@ def verdict(run: RunData) -> Verdict:
     began = coldstart_sentence(run)
     sentences = [*_state(run), *_accuracy(main), *_forgetting(found[1:])]
     sentences += [] if began is None else [began]
-    limits = _limits(run, main)
-    sentences += [limit for limit, _ in limits]
-    advice = [do for _, do in limits if do is not None]
-    if run.done < run.planned and not run.alive:
+    held = limits(run, main)
+    sentences += [limit for limit, _ in held]
+    advice = [do for _, do in held if do is not None]
+    if run.state == "stopped" and run.ended_by is None:
         advice.insert(0, Sentence(RESUME))
     if any(o.gain is not None and o.gain.difference.high < 0 for o in found[1:]):
         advice.append(Sentence(FORGOT))
@@ -151,13 +59,9 @@ def _measured(main: Outcome | None) -> str:
     )
 
 
-def answers(task: EvalSet) -> str:
-    """How many answers to a prompt."""
-    count = task.settings.get("n")
-    return "1 answer each" if count == 1 else f"{count} answers each"
-
-
 def _headline(run: RunData, main: Outcome | None) -> tuple[Tone, str]:
+    if main is not None and run.kept == 0:
+        return "bad", f"No step made it better on {main.task.label}: the student stays as it came."
     if main is None or main.gain is None:
         kl = change(run.series("diag/reverse_kl"))
         if kl is not None and kl.fell:
@@ -178,7 +82,7 @@ def _headline(run: RunData, main: Outcome | None) -> tuple[Tone, str]:
 def _tiles(main: Outcome | None) -> list[Tile]:
     if main is None:
         return [Tile("accuracy", Number(None, NONE.text, "no held-out set was evaluated"))]
-    last = main.task.student[-1].step
+    last = main.task.last.step
     tiles = [_tile("before", main.before)]
     if main.gain is not None:
         tiles.append(_tile(f"after {last} steps", main.after))
@@ -204,6 +108,13 @@ def _state(run: RunData) -> list[Sentence]:
     steps = {"done": run.done, "planned": run.planned}
     if run.alive:
         text = f"The run is going on: {run.done} of {run.planned} steps."
+    elif run.ended_by is not None:
+        text = (
+            f"The alarm {run.ended_by.name} ended the run after {run.done} of {run.planned} steps; "
+            f"the student of step {run.kept}, the best so far, is kept."
+        )
+        evidence = " ".join(filter(None, [run.ended_by.message, run.ended_by.evidence]))
+        return [Sentence(text, evidence, steps | {"kept": run.kept})]
     elif run.done < run.planned:
         text = f"The run stopped early, after {run.done} of {run.planned} steps."
     else:
@@ -265,181 +176,3 @@ def _forgetting(others: Sequence[Outcome]) -> list[Sentence]:
             )
         )
     return said
-
-
-Limit = tuple[Sentence, Sentence | None]
-
-
-def _limits(run: RunData, main: Outcome | None) -> list[Limit]:
-    rules = (
-        _alarms,
-        _refused,
-        _no_lead,
-        _mass,
-        _overlap,
-        _gap,
-        _nothing_left,
-        _cut,
-        _loops,
-        _rising,
-    )
-    found = [limit for rule in rules if (limit := rule(run, main)) is not None]
-    if found or main is None or main.share is None or main.share.low < MOST:
-        return found
-    return [(Sentence("Nothing in the numbers shows what held back the rest of the gap."), None)]
-
-
-def _alarms(run: RunData, main: Outcome | None) -> Limit | None:
-    if not run.alarms:
-        return None
-    first, names = run.alarms[0], list(dict.fromkeys(a.name for a in run.alarms))
-    count = f"{len(run.alarms):,} alarm{'s' if len(run.alarms) > 1 else ''}"
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    text = f"{count} ({shown}), the first at step {first.step}."
-    acted = next((a for a in run.alarms if a.acted), None)
-    if acted is not None:
-        text += f" At step {acted.step} the run acted: {acted.acted}."
-    values = {"alarms": len(run.alarms), "first": first.step, "names": names}
-    evidence = " ".join(filter(None, [first.message, first.evidence]))
-    remedy = Sentence(first.remedy, f"the alarm {first.name}") if first.remedy else None
-    return Sentence(text, f"{evidence} Listed below.", values), remedy
-
-
-def _refused(run: RunData, main: Outcome | None) -> Limit | None:
-    refused = len(run.series("train/refused"))
-    if not refused:
-        return None
-    return (
-        Sentence(
-            f"{refused} update{'s were' if refused > 1 else ' was'} refused because loss or "
-            "gradient was not finite.",
-            "train/refused",
-            {"refused": refused},
-        ),
-        Sentence("Lower optim.lr, and look at the batches kept in refused/."),
-    )
-
-
-def _no_lead(run: RunData, main: Outcome | None) -> Limit | None:
-    if main is None or main.lead is None or main.lead.difference.low > 0:
-        return None
-    if main.gain is None or main.gain.difference.high >= 0:
-        return None
-    return (
-        Sentence(
-            "The student was pulled to the teacher, whose answers are worse: it learns how the "
-            "teacher thinks, not how well it scores (paper 3.3).",
-            "accuracy moved from its own level towards the teacher's",
-        ),
-        Sentence("Choose a teacher that is ahead on this task; `opd check` compares several."),
-    )
-
-
-def _mass(run: RunData, main: Outcome | None) -> Limit | None:
-    mass = change(run.series("diag/overlap_mass_student"))
-    if mass is None or (mass.last >= MASS and mass.first >= MASS):
-        return None
-    where = "fell" if mass.fell else "started low and rose" if mass.rose else "stayed low"
-    return (
-        Sentence(
-            f"Part of the student's probability is where the teacher's top tokens are not: its "
-            f"overlap mass {where}. The paper's good run stayed at 0.97 or more (B.1).",
-            mass.text(),
-            mass.values(),
-        ),
-        Sentence(
-            "Take a teacher of the student's own pattern of thinking, or warm the student up on "
-            "the teacher's completions first: `coldstart: {}` in run.yaml. loss.mode=tail also "
-            "sees the mass outside the support."
-        ),
-    )
-
-
-def _overlap(run: RunData, main: Outcome | None) -> Limit | None:
-    overlap = change(run.series("diag/overlap_ratio"))
-    if overlap is None or overlap.rose:
-        return None
-    where = "fell" if overlap.fell else "did not rise"
-    return (
-        Sentence(
-            f"The two models' likely tokens did not come closer: the overlap ratio {where}, as in "
-            "the paper's failing run (4.2).",
-            overlap.text(),
-            overlap.values(),
-        ),
-        Sentence(
-            "Try a teacher of the student's own family and pattern of thinking, or prompts the "
-            "teacher was trained on."
-        ),
-    )
-
-
-def _gap(run: RunData, main: Outcome | None) -> Limit | None:
-    gap = change(run.series("diag/entropy_gap_abs"))
-    if gap is None or not gap.rose:
-        return None
-    text = "The entropy gap widened; in the paper's good run it narrows (4.2)."
-    return Sentence(text, gap.text(), gap.values()), None
-
-
-def _nothing_left(run: RunData, main: Outcome | None) -> Limit | None:
-    kl = change(run.series("diag/reverse_kl"))
-    if kl is None or kl.first > SMALL_KL or kl.fell:
-        return None
-    return (
-        Sentence(
-            f"There was little to learn from this teacher: reverse KL was below {SMALL_KL} nats a "
-            "token (this page's threshold) from the start and stayed flat, as in the paper's "
-            "failing run (B.2).",
-            kl.text(),
-            kl.values(),
-        ),
-        Sentence("Choose a teacher with skills beyond the student's, such as one trained with RL."),
-    )
-
-
-def _cut(run: RunData, main: Outcome | None) -> Limit | None:
-    cut = change(run.series("rollout/truncated"))
-    if cut is None or cut.last < CUT:
-        return None
-    return (
-        Sentence(
-            f"{percent(cut.last).text} of the last rollouts were cut by the token limit.",
-            cut.text(),
-            cut.values(),
-        ),
-        Sentence(
-            "Raise rollout.max_new_tokens, or see whether the student forgot to stop: both models "
-            "must agree on stop tokens."
-        ),
-    )
-
-
-def _loops(run: RunData, main: Outcome | None) -> Limit | None:
-    loops = change(run.series("rollout/repetition"))
-    if loops is None or loops.last < LOOPS or not loops.rose:
-        return None
-    return (
-        Sentence(
-            "The student repeats itself more than at the start.", loops.text(), loops.values()
-        ),
-        Sentence("Shorten rollout.max_new_tokens, or mix in SFT (loss.terms.sft_weight)."),
-    )
-
-
-def _rising(run: RunData, main: Outcome | None) -> Limit | None:
-    if main is None or len(main.task.student) < 3 or run.alive:
-        return None
-    earlier, last = main.task.student[-2:]
-    late = stats.paired(earlier.per_prompt, last.per_prompt).difference
-    if late.low <= 0:
-        return None
-    return (
-        Sentence(
-            f"Accuracy was still rising when it ended: steps {earlier.step} to {last.step} brought "
-            f"{points(late.value)}.",
-            points_range(late.low, late.high),
-            {"difference": late.value, "low": late.low, "high": late.high},
-        ),
-        Sentence("Train longer: raise train.steps and `opd train ... --resume`."),
-    )
