@@ -32,16 +32,23 @@ from opd.models import tokenizers
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
 from opd.models.shard import shard
 from opd.models.token_text import token_texts
-from opd.ranks import ALONE, Ranks, SharedSampler, SharedTeacher, heed_accelerate, join
+from opd.ranks import (
+    ALONE,
+    Ranks,
+    SharedSampler,
+    SharedTeacher,
+    heed_accelerate,
+    join,
+    open_folder,
+)
 from opd.rescue import Course
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.files import require_space
-from opd.run.folder import RunFolder
-from opd.run.follower import Follower
 from opd.run.tracking import Trackers
 from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.replay import ReplaySampler
+from opd.space import bytes_needed
 from opd.supply import warm_up_of
 from opd.teachers.local import LocalTeacher
 from opd.types import Kind, Rollout, Sampler
@@ -118,8 +125,11 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
     if ranks.size > 1 and cfg.student.shard == "fsdp2":
         shard(pair.student, ranks.size)
     optimizer = make_optimizer(pair.student, cfg.optim)
-    require_space(Path(cfg.output.dir), bytes_needed(cfg, pair.student))
-    folder = open_folder(cfg, ranks, resume=resume, overwrite=overwrite)
+    sampler = student_sampler(cfg, pair, Path(cfg.output.dir))
+    require_space(Path(cfg.output.dir), bytes_needed(cfg, pair.student, pair.teacher))
+    folder = open_folder(
+        cfg.output.dir, config.dump(cfg), ranks, resume=resume, overwrite=overwrite
+    )
     folder.save_tokens(partial(token_texts, pair.tokenizer, pair.student.vocab))
     learner = Learner(
         student=pair.student,
@@ -138,7 +148,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
     clock = Clock(console.phase)
     source = Source(
         prompts=prompts,
-        sampler=student_sampler(cfg, pair, folder.path),
+        sampler=sampler,
         teacher=remote.teacher(cfg, pair.student.vocab, folder.path, console, clock)
         if remote is not None
         else local_teacher(cfg, pair),
@@ -397,7 +407,8 @@ def student_sampler(cfg: Run, pair: Pair, folder: Path) -> Sampler:
     if r.engine == "vllm":
         return connect.vllm_sampler(cfg, pair.student, pair.tokenizer, pair.stop, folder)
     if r.path is not None:
-        return ReplaySampler(connect.read_rollouts(Path(r.path)), Path(r.path), capture=cfg.loss.k)
+        given = connect.read_rollouts(Path(r.path))
+        return ReplaySampler(given, Path(r.path), capture=cfg.loss.k, longest=r.max_new_tokens)
     decoding = Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k)
     return HFSampler(pair.student, decoding, stop=pair.stop, capture=cfg.loss.k, batch=r.batch)
 
@@ -412,22 +423,6 @@ def eval_sampler(
         return one if ranks.size == 1 else SharedSampler(one, ranks, lm)
 
     return make
-
-
-def open_folder(cfg: Run, ranks: Ranks, *, resume: bool, overwrite: bool) -> RunFolder:
-    """The run folder, written by one process; the others find what it made."""
-    resolved = config.dump(cfg)
-
-    def create() -> bytes:
-        if ranks.leads:
-            made.append(
-                RunFolder.create(cfg.output.dir, resolved, resume=resume, overwrite=overwrite)
-            )
-        return b""
-
-    made: list[RunFolder] = []
-    ranks.together(create)
-    return made[0] if made else Follower(Path(cfg.output.dir), resolved)
 
 
 def shared(source: Source, ranks: Ranks, student: LM) -> Source:
@@ -450,11 +445,3 @@ def budget(cfg: Run) -> int:
     """Padded tokens per forward-backward."""
     size = cfg.train.tokens_per_microbatch
     return AUTO_TOKENS if size == "auto" else size
-
-
-def bytes_needed(cfg: Run, student: LM) -> int:
-    """Disk for the kept checkpoints, one being written, the final model and the logs."""
-    trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
-    final = sum(p.numel() * p.element_size() for p in student.model.parameters())
-    checkpoints = cfg.output.keep + (1 if cfg.coldstart is None else 3)
-    return 3 * trained * checkpoints + final + 64 * 2**20

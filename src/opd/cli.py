@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,12 +93,14 @@ def coldstart(
     from opd.config import load
     from opd.faces import run_coldstart
 
-    run_coldstart(
-        load(file, overrides or ()),
-        resume=resume,
-        overwrite=overwrite,
-        style="json" if json_lines else "quiet" if quiet else "auto",
-    )
+    cfg = load(file, overrides or ())
+    with _interruptible():
+        run_coldstart(
+            cfg,
+            resume=resume,
+            overwrite=overwrite,
+            style="json" if json_lines else "quiet" if quiet else "auto",
+        )
 
 
 @app.command()
@@ -223,7 +227,8 @@ def demo(
     """The whole story on a tiny shipped pair, no network, no GPU; replaces an earlier demo."""
     from opd.lab.show import run_demo
 
-    run_demo(out, steps)
+    with _interruptible():
+        run_demo(out, steps)
 
 
 lab = typer.Typer(no_args_is_help=True, help="The paper's findings, reproduced on tiny models.")
@@ -276,12 +281,22 @@ def lab_run(
 def _train(cfg: Any, resume: bool, overwrite: bool, quiet: bool, json_lines: bool) -> None:
     from opd.faces import run_train
 
-    run_train(
-        cfg,
-        resume=resume,
-        overwrite=overwrite,
-        style="json" if json_lines else "quiet" if quiet else "auto",
-    )
+    with _interruptible():
+        run_train(
+            cfg,
+            resume=resume,
+            overwrite=overwrite,
+            style="json" if json_lines else "quiet" if quiet else "auto",
+        )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """An interrupted run has said so already; shells expect 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 class _Debug:

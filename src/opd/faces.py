@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
@@ -24,6 +24,10 @@ def run_train(
 
     Returns:
         The summary also found in the run folder's summary.json.
+
+    Raises:
+        UserError: what a person can mend.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step under way was saved.
     """
     from opd.loop import train
 
@@ -85,7 +89,11 @@ def _run(
     overwrite: bool,
     style: Style,
 ) -> tuple[Console | None, dict[str, Any]]:
-    """Build a run, do the work, close it; the console is None where another process speaks."""
+    """Build a run, do the work, close it; the console is None where another process speaks.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM; said, and saved if the step could be finished.
+    """
     from opd.build import build
     from opd.ranks import join, leave
 
@@ -104,7 +112,7 @@ def _run(
             f"Stopped. {saved}: `opd {command} ... --resume` continues {parts.folder.path} from "
             "its last checkpoint and reuses the rollouts that are on disk."
         )
-        sys.exit(130)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -119,7 +127,7 @@ def _stop_gently(stop: Event, console: Console) -> dict[signal.Signals, Any]:
     """Let Ctrl-C and SIGTERM end the run after the step; a second one ends it at once.
 
     Returns:
-        The handlers that were there before.
+        The handlers that were there before; none off the main thread, which gets no signals.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -128,6 +136,8 @@ def _stop_gently(stop: Event, console: Console) -> dict[signal.Signals, Any]:
         stop.set()
         console.say("Finishing this step and saving it. Once more stops at once.")
 
+    if threading.current_thread() is not threading.main_thread():
+        return {}
     return {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
 
 
@@ -145,6 +155,8 @@ def tell(summary: dict[str, Any]) -> list[str]:
         for who in ("before", "after", "teacher"):
             if who in found:
                 lines.append(f"  {who:<8} {_interval(found[who])}")
+        if "note" in found:
+            lines.append(f"  note     {found['note']}")
         if "change" in found:
             lines.append(f"  change   {_change(found['change'])}")
         share = found.get("gap_recovery")

@@ -31,6 +31,7 @@ from opd.types import Mean, Metrics, Rollout, Sampler, Scores
 from opd.update import Learner, Refused, update
 
 logger = logging.getLogger(__name__)
+NO_BEFORE = "no evaluation before training: the set was added or changed when the run was resumed"
 
 
 @dataclass(frozen=True)
@@ -235,9 +236,10 @@ def finish(parts: Parts, last: int) -> dict[str, Any]:
             "teacher": (0, f"teacher-{task.label}"),
         }
         found = {who: parts.folder.load_eval(*place, key=key) for who, place in places.items()}
-        summary["sets"][task.label] = recovery(
-            {who: Evaluation.of_record(*saved) for who, saved in found.items() if saved}
-        )
+        entry = recovery({w: Evaluation.of_record(*saved) for w, saved in found.items() if saved})
+        if found["before"] is None:
+            entry["note"] = NO_BEFORE
+        summary["sets"][task.label] = entry
     parts.folder.save_summary(summary)
     parts.console.close()
     return summary

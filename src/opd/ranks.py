@@ -13,9 +13,11 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +26,8 @@ from torch import Tensor
 from opd.errors import UserError
 from opd.models.lm import LM
 from opd.models.shard import whole
+from opd.run.folder import RunFolder
+from opd.run.follower import Follower
 from opd.run.rollouts import StepFile, decode, encode
 from opd.teachers.server import TeacherDown
 from opd.types import Kind, Mean, Metrics, Prompt, Rollout, Sampler, Scores, Teacher, Want
@@ -169,6 +173,25 @@ def leave() -> None:
     """Part from the other processes, if there are any."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def open_folder(
+    path: str, config: Mapping[str, Any], ranks: Ranks, *, resume: bool, overwrite: bool
+) -> RunFolder:
+    """The run folder, written by one process; the others find what it made.
+
+    Raises:
+        UserError: see `RunFolder.create`; at every process.
+    """
+    made: list[RunFolder] = []
+
+    def create() -> bytes:
+        if ranks.leads:
+            made.append(RunFolder.create(path, config, resume=resume, overwrite=overwrite))
+        return b""
+
+    ranks.together(create)
+    return made[0] if made else Follower(Path(path), config)
 
 
 class SharedSampler:

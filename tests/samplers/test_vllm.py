@@ -211,7 +211,7 @@ def test_replay_hands_out_what_was_recorded(make_prompts, tmp_path, make_lm):
     sampler.sync(0)
     prompts = make_prompts(3, 5)
     given = sampler.sample(prompts, n=4, key=(0, 1, 0))
-    replay = ReplaySampler(given, Path("file"), capture=K)
+    replay = ReplaySampler(given, Path("file"), capture=K, longest=LENGTH)
     replay.sync(9)
     first, second, third = (replay.sample(prompts, n=2, key=(0, 1, s)) for s in range(3))
     expected = [given[0], given[1], given[4], given[5]]
@@ -223,7 +223,7 @@ def test_replay_hands_out_what_was_recorded(make_prompts, tmp_path, make_lm):
     with pytest.raises(UserError, match="no rollout of prompt"):
         replay.sample(make_prompts(7, seed=5), n=1, key=(0, 1, 0))
     with pytest.raises(UserError, match=r"loss\.k"):
-        ReplaySampler(given, Path("file"), capture=K + 1)
+        ReplaySampler(given, Path("file"), capture=K + 1, longest=LENGTH)
 
 
 def test_a_wrong_completion_is_kept_as_it_came(make_lm, make_prompts, tmp_path):

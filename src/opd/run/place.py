@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from opd.config import Run
 from opd.errors import UserError
 from opd.run.files import TMP, FileOps, encode_json, remove
 from opd.run.lock import LOCK
@@ -23,9 +26,21 @@ FOLDERS = ("checkpoints", "rollouts", "eval")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """The sha256 of everything in a configuration that decides the numbers."""
-    fixed = {k: v for k, v in flatten(config).items() if not _is_free(k)}
+    """The sha256 of everything in a configuration that decides the numbers.
+
+    Keys at their default are left out, so that a key of a later version changes nothing.
+    """
+    fixed = {k: v for k, v in flatten(_dumped(config, False)).items() if not _is_free(k)}
     return hashlib.sha256(encode_json(fixed)).hexdigest()
+
+
+def _dumped(config: Mapping[str, Any], defaults: bool) -> dict[str, Any]:
+    """A configuration with all its defaults or none; one of another schema as it is."""
+    try:
+        run = Run.model_validate(config)
+    except ValidationError:
+        return dict(config)
+    return run.model_dump(mode="json", exclude_defaults=not defaults)
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -99,8 +114,8 @@ def _is_empty(path: Path) -> bool:
 
 
 def _check_config(path: Path, config: dict[str, Any]) -> None:
-    before = flatten(json.loads((path / CONFIG).read_text("utf-8")))
-    now = flatten(config)
+    before = flatten(_dumped(json.loads((path / CONFIG).read_text("utf-8")), True))
+    now = flatten(_dumped(config, True))
     changed = [k for k in sorted(before.keys() | now.keys()) if not _is_free(k)]
     absent = "(absent)"
     lines = [

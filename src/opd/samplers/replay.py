@@ -17,16 +17,17 @@ from opd.types import Prompt, Rollout
 class ReplaySampler:
     """`opd.types.Sampler` that hands out recorded rollouts, prompt by prompt."""
 
-    def __init__(self, given: Sequence[Rollout], path: Path, *, capture: int) -> None:
+    def __init__(self, given: Sequence[Rollout], path: Path, *, capture: int, longest: int) -> None:
         """Sort rollouts by prompt.
 
         Args:
             given: recorded rollouts.
             path: where they came from, for messages.
             capture: top tokens a position the loss will ask for.
+            longest: most tokens of a completion (rollout.max_new_tokens).
 
         Raises:
-            UserError: they record fewer top tokens than needed.
+            UserError: they record fewer top tokens than needed, or one is longer.
         """
         self.path, self.version = path, 0
         self.rollouts: dict[tuple[int, ...], list[Rollout]] = {}
@@ -35,6 +36,13 @@ class ReplaySampler:
                 raise UserError(
                     f"rollout.path={path}: the rollouts record {rollout.topk_ids.shape[1]} top "
                     f"tokens a position, loss.k={capture} needs more. Lower loss.k."
+                )
+            if len(rollout) > longest:
+                most = max(map(len, given))
+                raise UserError(
+                    f"rollout.path={path}, rollout.max_new_tokens={longest}: a recorded completion "
+                    f"has {most} tokens. Set rollout.max_new_tokens={most}; to train on the "
+                    "beginnings only, set horizon.cap as well."
                 )
             self.rollouts.setdefault(rollout.prompt.ids, []).append(rollout)
 

@@ -133,18 +133,20 @@ def shake_hands(
     """
     result = Handshake(identity=dialect.identity())
     result.add("model", "ok", result.identity)
-    _tokenizer(result, dialect, encode)
-    _context(result, dialect, longest)
     texts = [ids[:96] for ids in (*map(list, material[:4]), *map(encode, TEXTS))]
     texts = [ids for ids in texts if len(ids) >= 12 and max(ids) < vocab]
-    if not texts:
-        result.add("material", "fatal", "no text of 12 tokens or more to probe with")
-        return result
     asker = _Asker(result, dialect, vocab, ends=tuple(ends[:1]))
-    if not _topk(result, asker, texts[0], topk):
+    # Before all else, so that whatever is swapped in afterwards is found out at the end.
+    canary = _sequence(texts[-1]) if texts else None
+    first = None if canary is None else _first(asker, canary)
+    _tokenizer(result, dialect, encode)
+    _context(result, dialect, longest)
+    if canary is None:
+        result.add("material", "fatal", "no text of 12 tokens or more to probe with")
+    if canary is None or not _topk(result, asker, texts[0], topk):
         return result
-    canary = _sequence(texts[-1])
-    first = asker.ask([canary], Want(sampled=True))
+    if first is None and not result.fatal:
+        first = asker.ask([canary], Want(sampled=True))
     steps: list[Callable[[_Asker, Sequence[Sequence[int]]], None]] = [_signal, _noise, _position]
     for step in steps:
         step(asker, texts)
@@ -154,6 +156,14 @@ def shake_hands(
     if first is not None and last is not None:
         result.canary = _canary(result, canary, first[0], last[0])
     return result
+
+
+def _first(asker: _Asker, canary: Rollout) -> list[Scores] | None:
+    """The first answer to the known text; None when it is refused, which later probes explain."""
+    try:
+        return asker.ask([canary], Want(sampled=True))
+    except Refusal:
+        return None
 
 
 def _canary(result: Handshake, rollout: Rollout, first: Scores, last: Scores) -> Canary:

@@ -1,0 +1,40 @@
+"""How much disk a run may want: said before it begins, not when the disk is full."""
+
+from __future__ import annotations
+
+from opd.config import Run
+from opd.models.lm import LM
+
+LOGS = 64 * 2**20  # journals, evaluations, tokenizer files
+ROOM = 1024  # bytes of a rollout beside its arrays: texts' overhead, ends, names
+
+
+def bytes_needed(cfg: Run, student: LM, teacher: LM | None) -> int:
+    """Bytes of checkpoints, final model, logs and the step files that wait for a checkpoint.
+
+    An upper bound: every completion is taken to reach rollout.max_new_tokens.
+    """
+    trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
+    final = sum(p.numel() * p.element_size() for p in student.model.parameters())
+    # The kept ones and one being written; a cold start has its own.
+    checkpoints = cfg.output.keep + (1 if cfg.coldstart is None else 3)
+    waiting = min(cfg.output.save_every, cfg.train.steps) + 1
+    steps = waiting * step_bytes(cfg, student, teacher)
+    return 3 * trained * checkpoints + final + steps + LOGS
+
+
+def step_bytes(cfg: Run, student: LM, teacher: LM | None) -> int:
+    """Most bytes of one rollouts/step-N.parquet."""
+    rollouts = cfg.train.prompts_per_step * cfg.rollout.n
+    tokens = rollouts * cfg.rollout.max_new_tokens
+    k, own = cfg.loss.k, max(cfg.loss.k, cfg.diagnostics.k)
+    # A token: id, log-prob, entropy, k ids with log-probs of the student; scores on those, the
+    # sampled one's, normaliser and entropy of the teacher, and its own top tokens; its text.
+    token = 12 + 8 * k + 4 * k + 12 + 8 * own + 8
+    needs_all = cfg.loss.support == "full"
+    diagnosed = tokens if needs_all else min(tokens, cfg.diagnostics.positions)
+    hidden = 0
+    if teacher is not None:
+        hidden = int(teacher.config.hidden_size) * teacher.causal.dtype.itemsize + 4
+    prompt = cfg.prompts.max_tokens * 8
+    return tokens * token + diagnosed * hidden + rollouts * (prompt + ROOM)
