@@ -57,10 +57,14 @@ BAD = {
         "diag/reverse_kl": 0.5,
         "diag/top1_agreement": 0.78 - 0.01 * t,
         "diag/overlap_ratio": 0.78,
+        "rollout/reward": 0.3,
     },
     "overlap-mass-falling": lambda t: {"diag/overlap_mass_student": 0.97 - 0.3 * t},
     "support-mass-draining": lambda t: {"diag/support_mass": 0.997 - 0.05 * t},
-    "entropy-gap-open": lambda t: {"diag/entropy_gap_abs": 0.3 + 0.4 * t},
+    "entropy-gap-open": lambda t: {
+        "diag/entropy_gap_abs": 0.3 + 0.4 * t,
+        "rollout/reward": 0.3,
+    },
     "entropy-collapse": lambda t: {"diag/student_entropy": 0.6 * math.exp(-3 * t)},
     "late-spike": spike,
     "length-inflation": lambda t: {"rollout/length": 20 + 20 * t, "rollout/repetition": 0.3 * t},
@@ -113,6 +117,40 @@ def test_a_rule_that_is_off_is_silent_and_others_are_not(name):
     off = Alarms.model_validate({"rules": {name: {"action": "off"}}})
     before = names(replay(rows(BAD[name]), Alarms(), STEPS))
     assert names(replay(rows(BAD[name]), off, STEPS)) == before - {name}
+
+
+def test_a_distance_that_fell_at_once_and_stays_large_is_stagnation_too():
+    def plateau(t: float) -> dict[str, float]:
+        return {"diag/reverse_kl": 5.0 if t < 0.08 else 1.4, "rollout/reward": 0.2}
+
+    (alarm,) = replay(rows(plateau), Alarms(), STEPS)
+    assert alarm.name == "overlap-stagnating"
+    assert alarm.step > 5 * window_of(Alarms(), STEPS)
+    small = rows(lambda t: {n: v / 5 if "kl" in n else v for n, v in plateau(t).items()})
+    assert replay(small, Alarms(), STEPS) == []  # less than the student's entropy
+
+
+@pytest.mark.parametrize("name", ["overlap-stagnating", "entropy-gap-open", "nothing-to-learn"])
+def test_a_student_that_gets_better_is_not_told_that_it_learns_nothing(name):
+    better = rows(lambda t: BAD[name](t) | {"rollout/reward": 0.3 + 0.5 * t})
+    assert replay(better, Alarms(), STEPS) == []
+    found = rows(BAD[name])
+    for step, accuracy in ((0, 0.2), (8, 0.6)):
+        ends = {"accuracy": accuracy, "accuracy_low": accuracy - 0.05}
+        ends |= {"accuracy_high": accuracy + 0.05}
+        found.append({"step": step} | {f"eval/task/{n}": v for n, v in ends.items()})
+    assert replay(sorted(found, key=lambda row: row["step"]), Alarms(), STEPS) == []
+
+
+@pytest.mark.parametrize(("needed", "alarmed"), [(30.0, False), (70.0, True)])
+def test_rollouts_that_are_all_cut_are_an_alarm_if_evaluation_needs_three_times_more(
+    needed, alarmed
+):
+    cut = rows(lambda t: {"rollout/truncated": 1.0, "rollout/length": 20.0})
+    row = {"step": 0} | {f"eval/task/{n}": 0.5 for n in ("accuracy", "accuracy_low")}
+    row |= {"eval/task/accuracy_high": 0.5, "eval/task/length": needed}
+    found = names(replay([row, *cut], Alarms(), STEPS))
+    assert found == ({"truncation"} if alarmed else set())
 
 
 def test_a_level_alone_is_no_alarm():

@@ -67,16 +67,16 @@ class History:
         """How many whole windows of a metric there are."""
         return len(self.values(name)) // self.window
 
-    def change(self, name: str, *, ago: int = 0) -> Change | None:
+    def change(self, name: str, *, ago: int = 0, since: int = 0) -> Change | None:
         """First window against the newest one (or the one `ago` values earlier).
 
-        None while the two would overlap.
+        None while the two would overlap. `since` counts whole windows left out at the start.
         """
-        values = self.values(name)
+        values, w = self.values(name)[since * self.window :], self.window
         end = len(values) - ago
-        if end < 2 * self.window:
+        if end < 2 * w:
             return None
-        first, last = values[: self.window], values[end - self.window : end]
+        first, last = values[:w], values[end - w : end]
         return Change(fmean(first), fmean(last), math.hypot(_error(first), _error(last)))
 
     def means(self, name: str) -> list[float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Literal
 
 from opd.alarms.history import Change, History, latest
@@ -67,10 +67,30 @@ def _to_one(change: Change) -> Change:
     return Change(1 - change.start, 1 - change.now, change.noise)
 
 
+def improving(history: History) -> bool:
+    """Whether accuracy has been above its start, beyond chance: then the run teaches something."""
+    means = history.means(REWARD)
+    for i in range(1, len(means)):
+        ago = len(history.values(REWARD)) - (i + 1) * history.window
+        change = history.change(REWARD, ago=ago)
+        if change is not None and change.rises(0.08):
+            return True
+    for name in history.sets():
+        low = history.values(f"eval/{name}/accuracy_low")
+        if max(low) > history.values(f"eval/{name}/accuracy_high")[0]:
+            return True
+    return False
+
+
 def stagnating(history: History, least: float) -> Evidence | None:
-    """After four windows the distance to the teacher, by the median measure, is hardly smaller."""
+    """After four windows the distance to the teacher, by the median measure, is hardly smaller.
+
+    Or it fell at once, and has lain flat ever since, at more than the student's whole entropy.
+    """
     agreement = history.change(TOP1)
     if agreement is None or history.windows(TOP1) < 4 or 1 - agreement.start < 0.05:
+        return None
+    if improving(history):
         return None
     found = {"top1_distance": _to_one(agreement)}
     for label, name in (("overlap_distance", RATIO), ("kl", latest(history, KL)), ("gap", GAP)):
@@ -78,7 +98,16 @@ def stagnating(history: History, least: float) -> Evidence | None:
         if change is not None:
             found[label] = _to_one(change) if name == RATIO else change
     closed = median(_closed(c) for c in found.values())
-    return {"closed": round(closed, 6), **_seen(**found)} if closed < least else None
+    if closed < least:
+        return {"closed": round(closed, 6), **_seen(**found)}
+    kl = latest(history, KL)
+    late = None if kl is None else history.change(kl, since=1)
+    entropy = history.change(ENTROPY)
+    if late is None or entropy is None or history.windows(TOP1) < 5:
+        return None
+    if late.now < entropy.now or _closed(late) >= least:
+        return None
+    return _seen(kl_since_second_window=late, student_entropy=entropy)
 
 
 def draining(name: str, label: str, least: float) -> Callable[[History, float], Evidence | None]:
@@ -100,6 +129,8 @@ def gap_open(history: History, wider: float) -> Evidence | None:
     """The gap has widened; or after six windows neither gap nor KL has closed."""
     change = history.change(GAP)
     if change is None or change.now < 0.05:
+        return None
+    if improving(history):
         return None
     widened = change.now > (1 + wider) * change.start and change.rises(0.0)
     nearer = _nearer(history)
@@ -183,20 +214,20 @@ def cut_off(history: History, more: float) -> Evidence | None:
     needed = [values[-1] for values in lengths if values]
     if length is None or not needed or min(change.start, change.now) < 0.9:
         return None
-    if min(needed) < 3 * length.now:
+    if fmean(needed) < 3 * length.now:
         return None
-    return _seen(truncated=change, length=length) | {"evaluation_length": min(needed)}
+    return _seen(truncated=change, length=length) | {"evaluation_length": fmean(needed)}
 
 
 def nothing_to_learn(history: History, share: float) -> Evidence | None:
     """Reverse KL has been a trifle beside the student's entropy all along; nothing improves."""
     kl, entropy = latest(history, KL), history.means(ENTROPY)
-    if kl is None or len(entropy) < 2:
+    if kl is None or len(entropy) < 4:
         return None
     means = history.means(kl)
     largest = max(k / h if h > 0 else 1.0 for k, h in zip(means, entropy, strict=False))
-    reward, change = history.change(REWARD), history.change(kl)
-    if largest >= share or change is None or (reward is not None and reward.rises(0.0, 2.0)):
+    change = history.change(kl)
+    if largest >= share or change is None or improving(history):
         return None
     return {"largest_share_of_entropy": round(largest, 6)} | _seen(kl=change)
 
@@ -251,7 +282,8 @@ RULES = (
         "teacher closer to the student; check optim.lr.",
         0.25,
         "least share of the distance (median of 1 - top-1 agreement, 1 - overlap ratio, reverse "
-        "KL, entropy gap) that must be gone after four windows",
+        "KL, entropy gap) that must be gone after four windows; and of a reverse KL above the "
+        "student's entropy, from the second window to the fifth",
         stagnating,
     ),
     Rule(
@@ -334,8 +366,8 @@ RULES = (
         "The loss is small and flat from the start: this teacher says what the student says.",
         "That is no good student but a useless teacher: take one that was trained further, or on "
         "other data.",
-        0.08,
-        "largest reverse KL, as a share of the student's entropy, of any window",
+        0.05,
+        "largest reverse KL, as a share of the student's entropy, of any window; four at least",
         nothing_to_learn,
     ),
     Rule(
