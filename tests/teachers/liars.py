@@ -135,9 +135,9 @@ def positive(row: dict, token: int, rng: np.random.Generator) -> None:
 
 
 def doubled(row: dict, token: int, rng: np.random.Generator) -> None:
-    name = next(k for k in row if k != str(token))
-    last = [k for k in row if k != str(token)][-1]
-    row[f"0{name}"] = row.pop(last)
+    others = [k for k in row if k != str(token)]
+    if others:  # a row of the sampled token alone has nothing to double
+        row[f"0{others[0]}"] = row.pop(others[-1])
 
 
 def noisy(row: dict, token: int, rng: np.random.Generator) -> None:
