@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opd.config import load, parse
     from opd.errors import UserError
+    from opd.faces import run_coldstart as coldstart
     from opd.faces import run_train as train
+    from opd.selecting import run_select as select
 
-__all__ = ["UserError", "load", "parse", "train"]
+__all__ = ["UserError", "coldstart", "load", "parse", "select", "train"]
 __version__ = "0.1.0"
 
 _PLACES = {
@@ -17,6 +19,8 @@ _PLACES = {
     "parse": ("opd.config", "parse"),
     "UserError": ("opd.errors", "UserError"),
     "train": ("opd.faces", "run_train"),
+    "coldstart": ("opd.faces", "run_coldstart"),
+    "select": ("opd.selecting", "run_select"),
 }
 
 

@@ -34,7 +34,7 @@ from opd.run import checkpoint as store
 from opd.run.console import Console
 from opd.run.records import read_jsonl
 from opd.run.rollouts import read_step
-from opd.samplers.hf import Decoding
+from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.vllm_api import VllmDialect
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "samplers")]
@@ -315,6 +315,20 @@ def test_an_end_token_the_student_does_not_know_is_replaced():
     assert ended(replace(rollout, finish="length"), supply).ids.tolist() == [7, 8, 2]
     assert ended(example(0, [5], [7, 1]), supply).ids.tolist() == [7, 1]
     assert rollout.ids.tolist() == [7, 8, 2]
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 8), (3, 8), (8, 8), (9, 8)])
+def test_rounds_take_every_prompt_once(make_prompts, n, size):
+    prompts = make_prompts(*[2] * 21)
+    cfg = Coldstart(n=n, completions_per_round=size)
+    supply = Supply(prompts, [], HFSampler, [], None, frozenset({1}), 1)
+    taken = [p.index for i in range(supply.rounds(cfg)) for p in supply.prompts_of(i, cfg)]
+    assert taken == [*range(21)]
+    assert all(len(supply.prompts_of(i, cfg)) * n <= max(n, size) for i in range(21))
+    given = [example(i, [5], [1]) for i in range(21)]
+    supply = Supply([], given, None, [], None, frozenset({1}), 1)
+    taken = [r.prompt.index for i in range(supply.rounds(cfg)) for r in supply.given_of(i, cfg)]
+    assert taken == [*range(21)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 64])

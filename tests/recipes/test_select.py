@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import betabinom
+from transformers import AutoTokenizer
 
 from opd import config
 from opd.build import decoder, load_pair
@@ -18,7 +20,7 @@ from opd.config import Select
 from opd.data.graders import make_grader
 from opd.data.prompts import load_prompts
 from opd.errors import UserError
-from opd.lab.demo import demo_config
+from opd.lab.demo import PAIR, demo_config
 from opd.recipes.select import (
     Bench,
     Measured,
@@ -204,8 +206,17 @@ def test_measures_are_those_of_each_prompt_alone(tmp_path):
     assert (found.teacher == 2).all()  # the demo's teacher answers 98.8 %
 
 
+def teacher_of_another_template(folder):
+    shutil.copytree(PAIR / "teacher", folder / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
+    tokenizer.chat_template = tokenizer.chat_template.replace("<user>", "<user> so")
+    tokenizer.save_pretrained(folder / "teacher")
+    return folder / "teacher"
+
+
 def test_the_command_writes_prompts_that_say_why(tmp_path):
     data = run_config(tmp_path, templates=["{problem} then"], template_prompts=4)
+    data["teacher"]["model"] = str(teacher_of_another_template(tmp_path))
     known = rows_in(data["prompts"]["path"])
     leak = tmp_path / "leak.jsonl"
     leak.write_text(json.dumps({"problem": known[7]["problem"].upper(), "answer": "1"}) + "\n")
@@ -224,6 +235,8 @@ def test_the_command_writes_prompts_that_say_why(tmp_path):
         str(tmp_path / "sel.jsonl"), tokenizer, template=None, chat={}, max_tokens=32
     )
     assert len(again.prompts) == 12
+    names = [t["name"] for t in record["templates"]]
+    assert names == ["prompts.template", "{problem} then", "the teacher's chat template"]
     page = (tmp_path / "sel.html").read_text()
     assert "{problem} then" in page
     assert "Entropy in nats by share" in page

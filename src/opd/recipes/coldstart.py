@@ -60,16 +60,27 @@ class Supply:
 
     def rounds(self, cfg: Coldstart) -> int:
         """How many rounds there is material for."""
-        count = len(self.given) if self.writer is None else len(self.prompts) * cfg.n
-        return min(cfg.max_rounds, -(-count // cfg.completions_per_round))
+        return min(cfg.max_rounds, -(-len(self._material) // self._size(cfg)))
 
     def prompts_of(self, number: int, cfg: Coldstart) -> Sequence[Prompt]:
         """The prompts of a round."""
-        if self.writer is None:
-            size = cfg.completions_per_round
-            return [r.prompt for r in self.given[number * size : (number + 1) * size]]
-        size = max(1, cfg.completions_per_round // cfg.n)
-        return self.prompts[number * size : (number + 1) * size]
+        part = self._part(number, cfg)
+        return [r.prompt for r in self.given[part]] if self.writer is None else self.prompts[part]
+
+    def given_of(self, number: int, cfg: Coldstart) -> Sequence[Rollout]:
+        """The given completions of a round."""
+        return self.given[self._part(number, cfg)]
+
+    @property
+    def _material(self) -> Sequence[Prompt] | Sequence[Rollout]:
+        return self.given if self.writer is None else self.prompts
+
+    def _size(self, cfg: Coldstart) -> int:
+        each = 1 if self.writer is None else cfg.n
+        return max(1, cfg.completions_per_round // each)
+
+    def _part(self, number: int, cfg: Coldstart) -> slice:
+        return slice(number * self._size(cfg), (number + 1) * self._size(cfg))
 
 
 @dataclass(frozen=True)
@@ -249,8 +260,7 @@ def step_values(step: int, made: dict[str, float]) -> dict[str, float]:
 def completions(parts: Parts, supply: Supply, cfg: Coldstart, number: int) -> list[Rollout]:
     """The teacher's completions of a round: given, from disk, or written now."""
     if supply.writer is None:
-        size = cfg.completions_per_round
-        return [ended(r, supply) for r in supply.given[number * size : (number + 1) * size]]
+        return [ended(r, supply) for r in supply.given_of(number, cfg)]
     path = parts.folder.path / FOLDER / "rollouts" / f"step-{number}.parquet"
     key = parts.folder.key(number, 0)
     saved = rollout_files.load(path, key)
