@@ -68,10 +68,20 @@ LIMITS = [
 
 @pytest.mark.parametrize(("name", "course", "words"), LIMITS)
 def test_each_limit_is_said_when_it_is_there_and_not_otherwise(make_run, name, course, words):
-    _, text = said(make_run("bad", series=good_run() | {name: course}))
+    low = {"diag/overlap_mass_student": lambda s: 0.9} if name == "diag/overlap_ratio" else {}
+    _, text = said(make_run("bad", series=good_run() | low | {name: course}))
     assert words in text
     _, text = said(make_run("fine"))
     assert words not in text
+
+
+def test_a_falling_overlap_ratio_is_no_limit_of_a_run_that_worked_on_shared_mass(make_run):
+    """Two peaked distributions agree where it matters, and their tails are noise."""
+    falling = good_run() | {"diag/overlap_ratio": lambda s: 0.9 - 0.01 * s}
+    _, text = said(make_run("worked", series=falling))
+    assert "overlap ratio" not in text
+    _, text = said(make_run("did not", series=falling, accuracy={0: 0.2, 20: 0.3}))
+    assert "the overlap ratio fell" in text
 
 
 def test_still_rising_needs_a_paired_rise_at_the_end(make_run):

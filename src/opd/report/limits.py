@@ -62,10 +62,10 @@ def change(series: Series) -> Change | None:
     if count < 2:
         return None
     first, last = series.values[:count], series.values[-count:]
-    test = scipy_stats.ttest_ind(last, first, equal_var=False)
     if np.ptp(first) == 0 and np.ptp(last) == 0:
-        gap = float(last.mean() - first.mean())
-        return Change(float(first.mean()), float(last.mean()), gap, gap)
+        gap = float(last[0] - first[0])
+        return Change(float(first[0]), float(last[0]), gap, gap)
+    test = scipy_stats.ttest_ind(last, first, equal_var=False)
     ends = test.confidence_interval(0.95)
     return Change(float(first.mean()), float(last.mean()), float(ends.low), float(ends.high))
 
@@ -88,9 +88,14 @@ def limits(run: RunData, main: Outcome | None) -> list[Limit]:
         _rising,
     )
     found = [limit for rule in rules if (limit := rule(run, main)) is not None]
-    if found or main is None or main.share is None or main.share.low < MOST:
+    if found or not worked(main):
         return found
     return [(Sentence("Nothing in the numbers shows what held back the rest of the gap."), None)]
+
+
+def worked(main: Outcome | None) -> bool:
+    """Whether most of the gap to the teacher is surely closed."""
+    return main is not None and main.share is not None and main.share.low >= MOST
 
 
 def _alarms(run: RunData, main: Outcome | None) -> Limit | None:
@@ -162,6 +167,10 @@ def _mass(run: RunData, main: Outcome | None) -> Limit | None:
 def _overlap(run: RunData, main: Outcome | None) -> Limit | None:
     overlap = change(run.series("diag/overlap_ratio"))
     if overlap is None or overlap.rose:
+        return None
+    mass = change(run.series("diag/overlap_mass_student"))
+    if mass is not None and mass.last >= MASS and worked(main):
+        # Nearly all probability is shared: the ratio counts the tail of two peaked distributions.
         return None
     where = "fell" if overlap.fell else "did not rise"
     return (

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from opd.core.stats import Estimate
 from opd.report.document import Number, Sentence, Tile, Tone, Verdict
-from opd.report.limits import MOST, change, limits
+from opd.report.limits import change, limits, worked
 from opd.report.numbers import (
     NONE,
     estimate,
@@ -74,7 +74,7 @@ def _headline(run: RunData, main: Outcome | None) -> tuple[Tone, str]:
         return "unclear", f"No measurable change on {label}."
     if main.share is None:
         return "good", f"The student improved on {label}."
-    if main.share.low >= MOST:
+    if worked(main):
         return "good", f"It worked: most of the gap to the teacher on {label} is closed."
     return "good", f"It helped: part of the gap to the teacher on {label} is closed."
 
