@@ -22,8 +22,17 @@ def free_port() -> int:
 class RealVllm:
     """One `vllm` API server process group; started, killed, started again on one port."""
 
-    def __init__(self, python: str, model: Path, name: str, log: Path, *options: str) -> None:
+    def __init__(
+        self,
+        python: str,
+        model: Path,
+        name: str,
+        log: Path,
+        *options: str,
+        dtype: str = "float32",
+    ) -> None:
         self.python, self.model, self.name, self.log = python, model, name, log
+        self.dtype = dtype
         self.options, self.port = options, free_port()
         self.process: subprocess.Popen | None = None
 
@@ -36,7 +45,7 @@ class RealVllm:
         command = [
             *(self.python, "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(model or self.model), "--served-model-name", self.name),
-            *("--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32"),
+            *("--host", "127.0.0.1", "--port", str(self.port), "--dtype", self.dtype),
             *("--max-model-len", "512", "--enforce-eager", *self.options),
         ]
         environment = os.environ | {

@@ -191,6 +191,42 @@ def test_handshake_and_parity(teacher_server, written, tokenizer, prompts):
     dialect.http.close()
 
 
+def test_parity_in_bfloat16(base, written, place):
+    """Emulated on a CPU without the instructions, hence four sequences only."""
+    exact, rollouts = written
+    rollouts, want = rollouts[:8:2], Want(sampled=True, topk=16)
+    server = RealVllm(
+        os.environ["OPD_VLLM_PYTHON"], base, "smollm2", place / "bf16.log", dtype="bfloat16"
+    )
+    try:
+        tell(f"\nbfloat16 server up after {server.start():.0f} s")
+        dialect = dialect_of(server)
+        far = ServerTeacher(dialect, "smollm2", vocab=exact.vocab, identity=dialect.identity())
+        began = time.monotonic()
+        theirs = far.score(rollouts, want)
+        tell(f"  vLLM scored {sum(map(len, rollouts))} tokens in {time.monotonic() - began:.0f} s")
+        dialect.http.close()
+    finally:
+        server.kill()
+    began = time.monotonic()
+    near = LocalTeacher(load_lm(str(base), dtype="bfloat16")).score(rollouts, want)
+    tell(f"  transformers scored them in {time.monotonic() - began:.0f} s")
+    true = LocalTeacher(exact).score(rollouts, want)
+    pairs = {
+        "vLLM bf16 - transformers bf16": (theirs, near),
+        "vLLM bf16 - float32": (theirs, true),
+        "transformers bf16 - float32": (near, true),
+    }
+    mean = {}
+    for name, (a, b) in pairs.items():
+        gaps = np.concatenate([np.abs(x.sampled - y.sampled) for x, y in zip(a, b, strict=True)])
+        mean[name] = gaps.mean()
+        p95 = np.quantile(gaps, 0.95)
+        tell(f"  {name:<30} mean {gaps.mean():.2e}  p95 {p95:.2e}  max {gaps.max():.2e} nats")
+    # Two ways to round are about as far from each other as each is from the truth.
+    assert max(mean.values()) < 0.1
+
+
 def test_full_weights_reach_the_rollout_server(rollout_server, student, prompts, tokenizer, place):
     lm = load_lm(str(student), dtype="float32")
     original = load_lm(str(student), dtype="float32")
