@@ -20,7 +20,10 @@ PNG = b"\x89PNG\r\n\x1a\n\x00\xff"
 CHECK = {
     "verdict": "go with changes",
     "reasons": ["the teacher is ahead by 0.3", {"text": "mass is low", "evidence": "0.61"}],
-    "advice": [{"text": "Start shorter.", "set": {"rollout.max_new_tokens": 64, "optim.lr": 1e-6}}],
+    "advice": [
+        {"text": "Start shorter.", "set": {"rollout.max_new_tokens": 64, "optim.lr": 1e-6}},
+        {"text": "Warm up.", "set": {"coldstart": {}}},
+    ],
     "numbers": {
         "accuracy": {"student": {"value": 0.25, "low": 0.125, "high": 0.5, "n": 40}},
         "overlap_mass": 0.61,
@@ -63,6 +66,7 @@ def test_a_check_says_verdict_reasons_advice_and_numbers(said, tone):
         "the teacher is ahead by 0.3",
         "Start shorter.",
         "set rollout.max_new_tokens=64, optim.lr=1e-06",
+        "set coldstart={}",
         "accuracy.student",
         "95% interval 0.125 to 0.5, n = 40",
     ):

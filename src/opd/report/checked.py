@@ -28,7 +28,7 @@ def check_sections(found: Mapping[str, Any]) -> list[Section]:
         found: the record of check.json.
     """
     sections = [Section("verdict", "What the check says", [check_verdict(found)])]
-    numbers = number_table(found.get("numbers"))
+    numbers = number_table(found.get("numbers"), caption="")
     if numbers is not None:
         sections.append(Section("numbers", "What was measured", [numbers]))
     return sections
@@ -67,12 +67,14 @@ def _sentence(said: Any) -> Sentence:
     return Sentence(str(said.get("text", "")), evidence, {"set": keys} if keys else {})
 
 
-def number_table(numbers: Any, *, folded: bool = False) -> Table | None:
+def number_table(
+    numbers: Any, *, caption: str = "What was measured", folded: bool = False
+) -> Table | None:
     """Numbers, nested or not, one a row, those with an interval with it; None without any."""
     if not isinstance(numbers, Mapping) or not numbers:
         return None
     rows = list(_rows(numbers, ""))
-    return Table("What was measured", ("number", "value"), rows, folded=folded)
+    return Table(caption, ("number", "value"), rows, folded=folded)
 
 
 def _rows(numbers: Mapping[str, Any], before: str) -> Iterable[list[Cell]]:
@@ -104,6 +106,8 @@ def _cell(value: Any) -> Cell:
 
 
 def _short(value: Any) -> str:
+    if value in ({}, []):
+        return str(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {each}" for key, each in flatten(dict(value)).items())
     if isinstance(value, list):
