@@ -19,6 +19,7 @@ from opd.errors import UserError
 from opd.loop import Parts
 from opd.models.lm import LM
 from opd.recipes.coldstart import ORDER_KEY, Supply, warm_up
+from opd.run import checkpoint as store
 from opd.samplers.hf import Decoding, HFSampler
 from opd.types import Prompt, Rollout, Sampler
 
@@ -39,12 +40,12 @@ def warm_up_of(
         processes: how many make up the run.
 
     Raises:
-        UserError: more than one process, prompts or completions that cannot be read, ground truths
+        UserError: more than one process before the hand-over, prompts or completions that cannot be read, ground truths
             missing for coldstart.answer=right, a teacher server that only scores.
     """
     if cfg.coldstart is None:
         return None
-    if processes > 1:
+    if processes > 1 and store.newest(Path(cfg.output.dir) / "checkpoints") is None:
         raise UserError(
             f"The cold start runs in one process, and there are {processes}. Make it first: `opd "
             "coldstart run.yaml`; then continue with torchrun ... opd train run.yaml --resume."

@@ -19,7 +19,7 @@ import yaml
 
 from conftest import tiny_tokenizer
 from opd import config
-from opd.build import build
+from opd.build import build, load_pair, load_training_prompts
 from opd.config import Coldstart, ServerTeacher
 from opd.connect import Remote
 from opd.data.gold import example
@@ -35,6 +35,7 @@ from opd.run.console import Console
 from opd.run.records import read_jsonl
 from opd.run.rollouts import read_step
 from opd.samplers.hf import Decoding, HFSampler
+from opd.supply import warm_up_of
 from opd.teachers.vllm_api import VllmDialect
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "samplers")]
@@ -225,6 +226,18 @@ def kill_once(folder: Path, file: Path, rng: random.Random, *, after: bool) -> b
 def _opd(file: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "opd", "train", str(file), "--quiet", "--resume"]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_several_processes_take_over_where_one_has_warmed_up(straight, tmp_path):
+    def begin(folder):
+        cfg = config.parse(run_config(folder))
+        pair = load_pair(cfg)
+        prompts = load_training_prompts(cfg, pair, Console("quiet"))
+        return warm_up_of(cfg, pair, None, prompts, processes=2)
+
+    with pytest.raises(UserError, match="opd coldstart run.yaml"):
+        begin(tmp_path / "new")
+    assert begin(straight[0]) is not None
 
 
 def test_an_overlap_that_suffices_costs_no_token(tmp_path):

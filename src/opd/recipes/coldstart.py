@@ -129,7 +129,7 @@ def warm_up(parts: Parts, supply: Supply) -> Parts:
         checkpoint(parts.folder, parts.learner, 0, keep=parts.cfg.output.keep)
     done = json.loads(path.read_text("utf-8"))
     old = parts.folder.path / FOLDER / "checkpoints"
-    if old.exists():
+    if parts.folder.writes and old.exists():
         remove(old)
     source = parts.source
     if cfg.disjoint:
