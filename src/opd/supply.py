@@ -40,8 +40,9 @@ def warm_up_of(
         processes: how many make up the run.
 
     Raises:
-        UserError: more than one process before the hand-over, prompts or completions that cannot be read, ground truths
-            missing for coldstart.answer=right, a teacher server that only scores.
+        UserError: more than one process before the hand-over, prompts or completions that cannot be
+            read, ground truths missing for coldstart.answer=right, a teacher server that only
+            scores.
     """
     if cfg.coldstart is None:
         return None

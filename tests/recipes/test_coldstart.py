@@ -235,7 +235,7 @@ def test_several_processes_take_over_where_one_has_warmed_up(straight, tmp_path)
         prompts = load_training_prompts(cfg, pair, Console("quiet"))
         return warm_up_of(cfg, pair, None, prompts, processes=2)
 
-    with pytest.raises(UserError, match="opd coldstart run.yaml"):
+    with pytest.raises(UserError, match=r"opd coldstart run\.yaml"):
         begin(tmp_path / "new")
     assert begin(straight[0]) is not None
 
