@@ -34,6 +34,7 @@ from opd.models.shard import shard
 from opd.models.token_text import token_texts
 from opd.ranks import (
     ALONE,
+    LedSampler,
     Ranks,
     SharedSampler,
     SharedTeacher,
@@ -48,6 +49,7 @@ from opd.run.files import require_space
 from opd.run.tracking import Trackers
 from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.replay import ReplaySampler
+from opd.samplers.vllm import VllmSampler
 from opd.space import bytes_needed
 from opd.supply import warm_up_of
 from opd.teachers.local import LocalTeacher
@@ -78,11 +80,6 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
     """
     ranks = join()
     heed_accelerate(cfg.student.shard)
-    if ranks.size > 1 and cfg.rollout.engine == "vllm":
-        raise UserError(
-            f"rollout.engine=vllm with {ranks.size} processes: several processes write their "
-            "rollouts themselves. Set rollout.engine=hf, or start one process."
-        )
     remote = connect.Remote.find(cfg)
     cfg = connect.settle_support(cfg, remote.kinds if remote else frozenset(Kind), console)
     objective = make_objective(cfg)
@@ -427,10 +424,12 @@ def eval_sampler(
 
 def shared(source: Source, ranks: Ranks, student: LM) -> Source:
     """Sampling and scoring shared out among processes."""
-    teacher, reference = source.teacher, source.reference
+    teacher, reference, sampler = source.teacher, source.reference, source.sampler
     return replace(
         source,
-        sampler=SharedSampler(source.sampler, ranks, student),
+        sampler=LedSampler(sampler, ranks, student)
+        if isinstance(sampler, VllmSampler)
+        else SharedSampler(sampler, ranks, student),
         teacher=None if teacher is None else SharedTeacher(teacher, ranks),
         reference=None if reference is None else SharedTeacher(reference, ranks),
     )

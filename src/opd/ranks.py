@@ -25,10 +25,11 @@ from torch import Tensor
 
 from opd.errors import UserError
 from opd.models.lm import LM
-from opd.models.shard import whole
+from opd.models.shard import assembled, whole
 from opd.run.folder import RunFolder
 from opd.run.follower import Follower
 from opd.run.rollouts import StepFile, decode, encode
+from opd.samplers.vllm import VllmSampler
 from opd.teachers.server import TeacherDown
 from opd.types import Kind, Mean, Metrics, Prompt, Rollout, Sampler, Scores, Teacher, Want
 
@@ -223,6 +224,47 @@ class SharedSampler:
             part, place = parts[i % self.ranks.size], i // self.ranks.size
             found += part[place * n : (place + 1) * n]
         return found
+
+
+class LedSampler:
+    """`opd.types.Sampler` of a server that one process speaks with; everybody gets all rollouts."""
+
+    def __init__(self, sampler: VllmSampler, ranks: Ranks, student: LM) -> None:
+        """Let the leading process speak with the server of `sampler`."""
+        self.sampler, self.ranks, self.student = sampler, ranks, student
+
+    def sync(self, version: int) -> None:
+        """See `opd.types.Sampler.sync`; a sharded student is put together for it.
+
+        Raises:
+            UserError: see `VllmSampler.sync`; at every process.
+        """
+        student: LM | None = self.student
+        if self.student.sharded is not None:
+            student = assembled(self.student, keep=self.ranks.leads)
+
+        def work() -> bytes:
+            if self.ranks.leads and student is not None:
+                self.sampler.send(student, version)
+            return b""
+
+        self.ranks.together(work)
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
+    ) -> list[Rollout]:
+        """See `opd.types.Sampler.sample`.
+
+        Raises:
+            UserError: see `VllmSampler.sample`; at every process.
+        """
+
+        def work() -> bytes:
+            if not self.ranks.leads:
+                return b""
+            return _packed(self.sampler.sample(prompts, n=n, key=key, limit=limit), None)
+
+        return _unpacked(self.ranks.together(work)[0])[0]
 
 
 class SharedTeacher:

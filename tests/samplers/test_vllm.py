@@ -14,10 +14,12 @@ from conftest import VOCAB, tiny_tokenizer
 from opd.errors import UserError
 from opd.http import Http, Limits, Timer
 from opd.models.lm import add_lora
+from opd.ranks import LedSampler
 from opd.run.quarantine import Quarantine
 from opd.samplers.hf import Decoding
 from opd.samplers.replay import ReplaySampler
 from opd.samplers.vllm import VllmSampler, seed_of
+from test_ranks import played
 
 K, LENGTH, STOP = 3, 6, 1
 
@@ -236,3 +238,21 @@ def test_a_wrong_completion_is_kept_as_it_came(make_lm, make_prompts, tmp_path):
         sampler.sample(make_prompts(3), n=1, key=(0,))
     (answered,) = (tmp_path / "wrong").glob("*/answered-0")
     assert json.loads(answered.read_bytes())["choices"][0]["token_ids"] == []
+
+
+def test_one_process_speaks_with_a_rollout_server(make_lm, make_prompts, tmp_path):
+    lm, prompts = make_lm(), make_prompts(3, 5)
+    servers = [FakeServer() for _ in range(3)]
+    samplers = [sampler_of(s, lm, tmp_path) for s in servers]
+
+    def led(ranks):
+        return LedSampler(samplers[ranks.rank], ranks, lm)
+
+    assert played(lambda ranks: led(ranks).sync(4), 3) is None
+    found = played(lambda ranks: led(ranks).sample(prompts, n=2, key=(0,)), 3)
+    alone = samplers[0].sample(prompts, n=2, key=(0,))
+    assert [len(s.calls) > 0 for s in servers] == [True, False, False]
+    for a, b in zip(alone, found, strict=True):
+        assert (a.prompt, a.sample, a.version) == (b.prompt, b.sample, b.version)
+        np.testing.assert_array_equal(a.ids, b.ids)
+        np.testing.assert_array_equal(a.topk_logp, b.topk_logp)

@@ -82,12 +82,16 @@ class VllmSampler:
         Raises:
             UserError: the server cannot be given weights, with what to start it with.
         """
+        self.send(self.student, version)
+
+    def send(self, student: LM, version: int) -> None:
+        """Give the server these weights, which may be a copy of the student's; see `sync`."""
         folder = self.sync_dir / f"step-{version}"
         try:
-            if self.student.is_lora:
-                self._sync_adapter(version, folder)
+            if student.is_lora:
+                self._sync_adapter(student, version, folder)
             else:
-                self._sync_full(folder)
+                self._sync_full(student, folder)
         except Transient as error:
             raise UserError(
                 f"The rollout server at {self.http.url} does not answer ({error}). Start it, then "
@@ -186,9 +190,9 @@ class VllmSampler:
             self.version,
         )
 
-    def _sync_adapter(self, version: int, folder: Path) -> None:
+    def _sync_adapter(self, student: LM, version: int, folder: Path) -> None:
         """A new adapter name a version, so that no answer can come from an old one unseen."""
-        self._write(folder, lambda tmp: self.student.model.save_pretrained(tmp))  # type: ignore[operator]
+        self._write(folder, lambda tmp: student.model.save_pretrained(tmp))  # type: ignore[operator]
         name = f"{ADAPTER}-{version}"
         loaded = self._loaded()
         if name in loaded:
@@ -206,11 +210,11 @@ class VllmSampler:
                 self.http.post_text(UNLOAD, {"lora_name": old})
         self.served = name
 
-    def _sync_full(self, folder: Path) -> None:
+    def _sync_full(self, student: LM, folder: Path) -> None:
         """All weights from a folder; nothing of the old ones may stay in the prefix cache."""
 
         def save(tmp: Path) -> None:
-            self.student.model.save_pretrained(tmp)  # type: ignore[operator]
+            student.model.save_pretrained(tmp)  # type: ignore[operator]
             self.tokenizer.save_pretrained(tmp)
 
         self._write(folder, save)
