@@ -52,6 +52,20 @@ def spike(t: float) -> dict[str, float]:
     }
 
 
+def evaluations(*found: tuple[int, float, float]) -> list[dict]:
+    """Rows of (step, accuracy, pass@4) with a wide interval."""
+    made = []
+    for step, accuracy, passed in found:
+        ends = {"accuracy": accuracy, "accuracy_low": accuracy - 0.2, "pass@4": passed}
+        ends |= {"accuracy_high": accuracy + 0.2, "pass@1": accuracy}
+        made.append({"step": step} | {f"eval/task/{n}": v for n, v in ends.items()})
+    return made
+
+
+def together(*parts: list[dict]) -> list[dict]:
+    return sorted((row for part in parts for row in part), key=lambda row: row["step"])
+
+
 BAD = {
     "overlap-stagnating": lambda t: {
         "diag/reverse_kl": 0.5,
@@ -100,7 +114,7 @@ def test_a_good_run_is_left_alone(seed):
     assert replay(rows(seed=seed), Alarms(), STEPS) == []
 
 
-@pytest.mark.parametrize("name", [rule.name for rule in RULES])
+@pytest.mark.parametrize("name", BAD)
 def test_each_rule_sees_its_trouble_with_numbers_and_a_remedy(name):
     found = [a for a in replay(rows(BAD[name]), Alarms(), STEPS) if a.name == name]
     assert found, "not seen"
@@ -112,7 +126,11 @@ def test_each_rule_sees_its_trouble_with_numbers_and_a_remedy(name):
     assert first.action == "warn"
 
 
-@pytest.mark.parametrize("name", [rule.name for rule in RULES])
+def test_every_rule_has_a_test():
+    assert {rule.name for rule in RULES} - set(BAD) == {"diversity-falling"}  # has its own below
+
+
+@pytest.mark.parametrize("name", BAD)
 def test_a_rule_that_is_off_is_silent_and_others_are_not(name):
     off = Alarms.model_validate({"rules": {name: {"action": "off"}}})
     before = names(replay(rows(BAD[name]), Alarms(), STEPS))
@@ -151,6 +169,15 @@ def test_rollouts_that_are_all_cut_are_an_alarm_if_evaluation_needs_three_times_
     row |= {"eval/task/accuracy_high": 0.5, "eval/task/length": needed}
     found = names(replay([row, *cut], Alarms(), STEPS))
     assert found == ({"truncation"} if alarmed else set())
+
+
+def test_fewer_problems_solved_by_any_try_is_an_alarm_unless_once_or_with_accuracy():
+    def found(*rest: tuple[int, float, float]) -> set[str]:
+        return names(replay(together(rows(), evaluations((0, 0.4, 0.8), *rest)), Alarms(), STEPS))
+
+    assert found((10, 0.45, 0.6), (20, 0.5, 0.6)) == {"diversity-falling"}
+    assert found((10, 0.45, 0.6), (20, 0.5, 0.78)) == set()
+    assert found((10, 0.35, 0.6), (20, 0.3, 0.6)) == set()
 
 
 def test_a_level_alone_is_no_alarm():

@@ -94,6 +94,13 @@ class History:
         """Names of the held-out sets that were evaluated."""
         return [n.split("/")[1] for n in self._series if _is_accuracy(n)]
 
+    def most_tries(self, held_out: str) -> tuple[int, Sequence[float]]:
+        """The largest k above 1 of a set's pass@k, and its values; 1 and none if there is none."""
+        prefix = f"eval/{held_out}/pass@"
+        ks = [int(name[len(prefix) :]) for name in self._series if name.startswith(prefix)]
+        k = max(ks, default=1)
+        return (k, self.values(f"{prefix}{k}")) if k > 1 else (1, ())
+
 
 def _is_accuracy(name: str) -> bool:
     return name.startswith("eval/") and name.endswith("/accuracy")

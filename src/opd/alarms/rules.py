@@ -155,6 +155,20 @@ def collapse(history: History, share: float) -> Evidence | None:
     return _seen(student_entropy=mine, **({"teacher_entropy": theirs} if theirs else {}))
 
 
+def narrowing(history: History, fall: float) -> Evidence | None:
+    """Twice in a row some answer was found for fewer problems than at the start; mean no lower."""
+    for name in history.sets():
+        tries, passed = history.most_tries(name)
+        accuracy = history.values(f"eval/{name}/accuracy")
+        if len(passed) < 3 or accuracy[-1] < accuracy[0] or max(passed[-2:]) > passed[0] - fall:
+            continue
+        found = {f"{name}_pass@{tries}_start": passed[0], f"{name}_pass@{tries}_now": passed[-1]}
+        found |= {f"{name}_start": accuracy[0], f"{name}_now": accuracy[-1]}
+        entropy = history.change(ENTROPY)
+        return found | ({} if entropy is None else _seen(student_entropy=entropy))
+    return None
+
+
 def spike_forward(history: History, times: float) -> Evidence | None:
     """Entropy has shot up from some position to the end, and that position moves forward."""
     often = 0.9 * len(history.values(ENTROPY))  # what few responses reach is noise
@@ -322,6 +336,16 @@ RULES = (
         0.5,
         "share of its start, and of the teacher's, that the student's entropy has fallen below",
         collapse,
+    ),
+    Rule(
+        "diversity-falling",
+        "Mean accuracy holds, but fewer problems are solved by any of several tries: the student "
+        "explores less.",
+        "Set loss.terms.entropy_forward_kl, raise rollout.temperature, or mix in prompts the "
+        "teacher was not trained on.",
+        0.1,
+        "fall of pass@k, k the most tries that were made, in two evaluations in a row",
+        narrowing,
     ),
     Rule(
         "late-spike",

@@ -15,6 +15,7 @@ AlarmName = Literal[
     "support-mass-draining",
     "entropy-gap-open",
     "entropy-collapse",
+    "diversity-falling",
     "late-spike",
     "length-inflation",
     "repetition",

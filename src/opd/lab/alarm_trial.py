@@ -1,7 +1,7 @@
 """Do the alarms see what goes wrong? Their rules replayed over finished runs, against the outcome.
 
-`python -m opd.lab.alarm_trial FOLDER... [--having TEXT]` tells it of the run folders in FOLDER (those
-whose config.json holds TEXT).
+`python -m opd.lab.alarm_trial FOLDER... [--having TEXT]` tells it of the run folders in FOLDER,
+those whose config.json holds TEXT.
 
 A run goes wrong if accuracy fell, or if less than a fifth of a gap was recovered. It is healthy if
 it recovered at least half of a gap. Runs between, and runs without a gap that did not lose either,

@@ -4,6 +4,8 @@
 """
 
 from opd.lab.experiments.entry import Bench, Claim, Entry, Found, Line, verdict
+from opd.lab.experiments.exploration import e16
+from opd.lab.experiments.horizon import e13
 from opd.lab.experiments.mechanism import e4, e9, e10
 from opd.lab.experiments.prompts import e7
 from opd.lab.experiments.rescue import e6
@@ -28,7 +30,9 @@ def entries() -> dict[str, Entry]:
         e9(FULL),
         e10(FULL),
         e11(),
+        e13(),
         e15(),
+        e16(),
     ]
     return {entry.name: entry for entry in found}
 
