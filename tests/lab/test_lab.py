@@ -158,7 +158,8 @@ def test_verdict_follows_the_rule(values, expected):
 
 def test_entries_are_complete():
     found = entries()
-    assert {"E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9", "E10", "E11", "E15"} == set(found)
+    numbers = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 16)
+    assert {f"E{n}" for n in numbers} == set(found)
     assert set(quick_entries()) == {"E1", "E2", "E3", "E5", "E9"}
     for each in (*found.values(), *quick_entries().values()):
         assert each.claims

@@ -63,7 +63,7 @@ def e16() -> Entry:
     return Entry(
         "E16",
         "What holds exploration",
-        f"chain-base learns from chain-large-rl, 40 steps; {TRIES} tries a held-out problem. Varied: "
+        f"chain-base learns from chain-large-rl, 40 steps; {TRIES} tries a problem. Varied: "
         "what keeps the student's distribution wide.",
         "not measured in the paper; it reports that aligned prompts lower the student's entropy",
         measure,
