@@ -150,6 +150,12 @@ def tell(summary: dict[str, Any]) -> list[str]:
             f"Cold start: {cold['tokens']} off-policy tokens of {cold['completions']} completions "
             f"in {cold['rounds']} rounds, until {cold['reason']}"
         )
+    if "stopped" in summary:
+        alarm = summary["stopped"]
+        lines.append(
+            f"Stopped at step {alarm['step']} by the alarm {alarm['name']}; the final student is "
+            f"that of step {summary['steps']}, the best on held-out prompts."
+        )
     for label, found in summary["sets"].items():
         lines.append(f"{label}:")
         for who in ("before", "after", "teacher"):

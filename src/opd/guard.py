@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opd.alarms import RULES, Alarm, Watch
+from opd.alarms import Alarm, Watch
 from opd.core.align import Batch
 from opd.rescue import Course
 from opd.run.console import Console
@@ -42,11 +42,6 @@ class Guard:
     best: tuple[int, float] | None = None
     stopped: Alarm | None = None
 
-    @property
-    def may_stop(self) -> bool:
-        """Whether some rule ends the run, so that the best student must be kept."""
-        return any(self.watch.action(rule) == "stop" for rule in RULES)
-
     def catch_up(self, facts: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
         """Be where a checkpoint with these facts was; `rows` are those of its metrics.jsonl."""
         earlier = self.watch.catch_up(rows)
@@ -68,7 +63,7 @@ class Guard:
         if self.best is not None and accuracy <= self.best[1]:
             return False
         self.best = (step, accuracy)
-        return self.may_stop
+        return self.watch.settings.may_stop
 
     def check(self, step: int) -> None:
         """Record, say and answer what the rules find after `step` updates."""

@@ -16,8 +16,9 @@ def bytes_needed(cfg: Run, student: LM, teacher: LM | None) -> int:
     """
     trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
     final = sum(p.numel() * p.element_size() for p in student.model.parameters())
-    # The kept ones and one being written; a cold start has its own.
+    # The kept ones and one being written; a cold start has its own, and so has the best student.
     checkpoints = cfg.output.keep + (1 if cfg.coldstart is None else 3)
+    checkpoints += 2 if cfg.alarms.may_stop else 0
     waiting = min(cfg.output.save_every, cfg.train.steps) + 1
     steps = waiting * step_bytes(cfg, student, teacher)
     return 3 * trained * checkpoints + final + steps + LOGS

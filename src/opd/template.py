@@ -46,6 +46,11 @@ eval:                               # held out, with answers; the second shows w
   - {path: data/heldout.jsonl, n: 4, temperature: 0.7, top_p: 0.95, every: 20}
   - {path: data/other-skill.jsonl, n: 4, every: 0}
 
+horizon: null                       # or {cap: 512}, {grow: {start: 128, until: 100}}, {prune: {}}
+
+alarms:
+  action: warn                      # off | warn | act | stop (and keep the best student)
+
 output:
   dir: runs/first
   save_every: 20

@@ -15,6 +15,7 @@ from opd.alarms import RULES, Alarm, Rule, replay
 from opd.build import build
 from opd.config import Alarms
 from opd.core.objective import Objective
+from opd.faces import tell
 from opd.horizon import Horizon
 from opd.lab.demo import PAIR, demo_config
 from opd.loop import train
@@ -159,6 +160,9 @@ def test_a_stop_keeps_the_best_student(tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == best
     assert summary["stopped"]["name"] == alarms[0]["name"]
+    said = "\n".join(tell(summary))
+    assert alarms[0]["name"] in said
+    assert f"that of step {best}" in said
     assert summary["sets"]["sum"]["after"]["value"] == accuracy[best] > accuracy[max(accuracy)]
     (kept,) = (tmp_path / "run" / "best").iterdir()
     assert kept.name == f"step-{best}"

@@ -52,6 +52,11 @@ class Alarms(Section):
     rules: dict[AlarmName, AlarmRule] = {}
     """Rules that differ, by name."""
 
+    @property
+    def may_stop(self) -> bool:
+        """Whether some rule may end the run, so that the best student must be kept."""
+        return "stop" in (self.action, *(rule.action for rule in self.rules.values()))
+
 
 class Grow(Section):
     """A horizon that grows with training: short responses first."""
