@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from opd.report.limits import change
 from opd.report.read import Series, read_run
@@ -84,6 +85,13 @@ def test_a_falling_overlap_ratio_is_no_limit_of_a_run_that_worked_on_shared_mass
     assert "the overlap ratio fell" in text
 
 
+def test_overlap_mass_that_became_whole_is_no_limit(make_run):
+    """As in the SmolLM2 example: .84 at the first step, 1 from the fourth on."""
+    risen = good_run() | {"diag/overlap_mass_student": lambda s: 0.84 if s < 3 else 0.9995}
+    _, text = said(make_run(series=risen))
+    assert "overlap mass" not in text
+
+
 def test_still_rising_needs_a_paired_rise_at_the_end(make_run):
     _, text = said(make_run("up", accuracy={0: 0.2, 10: 0.4, 20: 0.8}))
     assert "still rising" in text
@@ -120,6 +128,15 @@ def test_a_summary_from_before_a_resume_is_not_believed(make_run):
     run = read_run(path)
     assert (run.ended_by, run.kept) == (None, None)
     assert run.evals[0].last.step == 20
+
+
+def test_change_is_welchs_interval():
+    values = np.random.default_rng(1).normal(size=37)
+    values[-7:] += 3
+    found = change(Series(np.arange(37.0), values))
+    theirs = scipy_stats.ttest_ind(values[-7:], values[:7], equal_var=False)
+    ends = theirs.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=1e-12)
 
 
 def test_change_of_noise_is_no_change_in_most_runs():
