@@ -72,7 +72,8 @@ def test_every_number_of_the_gallery_is_in_its_twin(path):
 
 
 def test_the_gallery_has_every_kind_of_run():
-    assert {p.stem for p in PAGES} >= {"success", "incompatible-teacher", "reverse", "compare"}
+    names = {"success", "incompatible-teacher", "reverse", "smollm2", "compare"}
+    assert {p.stem for p in PAGES} >= names
 
 
 def test_twin_has_the_curves_themselves(page, good):
