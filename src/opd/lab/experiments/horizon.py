@@ -9,7 +9,7 @@ from opd.lab.experiments.entry import Arm, Bench, Claim, Entry, Found, Line
 from opd.lab.runs import Result, Task
 
 PAIR = ("chain-deep", "chain-deep-rl")
-LONG = 12  # reasoning steps; the corpus knows up to 8, the teacher was improved at 4
+LONG = 8  # reasoning steps, 27 tokens; the teacher was improved at 4
 HELD_OUT = (2, 4, 6, 8)
 STEPS = 40
 CAP, TOLERANCE = 16, 0.02
@@ -73,12 +73,14 @@ def e13() -> Entry:
     return Entry(
         "E13",
         "What a shorter horizon spares",
-        f"chain-deep learns from chain-deep-rl on problems of {LONG} steps, longer than either was "
-        f"trained on. {STEPS} steps of 64 responses. Varied: how far the responses go.",
+        f"chain-deep learns from chain-deep-rl on problems of {LONG} steps (the teacher was improved "
+        f"at 4). {STEPS} steps of 64 responses. Varied: how far the responses go.",
         "Prune-OPD (not this paper): 37.6 to 68 % less time at equal or better accuracy",
         measure,
         tuple(spares(name) for name in ("cap", "grow", "prune")),
         shown,
+        "No setting was found in which long responses make a run collapse (see the log), so this one "
+        "asks what the late tokens are worth where they do no harm.",
     )
 
 
