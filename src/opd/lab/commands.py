@@ -18,7 +18,7 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from opd.errors import UserError
-from opd.lab import page, zoo
+from opd.lab import grid, page, zoo
 from opd.lab.experiments import Bench, Entry, entries, quick_entries
 from opd.lab.experiments.entry import measured, verdict, write
 from opd.lab.runs import source_hash
@@ -27,6 +27,7 @@ from opd.run.console import Console
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "opd" / "lab"
 QUICK = "quick-"
+SMALL = (QUICK, grid.PREFIX)  # built by the commands that use them
 
 
 def list_lab() -> None:
@@ -51,7 +52,7 @@ def build_zoo(names: Sequence[str], seeds: Sequence[int], cache: Path) -> None:
     console = Console("plain")
     _quiet()
     for seed in seeds:
-        for name in names or [n for n in zoo.RECIPES if not n.startswith(QUICK)]:
+        for name in names or [n for n in zoo.RECIPES if not n.startswith(SMALL)]:
             console.say(_told(zoo.card(name, seed, cache)))
 
 
@@ -163,6 +164,7 @@ def _cards(seeds: Sequence[int], quick: bool, cache: Path) -> list[dict[str, Any
     return [
         zoo.card(name, seed, cache)
         for name in zoo.RECIPES
+        if not name.startswith(grid.PREFIX)
         for seed in seeds
         if name.startswith(QUICK) == quick and (cache / zoo.folder_name(name, seed)).is_dir()
     ]
