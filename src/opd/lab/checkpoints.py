@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opd.lab import grid
+from opd.lab.calibration import grid
 from opd.lab.corpus import Corpus
 from opd.lab.recipe import Improved, Recipe
 from opd.lab.worlds import Chain, Content, Ledger, Route, World

@@ -18,7 +18,8 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from opd.errors import UserError
-from opd.lab import grid, page, zoo
+from opd.lab import page, zoo
+from opd.lab.calibration import grid
 from opd.lab.experiments import Bench, Entry, entries, quick_entries
 from opd.lab.experiments.entry import measured, verdict, write
 from opd.lab.runs import source_hash
