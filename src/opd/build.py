@@ -242,8 +242,13 @@ def make_objective(cfg: Run) -> Objective:
     )
 
 
-def load_pair(cfg: Run, remote: connect.Remote | None = None) -> Pair:
+def load_pair(cfg: Run, remote: connect.Remote | None = None, student: LM | None = None) -> Pair:
     """Load both models and prove that they speak of the same tokens.
+
+    Args:
+        cfg: the run.
+        remote: the teacher, if it is a server.
+        student: the student of an earlier pair, adapters and all, to be used again.
 
     Raises:
         UserError: missing model or tokenizer, tokenizers that differ, end tokens that differ
@@ -256,7 +261,8 @@ def load_pair(cfg: Run, remote: connect.Remote | None = None) -> Pair:
     teacher_tok = None
     if spec is not None:
         teacher_tok = tokenizers.load_tokenizer(spec.model, spec.revision, key="teacher.model")
-    student = load_lm(
+    known = student
+    student = known or load_lm(
         cfg.student.model,
         revision=cfg.student.revision,
         dtype=cfg.student.dtype,
@@ -270,7 +276,7 @@ def load_pair(cfg: Run, remote: connect.Remote | None = None) -> Pair:
         ends = remote.ends if remote else frozenset()
         if ends:
             stop = tokenizers.resolve_stop(student_tok, stop, ends, cfg.rollout.stop)
-        return Pair(prepare_student(cfg, student), None, student_tok, stop, ends or stop)
+        return Pair(known or prepare_student(cfg, student), None, student_tok, stop, ends or stop)
     teacher = load_lm(
         spec.model,
         revision=spec.revision,
@@ -286,7 +292,7 @@ def load_pair(cfg: Run, remote: connect.Remote | None = None) -> Pair:
     for parameter in teacher.model.parameters():
         parameter.requires_grad_(False)
     return Pair(
-        prepare_student(cfg, replace(student, vocab=vocab)),
+        known or prepare_student(cfg, replace(student, vocab=vocab)),
         replace(teacher, vocab=vocab),
         student_tok,
         stop,

@@ -127,7 +127,7 @@ def check(
     """Prove on your own pair that a step computes what the configuration says."""
     if not self_:
         raise UserError("opd check needs --self: the invariants are the check there is.")
-    from opd.checking import run_self_check
+    from opd.selfchecking import run_self_check
     from opd.config import load
 
     if not run_self_check(load(file, overrides or ()), json_lines, local):

@@ -3,6 +3,20 @@
 from opd.config.files import WELL_KNOWN, dump, known_keys, load, parse, reference
 from opd.config.guards import AlarmAction, AlarmName, AlarmRule, Alarms, Grow, Horizon, Prune
 from opd.config.recipes import AnswerRule, Coldstart, Select
+from opd.config.files import (
+    WELL_KNOWN,
+    dump,
+    known_keys,
+    load,
+    load_each,
+    overridden,
+    parse,
+    read,
+    reference,
+    validate,
+)
+from opd.config.guards import AlarmAction, AlarmName, AlarmRule, Alarms
+from opd.config.recipes import AnswerRule, Coldstart
 from opd.config.schema import (
     Cache,
     Diagnostics,
@@ -65,6 +79,10 @@ __all__ = [
     "dump",
     "known_keys",
     "load",
+    "load_each",
+    "overridden",
     "parse",
+    "read",
     "reference",
+    "validate",
 ]

@@ -60,6 +60,39 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     Raises:
         UserError: naming the key, the value seen, what is allowed, and the nearest known key.
     """
+    data = overridden(read(path), overrides)
+    if isinstance(data.get("teacher"), list):
+        raise UserError(
+            f"{path}: teacher is a list of {len(data['teacher'])}. A run learns from one teacher; "
+            f"`opd check {path}` ranks several."
+        )
+    return validate(data, where=str(path))
+
+
+def load_each(path: str | Path, overrides: Sequence[str] = ()) -> list[Run]:
+    """As `load`, where `teacher` may be a list: one configuration a teacher.
+
+    Raises:
+        UserError: as `load`; an empty list.
+    """
+    data = overridden(read(path), overrides)
+    teachers = data.get("teacher")
+    if not isinstance(teachers, list):
+        return [validate(data, where=str(path))]
+    if not teachers:
+        raise UserError(f"{path}: teacher is an empty list; give at least one.")
+    return [
+        validate(data | {"teacher": each}, where=f"{path}, teacher {i}")
+        for i, each in enumerate(teachers)
+    ]
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The YAML's content, not yet validated.
+
+    Raises:
+        UserError: no such file, or not a YAML mapping.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"No such file: {path}. `opd init {path}` writes a commented one.")
@@ -69,12 +102,21 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold a mapping of sections, found {type(data).__name__}.")
-    return parse(data, overrides, where=str(path))
+    return data
 
 
 def parse(data: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Run:
     """Validate a plain mapping (the YAML's content) with overrides applied; see `load`."""
-    data = json.loads(json.dumps(data, default=str))  # a private copy, plain types only
+    return validate(overridden(data, overrides), where=where)
+
+
+def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A private copy, plain types only, with `key=value` overrides applied.
+
+    Raises:
+        UserError: an override that is none, or has nowhere to go.
+    """
+    data = json.loads(json.dumps(data, default=str))
     for item in overrides:
         key, eq, value = item.partition("=")
         if not eq or not key:
@@ -83,6 +125,15 @@ def parse(data: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "
             _assign(data, key.split("."), yaml.safe_load(value), item)
         except yaml.YAMLError:
             raise UserError(f"Override {item!r}: {value!r} is not a YAML value.") from None
+    return data
+
+
+def validate(data: dict[str, Any], *, where: str) -> Run:
+    """A plain mapping as a `Run`.
+
+    Raises:
+        UserError: naming every wrong key.
+    """
     try:
         return Run.model_validate(data)
     except ValidationError as error:

@@ -331,6 +331,16 @@ class EvalSet(Section):
         return self.name or Path(self.path).stem
 
 
+class Check(Section):
+    """What `opd check` may be told beside the run itself."""
+
+    origin: str | None = None
+    """The student's own ancestor, or a sibling trained on the same data. If the teacher cannot be
+    told from it on the student's rollouts, training leads back to it (paper section 3.3)."""
+    prompts: int = Field(256, ge=8)
+    """Most training prompts the check looks at; the budget may end earlier."""
+
+
 class Output(Section):
     """The run folder."""
 
@@ -365,6 +375,7 @@ class Run(Section):
     alarms: Alarms = Alarms()
     select: Select | None = None
     """What `opd select` does; no other command looks at it."""
+    check: Check = Check()
     output: Output
 
     @model_validator(mode="after")

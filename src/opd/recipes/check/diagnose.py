@@ -14,6 +14,7 @@ import torch
 from opd.core import metrics
 from opd.core.align import pad_rows, token_batches
 from opd.core.chunked import chunk_slices
+from opd.core.metrics import Measure
 from opd.core.views import DenseView
 from opd.models.lm import LM
 from opd.types import Rollout
@@ -83,6 +84,19 @@ def diagnose(
             rows.append(np.full(len(rollouts[i]), i))
             quarters.append(np.arange(len(rollouts[i])) * QUARTERS // len(rollouts[i]))
     return _means(np.concatenate(rows), np.concatenate(quarters), len(rollouts), totals, counts)
+
+
+def of_positions(found: Sequence[dict[str, Measure]]) -> Diagnosis:
+    """A diagnosis from what is known at each position of R rollouts, none of them empty."""
+    lengths = [len(next(iter(measures.values())).total) for measures in found]
+    parts: list[dict[str, list[np.ndarray]]] = [{}, {}]
+    for measures in found:
+        for name, measure in measures.items():
+            for part, values in zip(parts, measure, strict=True):
+                part.setdefault(name, []).append(values.double().cpu().numpy())
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    quarters = np.concatenate([np.arange(n) * QUARTERS // n for n in lengths])
+    return _means(rows, quarters, len(lengths), *parts)
 
 
 def _span(rollout: Rollout) -> slice:

@@ -36,11 +36,16 @@ def features(own: Own, against: Against) -> dict[str, Estimate]:
     """Every number of a pair, by name; those that need answers are left out where there are none.
 
     Returns:
-        `SHOWN` and `READ` names, `reach`, and with answers `student_accuracy`, `teacher_accuracy`,
-        `gap`, `pass_at_n`, `headroom`, `gain@<depth>`, `continuation_gain`, `auroc`, `tilt_gain`.
+        `SHOWN` names (those a teacher server can tell), `READ` names, `reach`; and with answers
+        `student_accuracy`, `teacher_accuracy`, `gap`, `pass_at_n`, `headroom`, `gain@<depth>`,
+        `continuation_gain`, `auroc`, `tilt_gain`.
     """
     groups = len(own.prompts)
-    found = {name: _of(against.forward, metric, groups) for name, metric in SHOWN.items()}
+    found = {
+        name: _of(against.forward, metric, groups)
+        for name, metric in SHOWN.items()
+        if metric in against.forward.mean
+    }
     found["reach"] = stats.mean(against.reward.max(1))
     if against.reverse is not None:
         found |= {name: _of(against.reverse, metric, groups) for name, metric in READ.items()}

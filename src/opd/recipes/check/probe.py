@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
+from opd.core import metrics
+from opd.core.metrics import Tops
 from opd.data.graders import Grader
 from opd.models.lm import LM
-from opd.recipes.check.diagnose import Diagnosis, diagnose
+from opd.recipes.check.diagnose import Diagnosis, diagnose, of_positions
 from opd.samplers.hf import Decoding, HFSampler
-from opd.types import Prompt, Rollout
+from opd.types import Kind, Prompt, Rollout, Teacher, Want
 
 DEPTHS = (0.25, 0.5, 0.75)  # of a student rollout, where both models take over
 TAIL = 3  # last tokens of a rollout that no prefix holds: the answer is usually there
@@ -156,6 +159,36 @@ def play_teacher(teacher: Player, student: Player, own: Own, rules: Rules) -> Ag
     )
 
 
+def play_server(teacher: Teacher, own: Own, rules: Rules) -> Against:
+    """What a server can show: scores of the student's rollouts, and its own top tokens.
+
+    It answers nothing itself, so there is no accuracy and no continuation gain.
+    """
+    topk = rules.k if Kind.TOPK in teacher.kinds else 0
+    scores = teacher.score(own.rollouts, Want(sampled=True, topk=topk))
+    rewards, found = [], []
+    for rollout, given in zip(own.rollouts, scores, strict=True):
+        assert given.sampled is not None
+        rewards.append(given.sampled - rollout.logp)
+        positions = {"diag/token_reward": metrics.everywhere(torch.from_numpy(rewards[-1]))}
+        if given.topk_ids is not None and given.topk_logp is not None:
+            k = min(given.topk_ids.shape[1], rollout.topk_ids.shape[1])
+            lists = (rollout.topk_ids, rollout.topk_logp), (given.topk_ids, given.topk_logp)
+            ours, theirs = (
+                Tops(torch.from_numpy(ids[:, :k]).long(), torch.from_numpy(logp[:, :k]))
+                for ids, logp in lists
+            )
+            positions |= metrics.topk_metrics(ours, theirs)
+        found.append(positions)
+    return Against(
+        of_positions(found),
+        np.array([r.mean() for r in rewards]).reshape(len(own.prompts), -1),
+        None,
+        None,
+        None,
+    )
+
+
 def prefix(rollout: Rollout, depth: float) -> Prompt:
     """A rollout's prompt with its first tokens: `depth` of them, never its last few."""
     length = max(0, min(int(depth * len(rollout)), len(rollout) - TAIL))
@@ -165,7 +198,9 @@ def prefix(rollout: Rollout, depth: float) -> Prompt:
 def _sample(
     player: Player, prompts: Sequence[Prompt], rules: Rules, n: int, who: int
 ) -> list[Rollout]:
-    sampler = HFSampler(player.lm, rules.decoding, stop=player.stop, capture=1, batch=rules.batch)
+    sampler = HFSampler(
+        player.lm, rules.decoding, stop=player.stop, capture=rules.k, batch=rules.batch
+    )
     return sampler.sample(prompts, n=n, key=(rules.seed, CHECK_KEY, who))
 
 
