@@ -128,20 +128,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         cfg.output.dir, config.dump(cfg), ranks, resume=resume, overwrite=overwrite
     )
     folder.save_tokens(partial(token_texts, pair.tokenizer, pair.student.vocab))
-    learner = Learner(
-        student=pair.student,
-        optimizer=optimizer,
-        objective=objective,
-        optim=cfg.optim,
-        tokens_per_microbatch=budget(cfg),
-        teacher_logits=None if pair.teacher is None else logits_across(pair.teacher),
-        teacher_temperature=cfg.loss.teacher_temperature,
-        diagnostics_k=min(cfg.diagnostics.k, pair.student.vocab),
-        position_edges=position_edges(cfg.rollout.max_new_tokens),
-        seed=cfg.train.seed,
-        sft_weight=cfg.loss.terms.sft_weight,
-        ranks=ranks,
-    )
+    learner = make_learner(cfg, pair, objective, optimizer, ranks)
     clock = Clock(console.phase)
     source = Source(
         prompts=prompts,
@@ -189,6 +176,30 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         clock=clock,
         warm_up=warm_up,
         guard=guard,
+    )
+
+
+def make_learner(
+    cfg: Run,
+    pair: Pair,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks = ALONE,
+) -> Learner:
+    """What updates the student, as configured."""
+    return Learner(
+        student=pair.student,
+        optimizer=optimizer,
+        objective=objective,
+        optim=cfg.optim,
+        tokens_per_microbatch=budget(cfg),
+        teacher_logits=None if pair.teacher is None else logits_across(pair.teacher),
+        teacher_temperature=cfg.loss.teacher_temperature,
+        diagnostics_k=min(cfg.diagnostics.k, pair.student.vocab),
+        position_edges=position_edges(cfg.rollout.max_new_tokens),
+        seed=cfg.train.seed,
+        sft_weight=cfg.loss.terms.sft_weight,
+        ranks=ranks,
     )
 
 

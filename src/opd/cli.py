@@ -116,21 +116,36 @@ def select(file: ConfigFile, overrides: Overrides = None, json_lines: Json = Fal
 def check(
     file: ConfigFile,
     overrides: Overrides = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(min=1, help="Seconds; default 5 % of a long run, two minutes of a short one."),
+    ] = None,
+    apply: Annotated[
+        Path | None, typer.Option(help="Write the file with the advice followed.")
+    ] = None,
     self_: Annotated[
         bool, typer.Option("--self", help="The invariants of the mathematics, on this pair.")
     ] = False,
     local: Annotated[
-        str | None, typer.Option(help="Folder of the model that a teacher server serves.")
+        str | None, typer.Option(help="With --self: folder of the model a teacher server serves.")
     ] = None,
     json_lines: Json = False,
 ) -> None:
-    """Prove on your own pair that a step computes what the configuration says."""
-    if not self_:
-        raise UserError("opd check needs --self: the invariants are the check there is.")
-    from opd.selfchecking import run_self_check
-    from opd.config import load
+    """Before a run: will this teacher, or which of these, help this student on these prompts?
 
-    if not run_self_check(load(file, overrides or ()), json_lines, local):
+    Ends with 1 if the answer is don't.
+    """
+    if self_:
+        from opd.config import load
+        from opd.selfchecking import run_self_check
+
+        if not run_self_check(load(file, overrides or ()), json_lines, local):
+            raise typer.Exit(1)
+        return
+    from opd.checking import run_check
+
+    checked = run_check(file, overrides or (), budget=budget, apply=apply, json_lines=json_lines)
+    if checked.found[0].verdict == "don't":
         raise typer.Exit(1)
 
 

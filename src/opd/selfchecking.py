@@ -9,20 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from opd import connect
-from opd.build import (
-    budget,
-    load_pair,
-    load_training_prompts,
-    logits_across,
-    make_objective,
-)
+from opd.build import load_pair, load_training_prompts, make_learner, make_objective
 from opd.config import LocalTeacher, Run
-from opd.core.metrics import position_edges
 from opd.errors import UserError
 from opd.recipes.selfcheck import Subject, self_check
 from opd.run.clock import Clock
 from opd.run.console import Console
-from opd.update import Learner, make_optimizer
+from opd.update import make_optimizer
 
 
 def subject_of(cfg: Run, local: str | None = None) -> Subject:
@@ -48,17 +41,7 @@ def subject_of(cfg: Run, local: str | None = None) -> Subject:
     if pair.teacher is None:
         raise UserError("opd check --self needs a teacher model; teacher is null.")
     prompts = load_training_prompts(cfg, pair, Console("quiet"))
-    learner = Learner(
-        student=pair.student,
-        optimizer=make_optimizer(pair.student, cfg.optim),
-        objective=make_objective(cfg),
-        optim=cfg.optim,
-        tokens_per_microbatch=budget(cfg),
-        teacher_logits=logits_across(pair.teacher),
-        teacher_temperature=cfg.loss.teacher_temperature,
-        diagnostics_k=min(cfg.diagnostics.k, pair.student.vocab),
-        position_edges=position_edges(cfg.rollout.max_new_tokens),
-    )
+    learner = make_learner(cfg, pair, make_objective(cfg), make_optimizer(pair.student, cfg.optim))
     shortest = sorted(prompts.prompts, key=lambda p: (len(p.ids), p.index))
     subject = Subject(learner, pair.teacher, shortest, pair.stop)
     if remote is None:

@@ -11,7 +11,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -95,6 +95,10 @@ class Plan:
         """The whole run, models already loaded."""
         return self.steps * self.step + self.evaluation + self.saving
 
+    def lengthened(self, factor: float) -> Plan:
+        """The same run with completions `factor` times as long on average."""
+        return replace(self, tokens=self.tokens * factor, step=self.step * factor)
+
 
 def parameters(student: LM, teacher: LM | None) -> dict[str, int]:
     """How many numbers each model has, and how many of them are trained."""
@@ -130,11 +134,19 @@ def peak() -> int:
 
 def disk(student: LM, *, keep: int, tokens_a_step: float, k: int, save_every: int) -> int:
     """Bytes of the run folder: checkpoints (one more while saving), final weights, rollouts."""
-    trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
-    a_checkpoint = _bytes(student) + ADAM_STATES * trained
     # ids, log-prob, entropy, and k ids and scores of student and teacher, 4 bytes each
     a_token = 4 * (3 + 3 * k)
-    return int((keep + 1) * a_checkpoint + _bytes(student) + save_every * tokens_a_step * a_token)
+    return int(
+        (keep + 1) * checkpoint_bytes(student)
+        + _bytes(student)
+        + save_every * tokens_a_step * a_token
+    )
+
+
+def checkpoint_bytes(student: LM) -> int:
+    """Bytes of one checkpoint: weights and the optimizer's moments."""
+    trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
+    return _bytes(student) + ADAM_STATES * trained
 
 
 def write_speed(folder: Path) -> float:

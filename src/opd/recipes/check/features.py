@@ -36,9 +36,9 @@ def features(own: Own, against: Against) -> dict[str, Estimate]:
     """Every number of a pair, by name; those that need answers are left out where there are none.
 
     Returns:
-        `SHOWN` names (those a teacher server can tell), `READ` names, `reach`; and with answers
-        `student_accuracy`, `teacher_accuracy`, `gap`, `pass_at_n`, `headroom`, `gain@<depth>`,
-        `continuation_gain`, `auroc`, `tilt_gain`.
+        `SHOWN` names (those a teacher server can tell), `READ` names, `reach`, lengths; with
+        answers also `student_accuracy`, `teacher_accuracy`, `gap`, `pass_at_n`, `headroom`,
+        `gain@<depth>`, `continuation_gain`, `auroc`, `tilt_gain`.
     """
     groups = len(own.prompts)
     found = {
@@ -47,6 +47,9 @@ def features(own: Own, against: Against) -> dict[str, Estimate]:
         if metric in against.forward.mean
     }
     found["reach"] = stats.mean(against.reward.max(1))
+    found["student_length"] = stats.mean(_lengths(own).mean(1))
+    if against.lengths is not None:
+        found["teacher_length"] = stats.mean(against.lengths.mean(1))
     if against.reverse is not None:
         found |= {name: _of(against.reverse, metric, groups) for name, metric in READ.items()}
     if own.correct is not None:

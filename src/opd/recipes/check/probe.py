@@ -106,6 +106,7 @@ class Against:
         correct: (P, m) of its own answers, or None.
         finished: (P, D) whether its continuation of the student's prefix is right, or None.
         reverse: diagnostics on its own rollouts, the student reading, or None.
+        lengths: (P, m) tokens of its own answers, or None.
     """
 
     forward: Diagnosis
@@ -113,6 +114,7 @@ class Against:
     correct: np.ndarray | None
     finished: np.ndarray | None
     reverse: Diagnosis | None
+    lengths: np.ndarray | None
 
     def __add__(self, other: Against) -> Against:
         """Both rounds together."""
@@ -125,6 +127,7 @@ class Against:
             _joined(self.correct, other.correct),
             _joined(self.finished, other.finished),
             reverse,
+            _joined(self.lengths, other.lengths),
         )
 
 
@@ -156,6 +159,7 @@ def play_teacher(teacher: Player, student: Player, own: Own, rules: Rules) -> Ag
         _graded(theirs, rules, rules.m),
         _finish(teacher, own.prefixes, rules),
         diagnose(teacher.lm, student.lm, theirs, k=rules.k, tokens=rules.tokens),
+        np.array([float(len(r)) for r in theirs]).reshape(-1, rules.m),
     )
 
 
@@ -183,6 +187,7 @@ def play_server(teacher: Teacher, own: Own, rules: Rules) -> Against:
     return Against(
         of_positions(found),
         np.array([r.mean() for r in rewards]).reshape(len(own.prompts), -1),
+        None,
         None,
         None,
         None,

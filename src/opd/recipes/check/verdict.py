@@ -147,7 +147,7 @@ def _signal(found: Mapping[str, Estimate]) -> Reason | None:
 
 
 def origin_reason(teacher_kl: Estimate, student_kl: Estimate) -> Reason:
-    """Can the teacher be told from the student's origin, where the student goes? (paper 3.3)
+    """Can the teacher be told from the student's origin, where the student goes (paper 3.3)?
 
     Args:
         teacher_kl: KL(origin || teacher) a token on student rollouts.
