@@ -293,6 +293,22 @@ def lab_run(
     run_lab(names or (), seeds=chosen, quick=quick, jobs=jobs, cache=cache or CACHE, out=out)
 
 
+@lab.command("calibrate")
+def lab_calibrate(
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Fit the model of opd check anew, and stop there.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(help="Processes at a time.")] = 1,
+    cache: LabCache = None,
+    out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("runs/lab"),
+) -> None:
+    """Hold what opd check says against what training does, on pairs nobody fitted."""
+    from opd.lab.calibration.commands import calibrate
+    from opd.lab.commands import CACHE
+
+    calibrate(refit=refit, jobs=jobs, cache=cache or CACHE, out=out)
+
+
 def _train(cfg: Any, resume: bool, overwrite: bool, quiet: bool, json_lines: bool) -> None:
     from opd.faces import run_train
 

@@ -36,9 +36,10 @@ def features(own: Own, against: Against) -> dict[str, Estimate]:
     """Every number of a pair, by name; those that need answers are left out where there are none.
 
     Returns:
-        `SHOWN` names (those a teacher server can tell), `READ` names, `reach`, lengths; with
-        answers also `student_accuracy`, `teacher_accuracy`, `gap`, `pass_at_n`, `headroom`,
-        `gain@<depth>`, `continuation_gain`, `auroc`, `tilt_gain`.
+        `SHOWN` names (those a teacher server can tell), `reach`, lengths; of a teacher that writes
+        also `READ` names and `distance` (nats the shorter way: the teacher reading the student, or
+        the student the teacher); with answers also `student_accuracy`, `teacher_accuracy`, `gap`,
+        `pass_at_n`, `headroom`, `gain@<depth>`, `continuation_gain`, `auroc`, `tilt_gain`.
     """
     groups = len(own.prompts)
     found = {
@@ -52,6 +53,7 @@ def features(own: Own, against: Against) -> dict[str, Estimate]:
         found["teacher_length"] = stats.mean(against.lengths.mean(1))
     if against.reverse is not None:
         found |= {name: _of(against.reverse, metric, groups) for name, metric in READ.items()}
+        found["distance"] = min(found["reverse_kl"], found["read_kl"], key=lambda e: e.value)
     if own.correct is not None:
         found |= _of_answers(own, own.correct, against)
     return found
