@@ -46,7 +46,7 @@ SHORT = 120.0  # seconds a check may take beside a run of less than half an hour
 LONG_RUN, LONG_SHARE = 1800.0, 0.05  # ... and as a share of a longer one
 STEP_SHARE = 0.25  # of the budget, for the timed step
 FIRST_ROUND = 16  # prompts; later rounds double as long as there is time
-COLD_START: Mapping[str, object] = {"coldstart": {}}
+COLD_RATE, COLD_CEILING = 10.0, 2e-3  # times optim.lr (paper: 1e-5 against 1e-6); tiny models less
 
 
 def run_check(
@@ -243,9 +243,16 @@ def _found(who: Candidate, own: Own, side: Against, rules: Rules) -> Found:
         truncated=float(sum(r.finish == "length" for r in own.rollouts) / len(own.rollouts)),
         support_mass=1.0 if support is None else float(support.mean()),
         new_tokens=cfg.rollout.max_new_tokens,
-        cold_start=COLD_START if isinstance(cfg.teacher, LocalTeacher) else None,
+        cold_start=_cold_start(cfg),
     )
     return Found(who, verdict, numbers, side, prospect, said, given)
+
+
+def _cold_start(cfg: Run) -> dict[str, object] | None:
+    """The section that begins with a cold start; None where there is one, or nobody to write."""
+    if cfg.coldstart is not None or not isinstance(cfg.teacher, LocalTeacher):
+        return None
+    return {"coldstart": {"lr": min(COLD_RATE * cfg.optim.lr, max(COLD_CEILING, cfg.optim.lr))}}
 
 
 def _grader_at_fault(numbers: Mapping[str, Estimate]) -> list[Reason]:

@@ -21,6 +21,7 @@ from opd.report.checked import check_sections
 from opd.report.render import write_page
 from opd.run.console import Console
 from opd.run.files import human_size, write_json
+from opd.run.place import check_record
 from opd.run.records import json_safe
 
 WIDTH = 110
@@ -212,23 +213,17 @@ def examples(own: Own, rules: Rules, found: Sequence[Found]) -> list[dict[str, s
 
 def keep(cfg: Run, told: Mapping[str, Any], console: Console) -> None:
     """Leave the record and its page beside the run folder, where `opd train` finds them."""
-    place = record_path(cfg)
+    place = check_record(cfg.output.dir)
     place.parent.mkdir(parents=True, exist_ok=True)
     write_json(place, told)
     page = write_page(
-        place.with_suffix(".html"),
+        place.with_name(f"{Path(cfg.output.dir).name}.checked.html"),
         "What opd check says",
         check_sections(told),
         subtitle=str(told["file"]),
         source="opd check",
     )
     console.say(f"Record: {place}   Page: {page}")
-
-
-def record_path(cfg: Run) -> Path:
-    """Where a check's record lies: beside the run folder, which does not exist yet."""
-    folder = Path(cfg.output.dir)
-    return folder.with_name(f"{folder.name}.check.json")
 
 
 def apply(

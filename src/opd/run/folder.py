@@ -29,6 +29,7 @@ from opd.run.place import (
     bad_name,
     check_name,
     check_place,
+    check_record,
     clear,
     config_hash,
 )
@@ -115,6 +116,7 @@ class RunFolder:
         for name in FOLDERS:
             make_folder(self.path / name, self._ops)
         self._write_env()
+        self._adopt_check()
         # Last of all: a folder without it holds nothing yet, so a start cut short can be repeated.
         write_json(self.path / CONFIG, self.config, self._ops)
         for name in JOURNALS:
@@ -223,6 +225,16 @@ class RunFolder:
     def save_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, the end of the run in numbers."""
         write_json(self.path / "summary.json", json_safe(summary), self._ops)
+
+    def _adopt_check(self) -> None:
+        """Take in what `opd check` said about this very pair, so that the report can tell it."""
+        try:
+            found = json.loads(check_record(self.path).read_text("utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            return
+        models = {who: (self.config.get(who) or {}).get("model") for who in ("student", "teacher")}
+        if isinstance(found, dict) and found.get("pair") == models:
+            write_json(self.path / "check.json", found, self._ops)
 
     def save_eval(
         self,

@@ -21,8 +21,14 @@ ENV = "env.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # What may change between the parts of one run: where and how often it writes, how long it goes on,
 # what it is measured on, on how many devices the student lies. Everything else decides the numbers.
-FREE_KEYS = ("output", "train.steps", "eval", "alarms", "student.shard")
+FREE_KEYS = ("output", "train.steps", "eval", "alarms", "check", "student.shard")
 FOLDERS = ("checkpoints", "rollouts", "eval")
+
+
+def check_record(folder: str | Path) -> Path:
+    """Where `opd check` leaves its record: beside the run folder, which does not exist yet."""
+    folder = Path(folder)
+    return folder.with_name(f"{folder.name}.check.json")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
