@@ -98,8 +98,7 @@ def lines(checked: Checked) -> Iterator[str]:
     yield "Why"
     for i, reason in enumerate(best.reasons, 1):
         yield f"  {i}. {reason.text}."
-        if reason.evidence:
-            yield f"     {reason.evidence}"
+        yield from (f"     {part}" for part in reason.evidence.split("; ") if part)
     for line in checked.lost:
         yield f"  -  {line}"
     if best.prospect is not None:
