@@ -14,6 +14,7 @@ from opd.recipes.check.diagnose import QUARTERS, Diagnosis
 from opd.recipes.check.probe import DEPTHS, Against, Own
 
 TILT = 0.3  # how far the student is tilted towards the teacher, in log space
+FAMILIAR = 4.0  # sharpness of `taught`: an answer a nat a token stranger weighs e**-4
 SHOWN = {
     "overlap_mass": "diag/overlap_mass_student",
     "overlap_mass_teacher": "diag/overlap_mass_teacher",
@@ -39,7 +40,8 @@ def features(own: Own, against: Against) -> dict[str, Estimate]:
         `SHOWN` names (those a teacher server can tell), `reach`, lengths; of a teacher that writes
         also `READ` names and `distance` (nats the shorter way: the teacher reading the student, or
         the student the teacher); with answers also `student_accuracy`, `teacher_accuracy`, `gap`,
-        `pass_at_n`, `headroom`, `gain@<depth>`, `continuation_gain`, `auroc`, `tilt_gain`.
+        `taught`, `lead`, `pass_at_n`, `headroom`, `gain@<depth>`, `continuation_gain`, `auroc`,
+        `tilt_gain`.
     """
     groups = len(own.prompts)
     found = {
@@ -75,6 +77,11 @@ def _of_answers(own: Own, correct: np.ndarray, against: Against) -> dict[str, Es
         found["gap"] = stats.mean(against.correct.mean(1) - correct.mean(1))
         beyond = against.correct.mean(1) - correct.max(1)
         found["headroom"] = stats.mean(np.maximum(beyond, 0.0))
+        if against.reverse is not None:
+            strange = against.reverse.mean["diag/token_reward"].reshape(against.correct.shape)
+            told = taught(against.correct, strange)
+            found["taught"] = stats.mean(told)
+            found["lead"] = stats.mean(told - correct.mean(1))
     if against.finished is not None and own.finished is not None:
         gains = against.finished - own.finished
         for column, depth in enumerate(DEPTHS):
@@ -96,6 +103,23 @@ def tilted(correct: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
     scaled = TILT * log_ratio
     weights = np.exp(scaled - scaled.max(1, keepdims=True))
     found: np.ndarray = (weights * correct).sum(1) / weights.sum(1)
+    return found
+
+
+def taught(correct: np.ndarray, reward: np.ndarray) -> np.ndarray:
+    """Contributions (P,) to the accuracy of those answers of the teacher the student might write.
+
+    A teacher of two ways of thinking teaches each student its own: answers are weighted by how
+    familiar they are to the student. The mean is the weighted accuracy; the spread over prompts is
+    that of a ratio, linearised.
+
+    Args:
+        correct: (P, m) of 0/1.
+        reward: (P, m) mean log p_student - log q_teacher a token of each answer.
+    """
+    weights = np.exp(FAMILIAR * (reward - reward.max()))
+    total = float((weights * correct).sum() / weights.sum())
+    found: np.ndarray = total + (weights * (correct - total)).mean(1) / weights.mean()
     return found
 
 
