@@ -1,8 +1,5 @@
 """One YAML file describes a run: strict, frozen, validated once. No torch, and no building."""
 
-from opd.config.files import WELL_KNOWN, dump, known_keys, load, parse, reference
-from opd.config.guards import AlarmAction, AlarmName, AlarmRule, Alarms, Grow, Horizon, Prune
-from opd.config.recipes import AnswerRule, Coldstart, Select
 from opd.config.files import (
     WELL_KNOWN,
     dump,
@@ -15,8 +12,8 @@ from opd.config.files import (
     reference,
     validate,
 )
-from opd.config.guards import AlarmAction, AlarmName, AlarmRule, Alarms
-from opd.config.recipes import AnswerRule, Coldstart
+from opd.config.guards import AlarmAction, AlarmName, AlarmRule, Alarms, Grow, Horizon, Prune
+from opd.config.recipes import AnswerRule, Coldstart, Select
 from opd.config.schema import (
     Cache,
     Diagnostics,
