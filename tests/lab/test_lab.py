@@ -10,6 +10,7 @@ from opd.errors import UserError
 from opd.lab import checkpoints, commands, page, probes, runs, zoo
 from opd.lab.corpus import Corpus
 from opd.lab.experiments import Claim, Entry, Found, entries, quick_entries, verdict
+from opd.lab.experiments.worth import by_position, kl_lines
 from opd.lab.imitate import imitate
 from opd.lab.runs import Task
 from opd.lab.sheet import write_sheet
@@ -61,6 +62,15 @@ def test_results_read_what_the_run_logged(tiny):
     assert done.tokens()[-1] == sum(done.curve("train/tokens")[1])
     assert done.seconds() > 0
     assert (done.path / "final" / "model.safetensors").is_file()
+
+
+def test_positions_are_found_however_many_evaluations_come_first(tiny):
+    pair = zoo.build("a", 0, tiny), zoo.build("b", 0, tiny)
+    task = Task(SMALL, held_out=(1, 2), train=64, test=32)
+    done = runs.run(*pair, task, seed=0, cache=tiny, changes=(*SHORT, "eval.1.every=1"))
+    found = by_position(done)
+    assert all(np.isfinite(v) for v in found.values())
+    assert len(kl_lines(done)[0].x) == 10
 
 
 def test_outcome_reward_moves_the_weights_and_is_deterministic(tiny, tmp_path_factory):

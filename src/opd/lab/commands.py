@@ -149,7 +149,11 @@ def kept(out: Path, name: str, quick: bool) -> list[dict[str, Any]]:
 
 
 def _facts(seeds: Sequence[int], seconds: float, jobs: int) -> dict[str, str]:
-    command = " ".join(["opd", *(word for word in sys.argv[1:] if word)])
+    words = [word for word in sys.argv[1:] if word]
+    if "--cache" in words:  # where somebody keeps files changes nothing
+        at = words.index("--cache")
+        del words[at : at + 2]
+    command = " ".join(["opd", *words])
     return {
         "Command": f"`{command}`",
         "Seeds": ", ".join(map(str, seeds)),

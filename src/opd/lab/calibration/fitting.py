@@ -52,7 +52,7 @@ def _weights(outcomes: Sequence[Outcome], names: Sequence[str]) -> ProspectModel
     ]
     after = np.array([o.after for o in outcomes])
     teacher, student = (
-        np.array([values(o)[n] for o in outcomes]) for n in ("teacher_accuracy", "student_accuracy")
+        np.array([values(o)[n] for o in outcomes]) for n in ("taught", "student_accuracy")
     )
     standard = np.array([[t.standard(x) for t, x in zip(terms, row, strict=True)] for row in table])
     standard = standard.reshape(len(outcomes), -1)
@@ -72,7 +72,7 @@ def _weights(outcomes: Sequence[Outcome], names: Sequence[str]) -> ProspectModel
 
 def _apart(model: ProspectModel, outcome: Outcome) -> float:
     v = values(outcome)
-    return abs(v["teacher_accuracy"] - model.keep * v["student_accuracy"])
+    return abs(v["taught"] - model.keep * v["student_accuracy"])
 
 
 def _spread(

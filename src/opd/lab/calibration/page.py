@@ -35,6 +35,8 @@ BASELINES = (
     "read_mass",
     "read_kl",
     "distance",
+    "taught",
+    "lead",
     "reach",
     "auroc",
     "tilt_gain",
@@ -139,10 +141,10 @@ def _model(model: ProspectModel) -> str:
     )
     ranges = "; ".join(f"{t.name} {t.low:.3g} to {t.high:.3g}" for t in model.terms)
     return (
-        "```\nafter = s * teacher + (1 - s) * "
+        "```\nafter = s * taught + (1 - s) * "
         f"{model.keep:.2f} * student\nlogit s = {model.bias:+.2f} {terms}\n```\n\n"
         f"Fitted on {model.fitted_on}. Seen: {ranges}. The 90 % interval is {model.spread:.2f} "
-        f"times {model.floor:.3f} + {model.noise:.2f} * |teacher - {model.keep:.2f} student| * "
+        f"times {model.floor:.3f} + {model.noise:.2f} * |taught - {model.keep:.2f} student| * "
         "4 s (1 - s), together with the probe's own sampling error of the lead."
     )
 
@@ -152,7 +154,7 @@ def _ablation(model: ProspectModel, fitted: Sequence[Outcome], held_out: Sequenc
     choices = {"as shipped": names}
     if len(names) > 1:
         choices |= {f"without {n}": [m for m in names if m != n] for n in names}
-    others = ("distance", "reverse_kl", "read_kl", "overlap_mass", "overlap_ratio", "entropy_gap")
+    others = ("reverse_kl", "read_kl", "overlap_mass", "overlap_ratio", "entropy_gap")
     choices |= {f"{n} alone": [n] for n in others if [n] != names}
     choices["nothing (s is a constant)"] = []
     rows = ["| features of s | Spearman | AUROC | coverage | error |", "|---|---|---|---|---|"]

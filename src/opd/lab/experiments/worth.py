@@ -128,7 +128,7 @@ def kl_lines(done: Result) -> list[Line]:
 
 
 def _bins(done: Result) -> list[str]:
-    names = [n for n in done.rows()[1] if n.startswith("diag/reverse_kl@rel")]
+    names = {n for row in done.rows() for n in row if n.startswith("diag/reverse_kl@rel")}
     return sorted(names, key=lambda n: int(n.partition("@rel")[2].split("-")[0]))
 
 

@@ -6,6 +6,8 @@ Shapes: P prompts, n student samples, m teacher samples, D depths.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from opd.core import stats
@@ -14,6 +16,7 @@ from opd.recipes.check.diagnose import QUARTERS, Diagnosis
 from opd.recipes.check.probe import DEPTHS, Against, Own
 
 TILT = 0.3  # how far the student is tilted towards the teacher, in log space
+LEAST = 1e-3  # nats: two models this near are the same to any probe
 FAMILIAR = 4.0  # sharpness of `taught`: an answer a nat a token stranger weighs e**-4
 SHOWN = {
     "overlap_mass": "diag/overlap_mass_student",
@@ -56,6 +59,7 @@ def features(own: Own, against: Against) -> dict[str, Estimate]:
     if against.reverse is not None:
         found |= {name: _of(against.reverse, metric, groups) for name, metric in READ.items()}
         found["distance"] = min(found["reverse_kl"], found["read_kl"], key=lambda e: e.value)
+        found["log_distance"] = _log(found["distance"])
     if own.correct is not None:
         found |= _of_answers(own, own.correct, against)
     return found
@@ -134,6 +138,12 @@ def _of(diagnosis: Diagnosis, metric: str, groups: int) -> Estimate:
     if not len(known):
         return Estimate(np.nan, np.nan, np.nan, 0)
     return stats.mean(np.nanmean(known, 1))
+
+
+def _log(e: Estimate) -> Estimate:
+    """A positive quantity in factors of e; `LEAST` stands for anything nearer to 0."""
+    value, low, high = (math.log(max(x, LEAST)) for x in (e.value, e.low, e.high))
+    return Estimate(value, low, high, e.n)
 
 
 def by_quarter(diagnosis: Diagnosis, metric: str) -> list[float]:

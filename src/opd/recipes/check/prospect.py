@@ -1,10 +1,11 @@
 """What training will come to, from a probe: a small model fitted on outcomes of the lab.
 
-    after = s * teacher + (1 - s) * keep * student,    s = sigmoid(w . z)
+    after = s * taught + (1 - s) * keep * student,    s = sigmoid(w . z)
 
-Accuracies after, of the teacher and of the student; s is the share of the teacher's way that the
-student takes over, z a few measures of compatibility. A student that takes over nothing does not
-stay where it is: pulled towards states it cannot go on from, it keeps only a part of its skill.
+`taught` is the accuracy of those answers of the teacher that the student might write, s the share
+of the teacher's way that the student takes over, z a few measures of compatibility. A student that
+takes over nothing does not stay where it is: pulled towards states it cannot go on from, it keeps
+only a part of its skill.
 Fitted by `opd lab calibrate` on whole worlds and seeds; docs/check.md judges it on others.
 """
 
@@ -71,18 +72,19 @@ class ProspectModel:
 
     def share(self, values: Mapping[str, float]) -> float:
         """s: the share of the teacher's way that will be taken over, 0 to 1."""
-        logit = self.bias + sum(t.weight * t.standard(values[t.name]) for t in self.terms)
+        known = [t for t in self.terms if t.name in values]  # the others count as average
+        logit = self.bias + sum(t.weight * t.standard(values[t.name]) for t in known)
         return 1 / (1 + math.exp(-logit))
 
     def after(self, values: Mapping[str, float]) -> float:
         """Accuracy after training."""
         s = self.share(values)
-        return s * values["teacher_accuracy"] + (1 - s) * self.keep * values["student_accuracy"]
+        return s * values["taught"] + (1 - s) * self.keep * values["student_accuracy"]
 
     def scale(self, values: Mapping[str, float]) -> float:
         """How large errors are for such a pair: largest where the share is undecided."""
         s = self.share(values)
-        apart = abs(values["teacher_accuracy"] - self.keep * values["student_accuracy"])
+        apart = abs(values["taught"] - self.keep * values["student_accuracy"])
         return self.floor + self.noise * apart * 4 * s * (1 - s)
 
 
@@ -127,23 +129,24 @@ def foretell(model: ProspectModel, found: Mapping[str, Estimate]) -> Prospect:
     """
     values = {name: e.value for name, e in found.items()}
     outside = tuple(
-        told for term in model.terms if (told := _outside(term, values[term.name])) is not None
+        told
+        for term in model.terms
+        if term.name in values and (told := _outside(term, values[term.name])) is not None
     )
     share = model.share(values)
-    if "gap" not in found:
+    if "lead" not in found:
         return Prospect(share, None, None, outside)
     change = model.after(values) - values["student_accuracy"]
     of_model = model.spread * model.scale(values)
-    gap = found["gap"]
-    of_probe = share * (gap.high - gap.low) / 2 * 0.84  # 95 % half-width to 90 %
+    lead, gap = found["lead"], found["gap"]
+    of_probe = share * (lead.high - lead.low) / 2 * 0.84  # 95 % half-width to 90 %
     half = math.hypot(of_model, of_probe)
     low = max(change - half, -values["student_accuracy"])
     high = min(change + half, 1 - values["student_accuracy"])
     estimate = Estimate(change, low, high, gap.n)
-    lead = values["teacher_accuracy"] - values["student_accuracy"]
     recovery = None
     if gap.low > 0:
-        recovery = Estimate(change / lead, low / lead, high / lead, gap.n)
+        recovery = Estimate(change / gap.value, low / gap.value, high / gap.value, gap.n)
     return Prospect(share, estimate, recovery, outside)
 
 
