@@ -29,8 +29,10 @@ def run_train(
         UserError: what a person can mend.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the step under way was saved.
     """
+    from opd.auto import prepare
     from opd.loop import train
 
+    cfg = prepare(cfg, resume=resume, console=Console("plain" if style == "auto" else "quiet"))
     console, summary = _run(cfg, train, "train", resume=resume, overwrite=overwrite, style=style)
     if console is None:
         return summary

@@ -1,0 +1,100 @@
+"""`recipe: auto`: the check decides what a run begins with.
+
+check -> select, if there is a `select` section -> cold start, if the check advises one ->
+on-policy training with alarms that act. What was decided is in the run folder's config.json, and a
+resumed run takes it from there instead of deciding again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from opd import config
+from opd.checking import telling
+from opd.checking.play import check
+from opd.checking.result import Checked
+from opd.config import Run
+from opd.errors import UserError
+from opd.run.console import Console
+from opd.run.place import CONFIG
+from opd.selecting import run_select
+
+DECIDED = ("coldstart", "alarms", "prompts")
+"""Sections that this recipe may change."""
+
+
+def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
+    """The configuration with what the recipe decides; unchanged unless `recipe: auto`.
+
+    Raises:
+        UserError: the check says don't; several processes.
+    """
+    if cfg.recipe is None:
+        return cfg
+    stored = Path(cfg.output.dir) / CONFIG
+    if resume and stored.is_file():
+        return decided_before(cfg, json.loads(stored.read_text("utf-8")))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "recipe=auto checks the pair in one process first. Run `opd check run.yaml --apply "
+            "best.yaml` alone, then train best.yaml with as many processes as you like."
+        )
+    console.say("recipe: auto. Checking the pair ...")
+    with tempfile.TemporaryDirectory() as scratch:
+        checked = check(
+            "recipe: auto", [cfg], budget=None, began=time.monotonic(), scratch=Path(scratch)
+        )
+    telling.keep(cfg, telling.record(checked), console)
+    refuse(checked)
+    decided = decide(cfg, checked, console)
+    if decided.select is not None:
+        chosen = run_select(decided)
+        decided = _with(decided, {"prompts": {"path": chosen["output"]}})
+    return decided
+
+
+def refuse(checked: Checked) -> None:
+    """Stop here if nothing is to be gained.
+
+    Raises:
+        UserError: with the reasons of the check.
+    """
+    best = checked.found[0]
+    if best.verdict == "don't":
+        why = "\n".join(f"  {r.text}. {r.evidence}" for r in best.reasons)
+        raise UserError(
+            f"recipe=auto does not start this run: the check says don't.\n{why}\n"
+            "Set recipe=null to train all the same."
+        )
+
+
+def decide(cfg: Run, checked: Checked, console: Console) -> Run:
+    """Cold start if the check advises one; alarms that act."""
+    changes: dict[str, Any] = {}
+    for one in checked.found[0].advice:
+        if "coldstart" in one.set:
+            changes["coldstart"] = one.set["coldstart"]
+    begins = "a cold start" if "coldstart" in changes or cfg.coldstart else "on-policy training"
+    if cfg.alarms.action == "warn":
+        changes["alarms"] = {"action": "act"}
+    best = checked.found[0]
+    console.say(f"recipe: auto. The check says {best.verdict}; the run begins with {begins}.")
+    return _with(cfg, changes)
+
+
+def decided_before(cfg: Run, stored: dict[str, Any]) -> Run:
+    """The sections an interrupted run was started with."""
+    return _with(cfg, {name: stored[name] for name in DECIDED if name in stored})
+
+
+def _with(cfg: Run, changes: dict[str, Any]) -> Run:
+    """A configuration with sections changed key by key, validated anew."""
+    data = config.dump(cfg)
+    for name, section in changes.items():
+        data[name] = (data.get(name) or {}) | section if isinstance(section, dict) else section
+    return config.parse(data, where="recipe: auto")

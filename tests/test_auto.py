@@ -1,0 +1,99 @@
+"""`recipe: auto`: what the check decides, what a resumed run does not decide again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import Qwen3ForCausalLM
+
+from opd import auto, config
+from opd.checking import telling
+from opd.errors import UserError
+from opd.faces import run_train
+from opd.lab.demo import PAIR, demo_config
+from opd.run.console import Console
+
+QUIET = Console("quiet")
+
+
+def settings(tmp_path, **sections):
+    data = demo_config(tmp_path / "run")
+    data |= {"recipe": "auto", "check": {"prompts": 32}, "eval": []}
+    data["train"] |= {"steps": 1}
+    return config.parse(data | sections)
+
+
+@pytest.fixture
+def stranger(tmp_path):
+    """A student that speaks the teacher's tokens and knows nothing: it needs a cold start."""
+    folder = tmp_path / "stranger"
+    shutil.copytree(PAIR / "student", folder)
+    model = Qwen3ForCausalLM.from_pretrained(folder)
+    rng = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.5, generator=rng)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_pair_that_works_is_trained_as_it_is_with_alarms_that_act(tmp_path):
+    cfg = auto.prepare(settings(tmp_path), resume=False, console=QUIET)
+    assert cfg.coldstart is None
+    assert cfg.alarms.action == "act"
+
+
+def test_a_stranger_gets_a_cold_start(tmp_path, stranger):
+    given = settings(tmp_path, student={"model": stranger})
+    cfg = auto.prepare(given, resume=False, console=QUIET)
+    assert cfg.coldstart is not None
+    assert cfg.coldstart.lr == pytest.approx(2e-3)
+
+
+def test_what_the_user_asked_for_stays(tmp_path, stranger):
+    given = settings(
+        tmp_path,
+        student={"model": stranger},
+        coldstart={"lr": 1e-3},
+        alarms={"action": "stop"},
+    )
+    cfg = auto.prepare(given, resume=False, console=QUIET)
+    assert cfg.coldstart.lr == 1e-3
+    assert cfg.alarms.action == "stop"
+
+
+def test_a_dont_is_not_trained_and_leaves_no_run(tmp_path):
+    given = settings(
+        tmp_path,
+        student={"model": str(PAIR / "teacher")},
+        teacher={"model": str(PAIR / "student")},
+    )
+    with pytest.raises(UserError, match="check says don't"):
+        run_train(given, style="quiet")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_takes_what_was_decided(tmp_path, monkeypatch):
+    run_train(settings(tmp_path), style="quiet")
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["alarms"]["action"] == "act"
+    assert (tmp_path / "run" / "check.json").exists()
+    monkeypatch.setattr(telling, "keep", None)  # a second check would stumble over this
+    monkeypatch.setattr(auto, "check", None)
+    given = settings(tmp_path, train=stored["train"] | {"steps": 2})
+    summary = run_train(given, resume=True, style="quiet")
+    assert summary["steps"] == 2
+
+
+def test_several_processes_are_told_to_check_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--apply"):
+        auto.prepare(settings(tmp_path), resume=False, console=QUIET)
+
+
+def test_without_the_recipe_nothing_changes(tmp_path):
+    given = settings(tmp_path, recipe=None)
+    assert auto.prepare(given, resume=False, console=QUIET) is given
