@@ -59,13 +59,13 @@ def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
 
 
 def refuse(checked: Checked) -> None:
-    """Stop here if nothing is to be gained.
+    """Stop here if nothing is to be gained, with a cold start or without.
 
     Raises:
         UserError: with the reasons of the check.
     """
     best = checked.found[0]
-    if best.verdict == "don't":
+    if best.verdict == "don't" and not any("coldstart" in one.set for one in best.advice):
         why = "\n".join(f"  {r.text}. {r.evidence}" for r in best.reasons)
         raise UserError(
             f"recipe=auto does not start this run: the check says don't.\n{why}\n"

@@ -29,6 +29,8 @@ def numbers(student, teacher, distance, **more):
         "student_accuracy": estimate(student),
         "teacher_accuracy": estimate(teacher),
         "gap": estimate(teacher - student),
+        "taught": estimate(teacher),
+        "lead": estimate(teacher - student),
         "distance": estimate(distance),
         "overlap_mass": estimate(0.9),
         "auroc": estimate(0.7),
@@ -49,7 +51,7 @@ MODEL = ProspectModel(
 
 
 def test_after_is_the_shared_way_and_what_is_kept():
-    values = {"student_accuracy": 0.2, "teacher_accuracy": 0.8, "distance": 1.0}
+    values = {"student_accuracy": 0.2, "taught": 0.8, "distance": 1.0}
     s = 1 / (1 + math.exp(-1.0))
     assert MODEL.share(values) == pytest.approx(s)
     assert MODEL.after(values) == pytest.approx(s * 0.8 + (1 - s) * 0.5 * 0.2)
@@ -67,7 +69,7 @@ def test_what_the_fit_has_not_seen_is_said_and_not_extrapolated():
 
 def test_intervals_widen_with_the_probes_own_doubt():
     sure = foretell(MODEL, numbers(0.2, 0.8, 0.1))
-    found = numbers(0.2, 0.8, 0.1) | {"gap": estimate(0.6, half=0.3)}
+    found = numbers(0.2, 0.8, 0.1) | {"lead": estimate(0.6, half=0.3)}
     unsure = foretell(MODEL, found)
     assert unsure.change.high - unsure.change.low > sure.change.high - sure.change.low
     assert unsure.change.low >= -0.2
@@ -78,7 +80,8 @@ def test_intervals_widen_with_the_probes_own_doubt():
     ("found", "verdict"),
     [
         (numbers(0.2, 0.8, 0.1), "go"),
-        (numbers(0.2, 0.8, 1.9), "go with changes"),  # capable, but thinks differently
+        (numbers(0.2, 0.8, 1.9), "don't"),  # capable, but thinks differently
+        (numbers(0.2, 0.8, 1.2), "go with changes"),  # undecided
         (numbers(0.2, 0.21, 0.1), "don't"),  # the same data in a larger model
         (numbers(0.8, 0.2, 0.1), "don't"),  # reverse
         ({"distance": estimate(0.1), "overlap_mass": estimate(0.9)}, "go with changes"),
@@ -157,7 +160,7 @@ def test_a_teacher_that_is_the_past_again_is_named():
 def test_the_shipped_model_reads_and_is_monotone_in_distance():
     model = load_model()
     near, far = (
-        {"student_accuracy": 0.2, "teacher_accuracy": 0.9}
+        {"student_accuracy": 0.2, "taught": 0.9}
         | {t.name: (t.high if (t.weight > 0) == good else t.low) for t in model.terms}
         for good in (True, False)
     )

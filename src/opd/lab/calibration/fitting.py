@@ -1,4 +1,4 @@
-"""Fitting the prospect on outcomes of the lab: least squares, errors from worlds left out."""
+"""Fitting the prospect on outcomes of the lab: least squares, errors from what is left out."""
 
 from __future__ import annotations
 
@@ -31,17 +31,25 @@ def fit(outcomes: Sequence[Outcome], names: Sequence[str], *, fitted_on: str = "
         fitted_on: in words.
     """
     model = _weights(outcomes, names)
-    groups = sorted({(o.pair.world, o.pair.seed) for o in outcomes})
     errors, scales = [], []
-    for group in groups:
-        inside = [o for o in outcomes if (o.pair.world, o.pair.seed) != group]
-        partial = _weights(inside, names) if inside else model
-        for o in outcomes:
-            if (o.pair.world, o.pair.seed) == group:
-                errors.append(abs(partial.after(values(o)) - o.after))
-                scales.append((partial.share(values(o)), _apart(partial, o)))
+    for kind in (_world_and_seed, _world):  # a new seed of a known world, and a new world
+        for left_out in sorted({kind(o) for o in outcomes}):
+            inside = [o for o in outcomes if kind(o) != left_out]
+            partial = _weights(inside, names) if inside else model
+            for o in outcomes:
+                if kind(o) == left_out:
+                    errors.append(abs(partial.after(values(o)) - o.after))
+                    scales.append((partial.share(values(o)), _apart(partial, o)))
     spread, floor, noise = _spread(np.array(errors), scales)
     return replace(model, spread=spread, floor=floor, noise=noise, fitted_on=fitted_on)
+
+
+def _world_and_seed(outcome: Outcome) -> str:
+    return f"{outcome.pair.world} {outcome.pair.seed}"
+
+
+def _world(outcome: Outcome) -> str:
+    return outcome.pair.world
 
 
 def _weights(outcomes: Sequence[Outcome], names: Sequence[str]) -> ProspectModel:

@@ -21,7 +21,7 @@ Verdict = Literal["go", "go with changes", "don't"]
 
 LEAD = 0.05  # a teacher less far ahead than this has nothing to teach
 ENOUGH, LITTLE = 0.5, 0.2  # shares of the lead: worth a run; not worth one
-DOUBT = 0.05  # chance of being wrong that a plain verdict may carry
+DOUBT = 0.1  # chance of being wrong that a plain verdict may carry
 ALIKE = 0.5  # share taken over from which on two models think alike
 SAME = 0.1  # of the student's distance from its origin: the teacher's, when it is the origin again
 NORMAL_90 = 1.645
@@ -54,20 +54,23 @@ class Advice:
 def judge(prospect: Prospect, found: Mapping[str, Estimate]) -> Verdict:
     """The verdict on a pair whose handshake is right.
 
-    - don't: the teacher is not ahead, by more than `LEAD`, of what the student can already do.
-    - go: at least `ENOUGH` of the lead is expected, and less than `LITTLE` is unlikely.
+    - don't: nothing to gain (the teacher leads by less than `LEAD`), or `ENOUGH` of the lead is
+      unlikely to be gained as the run is configured.
+    - go: `ENOUGH` of the lead is expected, and less than `LITTLE` of it is unlikely.
     - go with changes: everything between, and every pair that the lab has not seen the like of.
     """
-    if "gap" not in found or prospect.change is None:
+    change = prospect.change
+    if "lead" not in found or change is None:
         return "go with changes"
-    if found["gap"].high < LEAD or (found["gap"].value < LEAD and prospect.change.value < LEAD):
+    lead = found["lead"].value
+    if lead < LEAD and change.value < LEAD:
         return "don't"
     if prospect.outside:
         return "go with changes"
-    lead = found["gap"].value
-    likely = prospect.change.value >= ENOUGH * lead
-    if likely and chance_below(prospect.change, LITTLE * lead) <= DOUBT:
+    if change.value >= ENOUGH * lead and chance_below(change, LITTLE * lead) <= DOUBT:
         return "go"
+    if 1 - chance_below(change, ENOUGH * lead) <= DOUBT:
+        return "don't"
     return "go with changes"
 
 
@@ -188,7 +191,7 @@ def advice(
         cold_start: the `coldstart` section to set; None where the teacher cannot write.
     """
     given = [Advice(f"{p.message}: {p.fix}") for p in points_found if p.level == "warning"]
-    ahead = "gap" in found and found["gap"].value >= LEAD
+    ahead = "lead" in found and found["lead"].value >= LEAD
     if verdict == "don't" and not ahead:
         given.append(
             Advice(
