@@ -20,6 +20,7 @@ from opd.checking.play import check
 from opd.checking.result import Checked
 from opd.config import Run
 from opd.errors import UserError
+from opd.recipes.check.verdict import LEAD
 from opd.run.console import Console
 from opd.run.place import CONFIG
 from opd.selecting import run_select
@@ -65,7 +66,11 @@ def refuse(checked: Checked) -> None:
         UserError: with the reasons of the check.
     """
     best = checked.found[0]
-    if best.verdict == "don't" and not any("coldstart" in one.set for one in best.advice):
+    starts_cold = best.who.cfg.coldstart is not None or any(
+        "coldstart" in one.set for one in best.advice
+    )
+    ahead = "lead" in best.numbers and best.numbers["lead"].value >= LEAD
+    if best.verdict == "don't" and not (ahead and starts_cold):
         why = "\n".join(f"  {r.text}. {r.evidence}" for r in best.reasons)
         raise UserError(
             f"recipe=auto does not start this run: the check says don't.\n{why}\n"
