@@ -5,18 +5,25 @@ two cores. What holds on one pair of one run is asserted loosely, and kept
 with its interval (`pytest --junitxml FILE`).
 """
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from opd import config
+from opd.config import Optim
+from opd.data.gold import example
 from opd.data.prompts import load_prompts
 from opd.faces import run_train
 from opd.lab.probes import Model, overlap_on
+from opd.models.lm import load_lm, save_final
+from opd.models.tokenizers import load_tokenizer
+from opd.recipes.sft import sft
 
 FOLDER = os.environ.get("OPD_REAL_RUN")
 KS = (1, 4, 16, 64)
+HALF = 10  # of the 24 steps of supervised training that make a teacher
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,6 +60,56 @@ def test_reverse_distillation_undoes_the_skill(tmp_path, record_property):
         record_property,
     )
     assert found["after"]["high"] < found["before"]["low"]
+
+
+def test_an_incompatible_pattern_is_not_learned(tmp_path, record_property):
+    """Paper E1: of two able teachers, the one that thinks otherwise teaches less.
+
+    The student half knows how to sort, in one line. One teacher writes like it; the other first
+    sorts downwards, with other signs, and answers then.
+    """
+    cfg = spec()
+    rows = [json.loads(line) for line in (Path(FOLDER) / "data/teacher.jsonl").open()]
+    otherwise = [row | {"answer": downwards(row["answer"])} for row in rows]
+    half = imitated(cfg.student.model, rows[: 16 * HALF], tmp_path / "half")
+    other = imitated(cfg.student.model, otherwise, tmp_path / "other")
+    found = {}
+    for who, teacher in (("alike", cfg.teacher.model), ("otherwise", str(other))):
+        run = spec(
+            f"student.model={half}",
+            f"teacher.model={teacher}",
+            "rollout.max_new_tokens=48",
+            f"output.dir={tmp_path / who}",
+        )
+        found[who] = run_train(run, overwrite=True, style="quiet")["sets"]["heldout"]
+        record_property(who, found[who])
+    assert found["otherwise"]["teacher"]["low"] > found["otherwise"]["before"]["high"]
+    assert found["alike"]["after"]["low"] > found["otherwise"]["after"]["high"]
+
+
+def downwards(answer):
+    numbers = answer.split(", ")
+    return f"{' > '.join(reversed(numbers))}. Answer: {answer}"
+
+
+def imitated(base, rows, out):
+    """The base after one pass over rows of prompt and answer, 16 a step."""
+    prompts_file = out.with_suffix(".jsonl")
+    prompts_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer, lm = load_tokenizer(base), load_lm(base, dtype="float32")
+    prompts = load_prompts(
+        str(prompts_file), tokenizer, template=None, chat={}, max_tokens=128
+    ).prompts
+    examples = [
+        example(p.index, p.ids, [*tokenizer(p.answer).input_ids, tokenizer.eos_token_id])
+        for p in prompts
+    ]
+    optim = Optim(lr=1e-4, warmup=3)
+    fit = {"steps": len(rows) // 16, "batch": 16, "schedule": "cosine", "seed": 0}
+    for _ in sft(lm, examples, optim=optim, **fit):
+        pass
+    save_final(lm, tokenizer, out)
+    return out
 
 
 def test_mass_on_the_common_top_k(record_property):
