@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow test-vllm check screenshots install clean
+.PHONY: demo test test-slow test-vllm check screenshots calibrate install clean
 
 demo: install
 	$(BIN)/opd demo
@@ -42,6 +42,10 @@ check: install
 
 # Pictures of pages at 1440, 768 and 390 pixels, light and dark; needs Chromium.
 PAGES ?= $(wildcard docs/gallery/*.html)
+# Every pair of the calibration of `opd check`, and docs/check.md: about an hour and a half on two cores.
+calibrate: install
+	$(BIN)/opd lab calibrate --jobs 2 --out docs
+
 screenshots: install
 	$(BIN)/python tests/report/screenshots.py build/screenshots $(PAGES)
 

@@ -2,7 +2,7 @@
 
 Run examples/smollm2/run.py first and name its output folder in OPD_REAL_RUN; about half an hour on
 two cores. What holds on one pair of one run is asserted loosely, and kept
-with its interval (`pytest --junitxml FILE`).
+with its interval (`pytest --junitxml FILE -o junit_family=xunit1`).
 """
 
 import json

@@ -377,8 +377,8 @@ class Run(Section):
     """What `opd select` does (and recipe: auto); no other command looks at it."""
     check: Check = Check()
     recipe: Literal["auto"] | None = None
-    """auto: `opd train` first checks the pair, selects prompts if there is a `select` section, begins
-    with a cold start if the check advises one, and trains with alarms that act."""
+    """auto: `opd train` first checks the pair, selects prompts if there is a `select` section,
+    begins with a cold start if the check advises one, and trains with alarms that act."""
     output: Output
 
     @model_validator(mode="after")

@@ -73,14 +73,14 @@ def e13() -> Entry:
     return Entry(
         "E13",
         "What a shorter horizon spares",
-        f"chain-deep learns from chain-deep-rl on problems of {LONG} steps (the teacher was improved "
-        f"at 4). {STEPS} steps of 64 responses. Varied: how far the responses go.",
+        f"chain-deep learns from chain-deep-rl on problems of {LONG} steps (the teacher was "
+        f"improved at 4). {STEPS} steps of 64 responses. Varied: how far the responses go.",
         "Prune-OPD (not this paper): 37.6 to 68 % less time at equal or better accuracy",
         measure,
         tuple(spares(name) for name in ("cap", "grow", "prune")),
         shown,
-        "No setting was found in which long responses make a run collapse (see the log), so this one "
-        "asks what the late tokens are worth where they do no harm.",
+        "No setting was found in which long responses make a run collapse (see the log), so this "
+        "one asks what the late tokens are worth where they do no harm.",
     )
 
 
