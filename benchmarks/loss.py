@@ -1,0 +1,172 @@
+"""The loss alone: forward, and backward to hidden states and head weight, against TRL.
+
+Three of ours: the default (renormalised on the student's top 16, which the sampler handed over),
+the tail bucket (needs both normalisers), and the whole vocabulary, which is TRL's own objective.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+from harness import median, parser, publish, repeat, report, run_sides, spread, table, trl_python
+
+WIDTH, K = 576, 16
+OURS = ("default", "tail", "full")
+
+
+def tensors(positions: int, vocab: int) -> dict[str, torch.Tensor]:
+    """Both sides' hidden states and heads; logits of a spread like a language model's."""
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, scale: float) -> torch.Tensor:
+        return torch.randn(*shape, generator=random).mul_(scale)
+
+    student, teacher = (normal(vocab, WIDTH, scale=0.1) for _ in range(2))
+    hidden = normal(positions, WIDTH, scale=1.0)
+    return {
+        "student": student.requires_grad_(),
+        "teacher": teacher,
+        "hidden": hidden.requires_grad_(),
+        "theirs": hidden.detach() + normal(positions, WIDTH, scale=0.1),
+    }
+
+
+def gradients(x: dict[str, torch.Tensor], value: torch.Tensor) -> dict[str, float]:
+    """Backward, and what is compared between the sides."""
+    value.backward()
+    found = {"loss": value.item(), "grad_hidden": x["hidden"].grad.norm().item()}
+    found["grad_weight"] = x["student"].grad.norm().item()
+    x["hidden"].grad = x["student"].grad = None
+    return found
+
+
+def ours(kind: str, x: dict[str, torch.Tensor]):
+    from opd.core.chunked import chunk_slices
+    from opd.core.objective import Objective, Positions
+    from opd.core.views import DenseView, GivenView
+    from opd.models.head import Head, RowsView
+
+    count, vocab = len(x["hidden"]), len(x["student"])
+    objective = Objective(
+        k=K,
+        support="full" if kind == "full" else "student_topk",
+        mode="tail" if kind == "tail" else "paper",
+    )
+    student, teacher = Head(x["student"], None, vocab), Head(x["teacher"], None, vocab)
+    with torch.no_grad():
+        ids = torch.cat(
+            [student.full(x["hidden"][s]).topk(K, -1).indices for s in chunk_slices(count, vocab)]
+        )
+    ones = torch.ones(count)
+    at = Positions(ids[:, 0], ids, None, ones, ids[:, 0], None, None, ones)
+
+    def of_logits(logits, part):
+        here = Positions(*(None if v is None else v[part] for v in at))
+        theirs = DenseView(teacher.full(x["theirs"][part]))
+        if kind == "tail":  # what a teacher hands over: scores on the ids, and the normaliser
+            theirs = GivenView(
+                [(here.student_topk, theirs.scores(here.student_topk))], theirs.log_z()
+            )
+        return objective.per_position(DenseView(logits), theirs, here)
+
+    def step():
+        if kind == "default":
+            with torch.no_grad():
+                given = teacher.rows(x["theirs"], ids)
+            view = RowsView(student, x["hidden"])
+            total = objective.per_position(view, GivenView([(ids, given)]), at).sum()
+        else:
+            total = student.chunked_sum(of_logits, x["hidden"])
+        return gradients(x, total / count)
+
+    return step
+
+
+def trl(x: dict[str, torch.Tensor]):
+    from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+    def step():
+        value, _, _ = _chunked_divergence_loss(
+            x["hidden"][None],
+            x["theirs"][None],
+            x["student"],
+            x["teacher"],
+            torch.ones(1, len(x["hidden"])),
+            1.0,
+        )
+        return gradients(x, value)
+
+    return step
+
+
+def gkd(x: dict[str, torch.Tensor]):
+    from trl.experimental.gkd import GKDTrainer
+
+    def step():
+        mine = x["hidden"] @ x["student"].T
+        theirs = x["theirs"] @ x["teacher"].T
+        labels = torch.zeros(1, len(mine), dtype=torch.int64)
+        value = GKDTrainer.generalized_jsd_loss(mine[None], theirs[None], labels=labels, beta=1.0)
+        return gradients(x, value)
+
+    return step
+
+
+def child(args: argparse.Namespace) -> None:
+    x = tensors(args.positions, args.vocab)
+    made = {"trl": trl, "gkd": gkd}
+    step = made[args.side](x) if args.side in made else ours(args.side, x)
+    report(repeat(step, args.reps))
+
+
+def compare(args: argparse.Namespace, positions: int, vocab: int) -> tuple[list, dict]:
+    shape = ["--positions", str(positions), "--vocab", str(vocab), "--reps", str(args.reps)]
+    sides = {name: [sys.executable, __file__, "--side", name, *shape] for name in OURS}
+    sides["trl"] = [trl_python(args), __file__, "--side", "trl", *shape]
+    if positions * vocab <= args.gkd:
+        sides["gkd"] = [trl_python(args), __file__, "--side", "gkd", *shape]
+    found = run_sides(sides, rounds=args.rounds, threads=args.threads)
+    for name in ("loss", "grad_hidden", "grad_weight"):
+        mine, other = found["full"][0][name], found["trl"][0][name]
+        if abs(mine - other) > 1e-4 * abs(other):
+            sys.exit(f"{name}: full vocabulary {mine}, TRL {other}: not the same objective")
+    grad = vocab * WIDTH * 4 / 2**20
+    base, lines = found["trl"], []
+    for name, samples in found.items():
+        memory = median(samples, "extra_mib")
+        without = memory - grad
+        lines.append(
+            [
+                positions, vocab, name, median(samples), spread(samples),
+                median(base) / median(samples), memory, without,
+                without / (median(base, "extra_mib") - grad), len(samples),
+            ]
+        )  # fmt: skip
+    return lines, found
+
+
+def main() -> None:
+    args_of = parser(__doc__)
+    args_of.add_argument("--positions", type=int, nargs="*", default=[2048, 8192])
+    args_of.add_argument("--vocab", type=int, nargs="*", default=[49_152, 151_936, 262_144])
+    args_of.add_argument("--gkd", type=float, default=1.1e8, help="most logits for full-logits GKD")
+    args = args_of.parse_args()
+    if args.side:
+        args.positions, args.vocab = args.positions[0], args.vocab[0]
+        return child(args)
+    if args.quick:
+        args.positions, args.vocab, args.rounds, args.reps = [64], [4096], 1, 1
+    lines, data = [], {}
+    for positions in args.positions:
+        for vocab in args.vocab:
+            more, data[f"{positions}x{vocab}"] = compare(args, positions, vocab)
+            lines += more
+    header = ["positions", "V", "loss", "median s", "range", "TRL / this", "extra MiB",
+              "without head's gradient", "of TRL's", "n"]  # fmt: skip
+    publish(args, "loss", table(header, lines), {"samples": data})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""One side of step.py: `opd train`'s own loop on a run.yaml of defaults, timed between updates."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import workload
+from harness import report, reset_peak, rss
+from replay import ReplayingSampler
+
+from opd import config
+from opd.build import build
+from opd.loop import train
+from opd.run.console import Console
+from opd.run.records import read_jsonl
+
+
+def run_of(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Defaults, but for what the comparison fixes: models, lengths, micro-batch, precision."""
+    prompts = folder / "prompts.jsonl"
+    rows = workload.rows(args.requests // args.n, large=args.large)
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {
+        "student": {"model": args.student, "dtype": args.dtype},
+        "teacher": {"model": args.teacher, "dtype": args.dtype},
+        "prompts": {"path": str(prompts), "shuffle": False},
+        "rollout": {"n": args.n, "max_new_tokens": args.limit},
+        "loss": {"support": "full"} if args.loss == "full" else {},
+        "train": {
+            "steps": args.reps + 1,
+            "prompts_per_step": len(rows),
+            "tokens_per_microbatch": args.tokens or "auto",
+        },
+        "output": {"dir": str(folder / "run"), "save_every": 1000},
+    }
+
+
+class Timed(ReplayingSampler):
+    """Recorded lengths, and a stop-watch read whenever a step is over."""
+
+    def watch(self, bare: float, held: float) -> None:
+        self.samples: list[dict[str, float]] = []
+        self.bare, self.held, self.began = bare, held, 0.0
+
+    def sync(self, version: int) -> None:
+        super().sync(version)
+        now = time.perf_counter()
+        if version > 1:
+            peak = rss("VmHWM") - self.bare - self.held
+            self.samples.append(
+                {"seconds": now - self.began, "tokens": sum(self.wanted), "above_mib": peak}
+            )
+        reset_peak()
+        self.began = time.perf_counter()
+
+
+def main() -> None:
+    words = argparse.ArgumentParser()
+    words.add_argument("--student", required=True)
+    words.add_argument("--teacher", required=True)
+    words.add_argument("--requests", type=int, required=True)
+    words.add_argument("--limit", type=int, required=True)
+    words.add_argument("--tokens", type=int, default=0)
+    words.add_argument("--reps", type=int, required=True)
+    words.add_argument("--n", type=int, default=1)
+    words.add_argument("--dtype", default="float32")
+    words.add_argument("--loss", default="default")
+    words.add_argument("--large", action="store_true")
+    args = words.parse_args()
+    bare = rss()
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = config.parse(run_of(args, Path(folder)))
+        parts = build(cfg, resume=False, overwrite=False, console=Console("quiet"))
+        student, old = parts.learner.student, parts.source.sampler
+        trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
+        held = 4 * trained + sum(
+            p.numel() * p.element_size() for p in parts.source.teacher.lm.model.parameters()
+        )
+        sampler = Timed(
+            old.lm, old.decoding, stop=frozenset(old.stop.tolist()), capture=old.capture,
+            batch=old.batch, wanted=workload.lengths(args.requests, args.limit),
+        )  # fmt: skip
+        sampler.watch(bare, held / 2**20)
+        object.__setattr__(parts.source, "sampler", sampler)
+        train(parts)
+        parts.folder.close()
+        lines = read_jsonl(Path(folder) / "run" / "metrics.jsonl")[1:]
+        clocks = read_jsonl(Path(folder) / "run" / "timings.jsonl")[1:]
+    for sample, line, clock in zip(sampler.samples, lines, clocks, strict=True):
+        assert line["rollout/length"] * args.requests == sample["tokens"]
+        sample["loss"] = line["train/loss"]
+        for phase in ("rollout", "score", "update"):
+            sample[phase] = clock[f"time/{phase}_s"]
+    report(sampler.samples)
+
+
+if __name__ == "__main__":
+    main()

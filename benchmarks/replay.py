@@ -1,0 +1,52 @@
+"""Making both sides end every completion where the recording did.
+
+The end token is impossible before, certain at the recorded length, and neither side is told
+anything else: tokens are still drawn from the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+class EndAt:
+    """A logits processor for `generate`, rows in the order of `wanted`."""
+
+    def __init__(self, wanted: Sequence[int], width: int, end: int) -> None:
+        self.wanted, self.width, self.end = torch.tensor(wanted), width, end
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        due = self.wanted == input_ids.shape[1] - self.width + 1
+        scores[:, self.end] = torch.where(due, 1e4, -torch.inf)
+        return scores
+
+
+try:
+    from opd.samplers.hf import HFSampler
+except ImportError:  # the opponent's environment has no opd
+    HFSampler = object  # type: ignore[assignment,misc]
+
+
+class ReplayingSampler(HFSampler):
+    """Our sampler with recorded lengths, by prompt index."""
+
+    def __init__(self, *args: Any, wanted: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.wanted = wanted
+
+    def _decode(self, prompts: Any, firsts: Any, n: int, key: Any) -> Any:
+        self.due = torch.tensor([self.wanted[p.index] for p in prompts for _ in range(n)])
+        self.rows = torch.arange(len(self.due))
+        return super()._decode(prompts, firsts, n, key)
+
+    def _draw(self, logits, uniforms, tape, rows, alive, t):  # type: ignore[no-untyped-def]
+        if len(alive) < len(self.rows):  # finished rows have left the batch
+            self.rows = self.rows[self.due[self.rows] > t]
+        due = self.due[self.rows] == t + 1
+        for end in self.stop.tolist():
+            logits[:, end] = -torch.inf
+        logits[:, self.stop[0]] = torch.where(due, 1e4, -torch.inf).to(logits.dtype)
+        return super()._draw(logits, uniforms, tape, rows, alive, t)

@@ -1,0 +1,119 @@
+"""The sampler against transformers `generate`: same prompts, same recorded lengths.
+
+Ours also records the student's top 16, log-probs and entropy a token, as a run does. `generate`
+gets every prompt at once, its best batch here, and samples from the whole vocabulary as we do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+import workload
+from harness import BUILD, median, parser, publish, repeat, report, run_sides, spread, table
+from replay import EndAt, ReplayingSampler
+
+
+def encoded(args: argparse.Namespace, count: int):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
+    texts = [
+        row["prompt"]
+        if isinstance(row["prompt"], str)
+        else tokenizer.apply_chat_template(
+            row["prompt"], tokenize=False, add_generation_prompt=True
+        )
+        for row in workload.rows(count, large=args.quick)
+    ]
+    return tokenizer, texts
+
+
+def ours(args: argparse.Namespace, count: int, wanted: list[int]):
+    from opd.models.lm import load_lm
+    from opd.models.tokenizers import eos_ids
+    from opd.samplers.hf import Decoding
+    from opd.types import Prompt
+
+    tokenizer, texts = encoded(args, count)
+    lm = load_lm(str(args.model), dtype=args.dtype)
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    prompts = [Prompt(i, tuple(x), "") for i, x in enumerate(ids)]
+    stop = eos_ids(tokenizer, lm.causal.generation_config)
+    sampler = ReplayingSampler(
+        lm, Decoding(args.limit), stop=stop, capture=16, batch=count, wanted=wanted
+    )
+
+    def step():
+        found = sampler.sample(prompts, n=1, key=(0,))
+        assert [len(r) for r in found] == wanted
+        return {"tokens": sum(wanted)}
+
+    return step
+
+
+def theirs(args: argparse.Namespace, count: int, wanted: list[int]):
+    from transformers import AutoModelForCausalLM, LogitsProcessorList
+
+    tokenizer, texts = encoded(args, count)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).eval()
+    given = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+    width, end = given["input_ids"].shape[1], tokenizer.eos_token_id
+
+    @torch.no_grad()
+    def step():
+        out = model.generate(
+            input_ids=given["input_ids"],
+            attention_mask=given["attention_mask"],
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=args.limit,
+            pad_token_id=end,
+            logits_processor=LogitsProcessorList([EndAt(wanted, width, end)]),
+        )
+        ended = (out[:, width:] == end).int()
+        first = torch.where(ended.any(1), ended.argmax(1) + 1, args.limit)
+        assert first.tolist() == wanted
+        return {"tokens": sum(wanted)}
+
+    return step
+
+
+def main() -> None:
+    args_of = parser(__doc__)
+    args_of.add_argument("--model", type=Path, default=BUILD / "student")
+    args_of.add_argument("--requests", type=int, nargs="*", default=[32, 128])
+    args_of.add_argument("--limit", type=int, default=workload.LIMIT)
+    args_of.add_argument("--dtype", default="float32")
+    args = args_of.parse_args()
+    if args.side:
+        count = args.requests[0]
+        made = ours if args.side == "opd" else theirs
+        return report(repeat(made(args, count, workload.lengths(count, args.limit)), args.reps))
+    if args.quick:
+        args.model = workload.tiny_pair(args.out)[0]
+        args.requests, args.limit, args.rounds, args.reps = [8], 16, 1, 1
+    lines, data = [], {}
+    for count in args.requests:
+        rest = ["--model", str(args.model), "--requests", str(count), "--reps", str(args.reps),
+                "--limit", str(args.limit), "--dtype", args.dtype]  # fmt: skip
+        rest += ["--quick"] if args.quick else []
+        sides = {n: [sys.executable, __file__, "--side", n, *rest] for n in ("opd", "generate")}
+        found = data[str(count)] = run_sides(sides, rounds=args.rounds, threads=args.threads)
+        for name, samples in found.items():
+            speed = median(samples, "tokens") / median(samples)
+            ratio = median(found["generate"]) / median(samples)
+            lines.append(
+                [count, name, median(samples), spread(samples), speed, ratio, len(samples)]
+            )
+    header = ["requests", "side", "median s", "range", "tokens/s", "generate / this", "n"]
+    publish(args, f"sampler-{args.dtype}", table(header, lines), {"samples": data})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""A whole step - generate, score, update - against TRL's DistillationTrainer.
+
+Both sides: same models, prompts, recorded lengths, micro-batch and precision, no gradient
+checkpointing. TRL generates all completions of the step in one call, its best batch. Ours runs the
+loop of `opd train` on defaults, diagnostics and files included: once with the default loss, once
+over the full vocabulary, which is TRL's objective.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import workload
+from harness import BUILD, HERE, median, parser, publish, run_sides, spread, table, trl_python
+
+
+def models(args: argparse.Namespace) -> tuple[Path, Path]:
+    if args.quick:
+        return workload.tiny_pair(args.out)
+    if args.large:
+        return tuple(workload.make_large(args.out / f"large-{i}", i, quick=False) for i in (0, 1))
+    return args.model, workload.make_teacher(args.model, args.out / "teacher")
+
+
+def sides_of(args: argparse.Namespace) -> dict[str, list[str]]:
+    student, teacher = models(args)
+    rest = ["--student", str(student), "--teacher", str(teacher), "--limit", str(args.limit),
+            "--requests", str(args.requests), "--reps", str(args.reps),
+            "--dtype", args.dtype]  # fmt: skip
+    rest += ["--large"] if args.large or args.quick else []
+    # as many padded tokens as TRL's micro-batch has: rows x (prompt of about 40 + longest answer)
+    tokens = args.tokens or args.micro * (40 + args.limit)
+    mine = [sys.executable, str(HERE / "opd_step.py"), *rest, "--tokens", str(tokens)]
+    return {
+        "opd default": mine,
+        "opd full vocabulary": [*mine, "--loss", "full"],
+        "TRL": [trl_python(args), str(HERE / "trl_step.py"), *rest, "--micro", str(args.micro)],
+    }
+
+
+def main() -> None:
+    args_of = parser(__doc__)
+    args_of.add_argument("--model", type=Path, default=BUILD / "student")
+    args_of.add_argument("--large", action="store_true", help="random models, 262,144 tokens")
+    args_of.add_argument("--requests", type=int, default=32)
+    args_of.add_argument("--limit", type=int, default=workload.LIMIT)
+    args_of.add_argument("--micro", type=int, default=8, help="rows of TRL's micro-batch")
+    args_of.add_argument("--tokens", type=int, default=0, help="ours, in padded tokens")
+    args_of.add_argument("--dtype", default="float32")
+    args = args_of.parse_args()
+    if args.quick:
+        args.requests, args.limit, args.micro, args.rounds, args.reps = 8, 16, 4, 1, 1
+    found = run_sides(sides_of(args), rounds=args.rounds, threads=args.threads)
+    full, other = found["opd full vocabulary"][0]["loss"], found["TRL"][0]["loss"]
+    lines = []
+    for name, samples in found.items():
+        phases = [
+            median(samples, p) if p in samples[0] else "" for p in ("rollout", "score", "update")
+        ]
+        memory = median(samples, "above_mib")
+        lines.append(
+            [
+                name, median(samples), spread(samples), median(samples, "tokens") / median(samples),
+                median(found["TRL"]) / median(samples), *phases, memory,
+                memory / median(found["TRL"], "above_mib"), len(samples),
+            ]
+        )  # fmt: skip
+    header = ["side", "median s", "range", "valid tokens/s", "TRL / this", "rollout", "score",
+              "update", "MiB above", "of TRL's", "n"]  # fmt: skip
+    text = table(header, lines) + (
+        f"\n\nMean loss at the first timed step: ours over the full vocabulary {full:.4g}, TRL "
+        f"{other:.4g} (same objective, own random draws; equality proper is checked by loss.py)."
+    )
+    name = f"step-{'large' if args.large else '49k'}-{args.dtype}"
+    publish(args, name, text, {"samples": found})
+
+
+if __name__ == "__main__":
+    main()
