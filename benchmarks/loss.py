@@ -54,7 +54,8 @@ def ours(kind: str, x: dict[str, torch.Tensor]):
         support="full" if kind == "full" else "student_topk",
         mode="tail" if kind == "tail" else "paper",
     )
-    student, teacher = Head(x["student"], None, vocab), Head(x["teacher"], None, vocab)
+    student = Head(x["student"], None, vocab, sparse=True)  # as an update has it
+    teacher = Head(x["teacher"], None, vocab)
     with torch.no_grad():
         ids = torch.cat(
             [student.full(x["hidden"][s]).topk(K, -1).indices for s in chunk_slices(count, vocab)]
@@ -75,6 +76,7 @@ def ours(kind: str, x: dict[str, torch.Tensor]):
         if kind == "default":
             with torch.no_grad():
                 given = teacher.rows(x["theirs"], ids)
+            x["student"].grad = torch.zeros_like(x["student"])
             view = RowsView(student, x["hidden"])
             total = objective.per_position(view, GivenView([(ids, given)]), at).sum()
         else:

@@ -37,10 +37,10 @@ class ReplayingSampler(HFSampler):
         super().__init__(*args, **kwargs)
         self.wanted = wanted
 
-    def _decode(self, prompts: Any, firsts: Any, n: int, key: Any) -> Any:
+    def _decode(self, prompts: Any, firsts: Any, n: int, *rest: Any) -> Any:
         self.due = torch.tensor([self.wanted[p.index] for p in prompts for _ in range(n)])
         self.rows = torch.arange(len(self.due))
-        return super()._decode(prompts, firsts, n, key)
+        return super()._decode(prompts, firsts, n, *rest)
 
     def _draw(self, logits, uniforms, tape, rows, alive, t):  # type: ignore[no-untyped-def]
         if len(alive) < len(self.rows):  # finished rows have left the batch

@@ -6,9 +6,11 @@ whole step. Shapes: N completion tokens of a micro-batch, n of them diagnosed, H
 
 from __future__ import annotations
 
+import gc
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,11 +23,14 @@ from opd.core.chunked import chunk_slices
 from opd.core.losses import cross_entropy
 from opd.core.objective import Objective
 from opd.core.views import DenseView, logp
-from opd.models.head import RowsView
-from opd.models.lm import LM
+from opd.errors import UserError
+from opd.models.head import Head, RowsView
+from opd.models.lm import LM, sparse_gradients
 from opd.models.shard import full, keep_pace, rest
 from opd.ranks import ALONE, Ranks, total_of
 from opd.types import Mean, Metrics
+
+logger = logging.getLogger(__name__)
 
 DROPOUT_KEY = 5  # separates dropout from sampling (experience) and evaluation
 
@@ -34,6 +39,23 @@ LogitsOf = Callable[[Tensor], Tensor]  # teacher hidden states (n, H) to logits 
 
 class Refused(Exception):
     """The loss or the gradient was not finite; the optimizer has not moved."""
+
+
+@dataclass
+class Memory:
+    """How often micro-batches were cut in two because memory ran out."""
+
+    halvings: int = 0
+
+    def cut(self, parts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+        """Parts of rollouts, each cut in two `halvings` times, as far as they have rows."""
+        found = [list(part) for part in parts]
+        for _ in range(self.halvings):
+            halves = [
+                (part[: (len(part) + 1) // 2], part[(len(part) + 1) // 2 :]) for part in found
+            ]
+            found = [half for pair in halves for half in pair if half]
+        return list(found)
 
 
 @dataclass(frozen=True)
@@ -52,6 +74,7 @@ class Learner:
     seed: int = 0
     sft_weight: float = 0.0
     ranks: Ranks = ALONE  # micro-batches are shared out among these processes
+    memory: Memory = field(default_factory=Memory)
 
 
 def update(learner: Learner, batch: Batch, step: int) -> Metrics:
@@ -69,32 +92,7 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
         Refused: NaN or inf in loss or gradient norm; nothing was changed.
     """
     student, optimizer = learner.student, learner.optimizer
-    denominator = max(1, batch.num_tokens)
-    optimizer.zero_grad(set_to_none=True)
-    student.model.train()
-    derive_dropout(learner.seed, step)
-    found: Metrics = {}
-    loss = torch.zeros((), dtype=torch.float64)
-    located = any(s.positions is not None and len(s.positions) for s in batch.scores or ())
-    parts = batch.split(learner.tokens_per_microbatch)
-    for i in learner.ranks.share(len(parts)):
-        micro = batch.micro(parts[i], student.device, k=learner.objective.k)
-        hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
-        total = micro_loss(learner, micro, hidden)
-        if located:
-            hidden.retain_grad()
-        (total / denominator).backward()  # type: ignore[no-untyped-call]
-        loss += total.detach().double().cpu() / denominator
-        merge(found, diagnose(learner, micro, hidden.detach()))
-        if located:
-            assert hidden.grad is not None
-            norms, where = hidden.grad.norm(dim=-1), (micro.at.position, micro.length)
-            merge(found, metrics.gradient(norms, *where, edges=learner.position_edges))
-    stay_in_step(learner, len(parts))
-    if batch.gold:
-        gold = align(batch.gold, None)
-        told = found["train/sft_loss"] = imitate(learner, gold)
-        loss += learner.sft_weight * (told.total / gold.num_tokens)
+    found, loss = accumulate_within_memory(learner, batch, step)
     student.model.eval()
     if student.sharded is None:
         learner.ranks.sum_gradients(student.parameters().values())
@@ -124,13 +122,98 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
     }
 
 
-def micro_loss(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Tensor:
+def accumulate_within_memory(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tensor]:
+    """`accumulate`, begun again with micro-batches cut in two whenever memory runs out.
+
+    The gradient of an attempt that failed is thrown away whole, so the result is that of a smaller
+    `train.tokens_per_microbatch`: the same up to rounding. The cut is kept for later steps.
+
+    Raises:
+        UserError: single rollouts do not fit, or weights are sharded and the other processes, in
+            the middle of their own micro-batches, cannot begin again.
+    """
+    memory = learner.memory
+    while True:
+        try:
+            return accumulate(learner, batch, step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            why = (str(error) or "out of memory").splitlines()[0]
+        finally:
+            learner.student.model.eval()
+        learner.optimizer.zero_grad(set_to_none=True)
+        gc.collect()  # the failed graph hangs on the exception's frames
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        rows = max(map(len, memory.cut(batch.split(learner.tokens_per_microbatch))), default=0)
+        if rows <= 1 or learner.student.sharded is not None:
+            raise UserError(
+                f"Out of memory in an update, at {rows} rollouts a micro-batch ({why}). Set "
+                "train.tokens_per_microbatch lower, student.gradient_checkpointing=true, or "
+                "rollout.max_new_tokens lower."
+            )
+        memory.halvings += 1
+        logger.warning(
+            "Out of memory in update %d (%s): its micro-batches are cut in two, at most %d "
+            "rollouts each, and so are later ones. A train.tokens_per_microbatch below %d avoids "
+            "the repeat.",
+            step + 1,
+            why,
+            (rows + 1) // 2,
+            learner.tokens_per_microbatch,
+        )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch ran out of memory; on the CPU it says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "DefaultCPUAllocator" in str(error)
+    )
+
+
+def accumulate(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tensor]:
+    """Gradient of the whole step from nothing: metrics so far, and this process's share of loss."""
+    student, denominator = learner.student, max(1, batch.num_tokens)
+    learner.optimizer.zero_grad(set_to_none=True)
+    student.model.train()
+    derive_dropout(learner.seed, step)
+    found: Metrics = {}
+    loss = torch.zeros((), dtype=torch.float64)
+    located = any(s.positions is not None and len(s.positions) for s in batch.scores or ())
+    parts = batch.split(learner.tokens_per_microbatch)
+    mine = learner.memory.cut([parts[i] for i in learner.ranks.share(len(parts))])
+    with sparse_gradients(student) as head:
+        for part in mine:
+            micro = batch.micro(part, student.device, k=learner.objective.k)
+            hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
+            total = micro_loss(learner, micro, hidden, head)
+            if located:
+                hidden.retain_grad()
+            (total / denominator).backward()  # type: ignore[no-untyped-call]
+            loss += total.detach().double().cpu() / denominator
+            merge(found, diagnose(learner, micro, hidden.detach()))
+            if located:
+                assert hidden.grad is not None
+                norms, where = hidden.grad.norm(dim=-1), (micro.at.position, micro.length)
+                merge(found, metrics.gradient(norms, *where, edges=learner.position_edges))
+        stay_in_step(learner, len(parts))
+        if batch.gold:
+            gold = align(batch.gold, None)
+            told = found["train/sft_loss"] = imitate(learner, gold)
+            loss += learner.sft_weight * (told.total / gold.num_tokens)
+    return found, loss
+
+
+def micro_loss(
+    learner: Learner, micro: MicroBatch, hidden: Tensor, head: Head | None = None
+) -> Tensor:
     """Sum of the objective over the N positions of a micro-batch, from hidden states (N, H).
 
     A loss without normalisers touches K head rows a position; any other goes through the whole head
     in chunks that make their gradient at once.
     """
-    objective, head = learner.objective, learner.student.head
+    objective, head = learner.objective, head or learner.student.head
     if not objective.needs_normaliser:
         view = RowsView(head, hidden, objective.student_temperature)
         return objective.per_position(view, micro.teacher, micro.at, micro.reference).sum()
@@ -164,8 +247,8 @@ def imitate(learner: Learner, gold: Batch) -> Mean:
     """
     student, found = learner.student, Mean(0.0, 0)
     parts = gold.split(learner.tokens_per_microbatch)
-    for i in learner.ranks.share(len(parts)):
-        micro = gold.micro(parts[i], student.device, k=1)
+    for chosen in learner.memory.cut([parts[i] for i in learner.ranks.share(len(parts))]):
+        micro = gold.micro(chosen, student.device, k=1)
         part = completion_loss(student, micro)
         (learner.sft_weight * part / gold.num_tokens).backward()  # type: ignore[no-untyped-call]
         found += Mean(part.item(), len(micro.rows))

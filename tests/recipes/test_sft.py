@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from opd.config import Optim
-from opd.core.align import align
+from opd.core.align import PASS_COST, align, buckets
 from opd.data.gold import choose, example
-from opd.recipes.sft import PASS_COST, buckets, rate, sft
+from opd.recipes.sft import rate, sft
 from opd.update import Refused, completion_loss
 
 FLOAT64_SUM = 1e-10  # a few hundred float64 terms, head and backbone in two orders

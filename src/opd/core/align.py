@@ -19,6 +19,8 @@ from opd.core.objective import Positions
 from opd.core.views import GivenView
 from opd.types import Rollout, Scores
 
+PASS_COST = 256  # padded tokens that a forward-backward more is worth
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MicroBatch:
@@ -78,11 +80,11 @@ class Batch:
     def split(self, budget: int) -> list[list[int]]:
         """Rollout indices in micro-batches of at most `budget` padded tokens; empty ones left out.
 
-        Longest first, so that the largest allocation comes first.
+        Rows of like length together (`buckets`), longest first.
         """
         kept = [i for i, r in enumerate(self.rollouts) if len(r)]
         lengths = [len(self.rollouts[i].prompt.ids) + len(self.rollouts[i]) - 1 for i in kept]
-        return [[kept[j] for j in part] for part in reversed(token_batches(lengths, budget))]
+        return [[kept[j] for j in part] for part in buckets(lengths, budget)]
 
     def micro(self, indices: Sequence[int], device: torch.device, *, k: int) -> MicroBatch:
         """The tensors of some rollouts, with the first k columns of the recorded support."""
@@ -221,6 +223,32 @@ def _full(
     index = torch.from_numpy(np.concatenate([i for i, _ in placed])).long().to(device)
     hidden = [h.to(device) for _, h in placed if h is not None]
     return index, torch.cat(hidden) if len(hidden) == len(placed) else None
+
+
+def buckets(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices in micro-batches of least padding, longest first.
+
+    Splits the sorted lengths where that saves more padded tokens than a further pass costs
+    (`PASS_COST`); exact, by dynamic programming over the places to split.
+
+    Args:
+        lengths: tokens a row is fed as.
+        budget: most padded tokens of a micro-batch; a longer row stands alone.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    best = [0] + [0] * len(order)  # least cost of the first so many
+    first = [0] * (len(order) + 1)  # where the last micro-batch of that split begins
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        starts = range(max(0, end - max(1, budget // max(1, longest))), end)
+        costs = [best[b] + (end - b) * longest + PASS_COST for b in starts]
+        best[end] = min(costs)
+        first[end] = starts[costs.index(best[end])]
+    found, end = [], len(order)
+    while end:
+        found.append(order[first[end] : end])
+        end = first[end]
+    return found
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -77,7 +77,8 @@ class _ChunkedSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = upstream
-        return (*(None if g is None else g * scale.to(g.dtype) for g in ctx.grads), None)
+        grads, ctx.grads = ctx.grads, None  # scaled in place: the head's would be copied otherwise
+        return (*(None if g is None else g.mul_(scale.to(g.dtype)) for g in grads), None)
 
 
 def _accumulate(total: Tensor, grad: Tensor, chunk: Tensor) -> None:

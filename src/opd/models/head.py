@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from opd.core.chunked import LossOfLogits, chunked_sum
 from opd.core.views import DenseView
 
-# Rows gathered at a time are [chunk, K, H]; this many elements bound the buffer (128 MB in fp32).
-_GATHER_ELEMENTS = 32 * 2**20
+# Rows gathered at a time are [chunk, K, H]; this many elements bound the buffer (16 MB in fp32).
+_GATHER_ELEMENTS = 4 * 2**20
+# From this vocabulary on, a gradient of few rows is kept sparse until it is added to `.grad`.
+SPARSE_VOCAB = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +32,7 @@ class Head:
     vocab: int
     scale: float = 1.0
     softcap: float | None = None
+    sparse: bool = False  # whether `rows` may give a sparse gradient; see `sparse_gradients`
 
     def shape(self, raw: Tensor) -> Tensor:
         """What the family does to the linear output: scaling and soft-capping, elementwise."""
@@ -59,18 +63,22 @@ class Head:
 
         Differentiable in hidden, weight and bias. Products accumulate in fp32 for bf16 models.
         """
-        raw: Tensor = _RowDot.apply(hidden, self.weight, ids)  # type: ignore[no-untyped-call]
+        raw: Tensor = _RowDot.apply(hidden, self.weight, ids, self.sparse)  # type: ignore[no-untyped-call]
         if self.bias is not None:
             raw = raw + self.bias[ids]
         return self.shape(raw)
 
 
 class _RowDot(torch.autograd.Function):
-    """out[n, k] = hidden[n] . weight[ids[n, k]], gathered in bounded chunks both ways."""
+    """out[n, k] = hidden[n] . weight[ids[n, k]], gathered in bounded chunks.
+
+    Both gradients are weighted sums of rows, which `embedding_bag` makes without gathering them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
         ctx.save_for_backward(hidden, weight, ids)
+        ctx.sparse = sparse
         out = hidden.new_empty(ids.shape, dtype=_wide(hidden))
         for part in _parts(ids, hidden.shape[1]):
             rows = weight[ids[part]].to(out.dtype)
@@ -78,23 +86,44 @@ class _RowDot(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (grad,) = grads
         hidden, weight, ids = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_hidden = _grad_hidden(grad, hidden, weight, ids) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros(weight.shape, dtype=grad.dtype, device=weight.device)
-        for part in _parts(ids, hidden.shape[1]):
-            if grad_hidden is not None:
-                rows = weight[ids[part]].to(grad.dtype)
-                grad_hidden[part] = (
-                    torch.bmm(grad[part].unsqueeze(1), rows).squeeze(1).to(hidden.dtype)
-                )
-            if grad_weight is not None:
-                outer = grad[part].unsqueeze(2) * hidden[part].to(grad.dtype).unsqueeze(1)
-                grad_weight.index_add_(0, ids[part].reshape(-1), outer.flatten(0, 1))
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None
+            grad_weight = _grad_weight(grad, hidden, weight, ids, ctx.sparse)
+        return grad_hidden, grad_weight, None, None
+
+
+def _grad_hidden(grad: Tensor, hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    """Row n is the sum over k of grad[n, k] weight[ids[n, k]]: (N, H)."""
+    if weight.dtype == grad.dtype and weight.is_contiguous():
+        summed = embedding_bag(ids, weight, per_sample_weights=grad, mode="sum")
+        return summed.to(hidden.dtype)
+    out = torch.empty_like(hidden)
+    for part in _parts(ids, hidden.shape[1]):  # bf16 weights: products in fp32, a chunk at a time
+        rows = weight[ids[part]].to(grad.dtype)
+        out[part] = torch.bmm(grad[part].unsqueeze(1), rows).squeeze(1).to(hidden.dtype)
+    return out
+
+
+def _grad_weight(grad: Tensor, hidden: Tensor, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
+    """Row v is the sum of grad[n, k] hidden[n] where ids[n, k] = v: (V, H), sparse if allowed."""
+    order = ids.flatten().argsort(stable=True)
+    rows, counts = ids.flatten()[order].unique_consecutive(return_counts=True)
+    values = embedding_bag(
+        order // max(1, ids.shape[1]),
+        hidden.to(grad.dtype).contiguous(),
+        offsets=counts.cumsum(0) - counts,
+        per_sample_weights=grad.flatten()[order],
+        mode="sum",
+    ).to(weight.dtype)
+    if sparse and weight.shape[0] >= SPARSE_VOCAB:
+        return torch.sparse_coo_tensor(
+            rows[None], values, weight.shape, is_coalesced=True, check_invariants=False
+        )
+    return weight.new_zeros(weight.shape).index_copy_(0, rows, values)
 
 
 def _wide(x: Tensor) -> torch.dtype:

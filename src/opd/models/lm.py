@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import transformers
 from torch import Tensor, nn
 
 from opd.errors import UserError
-from opd.models.head import Head
+from opd.models.head import SPARSE_VOCAB, Head
 
 _DTYPES = {
     "auto": "auto",
@@ -234,6 +236,32 @@ def enable_checkpointing(lm: LM) -> None:
     lm.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if lm.is_lora:
         lm.causal.enable_input_require_grads()
+
+
+@contextmanager
+def sparse_gradients(lm: LM) -> Iterator[Head]:
+    """Gradients of embedding rows and head rows stay sparse until they are added to `.grad`.
+
+    A dense one has the size of the vocabulary for every micro-batch, twice. `.grad` itself is dense
+    and made here, so that nobody else meets a sparse one. Sharded weights, whose reduction needs
+    dense gradients, and small vocabularies go on as they were.
+
+    Yields:
+        The head to compute losses with.
+    """
+    embedding, head = lm.causal.get_input_embeddings(), lm.head
+    worth_it = lm.sharded is None and head.weight.shape[0] >= SPARSE_VOCAB
+    if not worth_it or not isinstance(embedding, nn.Embedding):
+        yield head
+        return
+    for weight in (embedding.weight, head.weight):
+        if weight.requires_grad and weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+    before, embedding.sparse = embedding.sparse, True
+    try:
+        yield replace(head, sparse=True)
+    finally:
+        embedding.sparse = before
 
 
 def save_final(lm: LM, tokenizer: Any, folder: Path) -> None:

@@ -13,14 +13,13 @@ from typing import Literal, NamedTuple
 import torch
 
 from opd.config import Optim
-from opd.core.align import align
+from opd.core.align import align, buckets
 from opd.data.gold import choose
 from opd.models.lm import LM
 from opd.types import Rollout
 from opd.update import Refused, completion_loss, derive_dropout, make_optimizer
 
 Schedule = Literal["constant", "cosine"]
-PASS_COST = 256  # padded tokens that a micro-batch more is worth
 
 
 def sft(
@@ -129,32 +128,6 @@ def sft_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return Imitated(loss, norm, chosen.num_tokens)
-
-
-def buckets(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in micro-batches of least padding, longest first.
-
-    Splits the sorted lengths where that saves more padded tokens than a further pass costs
-    (`PASS_COST`); exact, by dynamic programming over the places to split.
-
-    Args:
-        lengths: tokens an example is fed as.
-        budget: most padded tokens of a micro-batch; a longer example stands alone.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    best = [0] + [0] * len(order)  # least cost of the first so many
-    first = [0] * (len(order) + 1)  # where the last micro-batch of that split begins
-    for end in range(1, len(order) + 1):
-        longest = lengths[order[end - 1]]
-        starts = [b for b in range(end) if b == end - 1 or (end - b) * longest <= budget]
-        costs = [best[b] + (end - b) * longest + PASS_COST for b in starts]
-        best[end] = min(costs)
-        first[end] = starts[costs.index(best[end])]
-    found, end = [], len(order)
-    while end:
-        found.append(order[first[end] : end])
-        end = first[end]
-    return found
 
 
 def rate(step: int, steps: int, warmup: int, schedule: Schedule) -> float:

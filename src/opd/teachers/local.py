@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd.core.align import pad_rows, token_batches
+from opd.core.align import buckets, pad_rows
 from opd.core.chunked import chunk_slices
 from opd.core.views import DenseView
 from opd.models.head import RowsView
@@ -42,7 +42,7 @@ class LocalTeacher:
         """See `opd.types.Teacher.score`."""
         lengths = [len(r.prompt.ids) + len(r) for r in rollouts]
         scores: dict[int, Scores] = {}
-        for rows in token_batches(lengths, self.tokens_per_batch):
+        for rows in buckets(lengths, self.tokens_per_batch):
             ids = pad_rows([[*rollouts[i].prompt.ids, *rollouts[i].ids.tolist()] for i in rows])
             hidden = self.lm.hidden(ids.to(self.lm.device))
             for row, i in enumerate(rows):
