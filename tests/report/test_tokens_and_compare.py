@@ -71,20 +71,21 @@ def test_paired_difference_is_that_of_core_stats(make_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ends", "headline"),
+    ("ends", "tone", "headline"),
     [
-        ((0.4, 0.7, 0.8), "c is better than a on task."),
-        ((0.8, 0.4, 0.4), "a is better than the other 2 on task."),
-        ((0.8, 0.4, 0.8), "No measurable difference between a and c on task."),
-        ((0.8, 0.4), "b is worse than a on task."),
+        ((0.4, 0.7, 0.8), "good", "c is better than a on task."),
+        ((0.8, 0.4, 0.4), "good", "a is better than the other 2 on task."),
+        ((0.8, 0.4, 0.8), "unclear", "No measurable difference between a and c on task."),
+        ((0.8, 0.4), "bad", "b is worse than a on task."),
     ],
 )
-def test_the_headline_is_about_all_runs(make_run, ends, headline):
+def test_the_headline_is_about_all_runs(make_run, ends, tone, headline):
     runs = [
         read_run(make_run(name, accuracy={0: 0.2, 20: end}))
         for name, end in zip("abc", ends, strict=False)
     ]
-    assert comparison(runs).record()["sections"]["verdict"]["parts"][0]["headline"] == headline
+    found = comparison(runs).record()["sections"]["verdict"]["parts"][0]
+    assert (found["tone"], found["headline"]) == (tone, headline)
 
 
 def test_students_that_began_apart_are_named_and_gains_shown(make_run):

@@ -139,7 +139,7 @@ def _headline(base: str, label: str, others: Mapping[str, stats.Estimate]) -> tu
         return "unclear", f"No measurable difference between {base} and {rest} on {label}."
     if len(worse) == 1:
         return "bad", f"{worse[0]} is worse than {base} on {label}."
-    return "bad", f"{base} is better than the other {len(worse)} on {label}."
+    return "good", f"{base} is better than the other {len(worse)} on {label}."
 
 
 def _beginnings(runs: Sequence[RunData], names: Sequence[str], label: str) -> list[Sentence]:
