@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow test-vllm check screenshots calibrate install clean
+.PHONY: demo test test-slow test-vllm bench check screenshots calibrate install clean
 
 demo: install
 	$(BIN)/opd demo
@@ -34,9 +34,28 @@ $(VLLM)/.installed:
 	$(VLLM)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
 	touch $@
 
+# Against TRL, in an environment of its own, and against transformers' generate; about an hour on two
+# idle cores. BENCH=--quick: tiny shapes, does it run. Each file of benchmarks/ also runs alone.
+TRL    ?= .venv-trl
+BENCH  ?=
+TABLES := build/benchmarks
+bench: install $(TRL)/.installed
+	test -f $(SMOLLM2)/config.json || $(BIN)/python examples/smollm2/prepare.py $(SMOLLM2)
+	$(BIN)/python benchmarks/loss.py --trl $(TRL) --out $(TABLES) $(BENCH)
+	$(BIN)/python benchmarks/sampler.py --model $(SMOLLM2) --out $(TABLES) $(BENCH)
+	$(BIN)/python benchmarks/step.py --trl $(TRL) --model $(SMOLLM2) --out $(TABLES) $(BENCH)
+	$(BIN)/python benchmarks/step.py --trl $(TRL) --large --requests 16 --limit 64 --micro 4 \
+	  --out $(TABLES) $(BENCH)
+	$(BIN)/python benchmarks/scaling.py --model $(SMOLLM2) --out $(TABLES) $(BENCH)
+
+$(TRL)/.installed: benchmarks/constraints-trl.txt
+	test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/python -m pip install --quiet -c benchmarks/constraints-trl.txt trl
+	touch $@
+
 check: install
-	$(BIN)/ruff format --check src tests examples
-	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff format --check src tests examples benchmarks
+	$(BIN)/ruff check src tests examples benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -89,11 +89,16 @@ def main() -> None:
         object.__setattr__(parts.source, "sampler", sampler)
         train(parts)
         parts.folder.close()
+        head = student.head.weight.numel()
+        asked = [len(p.ids) for p in parts.source.prompts.prompts]
+        fed = sum(p + n - 1 for p, n in zip(asked, sampler.wanted, strict=True))
+        flops = 6.0 * (student.num_parameters() - head) * fed
         lines = read_jsonl(Path(folder) / "run" / "metrics.jsonl")[1:]
         clocks = read_jsonl(Path(folder) / "run" / "timings.jsonl")[1:]
     for sample, line, clock in zip(sampler.samples, lines, clocks, strict=True):
         assert line["rollout/length"] * args.requests == sample["tokens"]
         sample["loss"] = line["train/loss"]
+        sample["flops"] = flops
         for phase in ("rollout", "score", "update"):
             sample[phase] = clock[f"time/{phase}_s"]
     report(sampler.samples)

@@ -90,10 +90,10 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
 
     Raises:
         Refused: NaN or inf in loss or gradient norm; nothing was changed.
+        UserError: not even single rollouts fit into memory.
     """
     student, optimizer = learner.student, learner.optimizer
     found, loss = accumulate_within_memory(learner, batch, step)
-    student.model.eval()
     if student.sharded is None:
         learner.ranks.sum_gradients(student.parameters().values())
     else:

@@ -112,7 +112,7 @@ def test_samples_follow_the_exact_distribution(make_lm):
 def test_truncation_keeps_the_most_probable_tokens(decoding):
     generator = torch.Generator().manual_seed(0)
     logp = torch.randn(50, 12, generator=generator, dtype=torch.float64).log_softmax(-1)
-    kept = truncate(logp, decoding)
+    kept = truncate(logp.exp(), decoding)
     for row, full in zip(kept, logp.exp(), strict=True):
         order = full.argsort(descending=True)
         count = int((row > 0).sum())

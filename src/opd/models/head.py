@@ -53,10 +53,10 @@ class Head:
 
     def chunked_sum(self, loss: LossOfLogits, hidden: Tensor) -> Tensor:
         """Sum over positions of `loss(logits, part)`; see `opd.core.chunked.chunked_sum`."""
-        bias = None if self.bias is None else self.bias[: self.vocab]
-        return chunked_sum(
-            lambda raw, part: loss(self.shape(raw), part), hidden, self.weight[: self.vocab], bias
-        )
+        weight, bias = self.weight, self.bias
+        if self.vocab < weight.shape[0]:  # the gradient of a slice is another dense (V, H)
+            weight, bias = weight[: self.vocab], None if bias is None else bias[: self.vocab]
+        return chunked_sum(lambda raw, part: loss(self.shape(raw), part), hidden, weight, bias)
 
     def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Logits (N, K) of tokens `ids` (N, K) only: nothing of width V is built.
@@ -110,8 +110,10 @@ def _grad_hidden(grad: Tensor, hidden: Tensor, weight: Tensor, ids: Tensor) -> T
 
 def _grad_weight(grad: Tensor, hidden: Tensor, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
     """Row v is the sum of grad[n, k] hidden[n] where ids[n, k] = v: (V, H), sparse if allowed."""
+    if not ids.numel():
+        return torch.zeros_like(weight)
     order = ids.flatten().argsort(stable=True)
-    rows, counts = ids.flatten()[order].unique_consecutive(return_counts=True)
+    rows, counts = torch.unique_consecutive(ids.flatten()[order], return_counts=True)
     values = embedding_bag(
         order // max(1, ids.shape[1]),
         hidden.to(grad.dtype).contiguous(),

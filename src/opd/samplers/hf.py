@@ -157,10 +157,12 @@ class HFSampler:
         wide = logits if logits.dtype == torch.float64 else logits.float()
         heat = self.decoding.temperature
         logp = torch.log_softmax(wide / heat if heat not in (0.0, 1.0) else wide, -1)
-        tokens = (
-            logp.argmax(-1) if heat == 0 else invert_cdf(truncate(logp, self.decoding), uniforms)
-        )
-        entropy = -(logp.exp() * logp).sum(-1)
+        probs = logp.exp()
+        if heat == 0:
+            tokens = logp.argmax(-1)
+        else:
+            tokens = invert_cdf(truncate(probs, self.decoding), uniforms)
+        entropy = -(probs * logp).sum(-1)
         top = logp.topk(self.capture, -1)
         drawn = logp.gather(1, tokens[:, None]).squeeze(1)
         tape.write(rows, t, *(x[alive] for x in (tokens, drawn, entropy, top.indices, top.values)))
@@ -183,26 +185,26 @@ def uniform(key: Sequence[int], prompt: int, sample: int, count: int) -> np.ndar
     return np.random.Generator(np.random.Philox(seed)).random(count)
 
 
-def truncate(logp: Tensor, decoding: Decoding) -> Tensor:
+def truncate(probs: Tensor, decoding: Decoding) -> Tensor:
     """Probabilities (R, V), unnormalised, with top-k and top-p truncation applied."""
-    probs = logp.double().exp()
     if decoding.top_k is not None and decoding.top_k < probs.shape[1]:
         kth = probs.topk(decoding.top_k, -1).values[:, -1:]
         probs = probs.masked_fill(probs < kth, 0.0)
     if decoding.top_p < 1:
-        ordered, indices = torch.sort(probs, dim=-1, descending=True, stable=True)
+        ordered, indices = torch.sort(probs.double(), dim=-1, descending=True, stable=True)
         mass_before = ordered.cumsum(-1) - ordered
         dropped = mass_before >= decoding.top_p * ordered.sum(-1, keepdim=True)
-        probs = probs.scatter(1, indices, ordered.masked_fill(dropped, 0.0))
+        probs = probs.double().scatter(1, indices, ordered.masked_fill(dropped, 0.0))
     return probs
 
 
 def invert_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Token ids (R,) where the cumulative sum of probs (R, V) first exceeds uniforms (R,).
 
-    A row's token depends on that row alone, so batch composition cannot change it.
+    A row's token depends on that row alone, so batch composition cannot change it. The sum is in
+    float64: in float32 the rest of a large vocabulary would be lost in rounding.
     """
-    cdf = probs.cumsum(-1)
+    cdf = probs.cumsum(-1, dtype=torch.float64)
     target = uniforms.to(cdf)[:, None] * cdf[:, -1:]
     return torch.searchsorted(cdf, target, right=True).squeeze(1).clamp(max=probs.shape[1] - 1)
 

@@ -1,0 +1,129 @@
+"""Our own scaling: two processes over one, four times the batch, four times the length, FLOPs.
+
+Two processes of one thread each run `opd train` under torchrun, as docs/scaling.md has it. FLOPs
+counted are 6 x backbone parameters x tokens fed to the update, nothing else; the peak is this
+machine's own fp32 matmul, measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import workload
+from harness import BUILD, HERE, median, parser, publish, report, run_sides, spread, table
+
+
+def peak_flops(size: int) -> float:
+    """Largest rate of five square fp32 products."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best = 0.0
+    for _ in range(6):
+        began = time.perf_counter()
+        a @ b
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def trained(args: argparse.Namespace) -> None:
+    """`opd train` in `--processes` processes; valid tokens and seconds of every later step."""
+    import subprocess
+
+    import yaml
+
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = Path(folder) / "prompts.jsonl"
+        rows = workload.rows(args.requests, large=args.quick)
+        prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        run = {
+            "student": {"model": args.student},
+            "teacher": {"model": args.teacher},
+            "prompts": {"path": str(prompts), "shuffle": False},
+            "rollout": {"n": 1, "max_new_tokens": args.limit},
+            "train": {
+                "steps": args.reps + 1,
+                "prompts_per_step": args.requests,
+                "tokens_per_microbatch": args.tokens,
+            },
+            "output": {"dir": f"{folder}/run", "save_every": 1000},
+        }
+        (Path(folder) / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+        train = ["-m", "opd", "train", f"{folder}/run.yaml"]
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(args.processes)]
+        command = train if args.processes == 1 else [*launch, *train]
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stdout[-2000:] + done.stderr[-4000:])
+        lines = (Path(folder) / "run" / "timings.jsonl").read_text(encoding="utf-8").splitlines()
+        steps = [json.loads(line) for line in lines][1:]
+    report(
+        [
+            {"seconds": s["time/step_s"], "tokens": s["time/step_s"] * s["time/tokens_per_s"]}
+            for s in steps
+        ]
+    )
+
+
+def main() -> None:
+    args_of = parser(__doc__)
+    args_of.add_argument("--model", type=Path, default=BUILD / "student")
+    for name in ("requests", "limit", "processes", "tokens"):
+        args_of.add_argument(f"--{name}", type=int, default=0)
+    args_of.add_argument("--student", default="")
+    args_of.add_argument("--teacher", default="")
+    args = args_of.parse_args()
+    if args.side:
+        return trained(args)
+    if args.quick:
+        student, teacher = workload.tiny_pair(args.out)
+        args.rounds = args.reps = 1
+    else:
+        student, teacher = args.model, workload.make_teacher(args.model, args.out / "teacher")
+    few, short = (2, 8) if args.quick else (32, 32)
+    pair = ["--student", str(student), "--teacher", str(teacher), "--reps", str(args.reps)]
+    mine = [sys.executable, str(HERE / "opd_step.py"), *pair, "--tokens", "1344"]
+    mine += ["--large"] if args.quick else []
+
+    def shape(count: int, limit: int) -> list[str]:
+        return [*mine, "--requests", str(count), "--limit", str(limit)]
+
+    shapes = run_sides(
+        {
+            "base": shape(few, short),
+            "batch x4": shape(4 * few, short),
+            "length x4": shape(few, 4 * short),
+        },
+        rounds=args.rounds,
+        threads=args.threads,
+    )
+    run = [sys.executable, __file__, "--side", "train", *pair, "--tokens", "1344",
+           "--requests", str(few), "--limit", str(2 * short)]  # fmt: skip
+    run += ["--quick"] if args.quick else []
+    processes = run_sides(
+        {f"{n} x 1 thread": [*run, "--processes", str(n)] for n in (1, 2)},
+        rounds=args.rounds,
+        threads=1,
+    )
+    lines = []
+    for found, base in ((shapes, "base"), (processes, "1 x 1 thread")):
+        first = median(found[base], "tokens") / median(found[base])
+        for name, samples in found.items():
+            speed = median(samples, "tokens") / median(samples)
+            lines.append([name, median(samples), spread(samples), speed, speed / first])
+    text = table(["what", "median s", "range", "valid tokens/s", "over the base"], lines)
+    torch.set_num_threads(args.threads)
+    peak = peak_flops(256 if args.quick else 4096)
+    for name, samples in shapes.items():
+        rate = median(samples, "flops") / median(samples, "update")
+        text += f"\n\n{name}: update at {rate / 1e9:.1f} GFLOP/s, {rate / peak:.0%} of the matmul"
+    text += f" peak ({peak / 1e9:.1f} GFLOP/s)."
+    publish(args, "scaling", text, {"samples": shapes | processes, "peak": peak})
+
+
+if __name__ == "__main__":
+    main()
