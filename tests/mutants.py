@@ -208,8 +208,8 @@ MUTANTS = [
     Mutant(
         "position weight ignored",
         "core/objective.py",
-        "return total * at.weight",
-        "return total",
+        "total = total * at.weight",
+        "total = total * 1",
         OBJECTIVE,
     ),
     Mutant(
