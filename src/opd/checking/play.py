@@ -149,7 +149,7 @@ def _cost(
     fits = int(
         STEP_SHARE * allowed / max(rough / cfg.train.steps, 1e-9) * cfg.train.prompts_per_step
     )
-    step = timer.step(max(timing.FIRST, min(cfg.train.prompts_per_step, fits)))
+    step = timer.steady(max(timing.FIRST, min(cfg.train.prompts_per_step, fits)))
     planned = timing.plan(who, step, timing.evaluations(cfg, who.pair))
     if budget is None:
         allowed = max(SHORT, LONG_SHARE * planned.seconds if planned.seconds > LONG_RUN else 0.0)

@@ -27,11 +27,13 @@ from opd.experience import Source, ask
 from opd.models.lm import LM
 from opd.recipes.check import cost
 from opd.recipes.check.cost import Evaluations, Plan, StepTime
-from opd.types import Rollout, Scores
+from opd.types import Rollout, Sampler, Scores
 from opd.update import make_optimizer, update
 
 FIRST = 2  # prompts of the first, unhurried step: it also warms everything up
-EVAL_PROMPTS = 32  # of a held-out set, to time it
+EVAL_PROMPTS = 16  # of a held-out set, to time it first
+CHEAP = 5.0  # seconds: what takes less is timed whole, or again
+REPEATS = 3
 TIMING_KEY = 7  # separates these samples from all others
 
 
@@ -80,6 +82,13 @@ class Timer:
         updating = cost.timed(lambda: update(self.learner, batch, 0))
         share = count / cfg.train.prompts_per_step
         return StepTime(sampling, scoring, updating, batch.num_tokens, share)
+
+    def steady(self, count: int) -> StepTime:
+        """The median of a few steps where they are cheap, else one."""
+        steps = [self.step(count)]
+        while len(steps) < REPEATS and sum(s.seconds * s.share for s in steps) < CHEAP:
+            steps.append(self.step(count))
+        return sorted(steps, key=lambda s: s.seconds)[len(steps) // 2]
 
 
 def plan(who: Candidate, step: StepTime, evaluated: Sequence[Evaluations]) -> Plan:
@@ -132,7 +141,13 @@ def evaluations(cfg: Run, pair: Pair) -> list[Evaluations]:
 def _writing(cfg: Run, lm: LM, stop: frozenset[int], task: EvalTask) -> float:
     """Seconds a completion, from one batch of the set as the run would write it."""
     sampler = eval_sampler(cfg, lm, stop)(task)
-    count = min(len(task.prompts.prompts), max(1, cfg.rollout.batch // task.n), EVAL_PROMPTS)
-    chosen = task.prompts.prompts[:count]
-    took = cost.timed(lambda: sampler.sample(chosen, n=task.n, key=(TIMING_KEY,)))
+    whole = min(len(task.prompts.prompts), max(1, cfg.rollout.batch // task.n))
+    count = min(whole, EVAL_PROMPTS)
+    took = cost.timed(lambda: _sample(sampler, task, count))
+    if count < whole and took * whole / count < CHEAP:  # rows decoded together cost less each
+        count, took = whole, cost.timed(lambda: _sample(sampler, task, whole))
     return took / (count * task.n)
+
+
+def _sample(sampler: Sampler, task: EvalTask, count: int) -> None:
+    sampler.sample(task.prompts.prompts[:count], n=task.n, key=(TIMING_KEY,))
