@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 SHORT = 120.0  # seconds a check may take beside a run of less than half an hour ...
 LONG_RUN, LONG_SHARE = 1800.0, 0.05  # ... and as a share of a longer one
 STEP_SHARE = 0.25  # of the budget, for the timed step
-FIRST_ROUND = 16  # prompts; later rounds double as long as there is time
+FIRST_ROUND = 8  # prompts; later rounds double as long as there is time
 COLD_RATE, COLD_CEILING = 10.0, 2e-3  # times optim.lr (paper: 1e-5 against 1e-6); tiny models less
 
 
@@ -252,7 +252,8 @@ def _cold_start(cfg: Run) -> dict[str, object] | None:
     """The section that begins with a cold start; None where there is one, or nobody to write."""
     if cfg.coldstart is not None or not isinstance(cfg.teacher, LocalTeacher):
         return None
-    return {"coldstart": {"lr": min(COLD_RATE * cfg.optim.lr, max(COLD_CEILING, cfg.optim.lr))}}
+    rate = min(COLD_RATE * cfg.optim.lr, max(COLD_CEILING, cfg.optim.lr))
+    return {"coldstart": {"lr": float(f"{rate:.3g}")}}
 
 
 def _grader_at_fault(numbers: Mapping[str, Estimate]) -> list[Reason]:
