@@ -239,7 +239,7 @@ def enable_checkpointing(lm: LM) -> None:
 
 
 @contextmanager
-def sparse_gradients(lm: LM) -> Iterator[Head]:
+def sparse_gradients(lm: LM) -> Iterator[Head | None]:
     """Gradients of embedding rows and head rows stay sparse until they are added to `.grad`.
 
     A dense one has the size of the vocabulary for every micro-batch, twice. `.grad` itself is dense
@@ -247,12 +247,13 @@ def sparse_gradients(lm: LM) -> Iterator[Head]:
     dense gradients, and small vocabularies go on as they were.
 
     Yields:
-        The head to compute losses with.
+        The head to compute losses with; None for the student's own, as it is after a forward (which
+        puts sharded weights together).
     """
     embedding, head = lm.causal.get_input_embeddings(), lm.head
     worth_it = lm.sharded is None and head.weight.shape[0] >= SPARSE_VOCAB
     if not worth_it or not isinstance(embedding, nn.Embedding):
-        yield head
+        yield None
         return
     for weight in (embedding.weight, head.weight):
         if weight.requires_grad and weight.grad is None:

@@ -29,6 +29,7 @@ class Cast:
     changes: tuple[str, ...] = ()
     quick: bool = False
     margin: float = 0.08  # of equivalence; small models fall at paces that differ more
+    near: float = 0.08  # of the base, where the fall must end; short runs do not fall all the way
 
     def arm(self, student: str, teacher: str, *changes: str) -> Arm:
         """A run with the cast's own settings."""
@@ -56,6 +57,7 @@ QUICK_CAST = Cast(
     ("train.steps=30", "eval.0.every=10", "optim.lr=1.5e-3"),
     quick=True,
     margin=0.12,
+    near=0.15,
 )
 
 
@@ -241,8 +243,10 @@ def e3(cast: Cast) -> Entry:
 
     claims = (
         Claim(
-            "both students fall to within .08 of the base",
-            lambda n: max(abs(n["end_base"] - n["base"]), abs(n["end_large"] - n["base"])) <= 0.08,
+            f"both students fall to within {cast.near} of the base",
+            lambda n: (
+                max(abs(n["end_base"] - n["base"]), abs(n["end_large"] - n["base"])) <= cast.near
+            ),
         ),
         Claim(
             "the two curves are equivalent: the 95 % interval of their mean difference after the "
