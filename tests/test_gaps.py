@@ -13,9 +13,10 @@ import pytest
 
 import opd
 from opd import config
-from opd.build import build, load_pair
+from opd.build import build
 from opd.errors import UserError
 from opd.faces import tell
+from opd.pair import load_pair
 from opd.run import checkpoint as store
 from opd.run.console import Console
 from opd.run.folder import RunFolder

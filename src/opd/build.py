@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from opd import config, connect
 from opd.alarms import Watch
-from opd.config import EvalSet, Run, ServerTeacher
+from opd.config import EvalSet, Run
 from opd.core.metrics import position_edges
 from opd.core.objective import Objective
 from opd.data.gold import load_gold
@@ -29,9 +29,10 @@ from opd.guard import Guard
 from opd.horizon import Horizon
 from opd.loop import Parts
 from opd.models import tokenizers
-from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
+from opd.models.lm import LM, load_lm
 from opd.models.shard import shard
 from opd.models.token_text import token_texts
+from opd.pair import Pair, load_pair
 from opd.ranks import (
     ALONE,
     LedSampler,
@@ -59,17 +60,6 @@ from opd.update import Learner, make_optimizer
 logger = logging.getLogger(__name__)
 
 AUTO_TOKENS = 8192  # padded tokens per forward-backward when train.tokens_per_microbatch is auto
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Student and teacher, loaded and checked against each other."""
-
-    student: LM
-    teacher: LM | None
-    tokenizer: Any
-    stop: frozenset[int]
-    teacher_stop: frozenset[int]
 
 
 def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts:
@@ -251,81 +241,6 @@ def make_objective(cfg: Run) -> Objective:
         sampling_temperature=cfg.rollout.temperature,
         sampling_truncated=cfg.rollout.top_p < 1 or cfg.rollout.top_k is not None,
     )
-
-
-def load_pair(cfg: Run, remote: connect.Remote | None = None, student: LM | None = None) -> Pair:
-    """Load both models and prove that they speak of the same tokens.
-
-    Args:
-        cfg: the run.
-        remote: the teacher, if it is a server.
-        student: the student of an earlier pair, adapters and all, to be used again.
-
-    Raises:
-        UserError: missing model or tokenizer, tokenizers that differ, end tokens that differ
-            without a choice in rollout.stop.
-    """
-    student_tok = tokenizers.load_tokenizer(
-        cfg.student.model, cfg.student.revision, key="student.model"
-    )
-    spec = None if remote or isinstance(cfg.teacher, ServerTeacher) else cfg.teacher
-    teacher_tok = None
-    if spec is not None:
-        teacher_tok = tokenizers.load_tokenizer(spec.model, spec.revision, key="teacher.model")
-    known = student
-    student = known or load_lm(
-        cfg.student.model,
-        revision=cfg.student.revision,
-        dtype=cfg.student.dtype,
-        device=cfg.student.device,
-        key="student.model",
-    )
-    stop = tokenizers.eos_ids(student_tok, student.causal.generation_config)
-    if spec is None or teacher_tok is None:
-        vocab = min(student.vocab, tokenizers.vocab_size(student_tok))
-        student = replace(student, vocab=vocab)
-        ends = remote.ends if remote else frozenset()
-        if ends:
-            stop = tokenizers.resolve_stop(student_tok, stop, ends, cfg.rollout.stop)
-        return Pair(known or prepare_student(cfg, student), None, student_tok, stop, ends or stop)
-    teacher = load_lm(
-        spec.model,
-        revision=spec.revision,
-        dtype=spec.dtype,
-        device=spec.device or str(student.device),
-        key="teacher.model",
-    )
-    vocab = tokenizers.require_same(
-        student_tok, teacher_tok, student_vocab=student.vocab, teacher_vocab=teacher.vocab
-    )
-    teacher_stop = tokenizers.eos_ids(teacher_tok, teacher.causal.generation_config)
-    stop = tokenizers.resolve_stop(student_tok, stop, teacher_stop, cfg.rollout.stop)
-    for parameter in teacher.model.parameters():
-        parameter.requires_grad_(False)
-    return Pair(
-        known or prepare_student(cfg, replace(student, vocab=vocab)),
-        replace(teacher, vocab=vocab),
-        student_tok,
-        stop,
-        teacher_stop,
-    )
-
-
-def prepare_student(cfg: Run, student: LM) -> LM:
-    """Adapters and checkpointing, as configured."""
-    if cfg.student.lora is not None:
-        lora = cfg.student.lora
-        student = add_lora(
-            student,
-            rank=lora.rank,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            seed=cfg.train.seed,
-        )
-    if cfg.student.gradient_checkpointing:
-        enable_checkpointing(student)
-    return student
 
 
 def load_training_prompts(cfg: Run, pair: Pair, console: Console) -> PromptSet:

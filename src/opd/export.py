@@ -14,13 +14,13 @@ import transformers
 from torch import Tensor
 
 from opd import config
-from opd.build import prepare_student
 from opd.config import Run
 from opd.core.stats import Estimate
 from opd.errors import UserError
 from opd.guard import BEST
 from opd.models import tokenizers
 from opd.models.lm import LM, load_lm, save_final
+from opd.pair import prepare_student
 from opd.report.numbers import estimate, points, points_range
 from opd.report.outcome import outcome
 from opd.report.read import RunData, read_run

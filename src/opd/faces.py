@@ -191,8 +191,9 @@ def evaluate_target(target: Path, overrides: Sequence[str], json_lines: bool) ->
     """Evaluate the student of a run.yaml, or the final student of a run folder."""
     console = Console("json" if json_lines else "plain")
     cfg = _config_of(target, overrides)
-    from opd.build import eval_sampler, load_eval_task, load_pair
+    from opd.build import eval_sampler, load_eval_task
     from opd.evaluate import evaluate
+    from opd.pair import load_pair
 
     pair = load_pair(cfg)
     decode = lambda ids: str(pair.tokenizer.decode(ids, skip_special_tokens=True))  # noqa: E731

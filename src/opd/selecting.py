@@ -16,9 +16,7 @@ import pyarrow.parquet as pq
 
 from opd import connect
 from opd.build import (
-    Pair,
     decoder,
-    load_pair,
     load_training_prompts,
     local_teacher,
     make_objective,
@@ -31,6 +29,7 @@ from opd.data.questions import Leak, leaks, questions_of, repeats
 from opd.data.readers import read_rows
 from opd.errors import UserError
 from opd.models import tokenizers
+from opd.pair import Pair, load_pair
 from opd.recipes.select import (
     LIMIT_KEY,
     SELECT_KEY,

@@ -9,9 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from opd import connect
-from opd.build import load_pair, load_training_prompts, make_learner, make_objective
+from opd.build import load_training_prompts, make_learner, make_objective
 from opd.config import LocalTeacher, Run
 from opd.errors import UserError
+from opd.pair import load_pair
 from opd.recipes.selfcheck import Subject, self_check
 from opd.run.clock import Clock
 from opd.run.console import Console

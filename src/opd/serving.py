@@ -68,7 +68,8 @@ def score_ahead(cfg: Run, path: Path) -> tuple[int, int]:
     Raises:
         UserError: no cache configured, no rollouts, or a teacher that fails its handshake.
     """
-    from opd.build import load_pair, load_training_prompts, local_teacher, make_objective
+    from opd.build import load_training_prompts, local_teacher, make_objective
+    from opd.pair import load_pair
 
     console, clock = Console("plain"), Clock()
     spec = cfg.teacher

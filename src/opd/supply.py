@@ -24,7 +24,7 @@ from opd.samplers.hf import Decoding, HFSampler
 from opd.types import Prompt, Rollout, Sampler
 
 if TYPE_CHECKING:
-    from opd.build import Pair
+    from opd.pair import Pair
 
 
 def warm_up_of(

@@ -19,7 +19,7 @@ import yaml
 
 from conftest import tiny_tokenizer
 from opd import config
-from opd.build import build, load_pair, load_training_prompts
+from opd.build import build, load_training_prompts
 from opd.config import Coldstart, ServerTeacher
 from opd.connect import Remote
 from opd.data.gold import example
@@ -29,6 +29,7 @@ from opd.faces import run_coldstart
 from opd.http import Http
 from opd.lab.demo import PAIR, demo_config
 from opd.loop import train
+from opd.pair import load_pair
 from opd.recipes.coldstart import Look, Supply, ended, enough, portions
 from opd.run import checkpoint as store
 from opd.run.console import Console

@@ -15,12 +15,13 @@ from scipy.stats import betabinom
 from transformers import AutoTokenizer
 
 from opd import config
-from opd.build import decoder, load_pair
+from opd.build import decoder
 from opd.config import Select
 from opd.data.graders import make_grader
 from opd.data.prompts import load_prompts
 from opd.errors import UserError
 from opd.lab.demo import PAIR, demo_config
+from opd.pair import load_pair
 from opd.recipes.select import (
     Bench,
     Measured,

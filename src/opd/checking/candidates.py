@@ -10,12 +10,13 @@ import torch
 import transformers
 
 from opd import connect
-from opd.build import Pair, load_pair, make_objective
+from opd.build import make_objective
 from opd.config import LocalTeacher, Run, ServerTeacher
 from opd.data.prompts import PromptSet, load_prompts
 from opd.errors import UserError
 from opd.models.lm import LM
 from opd.models.tokenizers import eos_ids, load_tokenizer
+from opd.pair import Pair, load_pair
 from opd.recipes.check import handshake
 from opd.recipes.check.handshake import Point
 from opd.run.clock import Clock

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from opd import config
-from opd.build import Pair, decoder, load_eval_task, load_training_prompts
 from opd.build import budget as microbatch
+from opd.build import decoder, load_eval_task, load_training_prompts
 from opd.checking import telling, timing
 from opd.checking.candidates import Candidate, candidate, labels
 from opd.checking.result import Checked, Found
@@ -22,6 +22,7 @@ from opd.data.graders import Grader, make_grader
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.models.lm import load_lm
+from opd.pair import Pair
 from opd.recipes.check.cost import Plan
 from opd.recipes.check.diagnose import diagnose
 from opd.recipes.check.features import features

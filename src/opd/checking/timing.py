@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from opd.build import (
-    Pair,
     decoder,
     eval_sampler,
     load_eval_task,
@@ -25,6 +24,7 @@ from opd.data.prompts import PromptSet
 from opd.evaluate import EvalTask
 from opd.experience import Source, ask
 from opd.models.lm import LM
+from opd.pair import Pair
 from opd.recipes.check import cost
 from opd.recipes.check.cost import Evaluations, Plan, StepTime
 from opd.types import Rollout, Sampler, Scores
