@@ -58,7 +58,7 @@ def init(
         raise UserError(f"{file} exists and stays as it is. Give another name: opd init other.yaml")
     file.write_text(RUN_YAML, encoding="utf-8")
     typer.echo(f"Wrote {file}. Set student.model, teacher.model and prompts.path, then:")
-    typer.echo(f"  opd train {file}")
+    typer.echo(f"  opd check {file}\n  opd train {file}")
 
 
 @app.command()

@@ -10,6 +10,7 @@ from conftest import tiny_tokenizer
 from opd.core.stats import Estimate
 from opd.recipes.check import handshake
 from opd.recipes.check.handshake import Point
+from opd.recipes.check.probe import DEPTHS
 from opd.recipes.check.prospect import Prospect, ProspectModel, Term, foretell, load_model
 from opd.recipes.check.verdict import (
     advice,
@@ -36,6 +37,8 @@ def numbers(student, teacher, distance, **more):
         "auroc": estimate(0.7),
         "tilt_gain": estimate(0.1),
     }
+    if "continuation_gain" in more:
+        more |= {f"gain@{depth:g}": more["continuation_gain"] for depth in DEPTHS}
     return found | {name: estimate(value) for name, value in more.items()}
 
 
@@ -112,6 +115,10 @@ def test_reasons_name_what_decides():
         "They think alike on what the student writes",
         "The teacher's scores tell right answers from wrong ones",
     ]
+    assert (
+        "from 25%, 50%, 75% of it: +30, +30, +30"
+        in reasons(foretell(MODEL, good), good)[0].evidence
+    )
     strange = numbers(0.2, 0.8, 1.9, continuation_gain=-0.2) | {"auroc": Estimate(0.5, 0.4, 0.6, 9)}
     told = [r.text for r in reasons(foretell(MODEL, strange), strange)]
     assert told == [

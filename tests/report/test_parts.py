@@ -9,14 +9,13 @@ import pytest
 from opd.core.stats import Estimate
 from opd.errors import UserError
 from opd.report.checked import check_sections, number_table
-from opd.report.document import Image, Note, Section, Table, Verdict
+from opd.report.document import Note, Section, Table, Verdict
 from opd.report.numbers import estimate
 from opd.report.render import render_page, write_page
 
 from .hostile import HOSTILE
 from .test_injection import TAGS, check
 
-PNG = b"\x89PNG\r\n\x1a\n\x00\xff"
 CHECK = {
     "verdict": "go with changes",
     "reasons": ["the teacher is ahead by 0.3", {"text": "mass is low", "evidence": "0.61"}],
@@ -42,17 +41,16 @@ def test_a_page_of_any_sections_has_the_same_policy_and_its_twin(tmp_path):
     )
     sections = [
         Section("verdict", "", [Verdict("Take teacher a.", "good", [], [])]),
-        Section("teachers", "Teachers", [table, Image("a picture", PNG, {"x": [1.5]})]),
+        Section("teachers", "Teachers", [table]),
     ]
     page = write_page(tmp_path / "new" / "lab.html", "lab", sections, source="the lab's runs")
     html = page.read_text("utf-8")
-    found = texts(html, TAGS | {"img"})
+    found = texts(html, TAGS)
     for words in ("Take teacher a.", "50.0% 40.0 to 60.0%", "from the lab's runs"):
         assert words.replace(" ", "") in found.replace(" ", "")
     twin = json.loads(page.with_suffix(".json").read_text("utf-8"))
     rows = twin["sections"]["teachers"]["parts"]
     assert rows[0]["rows"][0][1] == {"value": 0.5, "shown": "50.0%", "note": "40.0 to 60.0%"}
-    assert rows[1]["data"] == {"x": [1.5]}
 
 
 @pytest.mark.parametrize(

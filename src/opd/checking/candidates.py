@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -22,6 +23,8 @@ from opd.recipes.check.handshake import Point
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.types import Teacher
+
+LOOKED_AT = 256  # rows of the prompt file
 
 
 @dataclass(frozen=True)
@@ -86,21 +89,22 @@ def _server(cfg: Run, label: str, student: LM | None, scratch: Path) -> Candidat
     quiet = Console("quiet")
     cfg = connect.settle_support(cfg, remote.kinds, quiet)
     pair = load_pair(cfg, remote, student=student)
-    prompts = _prompts(cfg, pair, limit=64)
+    prompts = _prompts(cfg, pair.tokenizer, cfg.prompts.chat)
     remote.greet(cfg, make_objective(cfg), pair.student.vocab, pair.tokenizer, prompts)
     server = remote.teacher(cfg, pair.student.vocab, scratch, quiet, Clock())
     seen = [Point("tokens", "ok", "the server read known texts as the student writes them")]
     return Candidate(label, cfg, seen, pair, server)
 
 
-def _prompts(cfg: Run, pair: Pair, limit: int) -> PromptSet:
+def _prompts(cfg: Run, tokenizer: Any, chat: dict[str, Any] | None) -> PromptSet:
+    """The first rows of the prompt file: enough for a handshake."""
     return load_prompts(
         cfg.prompts.path,
-        pair.tokenizer,
+        tokenizer,
         template=cfg.prompts.template,
-        chat=cfg.prompts.chat,
+        chat=chat,
         max_tokens=cfg.prompts.max_tokens,
-        limit=limit,
+        limit=LOOKED_AT,
     )
 
 
@@ -123,13 +127,7 @@ def _of_tokenizers(cfg: Run, spec: LocalTeacher) -> list[Point]:
     if any(p.level == "failure" for p in points):
         return points
     rendered = [
-        load_prompts(
-            cfg.prompts.path,
-            tok,
-            template=cfg.prompts.template,
-            chat=cfg.prompts.chat if tok.chat_template is not None else None,
-            max_tokens=cfg.prompts.max_tokens,
-        ).prompts
+        _prompts(cfg, tok, cfg.prompts.chat if tok.chat_template is not None else None).prompts
         for tok in toks
     ]
     points.append(handshake.template(rendered[0][0].ids, rendered[1][0].ids, toks[0]))

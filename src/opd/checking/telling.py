@@ -24,8 +24,14 @@ from opd.run.files import human_size, write_json
 from opd.run.place import check_record
 from opd.run.records import json_safe
 
-WIDTH = 110
-POSITIONAL = ("overlap_mass", "reverse_kl", "student_entropy", "teacher_entropy")
+POSITIONAL = (
+    "overlap_ratio",
+    "overlap_mass",
+    "overlap_mass_teacher",
+    "overlap_advantage",
+    "entropy_gap",
+    "reverse_kl",
+)
 
 
 def record(checked: Checked) -> dict[str, Any]:
@@ -162,7 +168,9 @@ def _quarters(found: Found) -> Iterator[str]:
     yield "By quarter of the student's rollouts"
     for name in shown:
         values = by_quarter(found.against.forward, SHOWN[name])
-        yield f"  {name:<18}" + "".join(f"{value:>9.3f}" for value in values)
+        yield f"  {name:<22}" + "".join(f"{value:>9.3f}" for value in values)
+    yield "  Levels alone mislead: failing pairs can start high too. The verdict rests on distance"
+    yield "  and gain together."
     yield ""
 
 

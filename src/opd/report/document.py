@@ -6,9 +6,8 @@ result people look at (report, compare, check, lab) builds a `Document` of these
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -192,26 +191,6 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Image:
-    """A picture made elsewhere, with the numbers it draws; always on white."""
-
-    kind: ClassVar[str] = "image"
-    caption: str
-    png: bytes
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def source(self) -> Markup:
-        """The picture as an address that loads nothing."""
-        # Safe: base64 has no character that ends an attribute.
-        return Markup("data:image/png;base64,") + Markup(base64.b64encode(self.png).decode())
-
-    def record(self) -> dict[str, Any]:
-        """For the JSON twin."""
-        return {"caption": self.caption, "data": dict(self.data)}
-
-
-@dataclass(frozen=True)
 class TokenSpan:
     """A token as drawn: its text, its colour class and what a pointer resting on it is told."""
 
@@ -270,7 +249,7 @@ class Tokens:
         }
 
 
-Part = Verdict | Table | Chart | Charts | Examples | Code | Note | Image | Tokens
+Part = Verdict | Table | Chart | Charts | Examples | Code | Note | Tokens
 
 
 @dataclass(frozen=True)

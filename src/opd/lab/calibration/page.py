@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from opd.core.stats import Estimate
-from opd.lab.calibration.fitting import fit, values
+from opd.lab.calibration.fitting import fit
 from opd.lab.calibration.judging import (
     HEADROOM,
     Judgement,
@@ -41,7 +41,6 @@ BASELINES = (
     "auroc",
     "tilt_gain",
 )
-NAN = "-"
 
 
 def write_page(
@@ -106,19 +105,15 @@ def _targets(j: Judgement) -> str:
         f"| share of pairs given a plain go or don't | >= 60 % | >= 80 % | **{j.plain:.0%}** "
         f"({', '.join(f'{v}: {n}' for v, n in j.verdicts.items())}) |",
         f'| "don\'t" to a pair that recovers more than half | <= 3 % | none | '
-        f"**{_rate(j.wrong_dont, j.verdicts[_DONT])}** |",
+        f"**{j.wrong_dont} of {j.verdicts[_DONT]}** |",
         f'| "go" to a pair that recovers less than a fifth, or has no lead | <= 3 % | none | '
-        f"**{_rate(j.wrong_go, j.verdicts['go'])}** |",
+        f"**{j.wrong_go} of {j.verdicts['go']}** |",
         f"| mean error of the expected change | | | {100 * j.error:.1f} points |",
     ]
     return "\n".join(rows)
 
 
 _DONT = "don't"
-
-
-def _rate(wrong: int, given: int) -> str:
-    return f"{wrong} of {given}"
 
 
 def _by_world(model: ProspectModel, held_out: Sequence[Outcome], worlds: Sequence[str]) -> str:
@@ -207,7 +202,4 @@ def _right(verdict: str, o: Outcome) -> bool:
 
 
 def _estimate(e: Estimate) -> str:
-    return f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})" if e.value == e.value else NAN
-
-
-__all__ = ["values", "write_page"]
+    return f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})" if e.value == e.value else "-"

@@ -15,6 +15,7 @@ from scipy import stats as scipy_stats
 
 from opd.core.stats import Estimate
 from opd.recipes.check.handshake import Point
+from opd.recipes.check.probe import DEPTHS
 from opd.recipes.check.prospect import Prospect
 
 Verdict = Literal["go", "go with changes", "don't"]
@@ -110,6 +111,13 @@ def _capability(found: Mapping[str, Estimate]) -> Reason | None:
     gain = found.get("continuation_gain")
     if gain is not None:
         evidence += f"; finishing what the student began: {points(gain)}"
+        depths = [f"{100 * found[f'gain@{d:g}'].value:+.0f}" for d in DEPTHS]
+        evidence += f", from {', '.join(f'{d:.0%}' for d in DEPTHS)} of it: {', '.join(depths)}"
+    if "headroom" in found:
+        evidence += (
+            f"; one of the student's answers is right on {share(found['pass_at_n'])}, beyond that "
+            f"the teacher adds {points(found['headroom'])}"
+        )
     if gap.low > 0 and gap.value >= LEAD:
         text = "The teacher can do what the student cannot"
         if gain is not None and gain.high < 0:
