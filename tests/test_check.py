@@ -46,6 +46,7 @@ def hashes(folder):
 def test_the_shipped_pair_is_a_go_and_left_as_it_was(file, capsys):
     checked = run_check(write(file), ())
     assert checked.found[0].verdict == "go"
+    assert len(checked.own.prompts) == 32  # check.prompts, whatever the rounds
     said = capsys.readouterr().out
     assert "GO" in said
     for part in ("Why", "Handshake", "By quarter", "Cost of 80 steps", "This check took"):

@@ -1,11 +1,10 @@
-"""The quick lab on one seed: direction and size of E1, E2, E3, E5 and E9, through the product.
+"""The quick lab on one seed: direction and size of its findings, through the product.
 
-Everything is trained here, from random weights: five checkpoints, eight runs. The margins are the
-claims of the entries themselves. One test, not five: two workers would each train everything.
+Everything is trained here, from random weights. The margins are the claims of the entries
+themselves. One test a suite, not one a finding: two workers would each train everything.
 
-One claim is left to the full lab: that E3's two curves are equivalent within .08. At quick lengths
-the larger teacher pulls more slowly (mean difference -.06, interval to -.085, on seed 0), while the
-full run of the same seed gives -.01.
+One claim is left to the full lab: that E3's two curves are equivalent. At quick lengths the larger
+teacher pulls more slowly; the claim fails on one seed of six.
 """
 
 import pytest
@@ -16,14 +15,24 @@ from opd.lab.experiments import quick_entries
 SEED = 0
 
 
-@pytest.mark.timeout(900)
-def test_findings_hold(tmp_path):
+def failed(names, tmp_path):
+    """Claims that do not hold, with the numbers they were held against."""
     known = quick_entries()
-    results = run_seed(SEED, list(known), True, tmp_path / "cache", tmp_path / "out")
-    failed = {
+    results = run_seed(SEED, names, True, tmp_path / "cache", tmp_path / "out")
+    return {
         (result["name"], claim.says): result["numbers"]
         for result in results
         for claim in known[result["name"]].claims
         if "equivalent" not in claim.says and not claim.holds(result["numbers"])
     }
-    assert not failed
+
+
+@pytest.mark.timeout(900)
+def test_the_first_findings_hold(tmp_path):
+    assert not failed(["E1", "E2", "E9"], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_quick_finding_holds(tmp_path):
+    assert not failed(list(quick_entries()), tmp_path)

@@ -181,7 +181,7 @@ def _play(
     most = min(first.cfg.check.prompts, len(chosen.prompts))
     while at < most:
         started = time.monotonic()
-        part = chosen.prompts[at : at + size]
+        part = chosen.prompts[at : min(at + size, most)]
         written = play_student(student, part, rules)
         against = [_against(who, student, written, rules) for who in whos]
         own = written if own is None else own + written

@@ -9,8 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from opd.report.document import Cell, Number, Part, Section, Sentence, Table, Tone, Verdict
-from opd.report.numbers import plain
+from opd.report.document import (
+    Cell,
+    Number,
+    Part,
+    Section,
+    Sentence,
+    Table,
+    Tile,
+    Tone,
+    Verdict,
+)
+from opd.report.numbers import minus, percent, plain, points
 from opd.run.place import flatten
 
 _HEADLINES: dict[str, tuple[Tone, str]] = {
@@ -28,6 +38,13 @@ def check_sections(found: Mapping[str, Any]) -> list[Section]:
         found: the record of check.json.
     """
     sections = [Section("verdict", "What the check says", [check_verdict(found)])]
+    for name, title, table in (
+        ("teachers", "Teachers, best first", _ranking(found)),
+        ("handshake", "Handshake", _handshake(found)),
+        ("cost", "What the run will take", _cost(found)),
+    ):
+        if table is not None:
+            sections.append(Section(name, title, [table]))
     numbers = number_table(found.get("numbers"), caption="")
     if numbers is not None:
         sections.append(Section("numbers", "What was measured", [numbers]))
@@ -49,7 +66,104 @@ def check_verdict(found: Mapping[str, Any]) -> Verdict:
     tone, headline = _HEADLINES.get(said, ("unclear", f"The check said: {said or 'nothing'}."))
     reasons = [_sentence(reason) for reason in _items(found.get("reasons"))]
     advice = [_sentence(one) for one in _items(found.get("advice"))]
-    return Verdict(headline, tone, [], reasons, advice)
+    if found.get("sureness"):
+        reasons.append(Sentence(f"How sure: {found['sureness']}."))
+    return Verdict(headline, tone, _tiles(found), reasons, advice)
+
+
+def _teachers(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [one for one in _items(found.get("teachers")) if isinstance(one, Mapping)]
+
+
+def _at(found: Mapping[str, Any], *names: str) -> Any:
+    """A value some levels down; None where the way is cut off."""
+    value: Any = found
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _tiles(found: Mapping[str, Any]) -> list[Tile]:
+    """Student, teacher and the expected change, where they are known."""
+    best = next(iter(_teachers(found)), {})
+    told = (
+        ("student now", _accuracy(_at(found, "numbers", "student_accuracy"))),
+        ("teacher", _accuracy(_at(found, "numbers", "teacher_accuracy"))),
+        ("expected change", _change(best)),
+    )
+    return [Tile(label, number) for label, number in told if number is not None]
+
+
+def _interval(estimate: Any) -> tuple[float, float, float] | None:
+    values = [_at(estimate, part) for part in _PARTS[:3]] if isinstance(estimate, Mapping) else []
+    if len(values) < 3 or not all(isinstance(value, int | float) for value in values):
+        return None
+    return values[0], values[1], values[2]
+
+
+def _accuracy(estimate: Any) -> Number | None:
+    if (found := _interval(estimate)) is None:
+        return None
+    value, low, high = found
+    return Number(value, percent(value).text, f"95% interval {100 * low:.1f} to {100 * high:.1f}%")
+
+
+def _change(teacher: Mapping[str, Any]) -> Number | None:
+    """The expected change; its interval is the 90 % one of the prospect."""
+    if (found := _interval(_at(teacher, "prospect", "change"))) is None:
+        return None
+    value, low, high = found
+    return Number(
+        value, points(value), minus(f"90% interval {100 * low:+.1f} to {100 * high:+.1f}")
+    )
+
+
+def _ranking(found: Mapping[str, Any]) -> Table | None:
+    if len(_teachers(found)) < 2:
+        return None
+    rows: list[list[Cell]] = [
+        [
+            str(one.get("name", "")),
+            str(one.get("verdict", "")),
+            _change(one) or "",
+            _accuracy(_at(one, "numbers", "teacher_accuracy")) or "",
+        ]
+        for one in _teachers(found)
+    ]
+    return Table("", ("teacher", "verdict", "expected change", "alone"), rows)
+
+
+def _handshake(found: Mapping[str, Any]) -> Table | None:
+    best = next(iter(_teachers(found)), {})
+    rows: list[list[Cell]] = [
+        [str(_at(point, part) or "") for part in ("level", "what", "message", "fix")]
+        for point in _items(best.get("handshake"))
+    ]
+    return Table("", ("", "what", "seen", "fix"), rows) if rows else None
+
+
+def _cost(found: Mapping[str, Any]) -> Table | None:
+    told = (
+        ("minutes", ("seconds",), 60.0),
+        ("of it evaluations, minutes", ("evaluation",), 60.0),
+        ("seconds a step", ("step",), 1.0),
+        ("steps", ("steps",), 1.0),
+        ("peak memory, GB", ("peak",), 1e9),
+        ("of it student weights, GB", ("memory", "student weights"), 1e9),
+        ("gradients, GB", ("memory", "gradients"), 1e9),
+        ("optimizer, GB", ("memory", "optimizer"), 1e9),
+        ("teacher weights, GB", ("memory", "teacher weights"), 1e9),
+        ("disk, GB", ("disk",), 1e9),
+        ("tokens the student writes", ("tokens",), 1.0),
+        ("rollouts the teacher scores", ("teacher_calls",), 1.0),
+    )
+    known = [(label, _at(found, "plan", *way), unit) for label, way, unit in told]
+    rows: list[list[Cell]] = [
+        [label, plain(value / unit)]
+        for label, value, unit in known
+        if isinstance(value, int | float)
+    ]
+    return Table("", ("what", "how much"), rows) if rows else None
 
 
 def _items(value: Any) -> Iterable[Any]:
