@@ -63,16 +63,31 @@ def ours(kind: str, x: dict[str, torch.Tensor]):
     ones = torch.ones(count)
     at = Positions(ids[:, 0], ids, None, ones, ids[:, 0], None, None, ones)
 
-    def of_logits(logits, part):
+    def theirs(part):
+        return teacher.full(x["theirs"][part])
+
+    def told():
+        """What a teacher hands over for the tail: scores on the ids, and the normaliser."""
+        found = []
+        for part in chunk_slices(count, vocab):
+            dense = DenseView(theirs(part))
+            found.append((dense.scores(ids[part]), dense.log_z()))
+        return tuple(torch.cat(x) for x in zip(*found, strict=True))
+
+    def of_logits(logits, part, *whole):
         here = Positions(*(None if v is None else v[part] for v in at))
-        theirs = DenseView(teacher.full(x["theirs"][part]))
-        if kind == "tail":  # what a teacher hands over: scores on the ids, and the normaliser
-            theirs = GivenView(
-                [(here.student_topk, theirs.scores(here.student_topk))], theirs.log_z()
-            )
-        return objective.per_position(DenseView(logits), theirs, here)
+        if whole:
+            view = DenseView(*whole)
+        else:
+            scores, log_z = handed[0]
+            view = GivenView([(ids[part], scores[part])], log_z[part])
+        return objective.per_position(DenseView(logits), view, here)
+
+    handed = []
 
     def step():
+        if kind == "tail":
+            handed[:] = [told()]
         if kind == "default":
             with torch.no_grad():
                 given = teacher.rows(x["theirs"], ids)
@@ -80,7 +95,7 @@ def ours(kind: str, x: dict[str, torch.Tensor]):
             view = RowsView(student, x["hidden"])
             total = objective.per_position(view, GivenView([(ids, given)]), at).sum()
         else:
-            total = student.chunked_sum(of_logits, x["hidden"])
+            total = student.chunked_sum(of_logits, x["hidden"], theirs if kind == "full" else None)
         return gradients(x, total / count)
 
     return step

@@ -323,8 +323,22 @@ MUTANTS = [
     Mutant(
         "hidden gradient of all chunks but the last lost",
         "core/chunked.py",
-        "grad_hidden[part] = grad @ weight",
-        "grad_hidden = torch.zeros_like(hidden); grad_hidden[part] = grad @ weight",
+        "grad_hidden[part] = logits @ weight",
+        "grad_hidden = torch.zeros_like(hidden); grad_hidden[part] = logits @ weight",
+        CHUNKED,
+    ),
+    Mutant(
+        "a block's positions counted from its chunk",
+        "core/chunked.py",
+        "part = slice(start + rows.start, start + rows.stop)",
+        "part = rows",
+        CHUNKED,
+    ),
+    Mutant(
+        "every block is given the teacher's first rows",
+        "core/chunked.py",
+        "(theirs[rows],)",
+        "(theirs[: rows.stop - rows.start],)",
         CHUNKED,
     ),
 ]

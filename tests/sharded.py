@@ -17,6 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from conftest import tiny_model, tiny_tokenizer
+from opd.cli import end
 from opd.core.objective import Objective
 from opd.data.gold import example
 from opd.models.lm import LM, add_lora, enable_checkpointing, save_final
@@ -175,6 +176,7 @@ def main() -> None:
         out.write_text(json.dumps(found))
     dist.barrier()
     leave()
+    end(0)
 
 
 if __name__ == "__main__":

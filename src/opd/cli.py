@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -342,4 +342,21 @@ def main() -> None:
         if _Debug.on:
             raise
         typer.echo(f"opd: {error}", err=True)
-        sys.exit(2)
+        end(2)
+    except SystemExit as done:
+        end(done.code if isinstance(done.code, int) else 0)
+
+
+def end(code: int) -> NoReturn:
+    """Leave the process; one among several does so without tearing the interpreter down.
+
+    gloo's threads outlive the process group (torch keeps it in a registry). One that asks for the
+    interpreter's lock while that is torn down aborts the process, rarely, and the launcher then
+    calls a finished run failed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(code)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

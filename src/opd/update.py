@@ -218,18 +218,20 @@ def micro_loss(
         view = RowsView(head, hidden, objective.student_temperature)
         return objective.per_position(view, micro.teacher, micro.at, micro.reference).sum()
 
-    def of_logits(logits: Tensor, part: slice) -> Tensor:
+    def of_logits(logits: Tensor, part: slice, *theirs: Tensor) -> Tensor:
         at, teacher, reference = micro.part(part)
         student = DenseView(logits, objective.student_temperature)
-        if objective.needs_full_teacher:
-            assert learner.teacher_logits is not None
-            assert micro.full_hidden is not None
-            theirs = learner.teacher_logits(micro.full_hidden[part])
-            full = DenseView(theirs, learner.teacher_temperature)
+        if theirs:
+            full = DenseView(theirs[0], learner.teacher_temperature)
             return objective.per_position(student, full, at, reference)
         return objective.per_position(student, teacher, at, reference)
 
-    return head.chunked_sum(of_logits, hidden)
+    if not objective.needs_full_teacher:
+        return head.chunked_sum(of_logits, hidden)
+    teacher_logits, full_hidden = learner.teacher_logits, micro.full_hidden
+    assert teacher_logits is not None
+    assert full_hidden is not None
+    return head.chunked_sum(of_logits, hidden, lambda part: teacher_logits(full_hidden[part]))
 
 
 def stay_in_step(learner: Learner, count: int) -> None:

@@ -38,6 +38,33 @@ def test_chunked_sum_equals_dense_value_and_gradient(monkeypatch, chunk, with_bi
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_the_teachers_logits_are_those_of_the_rows_at_hand(monkeypatch, block):
+    hidden, weight, bias, _ = problem()
+    theirs = torch.randn(11, 17, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 17 * 4)
+    monkeypatch.setattr(chunked, "CPU_BLOCK_ELEMENTS", 17 * block)
+    parts, asked = [], []
+
+    def loss(raw, part, teacher):
+        parts.append(range(11)[part])
+        return (raw.softmax(-1) * teacher).sum(-1)
+
+    def teacher(part):
+        asked.append(range(11)[part])
+        return theirs[part]
+
+    dense = loss(torch.nn.functional.linear(hidden, weight, bias), slice(None), theirs).sum()
+    expected = torch.autograd.grad(dense, [hidden, weight, bias])
+    parts.clear()
+    value = chunked_sum(loss, hidden, weight, bias, teacher)
+    torch.testing.assert_close(value, dense)
+    for got, want in zip(torch.autograd.grad(value, [hidden, weight, bias]), expected, strict=True):
+        torch.testing.assert_close(got, want)
+    assert [i for part in parts for i in part] == list(range(11))
+    assert [len(part) for part in asked] == [4, 4, 3], "once a chunk, however small the blocks"
+
+
 def test_zero_positions_give_zero_with_a_graph():
     hidden, weight, _, _ = problem()
     value = chunked_sum(lambda raw, part: raw.sum(-1), hidden[:0], weight, None)

@@ -14,8 +14,12 @@ from torch import Tensor
 
 # One chunk of fp32 logits: 16M elements = 64 MB, whatever the vocabulary.
 CHUNK_ELEMENTS = 16 * 2**20
+# A processor goes through the loss's dozens of elementwise passes in its cache (2 MB in fp32); an
+# accelerator would only wait for more kernels.
+CPU_BLOCK_ELEMENTS = 2**19
 
-LossOfLogits = Callable[[Tensor, slice], Tensor]
+LossOfLogits = Callable[..., Tensor]
+LogitsOf = Callable[[slice], Tensor]
 
 
 def chunk_slices(positions: int, vocab: int) -> list[slice]:
@@ -24,49 +28,67 @@ def chunk_slices(positions: int, vocab: int) -> list[slice]:
     return [slice(i, min(i + step, positions)) for i in range(0, positions, step)]
 
 
-def chunked_sum(loss: LossOfLogits, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Sum over positions of `loss(logits, part)`, with gradient to hidden, weight and bias.
+def row_blocks(logits: Tensor) -> list[slice]:
+    """Slices of a chunk's rows (n, V) that elementwise work should take at a time."""
+    rows, vocab = logits.shape
+    step = max(1, CPU_BLOCK_ELEMENTS // vocab) if logits.device.type == "cpu" else max(1, rows)
+    return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+
+
+def chunked_sum(
+    loss: LossOfLogits,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    teacher: LogitsOf | None = None,
+) -> Tensor:
+    """Sum over positions of the loss, with gradient to hidden, weight and bias.
 
     Args:
-        loss: (raw logits (n, V) of the positions in `part`, part) -> values (n,). Must treat
-            positions independently; it is differentiated as soon as it is evaluated.
+        loss: (raw logits (n, V) of the positions in `part`, part) -> values (n,); with `teacher`,
+            (raw logits, part, the teacher's logits (n, V)). Must treat positions independently; it
+            is differentiated as soon as it is evaluated.
         hidden: (N, H).
         weight: (V, H).
         bias: (V,) or None.
+        teacher: (part) -> logits (n, V), asked once a chunk, without gradient.
 
     Returns:
         Scalar, at least fp32. Zero positions give 0 with a graph.
     """
-    out: Tensor = _ChunkedSum.apply(hidden, weight, bias, loss)  # type: ignore[no-untyped-call]
+    out: Tensor = _ChunkedSum.apply(hidden, weight, bias, loss, teacher)  # type: ignore[no-untyped-call]
     return out
 
 
 class _ChunkedSum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, loss: LossOfLogits
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        loss: LossOfLogits,
+        teacher: LogitsOf | None,
     ) -> Tensor:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        need_hidden, need_weight, need_bias, _ = ctx.needs_input_grad
+        need_hidden, need_weight, need_bias, *_ = ctx.needs_input_grad
+        needed = need_hidden or need_weight or need_bias
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if need_bias and bias is not None else None
         total = hidden.new_zeros((), dtype=wide)
         for part in chunk_slices(hidden.shape[0], weight.shape[0]):
             chunk = hidden[part]
-            raw = torch.nn.functional.linear(chunk, weight, bias).detach().requires_grad_()
-            with torch.enable_grad():
-                value = loss(raw, part).sum()
-            total += value.detach()
-            if not (need_hidden or need_weight or need_bias) or not value.requires_grad:
-                continue
-            (grad,) = torch.autograd.grad(value, raw)
+            logits = torch.nn.functional.linear(chunk, weight, bias).detach()
+            theirs = None if teacher is None else teacher(part)
+            for rows in row_blocks(logits):
+                total += _differentiate(loss, logits, theirs, rows, part.start, needed)
             if grad_hidden is not None:
-                grad_hidden[part] = grad @ weight
+                grad_hidden[part] = logits @ weight
             if grad_weight is not None:
-                _accumulate(grad_weight, grad, chunk)
+                _accumulate(grad_weight, logits, chunk)
             if grad_bias is not None:
-                grad_bias += grad.sum(0, dtype=wide)
+                grad_bias += logits.sum(0, dtype=wide)
         ctx.grads = (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -78,7 +100,28 @@ class _ChunkedSum(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = upstream
         grads, ctx.grads = ctx.grads, None  # scaled in place: the head's would be copied otherwise
-        return (*(None if g is None else g.mul_(scale.to(g.dtype)) for g in grads), None)
+        return (*(None if g is None else g.mul_(scale.to(g.dtype)) for g in grads), None, None)
+
+
+def _differentiate(
+    loss: LossOfLogits,
+    logits: Tensor,
+    theirs: Tensor | None,
+    rows: slice,
+    start: int,
+    needed: bool,
+) -> Tensor:
+    """Sum of the loss over some rows of a chunk; their logits become its gradient in place."""
+    part = slice(start + rows.start, start + rows.stop)
+    given = () if theirs is None else (theirs[rows],)
+    raw = logits[rows].detach().requires_grad_(needed)
+    with torch.set_grad_enabled(needed):
+        value = loss(raw, part, *given).sum()
+    if value.requires_grad:
+        logits[rows] = torch.autograd.grad(value, raw)[0]
+    else:  # nothing to learn here, such as a term that is masked everywhere
+        logits[rows] = 0
+    return value.detach()
 
 
 def _accumulate(total: Tensor, grad: Tensor, chunk: Tensor) -> None:

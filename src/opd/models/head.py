@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from opd.core.chunked import LossOfLogits, chunked_sum
+from opd.core.chunked import LogitsOf, LossOfLogits, chunked_sum
 from opd.core.views import DenseView
 
 # Rows gathered at a time are [chunk, K, H]; this many elements bound the buffer (16 MB in fp32).
@@ -51,12 +51,18 @@ class Head:
         """Logits (N, V) of hidden states (N, H)."""
         return self.shape(self.linear(hidden))
 
-    def chunked_sum(self, loss: LossOfLogits, hidden: Tensor) -> Tensor:
-        """Sum over positions of `loss(logits, part)`; see `opd.core.chunked.chunked_sum`."""
+    def chunked_sum(
+        self, loss: LossOfLogits, hidden: Tensor, teacher: LogitsOf | None = None
+    ) -> Tensor:
+        """Sum over positions of the loss of logits; see `opd.core.chunked.chunked_sum`."""
         weight, bias = self.weight, self.bias
         if self.vocab < weight.shape[0]:  # the gradient of a slice is another dense (V, H)
             weight, bias = weight[: self.vocab], None if bias is None else bias[: self.vocab]
-        return chunked_sum(lambda raw, part: loss(self.shape(raw), part), hidden, weight, bias)
+
+        def of_raw(raw: Tensor, *rest: Any) -> Tensor:
+            return loss(self.shape(raw), *rest)
+
+        return chunked_sum(of_raw, hidden, weight, bias, teacher)
 
     def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Logits (N, K) of tokens `ids` (N, K) only: nothing of width V is built.
