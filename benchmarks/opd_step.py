@@ -26,7 +26,11 @@ def run_of(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows = workload.rows(args.requests // args.n, large=args.large)
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return {
-        "student": {"model": args.student, "dtype": args.dtype},
+        "student": {
+            "model": args.student,
+            "dtype": args.dtype,
+            "gradient_checkpointing": args.checkpointing,
+        },
         "teacher": {"model": args.teacher, "dtype": args.dtype},
         "prompts": {"path": str(prompts), "shuffle": False},
         "rollout": {"n": args.n, "max_new_tokens": args.limit},
@@ -71,6 +75,7 @@ def main() -> None:
     words.add_argument("--dtype", default="float32")
     words.add_argument("--loss", default="default")
     words.add_argument("--large", action="store_true")
+    words.add_argument("--checkpointing", action="store_true")
     args = words.parse_args()
     bare = rss()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
 """A whole step - generate, score, update - against TRL's DistillationTrainer.
 
-Both sides: same models, prompts, recorded lengths, micro-batch and precision, no gradient
-checkpointing. TRL generates all completions of the step in one call, its best batch. Ours runs the
-loop of `opd train` on defaults, diagnostics and files included: once with the default loss, once
-over the full vocabulary, which is TRL's objective.
+Both sides: same models, prompts, recorded lengths, micro-batch and precision; gradient
+checkpointing on neither, or with `--checkpointing` on both. TRL generates all completions of the
+step in one call, its best batch. Ours runs the loop of `opd train` on defaults, diagnostics and
+files included: once with the default loss, once over the full vocabulary, which is TRL's objective.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def sides_of(args: argparse.Namespace) -> dict[str, list[str]]:
             "--requests", str(args.requests), "--reps", str(args.reps),
             "--dtype", args.dtype]  # fmt: skip
     rest += ["--large"] if args.large or args.quick else []
+    rest += ["--checkpointing"] if args.checkpointing else []
     # as many padded tokens as TRL's micro-batch has: rows x (prompt of about 40 + longest answer)
     tokens = args.tokens or args.micro * (40 + args.limit)
     mine = [sys.executable, str(HERE / "opd_step.py"), *rest, "--tokens", str(tokens)]
@@ -49,6 +50,7 @@ def main() -> None:
     args_of.add_argument("--micro", type=int, default=8, help="rows of TRL's micro-batch")
     args_of.add_argument("--tokens", type=int, default=0, help="ours, in padded tokens")
     args_of.add_argument("--dtype", default="float32")
+    args_of.add_argument("--checkpointing", action="store_true", help="of gradients, both sides")
     args = args_of.parse_args()
     if args.quick:
         args.requests, args.limit, args.micro, args.rounds, args.reps = 8, 16, 4, 1, 1
@@ -74,6 +76,7 @@ def main() -> None:
         f"{other:.4g} (same objective, own random draws; equality proper is checked by loss.py)."
     )
     name = f"step-{'large' if args.large else '49k'}-{args.dtype}"
+    name += "-checkpointing" if args.checkpointing else ""
     publish(args, name, text, {"samples": found})
 
 

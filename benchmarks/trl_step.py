@@ -24,6 +24,7 @@ def main() -> None:
     words.add_argument("--reps", type=int, required=True)
     words.add_argument("--dtype", default="float32")
     words.add_argument("--large", action="store_true")
+    words.add_argument("--checkpointing", action="store_true")
     args = words.parse_args()
 
     from datasets import Dataset
@@ -64,7 +65,7 @@ def main() -> None:
             lr_scheduler_type="constant",
             beta=1.0,
             shuffle_dataset=False,
-            gradient_checkpointing=False,
+            gradient_checkpointing=args.checkpointing,
             bf16=False,
             use_cpu=True,
             report_to=[],
