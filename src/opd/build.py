@@ -108,7 +108,8 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         )
     if remote is not None:
         remote.greet(cfg, objective, pair.student.vocab, pair.tokenizer, prompts)
-    warm_up = warm_up_of(cfg, pair, remote, prompts, processes=ranks.size)
+    cold_start = warm_up_of(cfg, pair, remote, prompts, processes=ranks.size)
+    waits = cfg.coldstart is not None and cfg.coldstart.when == "alarm"
     if ranks.size > 1 and cfg.student.shard == "fsdp2":
         shard(pair.student, ranks.size)
     optimizer = make_optimizer(pair.student, cfg.optim)
@@ -145,6 +146,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
             horizon=Horizon(cfg.horizon, cfg.rollout.max_new_tokens),
             objective=objective,
             kinds=None if teacher is None else teacher.kinds,
+            cold_start="ready" if waits else "never",
         ),
         folder=folder,
         console=console,
@@ -164,7 +166,8 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         console=console,
         trackers=trackers,
         clock=clock,
-        warm_up=warm_up,
+        warm_up=None if waits else cold_start,
+        interlude=cold_start if waits else None,
         guard=guard,
     )
 

@@ -285,12 +285,14 @@ def lab_run(
     jobs: Annotated[int, typer.Option(help="Seeds run at once, a process each.")] = 1,
     cache: LabCache = None,
     out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("runs/lab"),
+    page: Annotated[str | None, typer.Option(help="Its name; lab, or lab-quick.")] = None,
 ) -> None:
     """Run experiments and write a page: findings, verdicts, pictures."""
     from opd.lab.commands import CACHE, run_lab
 
-    chosen = range(first_seed, first_seed + seeds)
-    run_lab(names or (), seeds=chosen, quick=quick, jobs=jobs, cache=cache or CACHE, out=out)
+    chosen, cache = range(first_seed, first_seed + seeds), cache or CACHE
+    where: dict[str, Any] = {"cache": cache, "out": out, "name": page}
+    run_lab(names or (), seeds=chosen, quick=quick, jobs=jobs, **where)
 
 
 @lab.command("calibrate")

@@ -62,6 +62,8 @@ def run_coldstart(
 
     if cfg.coldstart is None:
         raise UserError("There is no `coldstart` section. Add `coldstart: {}` for every default.")
+    if cfg.coldstart.when == "alarm":
+        raise UserError("coldstart.when=alarm begins in a run. For one now: coldstart.when=start.")
 
     def warm_up(parts: Parts) -> dict[str, Any]:
         assert parts.warm_up is not None

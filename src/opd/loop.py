@@ -20,9 +20,11 @@ from opd.experience import Source, rollout_metrics, sample, score
 from opd.guard import BEST, Guard
 from opd.models.lm import save_final
 from opd.models.shard import assembled
+from opd.run import checkpoint as store
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.folder import RunFolder
+from opd.run.place import COLD_START
 from opd.run.records import read_jsonl
 from opd.run.tracking import Trackers
 from opd.state import checkpoint, last_good, load_student, restore_phase
@@ -52,6 +54,7 @@ class Parts:
     guard: Guard
     stop: Event = field(default_factory=Event)  # set: save after this step and stop
     warm_up: Callable[[Parts], Parts] | None = None  # a phase before the first step
+    interlude: Callable[[Parts, int], Parts] | None = None  # one that an alarm may begin
     facts: Mapping[str, Any] = field(default_factory=dict)  # what it adds to the summary
 
     @property
@@ -69,11 +72,13 @@ def train(parts: Parts) -> dict[str, Any]:
     """
     parts = parts if parts.warm_up is None else parts.warm_up(parts)
     cfg, run, source, guard = parts.cfg, parts.folder, parts.source, parts.guard
-    step, state = restore_phase(run, parts.learner, run.checkpoints)
+    step, state = restored(parts)
     refused, clock = 0, parts.clock
     parts.learner.ranks.barrier()  # logs are cut to the checkpoint before anybody reads them
     guard.catch_up(state.get("facts", {}), read_jsonl(run.path / "metrics.jsonl"))
     run.thin_rollouts(step, cfg.output.rollout_sample)  # a kill may have come between save and this
+    parts = rescued(parts, step)
+    source = parts.source
     source.sampler.sync(step)
     parts.console.start(step, cfg.train.steps)
     evaluate_teacher(parts)
@@ -100,12 +105,17 @@ def train(parts: Parts) -> dict[str, Any]:
         guard.check(step)
         last = step == cfg.train.steps or guard.stopped is not None
         stopping = parts.learner.ranks.agree(parts.stop.is_set())
-        if step % cfg.output.save_every == 0 or last or stopping:
+        due = guard.course.cold_start == "due"
+        if step % cfg.output.save_every == 0 or last or stopping or due:
             with clock("save"):
                 save(parts, step)
                 run.thin_rollouts(step, cfg.output.rollout_sample)
         if stopping and not last:
             raise KeyboardInterrupt("saved")
+        if due and not last:
+            parts = rescued(parts, step)
+            source = parts.source
+            source.sampler.sync(step)
     kept = step if guard.stopped is None else keep_best(parts, step)
     student = parts.learner.student
     if student.sharded is not None:
@@ -113,6 +123,26 @@ def train(parts: Parts) -> dict[str, Any]:
     if run.writes:
         save_final(student, parts.tokenizer, run.path / "final")
     return finish(parts, kept)
+
+
+def restored(parts: Parts) -> tuple[int, dict[str, Any]]:
+    """Where the newest checkpoint was, its state, and the logs cut to it.
+
+    If a cold start was under way, its own checkpoint is newer and will cut them.
+    """
+    run = parts.folder
+    step, state = restore_phase(run, parts.learner, run.checkpoints, cut=False)
+    due = state.get("facts", {}).get("course", {}).get("cold_start") == "due"
+    if not due or store.newest(run.path / COLD_START / "checkpoints") is None:
+        run.truncate_to(state.get("logs", {}))
+    return step, state
+
+
+def rescued(parts: Parts, step: int) -> Parts:
+    """The parts after the cold start that an alarm has begun, made now or in an earlier process."""
+    if parts.interlude is None or parts.guard.course.cold_start not in ("due", "made"):
+        return parts
+    return parts.interlude(parts, step)
 
 
 def scored(parts: Parts, step: int, rollouts: list[Rollout], saved: list[Scores] | None) -> Batch:

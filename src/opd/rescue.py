@@ -1,9 +1,9 @@
-"""What a run can do about an alarm by itself: a tail bucket, a shorter horizon."""
+"""What a run can do about an alarm by itself: a tail bucket, a shorter horizon, a cold start."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from opd.alarms import Alarm, Rule
 from opd.core.objective import Objective
@@ -12,6 +12,7 @@ from opd.types import Kind
 
 NOTHING = "warn: there is nothing a run can do about it by itself"
 SHORTER = 0.7  # of the limit, where the alarm names no position
+ColdStart = Literal["never", "ready", "due", "made"]
 
 
 @dataclass(frozen=True)
@@ -23,22 +24,29 @@ class Course:
         objective: loss of the next steps.
         kinds: what the teacher can give; None without a teacher.
         tail: an alarm has added the tail bucket.
+        cold_start: `ready` if an alarm may begin one (coldstart.when), `due` when one has.
     """
 
     horizon: Horizon
     objective: Objective
     kinds: frozenset[Kind] | None
     tail: bool = False
+    cold_start: ColdStart = "never"
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"horizon": self.horizon.state(), "tail": self.tail}
+        kept = {"horizon": self.horizon.state(), "tail": self.tail}
+        return kept if self.cold_start == "never" else kept | {"cold_start": self.cold_start}
 
     def restored(self, state: dict[str, Any]) -> Course:
         """The inverse of `state`; `{}` is a run that has not begun."""
         if "horizon" not in state:
             return self
-        course = replace(self, horizon=self.horizon.restored(state["horizon"]))
+        course = replace(
+            self,
+            horizon=self.horizon.restored(state["horizon"]),
+            cold_start=state.get("cold_start", self.cold_start),
+        )
         return course.with_tail() if state["tail"] else course
 
     def with_tail(self) -> Course:
@@ -52,6 +60,8 @@ class Course:
             The new course, and what was done in words: the action of alarms.jsonl.
         """
         for act in rule.acts:
+            if act == "cold start" and self.cold_start == "ready":
+                return replace(self, cold_start="due"), "a cold start begins before the next step"
             if act == "tail" and self._can_have_tail():
                 return self.with_tail(), "loss.mode is tail from the next step on"
             if act == "cap":

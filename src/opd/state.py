@@ -96,15 +96,24 @@ def load_student(learner: Learner, folder: Path) -> int | None:
 
 
 @torch.no_grad()
-def restore_phase(run: RunFolder, learner: Learner, folder: Path) -> tuple[int, dict[str, Any]]:
+def restore_phase(
+    run: RunFolder, learner: Learner, folder: Path, *, cut: bool = True
+) -> tuple[int, dict[str, Any]]:
     """As `restore`, from a phase's own folder.
+
+    Args:
+        run: whose logs are cut to where the checkpoint was made, if `cut`.
+        learner: gets weights and optimizer state.
+        folder: of the phase.
+        cut: False: the caller cuts the logs to the state's "logs".
 
     Returns:
         The step it was made at and its state; 0 and nothing where there is no checkpoint.
     """
     found = store.newest(folder)
     if found is None:
-        run.truncate_to({})
+        if cut:
+            run.truncate_to({})
         return 0, {}
     tensors, state = found.load()
     weights = learner.student.parameters()
@@ -112,5 +121,6 @@ def restore_phase(run: RunFolder, learner: Learner, folder: Path) -> tuple[int, 
         parameter.copy_(like(tensors["student"][name], parameter))
     restore_optimizer(learner.optimizer, {p: n for n, p in weights.items()}, tensors["optimizer"])
     restore_group_settings(learner.optimizer, state["groups"])
-    run.truncate_to(state["logs"])
+    if cut:
+        run.truncate_to(state["logs"])
     return found.step, state

@@ -18,7 +18,7 @@ from opd.data.prompts import PromptSet, load_prompts
 from opd.errors import UserError
 from opd.loop import Parts
 from opd.models.lm import LM
-from opd.recipes.coldstart import ORDER_KEY, Supply, warm_up
+from opd.recipes.coldstart import ORDER_KEY, Supply, interlude, warm_up
 from opd.run import checkpoint as store
 from opd.samplers.hf import Decoding, HFSampler
 from opd.types import Prompt, Rollout, Sampler
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 def warm_up_of(
     cfg: Run, pair: Pair, remote: connect.Remote | None, prompts: PromptSet, *, processes: int
-) -> Callable[[Parts], Parts] | None:
-    """The cold start as the loop calls it; None if the run has none.
+) -> Callable[..., Parts] | None:
+    """The cold start as the loop calls it, before the first step or after one; None without.
 
     Args:
         cfg: the run.
@@ -46,6 +46,11 @@ def warm_up_of(
     """
     if cfg.coldstart is None:
         return None
+    if processes > 1 and cfg.coldstart.when == "alarm":
+        raise UserError(
+            f"coldstart.when=alarm: a cold start runs in one process, and there are {processes}. "
+            "Start this run with one, or set coldstart.when=start."
+        )
     if processes > 1 and store.newest(Path(cfg.output.dir) / "checkpoints") is None:
         raise UserError(
             f"The cold start runs in one process, and there are {processes}. Make it first: `opd "
@@ -75,7 +80,7 @@ def warm_up_of(
         stop=pair.stop,
         end=end if end in pair.stop else min(pair.stop),
     )
-    return partial(warm_up, supply=supply)
+    return partial(warm_up if cold.when == "start" else interlude, supply=supply)
 
 
 def given_completions(cfg: Run, cold: Coldstart, tokenizer: Any) -> list[Rollout]:

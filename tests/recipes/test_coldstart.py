@@ -19,6 +19,7 @@ import yaml
 
 from conftest import tiny_tokenizer
 from opd import config
+from opd.alarms import RULES
 from opd.build import build, load_training_prompts
 from opd.config import Coldstart, ServerTeacher
 from opd.connect import Remote
@@ -354,3 +355,64 @@ def test_portions_use_everything_once_and_evenly(count):
     assert not sizes or max(sizes) - min(sizes) <= 1
     assert all(size <= 6 for size in sizes)
     assert np.mean(sizes or [4]) == pytest.approx(4, abs=2) or count == 1
+
+
+def when_alarmed(folder: Path) -> dict:
+    data = run_config(folder, when="alarm")
+    data["train"] |= {"steps": 7}
+    return data | {"alarms": {"action": "act", "window": 2}}
+
+
+@pytest.fixture
+def loud(monkeypatch):
+    """An alarm that any run raises after four steps (found after two, held for two)."""
+    rule = next(r for r in RULES if r.name == "overlap-stagnating")
+    seen = replace(rule, find=lambda seen, _: {} if len(seen.values("train/loss")) > 2 else None)
+    monkeypatch.setattr("opd.alarms.watch.RULES", (seen,))
+
+
+@pytest.mark.usefixtures("loud")
+def test_an_alarm_begins_a_cold_start_and_training_goes_on_afresh(tmp_path):
+    folder = tmp_path / "straight"
+    summary = run(when_alarmed(folder))
+    (alarm,) = read_jsonl(folder / "alarms.jsonl")
+    assert alarm["action"] == "a cold start begins before the next step"
+    record = summary["coldstart"]
+    assert (alarm["step"], record["after_step"], record["rounds"]) == (4, 4, 3)
+    rows = read_jsonl(folder / "metrics.jsonl")
+    trained = [row["step"] for row in rows if "train/loss" in row]
+    assert trained == list(range(1, 8))
+    inserted = [i for i, row in enumerate(rows) if row.get("phase") == "coldstart"]
+    assert {rows[i]["step"] for i in inserted} == {4}
+    assert rows[inserted[-1] + 1] == {"step": 4, "phase": "on-policy"}
+    # The optimizer of training was begun anew: it has counted the three steps since.
+    after = safetensors(folder / "checkpoints" / "step-7" / "optimizer.safetensors")
+    assert {float(v) for n, v in after.items() if n.startswith("step/")} == {3.0}
+    assert not (folder / "coldstart" / "checkpoints").exists()
+    for stop in ("at the alarm", "in the phase", "later"):
+        half = tmp_path / stop.replace(" ", "-")
+        interrupted(when_alarmed(half), stop)
+        assert run(when_alarmed(half), resume=True)["coldstart"] == record
+        assert digest(half) == digest(folder)
+
+
+def interrupted(data: dict, when: str) -> None:
+    """A run that Ctrl-C stops after step 4 or 5, or after the first round of the cold start."""
+    parts = made(data)
+    at = {"at the alarm": 4, "later": 5}.get(when)
+    parts.console.step = lambda now, *rest: parts.stop.set() if now == at else None
+    if when == "in the phase":
+        parts.console.say = lambda text: parts.stop.set() if "round 1" in text else None
+    with pytest.raises(KeyboardInterrupt):
+        train(parts)
+    parts.folder.close()
+    phase = Path(data["output"]["dir"]) / "coldstart" / "checkpoints"
+    assert phase.exists() == (when == "in the phase")
+
+
+def test_a_cold_start_that_waits_needs_an_alarm_that_acts(tmp_path):
+    data = when_alarmed(tmp_path / "run")
+    with pytest.raises(UserError, match=r"alarms\.action=act"):
+        config.parse(data | {"alarms": {"action": "warn"}})
+    with pytest.raises(UserError, match=r"coldstart\.when=start"):
+        run_coldstart(config.parse(data), style="quiet")

@@ -15,7 +15,7 @@ from opd.alarms.history import Change, History, latest
 from opd.config import AlarmName
 
 Evidence = dict[str, float]
-Act = Literal["tail", "cap"]
+Act = Literal["tail", "cap", "cold start"]
 
 KL = ("diag/reverse_kl", "bound/reverse_kl_lower")
 GAP, TOP1, RATIO = "diag/entropy_gap_abs", "diag/top1_agreement", "diag/overlap_ratio"
@@ -299,6 +299,7 @@ RULES = (
         "KL, entropy gap) that must be gone after four windows; and of a reverse KL above the "
         "student's entropy, from the second window to the fifth",
         stagnating,
+        ("cold start",),
     ),
     Rule(
         "overlap-mass-falling",
@@ -307,7 +308,7 @@ RULES = (
         2.0,
         "times the mass outside the overlap has multiplied (and by .03 or more)",
         draining("diag/overlap_mass_student", "overlap_mass", 0.03),
-        ("tail",),
+        ("cold start", "tail"),
     ),
     Rule(
         "support-mass-draining",
@@ -327,6 +328,7 @@ RULES = (
         "share by which the gap has widened (or, after six windows, .85 of it is left and reverse "
         "KL has not fallen by .7)",
         gap_open,
+        ("cold start",),
     ),
     Rule(
         "entropy-collapse",

@@ -20,6 +20,9 @@ class Coldstart(Section):
     Paper section 5.1. It ends by itself, so that no more off-policy data than needed is used.
     """
 
+    when: Literal["start", "alarm"] = "start"
+    """start: before the first step. alarm: once, when an alarm says that overlap stagnates or falls
+    or that the entropy gap stays open (alarms.action: act), from the weights of that moment."""
     path: str | None = None
     """Completions to learn: rollout files (one, or a folder of them, such as another run's
     coldstart/rollouts), or rows of prompt + completion. null: the teacher writes them."""

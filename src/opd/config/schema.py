@@ -415,11 +415,20 @@ class Run(Section):
                 "coldstart measures the teacher on fresh rollouts, which are in no cache. Set "
                 "teacher.cache.offline=false"
             )
+        if self.coldstart is not None and self.coldstart.when == "alarm" and not self._acts():
+            raise ValueError(
+                "coldstart.when=alarm waits for an alarm that acts, and none does. Set "
+                "alarms.action=act"
+            )
         if self.rollout.engine == "replay":
             raise ValueError(
                 "coldstart looks at rollouts of the student as it is; rollout.engine=replay has "
                 "none. Use hf or vllm"
             )
+
+    def _acts(self) -> bool:
+        rules = self.alarms.rules.values()
+        return "act" in (self.alarms.action, *(rule.action for rule in rules))
 
     def _horizon(self, horizon: Horizon) -> None:
         longest = self.rollout.max_new_tokens

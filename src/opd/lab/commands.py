@@ -65,6 +65,7 @@ def run_lab(
     jobs: int,
     cache: Path,
     out: Path,
+    name: str | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Run experiments on each seed and write the page of all that is in `out` by then.
 
@@ -75,6 +76,7 @@ def run_lab(
         jobs: processes at a time, one seed each, one thread each.
         cache: where checkpoints and runs are kept.
         out: folder of the page, its pictures and the numbers of each seed.
+        name: of the page; None: lab, or lab-quick.
 
     Returns:
         Results by experiment, one a seed, earlier ones in `out` included.
@@ -83,18 +85,18 @@ def run_lab(
         UserError: unknown experiment, a checkpoint outside its window.
     """
     known = quick_entries() if quick else entries()
-    for name in names:
-        if name not in known:
+    for each in names:
+        if each not in known:
             also = " with --quick" if quick else ""
-            raise UserError(f"No experiment {name!r}{also}; there are {', '.join(known)}.")
+            raise UserError(f"No experiment {each!r}{also}; there are {', '.join(known)}.")
     chosen = list(names) or list(known)
     console, started = Console("plain"), time.monotonic()
     for seed in _of_seeds(seeds, chosen, quick, jobs, cache, out):
         console.say(f"seed {seed}: done")
-    found = {name: results for name in known if (results := kept(out, name, quick))}
+    found = {each: results for each in known if (results := kept(out, each, quick))}
     shown = sorted({result["seed"] for results in found.values() for result in results})
     facts = _facts(shown, time.monotonic() - started, jobs)
-    name = page.QUICK_PAGE if quick else "lab"
+    name = name or (page.QUICK_PAGE if quick else "lab")
     path = page.write_page(out, known, found, _cards(shown, quick, cache), facts=facts, name=name)
     sheet = write_sheet(path.with_suffix(".html"), known, found, facts=facts)
     for each in chosen:

@@ -21,17 +21,18 @@ from opd.data.filters import REASONS, sift
 from opd.data.graders import Grader
 from opd.data.questions import without
 from opd.errors import UserError
-from opd.loop import Parts, evaluated
+from opd.loop import Parts, evaluated, save
 from opd.recipes.measure import measure
 from opd.recipes.sft import rate, sft_step
 from opd.run import checkpoint as store
 from opd.run import rollouts as rollout_files
 from opd.run.files import DISK, make_folder, remove, sweep, write_bytes, write_json
+from opd.run.place import COLD_START
 from opd.state import checkpoint, restore_phase
 from opd.types import Prompt, Rollout, Sampler, Scores
 from opd.update import Learner, Refused, make_optimizer
 
-FOLDER, RECORD = "coldstart", "coldstart.json"
+FOLDER, RECORD = COLD_START, "coldstart.json"
 WRITE_KEY, LOOK_KEY, ORDER_KEY = 6, 7, 8  # separate this randomness from the loop's
 MASS, TOP1 = "diag/overlap_mass_student", "diag/top1_agreement"
 
@@ -123,11 +124,41 @@ def warm_up(parts: Parts, supply: Supply) -> Parts:
     """
     cfg = parts.cfg.coldstart
     assert cfg is not None
-    path = parts.folder.path / RECORD
     if store.newest(parts.folder.checkpoints) is None:
-        write_json(path, _phase(parts, supply, cfg), DISK)
+        with parts.clock("evaluate"):
+            for task in parts.evals:  # before saved weights are put back: the student as it came
+                evaluated(parts, task, 0, task.label, parts.student_sampler(task))
+        write_json(parts.folder.path / RECORD, _phase(parts, supply, cfg, 0), DISK)
         checkpoint(parts.folder, parts.learner, 0, keep=parts.cfg.output.keep)
-    done = json.loads(path.read_text("utf-8"))
+    return handed_over(parts, supply, cfg)
+
+
+def interlude(parts: Parts, step: int, supply: Supply) -> Parts:
+    """The phase in the middle of a run, because of an alarm after `step` updates; or it is done.
+
+    It begins with the weights of that moment, and training goes on with a fresh optimizer. Until
+    the checkpoint of `step` is written anew, a resumed run begins again where the phase was.
+
+    Returns:
+        As `warm_up`.
+
+    Raises:
+        UserError, KeyboardInterrupt: as `warm_up`.
+    """
+    cfg, guard = parts.cfg.coldstart, parts.guard
+    assert cfg is not None
+    if guard.course.cold_start == "due":
+        write_json(parts.folder.path / RECORD, _phase(parts, supply, cfg, step), DISK)
+        optimizer = make_optimizer(parts.learner.student, parts.cfg.optim)
+        parts = replace(parts, learner=replace(parts.learner, optimizer=optimizer))
+        guard.course = replace(guard.course, cold_start="made")
+        save(parts, step)
+    return handed_over(parts, supply, cfg)
+
+
+def handed_over(parts: Parts, supply: Supply, cfg: Coldstart) -> Parts:
+    """The parts of a run whose cold start is done: prompts left, and the record among the facts."""
+    done = json.loads((parts.folder.path / RECORD).read_text("utf-8"))
     old = parts.folder.path / FOLDER / "checkpoints"
     if parts.folder.writes and old.exists():
         remove(old)
@@ -146,12 +177,9 @@ def warm_up(parts: Parts, supply: Supply) -> Parts:
     return replace(parts, source=source, facts={**parts.facts, "coldstart": done})
 
 
-def _phase(parts: Parts, supply: Supply, cfg: Coldstart) -> dict[str, Any]:
-    """The rounds, from the last saved one on; returns the record."""
+def _phase(parts: Parts, supply: Supply, cfg: Coldstart, at: int) -> dict[str, Any]:
+    """The rounds after `at` updates, from the last saved one on; returns the record."""
     run, place = parts.folder, parts.folder.path / FOLDER
-    with parts.clock("evaluate"):
-        for task in parts.evals:  # before saved weights are put back: the student as it came
-            evaluated(parts, task, 0, task.label, parts.student_sampler(task))
     for folder in (place, place / "rollouts"):
         make_folder(folder)
         sweep(folder, exclusive=True)
@@ -159,15 +187,17 @@ def _phase(parts: Parts, supply: Supply, cfg: Coldstart) -> dict[str, Any]:
         parts.learner.student, parts.cfg.optim.model_copy(update={"lr": cfg.lr})
     )
     learner = replace(parts.learner, optimizer=optimizer)
-    _, state = restore_phase(run, learner, place / "checkpoints")
-    if state:
+    if store.newest(place / "checkpoints") is not None:
+        _, state = restore_phase(run, learner, place / "checkpoints")
         progress = Progress.of(state["facts"])
     else:
+        if at == 0:
+            run.truncate_to({})  # rows of a process that was killed in the first round
         progress = looked(parts, supply, Progress())
-        tell(parts, progress, cfg)
+        tell(parts, progress, cfg, at)
     while (why := enough(progress.looks, cfg)) is None and progress.rounds < supply.rounds(cfg):
-        progress = one_round(parts, learner, supply, cfg, progress)
-        tell(parts, progress, cfg)
+        progress = one_round(parts, learner, supply, cfg, progress, at)
+        tell(parts, progress, cfg, at)
         checkpoint(
             run,
             learner,
@@ -183,20 +213,20 @@ def _phase(parts: Parts, supply: Supply, cfg: Coldstart) -> dict[str, Any]:
         if progress.rounds == cfg.max_rounds
         else "its completions are used up"
     )
-    run.log(0, {"phase": "on-policy"})
+    run.log(at, {"phase": "on-policy"})
     parts.console.say(f"Cold start ends after {progress.rounds} rounds: {reason}.")
     accuracy = {}
     for task in parts.evals:
         name = f"{FOLDER}-{task.label}"
         with parts.clock("evaluate"):
-            found = evaluated(parts, task, 0, name, parts.student_sampler(task)).accuracy
-        parts.console.evaluated(0, task.label, found, who="after the cold start")
+            found = evaluated(parts, task, at, name, parts.student_sampler(task)).accuracy
+        parts.console.evaluated(at, task.label, found, who="after the cold start")
         accuracy[task.label] = asdict(found)
-    return asdict(progress) | {"reason": reason, "sets": accuracy}
+    return asdict(progress) | {"reason": reason, "sets": accuracy, "after_step": at}
 
 
 def one_round(
-    parts: Parts, learner: Learner, supply: Supply, cfg: Coldstart, progress: Progress
+    parts: Parts, learner: Learner, supply: Supply, cfg: Coldstart, progress: Progress, at: int
 ) -> Progress:
     """Write, sift, imitate, look."""
     number, seed = progress.rounds, parts.cfg.train.seed
@@ -235,7 +265,7 @@ def one_round(
                     f"({cfg.lr:g})."
                 ) from None
             step += 1
-            parts.folder.log(0, {"phase": FOLDER, **step_values(step, made._asdict())})
+            parts.folder.log(at, {"phase": FOLDER, **step_values(step, made._asdict())})
     learned = replace(
         progress,
         rounds=number + 1,
@@ -249,7 +279,7 @@ def one_round(
 
 
 def step_values(step: int, made: dict[str, float]) -> dict[str, float]:
-    """One supervised step for metrics.jsonl; no on-policy step has been made, so `step` is 0."""
+    """One supervised step for metrics.jsonl, whose own `step` counts on-policy ones."""
     return {
         "coldstart/step": step,
         "coldstart/loss": made["loss"],
@@ -334,11 +364,11 @@ def enough(looks: Sequence[Look], cfg: Coldstart) -> str | None:
     )
 
 
-def tell(parts: Parts, progress: Progress, cfg: Coldstart) -> None:
-    """A round for metrics.jsonl, timings.jsonl and people."""
+def tell(parts: Parts, progress: Progress, cfg: Coldstart, at: int) -> None:
+    """A round for metrics.jsonl, timings.jsonl and people, after `at` on-policy updates."""
     look, left = progress.looks[-1], sum(progress.left_out.values())
     parts.folder.log(
-        0,
+        at,
         {
             "phase": FOLDER,
             "coldstart/step": progress.steps,
@@ -349,7 +379,7 @@ def tell(parts: Parts, progress: Progress, cfg: Coldstart) -> None:
             "coldstart/left_out": left,
         },
     )
-    parts.folder.time(0, parts.clock.take(progress.tokens))
+    parts.folder.time(at, parts.clock.take(progress.tokens))
     parts.console.say(
         f"cold start, round {progress.rounds}: {progress.completions} completions learned, {left} "
         f"left out, {progress.tokens} tokens; overlap mass {look.mass:.3f} of {cfg.mass:g}, top-1 "
