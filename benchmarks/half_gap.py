@@ -57,9 +57,15 @@ class Race:
         return done
 
     def result(self) -> list[dict[str, float]]:
-        """Time to the goal by a straight line between the last two looks."""
+        """Time to the goal by a straight line between the last two looks.
+
+        Raises:
+            SystemExit: the goal was not reached.
+        """
         (s0, t0, a0), (s1, t1, a1) = self.curve[-2:]
-        share = min(1.0, (self.goal - a0) / max(a1 - a0, 1e-9))
+        if a1 < self.goal:
+            sys.exit(f"{a1:.2f} after {s1} steps, {t1:.0f} s: half of the gap is {self.goal:.2f}")
+        share = (self.goal - a0) / (a1 - a0)
         return [
             {
                 "seconds": t0 + share * (t1 - t0),
@@ -106,7 +112,7 @@ def ours(args: argparse.Namespace, race: Race) -> None:
             {
                 "student": {"model": str(args.base), "dtype": "float32"},
                 "teacher": {"model": str(args.teacher), "dtype": "float32"},
-                "prompts": {"path": str(args.data / "train.jsonl")},
+                "prompts": {"path": str(args.data / "train.jsonl"), "shuffle": False},
                 "rollout": {"n": COPIES, "max_new_tokens": LIMIT},
                 "optim": {"lr": RATE},
                 "train": {"steps": args.most, "prompts_per_step": PROMPTS,

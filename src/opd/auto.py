@@ -66,9 +66,7 @@ def refuse(checked: Checked) -> None:
         UserError: with the reasons of the check.
     """
     best = checked.found[0]
-    starts_cold = best.who.cfg.coldstart is not None or any(
-        "coldstart" in one.set for one in best.advice
-    )
+    starts_cold = at_start(best.who.cfg) or any("coldstart" in one.set for one in best.advice)
     ahead = "lead" in best.numbers and best.numbers["lead"].value >= LEAD
     if best.verdict == "don't" and not (ahead and starts_cold):
         why = "\n".join(f"  {r.text}. {r.evidence}" for r in best.reasons)
@@ -84,12 +82,17 @@ def decide(cfg: Run, checked: Checked, console: Console) -> Run:
     for one in checked.found[0].advice:
         if "coldstart" in one.set:
             changes["coldstart"] = one.set["coldstart"]
-    begins = "a cold start" if "coldstart" in changes or cfg.coldstart else "on-policy training"
+    begins = "a cold start" if "coldstart" in changes or at_start(cfg) else "on-policy training"
     if cfg.alarms.action == "warn":
         changes["alarms"] = {"action": "act"}
     best = checked.found[0]
     console.say(f"recipe: auto. The check says {best.verdict}; the run begins with {begins}.")
     return _with(cfg, changes)
+
+
+def at_start(cfg: Run) -> bool:
+    """Whether the configuration itself begins with a cold start."""
+    return cfg.coldstart is not None and cfg.coldstart.when == "start"
 
 
 def decided_before(cfg: Run, stored: dict[str, Any]) -> Run:

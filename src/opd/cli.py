@@ -346,7 +346,9 @@ def main() -> None:
         typer.echo(f"opd: {error}", err=True)
         end(2)
     except SystemExit as done:
-        end(done.code if isinstance(done.code, int) else 0)
+        if isinstance(done.code, str):  # what the interpreter itself makes of it
+            typer.echo(done.code, err=True)
+        end(done.code if isinstance(done.code, int) else int(done.code is not None))
 
 
 def end(code: int) -> NoReturn:

@@ -113,6 +113,7 @@ def train(parts: Parts) -> dict[str, Any]:
         if stopping and not last:
             raise KeyboardInterrupt("saved")
         if due and not last:
+            run.forget(COLD_START, after=step)
             parts = rescued(parts, step)
             source = parts.source
             source.sampler.sync(step)
@@ -139,8 +140,13 @@ def restored(parts: Parts) -> tuple[int, dict[str, Any]]:
 
 
 def rescued(parts: Parts, step: int) -> Parts:
-    """The parts after the cold start that an alarm has begun, made now or in an earlier process."""
-    if parts.interlude is None or parts.guard.course.cold_start not in ("due", "made"):
+    """The parts after the cold start that an alarm has begun, made now or in an earlier process.
+
+    A run that is over, by its steps or by another alarm, has no use for one.
+    """
+    over = step >= parts.cfg.train.steps or parts.guard.stopped is not None
+    wanted = ("made",) if over else ("due", "made")
+    if parts.interlude is None or parts.guard.course.cold_start not in wanted:
         return parts
     return parts.interlude(parts, step)
 

@@ -12,7 +12,8 @@ from opd.types import Kind
 
 NOTHING = "warn: there is nothing a run can do about it by itself"
 SHORTER = 0.7  # of the limit, where the alarm names no position
-ColdStart = Literal["never", "ready", "due", "made"]
+ColdStart = Literal["never", "ready", "due", "made", "failed"]
+BEGINS = "a cold start begins before the next step"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Course:
         objective: loss of the next steps.
         kinds: what the teacher can give; None without a teacher.
         tail: an alarm has added the tail bucket.
-        cold_start: `ready` if an alarm may begin one (coldstart.when), `due` when one has.
+        cold_start: `ready` if an alarm may begin one (coldstart.when), `due` when one has, then
+            `made`, or `failed` when it found nothing to imitate.
     """
 
     horizon: Horizon
@@ -60,8 +62,8 @@ class Course:
             The new course, and what was done in words: the action of alarms.jsonl.
         """
         for act in rule.acts:
-            if act == "cold start" and self.cold_start == "ready":
-                return replace(self, cold_start="due"), "a cold start begins before the next step"
+            if act == "cold start" and self.cold_start in ("ready", "due"):
+                return replace(self, cold_start="due"), BEGINS
             if act == "tail" and self._can_have_tail():
                 return self.with_tail(), "loss.mode is tail from the next step on"
             if act == "cap":

@@ -62,30 +62,45 @@ def test_reverse_distillation_undoes_the_skill(tmp_path, record_property):
     assert found["after"]["high"] < found["before"]["low"]
 
 
-def test_an_incompatible_pattern_is_not_learned(tmp_path, record_property):
-    """Paper E1: of two able teachers, the one that thinks otherwise teaches less.
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory):
+    """A student that half knows how to sort, in one line, and a teacher that thinks otherwise.
 
-    The student half knows how to sort, in one line. One teacher writes like it; the other first
-    sorts downwards, with other signs, and answers then.
+    The teacher first sorts downwards, with other signs, and answers then.
     """
-    cfg = spec()
+    home, cfg = tmp_path_factory.mktemp("strangers"), spec()
     lines = (Path(FOLDER) / "data/teacher.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     otherwise = [row | {"answer": downwards(row["answer"])} for row in rows]
-    half = imitated(cfg.student.model, rows[: 16 * HALF], tmp_path / "half")
-    other = imitated(cfg.student.model, otherwise, tmp_path / "other")
+    half = imitated(cfg.student.model, rows[: 16 * HALF], home / "half")
+    return half, imitated(cfg.student.model, otherwise, home / "other")
+
+
+def strangers_run(student, teacher, out, *changes):
+    models = (f"student.model={student}", f"teacher.model={teacher}", f"output.dir={out}")
+    return spec(*models, "rollout.max_new_tokens=48", *changes)
+
+
+def test_an_incompatible_pattern_is_not_learned(strangers, tmp_path, record_property):
+    """Paper E1: of two able teachers, the one that thinks otherwise teaches less."""
+    half, other = strangers
     found = {}
-    for who, teacher in (("alike", cfg.teacher.model), ("otherwise", str(other))):
-        run = spec(
-            f"student.model={half}",
-            f"teacher.model={teacher}",
-            "rollout.max_new_tokens=48",
-            f"output.dir={tmp_path / who}",
-        )
+    for who, teacher in (("alike", spec().teacher.model), ("otherwise", str(other))):
+        run = strangers_run(half, teacher, tmp_path / who)
         found[who] = run_train(run, overwrite=True, style="quiet")["sets"]["heldout"]
         record_property(who, found[who])
     assert found["otherwise"]["teacher"]["low"] > found["otherwise"]["before"]["high"]
     assert found["alike"]["after"]["low"] > found["otherwise"]["after"]["high"]
+
+
+def test_recipe_auto_rescues_the_strangers(strangers, tmp_path, record_property):
+    """The pair of the test before, which plain training ruins: the check asks for a cold start."""
+    cfg = strangers_run(*strangers, tmp_path / "auto", "recipe=auto", "train.steps=12")
+    summary = run_train(cfg, overwrite=True, style="quiet")
+    found = summary["sets"]["heldout"]
+    record_property("auto", found)
+    record_property("coldstart", summary["coldstart"])
+    assert found["after"]["low"] > found["before"]["high"]
 
 
 def downwards(answer):

@@ -19,9 +19,9 @@ import yaml
 
 from conftest import tiny_tokenizer
 from opd import config
-from opd.alarms import RULES
+from opd.alarms import RULES, replay
 from opd.build import build, load_training_prompts
-from opd.config import Coldstart, ServerTeacher
+from opd.config import Alarms, Coldstart, ServerTeacher
 from opd.connect import Remote
 from opd.data.gold import example
 from opd.data.questions import question_key
@@ -32,6 +32,7 @@ from opd.lab.demo import PAIR, demo_config
 from opd.loop import train
 from opd.pair import load_pair
 from opd.recipes.coldstart import Look, Supply, ended, enough, portions
+from opd.report.read import read_run
 from opd.run import checkpoint as store
 from opd.run.console import Console
 from opd.run.records import read_jsonl
@@ -389,6 +390,12 @@ def test_an_alarm_begins_a_cold_start_and_training_goes_on_afresh(tmp_path):
     after = safetensors(folder / "checkpoints" / "step-7" / "optimizer.safetensors")
     assert {float(v) for n, v in after.items() if n.startswith("step/")} == {3.0}
     assert not (folder / "coldstart" / "checkpoints").exists()
+    # Rules look at the student of today, live and in a replay.
+    assert [a.step for a in replay(rows, Alarms(action="act", window=2), 7)] == [4]
+    told = read_run(folder)
+    assert told.phases == [(0, "on-policy"), (4, "coldstart"), (4, "on-policy")]
+    assert told.series("time/step_s").steps.tolist() == list(range(1, 8))
+    assert told.spent("time/step_s", cold_start=True) > 0
     for stop in ("at the alarm", "in the phase", "later"):
         half = tmp_path / stop.replace(" ", "-")
         interrupted(when_alarmed(half), stop)
@@ -416,3 +423,30 @@ def test_a_cold_start_that_waits_needs_an_alarm_that_acts(tmp_path):
         config.parse(data | {"alarms": {"action": "warn"}})
     with pytest.raises(UserError, match=r"coldstart\.when=start"):
         run_coldstart(config.parse(data), style="quiet")
+
+
+@pytest.mark.usefixtures("loud")
+def test_an_alarm_at_the_last_step_begins_nothing_until_there_are_more(tmp_path):
+    data = when_alarmed(tmp_path / "run")
+    data["train"]["steps"] = 4
+    assert "coldstart" not in run(data)
+    final = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+    assert "coldstart" not in run(data, resume=True)
+    assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == final
+    data["train"]["steps"] = 5
+    assert run(data, resume=True)["coldstart"]["after_step"] == 4
+
+
+@pytest.mark.usefixtures("loud")
+def test_a_cold_start_that_finds_nothing_to_imitate_leaves_the_run_as_it_was(tmp_path, caplog):
+    hopeless = when_alarmed(tmp_path / "hopeless")
+    hopeless["coldstart"] |= {"max_new_tokens": 1}
+    assert "coldstart" not in run(hopeless)
+    assert "The run goes on without it" in caplog.text
+    plain = when_alarmed(tmp_path / "plain")
+    run({key: value for key, value in plain.items() if key != "coldstart"})
+    first, second = (digest(tmp_path / name) for name in ("hopeless", "plain"))
+    final = "final/model.safetensors"
+    assert first[final] == second[final]
+    assert first["metrics.jsonl"] == second["metrics.jsonl"]
+    assert "coldstart" not in run(hopeless, resume=True)

@@ -10,6 +10,7 @@ from typing import Any
 from opd.alarms.history import History
 from opd.alarms.rules import RULES, Evidence, Rule
 from opd.config import AlarmAction, Alarms
+from opd.run.place import ON_POLICY
 
 HOLD = 2  # successive steps a condition must hold
 
@@ -59,6 +60,11 @@ class Watch:
         if "phase" not in row:
             self.history.add(row)
 
+    def begin_anew(self) -> None:
+        """Forget what was before a cold start: trends are those of the student it has left."""
+        self.history = History(self.history.window)
+        self._held, self._quiet = {}, {}
+
     def action(self, rule: Rule) -> AlarmAction:
         """What is configured for a rule."""
         own = self.settings.rules.get(rule.name)
@@ -95,6 +101,9 @@ class Watch:
         found: list[Alarm] = []
         for step, same in groupby(rows, key=lambda row: int(row["step"])):
             for row in same:
+                if row.get("phase") == ON_POLICY:
+                    found += [alarm for _, alarm in self.raised(step)]
+                    self.begin_anew()
                 self.see(row)
             found += [alarm for _, alarm in self.raised(step)]
         return found

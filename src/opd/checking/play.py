@@ -251,7 +251,8 @@ def _found(who: Candidate, own: Own, side: Against, rules: Rules) -> Found:
 
 def _cold_start(cfg: Run) -> dict[str, object] | None:
     """The section that begins with a cold start; None where there is one, or nobody to write."""
-    if cfg.coldstart is not None or not isinstance(cfg.teacher, LocalTeacher):
+    begins = cfg.coldstart is not None and cfg.coldstart.when == "start"
+    if begins or not isinstance(cfg.teacher, LocalTeacher):
         return None
     rate = min(COLD_RATE * cfg.optim.lr, max(COLD_CEILING, cfg.optim.lr))
     return {"coldstart": {"lr": float(f"{rate:.3g}")}}

@@ -417,8 +417,8 @@ class Run(Section):
             )
         if self.coldstart is not None and self.coldstart.when == "alarm" and not self._acts():
             raise ValueError(
-                "coldstart.when=alarm waits for an alarm that acts, and none does. Set "
-                "alarms.action=act"
+                "coldstart.when=alarm waits for overlap-stagnating, overlap-mass-falling or "
+                "entropy-gap-open, and none of them acts. Set alarms.action=act"
             )
         if self.rollout.engine == "replay":
             raise ValueError(
@@ -427,8 +427,12 @@ class Run(Section):
             )
 
     def _acts(self) -> bool:
-        rules = self.alarms.rules.values()
-        return "act" in (self.alarms.action, *(rule.action for rule in rules))
+        """Whether an alarm that can begin a cold start acts."""
+        for name in ("overlap-stagnating", "overlap-mass-falling", "entropy-gap-open"):
+            own = self.alarms.rules.get(name)
+            if ((own and own.action) or self.alarms.action) == "act":
+                return True
+        return False
 
     def _horizon(self, horizon: Horizon) -> None:
         longest = self.rollout.max_new_tokens

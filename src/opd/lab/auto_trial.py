@@ -107,7 +107,7 @@ def metered(budget: float) -> Iterator[Meter]:
 def settings(arm: Arm, data: dict[str, Any], scratch: Path) -> Run:
     """The configuration of an arm; every number that is not here is the product's default."""
     match arm:
-        case "cold start":  # at the rate the check would advise
+        case "cold start":
             data |= {"coldstart": {"lr": 4 * data["optim"]["lr"]}}
         case "select":
             data |= {"select": {"output": str(scratch / "kept.jsonl"), "limit": 256, "n": 4}}
@@ -141,7 +141,7 @@ def play(
         try:
             cfg = decided(arm, data, scratch)
         except UserError as error:
-            why = str(error).splitlines()[1].strip()
+            why = " ".join(str(error).split())[:200]
             return {"refused": why, "tokens": meter.tokens, "steps": 0}
         spent = meter.tokens
         parts = build(cfg, resume=False, overwrite=False, console=QUIET)
@@ -225,7 +225,7 @@ def told(trials: Sequence[dict[str, Any]]) -> list[str]:
         arms, before = one["arms"], one["arms"]["plain"]["before"]
         after = {name: found.get("after", before) for name, found in arms.items()}
         gap = arms["plain"]["teacher"] - before
-        gain = {name: (value - before) / gap for name, value in after.items()}
+        gain = {name: (value - before) / max(gap, 1e-9) for name, value in after.items()}
         world, student, teacher = one["pair"]
         share = ""
         if one["kind"] == "failing":

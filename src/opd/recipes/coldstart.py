@@ -10,6 +10,7 @@ they are learned.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -27,10 +28,12 @@ from opd.recipes.sft import rate, sft_step
 from opd.run import checkpoint as store
 from opd.run import rollouts as rollout_files
 from opd.run.files import DISK, make_folder, remove, sweep, write_bytes, write_json
-from opd.run.place import COLD_START
-from opd.state import checkpoint, restore_phase
+from opd.run.place import COLD_START, ON_POLICY
+from opd.state import checkpoint, restore, restore_phase
 from opd.types import Prompt, Rollout, Sampler, Scores
 from opd.update import Learner, Refused, make_optimizer
+
+logger = logging.getLogger(__name__)
 
 FOLDER, RECORD = COLD_START, "coldstart.json"
 WRITE_KEY, LOOK_KEY, ORDER_KEY = 6, 7, 8  # separate this randomness from the loop's
@@ -139,21 +142,34 @@ def interlude(parts: Parts, step: int, supply: Supply) -> Parts:
     It begins with the weights of that moment, and training goes on with a fresh optimizer. Until
     the checkpoint of `step` is written anew, a resumed run begins again where the phase was.
 
+    A phase that cannot be made (nothing worth imitating, say) is told and leaves the run as it was.
+
     Returns:
         As `warm_up`.
 
     Raises:
-        UserError, KeyboardInterrupt: as `warm_up`.
+        KeyboardInterrupt: as `warm_up`.
     """
     cfg, guard = parts.cfg.coldstart, parts.guard
     assert cfg is not None
-    if guard.course.cold_start == "due":
+    if guard.course.cold_start == "made":
+        return handed_over(parts, supply, cfg)
+    parts.learner.optimizer.state.clear()  # it is in the checkpoint; two at a time may not fit
+    try:
         write_json(parts.folder.path / RECORD, _phase(parts, supply, cfg, step), DISK)
-        optimizer = make_optimizer(parts.learner.student, parts.cfg.optim)
-        parts = replace(parts, learner=replace(parts.learner, optimizer=optimizer))
-        guard.course = replace(guard.course, cold_start="made")
+        begun = handed_over(parts, supply, cfg)
+    except UserError as why:
+        restore(parts.folder, parts.learner)
+        logger.warning("%s The run goes on without it.", why)
+        guard.course = replace(guard.course, cold_start="failed")
         save(parts, step)
-    return handed_over(parts, supply, cfg)
+        return parts
+    optimizer = make_optimizer(begun.learner.student, begun.cfg.optim)
+    begun = replace(begun, learner=replace(begun.learner, optimizer=optimizer))
+    guard.course = replace(guard.course, cold_start="made")
+    guard.watch.begin_anew()
+    save(begun, step)
+    return begun
 
 
 def handed_over(parts: Parts, supply: Supply, cfg: Coldstart) -> Parts:
@@ -213,7 +229,7 @@ def _phase(parts: Parts, supply: Supply, cfg: Coldstart, at: int) -> dict[str, A
         if progress.rounds == cfg.max_rounds
         else "its completions are used up"
     )
-    run.log(at, {"phase": "on-policy"})
+    run.log(at, {"phase": ON_POLICY})
     parts.console.say(f"Cold start ends after {progress.rounds} rounds: {reason}.")
     accuracy = {}
     for task in parts.evals:
@@ -379,7 +395,7 @@ def tell(parts: Parts, progress: Progress, cfg: Coldstart, at: int) -> None:
             "coldstart/left_out": left,
         },
     )
-    parts.folder.time(at, parts.clock.take(progress.tokens))
+    parts.folder.time(at, parts.clock.take(progress.tokens) | {"phase": FOLDER})
     parts.console.say(
         f"cold start, round {progress.rounds}: {progress.completions} completions learned, {left} "
         f"left out, {progress.tokens} tokens; overlap mass {look.mass:.3f} of {cfg.mass:g}, top-1 "

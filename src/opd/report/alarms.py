@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opd.report.numbers import minus
-from opd.run.place import flatten
+from opd.run.place import ON_POLICY, flatten
 
 _OWN = ("step", "name", "alarm", "message", "evidence", "remedy", "action", "phase")
 
@@ -79,7 +79,7 @@ def starts(found: Sequence[Alarm]) -> list[float]:
     return sorted({float(step) for name, step in seen if (name, step - 1) not in seen})
 
 
-def phases(records: Iterable[Mapping[str, Any]]) -> list[tuple[float, str]]:
+def phases(records: Sequence[Mapping[str, Any]]) -> list[tuple[float, str]]:
     """First step and name of every phase of a run, in order.
 
     Args:
@@ -87,5 +87,7 @@ def phases(records: Iterable[Mapping[str, Any]]) -> list[tuple[float, str]]:
     """
     named = [(float(r["step"]), str(r["phase"])) for r in records if "phase" in r]
     named.sort(key=lambda at: at[0])  # of one step in the order of the journal
+    if named and any("phase" not in r and 0 < r["step"] < named[0][0] for r in records):
+        named.insert(0, (0.0, ON_POLICY))  # an alarm began the first that has a name
     firsts = named[:1] + [b for a, b in itertools.pairwise(named) if a[1] != b[1]]
     return firsts

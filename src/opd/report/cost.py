@@ -54,7 +54,7 @@ def what_it_cost(run: RunData, total: float) -> Table:
 
 
 def _coldstart(run: RunData) -> list[Sequence[Cell]]:
-    took = run.spent("time/step_s", before=1)
+    took = run.spent("time/step_s", cold_start=True)
     return [["of the machine time, the cold start", Number(took, seconds(took))]] if took else []
 
 

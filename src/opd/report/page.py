@@ -97,8 +97,10 @@ def _accuracy_chart(run: RunData, task: EvalSet) -> Chart:
     from numpy import array
 
     found = task.student
-    if task.warmed is not None:  # step 0 twice: as it came, and after its cold start
-        found = [found[0], task.warmed, *found[1:]]
+    warmed = task.warmed
+    if warmed is not None:  # its step twice: before, and after the cold start
+        earlier = [e for e in found if e.step <= warmed.step]
+        found = [*earlier, warmed, *found[len(earlier) :]]
     steps, values = array([e.step for e in found]), array([e.accuracy.value for e in found])
     low, high = (array([getattr(e.accuracy, end) for e in found]) for end in ("low", "high"))
     level = None if task.teacher is None else task.teacher.accuracy.value

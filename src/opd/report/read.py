@@ -130,8 +130,8 @@ class RunData:
     def series(self, name: str) -> Series:
         """Values of a name of metrics.jsonl or timings.jsonl over the run's steps.
 
-        Names of the cold start, all of whose lines belong to step 0, over its own steps; clocks
-        from step 1 on.
+        Names of the cold start, all of whose lines belong to one step, over its own steps; clocks
+        from step 1 on, without that phase's.
         """
         rows = self.timings if name.startswith(CLOCKS) else self.metrics
         own = f"{COLD}step" if name.startswith(COLD) else "step"
@@ -142,18 +142,20 @@ class RunData:
             if isinstance(r.get(name), int | float)
             and isinstance(r.get(own), int | float)
             and r[own] >= first
+            and not (name.startswith(CLOCKS) and "phase" in r)
         }
         steps = np.array(sorted(found), dtype=np.float64)
         values = np.array([found[s] for s in steps], dtype=np.float64)
         finite = np.isfinite(values)
         return Series(steps[finite], values[finite])
 
-    def spent(self, name: str, *, before: int | None = None) -> float:
-        """Sum of a name of timings.jsonl over all its lines, or those of steps before one."""
+    def spent(self, name: str, *, cold_start: bool = False) -> float:
+        """Sum of a name of timings.jsonl over all its lines, or those of the cold start."""
         values = [
             float(r[name])
             for r in self.timings
-            if isinstance(r.get(name), int | float) and (before is None or r["step"] < before)
+            if isinstance(r.get(name), int | float)
+            and (not cold_start or r["step"] < 1 or "phase" in r)
         ]
         return float(np.nansum(values))
 

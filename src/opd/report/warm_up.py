@@ -30,7 +30,9 @@ def coldstart_sections(run: RunData) -> list[Section]:
         parts.append(_table(run, run.coldstart))
     if not parts:
         return []
-    lead = "The student imitated completions of the teacher first. Right: supervised steps."
+    at = _after(run.coldstart or {})
+    when = f"after step {at}, because of an alarm" if at else "first"
+    lead = f"The student imitated completions of the teacher {when}. Right: supervised steps."
     return [Section("coldstart", "The cold start", parts, lead)]
 
 
@@ -40,9 +42,17 @@ def coldstart_sentence(run: RunData) -> Sentence | None:
     if found is None:
         return None
     tokens = _number(found.get("tokens"))
-    text = f"It began with a cold start: {tokens.text} tokens of the teacher's were imitated."
+    at = _after(found)
+    how = f"An alarm began a cold start after step {at}" if at else "It began with a cold start"
+    text = f"{how}: {tokens.text} tokens of the teacher's were imitated."
     values: dict[str, Any] = {key: found[key] for key in ("tokens", "rounds") if key in found}
     return Sentence(text, f"It ended because {found.get('reason', 'it ended')}.", values)
+
+
+def _after(found: dict[str, Any]) -> int:
+    """The on-policy step after which it came; 0 for the beginning."""
+    at = found.get("after_step", 0)
+    return at if isinstance(at, int) else 0
 
 
 def _table(run: RunData, found: dict[str, Any]) -> Table:
@@ -52,7 +62,7 @@ def _table(run: RunData, found: dict[str, Any]) -> Table:
     left = found.get("left_out")
     if isinstance(left, dict):
         rows += [[f"left out: {why}", _number(count)] for why, count in left.items()]
-    took = run.spent("time/step_s", before=1)
+    took = run.spent("time/step_s", cold_start=True)
     rows.append(["time", Number(took, seconds(took))])
     return Table("What it took", ("", ""), rows, f"It ended because {found.get('reason', '?')}.")
 

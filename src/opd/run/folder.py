@@ -16,6 +16,7 @@ from opd.run.files import (
     DISK,
     FileOps,
     make_folder,
+    remove,
     sweep,
     write_bytes,
     write_json,
@@ -204,6 +205,19 @@ class RunFolder:
         alone. Broken files are removed with a warning.
         """
         rollouts.thin(self.path / "rollouts", upto_step, keep, self._ops)
+
+    def forget(self, phase: str, after: int) -> None:
+        """Remove what a phase that begins after a step must not find.
+
+        Its own checkpoints of another attempt, and rollouts of later steps by the student before.
+        """
+        old = self.path / phase / "checkpoints"
+        if old.exists():
+            remove(old)
+        for path in (self.path / "rollouts").glob("step-*.parquet"):
+            number = path.stem.removeprefix("step-")
+            if number.isdecimal() and int(number) > after:
+                remove(path)
 
     def keep_rollouts(self, step: int) -> Path:
         """Copy the file of a refused step to `refused/`, where nothing shrinks it.

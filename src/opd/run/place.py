@@ -18,7 +18,8 @@ from opd.run.lock import LOCK
 
 CONFIG = "config.json"
 ENV = "env.json"
-COLD_START = "coldstart"  # folder of that phase
+COLD_START = "coldstart"  # folder and name of that phase
+ON_POLICY = "on-policy"  # name of the other one
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # What may change between the parts of one run: where and how often it writes, how long it goes on,
 # what it is measured on, on how many devices the student lies. Everything else decides the numbers.
