@@ -131,6 +131,21 @@ def test_inverse_cdf_never_draws_an_impossible_token():
     assert drawn == [1, 1, 3, 3]
 
 
+@pytest.mark.parametrize("vocab", [1, 5, 127, 128, 129, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inverse_cdf_by_blocks_is_that_of_the_whole_row(vocab, dtype):
+    g = torch.Generator().manual_seed(vocab)
+    probs = (torch.randn(64, vocab, generator=g, dtype=dtype) * 4).softmax(-1)
+    probs[::2] = torch.where(probs[::2] < probs[::2].mean(-1, keepdim=True), 0, probs[::2])
+    u = torch.rand(64, generator=g, dtype=torch.float64)
+    u[0], u[1] = 0, 1 - 2**-53
+    cdf = probs.cumsum(-1, dtype=torch.float64)
+    expected = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(1)
+    found = invert_cdf(probs, u)
+    assert torch.equal(found, expected.clamp(max=vocab - 1))
+    assert (probs.gather(1, found[:, None]) > 0).all()
+
+
 def test_stop_token_ends_and_is_part_of_the_completion(make_lm, make_prompts):
     rollouts = sampler(make_lm(0), length=40).sample(make_prompts(4, 6), n=16, key=(0,))
     ended = [r for r in rollouts if r.finish == "stop"]

@@ -23,6 +23,7 @@ from opd.types import Prompt, Rollout
 
 # Rows are dropped from the batch once this share of it has finished: dropping copies the cache.
 _COMPACT_SHARE = 1 / 8
+_CDF_BLOCK = 128  # tokens whose probabilities are summed before a token is looked for
 
 
 @dataclass(frozen=True)
@@ -201,12 +202,31 @@ def truncate(probs: Tensor, decoding: Decoding) -> Tensor:
 def invert_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Token ids (R,) where the cumulative sum of probs (R, V) first exceeds uniforms (R,).
 
-    A row's token depends on that row alone, so batch composition cannot change it. The sum is in
-    float64: in float32 the rest of a large vocabulary would be lost in rounding.
+    A row's token depends on that row alone, so batch composition cannot change it. Sums are in
+    float64: in float32 the rest of a large vocabulary would be lost in rounding. First the block of
+    tokens is found, then the token in it: a running sum over the whole row costs ten times that.
     """
-    cdf = probs.cumsum(-1, dtype=torch.float64)
-    target = uniforms.to(cdf)[:, None] * cdf[:, -1:]
-    return torch.searchsorted(cdf, target, right=True).squeeze(1).clamp(max=probs.shape[1] - 1)
+    rows, vocab = probs.shape
+    if vocab % _CDF_BLOCK:
+        probs = torch.nn.functional.pad(probs, (0, -vocab % _CDF_BLOCK))
+    blocks = probs.reshape(rows, -1, _CDF_BLOCK)
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = uniforms.to(ends)[:, None] * ends[:, -1:]
+    block = _first_above(ends, target)
+    before = ends.gather(1, (block - 1).clamp(min=0)) * (block > 0)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _CDF_BLOCK)).squeeze(1)
+    place = _first_above(inside.cumsum(-1, dtype=torch.float64), target - before)
+    return (block * _CDF_BLOCK + place).squeeze(1).clamp(max=vocab - 1)
+
+
+def _first_above(sums: Tensor, target: Tensor) -> Tensor:
+    """Index (R, 1) of the first of rising `sums` (R, N) above target (R, 1).
+
+    Rounding may leave none above it: then the last that rose, never an entry of probability 0.
+    """
+    found = torch.searchsorted(sums, target, right=True)
+    last = torch.searchsorted(sums, sums[:, -1:].contiguous())
+    return torch.minimum(found, last).clamp(max=sums.shape[1] - 1)  # sums that are not finite
 
 
 def _wide(lm: LM) -> torch.dtype:
