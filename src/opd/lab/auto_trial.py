@@ -229,7 +229,7 @@ def told(trials: Sequence[dict[str, Any]]) -> list[str]:
         world, student, teacher = one["pair"]
         share = ""
         if one["kind"] == "failing":
-            best = max(gain[arm] for arm in RESCUES)
+            best = max(gain[arm] for arm in RESCUES if arm in gain)
             if gain["plain"] < 0.2 and best >= 0.5:
                 shares.append(gain["auto"] / best)
                 share = f"{shares[-1]:.2f}"

@@ -171,7 +171,8 @@ def _overlap(run: RunData, main: Outcome | None) -> Limit | None:
     if overlap is None or overlap.rose:
         return None
     mass = change(run.series("diag/overlap_mass_student"))
-    if mass is not None and mass.last >= MASS and worked(main):
+    met = run.coldstart is not None or worked(main)
+    if mass is not None and mass.last >= MASS and met:
         # Nearly all probability is shared: the ratio counts the tail of two peaked distributions.
         return None
     where = "fell" if overlap.fell else "did not rise"
