@@ -19,7 +19,7 @@ from torch import Tensor
 from opd.config import Optim
 from opd.core import metrics
 from opd.core.align import Batch, MicroBatch, align
-from opd.core.chunked import chunk_slices
+from opd.core.chunked import chunk_slices, row_blocks
 from opd.core.losses import cross_entropy
 from opd.core.objective import Objective
 from opd.core.views import DenseView, logp
@@ -287,35 +287,32 @@ def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
     complete = micro.full_hidden is not None and learner.teacher_logits is not None
     if not complete and not _has_topk(learner, micro):
         return found
-    head = learner.student.head
+    head, temperature = learner.student.head, learner.objective.sampling_temperature
     for part in chunk_slices(len(micro.full), head.vocab):
         index = micro.full[part]
-        logits = head.full(hidden[index])
-        student = DenseView(logits).log_probs()
-        values = (
-            _whole(learner, micro, student, index, part)
-            if complete
-            else _truncated(learner, micro, student, index)
-        )
-        drawn = DenseView(logits, learner.objective.sampling_temperature).log_probs()
-        drawn = drawn.gather(1, micro.at.targets[index, None]).squeeze(1)
-        values |= metrics.drift(drawn, micro.at.sampler_logp[index])
+        logits, theirs = head.full(hidden[index]), None
+        if complete:
+            assert learner.teacher_logits is not None
+            assert micro.full_hidden is not None
+            theirs = learner.teacher_logits(micro.full_hidden[part])
+        measured = []
+        for rows in row_blocks(logits):  # elementwise work in cache
+            view, at = DenseView(logits[rows]), index[rows]
+            targets = micro.at.targets[at]
+            if theirs is None:
+                values = _truncated(learner, micro, view.log_probs(), at)
+            else:
+                teacher = DenseView(theirs[rows]).log_probs()
+                k = learner.diagnostics_k
+                values = metrics.diagnose(view.log_probs(), teacher, k=k, targets=targets)
+            drawn = logp(DenseView(logits[rows], temperature), targets[:, None]).squeeze(1)
+            measured.append(values | metrics.drift(drawn, micro.at.sampler_logp[at]))
+        values = metrics.joined(measured)
         merge(found, metrics.overall(values))
-        at = (micro.at.position[index], micro.length[index])
+        place = (micro.at.position[index], micro.length[index])
         binned = {name: values[name] for name in metrics.POSITIONAL if name in values}
-        merge(found, metrics.by_bin(binned, *at, edges=learner.position_edges))
+        merge(found, metrics.by_bin(binned, *place, edges=learner.position_edges))
     return found
-
-
-def _whole(
-    learner: Learner, micro: MicroBatch, student: Tensor, index: Tensor, part: slice
-) -> dict[str, metrics.Measure]:
-    """Measures from both whole distributions; student log-probs (n, V) at positions `index`."""
-    assert learner.teacher_logits is not None
-    assert micro.full_hidden is not None
-    teacher = DenseView(learner.teacher_logits(micro.full_hidden[part])).log_probs()
-    targets = micro.at.targets[index]
-    return metrics.diagnose(student, teacher, k=learner.diagnostics_k, targets=targets)
 
 
 def _has_topk(learner: Learner, micro: MicroBatch) -> bool:

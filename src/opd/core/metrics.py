@@ -350,6 +350,14 @@ def repetition(ids: Sequence[int] | np.ndarray, *, n: int = 4) -> float:
     return 1.0 - len(np.unique(grams, axis=0)) / len(grams)
 
 
+def joined(parts: Sequence[dict[str, Measure]]) -> dict[str, Measure]:
+    """Measures of successive positions, all with the same names, as one of each."""
+    return {
+        name: Measure(*(torch.cat(field) for field in zip(*(p[name] for p in parts), strict=True)))
+        for name in parts[0]
+    }
+
+
 def overall(measures: dict[str, Measure]) -> Metrics:
     """Sum each measure over its positions."""
     return {name: measure.mean() for name, measure in measures.items()}
