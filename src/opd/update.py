@@ -348,10 +348,17 @@ def merge(into: Metrics, more: Mapping[str, Mean]) -> None:
 
 
 def make_optimizer(student: LM, optim: Optim) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay on matrices only."""
+    """AdamW over the trainable parameters; weight decay on matrices only.
+
+    On a processor in torch's fused form: the plain one holds two copies of its largest matrix while
+    it steps, and elsewhere torch has its own choice.
+    """
     parameters = student.parameters().values()
+    fused = student.sharded is None and all(p.device.type == "cpu" for p in parameters)
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=fused or None
+    )

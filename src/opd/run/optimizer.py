@@ -11,6 +11,7 @@ from torch import Tensor
 from opd.models.shard import like
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+OWN = ("params", "fused", "foreach")  # of this process: what it steps, and how
 # What a parameter group may hold: numbers, switches and pairs. Everything goes to state.json.
 Groups = list[dict[str, Any]]
 
@@ -78,7 +79,7 @@ def restore_optimizer(
 def group_settings(optimizer: torch.optim.Optimizer) -> Groups:
     """The hyperparameters of every parameter group, as JSON values."""
     return [
-        {key: list(v) if isinstance(v, tuple) else v for key, v in g.items() if key != "params"}
+        {k: list(v) if isinstance(v, tuple) else v for k, v in g.items() if k not in OWN}
         for g in optimizer.param_groups
     ]
 
@@ -87,4 +88,6 @@ def restore_group_settings(optimizer: torch.optim.Optimizer, settings: Groups) -
     """Set the hyperparameters that `group_settings` returned."""
     for group, saved in zip(optimizer.param_groups, settings, strict=True):
         for key, value in saved.items():
+            if key in OWN:  # of a checkpoint from another device
+                continue
             group[key] = tuple(value) if isinstance(value, list) else value
