@@ -11,6 +11,7 @@ from transformers import Qwen3ForCausalLM
 
 from opd import auto, config
 from opd.checking import telling
+from opd.checking.play import LEAST_PROMPTS
 from opd.errors import UserError
 from opd.faces import run_train
 from opd.lab.demo import PAIR, demo_config
@@ -50,7 +51,23 @@ def test_a_stranger_gets_a_cold_start(tmp_path, stranger):
     given = settings(tmp_path, student={"model": stranger})
     cfg = auto.prepare(given, resume=False, console=QUIET)
     assert cfg.coldstart is not None
-    assert cfg.coldstart.lr == pytest.approx(2e-3)
+    assert cfg.coldstart.lr == pytest.approx(4e-3)
+
+
+def test_the_check_writes_little_of_what_the_run_will(tmp_path, monkeypatch):
+    """A share of the run's tokens, no timed step, and never too few prompts for a verdict."""
+    seen, step = [], monkeypatch.setattr
+    step("opd.checking.play._cost", lambda *_: pytest.fail("timed a step"))
+    found = auto.check
+    step(auto, "check", lambda *a, **k: seen.append(found(*a, **k)) or seen[-1])
+    for steps, prompts in ((1, LEAST_PROMPTS), (400, 32)):
+        given = settings(tmp_path, train={"steps": steps, "prompts_per_step": 16})
+        auto.prepare(given, resume=False, console=QUIET)
+        assert len(seen[-1].own.prompts) == prompts
+    own, side = seen[-1].own, seen[-1].found[0].against
+    length = sum(map(len, own.rollouts)) / len(own.rollouts)
+    assert own.written > sum(map(len, own.rollouts))  # continuations count too
+    assert own.written + side.written < auto.SHARE * 400 * 16 * given.rollout.n * length * 1.01
 
 
 def test_what_the_user_asked_for_stays(tmp_path, stranger):

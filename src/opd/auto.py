@@ -27,6 +27,7 @@ from opd.selecting import run_select
 
 DECIDED = ("coldstart", "alarms", "prompts")
 """Sections that this recipe may change."""
+SHARE = 0.02  # of the run's tokens that the check may write
 
 
 def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
@@ -48,7 +49,12 @@ def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
     console.say("recipe: auto. Checking the pair ...")
     with tempfile.TemporaryDirectory() as scratch:
         checked = check(
-            "recipe: auto", [cfg], budget=None, began=time.monotonic(), scratch=Path(scratch)
+            "recipe: auto",
+            [cfg],
+            budget=None,
+            began=time.monotonic(),
+            scratch=Path(scratch),
+            share=SHARE,
         )
     telling.keep(cfg, telling.record(checked), console)
     refuse(checked)

@@ -36,7 +36,7 @@ def one(kind, plain, auto, cold=0.2):
     arms = {"plain": {"before": 0.2, "teacher": 1.0, "after": plain}, "auto": auto}
     if kind == "failing":
         arms |= {name: {"after": cold} for name in ("cold start", "select", "horizon")}
-    return {"pair": ["chain", "a", "b"], "kind": kind, "arms": arms}
+    return {"pair": ["chain", "a", "b"], "kind": kind, "seed": 0, "arms": arms}
 
 
 def test_a_pair_counts_only_if_plain_fails_and_a_rescue_works():
@@ -54,7 +54,7 @@ def test_a_refused_pair_stays_where_it_was():
 
 
 def test_every_pair_names_checkpoints_of_the_grid():
-    for world, *kinds in (*FAILING, *HEALTHY):
+    for _, (world, *kinds) in (*FAILING, *HEALTHY):
         assert all(f"{PREFIX}{world}-{kind}" in RECIPES for kind in kinds)
     assert len(HEALTHY) >= 10
     assert len(FAILING) >= 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,8 @@ SHORT = 120.0  # seconds a check may take beside a run of less than half an hour
 LONG_RUN, LONG_SHARE = 1800.0, 0.05  # ... and as a share of a longer one
 STEP_SHARE = 0.25  # of the budget, for the timed step
 FIRST_ROUND = 8  # prompts; later rounds double as long as there is time
-COLD_RATE, COLD_CEILING = 10.0, 2e-3  # times optim.lr (paper: 1e-5 against 1e-6); tiny models less
+LEAST_PROMPTS = 16  # that a verdict rests on, however few tokens it may write
+COLD_RATE, COLD_CEILING = 10.0, 4e-3  # times optim.lr (paper: 1e-5 against 1e-6); tiny models less
 
 
 def run_check(
@@ -87,9 +89,25 @@ def run_check(
 
 
 def check(
-    file: str, cfgs: Sequence[Run], *, budget: float | None, began: float, scratch: Path
+    file: str,
+    cfgs: Sequence[Run],
+    *,
+    budget: float | None,
+    began: float,
+    scratch: Path,
+    share: float = math.inf,
 ) -> Checked:
-    """See `run_check`; nothing is printed or written."""
+    """See `run_check`; nothing is printed or written.
+
+    Args:
+        file: as `run_check`.
+        cfgs: one a teacher.
+        budget: as `run_check`.
+        began: `time.monotonic()` from which on the budget counts.
+        scratch: a folder for the timed step.
+        share: how much the check may write, over all tokens that the run will; below infinity no
+            step is timed, so there is no plan of hours and memory.
+    """
     whos: list[Candidate] = []
     for cfg, label in zip(cfgs, labels(cfgs), strict=True):
         student = next((w.pair.student for w in whos if w.pair is not None), None)
@@ -108,8 +126,10 @@ def check(
     first = playing[0]
     assert first.pair is not None
     prompts = load_training_prompts(first.cfg, first.pair, Console("quiet"))
-    plan, allowed = _cost(first, prompts, budget, scratch)
-    own, sides, rules, lost = _play(playing, prompts, began + allowed)
+    plan, allowed = None, budget or SHORT
+    if math.isinf(share):  # a timed step would write as much as the probe does
+        plan, allowed = _cost(first, prompts, budget, scratch)
+    own, sides, rules, lost = _play(playing, prompts, began + allowed, share)
     found = [_found(who, own, side, rules) for who, side in zip(playing, sides, strict=True)]
     found = sorted(found, key=_promise, reverse=True) + failed
     return Checked(
@@ -158,9 +178,9 @@ def _cost(
 
 
 def _play(
-    whos: Sequence[Candidate], prompts: PromptSet, deadline: float
+    whos: Sequence[Candidate], prompts: PromptSet, deadline: float, share: float
 ) -> tuple[Own, list[Against], Rules, list[str]]:
-    """Rounds of prompts until the deadline, or all of them."""
+    """Rounds of prompts until the deadline, the share of tokens, or all of them."""
     first = whos[0]
     assert first.pair is not None
     chosen, grader, lost = _graded_prompts(first.cfg, first.pair, prompts)
@@ -188,11 +208,23 @@ def _play(
         sides = [a + b for a, b in zip(sides, against, strict=True)] if sides else against
         at += len(part)
         each = (time.monotonic() - started) / len(part)
-        size = min(2 * size, int((deadline - time.monotonic()) / each))
+        in_time = int((deadline - time.monotonic()) / each)
+        size = min(2 * size, in_time, _affordable(first.cfg, own, sides, share))
         if size < 1:
             break
     assert own is not None
     return own, sides, rules, lost
+
+
+def _affordable(cfg: Run, own: Own, sides: Sequence[Against], share: float) -> int:
+    """Prompts more that a check may look at, by the tokens it has written so far."""
+    if share == math.inf:
+        return len(own.prompts) + cfg.check.prompts
+    done = len(own.prompts)
+    length = sum(map(len, own.rollouts)) / len(own.rollouts)
+    planned = cfg.train.steps * cfg.train.prompts_per_step * cfg.rollout.n * length
+    each = (own.written + sum(side.written for side in sides)) / done
+    return max(int(share * planned / each), LEAST_PROMPTS) - done
 
 
 def _against(who: Candidate, student: Player, own: Own, rules: Rules) -> Against:

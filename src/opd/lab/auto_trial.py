@@ -1,6 +1,6 @@
 """`recipe: auto` against plain training and the best rescue by hand, at equally many tokens.
 
-`python -m opd.lab.auto_trial OUT.jsonl [--seed N] [--cache FOLDER]` trains every arm of the pairs
+`python -m opd.lab.auto_trial OUT.jsonl [--cache FOLDER]` trains every arm of the pairs
 `FAILING` and `HEALTHY`, writes a line a pair, and goes on where it was interrupted; with `--tell`
 it only prints the table.
 
@@ -49,29 +49,31 @@ Pair = tuple[str, str, str]  # world, student, teacher
 RESCUES: tuple[Arm, ...] = ("cold start", "select", "horizon")
 ARMS: tuple[Arm, ...] = ("plain", *RESCUES, "auto")
 QUIET = Console("quiet")
-STRANGE = ("base", "weak", "mix05", "half-clean")
-# Fixed before any of them was trained on the seed that is told of: strangers to the teacher in
-# every world (on other seeds plain training recovers nothing there), and pairs that work.
-FAILING: tuple[Pair, ...] = (
-    *((world, student, "other-clean") for world in WORLDS for student in STRANGE),
-    ("route", "mix20", "other-clean"),
+# Fixed before any of them was trained on the seeds that are told of: strangers to the teacher (on
+# other seeds plain training recovers nothing there), and pairs that work.
+FAILING: tuple[tuple[int, Pair], ...] = (
+    *((seed, ("chain", who, "other-clean")) for seed in range(40, 45) for who in ("base", "weak")),
+    *((40, (world, "weak", "other-clean")) for world in ("route", "ledger")),
+    *((45, ("chain", who, "other-clean")) for who in ("base", "weak")),
 )
-HEALTHY: tuple[Pair, ...] = (
-    ("chain", "base", "clean"),
-    ("chain", "base", "rl"),
-    ("chain", "half-clean", "large-clean"),
-    ("chain", "mix20", "other-clean"),
-    ("chain", "mix05", "clean"),
-    ("ledger", "base", "clean"),
-    ("ledger", "half-clean", "clean"),
-    ("ledger", "mix05", "clean"),
-    ("route", "base", "clean"),
-    ("route", "half-clean", "large-clean"),
+HEALTHY: tuple[tuple[int, Pair], ...] = tuple(
+    (40, pair)
+    for pair in (
+        ("chain", "base", "clean"),
+        ("chain", "base", "rl"),
+        ("chain", "half-clean", "large-clean"),
+        ("chain", "mix20", "other-clean"),
+        ("chain", "mix05", "clean"),
+        ("ledger", "base", "clean"),
+        ("ledger", "half-clean", "clean"),
+        ("ledger", "mix05", "clean"),
+        ("route", "base", "clean"),
+        ("route", "half-clean", "large-clean"),
+    )
 )
 STEPS = {"failing": 240, "healthy": 160}  # of plain training; its tokens are everybody's
-PAIRS: dict[Kind, tuple[Pair, ...]] = {"failing": FAILING, "healthy": HEALTHY}
+PAIRS: dict[Kind, tuple[tuple[int, Pair], ...]] = {"failing": FAILING, "healthy": HEALTHY}
 PROMPTS = 20_000
-CHECKED = 64  # a check of 256 prompts would write a quarter of these small budgets
 
 
 @dataclass
@@ -136,8 +138,7 @@ def play(
         scratch = Path(folder)
         data = run_config(student, teacher, task, seed, cache, scratch / "run")
         data["train"]["steps"] = steps
-        data["check"] = {"prompts": CHECKED}
-        data["eval"][0] |= {"n": 2, "every": 20}
+        data["eval"][0] |= {"n": 2, "every": 40}
         try:
             cfg = decided(arm, data, scratch)
         except UserError as error:
@@ -212,7 +213,8 @@ def trial(pair: Pair, kind: Kind, seed: int, cache: Path) -> dict[str, Any]:
     budget = plain["tokens"]
     arms: dict[str, Any] = {"plain": plain}
     for arm in (*(RESCUES if kind == "failing" else ()), "auto"):
-        arms[arm] = play(arm, pair, seed, cache, steps=2 * STEPS[kind], budget=budget)
+        steps = STEPS[kind] * (1 if arm == "auto" else 2)  # alarms look at tenths of the plan
+        arms[arm] = play(arm, pair, seed, cache, steps=steps, budget=budget)
     return {"pair": list(pair), "kind": kind, "seed": seed, "budget": budget, "arms": arms}
 
 
@@ -236,11 +238,9 @@ def told(trials: Sequence[dict[str, Any]]) -> list[str]:
         else:
             harms.append(after["auto"] - after["plain"])
         cells = [f"{after[arm]:.3f}" if arm in after else "" for arm in ARMS]
-        lines.append(
-            f"| {world}: {student} <- {teacher} | {before:.3f} | {arms['plain']['teacher']:.3f} | "
-            + " | ".join((*cells, share))
-            + " |"
-        )
+        who = f"{world}: {student} <- {teacher} ({one['seed']})"
+        known = [f"{before:.3f}", f"{arms['plain']['teacher']:.3f}"]
+        lines.append("| " + " | ".join((who, *known, *cells, share)) + " |")
     lines.append("")
     if shares:
         good = sum(share >= 0.8 for share in shares)
@@ -260,7 +260,6 @@ def told(trials: Sequence[dict[str, Any]]) -> list[str]:
 
 def main(
     out: Path,
-    seed: int = 30,
     cache: Path = CACHE,
     kinds: str = "failing,healthy",
     tell: bool = False,
@@ -268,8 +267,8 @@ def main(
     """See the module."""
     done = read_jsonl(out) if out.is_file() else []
     known = {(tuple(one["pair"]), one["seed"]) for one in done}
-    wanted = [(kind, pair) for kind in PAIRS if kind in kinds for pair in PAIRS[kind]]
-    for kind, pair in () if tell else wanted:
+    wanted = [(kind, *each) for kind in PAIRS if kind in kinds for each in PAIRS[kind]]
+    for kind, seed, pair in () if tell else wanted:
         if (pair, seed) not in known:
             done.append(trial(pair, kind, seed, cache))
             with out.open("a", encoding="utf-8") as file:

@@ -77,6 +77,7 @@ class Own:
         correct: (P, n), or None without answers.
         prefixes: D lists of P prompts that end inside a rollout.
         finished: (P, D) whether the student's own continuation is right, or None.
+        written: tokens of rollouts and continuations.
     """
 
     prompts: tuple[Prompt, ...]
@@ -84,6 +85,7 @@ class Own:
     correct: np.ndarray | None
     prefixes: tuple[tuple[Prompt, ...], ...]
     finished: np.ndarray | None
+    written: int
 
     def __add__(self, other: Own) -> Own:
         """Both rounds together."""
@@ -93,6 +95,7 @@ class Own:
             _joined(self.correct, other.correct),
             tuple(a + b for a, b in zip(self.prefixes, other.prefixes, strict=True)),
             _joined(self.finished, other.finished),
+            self.written + other.written,
         )
 
 
@@ -107,6 +110,7 @@ class Against:
         finished: (P, D) whether its continuation of the student's prefix is right, or None.
         reverse: diagnostics on its own rollouts, the student reading, or None.
         lengths: (P, m) tokens of its own answers, or None.
+        written: tokens of answers and continuations.
     """
 
     forward: Diagnosis
@@ -115,6 +119,7 @@ class Against:
     finished: np.ndarray | None
     reverse: Diagnosis | None
     lengths: np.ndarray | None
+    written: int = 0
 
     def __add__(self, other: Against) -> Against:
         """Both rounds together."""
@@ -128,6 +133,7 @@ class Against:
             _joined(self.finished, other.finished),
             reverse,
             _joined(self.lengths, other.lengths),
+            self.written + other.written,
         )
 
 
@@ -140,12 +146,14 @@ def play_student(student: Player, prompts: Sequence[Prompt], rules: Rules) -> Ow
     rollouts = _sample(student, prompts, rules, rules.n, OWN)
     firsts = rollouts[:: rules.n]
     prefixes = tuple(tuple(prefix(r, depth) for r in firsts) for depth in DEPTHS)
+    finished, written = _finish(student, prefixes, rules)
     return Own(
         tuple(prompts),
         tuple(rollouts),
         _graded(rollouts, rules, rules.n),
         prefixes,
-        _finish(student, prefixes, rules),
+        finished,
+        _tokens(rollouts) + written,
     )
 
 
@@ -153,13 +161,15 @@ def play_teacher(teacher: Player, student: Player, own: Own, rules: Rules) -> Ag
     """The teacher reads the student's rollouts, answers, and finishes the student's prefixes."""
     forward = diagnose(student.lm, teacher.lm, own.rollouts, k=rules.k, tokens=rules.tokens)
     theirs = _sample(teacher, own.prompts, rules, rules.m, THEIRS)
+    finished, written = _finish(teacher, own.prefixes, rules)
     return Against(
         forward,
         forward.mean["diag/token_reward"].reshape(len(own.prompts), -1),
         _graded(theirs, rules, rules.m),
-        _finish(teacher, own.prefixes, rules),
+        finished,
         diagnose(teacher.lm, student.lm, theirs, k=rules.k, tokens=rules.tokens),
         np.array([float(len(r)) for r in theirs]).reshape(-1, rules.m),
+        _tokens(theirs) + written,
     )
 
 
@@ -219,16 +229,24 @@ def _graded(rollouts: Sequence[Rollout], rules: Rules, n: int) -> np.ndarray | N
 
 def _finish(
     player: Player, prefixes: Sequence[Sequence[Prompt]], rules: Rules
-) -> np.ndarray | None:
-    """(P, D): whether prefix and continuation together are right; same random numbers for all."""
+) -> tuple[np.ndarray | None, int]:
+    """(P, D): whether prefix and continuation together are right, and tokens written.
+
+    The random numbers are the same for all players.
+    """
     if rules.grader is None:
-        return None
-    columns = []
+        return None, 0
+    columns, tokens = [], 0
     for depth, started in enumerate(prefixes):
         written = _sample(player, started, rules, 1, FINISH + depth)
         texts = [rules.decode(w.ids.tolist()) for w in written]
         columns.append(_right(texts, [p.answer for p in started], rules))
-    return np.stack(columns, 1)
+        tokens += _tokens(written)
+    return np.stack(columns, 1), tokens
+
+
+def _tokens(rollouts: Sequence[Rollout]) -> int:
+    return sum(map(len, rollouts))
 
 
 def _right(texts: Sequence[str], answers: Sequence[str | None], rules: Rules) -> np.ndarray:
