@@ -23,6 +23,7 @@ from opd.core.chunked import chunk_slices, row_blocks
 from opd.core.losses import cross_entropy
 from opd.core.objective import Objective
 from opd.core.views import DenseView, logp
+from opd.core.wide import top
 from opd.errors import UserError
 from opd.models.head import Head, RowsView
 from opd.models.lm import LM, sparse_gradients
@@ -329,9 +330,9 @@ def _truncated(
     assert micro.at.teacher_topk is not None
     assert micro.teacher_topk_logp is not None
     k = learner.diagnostics_k
-    best = student.topk(k)
+    logp_best, ids_best = top(student, k)
     teacher = metrics.Tops(micro.at.teacher_topk[index, :k], micro.teacher_topk_logp[index, :k])
-    values = metrics.topk_metrics(metrics.Tops(best.indices, best.values), teacher)
+    values = metrics.topk_metrics(metrics.Tops(ids_best, logp_best), teacher)
     entropy = metrics.entropy(student)
     values["diag/student_entropy"] = metrics.everywhere(entropy)
     if micro.at.teacher_entropy is not None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd.core.wide import project
+
 # One chunk of fp32 logits: 16M elements = 64 MB, whatever the vocabulary.
 CHUNK_ELEMENTS = 16 * 2**20
 # A processor goes through the loss's dozens of elementwise passes in its cache (2 MB in fp32); an
@@ -79,7 +81,7 @@ class _ChunkedSum(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=wide)
         for part in chunk_slices(hidden.shape[0], weight.shape[0]):
             chunk = hidden[part]
-            logits = torch.nn.functional.linear(chunk, weight, bias).detach()
+            logits = project(chunk, weight, bias).detach()
             theirs = None if teacher is None else teacher(part)
             for rows in row_blocks(logits):
                 total += _differentiate(loss, logits, theirs, rows, part.start, needed)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from opd.core.losses import forward_kl, raised, renormalise, reverse_kl, with_tail
+from opd.core.wide import top
 from opd.types import Mean, Metrics
 
 FULL = (  # need both whole distributions
@@ -173,7 +174,7 @@ def diagnose(
     """
     with torch.no_grad():
         p, q = raised(student_logp), raised(teacher_logp)
-        student, teacher = (Tops(top.indices, top.values) for top in (p.topk(k), q.topk(k)))
+        student, teacher = (Tops(ids, logp) for logp, ids in (top(p, k), top(q, k)))
         found = overlap(student, teacher)
         h_p, h_q, reverse, forward = _compared(p, q)
         values = {

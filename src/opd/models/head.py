@@ -16,6 +16,7 @@ from torch.nn.functional import embedding_bag
 
 from opd.core.chunked import LogitsOf, LossOfLogits, chunked_sum
 from opd.core.views import DenseView
+from opd.core.wide import project
 
 # Rows gathered at a time are [chunk, K, H]; this many elements bound the buffer (16 MB in fp32).
 _GATHER_ELEMENTS = 4 * 2**20
@@ -45,7 +46,7 @@ class Head:
     def linear(self, hidden: Tensor) -> Tensor:
         """Unshaped logits (N, V) of hidden states (N, H), in the head's dtype."""
         bias = None if self.bias is None else self.bias[: self.vocab]
-        return torch.nn.functional.linear(hidden, self.weight[: self.vocab], bias)
+        return project(hidden, self.weight[: self.vocab], bias)
 
     def full(self, hidden: Tensor) -> Tensor:
         """Logits (N, V) of hidden states (N, H)."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opd.core.wide import top
 from opd.errors import UserError
 from opd.models.lm import LM
 from opd.samplers.kv import growing_cache
@@ -164,9 +165,9 @@ class HFSampler:
         else:
             tokens = invert_cdf(truncate(probs, self.decoding), uniforms)
         entropy = -(probs * logp).sum(-1)
-        top = logp.topk(self.capture, -1)
+        best, ids = top(logp, self.capture)
         drawn = logp.gather(1, tokens[:, None]).squeeze(1)
-        tape.write(rows, t, *(x[alive] for x in (tokens, drawn, entropy, top.indices, top.values)))
+        tape.write(rows, t, *(x[alive] for x in (tokens, drawn, entropy, ids, best)))
         return tokens
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from opd.core.align import buckets, pad_rows
 from opd.core.chunked import chunk_slices
 from opd.core.views import DenseView
+from opd.core.wide import top
 from opd.models.head import RowsView
 from opd.models.lm import LM
 from opd.types import Kind, Rollout, Scores, Want
@@ -94,7 +95,7 @@ class LocalTeacher:
             if want.support:
                 found["support"] = scores(support[part])
             if want.topk:
-                ids = logp.topk(k, -1).indices
+                _, ids = top(logp, k)
                 found |= {"topk_ids": ids.int(), "topk_logp": scores(ids) - view.log_z()[:, None]}
             for name, values in found.items():
                 columns.setdefault(name, []).append(values)

@@ -1,0 +1,64 @@
+"""`opd.core.wide`: the same numbers as torch's own functions."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import linear
+
+from opd.core import wide
+
+N, H = 5, 7
+
+
+@pytest.mark.parametrize("vocab", [wide.NARROW, 9000, 10_241])
+@pytest.mark.parametrize("biased", [False, True])
+def test_projecting_by_tiles_is_linear(vocab, biased):
+    torch.manual_seed(0)
+    hidden, weight, bias = (
+        torch.randn(*s, dtype=torch.float64) for s in ((N, H), (vocab, H), (vocab,))
+    )
+    bias = bias if biased else None
+    found = wide.project(hidden, weight, bias)
+    torch.testing.assert_close(found, linear(hidden, weight, bias), rtol=1e-12, atol=1e-12)
+
+
+def test_projecting_by_tiles_takes_them_all_once(monkeypatch):
+    calls, mm = [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *a, **k: calls.append(a) or mm(*a, **k))
+    wide.project(torch.randn(N, H), torch.randn(9000, H))
+    tile = wide.TILE * torch.get_num_threads()
+    assert [len(a[1].T) for a in calls] == [tile] * (9000 // tile) + [9000 % tile]
+
+
+def test_where_a_gradient_is_wanted_there_is_one():
+    hidden, weight = torch.randn(N, H, requires_grad=True), torch.randn(9000, H, requires_grad=True)
+    wide.project(hidden, weight).sum().backward()
+    torch.testing.assert_close(
+        hidden.grad, weight.detach().sum(0).expand(N, -1), rtol=1e-4, atol=1e-3
+    )
+    with torch.no_grad():
+        assert not wide.project(hidden, weight).requires_grad
+
+
+def test_no_positions_give_no_logits():
+    assert wide.project(torch.randn(0, H), torch.randn(9000, H)).shape == (0, 9000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**20), k=st.integers(1, 16), vocab=st.sampled_from([8192, 8200, 9001]))
+def test_the_largest_by_blocks_are_the_largest(seed, k, vocab):
+    torch.manual_seed(seed)
+    values = torch.randn(3, vocab).mul(4).round() if seed % 2 else torch.randn(3, vocab)
+    values[0, -3:] = 99.0  # what no whole block holds
+    values[1, :-2] = -torch.inf  # as many impossible tokens as can be
+    found, places = wide.top(values, k)
+    torch.testing.assert_close(found, values.topk(k).values)
+    torch.testing.assert_close(values.gather(1, places), found)
+    assert all(len(set(row)) == k for row in places.tolist())
+
+
+def test_a_nan_is_seen():
+    values = torch.randn(2, 9000)
+    values[1, 4321] = torch.nan
+    assert wide.top(values, 4)[0].isnan().any(1).tolist() == [False, True]
