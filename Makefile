@@ -34,8 +34,8 @@ $(VLLM)/.installed:
 	$(VLLM)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
 	touch $@
 
-# Against TRL, in an environment of its own, and against transformers' generate; about an hour on two
-# idle cores. BENCH=--quick: tiny shapes, does it run. Each file of benchmarks/ also runs alone.
+# Against TRL, in an environment of its own, and against transformers' generate; about two hours on
+# two idle cores. BENCH=--quick: tiny shapes, does it run. Each file of benchmarks/ also runs alone.
 TRL    ?= .venv-trl
 BENCH  ?=
 TABLES := build/benchmarks
@@ -43,8 +43,11 @@ bench: install $(TRL)/.installed
 	test -f $(SMOLLM2)/config.json || $(BIN)/python examples/smollm2/prepare.py $(SMOLLM2)
 	$(BIN)/python benchmarks/loss.py --trl $(TRL) --out $(TABLES) $(BENCH)
 	$(BIN)/python benchmarks/sampler.py --model $(SMOLLM2) --out $(TABLES) $(BENCH)
-	$(BIN)/python benchmarks/step.py --trl $(TRL) --model $(SMOLLM2) --out $(TABLES) $(BENCH)
-	$(BIN)/python benchmarks/step.py --trl $(TRL) --large --requests 16 --limit 64 --micro 4 \
+	$(BIN)/python benchmarks/step.py --trl $(TRL) --model $(SMOLLM2) --full --out $(TABLES) $(BENCH)
+	$(BIN)/python benchmarks/step.py --trl $(TRL) --large --requests 16 --micro 4 --out $(TABLES) $(BENCH)
+	$(BIN)/python benchmarks/step.py --trl $(TRL) --model $(SMOLLM2) --checkpointing --requests 16 \
+	  --out $(TABLES) $(BENCH)
+	$(BIN)/python benchmarks/step.py --trl $(TRL) --large --checkpointing --requests 8 --micro 4 \
 	  --out $(TABLES) $(BENCH)
 	$(BIN)/python benchmarks/scaling.py --model $(SMOLLM2) --out $(TABLES) $(BENCH)
 

@@ -34,8 +34,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     made.add_argument("--quick", action="store_true", help="tiny shapes: does it run at all")
     made.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    made.add_argument("--rounds", type=int, default=3, help="fresh processes of each side")
-    made.add_argument("--reps", type=int, default=2, help="timed repetitions in each")
+    made.add_argument("--rounds", type=int, default=2, help="fresh processes of each side")
+    made.add_argument("--reps", type=int, default=3, help="timed repetitions in each")
     made.add_argument("--trl", default=str(HERE.parent / ".venv-trl"), help="venv with TRL")
     made.add_argument("--out", type=Path, default=BUILD, help="folder of the JSON files")
     made.add_argument("--side", default=None, help=argparse.SUPPRESS)
@@ -171,9 +171,13 @@ def timed(into: Sample):
     into["extra_mib"] = rss("VmHWM") - before
 
 
-def repeat(work: Callable[[], Mapping[str, float] | None], reps: int) -> list[Sample]:
-    """Warm up once, then time `reps` calls."""
-    work()
+def repeat(
+    work: Callable[[], Mapping[str, float] | None],
+    reps: int,
+    warm_up: Callable[[], object] | None = None,
+) -> list[Sample]:
+    """Warm up once (on less work, if somebody says what), then time `reps` calls."""
+    (warm_up or work)()
     samples = []
     for _ in range(reps):
         sample: Sample = {}

@@ -132,10 +132,13 @@ def gkd(x: dict[str, torch.Tensor]):
 
 
 def child(args: argparse.Namespace) -> None:
-    x = tensors(args.positions, args.vocab)
     made = {"trl": trl, "gkd": gkd}
-    step = made[args.side](x) if args.side in made else ours(args.side, x)
-    report(repeat(step, args.reps))
+
+    def step_of(x: dict[str, torch.Tensor]):
+        return made[args.side](x) if args.side in made else ours(args.side, x)
+
+    step = step_of(tensors(args.positions, args.vocab))
+    report(repeat(step, args.reps, step_of(tensors(64, 4096))))
 
 
 def compare(args: argparse.Namespace, positions: int, vocab: int) -> tuple[list, dict]:

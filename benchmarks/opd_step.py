@@ -44,22 +44,45 @@ def run_of(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
+class Peaks:
+    """MiB above what has to be held, phase by phase: what the loop's clock tells when."""
+
+    def __init__(self, base: float) -> None:
+        self.base, self.at, self.found = base, "between", dict[str, float]()
+
+    def __call__(self, phase: str, seconds: float | None) -> None:
+        self._mark()
+        self.at = phase if seconds is None else "between"
+
+    def _mark(self) -> None:
+        name = f"{self.at}_mib"
+        self.found[name] = max(self.found.get(name, 0.0), rss("VmHWM") - self.base)
+        reset_peak()
+
+    def take(self) -> dict[str, float]:
+        """Peaks of a step, the highest of all as `above_mib`, and what is held when it is over."""
+        self._mark()
+        found, self.found = self.found, {}
+        return found | {"above_mib": max(found.values()), "rest_mib": rss() - self.base}
+
+
 class Timed(ReplayingSampler):
     """Recorded lengths, and a stop-watch read whenever a step is over."""
 
-    def watch(self, bare: float, held: float) -> None:
+    def watch(self, peaks: Peaks) -> None:
+        self.recorded, self.wanted = self.wanted, [min(n, workload.WARM_UP) for n in self.wanted]
+        self.peaks, self.began = peaks, 0.0
         self.samples: list[dict[str, float]] = []
-        self.bare, self.held, self.began = bare, held, 0.0
 
     def sync(self, version: int) -> None:
         super().sync(version)
         now = time.perf_counter()
+        peaks = self.peaks.take()
+        if version == 1:
+            self.wanted = self.recorded
         if version > 1:
-            peak = rss("VmHWM") - self.bare - self.held
-            self.samples.append(
-                {"seconds": now - self.began, "tokens": sum(self.wanted), "above_mib": peak}
-            )
-        reset_peak()
+            told = {"seconds": now - self.began, "tokens": sum(self.wanted)}
+            self.samples.append(told | peaks)
         self.began = time.perf_counter()
 
 
@@ -77,6 +100,8 @@ def main() -> None:
     words.add_argument("--large", action="store_true")
     words.add_argument("--checkpointing", action="store_true")
     args = words.parse_args()
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  as TRL's side has it
+
     bare = rss()
     with tempfile.TemporaryDirectory() as folder:
         cfg = config.parse(run_of(args, Path(folder)))
@@ -90,7 +115,8 @@ def main() -> None:
             old.lm, old.decoding, stop=frozenset(old.stop.tolist()), capture=old.capture,
             batch=old.batch, wanted=workload.lengths(args.requests, args.limit),
         )  # fmt: skip
-        sampler.watch(bare, held / 2**20)
+        sampler.watch(Peaks(bare + held / 2**20))
+        parts.clock._tell = sampler.peaks
         object.__setattr__(parts.source, "sampler", sampler)
         train(parts)
         parts.folder.close()

@@ -46,7 +46,8 @@ def ours(args: argparse.Namespace, count: int, wanted: list[int]):
         lm, Decoding(args.limit), stop=stop, capture=16, batch=count, wanted=wanted
     )
 
-    def step():
+    def step(wanted: list[int] = wanted):
+        sampler.wanted = wanted
         found = sampler.sample(prompts, n=1, key=(0,))
         assert [len(r) for r in found] == wanted
         return {"tokens": sum(wanted)}
@@ -64,7 +65,7 @@ def theirs(args: argparse.Namespace, count: int, wanted: list[int]):
     width, end = given["input_ids"].shape[1], tokenizer.eos_token_id
 
     @torch.no_grad()
-    def step():
+    def step(wanted: list[int] = wanted):
         out = model.generate(
             input_ids=given["input_ids"],
             attention_mask=given["attention_mask"],
@@ -72,13 +73,30 @@ def theirs(args: argparse.Namespace, count: int, wanted: list[int]):
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            max_new_tokens=args.limit,
+            max_new_tokens=max(wanted),
             pad_token_id=end,
             logits_processor=LogitsProcessorList([EndAt(wanted, width, end)]),
         )
         ended = (out[:, width:] == end).int()
-        first = torch.where(ended.any(1), ended.argmax(1) + 1, args.limit)
+        first = torch.where(ended.any(1), ended.argmax(1) + 1, max(wanted))
         assert first.tolist() == wanted
+        return {"tokens": sum(wanted)}
+
+    return step
+
+
+def vllm(args: argparse.Namespace, count: int, wanted: list[int]):
+    """vLLM's CPU build, told not to end a completion before the recorded length."""
+    from vllm import LLM, SamplingParams, TokensPrompt
+
+    tokenizer, texts = encoded(args, count)
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    engine = LLM(str(args.model), dtype=args.dtype, max_model_len=512, seed=0)
+
+    def step(wanted: list[int] = wanted):
+        rules = [SamplingParams(max_tokens=n, ignore_eos=True, temperature=1.0) for n in wanted]
+        found = engine.generate([TokensPrompt(prompt_token_ids=x) for x in ids], rules)
+        assert [len(x.outputs[0].token_ids) for x in found] == wanted
         return {"tokens": sum(wanted)}
 
     return step
@@ -86,6 +104,7 @@ def theirs(args: argparse.Namespace, count: int, wanted: list[int]):
 
 def main() -> None:
     args_of = parser(__doc__)
+    args_of.add_argument("--vllm", default="", help="python of an environment with vLLM")
     args_of.add_argument("--model", type=Path, default=BUILD / "student")
     args_of.add_argument("--requests", type=int, nargs="*", default=[32, 128])
     args_of.add_argument("--limit", type=int, default=workload.LIMIT)
@@ -93,8 +112,10 @@ def main() -> None:
     args = args_of.parse_args()
     if args.side:
         count = args.requests[0]
-        made = ours if args.side == "opd" else theirs
-        return report(repeat(made(args, count, workload.lengths(count, args.limit)), args.reps))
+        wanted = workload.lengths(count, args.limit)
+        step = {"opd": ours, "generate": theirs, "vllm": vllm}[args.side](args, count, wanted)
+        short = [min(n, workload.WARM_UP) for n in wanted]
+        return report(repeat(step, args.reps, lambda: step(short)))
     if args.quick:
         args.model = workload.tiny_pair(args.out)[0]
         args.requests, args.limit, args.rounds, args.reps = [8], 16, 1, 1
@@ -104,6 +125,8 @@ def main() -> None:
                 "--limit", str(args.limit), "--dtype", args.dtype]  # fmt: skip
         rest += ["--quick"] if args.quick else []
         sides = {n: [sys.executable, __file__, "--side", n, *rest] for n in ("opd", "generate")}
+        if args.vllm:
+            sides["vllm"] = [args.vllm, __file__, "--side", "vllm", *rest]
         found = data[str(count)] = run_sides(sides, rounds=args.rounds, threads=args.threads)
         for name, samples in found.items():
             speed = median(samples, "tokens") / median(samples)

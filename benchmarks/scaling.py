@@ -84,7 +84,7 @@ def main() -> None:
         args.rounds = args.reps = 1
     else:
         student, teacher = args.model, workload.make_teacher(args.model, args.out / "teacher")
-    few, short = (2, 8) if args.quick else (32, 32)
+    few, short = (2, 8) if args.quick else (16, 32)
     pair = ["--student", str(student), "--teacher", str(teacher), "--reps", str(args.reps)]
     mine = [sys.executable, str(HERE / "opd_step.py"), *pair, "--tokens", "1344"]
     mine += ["--large"] if args.quick else []

@@ -53,6 +53,7 @@ def main() -> None:
             reset_peak()
             self.began = time.perf_counter()
 
+    timer = Timer()
     with tempfile.TemporaryDirectory() as folder:
         config = DistillationConfig(
             output_dir=folder,
@@ -78,15 +79,16 @@ def main() -> None:
             teacher_model=teacher,
             args=config,
             train_dataset=Dataset.from_list(workload.rows(args.requests, large=args.large)),
-            callbacks=[Timer()],
+            callbacks=[timer],
         )
         generate, end = student.generate, trainer.processing_class.eos_token_id
 
         def ending(**kwargs: Any) -> torch.Tensor:
             width = kwargs["input_ids"].shape[1]
-            processors = LogitsProcessorList([EndAt(wanted, width, end)])
+            due = wanted if timer.began else [min(n, workload.WARM_UP) for n in wanted]
+            processors = LogitsProcessorList([EndAt(due, width, end)])
             out = generate(**kwargs, logits_processor=processors)
-            assert out.shape == (args.requests, width + max(wanted)), out.shape
+            assert out.shape == (args.requests, width + max(due)), out.shape
             return out
 
         student.generate = ending

@@ -17,6 +17,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 LENGTHS = HERE / "lengths.json"
 LIMIT = 128
+WARM_UP = 16  # tokens: a first step that is not timed need not be long
 LARGE_VOCAB = 262_144
 
 THINGS = """gravity, bread, the moon, a bicycle, friendship, rain, a library, chess, honey, winter,

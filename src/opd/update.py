@@ -306,7 +306,8 @@ def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
                 teacher = DenseView(theirs[rows]).log_probs()
                 k = learner.diagnostics_k
                 values = metrics.diagnose(view.log_probs(), teacher, k=k, targets=targets)
-            drawn = logp(DenseView(logits[rows], temperature), targets[:, None]).squeeze(1)
+            sampled = view if temperature == 1 else DenseView(logits[rows], temperature)
+            drawn = logp(sampled, targets[:, None]).squeeze(1)
             measured.append(values | metrics.drift(drawn, micro.at.sampler_logp[at]))
         values = metrics.joined(measured)
         merge(found, metrics.overall(values))

@@ -13,10 +13,11 @@ N, H = 5, 7
 
 @pytest.mark.parametrize("vocab", [wide.NARROW, 9000, 10_241])
 @pytest.mark.parametrize("biased", [False, True])
-def test_projecting_by_tiles_is_linear(vocab, biased):
+@pytest.mark.parametrize("count", [1, wide.FEW - 1, wide.FEW])
+def test_projecting_by_tiles_is_linear(vocab, biased, count):
     torch.manual_seed(0)
     hidden, weight, bias = (
-        torch.randn(*s, dtype=torch.float64) for s in ((N, H), (vocab, H), (vocab,))
+        torch.randn(*s, dtype=torch.float64) for s in ((count, H), (vocab, H), (vocab,))
     )
     bias = bias if biased else None
     found = wide.project(hidden, weight, bias)
@@ -26,9 +27,12 @@ def test_projecting_by_tiles_is_linear(vocab, biased):
 def test_projecting_by_tiles_takes_them_all_once(monkeypatch):
     calls, mm = [], torch.mm
     monkeypatch.setattr(torch, "mm", lambda *a, **k: calls.append(a) or mm(*a, **k))
-    wide.project(torch.randn(N, H), torch.randn(9000, H))
     tile = wide.TILE * torch.get_num_threads()
-    assert [len(a[1].T) for a in calls] == [tile] * (9000 // tile) + [9000 % tile]
+    for count, place in ((N, 0), (wide.FEW, 1)):
+        calls.clear()
+        wide.project(torch.randn(count, H), torch.randn(9000, H))
+        rows = [max(call[place].shape) for call in calls]
+        assert rows == [tile] * (9000 // tile) + [9000 % tile]
 
 
 def test_where_a_gradient_is_wanted_there_is_one():

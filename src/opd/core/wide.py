@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 
 TILE = 512  # rows of the head a thread takes at a time: 1.2 MB at H = 576, in fp32
 BLOCK = 128  # tokens whose largest value is looked at first
+FEW = 8  # positions
 NARROW = 8192  # vocabularies below this are not worth the trouble
 
 
@@ -20,17 +21,24 @@ def project(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
     Few positions against a large matrix: a BLAS repacks the matrix before it multiplies, which
     costs as much as the product of 16 to 64 rows. By tiles that stay in cache, 1.3 to 1.6 times as
-    fast (docs/performance.md).
+    fast; fewer than 8 positions, which mostly wait for the matrix, as columns: up to twice
+    (docs/performance.md).
     """
     vocab, tile = weight.shape[0], TILE * torch.get_num_threads()
     learning = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     plain = type(weight) in (Tensor, torch.nn.Parameter)  # not in pieces on several processes
-    if learning or not plain or not _worth(hidden, vocab) or hidden.ndim != 2:
+    if learning or not plain or not _worth(hidden, vocab) or hidden.ndim != 2 or len(hidden) == 1:
         return linear(hidden, weight, bias)
-    out = hidden.new_empty(hidden.shape[0], vocab)
-    for start in range(0, vocab, tile):
-        rows = slice(start, start + tile)
-        torch.mm(hidden, weight[rows].T, out=out[:, rows])
+    tiles = [slice(start, start + tile) for start in range(0, vocab, tile)]
+    if len(hidden) < FEW:
+        columns = hidden.new_empty(vocab, len(hidden))
+        for rows in tiles:
+            torch.mm(weight[rows], hidden.T, out=columns[rows])
+        out = columns.T.contiguous()
+    else:
+        out = hidden.new_empty(len(hidden), vocab)
+        for rows in tiles:
+            torch.mm(hidden, weight[rows].T, out=out[:, rows])
     return out if bias is None else out.add_(bias)
 
 
