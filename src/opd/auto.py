@@ -20,7 +20,7 @@ from opd.checking.play import check
 from opd.checking.result import Checked
 from opd.config import Run
 from opd.errors import UserError
-from opd.recipes.check.verdict import LEAD
+from opd.recipes.check.verdict import worth_imitating
 from opd.run.console import Console
 from opd.run.place import CONFIG
 from opd.selecting import run_select
@@ -73,8 +73,7 @@ def refuse(checked: Checked) -> None:
     """
     best = checked.found[0]
     starts_cold = at_start(best.who.cfg) or any("coldstart" in one.set for one in best.advice)
-    ahead = "lead" in best.numbers and best.numbers["lead"].value >= LEAD
-    if best.verdict == "don't" and not (ahead and starts_cold):
+    if best.verdict == "don't" and not (starts_cold and worth_imitating(best.numbers)):
         why = "\n".join(f"  {r.text}. {r.evidence}" for r in best.reasons)
         raise UserError(
             f"recipe=auto does not start this run: the check says don't.\n{why}\n"

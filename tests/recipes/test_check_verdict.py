@@ -157,6 +157,28 @@ def test_advice_names_keys():
     )
 
 
+def test_a_teacher_that_is_ahead_alone_is_worth_a_cold_start():
+    """Its own answers are right, its continuations are not: no on-policy run, but an imitation."""
+    alone = numbers(0.2, 0.9, 1.9) | {"lead": estimate(-0.1), "taught": estimate(0.1)}
+    level = alone | {"gap": estimate(0.1, 0.2)}
+    told = []
+    for found in (alone, level):
+        prospect = foretell(MODEL, found)
+        assert judge(prospect, found) == "don't"
+        given = advice(
+            "don't",
+            prospect,
+            found,
+            [],
+            truncated=0.0,
+            support_mass=1.0,
+            new_tokens=100,
+            cold_start={"coldstart": {}},
+        )
+        told.append([one.text[:5] for one in given])
+    assert told == [["Begin"], ["Choos"]]
+
+
 def test_a_teacher_that_is_the_past_again_is_named():
     past = origin_reason(estimate(0.001, 0.0005), estimate(0.6))
     other = origin_reason(estimate(0.5), estimate(0.6))

@@ -83,6 +83,19 @@ def chance_below(change: Estimate, bound: float) -> float:
     return float(scipy_stats.norm.cdf((bound - change.value) / sigma))
 
 
+def worth_imitating(found: Mapping[str, Estimate]) -> bool:
+    """Whether a cold start has something to give: the teacher is ahead, be it only alone.
+
+    `lead` counts what it can do with the student's own beginnings, which is what on-policy training
+    teaches; a cold start teaches the teacher's beginnings too, so a lead of answers of its own
+    (`gap`) is enough.
+    """
+    if "lead" not in found:
+        return False
+    gap = found["gap"]
+    return found["lead"].value >= LEAD or (gap.low > 0 and gap.value >= LEAD)
+
+
 def sureness(prospect: Prospect) -> str:
     """How sure the prospect is, in words."""
     if prospect.change is None:
@@ -199,7 +212,7 @@ def advice(
         cold_start: the `coldstart` section to set; None where the teacher cannot write.
     """
     given = [Advice(f"{p.message}: {p.fix}") for p in points_found if p.level == "warning"]
-    ahead = "lead" in found and found["lead"].value >= LEAD
+    ahead = worth_imitating(found)
     if verdict == "don't" and not ahead:
         given.append(
             Advice(
