@@ -74,6 +74,7 @@ def main() -> None:
     args_of.add_argument("--model", type=Path, default=BUILD / "student")
     for name in ("requests", "limit", "processes", "tokens"):
         args_of.add_argument(f"--{name}", type=int, default=0)
+    args_of.add_argument("--part", choices=["shapes", "processes"], help="half of it alone")
     args_of.add_argument("--student", default="")
     args_of.add_argument("--teacher", default="")
     args = args_of.parse_args()
@@ -92,12 +93,13 @@ def main() -> None:
     def shape(count: int, limit: int) -> list[str]:
         return [*mine, "--requests", str(count), "--limit", str(limit)]
 
+    sizes = {
+        "base": shape(few, short),
+        "batch x4": shape(4 * few, short),
+        "length x4": shape(few, 4 * short),
+    }
     shapes = run_sides(
-        {
-            "base": shape(few, short),
-            "batch x4": shape(4 * few, short),
-            "length x4": shape(few, 4 * short),
-        },
+        {} if args.part == "processes" else sizes,
         rounds=args.rounds,
         threads=args.threads,
     )
@@ -105,12 +107,17 @@ def main() -> None:
            "--requests", str(few), "--limit", str(2 * short)]  # fmt: skip
     run += ["--quick"] if args.quick else []
     processes = run_sides(
-        {f"{n} x 1 thread": [*run, "--processes", str(n)] for n in (1, 2)},
+        {
+            f"{n} x 1 thread": [*run, "--processes", str(n)]
+            for n in ((1, 2) if args.part != "shapes" else ())
+        },
         rounds=args.rounds,
         threads=1,
     )
     lines = []
     for found, base in ((shapes, "base"), (processes, "1 x 1 thread")):
+        if not found:
+            continue
         first = median(found[base], "tokens") / median(found[base])
         for name, samples in found.items():
             speed = median(samples, "tokens") / median(samples)
@@ -122,7 +129,12 @@ def main() -> None:
         rate = median(samples, "flops") / median(samples, "update")
         text += f"\n\n{name}: update at {rate / 1e9:.1f} GFLOP/s, {rate / peak:.0%} of the matmul"
     text += f" peak ({peak / 1e9:.1f} GFLOP/s)."
-    publish(args, "scaling", text, {"samples": shapes | processes, "peak": peak})
+    publish(
+        args,
+        f"scaling-{args.part}" if args.part else "scaling",
+        text,
+        {"samples": shapes | processes, "peak": peak},
+    )
 
 
 if __name__ == "__main__":
