@@ -14,6 +14,17 @@ from opd.config.section import Section
 AnswerRule = Literal["auto", "ignore", "found", "marked", "right"]
 
 
+class Check(Section):
+    """What `opd check` may be told beside the run itself."""
+
+    origin: str | None = None
+    """The student's own ancestor, or a sibling trained on the same data. If the teacher cannot be
+    told from it on the student's rollouts, training leads back to it (paper section 3.3)."""
+    prompts: int = Field(256, ge=8)
+    """Most training prompts the check looks at; the budget may end earlier, and recipe: auto when
+    the check has written a fiftieth of the tokens of the run."""
+
+
 class Coldstart(Section):
     """Supervised training on the teacher's completions before the first on-policy step.
 

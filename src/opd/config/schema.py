@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from opd.config.guards import Alarms, Horizon
-from opd.config.recipes import Coldstart, Select
+from opd.config.recipes import Check, Coldstart, Select
 from opd.config.section import Section
 
 Divergence = Literal["reverse_kl", "forward_kl", "jsd", "skew_kl"]
@@ -329,16 +329,6 @@ class EvalSet(Section):
     def label(self) -> str:
         """Name in metrics and files."""
         return self.name or Path(self.path).stem
-
-
-class Check(Section):
-    """What `opd check` may be told beside the run itself."""
-
-    origin: str | None = None
-    """The student's own ancestor, or a sibling trained on the same data. If the teacher cannot be
-    told from it on the student's rollouts, training leads back to it (paper section 3.3)."""
-    prompts: int = Field(256, ge=8)
-    """Most training prompts the check looks at; the budget may end earlier."""
 
 
 class Output(Section):
