@@ -54,7 +54,9 @@ QUIET = Console("quiet")
 FAILING: tuple[tuple[int, Pair], ...] = (
     *((seed, ("chain", who, "other-clean")) for seed in range(40, 45) for who in ("base", "weak")),
     *((40, (world, "weak", "other-clean")) for world in ("route", "ledger")),
-    *((45, ("chain", who, "other-clean")) for who in ("base", "weak")),
+    # from here on by the recipe after the trial had found that it refused two pairs above
+    *((seed, ("chain", who, "other-clean")) for seed in (45, 46, 47) for who in ("base", "weak")),
+    (41, ("route", "weak", "other-clean")),
 )
 HEALTHY: tuple[tuple[int, Pair], ...] = tuple(
     (40, pair)
