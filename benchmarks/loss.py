@@ -138,7 +138,7 @@ def child(args: argparse.Namespace) -> None:
         return made[args.side](x) if args.side in made else ours(args.side, x)
 
     step = step_of(tensors(args.positions, args.vocab))
-    report(repeat(step, args.reps, step_of(tensors(64, 4096))))
+    report(repeat(step, args.reps, step_of(tensors(64, 16_384))))
 
 
 def compare(args: argparse.Namespace, positions: int, vocab: int) -> tuple[list, dict]:

@@ -45,10 +45,14 @@ def run_of(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 class Peaks:
-    """MiB above what has to be held, phase by phase: what the loop's clock tells when."""
+    """MiB above what has to be held, phase by phase: what the loop's clock tells when.
 
-    def __init__(self, base: float) -> None:
-        self.base, self.at, self.found = base, "between", dict[str, float]()
+    Weights, gradients, moments and teacher have to be held; gradients in the update alone.
+    """
+
+    def __init__(self, base: float, gradients: float) -> None:
+        self.base, self.gradients = base, gradients
+        self.at, self.found = "between", dict[str, float]()
 
     def __call__(self, phase: str, seconds: float | None) -> None:
         self._mark()
@@ -62,8 +66,11 @@ class Peaks:
     def take(self) -> dict[str, float]:
         """Peaks of a step, the highest of all as `above_mib`, and what is held when it is over."""
         self._mark()
-        found, self.found = self.found, {}
-        return found | {"above_mib": max(found.values()), "rest_mib": rss() - self.base}
+        found, self.found = self.found | {"rest_mib": rss() - self.base}, {}
+        above = max(found.values())
+        for name in found.keys() - {"update_mib"}:
+            found[name] += self.gradients
+        return found | {"above_mib": above}
 
 
 class Timed(ReplayingSampler):
@@ -115,7 +122,7 @@ def main() -> None:
             old.lm, old.decoding, stop=frozenset(old.stop.tolist()), capture=old.capture,
             batch=old.batch, wanted=workload.lengths(args.requests, args.limit),
         )  # fmt: skip
-        sampler.watch(Peaks(bare + held / 2**20))
+        sampler.watch(Peaks(bare + held / 2**20, trained / 2**20))
         parts.clock._tell = sampler.peaks
         object.__setattr__(parts.source, "sampler", sampler)
         train(parts)

@@ -2,6 +2,7 @@
 
 Ours also records the student's top 16, log-probs and entropy a token, as a run does. `generate`
 gets every prompt at once, its best batch here, and samples from the whole vocabulary as we do.
+With `--vllm PYTHON` vLLM's CPU build joins, which records nothing beside the tokens.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def main() -> None:
     for name, samples in shapes.items():
         rate = median(samples, "flops") / median(samples, "update")
         text += f"\n\n{name}: update at {rate / 1e9:.1f} GFLOP/s, {rate / peak:.0%} of the matmul"
-    text += f" peak ({peak / 1e9:.1f} GFLOP/s)."
+    text += f" peak ({peak / 1e9:.1f} GFLOP/s)." if shapes else ""
     publish(
         args,
         f"scaling-{args.part}" if args.part else "scaling",

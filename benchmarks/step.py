@@ -3,7 +3,8 @@
 Both sides: same models, prompts, recorded lengths, micro-batch and precision; gradient
 checkpointing on neither, or with `--checkpointing` on both. TRL generates all completions of the
 step in one call, its best batch. Ours runs the loop of `opd train` on defaults, diagnostics and
-files included: once with the default loss, once over the full vocabulary, which is TRL's objective.
+files included, with the default loss; with `--full` also over the full vocabulary, which is TRL's
+objective.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ resumed run takes it from there instead of deciding again.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -27,7 +28,7 @@ from opd.selecting import run_select
 
 DECIDED = ("coldstart", "alarms", "prompts")
 """Sections that this recipe may change."""
-SHARE = 0.02  # of the run's tokens that the check may write
+SHARE = 0.02  # of the run's tokens that the check may write, if that is enough for 32 prompts
 
 
 def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
@@ -47,15 +48,10 @@ def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
             "best.yaml` alone, then train best.yaml with as many processes as you like."
         )
     console.say("recipe: auto. Checking the pair ...")
-    with tempfile.TemporaryDirectory() as scratch:
-        checked = check(
-            "recipe: auto",
-            [cfg],
-            budget=None,
-            began=time.monotonic(),
-            scratch=Path(scratch),
-            share=SHARE,
-        )
+    checked = looked(cfg, SHARE)
+    if hopeless(checked):
+        console.say("recipe: auto. A don't is not believed on few prompts: a whole check ...")
+        checked = looked(cfg, math.inf)
     telling.keep(cfg, telling.record(checked), console)
     refuse(checked)
     decided = decide(cfg, checked, console)
@@ -65,15 +61,34 @@ def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
     return decided
 
 
+def looked(cfg: Run, share: float) -> Checked:
+    """The check, writing at most a share of the run's tokens."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return check(
+            "recipe: auto",
+            [cfg],
+            budget=None,
+            began=time.monotonic(),
+            scratch=Path(scratch),
+            share=share,
+        )
+
+
+def hopeless(checked: Checked) -> bool:
+    """Whether nothing is to be gained, with a cold start or without."""
+    best = checked.found[0]
+    starts_cold = at_start(best.who.cfg) or any("coldstart" in one.set for one in best.advice)
+    return best.verdict == "don't" and not (starts_cold and worth_imitating(best.numbers))
+
+
 def refuse(checked: Checked) -> None:
-    """Stop here if nothing is to be gained, with a cold start or without.
+    """Stop here if the pair is hopeless.
 
     Raises:
         UserError: with the reasons of the check.
     """
     best = checked.found[0]
-    starts_cold = at_start(best.who.cfg) or any("coldstart" in one.set for one in best.advice)
-    if best.verdict == "don't" and not (starts_cold and worth_imitating(best.numbers)):
+    if hopeless(checked):
         why = "\n".join(f"  {r.text}. {r.evidence}" for r in best.reasons)
         raise UserError(
             f"recipe=auto does not start this run: the check says don't.\n{why}\n"

@@ -24,10 +24,44 @@ def test_projecting_by_tiles_is_linear(vocab, biased, count):
     torch.testing.assert_close(found, linear(hidden, weight, bias), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("count", [wide.FEW - 1, wide.FEW])
+def test_projecting_in_bf16_is_within_its_rounding(count):
+    torch.manual_seed(0)
+    hidden, weight, bias = (torch.randn(*s).bfloat16() for s in ((count, 64), (9000, 64), (9000,)))
+    found = wide.project(hidden, weight, bias)
+    assert found.dtype == torch.bfloat16
+    exact = linear(hidden.double(), weight.double(), bias.double())
+    torch.testing.assert_close(found.double(), exact, rtol=2**-7, atol=0.1)
+
+
+class InPieces(torch.Tensor):
+    """Stands for a DTensor: a weight that is not all here."""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "weight"),
+    [
+        (torch.randn(N, H), torch.randn(9000, H).as_subclass(InPieces)),
+        (torch.randn(N, H), torch.randn(9000, H, requires_grad=True)),
+        (torch.randn(wide.MANY + 1, H), torch.randn(9000, H)),
+        (torch.randn(1, H), torch.randn(9000, H)),
+        (torch.randn(2, N, H), torch.randn(9000, H)),
+        (torch.randn(N, H), torch.randn(wide.NARROW - 1, H)),
+    ],
+)
+def test_everything_else_goes_torchs_way(hidden, weight, monkeypatch):
+    monkeypatch.setattr(torch, "mm", lambda *_, **__: pytest.fail("by tiles"))
+    torch.testing.assert_close(
+        torch.Tensor(wide.project(hidden, weight).detach()),
+        torch.Tensor(linear(hidden, weight).detach()),
+    )
+
+
 def test_projecting_by_tiles_takes_them_all_once(monkeypatch):
     calls, mm = [], torch.mm
     monkeypatch.setattr(torch, "mm", lambda *a, **k: calls.append(a) or mm(*a, **k))
-    tile = wide.TILE * torch.get_num_threads()
+    monkeypatch.setattr(wide, "TILE_BYTES", 700 * H * 4)
+    tile = 700 * torch.get_num_threads()
     for count, place in ((N, 0), (wide.FEW, 1)):
         calls.clear()
         wide.project(torch.randn(count, H), torch.randn(9000, H))

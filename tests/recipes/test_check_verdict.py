@@ -158,11 +158,12 @@ def test_advice_names_keys():
 
 
 def test_a_teacher_that_is_ahead_alone_is_worth_a_cold_start():
-    """Its own answers are right, its continuations are not: no on-policy run, but an imitation."""
+    """Its answers are right, those the student might write are not: no OPD, but an imitation."""
     alone = numbers(0.2, 0.9, 1.9) | {"lead": estimate(-0.1), "taught": estimate(0.1)}
     level = alone | {"gap": estimate(0.1, 0.2)}
+    near = alone | {"distance": estimate(0.1)}  # alike: a cold start has nothing to add
     told = []
-    for found in (alone, level):
+    for found in (alone, level, near):
         prospect = foretell(MODEL, found)
         assert judge(prospect, found) == "don't"
         given = advice(
@@ -176,7 +177,7 @@ def test_a_teacher_that_is_ahead_alone_is_worth_a_cold_start():
             cold_start={"coldstart": {}},
         )
         told.append([one.text[:5] for one in given])
-    assert told == [["Begin"], ["Choos"]]
+    assert told == [["Begin"], ["Choos"], ["Choos"]]
 
 
 def test_a_teacher_that_is_the_past_again_is_named():

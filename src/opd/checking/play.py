@@ -1,4 +1,4 @@
-"""One check from file to verdict: handshakes, one timed step, rounds of the probe, advice."""
+"""One check from file to verdict: handshakes, a timed step, rounds of the probe, advice."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SHORT = 120.0  # seconds a check may take beside a run of less than half an hour
 LONG_RUN, LONG_SHARE = 1800.0, 0.05  # ... and as a share of a longer one
 STEP_SHARE = 0.25  # of the budget, for the timed step
 FIRST_ROUND = 8  # prompts; later rounds double as long as there is time
-LEAST_PROMPTS = 16  # that a verdict rests on, however few tokens it may write
+LEAST_PROMPTS = 32  # that a verdict rests on, however few tokens it may write
 COLD_RATE, COLD_CEILING = 10.0, 4e-3  # times optim.lr (paper: 1e-5 against 1e-6); tiny models less
 
 
@@ -105,8 +105,9 @@ def check(
         budget: as `run_check`.
         began: `time.monotonic()` from which on the budget counts.
         scratch: a folder for the timed step.
-        share: how much the check may write, over all tokens that the run will; below infinity no
-            step is timed, so there is no plan of hours and memory.
+        share: how much the check may write, over all tokens that the run will, but at least for
+            `LEAST_PROMPTS`; below infinity no step is timed, so there is no plan of hours and
+            memory, and no limit of time beside `budget`.
     """
     whos: list[Candidate] = []
     for cfg, label in zip(cfgs, labels(cfgs), strict=True):
@@ -126,7 +127,7 @@ def check(
     first = playing[0]
     assert first.pair is not None
     prompts = load_training_prompts(first.cfg, first.pair, Console("quiet"))
-    plan, allowed = None, budget or SHORT
+    plan, allowed = None, budget or math.inf  # a share of the tokens is a share of the time
     if math.isinf(share):  # a timed step would write as much as the probe does
         plan, allowed = _cost(first, prompts, budget, scratch)
     own, sides, rules, lost = _play(playing, prompts, began + allowed, share)
@@ -208,7 +209,7 @@ def _play(
         sides = [a + b for a, b in zip(sides, against, strict=True)] if sides else against
         at += len(part)
         each = (time.monotonic() - started) / len(part)
-        in_time = int((deadline - time.monotonic()) / each)
+        in_time = int(min((deadline - time.monotonic()) / each, most))
         size = min(2 * size, in_time, _affordable(first.cfg, own, sides, share))
         if size < 1:
             break

@@ -1,6 +1,6 @@
 """What costs as much as the vocabulary is wide, done so that a processor's caches are used.
 
-Same numbers as torch's own functions, up to the order of a sum. An accelerator takes torch's way.
+Same numbers as torch's own functions, up to rounding. An accelerator takes torch's way.
 Shapes: N positions, H hidden, V vocabulary.
 """
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-TILE = 512  # rows of the head a thread takes at a time: 1.2 MB at H = 576, in fp32
+TILE_BYTES = 512 * 640 * 4  # of the head that a thread takes at a time
 BLOCK = 128  # tokens whose largest value is looked at first
-FEW = 8  # positions
+FEW, MANY = 8, 512  # positions
 NARROW = 8192  # vocabularies below this are not worth the trouble
 
 
@@ -24,11 +24,13 @@ def project(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     fast; fewer than 8 positions, which mostly wait for the matrix, as columns: up to twice
     (docs/performance.md).
     """
-    vocab, tile = weight.shape[0], TILE * torch.get_num_threads()
+    vocab, width = weight.shape
     learning = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     plain = type(weight) in (Tensor, torch.nn.Parameter)  # not in pieces on several processes
-    if learning or not plain or not _worth(hidden, vocab) or hidden.ndim != 2 or len(hidden) == 1:
+    some = hidden.ndim == 2 and 1 < len(hidden) <= MANY
+    if learning or not plain or not some or not _worth(hidden, vocab):
         return linear(hidden, weight, bias)
+    tile = max(64, TILE_BYTES // (width * weight.element_size())) * torch.get_num_threads()
     tiles = [slice(start, start + tile) for start in range(0, vocab, tile)]
     if len(hidden) < FEW:
         columns = hidden.new_empty(vocab, len(hidden))

@@ -51,10 +51,8 @@ ARMS: tuple[Arm, ...] = ("plain", *RESCUES, "auto")
 QUIET = Console("quiet")
 # Fixed before any of them was trained on the seeds that are told of: strangers to the teacher (on
 # other seeds plain training recovers nothing there), and pairs that work.
+# Seeds 40 to 44 and route weak 40 are spent: the recipe was mended after they were seen.
 FAILING: tuple[tuple[int, Pair], ...] = (
-    *((seed, ("chain", who, "other-clean")) for seed in range(40, 45) for who in ("base", "weak")),
-    *((40, (world, "weak", "other-clean")) for world in ("route", "ledger")),
-    # from here on by the recipe after the trial had found that it refused two pairs above
     *((seed, ("chain", who, "other-clean")) for seed in (45, 46, 47) for who in ("base", "weak")),
     (41, ("route", "weak", "other-clean")),
 )

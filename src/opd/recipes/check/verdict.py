@@ -86,9 +86,9 @@ def chance_below(change: Estimate, bound: float) -> float:
 def worth_imitating(found: Mapping[str, Estimate]) -> bool:
     """Whether a cold start has something to give: the teacher is ahead, be it only alone.
 
-    `lead` counts what it can do with the student's own beginnings, which is what on-policy training
-    teaches; a cold start teaches the teacher's beginnings too, so a lead of answers of its own
-    (`gap`) is enough.
+    `lead` weighs its answers by how likely the student is to write them, for these on-policy
+    training can teach; a cold start teaches the others too, so a lead over all of them (`gap`) is
+    enough.
     """
     if "lead" not in found:
         return False
@@ -212,15 +212,16 @@ def advice(
         cold_start: the `coldstart` section to set; None where the teacher cannot write.
     """
     given = [Advice(f"{p.message}: {p.fix}") for p in points_found if p.level == "warning"]
-    ahead = worth_imitating(found)
-    if verdict == "don't" and not ahead:
+    cold = prospect.share < ALIKE and worth_imitating(found)
+    ahead = "lead" in found and found["lead"].value >= LEAD
+    if verdict == "don't" and not ahead and not (cold and cold_start is not None):
         given.append(
             Advice(
                 "Choose a teacher that is ahead on these prompts, best one of the student's family "
                 "that was improved (by reinforcement learning, say) rather than a bigger one"
             )
         )
-    if ahead and prospect.share < ALIKE and cold_start is not None:
+    if cold and cold_start is not None:
         given.append(
             Advice("Begin with a cold start on the teacher's own rollouts", dict(cold_start))
         )
