@@ -60,7 +60,7 @@ class Peaks:
 
     def _mark(self) -> None:
         name = f"{self.at}_mib"
-        self.found[name] = max(self.found.get(name, 0.0), rss("VmHWM") - self.base)
+        self.found[name] = max(self.found.get(name, -self.base), rss("VmHWM") - self.base)
         reset_peak()
 
     def take(self) -> dict[str, float]:
