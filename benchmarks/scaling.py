@@ -104,7 +104,7 @@ def main() -> None:
         threads=args.threads,
     )
     run = [sys.executable, __file__, "--side", "train", *pair, "--tokens", "1344",
-           "--requests", str(few), "--limit", str(2 * short)]  # fmt: skip
+           "--requests", str(4 * few), "--limit", str(short)]  # fmt: skip
     run += ["--quick"] if args.quick else []
     processes = run_sides(
         {
