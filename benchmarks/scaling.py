@@ -64,6 +64,7 @@ def trained(args: argparse.Namespace) -> None:
     report(
         [
             {"seconds": s["time/step_s"], "tokens": s["time/step_s"] * s["time/tokens_per_s"]}
+            | {phase: s[f"time/{phase}_s"] for phase in ("rollout", "score", "update")}
             for s in steps
         ]
     )
@@ -121,8 +122,11 @@ def main() -> None:
         first = median(found[base], "tokens") / median(found[base])
         for name, samples in found.items():
             speed = median(samples, "tokens") / median(samples)
-            lines.append([name, median(samples), spread(samples), speed, speed / first])
-    text = table(["what", "median s", "range", "valid tokens/s", "over the base"], lines)
+            phases = [median(samples, phase) for phase in ("rollout", "score", "update")]
+            lines.append([name, median(samples), spread(samples), *phases, speed, speed / first])
+    header = ["what", "median s", "range", "rollout", "score", "update", "valid tokens/s",
+              "over the base"]  # fmt: skip
+    text = table(header, lines)
     torch.set_num_threads(args.threads)
     peak = peak_flops(256 if args.quick else 4096)
     for name, samples in shapes.items():
