@@ -289,9 +289,8 @@ def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
     if not complete and not _has_topk(learner, micro):
         return found
     head, temperature = learner.student.head, learner.objective.sampling_temperature
-    for part in chunk_slices(
-        len(micro.full), 2 * head.vocab
-    ):  # the logits of both are there at once
+    # Twice the vocabulary: the logits of both models are there at once.
+    for part in chunk_slices(len(micro.full), 2 * head.vocab):
         index = micro.full[part]
         logits, theirs = head.full(hidden[index]), None
         if complete:

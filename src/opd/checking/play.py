@@ -219,8 +219,8 @@ def _play(
 
 def _affordable(cfg: Run, own: Own, sides: Sequence[Against], share: float) -> int:
     """Prompts more that a check may look at, by the tokens it has written so far."""
-    if share == math.inf:
-        return len(own.prompts) + cfg.check.prompts
+    if math.isinf(share):
+        return cfg.check.prompts
     done = len(own.prompts)
     length = sum(map(len, own.rollouts)) / len(own.rollouts)
     planned = cfg.train.steps * cfg.train.prompts_per_step * cfg.rollout.n * length
