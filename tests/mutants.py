@@ -43,6 +43,20 @@ MUTANTS = [
         LOSSES,
     ),
     Mutant(
+        "reverse KL without a mask with its sign flipped",
+        "core/losses.py",
+        "vecdot(p.exp(), p - q)",
+        "vecdot(p.exp(), q - p)",
+        LOSSES,
+    ),
+    Mutant(
+        "reverse KL takes no notice of impossible tokens",
+        "core/losses.py",
+        "if where is None and all_possible(student):",
+        "if where is None:",
+        LOSSES,
+    ),
+    Mutant(
         "forward KL in the reverse direction",
         "core/losses.py",
         "return reverse_kl(teacher, student, where)",
@@ -215,8 +229,8 @@ MUTANTS = [
     Mutant(
         "infinities of silenced positions let through",
         "core/objective.py",
-        "return torch.where((at.weight != 0)[:, None], losses.raised(values), 0.0)",
-        "return losses.raised(values)",
+        "return values if bool(learned.all()) else torch.where(learned[:, None], values, 0.0)",
+        "return values",
         OBJECTIVE,
     ),
     Mutant(

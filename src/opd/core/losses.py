@@ -46,6 +46,11 @@ def _possible(logp: Tensor, where: Tensor | None) -> Tensor:
     return possible if where is None else possible & where
 
 
+def all_possible(logp: Tensor) -> bool:
+    """Whether every entry of log-probs (..., W) is finite: then nothing needs a mask."""
+    return bool(torch.isfinite(logp.amin())) if logp.numel() else False
+
+
 def renormalise(scores: Tensor, where: Tensor | None = None) -> Tensor:
     """Log-softmax over the valid entries: p-bar of paper Eq. 5.
 
@@ -100,6 +105,10 @@ def reverse_kl(student: Tensor, teacher: Tensor, where: Tensor | None = None) ->
     Returns:
         (...) nats. The gradient is that of the value; nothing is detached.
     """
+    if where is None and all_possible(student):  # half the passes, and so half the time
+        p, q = raised(student), raised(teacher)
+        divergence: Tensor = torch.linalg.vecdot(p.exp(), p - q)
+        return divergence
     live = _possible(student, where)
     p, q = _masked(student, live, 0.0), _masked(teacher, live, 0.0)
     return torch.where(live, p.exp() * (p - q), 0.0).sum(-1)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd.core.losses import forward_kl, raised, renormalise, reverse_kl, with_tail
+from opd.core.losses import all_possible, forward_kl, raised, renormalise, reverse_kl, with_tail
 from opd.core.wide import top
 from opd.types import Mean, Metrics
 
@@ -197,7 +197,7 @@ def _compared(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     In seven passes over the vocabulary where no token is impossible; one by one they take thirty.
     """
-    if not bool(torch.isfinite(torch.minimum(p.amin(), q.amin()))):
+    if not (all_possible(p) and all_possible(q)):
         return entropy(p), entropy(q), reverse_kl(p, q), forward_kl(p, q)
     difference, prob = p - q, p.exp()
     h_p, reverse = -torch.linalg.vecdot(prob, p), torch.linalg.vecdot(prob, difference)

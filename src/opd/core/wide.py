@@ -21,13 +21,13 @@ def project(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
     Few positions against a large matrix: a BLAS repacks the matrix before it multiplies, which
     costs as much as the product of 16 to 64 rows. By tiles that stay in cache, 1.3 to 1.6 times as
-    fast; fewer than 8 positions, which mostly wait for the matrix, as columns: up to twice
-    (docs/performance.md).
+    fast; fewer than 8 positions, which mostly wait for the matrix, as columns: up to twice.
+    In bf16 nothing is repacked and torch's own is faster (docs/performance.md).
     """
     vocab, width = weight.shape
     learning = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     plain = type(weight) in (Tensor, torch.nn.Parameter)  # not in pieces on several processes
-    some = hidden.ndim == 2 and 1 < len(hidden) <= MANY
+    some = hidden.ndim == 2 and 1 < len(hidden) <= MANY and weight.dtype != torch.bfloat16
     if learning or not plain or not some or not _worth(hidden, vocab):
         return linear(hidden, weight, bias)
     tile = max(64, TILE_BYTES // (width * weight.element_size())) * torch.get_num_threads()
