@@ -34,22 +34,51 @@ $(VLLM)/.installed:
 	$(VLLM)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
 	touch $@
 
-# Against TRL, in an environment of its own, and against transformers' generate; about two hours on
-# two idle cores. BENCH=--quick: tiny shapes, does it run. Each file of benchmarks/ also runs alone.
+# Against TRL, in an environment of its own, against transformers' generate and, where $(VLLM) is
+# there, vLLM. Parts come in the order of what they say, all with one thread a side; `make -j2 bench`
+# runs two at a time (about two hours on two cores), and those that want the machine for themselves
+# after them. BENCH=--quick: tiny shapes, does it run. Each file of benchmarks/ also runs alone.
 TRL    ?= .venv-trl
 BENCH  ?=
 TABLES := build/benchmarks
+STEP   := $(BIN)/python benchmarks/step.py --trl $(TRL) --out $(TABLES) --threads 1
+LOSS   := $(BIN)/python benchmarks/loss.py --trl $(TRL) --out $(TABLES) --threads 1
+OWN    := --model $(SMOLLM2) --out $(TABLES) --threads 1
+PARTS  := loss step sampler bf16 large memory memory-large shapes
+.PHONY: $(PARTS:%=bench-%) bench-pairs bench-processes bench-long
+
 bench: install $(TRL)/.installed
 	test -f $(SMOLLM2)/config.json || $(BIN)/python examples/smollm2/prepare.py $(SMOLLM2)
-	$(BIN)/python benchmarks/loss.py --trl $(TRL) --out $(TABLES) $(BENCH)
-	$(BIN)/python benchmarks/sampler.py --model $(SMOLLM2) --out $(TABLES) $(BENCH)
-	$(BIN)/python benchmarks/step.py --trl $(TRL) --model $(SMOLLM2) --full --out $(TABLES) $(BENCH)
-	$(BIN)/python benchmarks/step.py --trl $(TRL) --large --requests 16 --micro 4 --out $(TABLES) $(BENCH)
-	$(BIN)/python benchmarks/step.py --trl $(TRL) --model $(SMOLLM2) --checkpointing --requests 16 \
-	  --out $(TABLES) $(BENCH)
-	$(BIN)/python benchmarks/step.py --trl $(TRL) --large --checkpointing --requests 8 --micro 4 \
-	  --out $(TABLES) $(BENCH)
-	$(BIN)/python benchmarks/scaling.py --model $(SMOLLM2) --out $(TABLES) $(BENCH)
+	$(BIN)/python benchmarks/workload.py models $(OWN) $(BENCH)
+	$(MAKE) bench-pairs
+	$(MAKE) bench-processes
+	$(MAKE) bench-long
+
+bench-pairs: $(PARTS:%=bench-%)
+bench-loss:
+	$(LOSS) --positions 2048 $(BENCH)
+bench-step:
+	$(STEP) --model $(SMOLLM2) --full $(BENCH)
+bench-sampler:
+	$(BIN)/python benchmarks/sampler.py $(OWN) $(BENCH) \
+	  $(if $(wildcard $(VLLM)/bin/python),--vllm $(VLLM)/bin/python)
+bench-bf16:
+	$(STEP) --model $(SMOLLM2) --full --dtype bfloat16 $(BENCH)
+bench-large:
+	$(STEP) --large --requests 16 --micro 4 $(BENCH)
+bench-memory:
+	$(STEP) --model $(SMOLLM2) --checkpointing --requests 16 $(BENCH)
+bench-memory-large:
+	$(STEP) --large --checkpointing --requests 8 --micro 4 $(BENCH)
+bench-shapes:
+	$(BIN)/python benchmarks/scaling.py --part shapes $(OWN) $(BENCH)
+bench-processes:
+	$(BIN)/python benchmarks/scaling.py --part processes $(OWN) $(BENCH)
+bench-long: bench-long-loss bench-grouped
+bench-long-loss:
+	$(LOSS) --positions 8192 --samples 2 $(BENCH)
+bench-grouped:
+	$(BIN)/python benchmarks/grouped.py $(OWN) $(BENCH)
 
 $(TRL)/.installed: benchmarks/constraints-trl.txt
 	test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)

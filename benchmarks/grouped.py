@@ -15,6 +15,7 @@ from harness import BUILD, median, parser, publish, repeat, report, run_sides, s
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
+PROMPTS = 2
 SHAPES = ((40, 64, 4), (200, 64, 4), (200, 256, 4), (40, 64, 8))
 
 
@@ -45,8 +46,8 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
         prompt, answer, n = args.shape
         random = torch.Generator().manual_seed(0)
-        prompts = torch.randint(3, 4000, (4, prompt), generator=random)
-        answers = torch.randint(3, 4000, (4, n, answer), generator=random)
+        prompts = torch.randint(3, 4000, (PROMPTS, prompt), generator=random)
+        answers = torch.randint(3, 4000, (PROMPTS, n, answer), generator=random)
         way = {"whole": whole, "grouped": grouped}[args.side]
 
         def step():
@@ -59,12 +60,12 @@ def main() -> None:
     if args.quick:
         from workload import tiny_pair
 
-        args.model, args.rounds, args.reps = tiny_pair(args.out)[0], 1, 1
+        args.model, args.rounds, args.samples = tiny_pair(args.out)[0], 1, 1
     lines, data = [], {}
     for shape in SHAPES[:1] if args.quick else SHAPES:
-        rest = ["--model", str(args.model), "--reps", str(args.reps), "--shape", *map(str, shape)]
+        rest = ["--model", str(args.model), "--shape", *map(str, shape)]
         sides = {n: [sys.executable, __file__, "--side", n, *rest] for n in ("whole", "grouped")}
-        found = data[str(shape)] = run_sides(sides, rounds=args.rounds, threads=args.threads)
+        found = data[str(shape)] = run_sides(sides, args)
         a, b = (found[side][0]["norm"] for side in ("whole", "grouped"))
         if abs(a - b) > 1e-3 * a:
             sys.exit(f"gradient norms {a} and {b}: not the same gradient")

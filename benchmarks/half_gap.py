@@ -206,7 +206,8 @@ def main() -> None:
             "--every", str(args.every), "--most", str(args.most)]  # fmt: skip
     pythons = {"opd": sys.executable, "TRL": trl_python(args)}
     sides = {name: [python, __file__, "--side", name, *rest] for name, python in pythons.items()}
-    found = run_sides(sides, rounds=1, threads=args.threads)
+    args.rounds = args.samples = 1
+    found = run_sides(sides, args)
     lines = [
         [
             name, one["seconds"], one["steps"], one["step_s"], one["goal"], one["last"],

@@ -35,7 +35,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="tiny shapes: does it run at all")
     made.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     made.add_argument("--rounds", type=int, default=2, help="fresh processes of each side")
-    made.add_argument("--reps", type=int, default=3, help="timed repetitions in each")
+    made.add_argument("--samples", type=int, default=5, help="timed repetitions of each in all")
+    made.add_argument("--reps", type=int, default=1, help=argparse.SUPPRESS)  # of one process
     made.add_argument("--trl", default=str(HERE.parent / ".venv-trl"), help="venv with TRL")
     made.add_argument("--out", type=Path, default=BUILD, help="folder of the JSON files")
     made.add_argument("--side", default=None, help=argparse.SUPPRESS)
@@ -50,14 +51,15 @@ def trl_python(args: argparse.Namespace) -> str:
     return str(python)
 
 
-def run_sides(sides: Sides, *, rounds: int, threads: int) -> dict[str, list[Sample]]:
-    """Call every side `rounds` times in fresh processes; the samples of each."""
+def run_sides(sides: Sides, args: argparse.Namespace) -> dict[str, list[Sample]]:
+    """Call every side in `args.rounds` fresh processes, which share `args.samples` repetitions."""
     found: dict[str, list[Sample]] = {name: [] for name in sides}
-    for turn in range(rounds):
+    for turn in range(args.rounds):
         order = list(sides) if turn % 2 == 0 else list(reversed(sides))
+        reps = len(range(turn, args.samples, args.rounds))
         for name in order:
             began = time.monotonic()
-            samples = run_side(sides[name], threads)
+            samples = run_side([*sides[name], "--reps", str(reps)], args.threads)
             found[name] += samples
             told = ", ".join(f"{s['seconds']:.3g} s" for s in samples)
             print(
@@ -137,7 +139,7 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": args.threads,
         "rounds": args.rounds,
-        "reps": args.reps,
+        "samples": args.samples,
         "load": os.getloadavg()[0],
         "platform": platform.platform(),
         "python": platform.python_version(),

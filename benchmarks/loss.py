@@ -142,12 +142,12 @@ def child(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace, positions: int, vocab: int) -> tuple[list, dict]:
-    shape = ["--positions", str(positions), "--vocab", str(vocab), "--reps", str(args.reps)]
+    shape = ["--positions", str(positions), "--vocab", str(vocab)]
     sides = {name: [sys.executable, __file__, "--side", name, *shape] for name in OURS}
     sides["trl"] = [trl_python(args), __file__, "--side", "trl", *shape]
     if positions * vocab <= args.gkd:
         sides["gkd"] = [trl_python(args), __file__, "--side", "gkd", *shape]
-    found = run_sides(sides, rounds=args.rounds, threads=args.threads)
+    found = run_sides(sides, args)
     for name in ("loss", "grad_hidden", "grad_weight"):
         mine, other = found["full"][0][name], found["trl"][0][name]
         if abs(mine - other) > 1e-4 * abs(other):
@@ -177,7 +177,7 @@ def main() -> None:
         args.positions, args.vocab = args.positions[0], args.vocab[0]
         return child(args)
     if args.quick:
-        args.positions, args.vocab, args.rounds, args.reps = [64], [4096], 1, 1
+        args.positions, args.vocab, args.rounds, args.samples = [64], [4096], 1, 1
     lines, data = [], {}
     for positions in args.positions:
         for vocab in args.vocab:
@@ -185,7 +185,8 @@ def main() -> None:
             lines += more
     header = ["positions", "V", "loss", "median s", "range", "TRL / this", "extra MiB",
               "without head's gradient", "of TRL's", "n"]  # fmt: skip
-    publish(args, "loss", table(header, lines), {"samples": data})
+    name = "-".join(map(str, ["loss", *args.positions]))
+    publish(args, name, table(header, lines), {"samples": data})
 
 
 if __name__ == "__main__":

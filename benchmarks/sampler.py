@@ -8,6 +8,7 @@ With `--vllm PYTHON` vLLM's CPU build joins, which records nothing beside the to
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def theirs(args: argparse.Namespace, count: int, wanted: list[int]):
 
 def vllm(args: argparse.Namespace, count: int, wanted: list[int]):
     """vLLM's CPU build, told not to end a completion before the recorded length."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; by itself it takes most there is
     from vllm import LLM, SamplingParams, TokensPrompt
 
     tokenizer, texts = encoded(args, count)
@@ -119,16 +121,16 @@ def main() -> None:
         return report(repeat(step, args.reps, lambda: step(short)))
     if args.quick:
         args.model = workload.tiny_pair(args.out)[0]
-        args.requests, args.limit, args.rounds, args.reps = [8], 16, 1, 1
+        args.requests, args.limit, args.rounds, args.samples = [8], 16, 1, 1
     lines, data = [], {}
     for count in args.requests:
-        rest = ["--model", str(args.model), "--requests", str(count), "--reps", str(args.reps),
+        rest = ["--model", str(args.model), "--requests", str(count),
                 "--limit", str(args.limit), "--dtype", args.dtype]  # fmt: skip
         rest += ["--quick"] if args.quick else []
         sides = {n: [sys.executable, __file__, "--side", n, *rest] for n in ("opd", "generate")}
-        if args.vllm:
+        if args.vllm and not args.quick:
             sides["vllm"] = [args.vllm, __file__, "--side", "vllm", *rest]
-        found = data[str(count)] = run_sides(sides, rounds=args.rounds, threads=args.threads)
+        found = data[str(count)] = run_sides(sides, args)
         for name, samples in found.items():
             speed = median(samples, "tokens") / median(samples)
             ratio = median(found["generate"]) / median(samples)

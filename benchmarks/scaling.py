@@ -1,8 +1,9 @@
 """Our own scaling: two processes over one, four times the batch, four times the length, FLOPs.
 
-Two processes of one thread each run `opd train` under torchrun, as docs/scaling.md has it. FLOPs
-counted are 6 x backbone parameters x tokens fed to the update, nothing else; the peak is this
-machine's own fp32 matmul, measured here.
+Two processes of one thread each run `opd train` under torchrun, on 128 completions a step: half of
+the shipped default's batch, 64 rows to decode a process (fewer rows read the weights as often).
+FLOPs counted are 6 x backbone parameters x tokens fed to the update, nothing else; the peak is
+this machine's own fp32 matmul, measured here.
 """
 
 from __future__ import annotations
@@ -83,11 +84,11 @@ def main() -> None:
         return trained(args)
     if args.quick:
         student, teacher = workload.tiny_pair(args.out)
-        args.rounds = args.reps = 1
+        args.rounds = args.samples = 1
     else:
         student, teacher = args.model, workload.make_teacher(args.model, args.out / "teacher")
     few, short = (2, 8) if args.quick else (16, 32)
-    pair = ["--student", str(student), "--teacher", str(teacher), "--reps", str(args.reps)]
+    pair = ["--student", str(student), "--teacher", str(teacher)]
     mine = [sys.executable, str(HERE / "opd_step.py"), *pair, "--tokens", "1344"]
     mine += ["--large"] if args.quick else []
 
@@ -99,21 +100,14 @@ def main() -> None:
         "batch x4": shape(4 * few, short),
         "length x4": shape(few, 4 * short),
     }
-    shapes = run_sides(
-        {} if args.part == "processes" else sizes,
-        rounds=args.rounds,
-        threads=args.threads,
-    )
+    shapes = run_sides({} if args.part == "processes" else sizes, args)
     run = [sys.executable, __file__, "--side", "train", *pair, "--tokens", "1344",
-           "--requests", str(4 * few), "--limit", str(short)]  # fmt: skip
+           "--requests", str(8 * few), "--limit", str(short)]  # fmt: skip
     run += ["--quick"] if args.quick else []
+    counts = () if args.part == "shapes" else (1, 2)
     processes = run_sides(
-        {
-            f"{n} x 1 thread": [*run, "--processes", str(n)]
-            for n in ((1, 2) if args.part != "shapes" else ())
-        },
-        rounds=args.rounds,
-        threads=1,
+        {f"{n} x 1 thread": [*run, "--processes", str(n)] for n in counts},
+        argparse.Namespace(**vars(args) | {"threads": 1}),
     )
     lines = []
     for found, base in ((shapes, "base"), (processes, "1 x 1 thread")):

@@ -28,7 +28,7 @@ def models(args: argparse.Namespace) -> tuple[Path, Path]:
 def sides_of(args: argparse.Namespace) -> dict[str, list[str]]:
     student, teacher = models(args)
     rest = ["--student", str(student), "--teacher", str(teacher), "--limit", str(args.limit),
-            "--requests", str(args.requests), "--reps", str(args.reps),
+            "--requests", str(args.requests),
             "--dtype", args.dtype]  # fmt: skip
     rest += ["--large"] if args.large or args.quick else []
     rest += ["--checkpointing"] if args.checkpointing else []
@@ -56,8 +56,8 @@ def main() -> None:
     args_of.add_argument("--full", action="store_true", help="also TRL's objective on our side")
     args = args_of.parse_args()
     if args.quick:
-        args.requests, args.limit, args.micro, args.rounds, args.reps = 8, 16, 4, 1, 1
-    found = run_sides(sides_of(args), rounds=args.rounds, threads=args.threads)
+        args.requests, args.limit, args.micro, args.rounds, args.samples = 8, 16, 4, 1, 1
+    found = run_sides(sides_of(args), args)
     lines = []
     for name, samples in found.items():
         phases = [

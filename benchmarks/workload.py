@@ -1,14 +1,14 @@
 """The work both sides do: prompts, recorded completion lengths, and the models.
 
 Lengths were recorded once from SmolLM2-135M-Instruct at temperature 1, at most 128 tokens
-(`python benchmarks/workload.py record`): short facts, sentences, lists and stories, so that rows
-end at very different times. Both sides are made to end each completion where the recording did.
+(`python benchmarks/workload.py record --model FOLDER`): short facts, sentences, lists and stories,
+so that rows end at very different times. Both sides are made to end each completion where the
+recording did.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,5 +138,28 @@ def record(model: Path) -> None:
     print(f"mean {sum(found) / len(found):.1f}, {sum(n == LIMIT for n in found)} at the limit")
 
 
+def make_all(model: Path, out: Path, *, quick: bool) -> None:
+    """Every model the benchmarks need, before several of them run at a time."""
+    if quick:
+        tiny_pair(out)
+        return
+    make_teacher(model, out / "teacher")
+    for i in (0, 1):
+        make_large(out / f"large-{i}", i, quick=False)
+
+
+def main() -> None:
+    from harness import BUILD, parser
+
+    words = parser(__doc__)
+    words.add_argument("what", choices=["record", "models"])
+    words.add_argument("--model", type=Path, default=BUILD / "student")
+    args = words.parse_args()
+    if args.what == "record":
+        record(args.model)
+    else:
+        make_all(args.model, args.out, quick=args.quick)
+
+
 if __name__ == "__main__":
-    record(Path(sys.argv[2]))
+    main()
