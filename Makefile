@@ -35,23 +35,24 @@ $(VLLM)/.installed:
 	touch $@
 
 # Against TRL, in an environment of its own, against transformers' generate and, where $(VLLM) is
-# there, vLLM. Parts come in the order of what they say, all with one thread a side; `make -j2 bench`
-# runs two at a time (about two hours on two cores), and those that want the machine for themselves
-# after them. BENCH=--quick: tiny shapes, does it run. Each file of benchmarks/ also runs alone.
+# there, vLLM; one thread a side. `make -j2 bench` runs two parts at a time (about two and a half
+# hours on two cores), and those that want the machine for themselves after them (vLLM compiles on
+# all cores). BENCH=--quick: tiny shapes, does it run. Each file of benchmarks/ also runs alone.
 TRL    ?= .venv-trl
 BENCH  ?=
 TABLES := build/benchmarks
 STEP   := $(BIN)/python benchmarks/step.py --trl $(TRL) --out $(TABLES) --threads 1
 LOSS   := $(BIN)/python benchmarks/loss.py --trl $(TRL) --out $(TABLES) --threads 1
 OWN    := --model $(SMOLLM2) --out $(TABLES) --threads 1
-PARTS  := loss step sampler bf16 large memory memory-large shapes
-.PHONY: $(PARTS:%=bench-%) bench-pairs bench-processes bench-long
+PARTS  := loss step bf16 large memory memory-large shapes
+ALONE  := sampler processes
+.PHONY: $(PARTS:%=bench-%) $(ALONE:%=bench-%) bench-pairs bench-long
 
 bench: install $(TRL)/.installed
 	test -f $(SMOLLM2)/config.json || $(BIN)/python examples/smollm2/prepare.py $(SMOLLM2)
 	$(BIN)/python benchmarks/workload.py models $(OWN) $(BENCH)
 	$(MAKE) bench-pairs
-	$(MAKE) bench-processes
+	$(MAKE) -j1 $(ALONE:%=bench-%)
 	$(MAKE) bench-long
 
 bench-pairs: $(PARTS:%=bench-%)
