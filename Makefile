@@ -35,9 +35,9 @@ $(VLLM)/.installed:
 	touch $@
 
 # Against TRL, in an environment of its own, against transformers' generate and, where $(VLLM) is
-# there, vLLM; one thread a side. `make -j2 bench` runs two parts at a time (about two and a half
-# hours on two cores), and those that want the machine for themselves after them (vLLM compiles on
-# all cores). BENCH=--quick: tiny shapes, does it run. Each file of benchmarks/ also runs alone.
+# there, vLLM; one thread a side. `make -j2 bench` runs two parts at a time (about three hours
+# on two cores), and those that want the machine for themselves after them (vLLM starts processes of
+# its own). BENCH=--quick: tiny shapes, does it run. Each file of benchmarks/ also runs alone.
 TRL    ?= .venv-trl
 BENCH  ?=
 TABLES := build/benchmarks
@@ -92,12 +92,12 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Pictures of pages at 1440, 768 and 390 pixels, light and dark; needs Chromium.
-PAGES ?= $(wildcard docs/gallery/*.html)
 # Every pair of the calibration of `opd check`, and docs/check.md: about an hour and a half on two cores.
 calibrate: install
 	$(BIN)/opd lab calibrate --jobs 2 --out docs
 
+# Pictures of pages at 1440, 768 and 390 pixels, light and dark; needs Chromium.
+PAGES ?= $(wildcard docs/gallery/*.html)
 screenshots: install
 	$(BIN)/python tests/report/screenshots.py build/screenshots $(PAGES)
 

@@ -51,7 +51,9 @@ def trl_python(args: argparse.Namespace) -> str:
     return str(python)
 
 
-def run_sides(sides: Sides, args: argparse.Namespace) -> dict[str, list[Sample]]:
+def run_sides(
+    sides: Sides, args: argparse.Namespace, *, threads: int | None = None
+) -> dict[str, list[Sample]]:
     """Call every side in `args.rounds` fresh processes, which share `args.samples` repetitions."""
     found: dict[str, list[Sample]] = {name: [] for name in sides}
     for turn in range(args.rounds):
@@ -59,7 +61,7 @@ def run_sides(sides: Sides, args: argparse.Namespace) -> dict[str, list[Sample]]
         reps = len(range(turn, args.samples, args.rounds))
         for name in order:
             began = time.monotonic()
-            samples = run_side([*sides[name], "--reps", str(reps)], args.threads)
+            samples = run_side([*sides[name], "--reps", str(reps)], threads or args.threads)
             found[name] += samples
             told = ", ".join(f"{s['seconds']:.3g} s" for s in samples)
             print(

@@ -107,7 +107,8 @@ def main() -> None:
     counts = () if args.part == "shapes" else (1, 2)
     processes = run_sides(
         {f"{n} x 1 thread": [*run, "--processes", str(n)] for n in counts},
-        argparse.Namespace(**vars(args) | {"threads": 1}),
+        args,
+        threads=1,
     )
     lines = []
     for found, base in ((shapes, "base"), (processes, "1 x 1 thread")):

@@ -20,15 +20,16 @@ def project(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     """`linear(hidden, weight, bias)`: (N, H) and (V, H) to (N, V).
 
     Few positions against a large matrix: a BLAS repacks the matrix before it multiplies, which
-    costs as much as the product of 16 to 64 rows. By tiles that stay in cache, 1.3 to 1.6 times as
-    fast; fewer than 8 positions, which mostly wait for the matrix, as columns: up to twice.
-    In bf16 nothing is repacked and torch's own is faster (docs/performance.md).
+    costs as much as the product of 16 to 64 rows. By tiles that stay in cache, 1.1 to 1.8 times as
+    fast; fewer than 8 positions, which mostly wait for the matrix, as columns: 1.3 to 3 times.
+    In bf16 torch's own is faster (docs/performance.md).
     """
     vocab, width = weight.shape
     learning = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     plain = type(weight) in (Tensor, torch.nn.Parameter)  # not in pieces on several processes
-    some = hidden.ndim == 2 and 1 < len(hidden) <= MANY and weight.dtype != torch.bfloat16
-    if learning or not plain or not some or not _worth(hidden, vocab):
+    wide = weight.dtype in (torch.float32, torch.float64)
+    some = hidden.ndim == 2 and 1 < len(hidden) <= MANY
+    if learning or not (plain and wide and some and _worth(hidden, vocab)):
         return linear(hidden, weight, bias)
     tile = max(64, TILE_BYTES // (width * weight.element_size())) * torch.get_num_threads()
     tiles = [slice(start, start + tile) for start in range(0, vocab, tile)]
