@@ -31,6 +31,7 @@ class Mutant:
 LOSSES, ESTIMATORS = ("core/test_losses.py",), ("core/test_estimators.py",)
 OBJECTIVE, SUPPORTS = ("core/test_objective.py",), ("core/test_supports.py",)
 METRICS, STATS = ("core/test_metrics.py",), ("core/test_stats.py",)
+SHARED = ("test_shared_prompts.py",)
 ALIGN, CHUNKED, UPDATE = ("core/test_align.py",), ("core/test_chunked.py",), ("test_update.py",)
 
 MUTANTS = [
@@ -333,6 +334,34 @@ MUTANTS = [
         "(total / denominator).backward()",
         "(total / len(micro.at.targets)).backward()",
         UPDATE,
+    ),
+    Mutant(
+        "responses on shared prompts begin one position late",
+        "models/prompts.py",
+        "position_ids=mask.sum(1, keepdim=True) + steps",
+        "position_ids=mask.sum(1, keepdim=True) + steps + 1",
+        SHARED,
+    ),
+    Mutant(
+        "padding of shared prompts attended to",
+        "models/prompts.py",
+        "torch.cat([mask, torch.ones_like(input_ids)], 1)",
+        "torch.cat([torch.ones_like(mask), torch.ones_like(input_ids)], 1)",
+        SHARED,
+    ),
+    Mutant(
+        "shared prompts learn nothing",
+        "update.py",
+        "        prompts.backward()\n",
+        "",
+        SHARED,
+    ),
+    Mutant(
+        "a response goes on from its neighbour's prompt",
+        "core/plan.py",
+        "return [group_of[row] for row in part]",
+        "return [max(0, group_of[row] - 1) for row in part]",
+        SHARED,
     ),
     Mutant(
         "hidden gradient of all chunks but the last lost",

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import tiny_model
 from opd.core.objective import Objective
+from opd.core.plan import Share
 from opd.errors import UserError
 from opd.models.lm import LM, add_lora
 from opd.update import Memory, accumulate_within_memory, update
@@ -100,7 +101,8 @@ def test_other_errors_are_not_taken_for_memory(make_lm, make_prompts):
 
 
 def test_cutting_loses_no_rollout():
-    assert Memory(2).cut([[4, 1, 7, 0, 2], [3]]) == [[4, 1], [7], [0], [2], [3]]
+    found = Memory(2).cut([Share([[4, 1, 7, 0, 2]]), Share([[3]])])
+    assert [share.parts for share in found] == [[[4, 1]], [[7]], [[0]], [[2]], [[3]]]
 
 
 @pytest.mark.parametrize("tie", [True, False])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,11 +22,13 @@ from opd.core.align import Batch, MicroBatch, align
 from opd.core.chunked import chunk_slices, row_blocks
 from opd.core.losses import cross_entropy
 from opd.core.objective import Objective
+from opd.core.plan import Share
 from opd.core.views import DenseView, logp
 from opd.core.wide import top
 from opd.errors import UserError
 from opd.models.head import Head, RowsView
 from opd.models.lm import LM, sparse_gradients
+from opd.models.prompts import SharedPrompts, shares_prompts
 from opd.models.shard import full, keep_pace, rest
 from opd.ranks import ALONE, Ranks, total_of
 from opd.types import Mean, Metrics
@@ -48,15 +50,12 @@ class Memory:
 
     halvings: int = 0
 
-    def cut(self, parts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-        """Parts of rollouts, each cut in two `halvings` times, as far as they have rows."""
-        found = [list(part) for part in parts]
+    def cut(self, shares: Sequence[Share]) -> list[Share]:
+        """Shares of a step, each cut in two `halvings` times, as far as they have rows."""
+        found = list(shares)
         for _ in range(self.halvings):
-            halves = [
-                (part[: (len(part) + 1) // 2], part[(len(part) + 1) // 2 :]) for part in found
-            ]
-            found = [half for pair in halves for half in pair if half]
-        return list(found)
+            found = [half for share in found for half in share.halves()]
+        return found
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,12 @@ def accumulate_within_memory(learner: Learner, batch: Batch, step: int) -> tuple
         gc.collect()  # the failed graph hangs on the exception's frames
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        rows = max(map(len, memory.cut(batch.split(learner.tokens_per_microbatch))), default=0)
-        if rows <= 1 or learner.student.sharded is not None:
+        shares = memory.cut(plan(learner, batch))
+        rows = max(len(part) for share in shares for part in share.parts)
+        if (
+            shares == [half for share in shares for half in share.halves()]
+            or learner.student.sharded is not None
+        ):
             raise UserError(
                 f"Out of memory in an update, at {rows} rollouts a micro-batch ({why}). Set "
                 "train.tokens_per_microbatch lower, student.gradient_checkpointing=true, or "
@@ -177,17 +180,15 @@ def accumulate(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tens
     """Gradient of the whole step from nothing: metrics so far, and this process's share of loss."""
     student, denominator = learner.student, max(1, batch.num_tokens)
     learner.optimizer.zero_grad(set_to_none=True)
+    shares = plan(learner, batch)
+    mine = learner.memory.cut([shares[i] for i in learner.ranks.share(len(shares))])
     student.model.train()
     derive_dropout(learner.seed, step)
     found: Metrics = {}
     loss = torch.zeros((), dtype=torch.float64)
     located = any(s.positions is not None and len(s.positions) for s in batch.scores or ())
-    parts = batch.split(learner.tokens_per_microbatch)
-    mine = learner.memory.cut([parts[i] for i in learner.ranks.share(len(parts))])
     with sparse_gradients(student) as head:
-        for part in mine:
-            micro = batch.micro(part, student.device, k=learner.objective.k)
-            hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
+        for micro, hidden in fed(learner, batch, mine):
             total = micro_loss(learner, micro, hidden, head)
             if located:
                 hidden.retain_grad()
@@ -198,12 +199,43 @@ def accumulate(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tens
                 assert hidden.grad is not None
                 norms, where = hidden.grad.norm(dim=-1), (micro.at.position, micro.length)
                 merge(found, metrics.gradient(norms, *where, edges=learner.position_edges))
-        stay_in_step(learner, len(parts))
+        stay_in_step(learner, len(shares))
         if batch.gold:
             gold = align(batch.gold, None)
             told = found["train/sft_loss"] = imitate(learner, gold)
             loss += learner.sft_weight * (told.total / gold.num_tokens)
     return found, loss
+
+
+def plan(learner: Learner, batch: Batch) -> list[Share]:
+    """The rows of a step in micro-batches, the same at every process."""
+    shared, budget = shares_prompts(learner.student), learner.tokens_per_microbatch
+    return batch.plan(budget, shared=shared, processes=learner.ranks.size)
+
+
+def fed(
+    learner: Learner, batch: Batch, shares: Sequence[Share]
+) -> Iterator[tuple[MicroBatch, Tensor]]:
+    """Micro-batches and the hidden states (N, H) that predict their tokens.
+
+    The caller takes each one's gradient before the next; that of shared prompts follows their last.
+    """
+    student, k = learner.student, learner.objective.k
+    for share in shares:
+        if not share.groups:
+            for part in share.parts:
+                micro = batch.micro(part, student.device, k=k)
+                yield micro, student.hidden(micro.input_ids)[micro.rows, micro.cols]
+            continue
+        prompts = SharedPrompts(
+            student, [batch.rollouts[rows[0]].prompt.ids for rows in share.groups]
+        )
+        for part in share.parts:
+            micro = batch.micro(part, student.device, k=k, owners=share.owners(part))
+            assert micro.owners is not None
+            states = prompts.hidden(micro.owners, micro.input_ids)
+            yield micro, states[micro.rows, micro.cols]
+        prompts.backward()
 
 
 def micro_loss(
@@ -249,13 +281,14 @@ def imitate(learner: Learner, gold: Batch) -> Mean:
         The unweighted loss of this process's share: nats and tokens.
     """
     student, found = learner.student, Mean(0.0, 0)
-    parts = gold.split(learner.tokens_per_microbatch)
-    for chosen in learner.memory.cut([parts[i] for i in learner.ranks.share(len(parts))]):
+    shares = gold.plan(learner.tokens_per_microbatch, shared=False)
+    mine = learner.memory.cut([shares[i] for i in learner.ranks.share(len(shares))])
+    for chosen in [part for share in mine for part in share.parts]:
         micro = gold.micro(chosen, student.device, k=1)
         part = completion_loss(student, micro)
         (learner.sft_weight * part / gold.num_tokens).backward()  # type: ignore[no-untyped-call]
         found += Mean(part.item(), len(micro.rows))
-    stay_in_step(learner, len(parts))
+    stay_in_step(learner, len(shares))
     return found
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from opd.config import Optim
-from opd.core.align import PASS_COST, align, buckets
+from opd.core.align import align
+from opd.core.plan import PASS_COST, buckets
 from opd.data.gold import choose, example
 from opd.recipes.sft import rate, sft
 from opd.update import Refused, completion_loss

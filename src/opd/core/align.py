@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from opd.core.objective import Positions
+from opd.core.plan import Share, plan
 from opd.core.views import GivenView
 from opd.types import Rollout, Scores
-
-PASS_COST = 256  # padded tokens that a forward-backward more is worth
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +26,7 @@ class MicroBatch:
     """Some sequences of a step, padded for the backbone and flat for the loss."""
 
     input_ids: Tensor  # (B, L) right-padded; the last completion token is never an input
+    owners: Tensor | None  # (B,) shared prompt that the row goes on from; None: its own is in it
     rows: Tensor  # (N,) sequence of each completion token
     cols: Tensor  # (N,) where its hidden state is
     at: Positions
@@ -82,15 +82,49 @@ class Batch:
 
         Rows of like length together (`buckets`), longest first.
         """
-        kept = [i for i, r in enumerate(self.rollouts) if len(r)]
-        lengths = [len(self.rollouts[i].prompt.ids) + len(self.rollouts[i]) - 1 for i in kept]
-        return [[kept[j] for j in part] for part in buckets(lengths, budget)]
+        return [part for share in self.plan(budget, shared=False) for part in share.parts]
 
-    def micro(self, indices: Sequence[int], device: torch.device, *, k: int) -> MicroBatch:
-        """The tensors of some rollouts, with the first k columns of the recorded support."""
+    def plan(self, budget: int, *, shared: bool, processes: int = 1) -> list[Share]:
+        """`split`, or prompts run once for their responses where that costs less."""
+        kept = [i for i, r in enumerate(self.rollouts) if len(r)]
+        rows = [self.rollouts[i] for i in kept]
+        shares = plan(
+            [r.prompt.ids for r in rows],
+            [len(r) - 1 for r in rows],
+            budget,
+            shared=shared,
+            processes=processes,
+        )
+        return [
+            Share(*([[kept[j] for j in rows] for rows in lists] for lists in (s.parts, s.groups)))
+            for s in shares
+        ]
+
+    def micro(
+        self,
+        indices: Sequence[int],
+        device: torch.device,
+        *,
+        k: int,
+        owners: Sequence[int] | None = None,
+    ) -> MicroBatch:
+        """The tensors of some rollouts.
+
+        Args:
+            indices: which rollouts.
+            device: where the tensors go.
+            k: columns of the recorded support to keep.
+            owners: for each of them, which of the prompts run before it goes on from (`Share`);
+                None puts its own prompt into its row.
+        """
         rollouts = [self.rollouts[i] for i in indices]
-        spans = [(len(r.prompt.ids) - 1, len(r)) for r in rollouts]
-        ids = pad_rows([[*r.prompt.ids, *r.ids[:-1].tolist()] for r in rollouts])
+        before = [r.prompt.ids if owners is None else () for r in rollouts]
+        # Of a shared prompt, one state is there: that of its last token.
+        spans = [
+            (len(ids) - 1 if owners is None else 0, len(r))
+            for ids, r in zip(before, rollouts, strict=True)
+        ]
+        ids = pad_rows([[*p, *r.ids[:-1].tolist()] for p, r in zip(before, rollouts, strict=True)])
         put = _Flat(device)
         scores = None if self.scores is None else [self.scores[i] for i in indices]
         at = Positions(
@@ -117,6 +151,7 @@ class Batch:
         full, hidden = _full(scores, [t for _, t in spans], device)
         return MicroBatch(
             input_ids=ids.to(device),
+            owners=None if owners is None else put([np.array(owners)]),
             rows=put([np.full(t, row) for row, (_, t) in enumerate(spans)]),
             cols=put([np.arange(first, first + t) for first, t in spans]),
             at=at,
@@ -223,43 +258,6 @@ def _full(
     index = torch.from_numpy(np.concatenate([i for i, _ in placed])).long().to(device)
     hidden = [h.to(device) for _, h in placed if h is not None]
     return index, torch.cat(hidden) if len(hidden) == len(placed) else None
-
-
-def buckets(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in micro-batches of least padding, longest first.
-
-    Splits the sorted lengths where that saves more padded tokens than a further pass costs
-    (`PASS_COST`); exact, by dynamic programming over the places to split.
-
-    Args:
-        lengths: tokens a row is fed as.
-        budget: most padded tokens of a micro-batch; a longer row stands alone.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    best = [0] + [0] * len(order)  # least cost of the first so many
-    first = [0] * (len(order) + 1)  # where the last micro-batch of that split begins
-    for end in range(1, len(order) + 1):
-        longest = lengths[order[end - 1]]
-        starts = range(max(0, end - max(1, budget // max(1, longest))), end)
-        costs = [best[b] + (end - b) * longest + PASS_COST for b in starts]
-        best[end] = min(costs)
-        first[end] = starts[costs.index(best[end])]
-    found, end = [], len(order)
-    while end:
-        found.append(order[first[end] : end])
-        end = first[end]
-    return found
-
-
-def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices grouped by length so that rows x longest stays within `budget` (at least one row)."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * lengths[i] <= budget:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> Tensor:

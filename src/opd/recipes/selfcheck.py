@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from opd.core.align import Batch, align
+from opd.core.plan import Share
 from opd.models.lm import LM
+from opd.models.prompts import shares_prompts
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.types import Prompt, Rollout, Teacher
-from opd.update import Learner, micro_loss
+from opd.update import Learner, fed, micro_loss
 
 SELF_KEY = 4  # separates this randomness from training's and evaluation's
 PROMPTS, SAMPLES, TOKENS = 2, 2, 12
@@ -157,8 +159,7 @@ def _same_model(learner: Learner, rollouts: Sequence[Rollout], noise: float) -> 
     logits = learner.student.head.full
     twin = replace(learner, teacher_logits=logits, teacher_temperature=heat)
     batch = score(twin, LocalTeacher(learner.student, temperature=heat), rollouts)
-    gradient = _gradient(twin, batch, budget=10**9)
-    other = _gradient(twin, _shuffled(batch), budget=10**9)
+    gradient, other = _gradient(twin, batch), _gradient(twin, _shuffled(batch))
     return [
         Verdict(
             "a teacher equal to the student teaches nothing",
@@ -213,19 +214,21 @@ def _prompt_gradient(learner: Learner, batch: Batch) -> Verdict:
 def _split(learner: Learner, batch: Batch, teacher: LM, noise: float) -> list[Verdict]:
     weights = list(teacher.model.parameters())
     before = [p.detach().double().sum().item() for p in weights]
-    whole = _gradient(learner, batch, budget=10**9)
+    whole = _gradient(learner, batch)
     moved = [
         abs(p.detach().double().sum().item() - b) + (0.0 if p.grad is None else 1.0)
         for p, b in zip(weights, before, strict=True)
     ]
-    parts = _gradient(learner, batch, budget=1)
-    difference = _norm([a - b for a, b in zip(whole, parts, strict=True)])
+    others = [_gradient(learner, batch, batch.plan(1, shared=False))]
+    if shares_prompts(learner.student):
+        others.append(_gradient(learner, batch, [_prompts_once(batch)]))
+    difference = max(_norm([a - b for a, b in zip(whole, other, strict=True)]) for other in others)
     return [
         Verdict(
             "any split into micro-batches is the same update",
             difference / max(_norm(whole), 1e-30),
             max(noise, 1e-6),
-            "gradient difference between one and all micro-batches, relative",
+            "largest gradient difference: in one, row by row, each prompt run once; relative",
         ),
         Verdict(
             "the teacher gets no gradient and does not move",
@@ -255,13 +258,23 @@ def _server(subject: Subject, rollouts: Sequence[Rollout], noise: float) -> Verd
     )
 
 
-def _gradient(learner: Learner, batch: Batch, *, budget: int) -> list[torch.Tensor]:
+def _prompts_once(batch: Batch) -> Share:
+    """The whole step on prompts run once, whatever it costs."""
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, rollout in enumerate(batch.rollouts):
+        if len(rollout):
+            rows_of.setdefault(rollout.prompt.ids, []).append(row)
+    groups = list(rows_of.values())
+    return Share([[row for rows in groups for row in rows]], groups)
+
+
+def _gradient(
+    learner: Learner, batch: Batch, shares: Sequence[Share] | None = None
+) -> list[torch.Tensor]:
     """Gradient of the step's loss to every trainable parameter, without touching the optimizer."""
     student = learner.student
     student.model.zero_grad(set_to_none=True)
-    for indices in batch.split(budget):
-        micro = batch.micro(indices, student.device, k=learner.objective.k)
-        hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
+    for micro, hidden in fed(learner, batch, shares or batch.plan(10**9, shared=False)):
         (micro_loss(learner, micro, hidden) / batch.num_tokens).backward()  # type: ignore[no-untyped-call]
     found = [
         torch.zeros_like(p) if p.grad is None else p.grad.clone()

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 
 from opd.config import Optim
-from opd.core.align import align, buckets
+from opd.core.align import align
+from opd.core.plan import buckets
 from opd.data.gold import choose
 from opd.models.lm import LM
 from opd.types import Rollout

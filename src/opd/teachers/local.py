@@ -7,18 +7,20 @@ the diagnostics can put them through the head chunk by chunk. Shapes: N position
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from opd.core.align import buckets, pad_rows
+from opd.core.align import pad_rows
 from opd.core.chunked import chunk_slices
+from opd.core.plan import plan
 from opd.core.views import DenseView
 from opd.core.wide import top
 from opd.models.head import RowsView
 from opd.models.lm import LM
+from opd.models.prompts import SharedPrompts, shares_prompts
 from opd.types import Kind, Rollout, Scores, Want
 
 
@@ -41,17 +43,29 @@ class LocalTeacher:
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
         """See `opd.types.Teacher.score`."""
-        lengths = [len(r.prompt.ids) + len(r) for r in rollouts]
         scores: dict[int, Scores] = {}
-        for rows in buckets(lengths, self.tokens_per_batch):
-            ids = pad_rows([[*rollouts[i].prompt.ids, *rollouts[i].ids.tolist()] for i in rows])
-            hidden = self.lm.hidden(ids.to(self.lm.device))
-            for row, i in enumerate(rows):
-                first = len(rollouts[i].prompt.ids) - 1
-                states = hidden[row, first : first + len(rollouts[i])]
-                full = None if want.full is None else want.full[i]
-                scores[i] = self._one(rollouts[i], states, want, full)
+        for i, states in self._states(rollouts):
+            full = None if want.full is None else want.full[i]
+            scores[i] = self._one(rollouts[i], states, want, full)
         return [scores[i] for i in range(len(rollouts))]
+
+    def _states(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[int, Tensor]]:
+        """Each rollout's number and its hidden states (T, H), in the order they are made."""
+        prompts = [r.prompt.ids for r in rollouts]
+        fed = [r.ids[:-1].tolist() for r in rollouts]
+        device, shared = self.lm.device, shares_prompts(self.lm)
+        for share in plan(prompts, [len(f) for f in fed], self.tokens_per_batch, shared=shared):
+            once = share.groups and SharedPrompts(self.lm, [prompts[g[0]] for g in share.groups])
+            for part in share.parts:
+                if once:
+                    owners = torch.tensor(share.owners(part), device=device)
+                    hidden = once.hidden(owners, pad_rows([fed[i] for i in part]).to(device))
+                else:
+                    ids = pad_rows([[*prompts[i], *fed[i]] for i in part])
+                    hidden = self.lm.hidden(ids.to(device))
+                for row, i in enumerate(part):
+                    first = 0 if once else len(prompts[i]) - 1
+                    yield i, hidden[row, first : first + len(rollouts[i])]
 
     def _one(self, rollout: Rollout, states: Tensor, want: Want, full: np.ndarray | None) -> Scores:
         """Scores of one rollout from its hidden states (T, H)."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from opd.core.align import token_batches
+from opd.core.plan import token_batches
 from opd.errors import UserError
 from opd.http import Answer, Http, Refusal, Transient
 from opd.teachers import wire

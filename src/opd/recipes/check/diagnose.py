@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from opd.core import metrics
-from opd.core.align import pad_rows, token_batches
+from opd.core.align import pad_rows
 from opd.core.chunked import chunk_slices
 from opd.core.metrics import Measure
+from opd.core.plan import token_batches
 from opd.core.views import DenseView
 from opd.models.lm import LM
 from opd.types import Rollout

@@ -1,0 +1,174 @@
+"""Which rows are fed together: micro-batches of least padding, and prompts run once.
+
+A row is one completion: a prompt of P tokens and the tokens fed after it (all but the last, which
+predicts nothing). Costs and budgets are counted in padded tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+PASS_COST = 256  # padded tokens that a forward-backward more is worth
+COPY_COST = 1 / 16  # of a token's work, for its keys and values copied to one response
+COPY_ROOM = 1 / 4  # of a token's memory, for the same
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process holds at a time: micro-batches, and the prompts they stand on.
+
+    Attributes:
+        parts: the rows of each micro-batch.
+        groups: the rows of each prompt that is run once for all of them; empty where every row is
+            fed whole, behind its own copy of the prompt.
+    """
+
+    parts: list[list[int]]
+    groups: list[list[int]] = field(default_factory=list)
+
+    def owners(self, part: Sequence[int]) -> list[int]:
+        """For each row of a part, which of the groups it belongs to."""
+        group_of = {row: group for group, rows in enumerate(self.groups) for row in rows}
+        return [group_of[row] for row in part]
+
+    def halves(self) -> list[Share]:
+        """This share as two that need half the memory: fewer prompts, else fewer rows at once."""
+        if len(self.groups) > 1:
+            middle = (len(self.groups) + 1) // 2
+            return [self._of(self.groups[:middle]), self._of(self.groups[middle:])]
+        cut = [part[half] for part in self.parts for half in _halves(part)]
+        if self.groups:
+            return [Share(cut, self.groups)]
+        return [Share([part]) for part in cut]
+
+    def _of(self, groups: list[list[int]]) -> Share:
+        rows = {row for group in groups for row in group}
+        parts = [[row for row in part if row in rows] for part in self.parts]
+        return Share([part for part in parts if part], groups)
+
+
+def _halves(part: Sequence[int]) -> list[slice]:
+    middle = (len(part) + 1) // 2
+    return [slice(0, middle), slice(middle, None)][: len(part)]
+
+
+def plan(
+    prompts: Sequence[tuple[int, ...]],
+    fed: Sequence[int],
+    budget: int,
+    *,
+    shared: bool,
+    processes: int = 1,
+) -> list[Share]:
+    """Rows in micro-batches of at most `budget` padded tokens, at the least cost.
+
+    Where it is cheaper, equal prompts run once: their keys and values are copied to every response
+    instead of computed anew. Then micro-batches hold responses alone, bucketed by length.
+
+    Args:
+        prompts: the token ids of each row's prompt.
+        fed: tokens each row is fed after its prompt.
+        budget: most padded tokens held at a time; what cannot be divided may exceed it.
+        shared: whether prompts may be run once at all.
+        processes: shares are dealt out to so many in turn; the longest hand counts.
+    """
+    whole = [
+        Share([part])
+        for part in buckets([len(p) + t for p, t in zip(prompts, fed, strict=True)], budget)
+    ]
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, ids in enumerate(prompts):
+        rows_of.setdefault(ids, []).append(row)
+    if not shared or len(rows_of) == len(prompts):
+        return whole
+    once = _prompts_once(rows_of, fed, budget)
+
+    def cost(shares: Sequence[Share]) -> float:
+        each = [_cost(share, prompts, fed) for share in shares]
+        return max(sum(each[first::processes]) for first in range(processes))
+
+    return min(whole, once, key=cost)
+
+
+def _prompts_once(
+    rows_of: dict[tuple[int, ...], list[int]], fed: Sequence[int], budget: int
+) -> list[Share]:
+    """As many prompts at a time as fit into the budget with all of their responses."""
+    prompts, groups = list(rows_of), list(rows_of.values())
+    responses = len(fed) / len(groups)
+    answer = sum(fed) / len(fed)
+
+    def held(longest: int) -> float:
+        return longest + responses * (answer + COPY_ROOM * longest)
+
+    found = []
+    for chosen in buckets([len(p) for p in prompts], budget, held=held):
+        longest = max(len(prompts[i]) for i in chosen)
+        rows = [row for i in chosen for row in groups[i]]
+        room = budget - len(chosen) * longest
+
+        def beside(fed_here: int, copied: float = COPY_ROOM * longest) -> float:
+            return fed_here + copied
+
+        parts = buckets([fed[row] for row in rows], room, held=beside)
+        found.append(
+            Share([[rows[j] for j in part] for part in parts], [groups[i] for i in chosen])
+        )
+    return found
+
+
+def _cost(share: Share, prompts: Sequence[tuple[int, ...]], fed: Sequence[int]) -> float:
+    """Padded tokens a share is worth: what is fed, what is copied, and its passes."""
+    if not share.groups:
+        return sum(
+            PASS_COST + len(part) * max(len(prompts[i]) + fed[i] for i in part)
+            for part in share.parts
+        )
+    longest = max(len(prompts[rows[0]]) for rows in share.groups)
+    return (PASS_COST + len(share.groups) * longest) + sum(
+        PASS_COST + len(part) * (max(fed[i] for i in part) + COPY_COST * longest)
+        for part in share.parts
+    )
+
+
+def buckets(
+    lengths: Sequence[int], budget: float, *, held: Callable[[int], float] | None = None
+) -> list[list[int]]:
+    """Indices in micro-batches of least padding, longest first.
+
+    Splits the sorted lengths where that saves more padded tokens than a further pass costs
+    (`PASS_COST`); exact, by dynamic programming over the places to split.
+
+    Args:
+        lengths: tokens a row is fed as.
+        budget: most padded tokens of a micro-batch; a longer row stands alone.
+        held: tokens a row takes of the budget, from the longest of its micro-batch; that length
+            itself if not given.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    best = [0] + [0] * len(order)  # least cost of the first so many
+    first = [0] * (len(order) + 1)  # where the last micro-batch of that split begins
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        room = longest if held is None else held(longest)
+        starts = range(max(0, end - max(1, int(budget // max(1, room)))), end)
+        costs = [best[b] + (end - b) * longest + PASS_COST for b in starts]
+        best[end] = min(costs)
+        first[end] = starts[costs.index(best[end])]
+    found, end = [], len(order)
+    while end:
+        found.append(order[first[end] : end])
+        end = first[end]
+    return found
+
+
+def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped by length so that rows x longest stays within `budget` (at least one row)."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

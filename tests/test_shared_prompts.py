@@ -1,0 +1,339 @@
+"""A prompt run once for its responses: the same states, scores and gradients as whole rows."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import VOCAB
+from opd.core.plan import Share, plan
+from opd.models.lm import LM, add_lora, enable_checkpointing
+from opd.models.prompts import SharedPrompts, shares_prompts
+from opd.teachers.local import LocalTeacher
+from opd.types import Want
+from opd.update import accumulate, accumulate_within_memory, update
+from test_update import OBJECTIVES, clone, experience, learner_of
+from test_update_memory import CPU_OOM, close, gradients, run_out_of_memory
+
+# Most families norm in float32, whatever they are loaded in: a last bit of float64 may flip one of
+# its bits. A token that saw the wrong prompt, or none, is off by a tenth and more.
+FLOAT32_NORMS = 3e-6
+FLOAT32 = 3e-4
+
+PROMPTS = (7, 3, 8, 5)  # uneven: left padding, and three responses each
+
+
+@pytest.fixture
+def once(monkeypatch):
+    """Passes are cheap, so that prompts are run once even where everything is tiny."""
+    monkeypatch.setattr("opd.core.plan.PASS_COST", 9)
+
+
+def whole(lm: LM) -> LM:
+    """The same model, which may not share prompts."""
+    other = clone(lm)
+    other.can_share = False
+    return other
+
+
+def nearly(found, wanted, tolerance=FLOAT32_NORMS):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert value.abs().max() > 0, name
+        near = tolerance * value.abs().max().item()
+        torch.testing.assert_close(found[name], value, atol=near, rtol=0)
+
+
+def ran_once(learner, batch) -> bool:
+    shares = batch.plan(learner.tokens_per_microbatch, shared=shares_prompts(learner.student))
+    lengths = [
+        {len(batch.rollouts[rows[0]].prompt.ids) for rows in share.groups} for share in shares
+    ]
+    return all(share.groups for share in shares) and (
+        learner.tokens_per_microbatch < 100 or max(map(len, lengths)) > 2  # prompts are padded
+    )
+
+
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.4,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+FAMILIES = {
+    "llama": ("Llama", SMALL),
+    "qwen3": ("Qwen3", SMALL),
+    "gemma3-window-4": ("Gemma3", SMALL | SLIDING | {"num_hidden_layers": 4}),
+    "gemma2-softcap": ("Gemma2", SMALL | SLIDING | {"num_hidden_layers": 4}),
+    "mistral-window-4": ("Mistral", SMALL | {"sliding_window": 4}),
+    "cohere": ("Cohere", {k: v for k, v in SMALL.items() if k != "head_dim"}),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        SMALL | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    ),
+    "gpt2": (
+        "GPT2",
+        {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.4,
+         "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0},
+    ),
+}  # fmt: skip
+
+
+def family(name: str, attention: str) -> LM:
+    kind, given_ = FAMILIES[name]
+    text = "Text" if kind == "Gemma3" else ""
+    config = getattr(transformers, f"{kind}{text}Config")(**given_, attn_implementation=attention)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{kind}{'LMHead' if kind == 'GPT2' else 'ForCausalLM'}"
+                        f"{'Model' if kind == 'GPT2' else ''}")(config)  # fmt: skip
+    return LM(model.to(torch.float64 if name == "gpt2" else torch.float32).eval(), VOCAB, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [(name, "eager") for name in FAMILIES if name != "gpt2"]
+    + [(name, "sdpa") for name in FAMILIES if name != "gemma2-softcap"],
+)
+def test_gradients_of_every_family_are_those_of_whole_rows(make_prompts, once, name, attention):
+    student, teacher, objective = (
+        family(name, attention),
+        family(name, attention),
+        OBJECTIVES["paper"],
+    )
+    shaken = torch.Generator().manual_seed(1)
+    for p in teacher.model.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=shaken, dtype=p.dtype)
+    batch = experience(student, teacher, objective, make_prompts(*PROMPTS))
+    a, b = learner_of(whole(student), teacher, objective), learner_of(student, teacher, objective)
+    assert ran_once(b, batch)
+    assert not ran_once(a, batch)
+    wanted, found = accumulate(a, batch, 0), accumulate(b, batch, 0)
+    if name == "gpt2":  # float64 throughout
+        close(gradients(b.student), gradients(a.student))
+    nearly(gradients(b.student), gradients(a.student), FLOAT32)
+    assert found[1].item() == pytest.approx(wanted[1].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("budget", [10**6, 60, 1])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_any_objective_and_budget_is_the_same_update(make_lm, make_prompts, once, name, budget):
+    base, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES[name]
+    batch = experience(base, teacher, objective, make_prompts(*PROMPTS))
+    a, b = whole(base), clone(base)
+    wanted = update(learner_of(a, teacher, objective), batch, 0)
+    learner = learner_of(b, teacher, objective, budget=budget)
+    assert ran_once(learner, batch)
+    found = update(learner, batch, 0)
+    for key, value in a.parameters().items():
+        # Adam's first step is +-lr wherever the gradient is far from 0.
+        torch.testing.assert_close(b.parameters()[key], value, atol=1e-4, rtol=0)
+    assert found.keys() == wanted.keys()
+    for key, mean in wanted.items():
+        assert found[key].count == pytest.approx(mean.count), key
+        assert found[key].value == pytest.approx(mean.value, rel=1e-5, abs=1e-6), key
+
+
+def test_adapters_in_some_layers_only(make_lm, make_prompts, once):
+    # The first layer's keys and values then need no gradient, the others' do.
+    base, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES["paper"]
+    batch = experience(base, teacher, objective, make_prompts(*PROMPTS))
+    lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ".*layers.1.*(q|v)_proj"}
+    a, b = (add_lora(clone(base), **lora, seed=0) for _ in range(2))
+    for student in (a, b):
+        for name, p in student.parameters().items():
+            p.data += 0.1 if "lora_B" in name else 0
+    a.can_share = False
+    for student in (a, b):
+        accumulate(learner_of(student, teacher, objective), batch, 0)
+    assert ran_once(learner_of(b, teacher, objective), batch)
+    nearly(gradients(b), gradients(a))
+    assert all(g.abs().sum() > 0 for g in gradients(b).values())
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_sparse_gradients_are_the_same(make_lm, make_prompts, once, monkeypatch, tie):
+    base, teacher, objective = make_lm(0, tie=tie), make_lm(1, tie=tie), OBJECTIVES["paper"]
+    batch = experience(base, teacher, objective, make_prompts(*PROMPTS))
+    a, b = whole(base), clone(base)
+    accumulate(learner_of(a, teacher, objective), batch, 0)
+    for module in ("head", "lm"):
+        monkeypatch.setattr(f"opd.models.{module}.SPARSE_VOCAB", 1)
+    accumulate(learner_of(b, teacher, objective, budget=60), batch, 0)
+    nearly(gradients(b), gradients(a))
+
+
+def test_scores_of_a_teacher_are_those_of_whole_rows(make_lm, make_prompts, once):
+    lm = make_lm(1)
+    rollouts = list(experience(lm, lm, OBJECTIVES["full"], make_prompts(*PROMPTS)).rollouts)
+    empty = {f: getattr(rollouts[4], f)[:0] for f in
+             ("ids", "logp", "entropy", "topk_ids", "topk_logp")}  # fmt: skip
+    rollouts[4] = replace(rollouts[4], **empty)
+    full = [np.arange(len(r)) for r in rollouts]
+    want = Want(sampled=True, support=True, topk=4, full=full)
+    seen = []
+    hook = lm.causal.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["use_cache"]), with_kwargs=True
+    )
+    found = LocalTeacher(lm, tokens_per_batch=70).score(rollouts, want)
+    hook.remove()
+    assert seen.count(True) > 3  # the trial's two calls, and prompts with responses
+    wanted = LocalTeacher(whole(lm)).score(rollouts, want)
+    for a, b in zip(found, wanted, strict=True):
+        for field in ("sampled", "support", "log_z", "entropy", "topk_ids", "topk_logp", "hidden"):
+            torch.testing.assert_close(
+                torch.as_tensor(getattr(a, field)), torch.as_tensor(getattr(b, field)),
+                rtol=1e-6, atol=1e-6,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_memory_that_runs_out_cuts_prompts_then_responses(
+    make_lm, make_prompts, once, where, caplog
+):
+    base, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES["paper"]
+    batch = experience(base, teacher, objective, make_prompts(*PROMPTS))
+    a, b = whole(base), clone(base)
+    wanted = accumulate(learner_of(a, teacher, objective), batch, 0)
+    learner = learner_of(b, teacher, objective)
+    assert ran_once(learner, batch)
+    seen = run_out_of_memory(b, RuntimeError(CPU_OOM), 2, where)
+    found = accumulate_within_memory(learner, batch, 0)
+    nearly(gradients(b), gradients(a))
+    assert found[1].item() == pytest.approx(wanted[1].item(), rel=1e-6)
+    assert learner.memory.halvings == 3  # four prompts, two, one; then three rows, two
+    assert max(seen) > 2
+
+
+def test_checkpointing_and_sharded_weights_keep_whole_rows(make_lm):
+    lm = make_lm(0)
+    assert shares_prompts(lm)
+    enable_checkpointing(lm)
+    assert not shares_prompts(lm)
+    lm = make_lm(0)
+    lm.sharded = lm.model
+    assert not shares_prompts(lm)
+
+
+def test_a_model_that_counts_positions_by_itself_is_found_out(make_lm):
+    lm = make_lm(0)
+    plain = lm.causal.base_model.forward
+
+    def from_zero(*args, **kwargs):  # ignores where a response begins
+        kwargs.pop("position_ids", None)
+        length = kwargs["input_ids"].shape[1]
+        return plain(*args, position_ids=torch.arange(length)[None], **kwargs)
+
+    lm.causal.base_model.forward = from_zero
+    assert not shares_prompts(lm)
+
+
+def test_a_state_space_model_is_fed_whole_rows():
+    config = transformers.FalconH1Config(
+        vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, mamba_d_ssm=16, mamba_n_heads=2,
+        mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8,
+    )  # fmt: skip
+    model = transformers.FalconH1ForCausalLM(config).eval()
+    assert not shares_prompts(LM(model, VOCAB, "falcon"))
+
+
+def test_no_more_than_one_micro_batch_is_held(make_lm, make_prompts, once):
+    # What a part leaves at the cache is all that is kept of it.
+    lm = make_lm(0)
+    prompts = SharedPrompts(lm, [[3, 4, 5], [6, 7]])
+    for owners in ([0, 0, 1], [1, 0]):
+        ids = torch.full((len(owners), 4), 9)
+        prompts.hidden(torch.tensor(owners), ids).square().sum().backward()
+    left = [x.grad for x in prompts._states]
+    assert [g.shape for g in left] == [x.shape for x in prompts._states]
+    before = copy.deepcopy(gradients(lm)["model.embed_tokens.weight"][4])
+    assert before.abs().sum() == 0  # a prompt's token: not reached yet
+    prompts.backward()
+    assert gradients(lm)["model.embed_tokens.weight"][4].abs().sum() > 0
+
+
+# ---------------------------------------------------------------- plans
+
+
+@st.composite
+def steps(draw):
+    group = st.tuples(st.integers(1, 300), st.integers(1, 6))
+    groups = draw(st.lists(group, min_size=1, max_size=8))
+    prompts, fed = [], []
+    for i, (length, n) in enumerate(groups):
+        prompts += [tuple([i] * length)] * n
+        fed += draw(st.lists(st.integers(0, 400), min_size=n, max_size=n))
+    order = draw(st.permutations(range(len(fed))))
+    return [prompts[i] for i in order], [fed[i] for i in order]
+
+
+@given(steps(), st.sampled_from([1, 300, 1000, 8192]), st.booleans(), st.integers(1, 3))
+@settings(max_examples=150, deadline=None)
+def test_a_plan_feeds_every_row_once_beside_its_prompt(step, budget, shared, processes):
+    prompts, fed = step
+    shares = plan(prompts, fed, budget, shared=shared, processes=processes)
+    rows = [row for share in shares for part in share.parts for row in part]
+    assert sorted(rows) == list(range(len(fed)))
+    for share in shares:
+        check(share, prompts, fed, budget)
+        halves = share.halves()
+        assert sorted(r for h in halves for p in h.parts for r in p) == sorted(
+            r for p in share.parts for r in p
+        )
+        for half in halves:
+            check(half, prompts, fed, budget)
+
+
+def check(share: Share, prompts, fed, budget) -> None:
+    for part in share.parts:
+        assert part
+        if not share.groups:
+            longest = max(len(prompts[i]) + fed[i] for i in part)
+            assert len(part) == 1 or len(part) * longest <= budget
+            continue
+        for row, owner in zip(part, share.owners(part), strict=True):
+            assert prompts[row] == prompts[share.groups[owner][0]]
+        held = len(share.groups) * max(len(prompts[g[0]]) for g in share.groups)
+        assert len(part) == 1 or held + len(part) * max(fed[i] for i in part) <= budget
+
+
+def test_prompts_run_once_where_that_is_cheaper_and_only_there():
+    def once(prompt, n, length, **given):
+        prompts = [tuple([i] * prompt) for i in range(8) for _ in range(n)]
+        (kind,) = {bool(s.groups) for s in plan(prompts, [length] * len(prompts), 8192, **given)}
+        return kind
+
+    assert once(100, 4, 100, shared=True)
+    assert not once(100, 4, 100, shared=False)
+    assert not once(100, 1, 100, shared=True)  # nothing to share
+    assert not once(4, 4, 16, shared=True)  # a pass more costs more
+    assert not once(20, 2, 2000, shared=True)  # prompts are next to nothing
+
+
+def test_shares_are_dealt_out_so_that_nobody_is_idle():
+    # One share of everything is the least work, and leaves the second process without any.
+    prompts = [tuple([i] * 100) for i in range(8) for _ in range(4)]
+    fed = [100] * len(prompts)
+    alone, two = (plan(prompts, fed, 4000, shared=True, processes=n) for n in (1, 2))
+    work = [sum(len(p) for s in two[rank::2] for p in s.parts) for rank in (0, 1)]
+    assert alone[0].groups
+    assert min(work) > 0
+    assert all(a >= b for a, b in pairwise(work))
