@@ -235,7 +235,8 @@ def add_lora(
 
 def enable_checkpointing(lm: LM) -> None:
     """Recompute activations in the backward pass instead of storing them."""
-    lm.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    renamed = getattr(lm.causal, "activation_checkpointing_enable", None)  # transformers 5.2x on
+    (renamed or lm.causal.gradient_checkpointing_enable)({"use_reentrant": False})
     if lm.is_lora:
         lm.causal.enable_input_require_grads()
 

@@ -100,7 +100,8 @@ def shares_prompts(lm: LM) -> bool:
     Not with gradient checkpointing, which keeps no cache, nor with sharded weights, whose gathers
     and sums expect one forward a backward.
     """
-    if lm.sharded is not None or lm.causal.is_gradient_checkpointing:
+    checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in lm.causal.modules())
+    if lm.sharded is not None or checkpointing:
         return False
     if lm.can_share is None:
         lm.can_share = _same_both_ways(lm)
