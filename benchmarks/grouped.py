@@ -27,7 +27,7 @@ from opd.update import Learner, accumulate, make_optimizer
 # prompts, tokens of a prompt, responses of each, longest response, budget of a micro-batch
 SHAPES = (
     (8, 57, 4, 128, 8192),
-    (8, 200, 4, 128, 8192),
+    (4, 200, 4, 128, 8192),
     (8, 57, 2, 20, 8192),
     (4, 57, 8, 128, 8192),
     (8, 57, 4, 128, 1024),

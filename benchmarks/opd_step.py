@@ -128,7 +128,7 @@ def main() -> None:
         train(parts)
         parts.folder.close()
         head = student.head.weight.numel()
-        asked = [len(p.ids) for p in parts.source.prompts.prompts]
+        asked = [len(p.ids) for p in parts.source.prompts.prompts for _ in range(args.n)]
         fed = sum(p + n - 1 for p, n in zip(asked, sampler.wanted, strict=True))
         flops = 6.0 * (student.num_parameters() - head) * fed
         lines = read_jsonl(Path(folder) / "run" / "metrics.jsonl")[1:]

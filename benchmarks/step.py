@@ -28,7 +28,7 @@ def models(args: argparse.Namespace) -> tuple[Path, Path]:
 def sides_of(args: argparse.Namespace) -> dict[str, list[str]]:
     student, teacher = models(args)
     rest = ["--student", str(student), "--teacher", str(teacher), "--limit", str(args.limit),
-            "--requests", str(args.requests),
+            "--requests", str(args.requests), "--n", str(args.n),
             "--dtype", args.dtype]  # fmt: skip
     rest += ["--large"] if args.large or args.quick else []
     rest += ["--checkpointing"] if args.checkpointing else []
@@ -48,6 +48,7 @@ def main() -> None:
     args_of.add_argument("--model", type=Path, default=BUILD / "student")
     args_of.add_argument("--large", action="store_true", help="random models, 262,144 tokens")
     args_of.add_argument("--requests", type=int, default=32)
+    args_of.add_argument("--n", type=int, default=1, help="responses of each prompt")
     args_of.add_argument("--limit", type=int, default=workload.LIMIT)
     args_of.add_argument("--micro", type=int, default=8, help="rows of TRL's micro-batch")
     args_of.add_argument("--tokens", type=int, default=0, help="ours, in padded tokens")
@@ -85,6 +86,7 @@ def main() -> None:
         for phase in ("rollout", "score", "update", "between", "rest")
     )
     name = f"step-{'large' if args.large else '49k'}-{args.dtype}"
+    name += f"-n{args.n}" if args.n > 1 else ""
     name += "-checkpointing" if args.checkpointing else ""
     publish(args, name, text, {"samples": found})
 

@@ -21,6 +21,7 @@ def main() -> None:
     words.add_argument("--requests", type=int, required=True)
     words.add_argument("--limit", type=int, required=True)
     words.add_argument("--micro", type=int, required=True)
+    words.add_argument("--n", type=int, default=1)
     words.add_argument("--reps", type=int, required=True)
     words.add_argument("--dtype", default="float32")
     words.add_argument("--large", action="store_true")
@@ -38,6 +39,7 @@ def main() -> None:
     trained = sum(p.numel() * p.element_size() for p in student.parameters())
     held = 4 * trained + sum(p.numel() * p.element_size() for p in teacher.parameters())
     wanted = workload.lengths(args.requests, args.limit)
+    rows = workload.rows(args.requests // args.n, large=args.large)
     samples: list[dict[str, float]] = []
 
     class Timer(TrainerCallback):
@@ -78,7 +80,7 @@ def main() -> None:
             model=student,
             teacher_model=teacher,
             args=config,
-            train_dataset=Dataset.from_list(workload.rows(args.requests, large=args.large)),
+            train_dataset=Dataset.from_list([row for row in rows for _ in range(args.n)]),
             callbacks=[timer],
         )
         generate, end = student.generate, trainer.processing_class.eos_token_id

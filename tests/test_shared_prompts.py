@@ -21,6 +21,7 @@ from opd.models.prompts import SharedPrompts, shares_prompts
 from opd.teachers.local import LocalTeacher
 from opd.types import Want
 from opd.update import accumulate, accumulate_within_memory, update
+from opd.update import plan as planned
 from test_update import OBJECTIVES, clone, experience, learner_of
 from test_update_memory import CPU_OOM, close, gradients, run_out_of_memory
 
@@ -35,7 +36,7 @@ PROMPTS = (7, 3, 8, 5)  # uneven: left padding, and three responses each
 @pytest.fixture
 def once(monkeypatch):
     """Passes are cheap, so that prompts are run once even where everything is tiny."""
-    monkeypatch.setattr("opd.core.plan.PASS_COST", 9)
+    monkeypatch.setattr("opd.core.plan.PASS_COST_CPU", 9)
 
 
 def whole(lm: LM) -> LM:
@@ -54,7 +55,7 @@ def nearly(found, wanted, tolerance=FLOAT32_NORMS):
 
 
 def ran_once(learner, batch) -> bool:
-    shares = batch.plan(learner.tokens_per_microbatch, shared=shares_prompts(learner.student))
+    shares = planned(learner, batch)
     lengths = [
         {len(batch.rollouts[rows[0]].prompt.ids) for rows in share.groups} for share in shares
     ]

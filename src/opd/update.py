@@ -22,7 +22,7 @@ from opd.core.align import Batch, MicroBatch, align
 from opd.core.chunked import chunk_slices, row_blocks
 from opd.core.losses import cross_entropy
 from opd.core.objective import Objective
-from opd.core.plan import Share
+from opd.core.plan import Share, pass_cost
 from opd.core.views import DenseView, logp
 from opd.core.wide import top
 from opd.errors import UserError
@@ -210,7 +210,8 @@ def accumulate(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tens
 def plan(learner: Learner, batch: Batch) -> list[Share]:
     """The rows of a step in micro-batches, the same at every process."""
     shared, budget = shares_prompts(learner.student), learner.tokens_per_microbatch
-    return batch.plan(budget, shared=shared, processes=learner.ranks.size)
+    each = pass_cost(learner.student.device)
+    return batch.plan(budget, shared=shared, processes=learner.ranks.size, each=each)
 
 
 def fed(
@@ -281,7 +282,8 @@ def imitate(learner: Learner, gold: Batch) -> Mean:
         The unweighted loss of this process's share: nats and tokens.
     """
     student, found = learner.student, Mean(0.0, 0)
-    shares = gold.plan(learner.tokens_per_microbatch, shared=False)
+    each = pass_cost(student.device)
+    shares = gold.plan(learner.tokens_per_microbatch, shared=False, each=each)
     mine = learner.memory.cut([shares[i] for i in learner.ranks.share(len(shares))])
     for chosen in [part for share in mine for part in share.parts]:
         micro = gold.micro(chosen, student.device, k=1)

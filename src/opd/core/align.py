@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from opd.core.objective import Positions
-from opd.core.plan import Share, plan
+from opd.core.plan import PASS_COST, Share, plan
 from opd.core.views import GivenView
 from opd.types import Rollout, Scores
 
@@ -84,7 +84,9 @@ class Batch:
         """
         return [part for share in self.plan(budget, shared=False) for part in share.parts]
 
-    def plan(self, budget: int, *, shared: bool, processes: int = 1) -> list[Share]:
+    def plan(
+        self, budget: int, *, shared: bool, processes: int = 1, each: int = PASS_COST
+    ) -> list[Share]:
         """`split`, or prompts run once for their responses where that costs less."""
         kept = [i for i, r in enumerate(self.rollouts) if len(r)]
         rows = [self.rollouts[i] for i in kept]
@@ -94,6 +96,7 @@ class Batch:
             budget,
             shared=shared,
             processes=processes,
+            each=each,
         )
         return [
             Share(*([[kept[j] for j in rows] for rows in lists] for lists in (s.parts, s.groups)))

@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-PASS_COST = 256  # padded tokens that a forward-backward more is worth
+import torch
+
+# Padded tokens that a pass more is worth: it reads every weight and adds every gradient. That is
+# the ratio of arithmetic to memory, small on a processor (20 measured, at 135M parameters).
+PASS_COST = 256
+PASS_COST_CPU = 64
 COPY_COST = 1 / 16  # of a token's work, for its keys and values copied to one response
 COPY_ROOM = 1 / 4  # of a token's memory, for the same
 
@@ -53,6 +58,11 @@ def _halves(part: Sequence[int]) -> list[slice]:
     return [slice(0, middle), slice(middle, None)][: len(part)]
 
 
+def pass_cost(device: torch.device) -> int:
+    """What a pass is worth on a device."""
+    return PASS_COST_CPU if device.type == "cpu" else PASS_COST
+
+
 def plan(
     prompts: Sequence[tuple[int, ...]],
     fed: Sequence[int],
@@ -60,6 +70,7 @@ def plan(
     *,
     shared: bool,
     processes: int = 1,
+    each: int = PASS_COST,
 ) -> list[Share]:
     """Rows in micro-batches of at most `budget` padded tokens, at the least cost.
 
@@ -72,27 +83,28 @@ def plan(
         budget: most padded tokens held at a time; what cannot be divided may exceed it.
         shared: whether prompts may be run once at all.
         processes: shares are dealt out to so many in turn; the longest hand counts.
+        each: what a pass costs (`pass_cost`).
     """
     whole = [
         Share([part])
-        for part in buckets([len(p) + t for p, t in zip(prompts, fed, strict=True)], budget)
+        for part in buckets([len(p) + t for p, t in zip(prompts, fed, strict=True)], budget, each)
     ]
     rows_of: dict[tuple[int, ...], list[int]] = {}
     for row, ids in enumerate(prompts):
         rows_of.setdefault(ids, []).append(row)
     if not shared or len(rows_of) == len(prompts):
         return whole
-    once = _prompts_once(rows_of, fed, budget)
+    once = _prompts_once(rows_of, fed, budget, each)
 
     def cost(shares: Sequence[Share]) -> float:
-        each = [_cost(share, prompts, fed) for share in shares]
-        return max(sum(each[first::processes]) for first in range(processes))
+        costs = [_cost(share, prompts, fed, each) for share in shares]
+        return max(sum(costs[first::processes]) for first in range(processes))
 
     return min(whole, once, key=cost)
 
 
 def _prompts_once(
-    rows_of: dict[tuple[int, ...], list[int]], fed: Sequence[int], budget: int
+    rows_of: dict[tuple[int, ...], list[int]], fed: Sequence[int], budget: int, each: int
 ) -> list[Share]:
     """As many prompts at a time as fit into the budget with all of their responses."""
     prompts, groups = list(rows_of), list(rows_of.values())
@@ -103,7 +115,7 @@ def _prompts_once(
         return longest + responses * (answer + COPY_ROOM * longest)
 
     found = []
-    for chosen in buckets([len(p) for p in prompts], budget, held=held):
+    for chosen in buckets([len(p) for p in prompts], budget, each, held=held):
         longest = max(len(prompts[i]) for i in chosen)
         rows = [row for i in chosen for row in groups[i]]
         room = budget - len(chosen) * longest
@@ -111,38 +123,41 @@ def _prompts_once(
         def beside(fed_here: int, copied: float = COPY_ROOM * longest) -> float:
             return fed_here + copied
 
-        parts = buckets([fed[row] for row in rows], room, held=beside)
+        parts = buckets([fed[row] for row in rows], room, each, held=beside)
         found.append(
             Share([[rows[j] for j in part] for part in parts], [groups[i] for i in chosen])
         )
     return found
 
 
-def _cost(share: Share, prompts: Sequence[tuple[int, ...]], fed: Sequence[int]) -> float:
+def _cost(share: Share, prompts: Sequence[tuple[int, ...]], fed: Sequence[int], each: int) -> float:
     """Padded tokens a share is worth: what is fed, what is copied, and its passes."""
     if not share.groups:
         return sum(
-            PASS_COST + len(part) * max(len(prompts[i]) + fed[i] for i in part)
-            for part in share.parts
+            each + len(part) * max(len(prompts[i]) + fed[i] for i in part) for part in share.parts
         )
     longest = max(len(prompts[rows[0]]) for rows in share.groups)
-    return (PASS_COST + len(share.groups) * longest) + sum(
-        PASS_COST + len(part) * (max(fed[i] for i in part) + COPY_COST * longest)
-        for part in share.parts
+    return (each + len(share.groups) * longest) + sum(
+        each + len(part) * (max(fed[i] for i in part) + COPY_COST * longest) for part in share.parts
     )
 
 
 def buckets(
-    lengths: Sequence[int], budget: float, *, held: Callable[[int], float] | None = None
+    lengths: Sequence[int],
+    budget: float,
+    each: int = PASS_COST,
+    *,
+    held: Callable[[int], float] | None = None,
 ) -> list[list[int]]:
     """Indices in micro-batches of least padding, longest first.
 
     Splits the sorted lengths where that saves more padded tokens than a further pass costs
-    (`PASS_COST`); exact, by dynamic programming over the places to split.
+    (`each`); exact, by dynamic programming over the places to split.
 
     Args:
         lengths: tokens a row is fed as.
         budget: most padded tokens of a micro-batch; a longer row stands alone.
+        each: what a pass costs (`pass_cost`).
         held: tokens a row takes of the budget, from the longest of its micro-batch; that length
             itself if not given.
     """
@@ -153,7 +168,7 @@ def buckets(
         longest = lengths[order[end - 1]]
         room = longest if held is None else held(longest)
         starts = range(max(0, end - max(1, int(budget // max(1, room)))), end)
-        costs = [best[b] + (end - b) * longest + PASS_COST for b in starts]
+        costs = [best[b] + (end - b) * longest + each for b in starts]
         best[end] = min(costs)
         first[end] = starts[costs.index(best[end])]
     found, end = [], len(order)

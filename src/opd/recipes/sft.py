@@ -14,7 +14,7 @@ import torch
 
 from opd.config import Optim
 from opd.core.align import align
-from opd.core.plan import buckets
+from opd.core.plan import buckets, pass_cost
 from opd.data.gold import choose
 from opd.models.lm import LM
 from opd.types import Rollout
@@ -114,7 +114,7 @@ def sft_step(
     student.model.train()
     derive_dropout(*key)
     lengths = [len(r.prompt.ids) + len(r) - 1 for r in examples]
-    for indices in buckets(lengths, tokens_per_microbatch):
+    for indices in buckets(lengths, tokens_per_microbatch, pass_cost(student.device)):
         micro = chosen.micro(indices, student.device, k=1)
         part = completion_loss(student, micro) / chosen.num_tokens
         part.backward()  # type: ignore[no-untyped-call]

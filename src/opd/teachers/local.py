@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opd.core.align import pad_rows
 from opd.core.chunked import chunk_slices
-from opd.core.plan import plan
+from opd.core.plan import pass_cost, plan
 from opd.core.views import DenseView
 from opd.core.wide import top
 from opd.models.head import RowsView
@@ -54,7 +54,14 @@ class LocalTeacher:
         prompts = [r.prompt.ids for r in rollouts]
         fed = [r.ids[:-1].tolist() for r in rollouts]
         device, shared = self.lm.device, shares_prompts(self.lm)
-        for share in plan(prompts, [len(f) for f in fed], self.tokens_per_batch, shared=shared):
+        shares = plan(
+            prompts,
+            [len(ids) for ids in fed],
+            self.tokens_per_batch,
+            shared=shared,
+            each=pass_cost(device),
+        )
+        for share in shares:
             once = share.groups and SharedPrompts(self.lm, [prompts[g[0]] for g in share.groups])
             for part in share.parts:
                 if once:
