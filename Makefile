@@ -44,16 +44,19 @@ TABLES := build/benchmarks
 STEP   := $(BIN)/python benchmarks/step.py --trl $(TRL) --out $(TABLES) --threads 1
 LOSS   := $(BIN)/python benchmarks/loss.py --trl $(TRL) --out $(TABLES) --threads 1
 OWN    := --model $(SMOLLM2) --out $(TABLES) --threads 1
-PARTS  := loss step bf16 large memory memory-large shapes
+PARTS  := loss step siblings bf16 large memory memory-large shapes shapes-bf16
 ALONE  := sampler processes
-.PHONY: $(PARTS:%=bench-%) $(ALONE:%=bench-%) bench-pairs bench-long
+.PHONY: bench-ready bench-pairs bench-long $(PARTS:%=bench-%) $(ALONE:%=bench-%)
 
-bench: install $(TRL)/.installed
-	test -f $(SMOLLM2)/config.json || $(BIN)/python examples/smollm2/prepare.py $(SMOLLM2)
-	$(BIN)/python benchmarks/workload.py models $(OWN) $(BENCH)
+bench: bench-ready
 	$(MAKE) bench-pairs
 	$(MAKE) -j1 $(ALONE:%=bench-%)
 	$(MAKE) bench-long
+
+bench-ready: install $(TRL)/.installed
+	test -f $(SMOLLM2)/config.json || $(BIN)/python examples/smollm2/prepare.py $(SMOLLM2)
+	$(BIN)/python benchmarks/workload.py models $(OWN) $(BENCH)
+$(PARTS:%=bench-%) $(ALONE:%=bench-%) bench-long-loss bench-grouped: bench-ready
 
 bench-pairs: $(PARTS:%=bench-%)
 bench-loss:
@@ -63,6 +66,8 @@ bench-step:
 bench-sampler:
 	$(BIN)/python benchmarks/sampler.py $(OWN) $(BENCH) \
 	  $(if $(wildcard $(VLLM)/bin/python),--vllm $(VLLM)/bin/python)
+bench-siblings:
+	$(STEP) --model $(SMOLLM2) --n 4 $(BENCH)
 bench-bf16:
 	$(STEP) --model $(SMOLLM2) --full --dtype bfloat16 $(BENCH)
 bench-large:
@@ -73,6 +78,8 @@ bench-memory-large:
 	$(STEP) --large --checkpointing --requests 8 --micro 4 $(BENCH)
 bench-shapes:
 	$(BIN)/python benchmarks/scaling.py --part shapes $(OWN) $(BENCH)
+bench-shapes-bf16:
+	$(BIN)/python benchmarks/scaling.py --part shapes --dtype bfloat16 $(OWN) $(BENCH)
 bench-processes:
 	$(BIN)/python benchmarks/scaling.py --part processes $(OWN) $(BENCH)
 bench-long: bench-long-loss bench-grouped

@@ -31,14 +31,14 @@ except ImportError:  # the opponent's environment has no opd
 
 
 class ReplayingSampler(HFSampler):
-    """Our sampler with recorded lengths, by prompt index."""
+    """Our sampler with recorded lengths, in order of prompts and their n responses."""
 
     def __init__(self, *args: Any, wanted: Sequence[int], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.wanted = wanted
 
     def _decode(self, prompts: Any, firsts: Any, n: int, *rest: Any) -> Any:
-        self.due = torch.tensor([self.wanted[p.index] for p in prompts for _ in range(n)])
+        self.due = torch.tensor([self.wanted[p.index * n + j] for p in prompts for j in range(n)])
         self.rows = torch.arange(len(self.due))
         return super()._decode(prompts, firsts, n, *rest)
 

@@ -3,7 +3,7 @@
 Two processes of one thread each run `opd train` under torchrun, on 128 completions a step: half of
 the shipped default's batch, 64 rows to decode a process (fewer rows read the weights as often).
 FLOPs counted are 6 x backbone parameters x tokens fed to the update, nothing else; the peak is
-this machine's own fp32 matmul, measured here.
+this machine's own matmul of the same precision, measured here.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import workload
 from harness import BUILD, HERE, median, parser, publish, report, run_sides, spread, table
 
 
-def peak_flops(size: int) -> float:
-    """Largest rate of five square fp32 products."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
+def peak_flops(size: int, dtype: str) -> float:
+    """Largest rate of six square products."""
+    a, b = torch.randn(2, size, size, dtype=getattr(torch, dtype))
     best = 0.0
     for _ in range(6):
         began = time.perf_counter()
@@ -77,6 +77,7 @@ def main() -> None:
     for name in ("requests", "limit", "processes", "tokens"):
         args_of.add_argument(f"--{name}", type=int, default=0)
     args_of.add_argument("--part", choices=["shapes", "processes"], help="half of it alone")
+    args_of.add_argument("--dtype", default="float32", help="of the shapes, and of the peak")
     args_of.add_argument("--student", default="")
     args_of.add_argument("--teacher", default="")
     args = args_of.parse_args()
@@ -89,7 +90,8 @@ def main() -> None:
         student, teacher = args.model, workload.make_teacher(args.model, args.out / "teacher")
     few, short = (2, 8) if args.quick else (16, 32)
     pair = ["--student", str(student), "--teacher", str(teacher)]
-    mine = [sys.executable, str(HERE / "opd_step.py"), *pair, "--tokens", "1344"]
+    mine = [sys.executable, str(HERE / "opd_step.py"), *pair, "--tokens", "1344",
+            "--dtype", args.dtype]  # fmt: skip
     mine += ["--large"] if args.quick else []
 
     def shape(count: int, limit: int) -> list[str]:
@@ -123,14 +125,15 @@ def main() -> None:
               "over the base"]  # fmt: skip
     text = table(header, lines)
     torch.set_num_threads(args.threads)
-    peak = peak_flops(256 if args.quick else 4096)
+    peak = peak_flops(256 if args.quick else 4096, args.dtype)
     for name, samples in shapes.items():
         rate = median(samples, "flops") / median(samples, "update")
         text += f"\n\n{name}: update at {rate / 1e9:.1f} GFLOP/s, {rate / peak:.0%} of the matmul"
     text += f" peak ({peak / 1e9:.1f} GFLOP/s)." if shapes else ""
+    name = f"scaling-{args.part}" if args.part else "scaling"
     publish(
         args,
-        f"scaling-{args.part}" if args.part else "scaling",
+        name if args.dtype == "float32" else f"{name}-{args.dtype}",
         text,
         {"samples": shapes | processes, "peak": peak},
     )
