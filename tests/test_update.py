@@ -14,6 +14,7 @@ from opd.core.align import align
 from opd.core.objective import Objective
 from opd.data.gold import example
 from opd.models.lm import LM, add_lora
+from opd.models.prompts import shares_prompts
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.update import Learner, Refused, make_optimizer, micro_loss, update
@@ -42,6 +43,7 @@ def experience(student, teacher, objective, prompts, seed=0):
 
 def learner_of(student, teacher, objective, *, budget=10**6, **optim):
     optim = Optim(**({"lr": 0.01} | optim))
+    shares_prompts(student)  # decided before the first step, as `make_learner` does
     return Learner(
         student=student,
         optimizer=make_optimizer(student, optim),

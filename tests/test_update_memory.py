@@ -85,9 +85,10 @@ def test_micro_batches_are_halved_and_the_gradient_is_the_same(
 def test_a_rollout_that_does_not_fit_alone_is_said(make_lm, make_prompts):
     student, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES["paper"]
     batch = experience(student, teacher, objective, make_prompts(3))
+    learner = learner_of(student, teacher, objective)
     run_out_of_memory(student, RuntimeError(CPU_OOM), 0, "forward")
     with pytest.raises(UserError, match="gradient_checkpointing"):
-        update(learner_of(student, teacher, objective), batch, 0)
+        update(learner, batch, 0)
 
 
 def test_other_errors_are_not_taken_for_memory(make_lm, make_prompts):

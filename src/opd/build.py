@@ -30,6 +30,7 @@ from opd.horizon import Horizon
 from opd.loop import Parts
 from opd.models import tokenizers
 from opd.models.lm import LM, load_lm
+from opd.models.prompts import shares_prompts
 from opd.models.shard import shard
 from opd.models.token_text import token_texts
 from opd.pair import Pair, load_pair
@@ -180,6 +181,8 @@ def make_learner(
     ranks: Ranks = ALONE,
 ) -> Learner:
     """What updates the student, as configured."""
+    # Processes that planned their micro-batches differently would train rows twice, or never.
+    pair.student.can_share = not ranks.agree(not shares_prompts(pair.student))
     return Learner(
         student=pair.student,
         optimizer=optimizer,

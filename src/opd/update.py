@@ -27,7 +27,7 @@ from opd.core.views import DenseView, logp
 from opd.core.wide import top
 from opd.errors import UserError
 from opd.models.head import Head, RowsView
-from opd.models.lm import LM, sparse_gradients
+from opd.models.lm import LM, is_out_of_memory, sparse_gradients
 from opd.models.prompts import SharedPrompts, shares_prompts
 from opd.models.shard import full, keep_pace, rest
 from opd.ranks import ALONE, Ranks, total_of
@@ -147,7 +147,7 @@ def accumulate_within_memory(learner: Learner, batch: Batch, step: int) -> tuple
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         shares = memory.cut(plan(learner, batch))
-        rows = max(len(part) for share in shares for part in share.parts)
+        rows = max((len(part) for share in shares for part in share.parts), default=0)
         if (
             shares == [half for share in shares for half in share.halves()]
             or learner.student.sharded is not None
@@ -167,13 +167,6 @@ def accumulate_within_memory(learner: Learner, batch: Batch, step: int) -> tuple
             (rows + 1) // 2,
             learner.tokens_per_microbatch,
         )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory; on the CPU it says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "DefaultCPUAllocator" in str(error)
-    )
 
 
 def accumulate(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tensor]:
@@ -237,6 +230,7 @@ def fed(
             states = prompts.hidden(micro.owners, micro.input_ids)
             yield micro, states[micro.rows, micro.cols]
         prompts.backward()
+        del prompts, states  # before the next share's are made
 
 
 def micro_loss(

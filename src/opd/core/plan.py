@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -17,6 +18,7 @@ PASS_COST = 256
 PASS_COST_CPU = 64
 COPY_COST = 1 / 16  # of a token's work, for its keys and values copied to one response
 COPY_ROOM = 1 / 4  # of a token's memory, for the same
+MASK = 1 / 8192  # of a token, for one element of the mask that responses on shared prompts need
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +40,32 @@ class Share:
         return [group_of[row] for row in part]
 
     def halves(self) -> list[Share]:
-        """This share as two that need half the memory: fewer prompts, else fewer rows at once."""
-        if len(self.groups) > 1:
-            middle = (len(self.groups) + 1) // 2
-            return [self._of(self.groups[:middle]), self._of(self.groups[middle:])]
-        cut = [part[half] for part in self.parts for half in _halves(part)]
-        if self.groups:
-            return [Share(cut, self.groups)]
-        return [Share([part]) for part in cut]
+        """This share with half the rows at a time and half the prompts; itself at one row.
 
-    def _of(self, groups: list[list[int]]) -> Share:
+        A response alone is fed whole: on a prompt run before it, it takes more.
+        """
+        most = (max(map(len, self.parts)) + 1) // 2
+        if not self.groups or most == max(map(len, self.parts)) == 1:
+            return [Share([part]) for part in _cut(self.parts, most)]
+        middle = (len(self.groups) + 1) // 2
+        return [
+            Share(_cut(self._parts_of(groups), most), groups)
+            for groups in (self.groups[:middle], self.groups[middle:])
+            if groups
+        ]
+
+    def _parts_of(self, groups: list[list[int]]) -> list[list[int]]:
         rows = {row for group in groups for row in group}
-        parts = [[row for row in part if row in rows] for part in self.parts]
-        return Share([part for part in parts if part], groups)
+        return [mine for part in self.parts if (mine := [row for row in part if row in rows])]
 
 
-def _halves(part: Sequence[int]) -> list[slice]:
-    middle = (len(part) + 1) // 2
-    return [slice(0, middle), slice(middle, None)][: len(part)]
+def _cut(parts: Sequence[list[int]], most: int) -> list[list[int]]:
+    """Parts of at most so many rows, as even as can be."""
+    found = []
+    for part in parts:
+        size = -(-len(part) // -(-len(part) // most))
+        found += [part[first : first + size] for first in range(0, len(part), size)]
+    return found
 
 
 def pass_cost(device: torch.device) -> int:
@@ -71,11 +81,13 @@ def plan(
     shared: bool,
     processes: int = 1,
     each: int = PASS_COST,
+    kept: int = 1,
 ) -> list[Share]:
-    """Rows in micro-batches of at most `budget` padded tokens, at the least cost.
+    """Rows in micro-batches of at most `budget` padded tokens: whole, or on prompts run once.
 
-    Where it is cheaper, equal prompts run once: their keys and values are copied to every response
-    instead of computed anew. Then micro-batches hold responses alone, bucketed by length.
+    Then equal prompts run once, and their keys and values are copied to every response instead of
+    computed anew; micro-batches hold responses alone, bucketed by length. The cheaper of the two is
+    taken, unless prompts run once need more memory than the budget and whole rows.
 
     Args:
         prompts: the token ids of each row's prompt.
@@ -84,6 +96,8 @@ def plan(
         shared: whether prompts may be run once at all.
         processes: shares are dealt out to so many in turn; the longest hand counts.
         each: what a pass costs (`pass_cost`).
+        kept: tokens of the budget that a token of a shared prompt takes. Without a gradient more
+            than one: keys and values of all layers stay, where a pass holds one layer's.
     """
     whole = [
         Share([part])
@@ -94,17 +108,25 @@ def plan(
         rows_of.setdefault(ids, []).append(row)
     if not shared or len(rows_of) == len(prompts):
         return whole
-    once = _prompts_once(rows_of, fed, budget, each)
+    once = _prompts_once(rows_of, fed, budget, each, kept)
 
     def cost(shares: Sequence[Share]) -> float:
         costs = [_cost(share, prompts, fed, each) for share in shares]
         return max(sum(costs[first::processes]) for first in range(processes))
 
-    return min(whole, once, key=cost)
+    def room(shares: Sequence[Share]) -> float:
+        return max(_room(share, prompts, fed, kept) for share in shares)
+
+    fits = room(once) <= max(budget, room(whole))
+    return once if fits and cost(once) < cost(whole) else whole
 
 
 def _prompts_once(
-    rows_of: dict[tuple[int, ...], list[int]], fed: Sequence[int], budget: int, each: int
+    rows_of: dict[tuple[int, ...], list[int]],
+    fed: Sequence[int],
+    budget: int,
+    each: int,
+    kept: int,
 ) -> list[Share]:
     """As many prompts at a time as fit into the budget with all of their responses."""
     prompts, groups = list(rows_of), list(rows_of.values())
@@ -112,33 +134,53 @@ def _prompts_once(
     answer = sum(fed) / len(fed)
 
     def held(longest: int) -> float:
-        return longest + responses * (answer + COPY_ROOM * longest)
+        return kept * longest + responses * _response(answer, longest, COPY_ROOM)
 
     found = []
     for chosen in buckets([len(p) for p in prompts], budget, each, held=held):
         longest = max(len(prompts[i]) for i in chosen)
         rows = [row for i in chosen for row in groups[i]]
-        room = budget - len(chosen) * longest
-
-        def beside(fed_here: int, copied: float = COPY_ROOM * longest) -> float:
-            return fed_here + copied
-
-        parts = buckets([fed[row] for row in rows], room, each, held=beside)
+        parts = buckets(
+            [fed[row] for row in rows],
+            budget - kept * len(chosen) * longest,
+            each,
+            held=partial(_response, prompt=longest, copied=COPY_ROOM),
+        )
         found.append(
             Share([[rows[j] for j in part] for part in parts], [groups[i] for i in chosen])
         )
     return found
 
 
+def _response(fed: float, prompt: int, copied: float) -> float:
+    """Tokens that a response on a shared prompt is worth, with its copies and its mask."""
+    return fed + copied * prompt + MASK * fed * (prompt + fed)
+
+
+def _longest(share: Share, prompts: Sequence[tuple[int, ...]]) -> int:
+    return max(len(prompts[rows[0]]) for rows in share.groups)
+
+
 def _cost(share: Share, prompts: Sequence[tuple[int, ...]], fed: Sequence[int], each: int) -> float:
-    """Padded tokens a share is worth: what is fed, what is copied, and its passes."""
+    """Padded tokens a share is worth: what is fed, copied and masked, and its passes."""
     if not share.groups:
         return sum(
             each + len(part) * max(len(prompts[i]) + fed[i] for i in part) for part in share.parts
         )
-    longest = max(len(prompts[rows[0]]) for rows in share.groups)
+    longest = _longest(share, prompts)
     return (each + len(share.groups) * longest) + sum(
-        each + len(part) * (max(fed[i] for i in part) + COPY_COST * longest) for part in share.parts
+        each + len(part) * _response(max(fed[i] for i in part), longest, COPY_COST)
+        for part in share.parts
+    )
+
+
+def _room(share: Share, prompts: Sequence[tuple[int, ...]], fed: Sequence[int], kept: int) -> float:
+    """Padded tokens a share holds at most."""
+    if not share.groups:
+        return max(len(part) * max(len(prompts[i]) + fed[i] for i in part) for part in share.parts)
+    longest = _longest(share, prompts)
+    return kept * len(share.groups) * longest + max(
+        len(part) * _response(max(fed[i] for i in part), longest, COPY_ROOM) for part in share.parts
     )
 
 

@@ -193,6 +193,13 @@ def check_head(lm: LM, key: str) -> None:
         )
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch ran out of memory; on the CPU it says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "DefaultCPUAllocator" in str(error)
+    )
+
+
 def add_lora(
     lm: LM, *, rank: int, alpha: float, dropout: float, target_modules: Any, seed: int
 ) -> LM:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor
 from opd.core.wide import top
 from opd.errors import UserError
 from opd.models.lm import LM
-from opd.models.prompts import prefill
 from opd.samplers.kv import growing_cache
 from opd.types import Prompt, Rollout
 
@@ -105,10 +105,7 @@ class HFSampler:
         ).to(device)
         tape = _Tape(len(requests), limit, self.capture, _wide(self.lm), device)
         cache = growing_cache(self.lm.config)
-        hidden, mask = prefill(self.lm, [p.ids for p in prompts], cache)
-        if n > 1:
-            cache.batch_repeat_interleave(n)
-            hidden, mask = hidden.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
+        hidden, mask = self._prefill(prompts, cache, n)
         position = mask.sum(1)
         active = torch.arange(len(requests), device=device)
         alive = torch.ones_like(active, dtype=torch.bool)
@@ -134,6 +131,26 @@ class HFSampler:
                 use_cache=True,
             )[:, -1]
         return tape.rollouts(requests, self.stop, self.version)
+
+    def _prefill(self, prompts: Sequence[Prompt], cache: Any, n: int) -> tuple[Tensor, Tensor]:
+        """Hidden state (R, H) of each prompt's last token and mask (R, P), repeated n times."""
+        width = max(len(p.ids) for p in prompts)
+        ids = torch.zeros(len(prompts), width, dtype=torch.int64)
+        mask = torch.zeros(len(prompts), width, dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
+            mask[row, width - len(prompt.ids) :] = 1
+        ids, mask = ids.to(self.lm.device), mask.to(self.lm.device)
+        hidden = self.lm.hidden(
+            ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        )[:, -1]
+        if n > 1:
+            cache.batch_repeat_interleave(n)
+        return hidden.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
 
     def _draw(
         self, logits: Tensor, uniforms: Tensor, tape: _Tape, rows: Tensor, alive: Tensor, t: int
