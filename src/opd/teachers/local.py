@@ -77,7 +77,7 @@ class LocalTeacher:
                     ids = pad_rows([[*prompts[i], *fed[i]] for i in part])
                     hidden = self.lm.hidden(ids.to(device))
                 for row, i in enumerate(part):
-                    first = 0 if once else len(prompts[i]) - 1
+                    first = len(prompts[i]) - 1 if once is None else 0
                     yield i, hidden[row, first : first + len(rollouts[i])]
             del once  # before the next one's keys and values are made
 
