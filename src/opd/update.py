@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 DROPOUT_KEY = 5  # separates dropout from sampling (experience) and evaluation
 
+Found = TypeVar("Found")
 LogitsOf = Callable[[Tensor], Tensor]  # teacher hidden states (n, H) to logits (n, V)
 
 
@@ -123,49 +125,76 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
 
 
 def accumulate_within_memory(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tensor]:
-    """`accumulate`, begun again with micro-batches cut in two whenever memory runs out.
+    """`accumulate` by `within_memory`; the cut is kept for later steps."""
+    return within_memory(
+        learner.student,
+        learner.optimizer,
+        learner.memory,
+        lambda: accumulate(learner, batch, step),
+        plan(learner, batch),
+        name=f"update {step + 1}",
+        budget=learner.tokens_per_microbatch,
+    )
+
+
+def within_memory(
+    student: LM,
+    optimizer: torch.optim.Optimizer,
+    memory: Memory,
+    attempt: Callable[[], Found],
+    shares: Sequence[Share],
+    *,
+    name: str,
+    budget: int,
+) -> Found:
+    """A step's gradient, begun again with micro-batches cut in two whenever memory runs out.
 
     The gradient of an attempt that failed is thrown away whole, so the result is that of a smaller
-    `train.tokens_per_microbatch`: the same up to rounding. The cut is kept for later steps.
+    `train.tokens_per_microbatch`: the same up to rounding.
+
+    Args:
+        student: left in evaluation mode.
+        optimizer: over its parameters.
+        memory: how often micro-batches were cut so far; changed here, read by `attempt`.
+        attempt: makes the gradient from nothing.
+        shares: of the step, before any cut.
+        name: of the step, for people.
+        budget: the `train.tokens_per_microbatch` they were planned with.
 
     Raises:
-        UserError: single rollouts do not fit, or weights are sharded and the other processes, in
+        UserError: single rows do not fit, or weights are sharded and the other processes, in
             the middle of their own micro-batches, cannot begin again.
     """
-    memory = learner.memory
     while True:
         try:
-            return accumulate(learner, batch, step)
+            return attempt()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             why = (str(error) or "out of memory").splitlines()[0]
         finally:
-            learner.student.model.eval()
-        learner.optimizer.zero_grad(set_to_none=True)
+            student.model.eval()
+        optimizer.zero_grad(set_to_none=True)
         gc.collect()  # the failed graph hangs on the exception's frames
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        shares = memory.cut(plan(learner, batch))
-        rows = max((len(part) for share in shares for part in share.parts), default=0)
-        if (
-            shares == [half for share in shares for half in share.halves()]
-            or learner.student.sharded is not None
-        ):
+        cut = memory.cut(shares)
+        rows = max((len(part) for share in cut for part in share.parts), default=0)
+        indivisible = cut == [half for share in cut for half in share.halves()]
+        if indivisible or student.sharded is not None:
             raise UserError(
-                f"Out of memory in an update, at {rows} rollouts a micro-batch ({why}). Set "
+                f"Out of memory in {name}, at {rows} rows a micro-batch ({why}). Set "
                 "train.tokens_per_microbatch lower, student.gradient_checkpointing=true, or "
-                "rollout.max_new_tokens lower."
+                "completions shorter (rollout.max_new_tokens)."
             )
         memory.halvings += 1
         logger.warning(
-            "Out of memory in update %d (%s): its micro-batches are cut in two, at most %d "
-            "rollouts each, and so are later ones. A train.tokens_per_microbatch below %d avoids "
-            "the repeat.",
-            step + 1,
+            "Out of memory in %s (%s): its micro-batches are cut in two, at most %d rows each, and "
+            "so are later ones. A train.tokens_per_microbatch below %d avoids the repeat.",
+            name,
             why,
             (rows + 1) // 2,
-            learner.tokens_per_microbatch,
+            budget,
         )
 
 

@@ -1,6 +1,7 @@
 """The supervised step against a naive float64 reference; splits, order and refusal."""
 
 import itertools
+import logging
 from itertools import islice
 
 import numpy as np
@@ -11,8 +12,10 @@ from opd.config import Optim
 from opd.core.align import align
 from opd.core.plan import PASS_COST, buckets
 from opd.data.gold import choose, example
+from opd.errors import UserError
 from opd.recipes.sft import rate, sft
 from opd.update import Refused, completion_loss
+from test_update_memory import CPU_OOM, run_out_of_memory
 
 FLOAT64_SUM = 1e-10  # a few hundred float64 terms, head and backbone in two orders
 LENGTHS = [(1, 1), (7, 2), (3, 9), (2, 4), (5, 1)]  # prompt, completion
@@ -156,6 +159,25 @@ def test_nonfinite_loss_never_reaches_the_weights(make_lm):
         list(sft(lm, examples(), steps=2, optim=Optim(lr=1e-2)))
     for name, weight in lm.parameters().items():
         assert torch.equal(weight, before[name])
+
+
+def test_memory_that_runs_out_cuts_micro_batches_for_good(make_lm, caplog):
+    plain, cut = make_lm(), make_lm()
+    given = {"steps": 2, "batch": 8, "optim": Optim(lr=1e-2)}
+    wanted = list(sft(plain, examples(), **given))
+    seen = run_out_of_memory(cut, RuntimeError(CPU_OOM), 2, "backward")
+    with caplog.at_level(logging.WARNING):
+        found = list(sft(cut, examples(), **given))
+    assert found == pytest.approx(wanted, rel=1e-9)
+    for name, weight in plain.parameters().items():
+        torch.testing.assert_close(cut.parameters()[name], weight, atol=1e-9, rtol=1e-9)
+    assert max(seen) > 2
+    assert [r.message.count("supervised step 1") for r in caplog.records] == [1] * len(
+        caplog.records
+    )
+    run_out_of_memory(cut, RuntimeError(CPU_OOM), 0, "forward")
+    with pytest.raises(UserError, match="Out of memory in supervised step 1, at 1 rows"):
+        list(sft(cut, examples(), **given))
 
 
 @pytest.mark.parametrize("wrong", [[], [example(0, [3], [])]])

@@ -274,6 +274,7 @@ def one_round(
                     grad_clip=learner.optim.grad_clip,
                     tokens_per_microbatch=learner.tokens_per_microbatch,
                     key=(seed, step),
+                    memory=learner.memory,
                 )
             except Refused as why:
                 raise UserError(

@@ -14,11 +14,18 @@ import torch
 
 from opd.config import Optim
 from opd.core.align import align
-from opd.core.plan import buckets, pass_cost
+from opd.core.plan import pass_cost
 from opd.data.gold import choose
 from opd.models.lm import LM
 from opd.types import Rollout
-from opd.update import Refused, completion_loss, derive_dropout, make_optimizer
+from opd.update import (
+    Memory,
+    Refused,
+    completion_loss,
+    derive_dropout,
+    make_optimizer,
+    within_memory,
+)
 
 Schedule = Literal["constant", "cosine"]
 
@@ -59,7 +66,7 @@ def sft(
     """
     if not examples or not all(map(len, examples)):
         raise ValueError("sft needs examples, each with a non-empty completion")
-    optimizer = make_optimizer(student, optim)
+    optimizer, memory = make_optimizer(student, optim), Memory()
     for step in range(steps):
         chosen = [examples[i] for i in choose(len(examples), batch, step, seed)]
         made = sft_step(
@@ -70,6 +77,7 @@ def sft(
             grad_clip=optim.grad_clip,
             tokens_per_microbatch=tokens_per_microbatch,
             key=(seed, step),
+            memory=memory,
         )
         yield made.loss
 
@@ -91,6 +99,7 @@ def sft_step(
     grad_clip: float,
     tokens_per_microbatch: int,
     key: tuple[int, int],
+    memory: Memory | None = None,
 ) -> Imitated:
     """One optimizer step on all of `examples`; each completion token weighs the same.
 
@@ -106,20 +115,35 @@ def sft_step(
         grad_clip: largest gradient norm.
         tokens_per_microbatch: padded tokens per forward-backward; memory only.
         key: (seed, step), what dropout depends on.
+        memory: how often micro-batches were cut in two so far; they are if memory runs out.
 
     Raises:
+        UserError: not even single examples fit into memory.
         Refused: loss or gradient was not finite; the weights are those of the step before.
     """
-    chosen, loss = align(examples, None), 0.0
-    student.model.train()
-    derive_dropout(*key)
-    lengths = [len(r.prompt.ids) + len(r) - 1 for r in examples]
-    for indices in buckets(lengths, tokens_per_microbatch, pass_cost(student.device)):
-        micro = chosen.micro(indices, student.device, k=1)
-        part = completion_loss(student, micro) / chosen.num_tokens
-        part.backward()  # type: ignore[no-untyped-call]
-        loss += part.item()
-    student.model.eval()
+    chosen, memory = align(examples, None), memory or Memory()
+    shares = chosen.plan(tokens_per_microbatch, shared=False, each=pass_cost(student.device))
+
+    def attempt() -> float:
+        student.model.train()
+        derive_dropout(*key)
+        loss = 0.0
+        for indices in [part for share in memory.cut(shares) for part in share.parts]:
+            micro = chosen.micro(indices, student.device, k=1)
+            part = completion_loss(student, micro) / chosen.num_tokens
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.item()
+        return loss
+
+    loss = within_memory(
+        student,
+        optimizer,
+        memory,
+        attempt,
+        shares,
+        name=f"supervised step {key[1] + 1}",
+        budget=tokens_per_microbatch,
+    )
     norm = torch.nn.utils.clip_grad_norm_(student.parameters().values(), grad_clip).item()
     if not math.isfinite(loss + norm):
         optimizer.zero_grad(set_to_none=True)
