@@ -338,15 +338,29 @@ MUTANTS = [
     Mutant(
         "responses on shared prompts begin one position late",
         "models/prompts.py",
-        "position_ids=mask.sum(1, keepdim=True) + steps",
-        "position_ids=mask.sum(1, keepdim=True) + steps + 1",
+        "positions = lengths + torch.arange(",
+        "positions = 1 + lengths + torch.arange(",
         SHARED,
     ),
     Mutant(
         "padding of shared prompts attended to",
         "models/prompts.py",
-        "torch.cat([mask, torch.ones_like(input_ids)], 1)",
-        "torch.cat([torch.ones_like(mask), torch.ones_like(input_ids)], 1)",
+        "torch.cat([before.long(), torch.ones_like(input_ids)], 1)",
+        "torch.cat([torch.ones_like(before).long(), torch.ones_like(input_ids)], 1)",
+        SHARED,
+    ),
+    Mutant(
+        "a gap between shared prompt and response",
+        "models/prompts.py",
+        "return x.gather(2, index[:, None, :, None].expand_as(x))",
+        "return x",
+        SHARED,
+    ),
+    Mutant(
+        "padding of shared prompts predicts the first token",
+        "models/prompts.py",
+        "hidden[rows, self._lengths - 1]",
+        "hidden[rows, -1]",
         SHARED,
     ),
     Mutant(
