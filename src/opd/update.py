@@ -131,7 +131,7 @@ def accumulate_within_memory(learner: Learner, batch: Batch, step: int) -> tuple
         learner.optimizer,
         learner.memory,
         lambda: accumulate(learner, batch, step),
-        plan(learner, batch),
+        lambda: plan(learner, batch),
         name=f"update {step + 1}",
         budget=learner.tokens_per_microbatch,
     )
@@ -142,7 +142,7 @@ def within_memory(
     optimizer: torch.optim.Optimizer,
     memory: Memory,
     attempt: Callable[[], Found],
-    shares: Sequence[Share],
+    shares: Callable[[], Sequence[Share]],
     *,
     name: str,
     budget: int,
@@ -157,7 +157,7 @@ def within_memory(
         optimizer: over its parameters.
         memory: how often micro-batches were cut so far; changed here, read by `attempt`.
         attempt: makes the gradient from nothing.
-        shares: of the step, before any cut.
+        shares: of the step, before any cut; asked for only if memory runs out.
         name: of the step, for people.
         budget: the `train.tokens_per_microbatch` they were planned with.
 
@@ -178,7 +178,7 @@ def within_memory(
         gc.collect()  # the failed graph hangs on the exception's frames
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        cut = memory.cut(shares)
+        cut = memory.cut(shares())
         rows = max((len(part) for share in cut for part in share.parts), default=0)
         indivisible = cut == [half for share in cut for half in share.halves()]
         if indivisible or student.sharded is not None:

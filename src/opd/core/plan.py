@@ -103,9 +103,7 @@ def plan(
         Share([part])
         for part in buckets([len(p) + t for p, t in zip(prompts, fed, strict=True)], budget, each)
     ]
-    rows_of: dict[tuple[int, ...], list[int]] = {}
-    for row, ids in enumerate(prompts):
-        rows_of.setdefault(ids, []).append(row)
+    rows_of = siblings(prompts)
     if not shared or len(rows_of) == len(prompts):
         return whole
     once = _prompts_once(rows_of, fed, budget, each, kept)
@@ -119,6 +117,14 @@ def plan(
 
     fits = room(once) <= max(budget, room(whole))
     return once if fits and cost(once) < cost(whole) else whole
+
+
+def siblings(prompts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]]:
+    """The rows of each prompt, in order of first appearance."""
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, ids in enumerate(prompts):
+        rows_of.setdefault(ids, []).append(row)
+    return rows_of
 
 
 def _prompts_once(

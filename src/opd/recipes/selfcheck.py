@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from opd.core.align import Batch, align
-from opd.core.plan import Share
+from opd.core.plan import Share, siblings
 from opd.models.lm import LM
 from opd.models.prompts import shares_prompts
 from opd.samplers.hf import Decoding, HFSampler
@@ -260,11 +260,9 @@ def _server(subject: Subject, rollouts: Sequence[Rollout], noise: float) -> Verd
 
 def _prompts_once(batch: Batch) -> Share:
     """The whole step on prompts run once, whatever it costs."""
-    rows_of: dict[tuple[int, ...], list[int]] = {}
-    for row, rollout in enumerate(batch.rollouts):
-        if len(rollout):
-            rows_of.setdefault(rollout.prompt.ids, []).append(row)
-    groups = list(rows_of.values())
+    rows = [row for row, rollout in enumerate(batch.rollouts) if len(rollout)]
+    found = siblings([batch.rollouts[row].prompt.ids for row in rows])
+    groups = [[rows[i] for i in group] for group in found.values()]
     return Share([[row for rows in groups for row in rows]], groups)
 
 

@@ -140,7 +140,7 @@ def sft_step(
         optimizer,
         memory,
         attempt,
-        shares,
+        lambda: shares,
         name=f"supervised step {key[1] + 1}",
         budget=tokens_per_microbatch,
     )
