@@ -62,8 +62,9 @@ def run_out_of_memory(student, error, rows, where):
 )
 @pytest.mark.parametrize("name", ["paper", "full"])
 def test_micro_batches_are_halved_and_the_gradient_is_the_same(
-    make_lm, make_prompts, caplog, name, error, where
+    make_lm, make_prompts, caplog, monkeypatch, name, error, where
 ):
+    monkeypatch.setattr("opd.core.plan.PASS_COST_CPU", 256)  # all rollouts at a time
     base, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES[name]
     batch = experience(base, teacher, objective, make_prompts(3, 8, 5))
     plain, cut = clone(base), clone(base)
