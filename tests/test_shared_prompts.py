@@ -285,6 +285,24 @@ def test_rotations_that_follow_the_length_of_a_call_are_refused(kind):
     assert not shares_prompts(LM(model, VOCAB, kind))
 
 
+def test_longrope_ends_where_rows_would_depend_on_their_micro_batch():
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "factor": 4.0,
+            "short_factor": [1.0] * 4, "long_factor": [9.0] * 4,
+            "original_max_position_embeddings": 16}  # fmt: skip
+    given_ = SMALL | {"rope_parameters": rope, "max_position_embeddings": 64}
+    lm = LM(transformers.LlamaForCausalLM(transformers.LlamaConfig(**given_)).eval(), VOCAB, "long")
+
+    def first_row(width: int) -> torch.Tensor:
+        ids = torch.arange(2 * width).reshape(2, width) % VOCAB
+        ids[0, :12] = torch.arange(12)
+        with torch.no_grad():
+            return lm.hidden(ids)[0, :12]
+
+    assert lm.context == 16
+    torch.testing.assert_close(first_row(16), first_row(13))
+    assert (first_row(17) - first_row(16)).abs().max() > 0.01  # what is kept out
+
+
 def test_checkpointing_and_sharded_weights_keep_whole_rows(make_lm):
     lm = make_lm(0)
     assert shares_prompts(lm)

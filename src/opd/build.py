@@ -331,7 +331,7 @@ def room(pair: Pair, new_tokens: int, key: str) -> int | None:
     if left < 1:
         raise UserError(
             f"{key}={new_tokens} leaves no room for a prompt: the models read at most "
-            f"{min(contexts)} tokens. Lower {key}."
+            f"{min(contexts)} tokens (with longrope, those of the original context). Lower {key}."
         )
     return left
 

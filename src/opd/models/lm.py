@@ -67,8 +67,8 @@ class LM:
 
     @property
     def context(self) -> int | None:
-        """Longest sequence the model was made for, if it says so."""
-        return getattr(self.config, "max_position_embeddings", None)
+        """Longest sequence the model may be given, if it says so (`context_of`)."""
+        return context_of(self.config)
 
     @property
     def head(self) -> Head:
@@ -98,6 +98,25 @@ class LM:
     def num_parameters(self) -> int:
         """All parameters, tied ones once."""
         return sum(p.numel() for p in self.model.parameters())
+
+
+def context_of(config: Any) -> int | None:
+    """Longest sequence a model was made for and reads alike in any company.
+
+    With longrope (Phi-3, Phi-4-mini) one row beyond the original context turns every token of its
+    call by other factors: scores would follow the micro-batch, and what is decoded there stands on
+    keys turned in another way. So those models end at their original context here.
+    """
+    lengths = [getattr(config, "max_position_embeddings", None)]
+    lengths += [r.get("original_max_position_embeddings") for r in ropes(config, "longrope")]
+    return min((n for n in lengths if n is not None), default=None)
+
+
+def ropes(config: Any, *kinds: str) -> list[dict[str, Any]]:
+    """The parameters of a model's rotations of these kinds; some have one for each layer type."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    each = [rope, *(v for v in rope.values() if isinstance(v, dict))]
+    return [r for r in each if r.get("rope_type") in kinds]
 
 
 def _logit_shape(config: Any) -> tuple[float, float | None]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from opd.core.align import pad_rows
-from opd.models.lm import LM, is_out_of_memory
+from opd.models.lm import LM, is_out_of_memory, ropes
 
 
 class SharedPrompts:
@@ -118,15 +118,9 @@ def shares_prompts(lm: LM) -> bool:
     if lm.sharded is not None or checkpointing:
         return False
     if lm.can_share is None:
-        lm.can_share = not _turns_by_length(lm.config) and _same_both_ways(lm)
+        # Rotations that follow the longest position of a call are not shared by two calls.
+        lm.can_share = not ropes(lm.config, "longrope", "dynamic") and _same_both_ways(lm)
     return lm.can_share
-
-
-def _turns_by_length(config: Any) -> bool:
-    """Whether rotations depend on the longest position of a call, which two calls do not share."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    each = [rope, *(v for v in rope.values() if isinstance(v, dict))]  # some have one a layer type
-    return any(r.get("rope_type") in ("longrope", "dynamic") for r in each)
 
 
 @torch.no_grad()
