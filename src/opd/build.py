@@ -29,7 +29,7 @@ from opd.guard import Guard
 from opd.horizon import Horizon
 from opd.loop import Parts
 from opd.models import tokenizers
-from opd.models.lm import LM, load_lm
+from opd.models.lm import LM, load_lm, ropes
 from opd.models.prompts import shares_prompts
 from opd.models.shard import shard
 from opd.models.token_text import token_texts
@@ -324,14 +324,17 @@ def room(pair: Pair, new_tokens: int, key: str) -> int | None:
     Raises:
         UserError: when there is no room for any prompt.
     """
-    contexts = [lm.context for lm in (pair.student, pair.teacher) if lm and lm.context]
+    here = [lm for lm in (pair.student, pair.teacher) if lm]
+    contexts = [lm.context for lm in here if lm.context]
     if not contexts:
         return None
     left = min(contexts) - new_tokens
     if left < 1:
+        turned = any(ropes(lm.config, "longrope") for lm in here)
+        why = " (with longrope, those of the original context)" if turned else ""
         raise UserError(
             f"{key}={new_tokens} leaves no room for a prompt: the models read at most "
-            f"{min(contexts)} tokens (with longrope, those of the original context). Lower {key}."
+            f"{min(contexts)} tokens{why}. Lower {key}."
         )
     return left
 
