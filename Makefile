@@ -35,7 +35,7 @@ $(VLLM)/.installed:
 	touch $@
 
 # Against TRL, in an environment of its own, against transformers' generate and, where $(VLLM) is
-# there, vLLM; one thread a side. `make -j2 bench` runs two parts at a time (about three hours
+# there, vLLM; one thread a side. `make -j2 bench` runs two parts at a time (about four hours
 # on two cores), and those that want the machine for themselves after them (vLLM starts processes of
 # its own). BENCH=--quick: tiny shapes, does it run. Each file of benchmarks/ also runs alone.
 TRL    ?= .venv-trl
@@ -84,7 +84,7 @@ bench-processes:
 	$(BIN)/python benchmarks/scaling.py --part processes $(OWN) $(BENCH)
 bench-long: bench-long-loss bench-grouped
 bench-long-loss:
-	$(LOSS) --positions 8192 --samples 2 $(BENCH)
+	$(LOSS) --positions 8192 $(BENCH)
 bench-grouped:
 	$(BIN)/python benchmarks/grouped.py $(OWN) $(BENCH)
 
