@@ -1,8 +1,8 @@
 """A prompt run once for its n responses, or with each: the teacher's scoring and the update.
 
-Both sides are `LocalTeacher.score` and `opd.update.accumulate`, default loss and diagnostics on;
-one of them may not share prompts. Prompts are a fifth longer or shorter than said; responses have
-the recorded lengths. Gradient norms must agree.
+Both sides are `LocalTeacher.score` and `opd.training.step.accumulate`, default loss and
+diagnostics on; one of them may not share prompts. Prompts are a fifth longer or shorter than
+said; responses have the recorded lengths. Gradient norms must agree.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from harness import BUILD, median, parser, publish, repeat, report, run_sides, s
 from workload import lengths, make_teacher, tiny_pair
 
 from opd.config import Optim
-from opd.core.align import align
+from opd.core.batch import align
 from opd.core.objective import Objective
 from opd.models.lm import load_lm
 from opd.teachers.local import LocalTeacher
+from opd.training.step import Learner, accumulate, make_optimizer
 from opd.types import Prompt, Rollout
-from opd.update import Learner, accumulate, make_optimizer
 
 # prompts, tokens of a prompt, responses of each, longest response, budget of a micro-batch
 SHAPES = (

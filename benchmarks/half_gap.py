@@ -103,9 +103,9 @@ class Race:
 
 def ours(args: argparse.Namespace, race: Race) -> None:
     from opd import config
-    from opd.build import build
-    from opd.loop import train
     from opd.run.console import Console
+    from opd.setup.session import build
+    from opd.training.loop import train
 
     with tempfile.TemporaryDirectory() as folder:
         cfg = config.parse(

@@ -44,8 +44,8 @@ def gradients(x: dict[str, torch.Tensor], value: torch.Tensor) -> dict[str, floa
 
 def ours(kind: str, x: dict[str, torch.Tensor]):
     from opd.core.chunked import chunk_slices
+    from opd.core.distributions import DenseView, GivenView
     from opd.core.objective import Objective, Positions
-    from opd.core.views import DenseView, GivenView
     from opd.models.head import Head, RowsView
 
     count, vocab = len(x["hidden"]), len(x["student"])

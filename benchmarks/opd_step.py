@@ -14,10 +14,10 @@ from harness import report, reset_peak, rss
 from replay import ReplayingSampler
 
 from opd import config
-from opd.build import build
-from opd.loop import train
 from opd.run.console import Console
-from opd.run.records import read_jsonl
+from opd.run.jsonl import read_jsonl
+from opd.setup.session import build
+from opd.training.loop import train
 
 
 def run_of(args: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -19,16 +19,16 @@ from safetensors.torch import load_file
 from conftest import tiny_model, tiny_tokenizer
 from opd.cli import end
 from opd.core.objective import Objective
-from opd.data.gold import example
+from opd.data.sft_examples import example
+from opd.models.fsdp import assembled, full, shard, whole
 from opd.models.lm import LM, add_lora, enable_checkpointing, save_final
-from opd.models.shard import assembled, full, shard, whole
-from opd.ranks import SharedSampler, join, leave
 from opd.run.folder import RunFolder
 from opd.run.follower import Follower
 from opd.samplers.hf import Decoding, HFSampler
-from opd.state import checkpoint, restore
+from opd.training.distributed import SharedSampler, join, leave
+from opd.training.resume import checkpoint, restore
+from opd.training.step import Learner, Refused, make_optimizer, update
 from opd.types import Prompt
-from opd.update import Learner, Refused, make_optimizer, update
 from test_update import experience, learner_of
 
 STEPS = 2

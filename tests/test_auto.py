@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
-from opd import auto, config
-from opd.checking import telling
-from opd.checking.play import LEAST_PROMPTS
+from opd import config
+from opd.commands import auto
+from opd.commands.check import output
+from opd.commands.check.run import LEAST_PROMPTS
+from opd.commands.train import run_train
+from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
-from opd.faces import run_train
-from opd.lab.demo import PAIR, demo_config
 from opd.run.console import Console
 
 QUIET = Console("quiet")
@@ -57,7 +58,7 @@ def test_a_stranger_gets_a_cold_start(tmp_path, stranger):
 def test_the_check_writes_little_of_what_the_run_will(tmp_path, monkeypatch):
     """A share of the run's tokens, no timed step, and never too few prompts for a verdict."""
     seen, step = [], monkeypatch.setattr
-    step("opd.checking.play._cost", lambda *_: pytest.fail("timed a step"))
+    step("opd.commands.check.run._cost", lambda *_: pytest.fail("timed a step"))
     found = auto.check
     step(auto, "check", lambda *a, **k: seen.append(found(*a, **k)) or seen[-1])
     for steps in (1, 400):
@@ -116,7 +117,7 @@ def test_a_resumed_run_takes_what_was_decided(tmp_path, monkeypatch):
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert stored["alarms"]["action"] == "act"
     assert (tmp_path / "run" / "check.json").exists()
-    monkeypatch.setattr(telling, "keep", None)  # a second check would stumble over this
+    monkeypatch.setattr(output, "keep", None)  # a second check would stumble over this
     monkeypatch.setattr(auto, "check", None)
     given = settings(tmp_path, train=stored["train"] | {"steps": 2})
     summary = run_train(given, resume=True, style="quiet")

@@ -11,11 +11,11 @@ import yaml
 from typer.testing import CliRunner
 
 from opd import config
-from opd.checking import run_check
 from opd.cli import app
+from opd.commands.check import run_check
+from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
-from opd.lab.demo import PAIR, demo_config
-from opd.run.place import check_record
+from opd.run.preflight import check_record
 
 STUDENT, TEACHER = str(PAIR / "student"), str(PAIR / "teacher")
 
@@ -62,10 +62,10 @@ def test_the_shipped_pair_is_a_go_and_left_as_it_was(file, capsys):
 
 
 def test_a_timed_step_changes_no_weight(tmp_path):
-    from opd.build import load_training_prompts
-    from opd.checking.candidates import candidate
-    from opd.checking.timing import Timer
+    from opd.commands.check.candidates import candidate
+    from opd.commands.check.timing import Timer
     from opd.run.console import Console
+    from opd.setup.session import load_training_prompts
 
     cfg = config.load(write(tmp_path / "run.yaml"))
     who = candidate(cfg, "teacher", None, tmp_path)

@@ -14,8 +14,8 @@ import yaml
 from typer.testing import CliRunner
 
 from opd.cli import app
+from opd.demo.run_config import PAIR
 from opd.errors import UserError
-from opd.lab.demo import PAIR
 
 ROWS = [
     '{"problem": "sum pig gnu jay", "answer": "8"}',

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from opd import config
+from opd.config.template import RUN_YAML
 from opd.errors import UserError
-from opd.template import RUN_YAML
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = {
@@ -69,7 +69,7 @@ def test_a_mistake_is_told_with_its_fix(override, said):
     ],
 )
 def test_a_loss_that_makes_no_sense_is_refused_before_anything_is_loaded(overrides, said):
-    from opd.build import make_objective
+    from opd.setup.session import make_objective
 
     with pytest.raises(UserError, match=said):
         make_objective(config.parse(MINIMAL, overrides.split(" ")))
@@ -123,7 +123,7 @@ def test_well_known_names_point_to_keys_that_exist():
         assert key in known, place
 
 
-@pytest.mark.parametrize("module", ["opd", "opd.config", "opd.cli", "opd.types", "opd.report"])
+@pytest.mark.parametrize("module", ["opd", "opd.config", "opd.cli", "opd.types", "opd.reports"])
 def test_light_modules_do_not_import_torch(module):
     code = (
         f"import sys, {module}; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from opd.experience import choose_positions, outcome_advantages, special_weights
+from opd.training.experience import choose_positions, outcome_advantages, special_weights
 
 
 def completions(*ids):

@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 
+from opd.commands.export import MERGED, SAME, card, export_run
 from opd.errors import UserError
-from opd.export import MERGED, SAME, card, export_run
-from opd.report.read import read_run
+from opd.reports.read import read_run
 from opd.run import checkpoint as store
 from test_train import run, run_config
 

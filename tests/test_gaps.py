@@ -13,15 +13,15 @@ import pytest
 
 import opd
 from opd import config
-from opd.build import build
+from opd.commands.train import tell
 from opd.errors import UserError
-from opd.faces import tell
-from opd.pair import load_pair
 from opd.run import checkpoint as store
 from opd.run.console import Console
 from opd.run.folder import RunFolder
-from opd.run.records import read_jsonl
-from opd.space import bytes_needed, step_bytes
+from opd.run.jsonl import read_jsonl
+from opd.setup.disk_estimate import bytes_needed, step_bytes
+from opd.setup.pair import load_pair
+from opd.setup.session import build
 from test_train import run, run_config
 
 

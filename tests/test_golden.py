@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from opd import config
-from opd.build import build
-from opd.lab.demo import demo_config
+from opd.demo.run_config import demo_config
 from opd.run.console import Console
-from opd.run.records import read_jsonl
+from opd.run.jsonl import read_jsonl
+from opd.setup.session import build
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNS = {
@@ -46,7 +46,7 @@ NAMES = (
 
 
 def measure(name: str, folder: Path) -> list[dict[str, float]]:
-    from opd.loop import train
+    from opd.training.loop import train
 
     data = demo_config(folder / "run")
     data["train"] |= {"steps": 5, "prompts_per_step": 4}

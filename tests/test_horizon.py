@@ -11,16 +11,16 @@ import pytest
 from pydantic import ValidationError
 
 from opd import config
-from opd.build import build
 from opd.config import Grow, Prune
-from opd.core.align import align
+from opd.core.batch import align
+from opd.demo.run_config import demo_config
 from opd.errors import UserError
-from opd.horizon import Horizon, grown, next_cap, pruned, reach
-from opd.lab.demo import demo_config
-from opd.loop import train
 from opd.run.console import Console
-from opd.run.records import read_jsonl
+from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import Decoding, HFSampler
+from opd.setup.session import build
+from opd.training.horizon import Horizon, grown, next_cap, pruned, reach
+from opd.training.loop import train
 from opd.types import Prompt, Rollout, Scores
 
 LONGEST = 24

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import yaml
 
+from opd.demo.run_config import demo_config
 from opd.errors import UserError
-from opd.lab.demo import demo_config
-from opd.ranks import ALONE, Ranks, SharedSampler, SharedTeacher, heed_accelerate
-from opd.run.files import write_json
+from opd.run.disk import write_json
 from opd.run.folder import RunFolder
 from opd.run.follower import Follower
-from opd.run.records import read_jsonl
+from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
-from opd.teachers.server import TeacherDown
+from opd.teachers.remote import TeacherDown
+from opd.training.distributed import ALONE, Ranks, SharedSampler, SharedTeacher, heed_accelerate
 from opd.types import Want
 
 # The order in which float32 gradients are added differs between numbers of processes.

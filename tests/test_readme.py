@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from opd.lab.demo import PAIR, demo_config
+from opd.demo.run_config import PAIR, demo_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 
 from conftest import VOCAB
 from opd import config
-from opd.build import make_learner
-from opd.core.align import align
-from opd.core.plan import Share, plan
-from opd.data.gold import example
+from opd.core.batch import align
+from opd.core.microbatches import Share, plan
+from opd.data.sft_examples import example
+from opd.demo.run_config import demo_config
 from opd.errors import UserError
-from opd.lab.demo import demo_config
 from opd.models.lm import LM, add_lora, enable_checkpointing
-from opd.models.prompts import SharedPrompts, shares_prompts
-from opd.ranks import Ranks
+from opd.models.prefix_cache import SharedPrompts, shares_prompts
+from opd.setup.session import make_learner
 from opd.teachers.local import LocalTeacher
+from opd.training.distributed import Ranks
+from opd.training.step import accumulate, accumulate_within_memory, update
+from opd.training.step import plan as planned
 from opd.types import Want
-from opd.update import accumulate, accumulate_within_memory, update
-from opd.update import plan as planned
 from test_update import OBJECTIVES, clone, experience, learner_of
 from test_update_memory import CPU_OOM, close, gradients, run_out_of_memory
 
@@ -44,7 +44,7 @@ PROMPTS = (7, 3, 8, 5)  # uneven: left padding, and three responses each
 @pytest.fixture
 def once(monkeypatch):
     """Passes are cheap, so that prompts are run once even where everything is tiny."""
-    monkeypatch.setattr("opd.core.plan.PASS_COST_CPU", 9)
+    monkeypatch.setattr("opd.core.microbatches.PASS_COST_CPU", 9)
 
 
 def whole(lm: LM) -> LM:

@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 
 from opd import config
-from opd.build import build
-from opd.loop import train
 from opd.run import checkpoint as store
 from opd.run.console import Console
+from opd.setup.session import build
+from opd.training.loop import train
 from test_train import Counting, digest, run, run_config
 
 

@@ -18,14 +18,14 @@ import torch
 import yaml
 
 from opd import config
-from opd.build import build
+from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
-from opd.experience import sample, score
-from opd.lab.demo import PAIR, demo_config
-from opd.loop import train
 from opd.run.console import Console
-from opd.run.records import read_jsonl
-from opd.state import restore
+from opd.run.jsonl import read_jsonl
+from opd.setup.session import build
+from opd.training.experience import sample, score
+from opd.training.loop import train
+from opd.training.resume import restore
 
 FULL: dict = {}
 LORA = {"student": {"lora": {"rank": 4, "dropout": 0.1}}, "optim": {"lr": 0.005}}

@@ -69,15 +69,15 @@ def trained(tmp_path, monkeypatch, make_lm):
 
 
 def test_trl_leaves_a_run_that_can_be_reported(trained):
-    from opd.core import metrics
-    from opd.report.commands import report
-    from opd.report.read import read_run
+    from opd.commands.report import report
+    from opd.core import diagnostics
+    from opd.reports.read import read_run
 
     folder, trainer = trained
     run = read_run(folder)
     assert run.done == STEPS
     assert not run.alive
-    missing = set(metrics.FULL + metrics.OVERLAP + metrics.SAMPLED) - run.names()
+    missing = set(diagnostics.FULL + diagnostics.OVERLAP + diagnostics.SAMPLED) - run.names()
     assert not missing
     # The student's own entropy as TRL logs it, computed by its own code on the same tokens.
     theirs = [r["entropy"] for r in trainer.state.log_history if "entropy" in r]
@@ -89,8 +89,8 @@ def test_trl_leaves_a_run_that_can_be_reported(trained):
 
 def test_diagnostics_agree_with_a_direct_computation(trained):
     """Mean log q - log p of the kept tokens is the logged token reward: every rollout was kept."""
-    from opd.report.read import read_run
-    from opd.report.tokens import scored
+    from opd.reports.read import read_run
+    from opd.reports.token_view import scored
 
     folder, _ = trained
     run = read_run(folder)

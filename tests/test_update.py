@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from opd.config import Optim
-from opd.core.align import align
+from opd.core.batch import align
 from opd.core.objective import Objective
-from opd.data.gold import example
+from opd.data.sft_examples import example
 from opd.models.lm import LM, add_lora
-from opd.models.prompts import shares_prompts
+from opd.models.prefix_cache import shares_prompts
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
-from opd.update import Learner, Refused, make_optimizer, micro_loss, update
+from opd.training.step import Learner, Refused, make_optimizer, micro_loss, update
 
 OBJECTIVES = {
     "paper": Objective(k=4),

@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import tiny_model
+from opd.core.microbatches import Share
 from opd.core.objective import Objective
-from opd.core.plan import Share
 from opd.errors import UserError
 from opd.models.lm import LM, add_lora
-from opd.update import Memory, accumulate_within_memory, update
+from opd.training.step import Memory, accumulate_within_memory, update
 from test_update import OBJECTIVES, clone, experience, learner_of
 
 CPU_OOM = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 9 bytes"
@@ -64,7 +64,7 @@ def run_out_of_memory(student, error, rows, where):
 def test_micro_batches_are_halved_and_the_gradient_is_the_same(
     make_lm, make_prompts, caplog, monkeypatch, name, error, where
 ):
-    monkeypatch.setattr("opd.core.plan.PASS_COST_CPU", 256)  # all rollouts at a time
+    monkeypatch.setattr("opd.core.microbatches.PASS_COST_CPU", 256)  # all rollouts at a time
     base, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES[name]
     batch = experience(base, teacher, objective, make_prompts(3, 8, 5))
     plain, cut = clone(base), clone(base)

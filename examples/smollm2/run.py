@@ -48,8 +48,8 @@ def train_teacher(base: Path, pairs: Path, out: Path, seed: int) -> Path:
     if out.exists():
         return out
     from opd.config import Optim
-    from opd.data.gold import example
     from opd.data.prompts import load_prompts
+    from opd.data.sft_examples import example
     from opd.models.lm import load_lm, save_final
     from opd.models.tokenizers import load_tokenizer
     from opd.recipes.sft import sft

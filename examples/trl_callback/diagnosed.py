@@ -19,7 +19,7 @@ import torch
 from trl import DistillationTrainer
 
 from opd import config
-from opd.core import metrics
+from opd.core import diagnostics
 from opd.models.token_text import token_texts
 from opd.run.folder import RunFolder
 from opd.types import Mean, Metrics, Prompt, Rollout, Scores
@@ -95,11 +95,11 @@ class DiagnosedTrainer(DistillationTrainer):
         length = lengths[:, None].expand_as(drawn)[valid]
         chosen = self.choose(len(position))
         p, q = student[valid][chosen], teacher[valid][chosen]
-        values = metrics.diagnose(p, q, k=self.k, targets=drawn[valid][chosen])
-        edges = metrics.position_edges(self.args.max_completion_length)
-        binned = {name: values[name] for name in metrics.POSITIONAL}
-        self.merge(metrics.overall(values))
-        self.merge(metrics.by_bin(binned, position[chosen], length[chosen], edges=edges))
+        values = diagnostics.diagnose(p, q, k=self.k, targets=drawn[valid][chosen])
+        edges = diagnostics.position_edges(self.args.max_completion_length)
+        binned = {name: values[name] for name in diagnostics.POSITIONAL}
+        self.merge(diagnostics.overall(values))
+        self.merge(diagnostics.by_bin(binned, position[chosen], length[chosen], edges=edges))
         rows = [row[:n].cpu().numpy() for row, n in zip(drawn, lengths, strict=True)]
         count, ends = len(rows), set(np.atleast_1d(self.tokenizer.eos_token_id).tolist())
         stopped = [len(row) > 0 and int(row[-1]) in ends for row in rows]
@@ -107,7 +107,7 @@ class DiagnosedTrainer(DistillationTrainer):
             {
                 "rollout/length": Mean(float(lengths.sum()), count),
                 "rollout/truncated": Mean(float(count - sum(stopped)), count),
-                "rollout/repetition": Mean(sum(metrics.repetition(row) for row in rows), count),
+                "rollout/repetition": Mean(sum(diagnostics.repetition(row) for row in rows), count),
             }
         )
         for i in range(min(count, self.rollouts - len(self.kept))):
@@ -162,7 +162,7 @@ class DiagnosedTrainer(DistillationTrainer):
             return
         step, tokens = self.state.global_step, self.found["rollout/length"].total
         values = {name: mean.value for name, mean in self.found.items()}
-        values |= {"diag/entropy_gap_mean": metrics.entropy_gap_mean(self.found).value}
+        values |= {"diag/entropy_gap_mean": diagnostics.entropy_gap_mean(self.found).value}
         values |= {"train/loss": logs["loss"], "train/grad_norm": float(logs["grad_norm"])}
         values |= {"train/lr": logs["learning_rate"], "train/tokens": tokens}
         now = time.monotonic()

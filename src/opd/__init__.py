@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opd.commands.select import run_select as select
+    from opd.commands.train import run_coldstart as coldstart
+    from opd.commands.train import run_train as train
     from opd.config import load, parse
     from opd.errors import UserError
-    from opd.faces import run_coldstart as coldstart
-    from opd.faces import run_train as train
-    from opd.selecting import run_select as select
 
 __all__ = ["UserError", "coldstart", "load", "parse", "select", "train"]
 __version__ = "0.1.0"
@@ -18,9 +18,9 @@ _PLACES = {
     "load": ("opd.config", "load"),
     "parse": ("opd.config", "parse"),
     "UserError": ("opd.errors", "UserError"),
-    "train": ("opd.faces", "run_train"),
-    "coldstart": ("opd.faces", "run_coldstart"),
-    "select": ("opd.selecting", "run_select"),
+    "train": ("opd.commands.train", "run_train"),
+    "coldstart": ("opd.commands.train", "run_coldstart"),
+    "select": ("opd.commands.select", "run_select"),
 }
 
 

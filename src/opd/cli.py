@@ -52,7 +52,7 @@ def init(
     file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("run.yaml"),
 ) -> None:
     """Write a commented run.yaml that validates."""
-    from opd.template import RUN_YAML
+    from opd.config.template import RUN_YAML
 
     if file.exists():
         raise UserError(f"{file} exists and stays as it is. Give another name: opd init other.yaml")
@@ -90,8 +90,8 @@ def coldstart(
     json_lines: Json = False,
 ) -> None:
     """Imitate the teacher's completions until the student can learn on-policy."""
+    from opd.commands.train import run_coldstart
     from opd.config import load
-    from opd.faces import run_coldstart
 
     cfg = load(file, overrides or ())
     with _interruptible():
@@ -106,8 +106,8 @@ def coldstart(
 @app.command()
 def select(file: ConfigFile, overrides: Overrides = None, json_lines: Json = False) -> None:
     """Choose the prompts, and the template, on which this teacher can teach this student."""
+    from opd.commands.select import run_select
     from opd.config import load
-    from opd.selecting import run_select
 
     run_select(load(file, overrides or ()), json_lines)
 
@@ -136,13 +136,13 @@ def check(
     Ends with 1 if the answer is don't.
     """
     if self_:
+        from opd.commands.verify import run_self_check
         from opd.config import load
-        from opd.selfchecking import run_self_check
 
         if not run_self_check(load(file, overrides or ()), json_lines, local):
             raise typer.Exit(1)
         return
-    from opd.checking import run_check
+    from opd.commands.check import run_check
 
     checked = run_check(file, overrides or (), budget=budget, apply=apply, json_lines=json_lines)
     if checked.found[0].verdict == "don't":
@@ -156,7 +156,7 @@ def evaluate(
     json_lines: Json = False,
 ) -> None:
     """Accuracy of student and teacher on the held-out sets, with intervals."""
-    from opd.faces import evaluate_target
+    from opd.commands.train import evaluate_target
 
     evaluate_target(target, overrides or (), json_lines)
 
@@ -173,8 +173,8 @@ def serve_teacher(
     ] = None,
 ) -> None:
     """Serve teacher.model over HTTP, exact on tokens the student chose."""
+    from opd.commands.serve_teacher import score_ahead, serve
     from opd.config import load
-    from opd.serving import score_ahead, serve
 
     cfg = load(file, overrides or ())
     if score is not None:
@@ -191,7 +191,7 @@ def report(
     ] = False,
 ) -> None:
     """One self-contained page of a run, finished or not, and its JSON twin."""
-    from opd.report import commands
+    from opd.commands import report as commands
 
     if live:
         commands.report_while_alive(run, every=20.0, say=typer.echo)
@@ -204,7 +204,7 @@ def watch(
     every: Annotated[float, typer.Option(help="Seconds between looks.")] = 2.0,
 ) -> None:
     """A live view of a run in the terminal."""
-    from opd.report.watch import watch as look
+    from opd.commands.watch import watch as look
 
     look(run, every=every)
 
@@ -215,7 +215,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
 ) -> None:
     """Two runs or more, paired prompt by prompt, on one page."""
-    from opd.report import commands
+    from opd.commands import report as commands
 
     typer.echo(commands.compare(runs, out))
 
@@ -229,7 +229,7 @@ def export(
     ] = False,
 ) -> None:
     """The trained student as a plain Hugging Face folder with a model card, reloaded to check."""
-    from opd.export import export_run
+    from opd.commands.export import export_run
 
     typer.echo(export_run(run, out, merge=merge))
 
@@ -240,7 +240,7 @@ def demo(
     steps: Annotated[int | None, typer.Option(help="Fewer or more steps.")] = None,
 ) -> None:
     """The whole story on a tiny shipped pair, no network, no GPU; replaces an earlier demo."""
-    from opd.lab.show import run_demo
+    from opd.commands.demo import run_demo
 
     with _interruptible():
         run_demo(out, steps)
@@ -312,7 +312,7 @@ def lab_calibrate(
 
 
 def _train(cfg: Any, resume: bool, overwrite: bool, quiet: bool, json_lines: bool) -> None:
-    from opd.faces import run_train
+    from opd.commands.train import run_train
 
     with _interruptible():
         run_train(

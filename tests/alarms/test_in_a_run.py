@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 
 from opd import config
 from opd.alarms import RULES, Alarm, Rule, replay
-from opd.build import build
+from opd.commands.train import tell
 from opd.config import Alarms
 from opd.core.objective import Objective
-from opd.faces import tell
-from opd.horizon import Horizon
-from opd.lab.demo import PAIR, demo_config
-from opd.loop import train
-from opd.rescue import NOTHING, Course
+from opd.demo.run_config import PAIR, demo_config
 from opd.run.console import Console
-from opd.run.records import read_jsonl
+from opd.run.jsonl import read_jsonl
+from opd.setup.session import build
+from opd.training.horizon import Horizon
+from opd.training.interventions import NOTHING, Course
+from opd.training.loop import train
 from opd.types import Kind
 
 STEPS = 11
@@ -130,7 +130,7 @@ def test_acting_alarms_change_the_run_and_come_back_bit_for_bit(tmp_path, monkey
     spike = next(r for r in RULES if r.name == "repetition")
     # A condition that any run meets after four steps, so that the answer comes for certain.
     loud = replace(spike, find=lambda seen, _: {} if len(seen.values("train/loss")) > 3 else None)
-    monkeypatch.setattr("opd.alarms.watch.RULES", (loud,))
+    monkeypatch.setattr("opd.alarms.monitor.RULES", (loud,))
     act = {"alarms": {"action": "act", "window": 2}, "rollout": {"max_new_tokens": 40}}
     straight = run(run_config(tmp_path / "straight", **act))
     assert [(a["step"], a["action"][:26]) for a in straight] == [(5, "rollouts end after 28 toke")]

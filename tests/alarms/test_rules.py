@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from opd.alarms import RULES, History, Watch, replay, window_of
 from opd.config import AlarmName, Alarms
-from opd.run.records import encode_line
+from opd.run.jsonl import encode_line
 
 STEPS = 40
 

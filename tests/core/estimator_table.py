@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from opd.core import losses
+from opd.core.distributions import DenseView
 from opd.core.objective import Objective, Positions
-from opd.core.views import DenseView
 
 V, K, LAMBDA, THRESHOLD = 7, 3, 1.25, 0.8
 

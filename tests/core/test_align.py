@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from opd.core.align import align
-from opd.core.plan import token_batches
+from opd.core.batch import align
+from opd.core.microbatches import token_batches
 from opd.types import Prompt, Rollout, Scores, Want
 
 

@@ -22,8 +22,8 @@ from estimator_table import (
 )
 
 from opd.core import losses
+from opd.core.distributions import DenseView
 from opd.core.objective import Objective
-from opd.core.views import DenseView
 
 ENUMERATION = 1e-14  # float64 sums of at most a few hundred terms of size 1
 ROWS = rows()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.core import metrics
+from opd.core import diagnostics
 
 ROOT = Path(__file__).parents[2]
 GROUPS = (
@@ -50,16 +50,16 @@ def written_in_the_source():
 def test_page_and_code_name_the_same_metrics():
     names = documented()
     assert len(names) == len(set(names))
-    assert set(names) == set(metrics.METRICS)
+    assert set(names) == set(diagnostics.METRICS)
 
 
 def test_every_name_the_code_writes_is_a_known_one():
     found = list(written_in_the_source())
     assert len(found) > 30
-    unknown = {(n, where) for n, where in found if n not in metrics.METRICS}
-    assert not unknown, f"add them to opd.core.metrics and docs/metrics.md: {unknown}"
+    unknown = {(n, where) for n, where in found if n not in diagnostics.METRICS}
+    assert not unknown, f"add them to opd.core.diagnostics and docs/metrics.md: {unknown}"
 
 
-@pytest.mark.parametrize("name", metrics.POSITIONAL)
+@pytest.mark.parametrize("name", diagnostics.POSITIONAL)
 def test_positional_names_are_diagnostics(name):
-    assert name in metrics.FULL + metrics.OVERLAP
+    assert name in diagnostics.FULL + diagnostics.OVERLAP

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from opd.core import losses
+from opd.core.distributions import DenseView, GivenView
 from opd.core.objective import Objective, Positions
-from opd.core.views import DenseView, GivenView
 from opd.errors import UserError
 from opd.types import Want
 

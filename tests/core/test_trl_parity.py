@@ -25,8 +25,8 @@ from trl.trainer.distillation_trainer import _chunked_divergence_loss  # noqa: E
 sys.path[:] = _PATH
 
 from opd.core import losses  # noqa: E402
+from opd.core.distributions import DenseView  # noqa: E402
 from opd.core.objective import Objective, Positions  # noqa: E402
-from opd.core.views import DenseView  # noqa: E402
 
 N, V, H, K = 12, 30, 8, 4
 AGREEMENT = 1e-6

@@ -1,4 +1,4 @@
-"""`opd.core.wide`: the same numbers as torch's own functions."""
+"""`opd.core.cpu_kernels`: the same numbers as torch's own functions."""
 
 import pytest
 import torch
@@ -6,21 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import linear
 
-from opd.core import wide
+from opd.core import cpu_kernels
 
 N, H = 5, 7
 
 
-@pytest.mark.parametrize("vocab", [wide.NARROW, 9000, 10_241])
+@pytest.mark.parametrize("vocab", [cpu_kernels.NARROW, 9000, 10_241])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("count", [1, wide.FEW - 1, wide.FEW])
+@pytest.mark.parametrize("count", [1, cpu_kernels.FEW - 1, cpu_kernels.FEW])
 def test_projecting_by_tiles_is_linear(vocab, biased, count):
     torch.manual_seed(0)
     hidden, weight, bias = (
         torch.randn(*s, dtype=torch.float64) for s in ((count, H), (vocab, H), (vocab,))
     )
     bias = bias if biased else None
-    found = wide.project(hidden, weight, bias)
+    found = cpu_kernels.project(hidden, weight, bias)
     torch.testing.assert_close(found, linear(hidden, weight, bias), rtol=1e-12, atol=1e-12)
 
 
@@ -33,17 +33,17 @@ class InPieces(torch.Tensor):
     [
         (torch.randn(N, H), torch.randn(9000, H).as_subclass(InPieces)),
         (torch.randn(N, H), torch.randn(9000, H, requires_grad=True)),
-        (torch.randn(wide.MANY + 1, H), torch.randn(9000, H)),
+        (torch.randn(cpu_kernels.MANY + 1, H), torch.randn(9000, H)),
         (torch.randn(1, H), torch.randn(9000, H)),
         (torch.randn(2, N, H), torch.randn(9000, H)),
-        (torch.randn(N, H), torch.randn(wide.NARROW - 1, H)),
+        (torch.randn(N, H), torch.randn(cpu_kernels.NARROW - 1, H)),
         (torch.randn(N, H).bfloat16(), torch.randn(9000, H).bfloat16()),
     ],
 )
 def test_everything_else_goes_torchs_way(hidden, weight, monkeypatch):
     monkeypatch.setattr(torch, "mm", lambda *_, **__: pytest.fail("by tiles"))
     torch.testing.assert_close(
-        torch.Tensor(wide.project(hidden, weight).detach()),
+        torch.Tensor(cpu_kernels.project(hidden, weight).detach()),
         torch.Tensor(linear(hidden, weight).detach()),
     )
 
@@ -51,27 +51,27 @@ def test_everything_else_goes_torchs_way(hidden, weight, monkeypatch):
 def test_projecting_by_tiles_takes_them_all_once(monkeypatch):
     calls, mm = [], torch.mm
     monkeypatch.setattr(torch, "mm", lambda *a, **k: calls.append(a) or mm(*a, **k))
-    monkeypatch.setattr(wide, "TILE_BYTES", 700 * H * 4)
+    monkeypatch.setattr(cpu_kernels, "TILE_BYTES", 700 * H * 4)
     tile = 700 * torch.get_num_threads()
-    for count, place in ((N, 0), (wide.FEW, 1)):
+    for count, place in ((N, 0), (cpu_kernels.FEW, 1)):
         calls.clear()
-        wide.project(torch.randn(count, H), torch.randn(9000, H))
+        cpu_kernels.project(torch.randn(count, H), torch.randn(9000, H))
         rows = [max(call[place].shape) for call in calls]
         assert rows == [tile] * (9000 // tile) + [9000 % tile]
 
 
 def test_where_a_gradient_is_wanted_there_is_one():
     hidden, weight = torch.randn(N, H, requires_grad=True), torch.randn(9000, H, requires_grad=True)
-    wide.project(hidden, weight).sum().backward()
+    cpu_kernels.project(hidden, weight).sum().backward()
     torch.testing.assert_close(
         hidden.grad, weight.detach().sum(0).expand(N, -1), rtol=1e-4, atol=1e-3
     )
     with torch.no_grad():
-        assert not wide.project(hidden, weight).requires_grad
+        assert not cpu_kernels.project(hidden, weight).requires_grad
 
 
 def test_no_positions_give_no_logits():
-    assert wide.project(torch.randn(0, H), torch.randn(9000, H)).shape == (0, 9000)
+    assert cpu_kernels.project(torch.randn(0, H), torch.randn(9000, H)).shape == (0, 9000)
 
 
 @settings(max_examples=60, deadline=None)
@@ -81,7 +81,7 @@ def test_the_largest_by_blocks_are_the_largest(seed, k, vocab):
     values = torch.randn(3, vocab).mul(4).round() if seed % 2 else torch.randn(3, vocab)
     values[0, -3:] = 99.0  # what no whole block holds
     values[1, :-2] = -torch.inf  # as many impossible tokens as can be
-    found, places = wide.top(values, k)
+    found, places = cpu_kernels.top(values, k)
     torch.testing.assert_close(found, values.topk(k).values)
     torch.testing.assert_close(values.gather(1, places), found)
     assert all(len(set(row)) == k for row in places.tolist())
@@ -90,4 +90,4 @@ def test_the_largest_by_blocks_are_the_largest(seed, k, vocab):
 def test_a_nan_is_seen():
     values = torch.randn(2, 9000)
     values[1, 4321] = torch.nan
-    assert wide.top(values, 4)[0].isnan().any(1).tolist() == [False, True]
+    assert cpu_kernels.top(values, 4)[0].isnan().any(1).tolist() == [False, True]

@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 
+from opd.data.duplicates import question_key, without
 from opd.data.filters import circles, sift
-from opd.data.gold import example
 from opd.data.graders import make_grader
-from opd.data.questions import question_key, without
+from opd.data.sft_examples import example
 from opd.types import Prompt
 
 

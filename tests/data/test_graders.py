@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from opd.data import graders
 from opd.data.answers import extract, gold, whole_number
 from opd.data.graders import make_grader
-from opd.data.math_process import WORKER
+from opd.data.math_sandbox import WORKER
 from opd.errors import MissingDependency, UserError
 
 LIMIT = 1.0

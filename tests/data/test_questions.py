@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.data.questions import (
+from opd.data.duplicates import (
     BANDS,
     ROWS,
     Near,

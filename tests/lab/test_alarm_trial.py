@@ -9,9 +9,9 @@ import pytest
 
 from opd import config
 from opd.config import Alarms
+from opd.demo.run_config import demo_config
 from opd.lab.alarm_trial import judge, judge_all, shown_at, told
-from opd.lab.demo import demo_config
-from opd.run.records import encode_line
+from opd.run.jsonl import encode_line
 
 
 def finished(folder: Path, before: float, after: float, teacher: float, *, falls: bool) -> Path:

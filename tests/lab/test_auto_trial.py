@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from threading import Event
 
-from opd.evaluate import EVAL_KEY
-from opd.experience import TRAIN_KEY
+from opd.demo.run_config import PAIR
 from opd.lab.auto_trial import FAILING, HEALTHY, metered, told
 from opd.lab.calibration.grid import PREFIX
 from opd.lab.checkpoints import RECIPES
-from opd.lab.demo import PAIR
 from opd.models.lm import load_lm
 from opd.samplers.hf import Decoding, HFSampler
+from opd.training.evaluate import EVAL_KEY
+from opd.training.experience import TRAIN_KEY
 from opd.types import Prompt
 
 

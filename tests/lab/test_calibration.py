@@ -21,7 +21,7 @@ from opd.lab.calibration.grid import Asked, Pair
 from opd.lab.calibration.judging import judgement
 from opd.lab.calibration.outcomes import Outcome, load
 from opd.lab.worlds import Chain
-from opd.recipes.check.prospect import load_model
+from opd.recipes.check.forecast import load_model
 
 STORED = Path(__file__).parent / "outcomes.json"
 

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opd import config
+from opd.demo.run_config import PAIR, WORLD, demo_config
 from opd.errors import UserError
 from opd.lab import demo_pair, zoo
 from opd.lab.corpus import Corpus, encode
-from opd.lab.demo import PAIR, WORLD, demo_config
 from opd.lab.worlds import Chain
 from opd.models.lm import load_lm
 

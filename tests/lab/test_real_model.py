@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from opd import config
+from opd.commands.train import run_train
 from opd.config import Optim
-from opd.data.gold import example
 from opd.data.prompts import load_prompts
-from opd.faces import run_train
+from opd.data.sft_examples import example
 from opd.lab.probes import Model, overlap_on
 from opd.models.lm import load_lm, save_final
 from opd.models.tokenizers import load_tokenizer

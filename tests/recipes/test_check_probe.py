@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from opd.core import metrics, stats
-from opd.core.align import align
-from opd.core.views import DenseView
+from opd.core import diagnostics, stats
+from opd.core.batch import align
+from opd.core.distributions import DenseView
 from opd.data.graders import Grader
 from opd.recipes.check.diagnose import QUARTERS, diagnose
 from opd.recipes.check.features import TILT, by_quarter, features, tilted
@@ -63,7 +63,7 @@ def test_diagnosis_is_that_of_a_training_step(pair, make_prompts):
         hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
         p = DenseView(student.head.full(hidden)).log_probs().detach()
         q = DenseView(teacher.head.full(micro.full_hidden)).log_probs().detach()
-        expected = metrics.overall(metrics.diagnose(p, q, k=4, targets=micro.at.targets))
+        expected = diagnostics.overall(diagnostics.diagnose(p, q, k=4, targets=micro.at.targets))
         for name, mean in expected.items():
             assert found.mean[name][i] == pytest.approx(mean.value, abs=EXACT, nan_ok=True), name
 

@@ -8,10 +8,10 @@ import pytest
 
 from conftest import tiny_tokenizer
 from opd.core.stats import Estimate
-from opd.recipes.check import handshake
-from opd.recipes.check.handshake import Point
+from opd.recipes.check import compatibility
+from opd.recipes.check.compatibility import Point
+from opd.recipes.check.forecast import Prospect, ProspectModel, Term, foretell, load_model
 from opd.recipes.check.probe import DEPTHS
-from opd.recipes.check.prospect import Prospect, ProspectModel, Term, foretell, load_model
 from opd.recipes.check.verdict import (
     advice,
     chance_below,
@@ -200,10 +200,12 @@ def test_the_shipped_model_reads_and_is_monotone_in_distance():
 
 
 def test_tokenizers_that_differ_are_a_failure_with_a_fix():
-    same = handshake.tokens(tiny_tokenizer(), tiny_tokenizer(), student_vocab=40, teacher_vocab=64)
+    same = compatibility.tokens(
+        tiny_tokenizer(), tiny_tokenizer(), student_vocab=40, teacher_vocab=64
+    )
     assert same[0].level == "ok"
     assert {p.level for p in same} <= {"ok", "note"}
-    other = handshake.tokens(
+    other = compatibility.tokens(
         tiny_tokenizer(40), tiny_tokenizer(39), student_vocab=40, teacher_vocab=40
     )
     failures = [p for p in other if p.level == "failure"]
@@ -213,35 +215,35 @@ def test_tokenizers_that_differ_are_a_failure_with_a_fix():
 
 def test_the_first_token_two_templates_differ_in_is_shown():
     tok = tiny_tokenizer()
-    point = handshake.template([0, 5, 6], [0, 5, 7, 8], tok)
+    point = compatibility.template([0, 5, 6], [0, 5, 7, 8], tok)
     assert point.level == "warning"
     assert "token 2" in point.message
     assert "6 'w6'" in point.message
     assert "7 'w7'" in point.message
-    assert "nothing" in handshake.template([0], [0, 5], tok).message
-    assert handshake.template([0, 5], [0, 5], tok).level == "ok"
+    assert "nothing" in compatibility.template([0], [0, 5], tok).message
+    assert compatibility.template([0, 5], [0, 5], tok).level == "ok"
 
 
 @pytest.mark.parametrize(
     ("choice", "level"), [(None, "failure"), ("student", "note"), ("union", "note")]
 )
 def test_ends_that_differ_need_a_choice(choice, level):
-    point = handshake.ends(frozenset({1}), frozenset({1, 2}), choice, tiny_tokenizer())
+    point = compatibility.ends(frozenset({1}), frozenset({1, 2}), choice, tiny_tokenizer())
     assert point.level == level
-    assert handshake.ends(frozenset({1}), frozenset({1}), None, tiny_tokenizer()).level == "ok"
+    assert compatibility.ends(frozenset({1}), frozenset({1}), None, tiny_tokenizer()).level == "ok"
 
 
 def test_thinking_switches_are_noticed():
     plain, thinks = tiny_tokenizer(), tiny_tokenizer()
     thinks.chat_template = "{{ enable_thinking }}"
-    assert handshake.thinking(plain, plain, {}) is None
-    assert handshake.thinking(plain, thinks, {}).level == "warning"
-    assert handshake.thinking(plain, thinks, {"enable_thinking": False}).level == "ok"
+    assert compatibility.thinking(plain, plain, {}) is None
+    assert compatibility.thinking(plain, thinks, {}).level == "warning"
+    assert compatibility.thinking(plain, thinks, {"enable_thinking": False}).level == "ok"
 
 
 @pytest.mark.parametrize(("length", "level"), [(None, "note"), (20, "ok"), (19, "failure")])
 def test_room_for_prompt_and_completion(length, level):
-    point = handshake.context("teacher", length, 8, 12)
+    point = compatibility.context("teacher", length, 8, 12)
     assert point.level == level
     if level == "failure":
         assert "rollout.max_new_tokens to 11" in point.fix

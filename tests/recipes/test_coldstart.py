@@ -20,26 +20,26 @@ import yaml
 from conftest import tiny_tokenizer
 from opd import config
 from opd.alarms import RULES, replay
-from opd.build import build, load_training_prompts
+from opd.commands.train import run_coldstart
 from opd.config import Alarms, Coldstart, ServerTeacher
-from opd.connect import Remote
-from opd.data.gold import example
-from opd.data.questions import question_key
+from opd.data.duplicates import question_key
+from opd.data.sft_examples import example
+from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
-from opd.faces import run_coldstart
 from opd.http import Http
-from opd.lab.demo import PAIR, demo_config
-from opd.loop import train
-from opd.pair import load_pair
 from opd.recipes.coldstart import Look, Supply, ended, enough, portions
-from opd.report.read import read_run
+from opd.reports.read import read_run
 from opd.run import checkpoint as store
 from opd.run.console import Console
-from opd.run.records import read_jsonl
+from opd.run.jsonl import read_jsonl
 from opd.run.rollouts import read_step
 from opd.samplers.hf import Decoding, HFSampler
-from opd.supply import warm_up_of
+from opd.setup.coldstart_source import warm_up_of
+from opd.setup.pair import load_pair
+from opd.setup.remote_teacher import Remote
+from opd.setup.session import build, load_training_prompts
 from opd.teachers.vllm_api import VllmDialect
+from opd.training.loop import train
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "samplers")]
 from test_vllm import LENGTH, STOP, FakeServer
@@ -369,7 +369,7 @@ def loud(monkeypatch):
     """An alarm that any run raises after four steps (found after two, held for two)."""
     rule = next(r for r in RULES if r.name == "overlap-stagnating")
     seen = replace(rule, find=lambda seen, _: {} if len(seen.values("train/loss")) > 2 else None)
-    monkeypatch.setattr("opd.alarms.watch.RULES", (seen,))
+    monkeypatch.setattr("opd.alarms.monitor.RULES", (seen,))
 
 
 @pytest.mark.usefixtures("loud")

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from opd import config
-from opd.build import build
-from opd.core.metrics import OVERLAP
-from opd.lab.demo import demo_config
-from opd.loop import train
+from opd.core.diagnostics import OVERLAP
+from opd.demo.run_config import demo_config
 from opd.recipes.measure import measure
 from opd.run.console import Console
-from opd.run.records import read_jsonl
+from opd.run.jsonl import read_jsonl
 from opd.run.rollouts import read_step
+from opd.setup.session import build
+from opd.training.loop import train
 
 
 @pytest.mark.parametrize("support", ["teacher_topk", "student_topk"])

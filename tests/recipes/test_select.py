@@ -15,13 +15,12 @@ from scipy.stats import betabinom
 from transformers import AutoTokenizer
 
 from opd import config
-from opd.build import decoder
+from opd.commands.select import run_select
 from opd.config import Select
 from opd.data.graders import make_grader
 from opd.data.prompts import load_prompts
+from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
-from opd.lab.demo import PAIR, demo_config
-from opd.pair import load_pair
 from opd.recipes.select import (
     Bench,
     Measured,
@@ -35,9 +34,10 @@ from opd.recipes.select import (
     rank,
     shrunk,
 )
-from opd.report.selected import selected_sections
+from opd.reports.select_page import selected_sections
 from opd.samplers.hf import Decoding, HFSampler
-from opd.selecting import run_select
+from opd.setup.pair import load_pair
+from opd.setup.session import decoder
 from opd.teachers.local import LocalTeacher
 
 FLOAT32_SUM = 1e-5  # a float32 model read twice, in batches of other shapes

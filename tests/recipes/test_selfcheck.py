@@ -9,9 +9,9 @@ import torch
 
 from opd.config import Optim
 from opd.core.objective import Objective
-from opd.recipes import selfcheck
-from opd.recipes.selfcheck import Subject, self_check
-from opd.update import Learner, make_optimizer
+from opd.recipes import invariants
+from opd.recipes.invariants import Subject, self_check
+from opd.training.step import Learner, make_optimizer
 
 
 def subject(make_lm, make_prompts, dtype=torch.float64, **objective):
@@ -60,14 +60,14 @@ def broken(verdicts):
 
 
 def test_a_shifted_alignment_is_named(make_lm, make_prompts, monkeypatch):
-    honest = selfcheck.align
+    honest = invariants.align
 
     def shifted(rollouts, scores, **kwargs):
         moved = [replace(r, ids=r.ids[::-1].copy()) for r in rollouts]
         return honest(moved, scores, **kwargs)
 
-    monkeypatch.setattr(selfcheck, "align", shifted)
-    monkeypatch.setattr(selfcheck, "_fresh", _of_forward_order(selfcheck._fresh))
+    monkeypatch.setattr(invariants, "align", shifted)
+    monkeypatch.setattr(invariants, "_fresh", _of_forward_order(invariants._fresh))
     names = broken(self_check(subject(make_lm, make_prompts)))
     assert "every completion token is predicted by the position before it" in names
 
@@ -77,7 +77,7 @@ def _of_forward_order(fresh):
 
 
 def test_a_sampler_at_another_temperature_is_named(make_lm, make_prompts, monkeypatch):
-    honest = selfcheck.Decoding
-    monkeypatch.setattr(selfcheck, "Decoding", lambda n: honest(n, temperature=0.7))
+    honest = invariants.Decoding
+    monkeypatch.setattr(invariants, "Decoding", lambda n: honest(n, temperature=0.7))
     names = broken(self_check(subject(make_lm, make_prompts)))
     assert "the sampler's log-probs are the trainer's" in names

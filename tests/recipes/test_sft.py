@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from opd.config import Optim
-from opd.core.align import align
-from opd.core.plan import PASS_COST, buckets
-from opd.data.gold import choose, example
+from opd.core.batch import align
+from opd.core.microbatches import PASS_COST, buckets
+from opd.data.sft_examples import choose, example
 from opd.errors import UserError
 from opd.recipes.sft import rate, sft
-from opd.update import Refused, completion_loss
+from opd.training.step import Refused, completion_loss
 from test_update_memory import CPU_OOM, run_out_of_memory
 
 FLOAT64_SUM = 1e-10  # a few hundred float64 terms, head and backbone in two orders

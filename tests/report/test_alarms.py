@@ -7,12 +7,12 @@ import json
 import pytest
 from rich.console import Console
 
-from opd.report.alarms import alarms, is_phase, phases, starts
-from opd.report.figures import marks
-from opd.report.page import document
-from opd.report.read import read_run
-from opd.report.verdict import verdict
-from opd.report.watch import watch
+from opd.commands.watch import watch
+from opd.reports.alarms import alarms, is_phase, phases, starts
+from opd.reports.figures import marks
+from opd.reports.read import read_run
+from opd.reports.run_page import document
+from opd.reports.verdict import verdict
 
 FULL = {
     "step": 7,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from opd.report.commands import report
+from opd.commands.report import report
 
 from .browser import CHROMIUM, dump, measure, recording_proxy
 from .hostile import HOSTILE

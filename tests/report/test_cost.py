@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from opd.report.cost import cost_sections
-from opd.report.read import read_run
+from opd.reports.cost import cost_sections
+from opd.reports.read import read_run
 from opd.run.folder import RunFolder
 
 from .runs import PROMPTS, STEPS

@@ -11,12 +11,12 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from opd.report import render
-from opd.report.commands import compare, report
-from opd.report.page import document
-from opd.report.read import read_run
-from opd.report.safe import for_terminal, visible
-from opd.report.watch import watch
+from opd.commands.report import compare, report
+from opd.commands.watch import watch
+from opd.reports import render
+from opd.reports.read import read_run
+from opd.reports.run_page import document
+from opd.reports.sanitize import for_terminal, visible
 
 from .hostile import HOSTILE
 

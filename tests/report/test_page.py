@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opd.commands.report import report, report_after_training
 from opd.config import dump, parse
 from opd.errors import UserError
-from opd.report import render as render_module
-from opd.report.commands import report, report_after_training
-from opd.report.figures import by_position
-from opd.report.numbers import p_value
-from opd.report.page import config_rows, document
-from opd.report.plots import Line, _limits, curves, heat, moving_mean
-from opd.report.ranges import HEALTHY, PICTURES
-from opd.report.read import read_run
-from opd.report.render import render
+from opd.reports import render as render_module
+from opd.reports.figures import by_position
+from opd.reports.formatting import p_value
+from opd.reports.plots import Line, _limits, curves, heat, moving_mean
+from opd.reports.ranges import HEALTHY, PICTURES
+from opd.reports.read import read_run
+from opd.reports.render import render
+from opd.reports.run_page import config_rows, document
 from opd.run.folder import RunFolder
 
 from .shown import not_in_twin, panel_rollouts, shown_numbers, twin_rollouts
@@ -185,7 +185,7 @@ def test_a_report_that_fails_is_told_and_nothing_is_raised(tmp_path):
 
 def test_report_needs_no_torch(good, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from opd.report import commands;"
+        "import sys; from pathlib import Path; from opd.commands import report as commands;"
         "commands.report(Path(sys.argv[1]));"
         "sys.exit(sorted({'torch', 'transformers'} & sys.modules.keys()) != [])"
     )

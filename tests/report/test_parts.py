@@ -8,10 +8,10 @@ import pytest
 
 from opd.core.stats import Estimate
 from opd.errors import UserError
-from opd.report.checked import check_sections, number_table
-from opd.report.document import Note, Section, Table, Verdict
-from opd.report.numbers import estimate
-from opd.report.render import render_page, write_page
+from opd.reports.check_page import check_sections, number_table
+from opd.reports.document import Note, Section, Table, Verdict
+from opd.reports.formatting import estimate
+from opd.reports.render import render_page, write_page
 
 from .hostile import HOSTILE
 from .test_injection import TAGS, check

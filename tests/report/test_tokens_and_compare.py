@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
+from opd.commands.report import compare
 from opd.core import stats
 from opd.errors import UserError
-from opd.report.commands import compare
-from opd.report.compare import comparison, pairable, spent
-from opd.report.read import read_run
-from opd.report.tokens import EDGES, SHADES, advantages, scored, shade, token_view
+from opd.reports.compare_page import comparison, pairable, spent
+from opd.reports.read import read_run
+from opd.reports.token_view import EDGES, SHADES, advantages, scored, shade, token_view
 
 
 def test_advantage_on_the_support_against_a_loop(good):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from opd.report.limits import change
-from opd.report.read import Series, read_run
-from opd.report.verdict import verdict
+from opd.reports.findings import change
+from opd.reports.read import Series, read_run
+from opd.reports.verdict import verdict
 
 from .runs import good_run
 

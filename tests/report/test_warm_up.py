@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from opd.report.cost import cost_sections
-from opd.report.page import document
-from opd.report.read import read_run
-from opd.report.render import render
-from opd.report.verdict import verdict
-from opd.report.warm_up import coldstart_sections
+from opd.reports.coldstart_section import coldstart_sections
+from opd.reports.cost import cost_sections
+from opd.reports.read import read_run
+from opd.reports.render import render
+from opd.reports.run_page import document
+from opd.reports.verdict import verdict
 from opd.run.folder import RunFolder
 
 from .runs import STEPS, plain, write_eval

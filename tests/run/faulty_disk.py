@@ -1,4 +1,4 @@
-"""Disks that fail, kill or forget at their N-th operation; doubles of `opd.run.files.FileOps`."""
+"""Disks that fail, kill or forget at their N-th operation; doubles of `opd.run.disk.FileOps`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from opd.run.files import FileOps
+from opd.run.disk import FileOps
 
 
 class Unsynced(FileOps):

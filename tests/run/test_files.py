@@ -9,7 +9,7 @@ import os
 import pytest
 from faulty_disk import Faulty, Forgetful, PowerCut, dead_process, raising
 
-from opd.run.files import FileOps, alive, human_size, make_folder, remove, write_bytes, write_json
+from opd.run.disk import FileOps, alive, human_size, make_folder, remove, write_bytes, write_json
 
 
 @pytest.mark.parametrize("names_survive", [False, True])

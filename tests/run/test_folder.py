@@ -14,8 +14,8 @@ from faulty_disk import Faulty, Unsynced, killed_at
 
 from opd.errors import UserError
 from opd.run.folder import RunFolder
+from opd.run.jsonl import read_jsonl
 from opd.run.lock import LOCK
-from opd.run.records import read_jsonl
 
 CONFIG = {
     "train": {"seed": 3, "steps": 9, "prompts_per_step": 2},
@@ -331,7 +331,7 @@ def test_killed_at_every_operation_of_a_restart(tmp_path, flag):
 
 
 def test_no_torch_until_it_is_needed():
-    program = "import sys, opd.run.folder, opd.run.tracking; print('torch' in sys.modules)"
+    program = "import sys, opd.run.folder, opd.run.trackers; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

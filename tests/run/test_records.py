@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from opd.errors import UserError
-from opd.run.records import Journal, encode_line, json_restore, json_safe, read_jsonl
+from opd.run.jsonl import Journal, encode_line, json_restore, json_safe, read_jsonl
 
 # Keys without dots: NaNs are listed by dotted path.
 KEYS = st.text('abé\n\ud800/"', max_size=4)

@@ -21,7 +21,7 @@ from faulty_disk import (
 
 from opd.errors import UserError
 from opd.run.checkpoint import newest
-from opd.run.files import FileOps, require_space
+from opd.run.disk import FileOps, require_space
 from opd.run.manifest import broken, candidates, save_files
 
 

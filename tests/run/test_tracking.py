@@ -7,7 +7,7 @@ import json
 import pytest
 
 from opd.errors import MissingDependency
-from opd.run.tracking import Trackers
+from opd.run.trackers import Trackers
 
 # A stand-in for the wandb and trackio packages: writes what it is sent to a file.
 SERVICE = """

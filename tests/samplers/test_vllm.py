@@ -14,11 +14,11 @@ from conftest import VOCAB, tiny_tokenizer
 from opd.errors import UserError
 from opd.http import Http, Limits, Timer
 from opd.models.lm import add_lora
-from opd.ranks import LedSampler
-from opd.run.quarantine import Quarantine
+from opd.run.bad_answers import Quarantine
 from opd.samplers.hf import Decoding
 from opd.samplers.replay import ReplaySampler
 from opd.samplers.vllm import VllmSampler, seed_of
+from opd.training.distributed import LedSampler
 from test_ranks import played
 
 K, LENGTH, STOP = 3, 6, 1

@@ -29,8 +29,8 @@ from fake_vllm import (
 
 from opd.errors import UserError
 from opd.http import Transient
-from opd.teachers.handshake import shake_hands
-from opd.teachers.server import ServerTeacher
+from opd.teachers.probes import shake_hands
+from opd.teachers.remote import ServerTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Want
 

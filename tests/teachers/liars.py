@@ -27,9 +27,9 @@ from fake_vllm import (
 
 from opd.errors import UserError
 from opd.teachers import wire
-from opd.teachers.handshake import Handshake, probe_temperature, shake_hands
 from opd.teachers.opd_api import PROTOCOL, OpdDialect, row_mark
-from opd.teachers.server import ServerTeacher
+from opd.teachers.probes import Handshake, probe_temperature, shake_hands
+from opd.teachers.remote import ServerTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Want
 

@@ -13,7 +13,7 @@ from conftest import VOCAB
 from opd.errors import UserError
 from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store, entry_key, offline_name
 from opd.teachers.local import LocalTeacher
-from opd.teachers.server import TeacherDown
+from opd.teachers.remote import TeacherDown
 from opd.types import Kind, Scores, Want
 
 WANT = Want(sampled=True, support=True, topk=4)

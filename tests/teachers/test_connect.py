@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from fake_vllm import EOS, VOCAB, FakeClock, FakeVllm, bigram, client, encode
 
-from opd import config, connect
-from opd.build import make_objective
+from opd import config
 from opd.errors import UserError
 from opd.run.console import Console
-from opd.teachers.handshake import shake_hands
+from opd.setup import remote_teacher
+from opd.setup.session import make_objective
+from opd.teachers.probes import shake_hands
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Kind
 
@@ -32,7 +33,7 @@ def run_of(teacher=None, **loss):
 
 def refusal(kinds, **loss) -> str:
     with pytest.raises(UserError) as caught:
-        connect.require_kinds(make_objective(run_of(**loss)), kinds)
+        remote_teacher.require_kinds(make_objective(run_of(**loss)), kinds)
     return str(caught.value)
 
 
@@ -40,9 +41,9 @@ def test_student_chosen_ids_a_server_cannot_score_are_refused_with_the_choices()
     words = refusal(STOCK)
     for choice in ("sampled", "teacher_topk", "tail", "opd serve-teacher", "support=auto"):
         assert choice in words
-    connect.require_kinds(make_objective(run_of()), EXACT)
+    remote_teacher.require_kinds(make_objective(run_of()), EXACT)
     for support in ("sampled", "teacher_topk"):
-        connect.require_kinds(make_objective(run_of(support=support)), STOCK)
+        remote_teacher.require_kinds(make_objective(run_of(support=support)), STOCK)
 
 
 def test_whole_distributions_and_entropies_are_refused_where_nobody_sends_them():
@@ -56,7 +57,7 @@ def test_auto_is_what_the_teacher_can_serve(capsys):
         (EXACT, "student_topk", "paper"),
         (STOCK, "teacher_topk", "tail"),
     ):
-        loss = connect.settle_support(run_of(support="auto"), kinds, Console("plain")).loss
+        loss = remote_teacher.settle_support(run_of(support="auto"), kinds, Console("plain")).loss
         assert (loss.support, loss.mode) == (support, mode)
     assert "cannot score the student's own tokens" in capsys.readouterr().out
 

@@ -15,8 +15,8 @@ from conftest import VOCAB, tiny_model, tiny_tokenizer
 from opd.http import Http
 from opd.teachers.local import LocalTeacher
 from opd.teachers.opd_api import OpdDialect
-from opd.teachers.serve import Scorer, TeacherServer, make_app
-from opd.teachers.server import ServerTeacher
+from opd.teachers.remote import ServerTeacher
+from opd.teachers.scoring_server import Scorer, TeacherServer, make_app
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Kind, Want
 

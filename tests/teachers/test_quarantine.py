@@ -12,9 +12,9 @@ from fake_vllm import VOCAB, FakeClock, FakeVllm, bigram, client, encode, raw, r
 
 from opd.errors import UserError
 from opd.http import Http
-from opd.run.quarantine import Exchange, Quarantine
-from opd.teachers.handshake import shake_hands
-from opd.teachers.server import ServerTeacher
+from opd.run.bad_answers import Exchange, Quarantine
+from opd.teachers.probes import shake_hands
+from opd.teachers.remote import ServerTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Want
 

@@ -13,7 +13,7 @@ from conftest import VOCAB, tiny_model, tiny_tokenizer
 from opd.models.lm import LM
 from opd.teachers import wire
 from opd.teachers.opd_api import FRAME, PROTOCOL, SCORE
-from opd.teachers.serve import Scorer, fingerprint, make_app
+from opd.teachers.scoring_server import Scorer, fingerprint, make_app
 
 TOKEN = "right"
 

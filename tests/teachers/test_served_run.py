@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from opd import config
-from opd.build import build
+from opd.commands.serve_teacher import score_ahead
+from opd.demo.run_config import demo_config
 from opd.errors import UserError
-from opd.lab.demo import demo_config
-from opd.loop import train
 from opd.models import tokenizers
 from opd.models.lm import load_lm
 from opd.run.console import Console
-from opd.run.records import read_jsonl
-from opd.serving import score_ahead
-from opd.teachers.serve import Scorer, TeacherServer, make_app
-from opd.teachers.server import TeacherDown
+from opd.run.jsonl import read_jsonl
+from opd.setup.session import build
+from opd.teachers.remote import TeacherDown
+from opd.teachers.scoring_server import Scorer, TeacherServer, make_app
+from opd.training.loop import train
 
 TOKEN = "token-of-the-demo"
 # One float32 forward batched another way; the update follows it.

@@ -19,20 +19,20 @@ import torch
 from real_server import RealVllm
 
 from opd import config
-from opd.build import build
 from opd.errors import UserError
 from opd.http import Http, Limits
-from opd.loop import train
 from opd.models import tokenizers
 from opd.models.lm import add_lora, load_lm
 from opd.run.console import Console
-from opd.run.records import read_jsonl
+from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.vllm import VllmSampler
-from opd.teachers.handshake import shake_hands
+from opd.setup.session import build
 from opd.teachers.local import LocalTeacher
-from opd.teachers.server import ServerTeacher
+from opd.teachers.probes import shake_hands
+from opd.teachers.remote import ServerTeacher
 from opd.teachers.vllm_api import VllmDialect
+from opd.training.loop import train
 from opd.types import Prompt, Want
 
 pytestmark = [

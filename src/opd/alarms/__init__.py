@@ -5,7 +5,7 @@ docs/alarms.md has one row a rule. No torch.
 """
 
 from opd.alarms.history import Change, History
+from opd.alarms.monitor import Alarm, Watch, replay, window_of
 from opd.alarms.rules import RULES, Rule
-from opd.alarms.watch import Alarm, Watch, replay, window_of
 
 __all__ = ["RULES", "Alarm", "Change", "History", "Rule", "Watch", "replay", "window_of"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd.core.wide import project
+from opd.core.cpu_kernels import project
 
 # One chunk of fp32 logits: 16M elements = 64 MB, whatever the vocabulary.
 CHUNK_ELEMENTS = 16 * 2**20

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from opd.core import losses
+from opd.core.distributions import View, logp
 from opd.core.losses import Weights
 from opd.core.supports import Support, candidates
-from opd.core.views import View, logp
 from opd.errors import UserError
 from opd.types import Want
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from opd.config import AnswerRule
-from opd.core.metrics import repetition
+from opd.core.diagnostics import repetition
 from opd.data import answers as reading
 from opd.data.graders import Grader
 from opd.types import Rollout

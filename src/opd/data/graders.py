@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from opd.data import answers as reading
-from opd.data.math_process import MathProcess
+from opd.data.math_sandbox import MathProcess
 from opd.errors import MissingDependency, UserError
 
 Kind = Literal["exact", "number", "math"]

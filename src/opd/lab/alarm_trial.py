@@ -23,7 +23,7 @@ from opd import config
 from opd.alarms import Alarm, replay
 from opd.config import Alarms
 from opd.core import stats
-from opd.run.records import json_restore, read_jsonl
+from opd.run.jsonl import json_restore, read_jsonl
 
 Class = Literal["wrong", "healthy", "between", "no gap"]
 HEADROOM = 0.1  # least accuracy by which the teacher must be ahead

@@ -26,21 +26,21 @@ import numpy as np
 import typer
 
 from opd import config
-from opd.auto import prepare
-from opd.build import build
+from opd.commands.auto import prepare
+from opd.commands.select import run_select
 from opd.config import Run
 from opd.core import stats
 from opd.errors import UserError
-from opd.evaluate import EVAL_KEY, evaluate
 from opd.lab import zoo
 from opd.lab.calibration.grid import PREFIX, WORLDS
 from opd.lab.commands import CACHE
 from opd.lab.runs import Task, one_thread, run_config
-from opd.loop import Parts, train
 from opd.run.console import Console
-from opd.run.records import read_jsonl
+from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import HFSampler
-from opd.selecting import run_select
+from opd.setup.session import build
+from opd.training.evaluate import EVAL_KEY, evaluate
+from opd.training.loop import Parts, train
 from opd.types import Rollout
 
 Arm = Literal["plain", "cold start", "select", "horizon", "auto"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from opd.data.gold import example
+from opd.data.sft_examples import example
 from opd.lab.worlds.words import Problem, World, generator
 from opd.types import Rollout
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from opd.demo.run_config import PAIR
 from opd.lab import zoo
-from opd.lab.demo import PAIR
 
 ROLES = {"student": "chain-base", "teacher": "chain-clean"}
 SEED = 0

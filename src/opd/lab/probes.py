@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from opd.core import metrics, stats
-from opd.core.align import align
-from opd.core.views import DenseView
+from opd.core import diagnostics, stats
+from opd.core.batch import align
+from opd.core.distributions import DenseView
 from opd.data.graders import make_grader
 from opd.data.prompts import PromptSet, load_prompts
-from opd.evaluate import EvalTask, Evaluation, evaluate
 from opd.lab.runs import SLACK, Task, one_thread
 from opd.lab.worlds import World
 from opd.lab.worlds.words import pattern_of
@@ -27,8 +26,9 @@ from opd.models.lm import LM, load_lm
 from opd.models.tokenizers import eos_ids, load_tokenizer
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
+from opd.training.evaluate import EvalTask, Evaluation, evaluate
+from opd.training.step import merge
 from opd.types import Metrics, Prompt, Rollout, Scores, Want
-from opd.update import merge
 
 TOKENS = 8192  # padded tokens a forward
 PROBE_KEY = 4  # separates these samples from those of training and evaluation
@@ -123,7 +123,7 @@ def overlap_on(
             p = DenseView(student.lm.head.full(hidden)).log_probs()
             q = DenseView(teacher.lm.head.full(micro.full_hidden)).log_probs()
             for k, total in sums.items():
-                merge(total, metrics.overall(metrics.diagnose(p, q, k=min(k, p.shape[1]))))
+                merge(total, diagnostics.overall(diagnostics.diagnose(p, q, k=min(k, p.shape[1]))))
     return {k: {name: mean.value for name, mean in total.items()} for k, total in sums.items()}
 
 

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from opd import config
-from opd.build import build
-from opd.lab.demo import write_prompts
+from opd.demo.run_config import write_prompts
 from opd.lab.worlds import World
-from opd.loop import train
 from opd.run.console import Console
+from opd.setup.session import build
+from opd.training.loop import train
 
 PACKAGE = Path(__file__).parents[1]
 # Everything that decides a number; faces, server teachers, report and bookkeeping do not.
@@ -41,14 +41,14 @@ SOURCES = (
     "samplers/hf.py",
     "teachers/local.py",
     "recipes/sft.py",
-    "horizon.py",
-    "rescue.py",
-    "guard.py",
+    "training/horizon.py",
+    "training/interventions.py",
+    "training/guard.py",
     "alarms/*.py",
-    "experience.py",
-    "update.py",
-    "loop.py",
-    "evaluate.py",
+    "training/experience.py",
+    "training/step.py",
+    "training/loop.py",
+    "training/evaluate.py",
     "lab/worlds/*.py",
     "lab/corpus.py",
     "lab/runs.py",
@@ -57,10 +57,10 @@ SOURCES = (
 # Decides the numbers of runs with a cold start alone.
 COLD_SOURCES = (
     "recipes/coldstart.py",
-    "supply.py",
+    "setup/coldstart_source.py",
     "data/filters.py",
-    "data/questions.py",
-    "data/gold.py",
+    "data/duplicates.py",
+    "data/sft_examples.py",
 )
 SLACK = 6  # tokens beyond the longest well-formed completion
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from opd.core.chunked import LogitsOf, LossOfLogits, chunked_sum
-from opd.core.views import DenseView
-from opd.core.wide import project
+from opd.core.cpu_kernels import project
+from opd.core.distributions import DenseView
 
 # Rows gathered at a time are [chunk, K, H]; this many elements bound the buffer (16 MB in fp32).
 _GATHER_ELEMENTS = 4 * 2**20
@@ -146,7 +146,7 @@ def _parts(ids: Tensor, width: int) -> list[slice]:
 
 @dataclass(eq=False)
 class RowsView:
-    """`opd.core.views.View` of hidden states through a head: scores cost K rows, not V."""
+    """`opd.core.distributions.View` of hidden states through a head: scores cost K rows, not V."""
 
     head: Head
     hidden: Tensor

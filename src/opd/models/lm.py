@@ -35,8 +35,8 @@ class LM:
     """A loaded model: `model` is what is trained and saved, `hidden` and `head` are how it is used.
 
     `model` is the plain Hugging Face model, or the peft model around it for a LoRA student.
-    `sharded` is what runs it when its weights are shared out (see `opd.models.shard`);
-    `can_share` is kept by `opd.models.prompts.shares_prompts`.
+    `sharded` is what runs it when its weights are shared out (see `opd.models.fsdp`);
+    `can_share` is kept by `opd.models.prefix_cache.shares_prompts`.
     """
 
     model: nn.Module

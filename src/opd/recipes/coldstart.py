@@ -18,20 +18,20 @@ from typing import Any
 import numpy as np
 
 from opd.config import Coldstart
+from opd.data.duplicates import without
 from opd.data.filters import REASONS, sift
 from opd.data.graders import Grader
-from opd.data.questions import without
 from opd.errors import UserError
-from opd.loop import Parts, evaluated, save
 from opd.recipes.measure import measure
 from opd.recipes.sft import rate, sft_step
 from opd.run import checkpoint as store
 from opd.run import rollouts as rollout_files
-from opd.run.files import DISK, make_folder, remove, sweep, write_bytes, write_json
-from opd.run.place import COLD_START, ON_POLICY
-from opd.state import checkpoint, restore, restore_phase
+from opd.run.disk import DISK, make_folder, remove, sweep, write_bytes, write_json
+from opd.run.preflight import COLD_START, ON_POLICY
+from opd.training.loop import Parts, evaluated, save
+from opd.training.resume import checkpoint, restore, restore_phase
+from opd.training.step import Learner, Refused, make_optimizer
 from opd.types import Prompt, Rollout, Sampler, Scores
-from opd.update import Learner, Refused, make_optimizer
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from opd.core import metrics
-from opd.core.metrics import Tops
+from opd.core import diagnostics
+from opd.core.diagnostics import Tops
 from opd.types import Metrics, Rollout, Scores, Teacher, Want
 
 
@@ -35,7 +35,7 @@ def measure(
         k: support size (paper: 16).
 
     Returns:
-        The names of `opd.core.metrics.OVERLAP` as exact means.
+        The names of `opd.core.diagnostics.OVERLAP` as exact means.
 
     Raises:
         ValueError: too few recorded tokens, or top tokens missing and no teacher to ask.
@@ -50,8 +50,8 @@ def measure(
             raise ValueError(f"no top-{k} tokens of a teacher on disk, and no teacher to ask")
         given = teacher.score(chosen, Want(topk=k))
     student = tops([(r.topk_ids, r.topk_logp) for r in chosen], k)
-    return metrics.overall(
-        metrics.overlap(student, tops([(s.topk_ids, s.topk_logp) for s in given], k))
+    return diagnostics.overall(
+        diagnostics.overlap(student, tops([(s.topk_ids, s.topk_logp) for s in given], k))
     )
 
 

@@ -17,7 +17,7 @@ from scipy.special import comb
 from scipy.stats import rankdata
 
 from opd.config import Select
-from opd.core import metrics
+from opd.core import diagnostics
 from opd.core.stats import Estimate, paired
 from opd.data.graders import Grader
 from opd.recipes.measure import tops
@@ -105,7 +105,7 @@ def _overlap(
     tokens = np.bincount(owner, minlength=count)
     student = tops([(r.topk_ids, r.topk_logp) for r in rollouts], k)
     teacher = tops([(s.topk_ids, s.topk_logp) for s in scores], k)
-    mass = metrics.overlap(student, teacher)[MASS].total.double().numpy()
+    mass = diagnostics.overlap(student, teacher)[MASS].total.double().numpy()
     theirs = [s.entropy for s in scores]
     values = [mass, np.concatenate([r.entropy for r in rollouts])]
     values.append(

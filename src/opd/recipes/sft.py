@@ -13,12 +13,11 @@ from typing import Literal, NamedTuple
 import torch
 
 from opd.config import Optim
-from opd.core.align import align
-from opd.core.plan import pass_cost
-from opd.data.gold import choose
+from opd.core.batch import align
+from opd.core.microbatches import pass_cost
+from opd.data.sft_examples import choose
 from opd.models.lm import LM
-from opd.types import Rollout
-from opd.update import (
+from opd.training.step import (
     Memory,
     Refused,
     completion_loss,
@@ -26,6 +25,7 @@ from opd.update import (
     make_optimizer,
     within_memory,
 )
+from opd.types import Rollout
 
 Schedule = Literal["constant", "cosine"]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from opd.errors import UserError
-from opd.run.files import CHUNK, DISK, FileOps, encode_json
+from opd.run.disk import CHUNK, DISK, FileOps, encode_json
 from opd.run.manifest import Pieces, broken, candidates, save_files
 
 log = logging.getLogger(__name__)

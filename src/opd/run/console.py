@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from opd.run.records import json_safe
+from opd.run.jsonl import json_safe
 
 Style = Literal["auto", "plain", "json", "quiet"]
 

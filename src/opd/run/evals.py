@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from opd.run.columns import from_parquet, read_texts, text_columns, to_parquet
-from opd.run.files import FileOps, encode_json, write_bytes, write_json
-from opd.run.records import json_restore, json_safe
+from opd.run.disk import FileOps, encode_json, write_bytes, write_json
+from opd.run.jsonl import json_restore, json_safe
+from opd.run.parquet import from_parquet, read_texts, text_columns, to_parquet
 from opd.types import Graded
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from opd.errors import UserError
-from opd.run import evals, rollouts, vocabulary
-from opd.run.env import environment
-from opd.run.files import (
+from opd.run import evals, rollouts, token_texts
+from opd.run.disk import (
     DISK,
     FileOps,
     make_folder,
@@ -21,8 +20,10 @@ from opd.run.files import (
     write_bytes,
     write_json,
 )
+from opd.run.env import environment
+from opd.run.jsonl import Journal, json_safe
 from opd.run.lock import Lock
-from opd.run.place import (
+from opd.run.preflight import (
     CONFIG,
     ENV,
     FOLDERS,
@@ -34,7 +35,6 @@ from opd.run.place import (
     clear,
     config_hash,
 )
-from opd.run.records import Journal, json_safe
 from opd.run.redact import redact
 
 if TYPE_CHECKING:
@@ -233,8 +233,8 @@ class RunFolder:
 
     def save_tokens(self, texts: Callable[[], Sequence[str]]) -> None:
         """Write what every token id says, unless an earlier part of the run did."""
-        if not (self.path / vocabulary.TOKENS).exists():
-            vocabulary.save(self.path, texts(), self._ops)
+        if not (self.path / token_texts.TOKENS).exists():
+            token_texts.save(self.path, texts(), self._ops)
 
     def save_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, the end of the run in numbers."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opd.run.files import DISK
+from opd.run.disk import DISK
 from opd.run.folder import RunFolder
 from opd.run.redact import redact
 from opd.types import Graded, Rollout, Scores

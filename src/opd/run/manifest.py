@@ -14,8 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from opd.errors import UserError
-from opd.run.env import package_versions
-from opd.run.files import (
+from opd.run.disk import (
     DISK_FULL,
     FileOps,
     encode_json,
@@ -26,6 +25,7 @@ from opd.run.files import (
     sweep,
     write_new,
 )
+from opd.run.env import package_versions
 
 log = logging.getLogger(__name__)
 

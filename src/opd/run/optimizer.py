@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd.models.shard import like
+from opd.models.fsdp import like
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 OWN = ("params", "fused", "foreach")  # of this process: what it steps, and how

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from opd.run.columns import (
+from opd.run.disk import DISK, FileOps, remove, write_bytes
+from opd.run.parquet import (
     Array,
     array_columns,
     from_parquet,
@@ -25,7 +26,6 @@ from opd.run.columns import (
     text_columns,
     to_parquet,
 )
-from opd.run.files import DISK, FileOps, remove, write_bytes
 from opd.types import Prompt, Rollout, Scores
 
 if TYPE_CHECKING:

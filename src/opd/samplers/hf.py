@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd.core.wide import top
+from opd.core.cpu_kernels import top
 from opd.errors import UserError
 from opd.models.lm import LM
 from opd.samplers.kv import growing_cache

@@ -20,7 +20,7 @@ import numpy as np
 from opd.errors import UserError
 from opd.http import Http, Refusal, Transient, clean
 from opd.models.lm import LM
-from opd.run.quarantine import Exchange, Quarantine
+from opd.run.bad_answers import Exchange, Quarantine
 from opd.samplers.hf import Decoding
 from opd.types import Prompt, Rollout
 

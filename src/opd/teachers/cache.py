@@ -20,7 +20,7 @@ import numpy as np
 
 from opd.errors import UserError
 from opd.teachers import wire
-from opd.teachers.server import TeacherDown, placed, served
+from opd.teachers.remote import TeacherDown, placed, served
 from opd.types import Kind, Rollout, Scores, Teacher, Want
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class CachedTeacher:
             teacher: asked for what is missing.
             store: where scores are kept.
             fingerprint: tells this teacher, at its temperature, from every other one.
-            topk_for_diagnostics: see `opd.teachers.server.ServerTeacher`.
+            topk_for_diagnostics: see `opd.teachers.remote.ServerTeacher`.
             note: takes the hit rate for the step's timings.
         """
         self.teacher, self.store, self.fingerprint = teacher, store, fingerprint

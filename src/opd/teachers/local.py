@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd.core.align import pad_rows
+from opd.core.batch import pad_rows
 from opd.core.chunked import chunk_slices
-from opd.core.plan import pass_cost, plan
-from opd.core.views import DenseView
-from opd.core.wide import top
+from opd.core.cpu_kernels import top
+from opd.core.distributions import DenseView
+from opd.core.microbatches import pass_cost, plan
 from opd.models.head import RowsView
 from opd.models.lm import LM
-from opd.models.prompts import SharedPrompts, shares_prompts
+from opd.models.prefix_cache import SharedPrompts, shares_prompts
 from opd.types import Kind, Rollout, Scores, Want
 
 # Keys and values of a token in all layers, over what a pass holds of it in one: 1.4 (8B parameters,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from opd.core.plan import token_batches
+from opd.core.microbatches import token_batches
 from opd.errors import UserError
 from opd.http import Answer, Http, Refusal, Transient
 from opd.teachers import wire
@@ -26,7 +26,7 @@ FIELDS = ("sampled", "support", "log_z", "entropy", "topk_ids", "topk_logp")
 
 
 class OpdDialect:
-    """`opd.teachers.server.Dialect` of `opd serve-teacher`."""
+    """`opd.teachers.remote.Dialect` of `opd serve-teacher`."""
 
     kinds = frozenset({Kind.SAMPLED, Kind.SUPPORT, Kind.TOPK})
     max_topk: int | None = None

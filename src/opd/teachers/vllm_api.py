@@ -26,7 +26,7 @@ IMPOSSIBLE = -9998.0  # vLLM writes -9999 for minus infinity
 
 
 class VllmDialect:
-    """`opd.teachers.server.Dialect` of a stock vLLM server."""
+    """`opd.teachers.remote.Dialect` of a stock vLLM server."""
 
     max_topk: int | None = None
 

@@ -14,7 +14,7 @@ from opd.lab.calibration.fitting import fit
 from opd.lab.calibration.grid import Pair
 from opd.lab.calibration.outcomes import Outcome, outcomes, save
 from opd.lab.calibration.page import write_page
-from opd.recipes.check.prospect import MODEL, load_model
+from opd.recipes.check.forecast import MODEL, load_model
 from opd.run.console import Console
 
 FEATURES = ("log_distance", "tilt_gain")

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import optimize
 
 from opd.lab.calibration.outcomes import Outcome
-from opd.recipes.check.prospect import ProspectModel, Term
+from opd.recipes.check.forecast import ProspectModel, Term
 
 RIDGE = 0.01  # on standardised weights: keeps a feature that says little from saying much
 LEVEL = 0.9

@@ -12,7 +12,7 @@ from opd.core import stats
 from opd.core.stats import Estimate
 from opd.lab.calibration.fitting import values
 from opd.lab.calibration.outcomes import Outcome
-from opd.recipes.check.prospect import ProspectModel, foretell
+from opd.recipes.check.forecast import ProspectModel, foretell
 from opd.recipes.check.verdict import ENOUGH, LITTLE, judge
 
 HEADROOM = 0.1  # a lead from which on a recovery means anything

@@ -14,7 +14,7 @@ from opd.lab.calibration.judging import (
     single_feature,
 )
 from opd.lab.calibration.outcomes import Outcome
-from opd.recipes.check.prospect import ProspectModel, foretell
+from opd.recipes.check.forecast import ProspectModel, foretell
 from opd.recipes.check.verdict import ENOUGH, LITTLE, judge
 
 BASELINES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from opd.commands.select import rows_of, select, write_rows
 from opd.config import parse
 from opd.core import stats
 from opd.lab.experiments.entry import Arm, Bench, Claim, Entry, Found, line
@@ -12,7 +13,6 @@ from opd.lab.runs import Result, Task, digest, one_thread, run_config
 from opd.lab.worlds import Content
 from opd.lab.worlds.content import OTHER
 from opd.run.console import Console
-from opd.selecting import rows_of, select, write_rows
 
 PAIR = ("chain-base", "chain-content")
 MIXED = (0.25, 0.5)  # share of prompts without the teacher's content

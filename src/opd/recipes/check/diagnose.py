@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from opd.core import metrics
-from opd.core.align import pad_rows
+from opd.core import diagnostics
+from opd.core.batch import pad_rows
 from opd.core.chunked import chunk_slices
-from opd.core.metrics import Measure
-from opd.core.plan import token_batches
-from opd.core.views import DenseView
+from opd.core.diagnostics import Measure
+from opd.core.distributions import DenseView
+from opd.core.microbatches import token_batches
 from opd.models.lm import LM
 from opd.types import Rollout
 
@@ -49,7 +49,7 @@ class Diagnosis:
 def diagnose(
     writer: LM, reader: LM, rollouts: Sequence[Rollout], *, k: int, tokens: int
 ) -> Diagnosis:
-    """Everything of `opd.core.metrics.diagnose`, with p the writer's and q the reader's.
+    """Everything of `opd.core.diagnostics.diagnose`, with p the writer's and q the reader's.
 
     Args:
         writer: wrote the rollouts; "student" in the names of the metrics.
@@ -75,7 +75,7 @@ def diagnose(
         for chunk in chunk_slices(len(targets), writer.vocab):
             p = DenseView(writer.head.full(states[0][chunk])).log_probs()
             q = DenseView(reader.head.full(states[1][chunk])).log_probs().to(p.device)
-            found = metrics.diagnose(
+            found = diagnostics.diagnose(
                 p, q, k=min(k, writer.vocab), targets=targets[chunk].to(p.device)
             )
             for name, measure in found.items():

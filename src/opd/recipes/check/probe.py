@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from opd.core import metrics
-from opd.core.metrics import Tops
+from opd.core import diagnostics
+from opd.core.diagnostics import Tops
 from opd.data.graders import Grader
 from opd.models.lm import LM
 from opd.recipes.check.diagnose import Diagnosis, diagnose, of_positions
@@ -184,7 +184,7 @@ def play_server(teacher: Teacher, own: Own, rules: Rules) -> Against:
     for rollout, given in zip(own.rollouts, scores, strict=True):
         assert given.sampled is not None
         rewards.append(given.sampled - rollout.logp)
-        positions = {"diag/token_reward": metrics.everywhere(torch.from_numpy(rewards[-1]))}
+        positions = {"diag/token_reward": diagnostics.everywhere(torch.from_numpy(rewards[-1]))}
         if given.topk_ids is not None and given.topk_logp is not None:
             k = min(given.topk_ids.shape[1], rollout.topk_ids.shape[1])
             lists = (rollout.topk_ids, rollout.topk_logp), (given.topk_ids, given.topk_logp)
@@ -192,7 +192,7 @@ def play_server(teacher: Teacher, own: Own, rules: Rules) -> Against:
                 Tops(torch.from_numpy(ids[:, :k]).long(), torch.from_numpy(logp[:, :k]))
                 for ids, logp in lists
             )
-            positions |= metrics.topk_metrics(ours, theirs)
+            positions |= diagnostics.topk_metrics(ours, theirs)
         found.append(positions)
     return Against(
         of_positions(found),

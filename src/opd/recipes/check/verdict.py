@@ -14,9 +14,9 @@ from typing import Any, Literal
 from scipy import stats as scipy_stats
 
 from opd.core.stats import Estimate
-from opd.recipes.check.handshake import Point
+from opd.recipes.check.compatibility import Point
+from opd.recipes.check.forecast import Prospect
 from opd.recipes.check.probe import DEPTHS
-from opd.recipes.check.prospect import Prospect
 
 Verdict = Literal["go", "go with changes", "don't"]
 

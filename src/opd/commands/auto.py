@@ -1,0 +1,128 @@
+"""`recipe: auto`: the check decides what a run begins with.
+
+check -> select, if there is a `select` section -> cold start, if the check advises one ->
+on-policy training with alarms that act. What was decided is in the run folder's config.json, and a
+resumed run takes it from there instead of deciding again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from opd import config
+from opd.commands.check import output
+from opd.commands.check.result import Checked
+from opd.commands.check.run import check
+from opd.commands.select import run_select
+from opd.config import Run
+from opd.errors import UserError
+from opd.recipes.check.verdict import worth_imitating
+from opd.run.console import Console
+from opd.run.preflight import CONFIG
+
+DECIDED = ("coldstart", "alarms", "prompts")
+"""Sections that this recipe may change."""
+SHARE = 0.02  # of the run's tokens that the check may write, if that is enough for 32 prompts
+
+
+def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
+    """The configuration with what the recipe decides; unchanged unless `recipe: auto`.
+
+    Raises:
+        UserError: the check says don't; several processes.
+    """
+    if cfg.recipe is None:
+        return cfg
+    stored = Path(cfg.output.dir) / CONFIG
+    if resume and stored.is_file():
+        return decided_before(cfg, json.loads(stored.read_text("utf-8")))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "recipe=auto checks the pair in one process first. Run `opd check run.yaml --apply "
+            "best.yaml` alone, then train best.yaml with as many processes as you like."
+        )
+    console.say("recipe: auto. Checking the pair ...")
+    checked = looked(cfg, SHARE)
+    if hopeless(checked):
+        console.say("recipe: auto. A don't is not believed on few prompts: a whole check ...")
+        checked = looked(cfg, math.inf)
+    output.keep(cfg, output.record(checked), console)
+    refuse(checked)
+    decided = decide(cfg, checked, console)
+    if decided.select is not None:
+        chosen = run_select(decided)
+        decided = _with(decided, {"prompts": {"path": chosen["output"]}})
+    return decided
+
+
+def looked(cfg: Run, share: float) -> Checked:
+    """The check, writing at most a share of the run's tokens."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return check(
+            "recipe: auto",
+            [cfg],
+            budget=None,
+            began=time.monotonic(),
+            scratch=Path(scratch),
+            share=share,
+        )
+
+
+def hopeless(checked: Checked) -> bool:
+    """Whether nothing is to be gained, with a cold start or without."""
+    best = checked.found[0]
+    starts_cold = at_start(best.who.cfg) or any("coldstart" in one.set for one in best.advice)
+    return best.verdict == "don't" and not (starts_cold and worth_imitating(best.numbers))
+
+
+def refuse(checked: Checked) -> None:
+    """Stop here if the pair is hopeless.
+
+    Raises:
+        UserError: with the reasons of the check.
+    """
+    best = checked.found[0]
+    if hopeless(checked):
+        why = "\n".join(f"  {r.text}. {r.evidence}" for r in best.reasons)
+        raise UserError(
+            f"recipe=auto does not start this run: the check says don't.\n{why}\n"
+            "Set recipe=null to train all the same."
+        )
+
+
+def decide(cfg: Run, checked: Checked, console: Console) -> Run:
+    """Cold start if the check advises one; alarms that act."""
+    changes: dict[str, Any] = {}
+    for one in checked.found[0].advice:
+        if "coldstart" in one.set:
+            changes["coldstart"] = one.set["coldstart"]
+    begins = "a cold start" if "coldstart" in changes or at_start(cfg) else "on-policy training"
+    if cfg.alarms.action == "warn":
+        changes["alarms"] = {"action": "act"}
+    best = checked.found[0]
+    console.say(f"recipe: auto. The check says {best.verdict}; the run begins with {begins}.")
+    return _with(cfg, changes)
+
+
+def at_start(cfg: Run) -> bool:
+    """Whether the configuration itself begins with a cold start."""
+    return cfg.coldstart is not None and cfg.coldstart.when == "start"
+
+
+def decided_before(cfg: Run, stored: dict[str, Any]) -> Run:
+    """The sections an interrupted run was started with."""
+    return _with(cfg, {name: stored[name] for name in DECIDED if name in stored})
+
+
+def _with(cfg: Run, changes: dict[str, Any]) -> Run:
+    """A configuration with sections changed key by key, validated anew."""
+    data = config.dump(cfg)
+    for name, section in changes.items():
+        data[name] = (data.get(name) or {}) | section if isinstance(section, dict) else section
+    return config.parse(data, where="recipe: auto")

@@ -1,0 +1,46 @@
+"""`opd demo`: a whole distillation on the shipped pair, explained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from opd import config
+from opd.commands.train import run_train
+from opd.demo.run_config import PAIR, demo_config
+from opd.run.console import Console
+
+
+def run_demo(out: Path, steps: int | None) -> None:
+    """Distil the shipped pair and explain what happened.
+
+    Args:
+        out: the run folder; its prompts are written beside it. An earlier demo there is replaced,
+            any other run is refused.
+        steps: null for the demo's own number.
+    """
+    torch.set_num_threads(1)  # matrices this small are faster without company
+    console = Console("auto")
+    console.say(
+        "A tiny student that adds badly, and a teacher of the same family that has learned it. The "
+        "student writes, the teacher scores every token, the student learns."
+    )
+    cfg = config.parse(demo_config(out))
+    if steps is not None:
+        cfg = config.parse(config.dump(cfg), [f"train.steps={steps}"])
+    run_train(cfg, overwrite=is_demo(out))
+    console.say(
+        "`sum` is what was distilled; `echo` is another skill, watched so that forgetting shows."
+    )
+    console.say(f"Next: opd eval {out}   or your own models: opd init run.yaml")
+
+
+def is_demo(folder: Path) -> bool:
+    """Whether a folder holds an earlier demo: a run whose student is the shipped one."""
+    try:
+        found = json.loads((folder / "config.json").read_text("utf-8"))
+        return bool(found["student"]["model"] == str(PAIR / "student"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,114 @@
+"""A child process that compares two mathematical expressions, and is killed when it takes too long.
+
+JSON lines over pipes, one request at a time. The child (`math_worker.py`) is started by its file,
+so it imports neither torch nor anything else of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+
+from opd.data.answers import MAX_ANSWER
+
+WORKER = Path(__file__).with_name("math_worker.py")
+START_LIMIT = 120.0  # seconds to import sympy on a busy machine; not part of a text's limit
+MEMORY = 2 * 2**30  # bytes of address space
+MAX_REPLY = 4096  # bytes
+# API keys have no business in a process that reads hostile text.
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "TMPDIR", "LD_LIBRARY_PATH")
+
+
+class MathProcess:
+    """The child, started when first needed and again after a kill."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.starts = 0
+        self._child: subprocess.Popen[bytes] | None = None
+        self._finalizer: weakref.finalize[..., MathProcess] | None = None
+
+    def equal(self, text: str, answer: str, *, marked: bool) -> tuple[bool, str]:
+        """Whether two expressions are equal, and why (not).
+
+        Args:
+            text: the expression itself when `marked`, else a sentence that ends with it.
+            answer: ground truth, LaTeX.
+            marked: see `text`.
+        """
+        if len(text) > MAX_ANSWER or len(answer) > MAX_ANSWER:
+            return False, f"longer than {MAX_ANSWER} characters"
+        child = self._running()
+        request = json.dumps({"text": text, "answer": answer, "marked": marked}) + "\n"
+        assert child.stdin is not None
+        try:
+            child.stdin.write(request.encode("ascii"))
+            child.stdin.flush()
+        except BrokenPipeError:
+            self.close()
+            return False, "the checker died"
+        line = self._line(child, self.limit)
+        if line is None:
+            self.close()
+            return False, "timed out"
+        if not line:
+            self.close()
+            return False, "the checker died (out of time or memory)"
+        reply = json.loads(line)
+        return bool(reply["equal"]), str(reply["reason"])
+
+    def close(self) -> None:
+        """Kill the child, if there is one."""
+        if self._finalizer is not None:
+            self._finalizer()
+        self._child = self._finalizer = None
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._child is not None:
+            return self._child
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-B", str(WORKER), str(MEMORY), str(self.limit)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+        )
+        self.starts += 1
+        self._finalizer = weakref.finalize(self, _end, self._child)
+        ready = self._line(self._child, START_LIMIT)
+        if not ready or json.loads(ready) != {"ready": True}:
+            self.close()
+            raise RuntimeError(f"the math checker did not start: {ready!r}")
+        return self._child
+
+    @staticmethod
+    def _line(child: subprocess.Popen[bytes], limit: float) -> bytes | None:
+        """One line of the child's; None when time is up, b"" when it has ended."""
+        assert child.stdout is not None
+        fd, end, got = child.stdout.fileno(), time.monotonic() + limit, b""
+        while not got.endswith(b"\n"):
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([fd], [], [], left)[0]:
+                return None
+            piece = os.read(fd, MAX_REPLY)
+            if not piece or len(got) > MAX_REPLY:
+                return b""
+            got += piece
+        return got
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            try:
+                pipe.close()
+            except BrokenPipeError:  # bytes it never read
+                continue

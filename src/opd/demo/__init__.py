@@ -1,0 +1,1 @@
+"""The pair that `opd demo` trains, and its run configuration."""

@@ -1,0 +1,80 @@
+"""How numbers are written for people."""
+
+from __future__ import annotations
+
+import math
+
+from opd.core.stats import Estimate
+from opd.reports.document import Number
+
+NONE = Number(None, "\u2013")
+
+
+def minus(text: str) -> str:
+    """Numbers with the sign that is as wide as a plus."""
+    return text.replace("-", "\u2212")
+
+
+def percent(value: float) -> Number:
+    """A share of 1 in percent, one decimal."""
+    return Number(value, _percent(value))
+
+
+def _percent(value: float) -> str:
+    return "not bounded" if not math.isfinite(value) else minus(f"{100 * value:.1f}%")
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return minus(f"{100 * value:+.1f} points")
+
+
+def points_range(low: float, high: float) -> str:
+    """The 95 % interval of a difference of shares."""
+    return minus(f"95% interval {100 * low:+.1f} to {100 * high:+.1f}")
+
+
+def plain(value: float, digits: int = 3) -> Number:
+    """A number of so many significant digits."""
+    if not math.isfinite(value):
+        return Number(value, "not bounded" if math.isinf(value) else "not a number")
+    if value == int(value) and abs(value) < 1e15:
+        return Number(value, minus(f"{int(value):,}"))
+    return Number(value, minus(f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"))
+
+
+def p_value(value: float) -> str:
+    """A p-value; a permutation test has no very small ones, so below 0.001 none is told."""
+    return "p < 0.001" if value < 0.001 else f"p = {plain(value, 2).text}"
+
+
+def interval(low: float, high: float) -> str:
+    """A 95 % interval of shares."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "interval not bounded"
+    return minus(f"{100 * low:.1f} to {100 * high:.1f}%")
+
+
+def estimate(found: Estimate) -> Number:
+    """A share with its interval."""
+    return Number(found.value, _percent(found.value), interval(found.low, found.high))
+
+
+def length(found: Estimate) -> Number:
+    """A mean number of tokens with its interval."""
+    note = f"{plain(found.low).text} to {plain(found.high).text}"
+    return Number(found.value, plain(found.value).text, note)
+
+
+def seconds(value: float) -> str:
+    """A duration in the two units that matter."""
+    whole = round(value)
+    if value < 1:
+        return f"{1000 * value:.0f} ms"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"

@@ -1,0 +1,134 @@
+"""Append-only JSON lines: metrics, timings, alarms. One line a record, never a half one read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from opd.errors import UserError
+from opd.run.disk import DISK, FileOps
+
+log = logging.getLogger(__name__)
+
+NONFINITE = "nonfinite"
+
+
+def json_safe(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy that JSON can hold: NaN and infinities become null and are listed by name.
+
+    `{"loss": nan}` becomes `{"loss": null, "nonfinite": {"loss": "nan"}}`; inside nested values
+    the name is the dotted path. Nothing is added when every number is finite.
+
+    Raises:
+        ValueError: when the record already has a key "nonfinite".
+    """
+    if NONFINITE in record:
+        raise ValueError(f"{NONFINITE!r} is the name under which NaN and inf are listed")
+    found: dict[str, str] = {}
+    safe: dict[str, Any] = {k: _safe(v, k, found) for k, v in record.items()}
+    return safe | {NONFINITE: found} if found else safe
+
+
+def _safe(value: Any, path: str, found: dict[str, str]) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        found[path] = str(float(value))
+        return None
+    if isinstance(value, Mapping):
+        return {k: _safe(v, f"{path}.{k}", found) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_safe(v, f"{path}.{i}", found) for i, v in enumerate(value)]
+    return value
+
+
+def json_restore(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `json_safe`."""
+    found = record.get(NONFINITE, {})
+    return {k: _restore(v, k, found) for k, v in record.items() if k != NONFINITE}
+
+
+def _restore(value: Any, path: str, found: Mapping[str, str]) -> Any:
+    if value is None and path in found:
+        return float(found[path])
+    if isinstance(value, dict):
+        return {k: _restore(v, f"{path}.{k}", found) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_restore(v, f"{path}.{i}", found) for i, v in enumerate(value)]
+    return value
+
+
+def encode_line(record: Mapping[str, Any]) -> bytes:
+    """One line: sorted keys, ASCII, floats by their shortest exact form, no NaN literals."""
+    text = json.dumps(json_safe(record), sort_keys=True, allow_nan=False)
+    return text.encode("ascii") + b"\n"
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every whole record of a file; a last line without its newline was never finished.
+
+    Raises:
+        UserError: for a line that is not a JSON object, with its number.
+    """
+    return list(_lines(path)) if path.exists() else []
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: not JSON ({error}).") from None
+            if not isinstance(record, dict):
+                raise UserError(f"{path}, line {number}: not an object, but {line[:40]!r}.")
+            yield record
+
+
+class Journal:
+    """A file of JSON lines that only grows, except when a run resumes."""
+
+    def __init__(self, path: Path, ops: FileOps = DISK) -> None:
+        self.path = path
+        self._ops = ops
+        self._fd = ops.append(path)
+        self.truncate(self._whole())
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one record, in one write."""
+        line = encode_line(record)
+        self._ops.write(self._fd, line)
+        self.offset += len(line)
+
+    def sync(self) -> int:
+        """Wait until everything is on the disk; return the length in bytes."""
+        self._ops.fsync(self._fd)
+        return self.offset
+
+    def truncate(self, offset: int) -> None:
+        """Forget what came after `offset` bytes: steps that will be done again."""
+        size = self.path.stat().st_size
+        if size < offset:
+            log.warning(
+                "%s has %d bytes, its checkpoint says %d: records were lost.",
+                self.path,
+                size,
+                offset,
+            )
+        if size > offset:
+            self._ops.truncate(self.path, offset)
+        self.offset = min(size, offset)
+
+    def close(self) -> None:
+        """Release the file."""
+        os.close(self._fd)
+
+    def _whole(self) -> int:
+        """Length without a half last line."""
+        data = self.path.read_bytes()
+        return data.rfind(b"\n") + 1

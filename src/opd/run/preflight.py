@@ -1,0 +1,158 @@
+"""Whether a folder may become, continue or replace a run, and what makes two runs the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from opd.config import Run
+from opd.errors import UserError
+from opd.run.disk import TMP, FileOps, encode_json, remove
+from opd.run.lock import LOCK
+
+CONFIG = "config.json"
+ENV = "env.json"
+COLD_START = "coldstart"  # folder and name of that phase
+ON_POLICY = "on-policy"  # name of the other one
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# What may change between the parts of one run: where and how often it writes, how long it goes on,
+# what it is measured on, on how many devices the student lies. Everything else decides the numbers.
+FREE_KEYS = ("output", "train.steps", "eval", "alarms", "check", "student.shard")
+FOLDERS = ("checkpoints", "rollouts", "eval")
+
+
+def check_record(folder: str | Path) -> Path:
+    """Where `opd check` leaves its record: beside the run folder, which does not exist yet."""
+    folder = Path(folder)
+    return folder.with_name(f"{folder.name}.check.json")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """The sha256 of everything in a configuration that decides the numbers.
+
+    Keys at their default are left out, so that a key of a later version changes nothing.
+    """
+    fixed = {k: v for k, v in flatten(_dumped(config, False)).items() if not _is_free(k)}
+    return hashlib.sha256(encode_json(fixed)).hexdigest()
+
+
+def _dumped(config: Mapping[str, Any], defaults: bool) -> dict[str, Any]:
+    """A configuration with all its defaults or none; one of another schema as it is."""
+    try:
+        run = Run.model_validate(config)
+    except ValidationError:
+        return dict(config)
+    return run.model_dump(mode="json", exclude_defaults=not defaults)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested JSON values; empty mappings and lists are values of their own."""
+    if isinstance(value, Mapping) and value:
+        items = [(str(k), v) for k, v in value.items()]
+    elif isinstance(value, list) and value:
+        items = [(str(i), v) for i, v in enumerate(value)]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in items:
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
+
+
+def check_name(path: Path) -> None:
+    """Raise UserError unless the folder's own name is plain."""
+    if path.name not in ("", "..") and not NAME.fullmatch(path.name):
+        raise UserError(bad_name(path.name, "run folder", "output.dir"))
+
+
+def bad_name(name: str, what: str, key: str) -> str:
+    """The message for a name that could leave its folder or mislead."""
+    return (
+        f"{name!r} is not a safe name for a {what}: use letters, digits, '.', '_' and '-', "
+        f"starting with a letter or digit, at most 128. Set {key}."
+    )
+
+
+def check_place(path: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:
+    """Raise UserError unless a run of `config` may be written at `path`; change nothing."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is a file; output.dir must name a folder.")
+    content = [p for p in path.iterdir() if p.name != LOCK and not TMP.search(p.name)]
+    if all(p.name == ENV or (p.name in FOLDERS and _is_empty(p)) for p in content):
+        return  # empty, or a start that was cut short before it wrote anything of value
+    if not resume and not overwrite:
+        raise UserError(
+            f"{path} already has content. Continue that run with --resume, delete it and start "
+            "over with --overwrite, or set output.dir to another folder."
+        )
+    if not _is_run_folder(path):
+        flag = "--resume" if resume else "--overwrite"
+        raise UserError(
+            f"{path} does not look like a run folder ({CONFIG} and {ENV} of opd are not both "
+            f"there), so {flag} leaves it alone. Set output.dir to another folder."
+        )
+    if resume:
+        _check_config(path, config)
+
+
+def _is_run_folder(path: Path) -> bool:
+    """A model folder has a config.json too; only a run has our env.json beside it."""
+    try:
+        env = json.loads((path / ENV).read_text("utf-8"))
+        stored = json.loads((path / CONFIG).read_text("utf-8"))
+        return isinstance(stored, dict) and "opd" in env["versions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    before = flatten(_dumped(json.loads((path / CONFIG).read_text("utf-8")), True))
+    now = flatten(_dumped(config, True))
+    changed = [k for k in sorted(before.keys() | now.keys()) if not _is_free(k)]
+    absent = "(absent)"
+    lines = [
+        f"  {k}: {json.dumps(before[k]) if k in before else absent} -> "
+        f"{json.dumps(now[k]) if k in now else absent}"
+        for k in changed
+        if (k in before, before.get(k)) != (k in now, now.get(k))
+    ]
+    if lines:
+        raise UserError(
+            f"{path} was started with another configuration:\n" + "\n".join(lines) + "\n"
+            "Resuming may change only "
+            + ", ".join(f"{k}.*" if "." not in k else k for k in FREE_KEYS)
+            + ". Undo the changes, or set output.dir to another folder."
+        )
+
+
+def clear(path: Path, ops: FileOps) -> None:
+    """Delete a run: checkpoints first, the two files that mark it last.
+
+    So a deletion cut short can be repeated, and never leaves a checkpoint without its logs.
+    """
+    last = [LOCK, ENV, CONFIG]
+    names = sorted((p.name for p in path.iterdir() if p.name not in last), key=_checkpoints_first)
+    for name in [*names, CONFIG, ENV]:
+        if (path / name).exists() or (path / name).is_symlink():
+            remove(path / name, ops)
+    ops.sync_folder(path)
+
+
+def _checkpoints_first(name: str) -> tuple[bool, str]:
+    return (name != "checkpoints", name)

@@ -1,0 +1,1 @@
+"""From configuration to objects: models, teacher, prompts, samplers, a session."""

@@ -1,0 +1,99 @@
+"""Student and teacher, loaded and proved to speak of the same tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from opd.config import Run, ServerTeacher
+from opd.models import tokenizers
+from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
+from opd.setup import remote_teacher
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher, loaded and checked against each other."""
+
+    student: LM
+    teacher: LM | None
+    tokenizer: Any
+    stop: frozenset[int]
+    teacher_stop: frozenset[int]
+
+
+def load_pair(
+    cfg: Run, remote: remote_teacher.Remote | None = None, student: LM | None = None
+) -> Pair:
+    """Load both models and prove that they speak of the same tokens.
+
+    Args:
+        cfg: the run.
+        remote: the teacher, if it is a server.
+        student: the student of an earlier pair, adapters and all, to be used again.
+
+    Raises:
+        UserError: missing model or tokenizer, tokenizers that differ, end tokens that differ
+            without a choice in rollout.stop.
+    """
+    student_tok = tokenizers.load_tokenizer(
+        cfg.student.model, cfg.student.revision, key="student.model"
+    )
+    spec = None if remote or isinstance(cfg.teacher, ServerTeacher) else cfg.teacher
+    teacher_tok = None
+    if spec is not None:
+        teacher_tok = tokenizers.load_tokenizer(spec.model, spec.revision, key="teacher.model")
+    known = student
+    student = known or load_lm(
+        cfg.student.model,
+        revision=cfg.student.revision,
+        dtype=cfg.student.dtype,
+        device=cfg.student.device,
+        key="student.model",
+    )
+    stop = tokenizers.eos_ids(student_tok, student.causal.generation_config)
+    if spec is None or teacher_tok is None:
+        vocab = min(student.vocab, tokenizers.vocab_size(student_tok))
+        student = replace(student, vocab=vocab)
+        ends = remote.ends if remote else frozenset()
+        if ends:
+            stop = tokenizers.resolve_stop(student_tok, stop, ends, cfg.rollout.stop)
+        return Pair(known or prepare_student(cfg, student), None, student_tok, stop, ends or stop)
+    teacher = load_lm(
+        spec.model,
+        revision=spec.revision,
+        dtype=spec.dtype,
+        device=spec.device or str(student.device),
+        key="teacher.model",
+    )
+    vocab = tokenizers.require_same(
+        student_tok, teacher_tok, student_vocab=student.vocab, teacher_vocab=teacher.vocab
+    )
+    teacher_stop = tokenizers.eos_ids(teacher_tok, teacher.causal.generation_config)
+    stop = tokenizers.resolve_stop(student_tok, stop, teacher_stop, cfg.rollout.stop)
+    for parameter in teacher.model.parameters():
+        parameter.requires_grad_(False)
+    return Pair(
+        known or prepare_student(cfg, replace(student, vocab=vocab)),
+        replace(teacher, vocab=vocab),
+        student_tok,
+        stop,
+        teacher_stop,
+    )
+
+
+def prepare_student(cfg: Run, student: LM) -> LM:
+    """Adapters and checkpointing, as configured."""
+    if cfg.student.lora is not None:
+        lora = cfg.student.lora
+        student = add_lora(
+            student,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            seed=cfg.train.seed,
+        )
+    if cfg.student.gradient_checkpointing:
+        enable_checkpointing(student)
+    return student

@@ -1,0 +1,339 @@
+"""Several processes, one run: shares of the work, sums of the gradients, one writer.
+
+Started by torchrun or accelerate launch, one process a device (gloo on CPUs, the accelerator's own
+backend elsewhere).
+Prompts are shared out for sampling, rollouts for scoring, micro-batches for the update; after each
+of the three every process holds the same whole. What crosses between processes is array bytes and
+JSON, never pickled objects.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from opd.errors import UserError
+from opd.models.fsdp import assembled, whole
+from opd.models.lm import LM
+from opd.run.folder import RunFolder
+from opd.run.follower import Follower
+from opd.run.rollouts import StepFile, decode, encode
+from opd.samplers.vllm import VllmSampler
+from opd.teachers.remote import TeacherDown
+from opd.types import Kind, Mean, Metrics, Prompt, Rollout, Sampler, Scores, Teacher, Want
+
+logger = logging.getLogger(__name__)
+
+WAIT = timedelta(minutes=60)  # longest one process may be ahead of another
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all of them."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """Which of `count` things are this process's."""
+        return range(self.rank, count, self.size)
+
+    def idle(self, count: int) -> int:
+        """How many fewer of `count` things this process has than the one with most."""
+        return -(-count // self.size) - len(self.share(count))
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """Every process's bytes, in order of rank, at every process."""
+        if self.size == 1:
+            return [data]
+        device = _device()
+        length = torch.tensor([len(data)], dtype=torch.int64, device=device)
+        lengths = [torch.zeros_like(length) for _ in range(self.size)]
+        dist.all_gather(lengths, length)
+        longest = max(int(n) for n in lengths)
+        mine = torch.zeros(longest, dtype=torch.uint8, device=device)
+        mine[: len(data)] = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[
+            : len(data)
+        ].to(device)
+        parts = [torch.zeros_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine)
+        return [
+            part[: int(n)].cpu().numpy().tobytes() for part, n in zip(parts, lengths, strict=True)
+        ]
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Add up every process's gradients, in place."""
+        if self.size == 1:
+            return
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            dist.all_reduce(p.grad)  # a sum: each loss was divided by the tokens of the whole step
+
+    def merge(self, found: Metrics) -> Metrics:
+        """Exact means over the positions of all processes."""
+        if self.size == 1:
+            return found
+        mine = json.dumps({name: [m.total, m.count] for name, m in found.items()})
+        merged: Metrics = {}
+        for part in self.gather(mine.encode()):
+            for name, (total, count) in json.loads(part).items():
+                more = Mean(total, count)
+                merged[name] = merged[name] + more if name in merged else more
+        return merged
+
+    def agree(self, wish: bool) -> bool:
+        """Whether any process wishes it."""
+        return any(part == b"1" for part in self.gather(b"1" if wish else b"0"))
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.size > 1:
+            dist.barrier()
+
+    def together(self, work: Callable[[], bytes]) -> list[bytes]:
+        """Everybody's result of `work`; a mistake one process found is raised by all.
+
+        Without this the others would wait for a result that never comes.
+        """
+        try:
+            mine = b"+" + work()
+        except UserError as error:
+            if self.size == 1:
+                raise
+            mine = b"-" + str(error).encode()
+        parts = self.gather(mine)
+        for part in parts:
+            if part[:1] == b"-":
+                raise UserError(part[1:].decode())
+        return [part[1:] for part in parts]
+
+
+ALONE = Ranks()
+
+
+def join() -> Ranks:
+    """The processes torchrun started; `ALONE` without torchrun.
+
+    Raises:
+        UserError: torchrun's variables are there, and the processes do not find each other.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return ALONE
+    if not dist.is_initialized():
+        accelerator = torch.accelerator.current_accelerator()
+        try:
+            if accelerator is None:
+                dist.init_process_group("gloo", timeout=WAIT)
+            else:
+                torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
+                dist.init_process_group(timeout=WAIT)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"WORLD_SIZE={size}, and the processes do not find each other: {error}. Start them "
+                "with torchrun --nproc_per_node N -m opd train run.yaml, or accelerate launch."
+            ) from None
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def heed_accelerate(shard: str) -> None:
+    """Bring what `accelerate launch --use_fsdp` says together with `student.shard`.
+
+    Raises:
+        UserError: the launcher wants shards and the configuration does not.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() not in ("true", "1", "yes"):
+        return
+    if shard == "none":
+        raise UserError(
+            "accelerate launch was told --use_fsdp, and student.shard=none. The configuration "
+            "decides: set student.shard=fsdp2, or launch with --multi_gpu."
+        )
+    # Or transformers would read the weights in one process only and leave the others' to chance.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+
+
+def leave() -> None:
+    """Part from the other processes, if there are any."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def open_folder(
+    path: str, config: Mapping[str, Any], ranks: Ranks, *, resume: bool, overwrite: bool
+) -> RunFolder:
+    """The run folder, written by one process; the others find what it made.
+
+    Raises:
+        UserError: see `RunFolder.create`; at every process.
+    """
+    made: list[RunFolder] = []
+
+    def create() -> bytes:
+        if ranks.leads:
+            made.append(RunFolder.create(path, config, resume=resume, overwrite=overwrite))
+        return b""
+
+    ranks.together(create)
+    return made[0] if made else Follower(Path(path), config)
+
+
+class SharedSampler:
+    """`opd.types.Sampler` whose prompts are shared out; everybody gets all rollouts."""
+
+    def __init__(self, sampler: Sampler, ranks: Ranks, lm: LM) -> None:
+        """Share out `sampler`, which every process has and which draws from `lm`."""
+        self.sampler, self.ranks, self.lm = sampler, ranks, lm
+
+    def sync(self, version: int) -> None:
+        """See `opd.types.Sampler.sync`."""
+        self.sampler.sync(version)
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
+    ) -> list[Rollout]:
+        """See `opd.types.Sampler.sample`: a rollout depends on key, prompt and weights alone."""
+        share = [prompts[i] for i in self.ranks.share(len(prompts))]
+
+        def work() -> bytes:
+            written = self.sampler.sample(share, n=n, key=key, limit=limit) if share else []
+            return _packed(written, None)
+
+        with whole(self.lm):  # completions differ in length, so forwards do in number
+            packed = self.ranks.together(work)
+        parts = [_unpacked(part)[0] for part in packed]
+        found: list[Rollout] = []
+        for i in range(len(prompts)):
+            part, place = parts[i % self.ranks.size], i // self.ranks.size
+            found += part[place * n : (place + 1) * n]
+        return found
+
+
+class LedSampler:
+    """`opd.types.Sampler` of a server that one process speaks with; everybody gets all rollouts."""
+
+    def __init__(self, sampler: VllmSampler, ranks: Ranks, student: LM) -> None:
+        """Let the leading process speak with the server of `sampler`."""
+        self.sampler, self.ranks, self.student = sampler, ranks, student
+
+    def sync(self, version: int) -> None:
+        """See `opd.types.Sampler.sync`; a sharded student is put together for it.
+
+        Raises:
+            UserError: see `VllmSampler.sync`; at every process.
+        """
+        student: LM | None = self.student
+        if self.student.sharded is not None:
+            student = assembled(self.student, keep=self.ranks.leads)
+
+        def work() -> bytes:
+            if self.ranks.leads and student is not None:
+                self.sampler.send(student, version)
+            return b""
+
+        self.ranks.together(work)
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
+    ) -> list[Rollout]:
+        """See `opd.types.Sampler.sample`.
+
+        Raises:
+            UserError: see `VllmSampler.sample`; at every process.
+        """
+
+        def work() -> bytes:
+            if not self.ranks.leads:
+                return b""
+            return _packed(self.sampler.sample(prompts, n=n, key=key, limit=limit), None)
+
+        return _unpacked(self.ranks.together(work)[0])[0]
+
+
+class SharedTeacher:
+    """`opd.types.Teacher` whose rollouts are shared out; everybody gets all scores."""
+
+    def __init__(self, teacher: Teacher, ranks: Ranks) -> None:
+        """Share out `teacher`, which every process has or can ask."""
+        self.teacher, self.ranks = teacher, ranks
+        self.name, self.kinds = teacher.name, teacher.kinds
+
+    kinds: frozenset[Kind]
+
+    def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
+        """See `opd.types.Teacher.score`.
+
+        Raises:
+            TeacherDown: at every process if one met it, with what all of them have got.
+        """
+        mine = self.ranks.share(len(rollouts))
+        share = [rollouts[i] for i in mine]
+        full = None if want.full is None else [want.full[i] for i in mine]
+
+        def work() -> bytes:
+            scores: list[Scores] = []
+            away = b""
+            try:
+                if share:
+                    scores = self.teacher.score(share, want._replace(full=full))
+            except TeacherDown as down:
+                scores, away = [s or Scores() for s in down.partial], str(down).encode()
+            return len(away).to_bytes(4, "little") + away + _packed(share, scores)
+
+        parts, reasons = [], []
+        for part in self.ranks.together(work):
+            end = 4 + int.from_bytes(part[:4], "little")
+            reasons.append(part[4:end].decode())
+            parts.append(_unpacked(part[end:])[1])
+        size = self.ranks.size
+        found = [parts[i % size][i // size] for i in range(len(rollouts))]
+        if why := next(filter(None, reasons), None):
+            raise TeacherDown(why, list(found))
+        return found
+
+
+def _packed(rollouts: Sequence[Rollout], scores: Sequence[Scores] | None) -> bytes:
+    if not rollouts:
+        return b""
+    given = [Scores()] * len(rollouts) if scores is None else list(scores)
+    return encode(StepFile(list(rollouts), given, None, {}))
+
+
+def _unpacked(data: bytes) -> tuple[list[Rollout], list[Scores]]:
+    if not data:
+        return [], []
+    step = decode(data)
+    return step.batch, step.scores
+
+
+def _device() -> torch.device:
+    """Where collective operations want their tensors."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None or dist.get_backend() == "gloo":
+        return torch.device("cpu")
+    return torch.device(accelerator.type, torch.accelerator.current_device_index())
+
+
+def total_of(value: Tensor, ranks: Ranks) -> float:
+    """The sum of one number over all processes, in order of rank."""
+    if ranks.size == 1:
+        return float(value)
+    # Text, because a loss may be NaN on one of them, and must then be NaN for all.
+    return math.fsum(float(part) for part in ranks.gather(repr(float(value)).encode()))

@@ -1,0 +1,126 @@
+"""What a checkpoint holds and how a run comes back from it.
+
+Trainable weights and optimizer state, bit for bit, and where metrics.jsonl ended. No random state:
+every random number is a function of (seed, step, index).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd.models.fsdp import collected, like
+from opd.run import checkpoint as store
+from opd.run.folder import RunFolder
+from opd.run.optimizer import (
+    flatten_optimizer,
+    group_settings,
+    restore_group_settings,
+    restore_optimizer,
+)
+from opd.training.step import Learner
+
+
+def checkpoint(
+    run: RunFolder,
+    learner: Learner,
+    step: int,
+    *,
+    keep: int,
+    folder: Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write step-N, all or nothing, and prune older ones.
+
+    A sharded student is put together for it, so that any number of processes can go on from it.
+
+    Args:
+        run: whose logs' ends are remembered.
+        learner: student and optimizer.
+        step: updates made.
+        keep: how many stay.
+        folder: where; None for the run's checkpoints/. A phase before the first step has its own.
+        facts: JSON values, "facts" of the state that `restore_phase` gives back.
+    """
+    weights = learner.student.parameters()
+    tensors: dict[str, dict[str, Tensor]] = {
+        "student": {name: p.detach() for name, p in weights.items()},
+        "optimizer": flatten_optimizer(learner.optimizer, {p: n for n, p in weights.items()}),
+    }
+    if learner.student.sharded is not None:
+        tensors = {group: collected(named, keep=run.writes) for group, named in tensors.items()}
+    if not run.writes:
+        return
+    state: dict[str, Any] = {
+        "step": step,
+        "logs": run.offsets(),
+        "groups": group_settings(learner.optimizer),
+        "facts": dict(facts or {}),
+    }
+    store.save(folder or run.checkpoints, step, tensors, state, keep=keep)
+
+
+def last_good(run: RunFolder) -> str:
+    """Where the newest valid checkpoint is, in words."""
+    found = store.newest(run.checkpoints)
+    return "none yet" if found is None else str(found.path)
+
+
+def restore(run: RunFolder, learner: Learner) -> int:
+    """Put the newest valid checkpoint back and cut metrics.jsonl to it.
+
+    Returns:
+        The step it was made at; 0 for a fresh run.
+    """
+    return restore_phase(run, learner, run.checkpoints)[0]
+
+
+@torch.no_grad()
+def load_student(learner: Learner, folder: Path) -> int | None:
+    """Put the weights of a folder's newest valid checkpoint in place, nothing else.
+
+    Returns:
+        The step it was made at; None where there is no checkpoint.
+    """
+    found = store.newest(folder)
+    if found is None:
+        return None
+    tensors, _ = found.load()
+    for name, parameter in learner.student.parameters().items():
+        parameter.copy_(like(tensors["student"][name], parameter))
+    return found.step
+
+
+@torch.no_grad()
+def restore_phase(
+    run: RunFolder, learner: Learner, folder: Path, *, cut: bool = True
+) -> tuple[int, dict[str, Any]]:
+    """As `restore`, from a phase's own folder.
+
+    Args:
+        run: whose logs are cut to where the checkpoint was made, if `cut`.
+        learner: gets weights and optimizer state.
+        folder: of the phase.
+        cut: False: the caller cuts the logs to the state's "logs".
+
+    Returns:
+        The step it was made at and its state; 0 and nothing where there is no checkpoint.
+    """
+    found = store.newest(folder)
+    if found is None:
+        if cut:
+            run.truncate_to({})
+        return 0, {}
+    tensors, state = found.load()
+    weights = learner.student.parameters()
+    for name, parameter in weights.items():
+        parameter.copy_(like(tensors["student"][name], parameter))
+    restore_optimizer(learner.optimizer, {p: n for n, p in weights.items()}, tensors["optimizer"])
+    restore_group_settings(learner.optimizer, state["groups"])
+    if cut:
+        run.truncate_to(state["logs"])
+    return found.step, state
