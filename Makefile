@@ -94,8 +94,8 @@ $(TRL)/.installed: benchmarks/constraints-trl.txt
 	touch $@
 
 check: install
-	$(BIN)/ruff format --check src tests examples benchmarks
-	$(BIN)/ruff check src tests examples benchmarks
+	$(BIN)/ruff format --check src lab tests examples benchmarks
+	$(BIN)/ruff check src lab tests examples benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -111,14 +111,14 @@ screenshots: install
 install: $(STAMP)
 
 # A torch that is already in the environment stays, whatever the constraints file says of it.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml lab/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || \
 	  $(BIN)/python -m pip install --quiet -c constraints.txt torch
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/python -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" \
 	  >> $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev]' -e lab
 	touch $@
 
 clean:

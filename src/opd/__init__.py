@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from opd.errors import UserError
 
 __all__ = ["UserError", "coldstart", "load", "parse", "select", "train"]
-__version__ = "0.1.0"
 
-_PLACES = {
+# The public names and where they are defined.
+_HOMES = {
     "load": ("opd.config", "load"),
     "parse": ("opd.config", "parse"),
     "UserError": ("opd.errors", "UserError"),
@@ -27,8 +27,11 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     """Public names, imported when they are asked for (PEP 562)."""
     import importlib
+    import importlib.metadata
 
-    if name not in _PLACES:
+    if name == "__version__":
+        return importlib.metadata.version("opd")
+    if name not in _HOMES:
         raise AttributeError(f"module 'opd' has no attribute {name!r}")
-    module, attribute = _PLACES[name]
+    module, attribute = _HOMES[name]
     return getattr(importlib.import_module(module), attribute)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -246,71 +247,6 @@ def demo(
         run_demo(out, steps)
 
 
-lab = typer.Typer(no_args_is_help=True, help="The paper's findings, reproduced on tiny models.")
-app.add_typer(lab, name="lab")
-Seeds = Annotated[int, typer.Option(help="How many seeds; each retrains every checkpoint.")]
-FirstSeed = Annotated[int, typer.Option(help="The first of them.")]
-LabCache = Annotated[
-    Path | None, typer.Option(help="Where checkpoints and runs are kept (default: ~/.cache/opd).")
-]
-
-
-@lab.command("list")
-def lab_list() -> None:
-    """Checkpoints and experiments of the lab."""
-    from opd.lab.commands import list_lab
-
-    list_lab()
-
-
-@lab.command("build")
-def lab_build(
-    names: Annotated[list[str] | None, typer.Argument(help="Checkpoints; none: all.")] = None,
-    seeds: Seeds = 1,
-    first_seed: FirstSeed = 0,
-    cache: LabCache = None,
-) -> None:
-    """Build checkpoints, each once, and measure what they can do."""
-    from opd.lab.commands import CACHE, build_zoo
-
-    build_zoo(names or (), range(first_seed, first_seed + seeds), cache or CACHE)
-
-
-@lab.command("run")
-def lab_run(
-    names: Annotated[list[str] | None, typer.Argument(help="Such as E1 E5; none: all.")] = None,
-    seeds: Seeds = 1,
-    first_seed: FirstSeed = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Five experiments, smaller.")] = False,
-    jobs: Annotated[int, typer.Option(help="Seeds run at once, a process each.")] = 1,
-    cache: LabCache = None,
-    out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("runs/lab"),
-    page: Annotated[str | None, typer.Option(help="Its name; lab, or lab-quick.")] = None,
-) -> None:
-    """Run experiments and write a page: findings, verdicts, pictures."""
-    from opd.lab.commands import CACHE, run_lab
-
-    chosen, cache = range(first_seed, first_seed + seeds), cache or CACHE
-    where: dict[str, Any] = {"cache": cache, "out": out, "name": page}
-    run_lab(names or (), seeds=chosen, quick=quick, jobs=jobs, **where)
-
-
-@lab.command("calibrate")
-def lab_calibrate(
-    refit: Annotated[
-        bool, typer.Option("--refit", help="Fit the model of opd check anew, and stop there.")
-    ] = False,
-    jobs: Annotated[int, typer.Option(help="Processes at a time.")] = 1,
-    cache: LabCache = None,
-    out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("runs/lab"),
-) -> None:
-    """Hold what opd check says against what training does, on pairs nobody fitted."""
-    from opd.lab.calibration.commands import calibrate
-    from opd.lab.commands import CACHE
-
-    calibrate(refit=refit, jobs=jobs, cache=cache or CACHE, out=out)
-
-
 def _train(cfg: Any, resume: bool, overwrite: bool, quiet: bool, json_lines: bool) -> None:
     from opd.commands.train import run_train
 
@@ -334,6 +270,25 @@ def _interruptible() -> Iterator[None]:
 
 class _Debug:
     on = False
+
+
+def add_plugins() -> None:
+    """Add the commands of other installed distributions: entry points of the group opd.commands."""
+    plugins = {point.name: point for point in entry_points(group="opd.commands")}
+    for name, point in plugins.items():
+        app.add_typer(point.load(), name=name)
+    if "lab" not in plugins:
+
+        @app.command("lab", hidden=True, context_settings={"ignore_unknown_options": True})
+        def lab(words: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+            """The paper's findings on tiny models."""
+            raise UserError(
+                "opd lab is a package of its own, opd-lab, which is not installed. In a clone of "
+                "the repository: pip install -e lab"
+            )
+
+
+add_plugins()
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ import pytest
 from opd import config
 from opd.config import Alarms
 from opd.demo.run_config import demo_config
-from opd.lab.alarm_trial import judge, judge_all, shown_at, told
 from opd.run.jsonl import encode_line
+from opd_lab.alarm_trial import judge, judge_all, shown_at, told
 
 
 def finished(folder: Path, before: float, after: float, teacher: float, *, falls: bool) -> Path:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from threading import Event
 
 from opd.demo.run_config import PAIR
-from opd.lab.auto_trial import FAILING, HEALTHY, metered, told
-from opd.lab.calibration.grid import PREFIX
-from opd.lab.checkpoints import RECIPES
 from opd.models.lm import load_lm
 from opd.samplers.hf import Decoding, HFSampler
 from opd.training.evaluate import EVAL_KEY
 from opd.training.experience import TRAIN_KEY
 from opd.types import Prompt
+from opd_lab.auto_trial import FAILING, HEALTHY, metered, told
+from opd_lab.calibration.grid import PREFIX
+from opd_lab.checkpoints import RECIPES
 
 
 def test_training_counts_and_evaluation_does_not():

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from opd.core.stats import Estimate
-from opd.lab import zoo
-from opd.lab.calibration import grid
-from opd.lab.calibration.commands import FEATURES, FIT, HELD_OUT, wanted
-from opd.lab.calibration.fitting import fit, values
-from opd.lab.calibration.grid import Asked, Pair
-from opd.lab.calibration.judging import judgement
-from opd.lab.calibration.outcomes import Outcome, load
-from opd.lab.worlds import Chain
 from opd.recipes.check.forecast import load_model
+from opd_lab import zoo
+from opd_lab.calibration import grid
+from opd_lab.calibration.commands import FEATURES, FIT, HELD_OUT, wanted
+from opd_lab.calibration.fitting import fit, values
+from opd_lab.calibration.grid import Asked, Pair
+from opd_lab.calibration.judging import judgement
+from opd_lab.calibration.outcomes import Outcome, load
+from opd_lab.worlds import Chain
 
 STORED = Path(__file__).parent / "outcomes.json"
 
@@ -101,7 +101,7 @@ def test_another_template_keeps_problems_answers_and_sides():
 
 
 def test_outcomes_survive_their_file(tmp_path):
-    from opd.lab.calibration.outcomes import save
+    from opd_lab.calibration.outcomes import save
 
     found = [made(0.5, 0.9), replace(made(0.2, 0.4), seconds=2.0)]
     save(found, tmp_path / "o.json")

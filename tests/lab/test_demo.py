@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opd import config
-from opd.demo.run_config import PAIR, WORLD, demo_config
+from opd.demo.run_config import PAIR, PROMPTS, demo_config
 from opd.errors import UserError
-from opd.lab import demo_pair, zoo
-from opd.lab.corpus import Corpus, encode
-from opd.lab.worlds import Chain
 from opd.models.lm import load_lm
+from opd_lab import demo_pair, zoo
+from opd_lab.corpus import Corpus, encode
+from opd_lab.worlds import Chain
 
 MEGABYTE = 2**20
 
@@ -24,6 +24,12 @@ def test_shipped_files_are_the_recorded_ones_and_small():
     assert card["recipes"] == {role: repr(zoo.RECIPES[n]) for role, n in demo_pair.ROLES.items()}
     for role in demo_pair.ROLES:
         assert sum(p.stat().st_size for p in (PAIR / role).iterdir()) < MEGABYTE
+
+
+def test_shipped_prompts_are_those_of_the_world(tmp_path):
+    demo_pair.write_demo_prompts(tmp_path)
+    shipped = {p.name: p.read_bytes() for p in PROMPTS.iterdir()}
+    assert shipped == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
 
 def test_differences_names_changed_and_missing_files():
@@ -43,7 +49,7 @@ def test_config_is_a_valid_run_whose_prompts_fit(tmp_path):
         assert max(map(len, ids)) <= run.prompts.max_tokens
         assert not any(tokenizer.unk_token_id in row for row in ids)
     assert not texts[run.prompts.path] & texts[run.eval[0].path]
-    assert run.rollout.max_new_tokens >= WORLD.max_tokens()
+    assert run.rollout.max_new_tokens >= demo_pair.WORLD.max_tokens()
 
 
 @pytest.mark.parametrize(
@@ -73,8 +79,8 @@ def test_accuracy_of_the_pair(role, sum_window, echo_least):
         return sum(right) / len(right)
 
     low, high = sum_window
-    assert low <= accuracy(WORLD.problems(256, 7, held_out=True)) <= high
-    assert accuracy(WORLD.off_task(64, 7, held_out=True)) >= echo_least
+    assert low <= accuracy(demo_pair.WORLD.problems(256, 7, held_out=True)) <= high
+    assert accuracy(demo_pair.WORLD.off_task(64, 7, held_out=True)) >= echo_least
 
 
 @pytest.fixture
@@ -132,6 +138,6 @@ def test_unknown_checkpoint_is_named(tmp_path):
 
 
 def test_sum_chains_fit_the_demo_models():
-    documents = Corpus(size=50).write(WORLD, 0)
-    longest = max(len(r) for r in encode(documents, WORLD.tokenizer()))
-    assert longest == WORLD.max_tokens()
+    documents = Corpus(size=50).write(demo_pair.WORLD, 0)
+    longest = max(len(r) for r in encode(documents, demo_pair.WORLD.tokenizer()))
+    assert longest == demo_pair.WORLD.max_tokens()

@@ -7,16 +7,16 @@ import pytest
 
 from opd.core.stats import Estimate
 from opd.errors import UserError
-from opd.lab import checkpoints, commands, page, probes, runs, zoo
-from opd.lab.corpus import Corpus
-from opd.lab.experiments import Claim, Entry, Found, entries, quick_entries, verdict
-from opd.lab.experiments.worth import by_position, kl_lines
-from opd.lab.imitate import imitate
-from opd.lab.runs import Task
-from opd.lab.sheet import write_sheet
-from opd.lab.worlds import Chain
-from opd.lab.worlds.words import pattern_of
 from opd.types import Prompt, Rollout
+from opd_lab import checkpoints, commands, page, probes, runs, zoo
+from opd_lab.corpus import Corpus
+from opd_lab.experiments import Claim, Entry, Found, entries, quick_entries, verdict
+from opd_lab.experiments.worth import by_position, kl_lines
+from opd_lab.imitate import imitate
+from opd_lab.runs import Task
+from opd_lab.sheet import write_sheet
+from opd_lab.worlds import Chain
+from opd_lab.worlds.words import pattern_of
 
 SMALL = Chain(horizon=1)
 TASK = Task(SMALL, train=64, test=32)

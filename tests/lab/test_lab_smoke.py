@@ -9,8 +9,8 @@ teacher pulls more slowly; the claim fails on one seed of six.
 
 import pytest
 
-from opd.lab.commands import run_seed
-from opd.lab.experiments import quick_entries
+from opd_lab.commands import run_seed
+from opd_lab.experiments import quick_entries
 
 SEED = 0
 

@@ -16,10 +16,10 @@ from opd.commands.train import run_train
 from opd.config import Optim
 from opd.data.prompts import load_prompts
 from opd.data.sft_examples import example
-from opd.lab.probes import Model, overlap_on
 from opd.models.lm import load_lm, save_final
 from opd.models.tokenizers import load_tokenizer
 from opd.recipes.sft import sft
+from opd_lab.probes import Model, overlap_on
 
 FOLDER = os.environ.get("OPD_REAL_RUN")
 KS = (1, 4, 16, 64)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from opd.lab.corpus import Corpus, encode
-from opd.lab.worlds import Chain, Ledger, Route
-from opd.lab.worlds.ledger import SIGNS
-from opd.lab.worlds.words import DIGITS, ROMAN, Fillers
+from opd_lab.corpus import Corpus, encode
+from opd_lab.worlds import Chain, Ledger, Route
+from opd_lab.worlds.ledger import SIGNS
+from opd_lab.worlds.words import DIGITS, ROMAN, Fillers
 
 WORLDS = [Chain(), Ledger(), Route()]
 PATTERNS = [1, 2]

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opd import __version__
 from opd.core.stats import Estimate
 from opd.errors import UserError
 from opd.reports.alarms import Alarm, alarms, phases
 from opd.run import evals, rollouts, token_texts
+from opd.run.env import package_versions
 from opd.run.jsonl import json_restore, read_jsonl
 from opd.run.lock import LOCK
 from opd.types import Graded
 
 Floats = NDArray[np.float64]
 
+VERSION = package_versions()["opd"]
 CLOCKS = ("time/", "memory/", "teacher/")  # names of timings.jsonl
 COLD = "coldstart/"
 _EVAL = re.compile(r"step-(\d+)-(.+)\.json")
@@ -188,8 +189,8 @@ def read_run(path: str | Path) -> RunData:
     gaps: list[str] = []
     config, env = _object(path, "config.json"), _object(path, "env.json")
     _require(path, config, env)
-    if (made := env["versions"].get("opd")) != __version__:
-        gaps.append(f"Made by opd {made}, shown by opd {__version__}: names may mean other things.")
+    if (made := env["versions"].get("opd")) != VERSION:
+        gaps.append(f"Made by opd {made}, shown by opd {VERSION}: names may mean other things.")
     lines = {
         name: [json_restore(r) for r in read_jsonl(path / f"{name}.jsonl")]
         for name in ("metrics", "timings", "alarms")
@@ -259,7 +260,7 @@ def _require(path: Path, config: dict[str, Any], env: dict[str, Any]) -> None:
     if wrong:
         raise UserError(
             f"{path} is no run folder that this opd can show: its config.json has no "
-            f"{', '.join(wrong)}. Runs of opd {__version__} have them; was it made by another?"
+            f"{', '.join(wrong)}. Runs of opd {VERSION} have them; was it made by another?"
         )
 
 

@@ -1,0 +1,209 @@
+"""Measurements on a pair without training: accuracy, overlap, continuation gain, reward's AUROC.
+
+All of them are the product's sampler, teacher, diagnostics and statistics on a few rollouts.
+Shapes: R rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from opd.core import diagnostics, stats
+from opd.core.batch import align
+from opd.core.distributions import DenseView
+from opd.data.graders import make_grader
+from opd.data.prompts import PromptSet, load_prompts
+from opd.models.lm import LM, load_lm
+from opd.models.tokenizers import eos_ids, load_tokenizer
+from opd.samplers.hf import Decoding, HFSampler
+from opd.teachers.local import LocalTeacher
+from opd.training.evaluate import EvalTask, Evaluation, evaluate
+from opd.training.step import merge
+from opd.types import Metrics, Prompt, Rollout, Scores, Want
+from opd_lab.runs import SLACK, Task, one_thread
+from opd_lab.worlds import World
+from opd_lab.worlds.words import pattern_of
+
+TOKENS = 8192  # padded tokens a forward
+PROBE_KEY = 4  # separates these samples from those of training and evaluation
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What a model answers: accuracy with its interval, share of answers in pattern 2."""
+
+    accuracy: stats.Estimate
+    pattern_2: float
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded checkpoint that can sample."""
+
+    lm: LM
+    tokenizer: Any
+    stop: frozenset[int]
+
+    @classmethod
+    def load(cls, folder: Path) -> Model:
+        """Load a checkpoint."""
+        lm = load_lm(str(folder), dtype="float32", device="cpu")
+        tokenizer = load_tokenizer(str(folder))
+        lm = replace(lm, vocab=min(lm.vocab, len(tokenizer)))
+        return cls(lm, tokenizer, eos_ids(tokenizer, lm.causal.generation_config))
+
+    def sampler(self, max_new_tokens: int) -> HFSampler:
+        """A sampler at temperature 1."""
+        return HFSampler(self.lm, Decoding(max_new_tokens), stop=self.stop, capture=1, batch=1024)
+
+    def text(self, ids: Any) -> str:
+        """Token ids as text, special tokens left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def load_task(task: Task, model: Model, seed: int, cache: Path, name: str = "task") -> PromptSet:
+    """The held-out prompts of a task."""
+    path = task.files(seed, cache)[name]
+    return load_prompts(str(path), model.tokenizer, template=None, chat={}, max_tokens=128)
+
+
+def graded(model: Model, prompts: PromptSet, max_new_tokens: int, n: int, seed: int) -> Evaluation:
+    """The product's evaluation at temperature 1."""
+    grader = make_grader("exact", [p.answer or "" for p in prompts.prompts])
+    task = EvalTask("probe", prompts, grader, Decoding(max_new_tokens), n, 0)
+    with one_thread():
+        return evaluate(model.sampler(max_new_tokens), task, model.text, seed=seed)
+
+
+def accuracy(
+    folder: Path, world: World, count: int, *, seed: int, horizon: int | None = None
+) -> Accuracy:
+    """Held-out accuracy of a checkpoint at temperature 1, and how often it thinks in pattern 2."""
+    model = Model.load(folder)
+    task = Task(world, horizon, test=count, train=1)
+    prompts = load_task(task, model, seed, folder.parent)
+    found = graded(model, prompts, task.max_new_tokens, 1, seed)
+    patterns = [pattern_of(g.text) for g in found.graded]
+    return Accuracy(found.accuracy, float(np.mean([p == 2 for p in patterns])))
+
+
+def overlap(
+    student: Path, teacher: Path, task: Task, ks: Sequence[int], *, seed: int, cache: Path
+) -> dict[int, dict[str, float]]:
+    """The paper's diagnostics on 256 held-out student rollouts, for each support size."""
+    pair = Model.load(student), Model.load(teacher)
+    prompts = load_task(task, pair[0], seed, cache).prompts[:256]
+    return overlap_on(pair, prompts, task.max_new_tokens, ks, seed=seed)
+
+
+def overlap_on(
+    pair: tuple[Model, Model],
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    ks: Sequence[int],
+    *,
+    seed: int,
+) -> dict[int, dict[str, float]]:
+    """Diagnostics of (student, teacher) on one student rollout a prompt, for each support size."""
+    student, teacher = pair
+    with one_thread(), torch.no_grad():
+        rollouts, scores = scored(student, teacher, prompts, max_new_tokens, 1, seed=seed)
+        batch = align(rollouts, scores)
+        sums: dict[int, Metrics] = {k: {} for k in ks}
+        for part in batch.split(TOKENS):
+            micro = batch.micro(part, student.lm.device, k=1)
+            assert micro.full_hidden is not None
+            hidden = student.lm.hidden(micro.input_ids)[micro.rows, micro.cols][micro.full]
+            p = DenseView(student.lm.head.full(hidden)).log_probs()
+            q = DenseView(teacher.lm.head.full(micro.full_hidden)).log_probs()
+            for k, total in sums.items():
+                merge(total, diagnostics.overall(diagnostics.diagnose(p, q, k=min(k, p.shape[1]))))
+    return {k: {name: mean.value for name, mean in total.items()} for k, total in sums.items()}
+
+
+def scored(
+    student: Model,
+    teacher: Model,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    n: int,
+    *,
+    seed: int,
+) -> tuple[list[Rollout], list[Scores]]:
+    """Student rollouts, n a prompt, with the teacher's scores and hidden states everywhere."""
+    rollouts = student.sampler(max_new_tokens).sample(prompts, n=n, key=(seed, PROBE_KEY))
+    want = Want(sampled=True, full=[np.arange(len(r)) for r in rollouts])
+    return rollouts, LocalTeacher(teacher.lm).score(rollouts, want)
+
+
+def reward_auroc(
+    student: Path, teacher: Path, task: Task, *, seed: int, cache: Path
+) -> stats.Estimate:
+    """How well a rollout's mean reward, log q - log p a token, tells right answers from wrong ones.
+
+    Four rollouts of each held-out prompt; the prompt is the cluster (paper section 6.2).
+    """
+    pair = Model.load(student), Model.load(teacher)
+    prompts = load_task(task, pair[0], seed, cache).prompts
+    with one_thread():
+        rollouts, scores = scored(*pair, prompts, task.max_new_tokens, 4, seed=seed)
+    grader = make_grader("exact", [r.prompt.answer or "" for r in rollouts])
+    grades = grader.grade(
+        [pair[0].text(r.ids.tolist()) for r in rollouts], [r.prompt.answer or "" for r in rollouts]
+    )
+    rewards = []
+    for rollout, given in zip(rollouts, scores, strict=True):
+        assert given.sampled is not None
+        rewards.append(float((given.sampled - rollout.logp).mean()))
+    labels = [float(g.correct) for g in grades]
+    return stats.auroc(rewards, labels, [r.prompt.index for r in rollouts])
+
+
+def continuation_gain(
+    student: Path,
+    teacher: Path,
+    task: Task,
+    cuts: Sequence[int],
+    *,
+    seed: int,
+    cache: Path,
+) -> list[stats.Estimate]:
+    """Teacher minus student accuracy when both finish the same prefixes of student rollouts.
+
+    Both finish afresh with the same random numbers, so that the difference is paired by problem
+    (paper section 6.1). A prefix never holds the answer: a rollout that ends before the cut is cut
+    at its last word but two.
+
+    Args:
+        student: writes the prefixes, and finishes them.
+        teacher: finishes them as well.
+        task: held-out problems.
+        cuts: prefix lengths in tokens.
+        seed: of the samples.
+        cache: where prompts are kept.
+    """
+    pair = Model.load(student), Model.load(teacher)
+    prompts = load_task(task, pair[0], seed, cache)
+    with one_thread():
+        sampler = pair[0].sampler(task.max_new_tokens)
+        rollouts = sampler.sample(prompts.prompts, n=1, key=(seed, PROBE_KEY))
+    gains = []
+    for cut in cuts:
+        started = replace(prompts, prompts=tuple(prefix(r, cut) for r in rollouts))
+        room = task.max_new_tokens - cut + SLACK
+        ours, theirs = (graded(model, started, room, 1, seed).correct.mean(1) for model in pair)
+        gains.append(stats.mean(theirs - ours))
+    return gains
+
+
+def prefix(rollout: Rollout, cut: int) -> Prompt:
+    """A rollout's prompt with its first `cut` tokens, never with the answer."""
+    length = min(cut, max(0, len(rollout) - 3))
+    ids = (*rollout.prompt.ids, *rollout.ids[:length].tolist())
+    return replace(rollout.prompt, ids=ids)
