@@ -31,11 +31,12 @@ from opd.commands.select import run_select
 from opd.config import Run
 from opd.core import stats
 from opd.errors import UserError
+from opd.rng import Stream
 from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import HFSampler
 from opd.setup.session import build
-from opd.training.evaluate import EVAL_KEY, evaluate
+from opd.training.evaluate import evaluate
 from opd.training.loop import Parts, train
 from opd.types import Rollout
 from opd_lab import zoo
@@ -98,7 +99,7 @@ def metered(budget: float) -> Iterator[Meter]:
 
     def counted(self: HFSampler, prompts: Any, *, n: int, key: Any, **rest: Any) -> list[Rollout]:
         written = sample(self, prompts, n=n, key=key, **rest)
-        if len(key) < 2 or key[1] != EVAL_KEY:
+        if len(key) < 2 or key[1] != Stream.EVALUATION:
             meter.read(written)
         return written
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from opd.config import Optim
 from opd.data.prompts import load_prompts
 from opd.recipes.sft import sft
+from opd.rng import key
 from opd_lab.probes import Model, graded, load_task
 from opd_lab.runs import Task, digest, keep, one_thread, source_hash
-
-TEACHER_KEY = 5  # separates the teacher's samples from the student's
+from opd_lab.streams import LabStream
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _train(
         spent = -time.monotonic()
         passes = -(-steps * batch // len(train.prompts))
         sampler = theirs.sampler(task.max_new_tokens)
-        examples = sampler.sample(train.prompts, n=passes, key=(seed, TEACHER_KEY))
+        examples = sampler.sample(train.prompts, n=passes, key=key(seed, LabStream.TEACHER))
         sampling = spent + time.monotonic()
         share = steps * batch / len(examples)  # of the examples that are trained on at all
         per_step = sampling * share / steps

@@ -21,17 +21,18 @@ from opd.data.graders import make_grader
 from opd.data.prompts import PromptSet, load_prompts
 from opd.models.lm import LM, load_lm
 from opd.models.tokenizers import eos_ids, load_tokenizer
+from opd.rng import key
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.training.evaluate import EvalTask, Evaluation, evaluate
 from opd.training.step import merge
 from opd.types import Metrics, Prompt, Rollout, Scores, Want
 from opd_lab.runs import SLACK, Task, one_thread
+from opd_lab.streams import LabStream
 from opd_lab.worlds import World
 from opd_lab.worlds.words import pattern_of
 
 TOKENS = 8192  # padded tokens a forward
-PROBE_KEY = 4  # separates these samples from those of training and evaluation
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def scored(
     seed: int,
 ) -> tuple[list[Rollout], list[Scores]]:
     """Student rollouts, n a prompt, with the teacher's scores and hidden states everywhere."""
-    rollouts = student.sampler(max_new_tokens).sample(prompts, n=n, key=(seed, PROBE_KEY))
+    rollouts = student.sampler(max_new_tokens).sample(prompts, n=n, key=key(seed, LabStream.PROBE))
     want = Want(sampled=True, full=[np.arange(len(r)) for r in rollouts])
     return rollouts, LocalTeacher(teacher.lm).score(rollouts, want)
 
@@ -192,7 +193,7 @@ def continuation_gain(
     prompts = load_task(task, pair[0], seed, cache)
     with one_thread():
         sampler = pair[0].sampler(task.max_new_tokens)
-        rollouts = sampler.sample(prompts.prompts, n=1, key=(seed, PROBE_KEY))
+        rollouts = sampler.sample(prompts.prompts, n=1, key=key(seed, LabStream.PROBE))
     gains = []
     for cut in cuts:
         started = replace(prompts, prompts=tuple(prefix(r, cut) for r in rollouts))

@@ -6,9 +6,8 @@ from threading import Event
 
 from opd.demo.run_config import PAIR
 from opd.models.lm import load_lm
+from opd.rng import Stream, key
 from opd.samplers.hf import Decoding, HFSampler
-from opd.training.evaluate import EVAL_KEY
-from opd.training.experience import TRAIN_KEY
 from opd.types import Prompt
 from opd_lab.auto_trial import FAILING, HEALTHY, metered, told
 from opd_lab.calibration.grid import PREFIX
@@ -21,14 +20,14 @@ def test_training_counts_and_evaluation_does_not():
     prompts = [Prompt(0, (3, 4, 5), ""), Prompt(1, (4, 5), "")]
     with metered(budget=25) as meter:
         meter.stop = Event()
-        sampler.sample(prompts, n=1, key=(0, EVAL_KEY))
+        sampler.sample(prompts, n=1, key=key(0, Stream.EVALUATION))
         assert meter.tokens == 0
-        sampler.sample(prompts, n=2, key=(0, TRAIN_KEY, 0))
+        sampler.sample(prompts, n=2, key=key(0, Stream.ROLLOUT, 0))
         assert meter.tokens == 20
         assert not meter.stop.is_set()
-        sampler.sample(prompts, n=1, key=(0, TRAIN_KEY, 1))
+        sampler.sample(prompts, n=1, key=key(0, Stream.ROLLOUT, 1))
         assert meter.stop.is_set()
-    sampler.sample(prompts, n=1, key=(0, TRAIN_KEY, 2))
+    sampler.sample(prompts, n=1, key=key(0, Stream.ROLLOUT, 2))
     assert meter.tokens == 30
 
 

@@ -118,9 +118,9 @@ def test_a_model_agrees_with_itself(tiny):
 
 
 def test_auroc_of_a_model_with_itself_is_chance(tiny):
-    """All rewards are 0, so every pair is a tie, unless one class is missing."""
+    """All rewards are 0 but for rounding: the interval holds a half, unless a class is missing."""
     found = probes.reward_auroc(*[zoo.build("a", 0, tiny)] * 2, TASK, seed=0, cache=tiny)
-    assert np.isnan(found.value) or found.value == pytest.approx(0.5, abs=0.2)
+    assert np.isnan(found.value) or found.low <= 0.5 <= found.high
 
 
 @pytest.mark.parametrize(("cut", "length"), [(0, 0), (4, 4), (8, 7), (50, 7)])

@@ -17,7 +17,7 @@ from opd.models.lm import add_lora
 from opd.run.bad_answers import Quarantine
 from opd.samplers.hf import Decoding
 from opd.samplers.replay import ReplaySampler
-from opd.samplers.vllm import VllmSampler, seed_of
+from opd.samplers.vllm import VllmSampler, request_seed
 from opd.training.distributed import LedSampler
 from test_ranks import played
 
@@ -134,7 +134,7 @@ def test_a_rollout_depends_on_its_key_alone(make_lm, make_prompts, tmp_path):
     for a, b in zip(together[2:4], alone, strict=True):
         np.testing.assert_array_equal(a.ids, b.ids)
     keys = [(0, 1, 2), (0, 1, 3), (1, 1, 2)]
-    assert len({seed_of(k, p, s) for k in keys for p in range(3) for s in range(4)}) == 36
+    assert len({request_seed(k, p, s) for k in keys for p in range(3) for s in range(4)}) == 36
 
 
 def test_adapters_get_a_new_name_a_version_and_old_ones_go(lora, make_prompts, tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from opd import rng
 from opd.config import LocalTeacher, Run, Select
 from opd.data.duplicates import Leak, leaks, questions_of, repeats
 from opd.data.graders import Grader, make_grader
@@ -22,9 +23,6 @@ from opd.data.readers import read_rows
 from opd.errors import UserError
 from opd.models import tokenizers
 from opd.recipes.select import (
-    LIMIT_KEY,
-    SELECT_KEY,
-    TEMPLATE_KEY,
     Bench,
     Measured,
     Mixture,
@@ -38,6 +36,7 @@ from opd.recipes.select import (
 )
 from opd.reports.render import write_page
 from opd.reports.select_page import selected_sections
+from opd.rng import Stream
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.disk import write_bytes
@@ -116,7 +115,9 @@ def select(cfg: Run, spec: Select, console: Console) -> Selection:
         template, tried = _templates(cfg, spec, pair, bench, usable, console)
         measured_on = _drawn(usable, spec.limit, cfg.train.seed)
         console.say(f"Measuring {len(measured_on)} prompts, {spec.n} responses of each model ...")
-        measured = measure_prompts(bench, measured_on, (cfg.train.seed, SELECT_KEY))
+        measured = measure_prompts(
+            bench, measured_on, rng.key(cfg.train.seed, Stream.SELECT_MEASURE)
+        )
     ranked = rank(measured, spec)
     aligned, others = choose(ranked, spec, cfg.train.seed)
     if not aligned:
@@ -161,8 +162,8 @@ def _usable(
 def _drawn(prompts: Sequence[Prompt], limit: int | None, seed: int) -> list[Prompt]:
     if limit is None or limit >= len(prompts):
         return list(prompts)
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, LIMIT_KEY])))
-    return [prompts[i] for i in sorted(rng.choice(len(prompts), limit, replace=False).tolist())]
+    draws = rng.generator(seed, Stream.SELECT_LIMIT)
+    return [prompts[i] for i in sorted(draws.choice(len(prompts), limit, replace=False).tolist())]
 
 
 def _teacher(
@@ -261,7 +262,7 @@ def _templates(
             "prompts.max_tokens or select.template_prompts."
         )
     console.say(f"Comparing {len(candidates)} templates on {len(chosen)} prompts ...")
-    key = (cfg.train.seed, TEMPLATE_KEY)
+    key = rng.key(cfg.train.seed, Stream.SELECT_TEMPLATE)
     found = {
         name: measure_prompts(bench, [p for p in prompts if p.index in chosen], key)
         for name, prompts in sets.items()

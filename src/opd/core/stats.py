@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from opd.rng import Stream, generator
+
 Floats = NDArray[np.float64]
 
 
@@ -227,7 +229,7 @@ def paired(
         permutation_type="samples",
         n_resamples=resamples,
         vectorized=True,
-        rng=np.random.Generator(np.random.Philox(seed)),
+        rng=generator(seed, Stream.PERMUTATION_TEST),
     )
     return Paired(Estimate(mean, mean - half, mean + half, prompts), float(test.pvalue))
 
@@ -258,7 +260,7 @@ def _unbias(count: int) -> float:
 
 
 def _resample(size: int, resamples: int, seed: int) -> NDArray[np.int64]:
-    return np.random.Generator(np.random.Philox(seed)).integers(0, size, (resamples, size))
+    return generator(seed, Stream.BOOTSTRAP).integers(0, size, (resamples, size))
 
 
 def _percentiles(values: Floats, level: float) -> tuple[float, float]:

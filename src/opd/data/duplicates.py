@@ -15,6 +15,7 @@ import numpy as np
 
 from opd.data.prompts import answer_of, conversation, prompt_column
 from opd.data.readers import read_rows
+from opd.rng import Stream, generator
 from opd.types import Prompt
 
 RUN = 6  # letters and digits a shingle
@@ -95,7 +96,7 @@ class Near:
 
     def __init__(self, threshold: float) -> None:
         """Hold duplicates to be at least `threshold` similar."""
-        rng = np.random.Generator(np.random.Philox(0))
+        rng = generator(0, Stream.MINHASH)
         odd = rng.integers(2**63, size=BANDS * ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._multipliers, self.threshold = odd, threshold
         self._shingles: dict[int, np.ndarray] = {}

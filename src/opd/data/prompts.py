@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
-import numpy as np
 
 from opd.data.answers import gold
 from opd.data.readers import Row, columns, kind, read_rows, require_one_kind
 from opd.errors import UserError
+from opd.rng import Stream, generator
 from opd.types import Prompt
 
 logger = logging.getLogger(__name__)
 
 PROMPT_COLUMNS = ("prompt", "messages", "problem", "question")
 ANSWER_COLUMNS = ("answer", "ground_truth", "solution")
-ORDER_KEY = 3  # separates the order of prompts from other uses of train.seed
 CHUNK = 512  # rows tokenized at once
 TEMPLATE_LIMIT = 1_000_000  # characters a chat template may hold, or add to a conversation
 # What this module decides itself, so that ids are made in one way.
@@ -73,9 +72,7 @@ class PromptSet:
         return [self.prompts[orders[place // total][place % total]] for place in places]
 
     def _order(self, seed: int, epoch: int) -> Sequence[int]:
-        rng = np.random.Generator(
-            np.random.Philox(np.random.SeedSequence([seed, ORDER_KEY, epoch]))
-        )
+        rng = generator(seed, Stream.PROMPT_ORDER, epoch)
         order: list[int] = rng.permutation(len(self.prompts)).tolist()
         return order
 

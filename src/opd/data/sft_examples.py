@@ -11,6 +11,7 @@ import numpy as np
 from opd.data.prompts import load_prompts
 from opd.data.readers import read_rows
 from opd.errors import UserError
+from opd.rng import Stream, generator
 from opd.types import Prompt, Rollout
 
 
@@ -74,8 +75,7 @@ def choose(count: int, batch: int, step: int, seed: int) -> list[int]:
 
 
 def _order(count: int, epoch: int, seed: int) -> np.ndarray:
-    key = np.random.SeedSequence((seed, epoch))
-    return np.random.Generator(np.random.Philox(key)).permutation(count)
+    return generator(seed, Stream.SFT_ORDER, epoch).permutation(count)
 
 
 def _completion(values: dict[str, Any], place: str, key: str) -> str:

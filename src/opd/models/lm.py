@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from opd.errors import UserError
 from opd.models.head import SPARSE_VOCAB, Head
+from opd.rng import Stream, torch_seed
 
 _DTYPES = {
     "auto": "auto",
@@ -230,7 +231,7 @@ def add_lora(
     import peft
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(torch_seed(seed, Stream.LORA_INIT))
         config = peft.LoraConfig(
             r=rank,
             lora_alpha=alpha,

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from opd import rng
 from opd.config import Coldstart
 from opd.data.duplicates import without
 from opd.data.filters import REASONS, sift
@@ -24,6 +25,7 @@ from opd.data.graders import Grader
 from opd.errors import UserError
 from opd.recipes.measure import measure
 from opd.recipes.sft import rate, sft_step
+from opd.rng import Stream
 from opd.run import checkpoint as store
 from opd.run import rollouts as rollout_files
 from opd.run.disk import DISK, make_folder, remove, sweep, write_bytes, write_json
@@ -36,7 +38,6 @@ from opd.types import Prompt, Rollout, Sampler, Scores
 logger = logging.getLogger(__name__)
 
 FOLDER, RECORD = COLD_START, "coldstart.json"
-WRITE_KEY, LOOK_KEY, ORDER_KEY = 6, 7, 8  # separate this randomness from the loop's
 MASS, TOP1 = "diag/overlap_mass_student", "diag/top1_agreement"
 
 
@@ -314,8 +315,8 @@ def completions(parts: Parts, supply: Supply, cfg: Coldstart, number: int) -> li
     if saved is not None:
         return saved[0]
     prompts = supply.prompts_of(number, cfg)
-    seed = parts.cfg.train.seed
-    written = supply.writer.sample(prompts, n=cfg.n, key=(seed, WRITE_KEY, number))
+    stream = rng.key(parts.cfg.train.seed, Stream.COLDSTART_COMPLETIONS, number)
+    written = supply.writer.sample(prompts, n=cfg.n, key=stream)
     found = [ended(r, supply) for r in written]
     texts = [parts.source.decode(r.ids.tolist()) for r in found]
     file = rollout_files.StepFile(found, [Scores()] * len(found), texts, key)
@@ -347,7 +348,9 @@ def looked(parts: Parts, supply: Supply, progress: Progress) -> Progress:
     assert source.teacher is not None
     source.sampler.sync(progress.steps)
     with parts.clock("score"):
-        rollouts = source.sampler.sample(supply.probe, n=1, key=(parts.cfg.train.seed, LOOK_KEY))
+        rollouts = source.sampler.sample(
+            supply.probe, n=1, key=rng.key(parts.cfg.train.seed, Stream.COLDSTART_PROBE)
+        )
         k = min(parts.learner.diagnostics_k, parts.learner.objective.k)
         found = measure(rollouts, teacher=source.teacher, k=k)
     look = Look(found[MASS].value, found[TOP1].value)

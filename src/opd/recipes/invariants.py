@@ -17,12 +17,12 @@ from opd.core.batch import Batch, align
 from opd.core.microbatches import Share, siblings
 from opd.models.lm import LM
 from opd.models.prefix_cache import shares_prompts
+from opd.rng import Stream, key
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.training.step import Learner, fed, micro_loss
 from opd.types import Prompt, Rollout, Teacher
 
-SELF_KEY = 4  # separates this randomness from training's and evaluation's
 PROMPTS, SAMPLES, TOKENS = 2, 2, 12
 
 
@@ -100,7 +100,7 @@ def _rollouts(subject: Subject, batch: int = 64) -> list[Rollout]:
         capture=subject.learner.objective.k,
         batch=batch,
     )
-    return sampler.sample(subject.prompts[:PROMPTS], n=SAMPLES, key=(SELF_KEY,))
+    return sampler.sample(subject.prompts[:PROMPTS], n=SAMPLES, key=key(0, Stream.INVARIANTS))
 
 
 @torch.no_grad()

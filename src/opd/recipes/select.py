@@ -21,10 +21,10 @@ from opd.core import diagnostics
 from opd.core.stats import Estimate, paired
 from opd.data.graders import Grader
 from opd.recipes.measure import tops
+from opd.rng import Stream, generator
 from opd.types import Prompt, Rollout, Sampler, Scores, Teacher, Want
 
 # They separate this randomness from training's.
-SELECT_KEY, TEMPLATE_KEY, REST_KEY, LIMIT_KEY = 9, 10, 11, 12
 CHUNK = 64  # prompts sampled and scored at once
 MASS = "diag/overlap_mass_student"
 
@@ -211,7 +211,7 @@ def choose(ranked: Ranked, cfg: Select, seed: int) -> tuple[list[int], list[int]
     aligned = better[:best]
     rest = sorted(set(range(count)) - set(aligned))
     others = min(len(rest), round((wanted - best) * len(aligned) / best))
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, REST_KEY])))
+    rng = generator(seed, Stream.SELECT_OTHERS)
     return aligned, sorted(rng.choice(rest, others, replace=False).tolist()) if others else []
 
 

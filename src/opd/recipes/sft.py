@@ -17,12 +17,13 @@ from opd.core.batch import align
 from opd.core.microbatches import pass_cost
 from opd.data.sft_examples import choose
 from opd.models.lm import LM
+from opd.rng import Stream
 from opd.training.step import (
     Memory,
     Refused,
     completion_loss,
-    derive_dropout,
     make_optimizer,
+    seed_dropout,
     within_memory,
 )
 from opd.types import Rollout
@@ -126,7 +127,7 @@ def sft_step(
 
     def attempt() -> float:
         student.model.train()
-        derive_dropout(*key)
+        seed_dropout(key[0], Stream.SFT_DROPOUT, key[1])
         loss = 0.0
         for indices in [part for share in memory.cut(shares) for part in share.parts]:
             micro = chosen.micro(indices, student.device, k=1)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
+from opd.rng import Stream, generator
 from opd.run.disk import DISK, FileOps, remove, write_bytes
 from opd.run.parquet import (
     Array,
@@ -152,8 +152,8 @@ def thin(folder: Path, upto_step: int, keep: int, ops: FileOps = DISK) -> None:
 
 
 def _choose(step: int, count: int, keep: int) -> list[int]:
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([step, count])))
-    return sorted(generator.choice(count, size=min(keep, count), replace=False).tolist())
+    rng = generator(0, Stream.KEPT_ROLLOUTS, step, count)
+    return sorted(rng.choice(count, size=min(keep, count), replace=False).tolist())
 
 
 def _read(path: Path) -> StepFile | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from opd.core.cpu_kernels import top
 from opd.errors import UserError
 from opd.models.lm import LM
+from opd.rng import generator_of
 from opd.samplers.kv import growing_cache
 from opd.types import Prompt, Rollout
 
@@ -183,8 +184,7 @@ def first_samples(prompts: Sequence[Prompt], n: int) -> list[int]:
 
 def uniform(key: Sequence[int], prompt: int, sample: int, count: int) -> np.ndarray:
     """Uniform numbers of one rollout, a function of (key, prompt, sample) alone."""
-    seed = np.random.SeedSequence([*key, prompt, sample])
-    return np.random.Generator(np.random.Philox(seed)).random(count)
+    return generator_of((*key, prompt, sample)).random(count)
 
 
 def truncate(probs: Tensor, decoding: Decoding) -> Tensor:

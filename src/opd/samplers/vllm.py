@@ -20,6 +20,7 @@ import numpy as np
 from opd.errors import UserError
 from opd.http import Http, Refusal, Transient, clean
 from opd.models.lm import LM
+from opd.rng import seed_of
 from opd.run.bad_answers import Exchange, Quarantine
 from opd.samplers.hf import Decoding
 from opd.types import Prompt, Rollout
@@ -133,7 +134,7 @@ class VllmSampler:
             "temperature": self.decoding.temperature,
             "top_p": self.decoding.top_p,
             "top_k": self.decoding.top_k or -1,
-            "seed": seed_of(key, prompt.index, sample),
+            "seed": request_seed(key, prompt.index, sample),
             "logprobs": self.capture,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
@@ -250,10 +251,9 @@ class VllmSampler:
         return names
 
 
-def seed_of(key: Sequence[int], prompt: int, sample: int) -> int:
+def request_seed(key: Sequence[int], prompt: int, sample: int) -> int:
     """The request's seed, a function of (key, prompt, sample) alone."""
-    state = np.random.SeedSequence([*key, prompt, sample]).generate_state(1)
-    return int(state[0]) & 0x7FFFFFFF
+    return seed_of((*key, prompt, sample)) & 0x7FFFFFFF
 
 
 def _numbers(values: Any, count: int) -> list[float]:

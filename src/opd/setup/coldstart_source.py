@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from opd.config import Coldstart, Run
@@ -16,7 +15,8 @@ from opd.data.prompts import PromptSet, load_prompts
 from opd.data.sft_examples import load_gold
 from opd.errors import UserError
 from opd.models.lm import LM
-from opd.recipes.coldstart import ORDER_KEY, Supply, interlude, warm_up
+from opd.recipes.coldstart import Supply, interlude, warm_up
+from opd.rng import Stream, generator
 from opd.run import checkpoint as store
 from opd.samplers.hf import Decoding, HFSampler
 from opd.setup import remote_teacher
@@ -135,7 +135,7 @@ def _prompts(
 
 
 def _order(count: int, seed: int) -> list[int]:
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, ORDER_KEY])))
+    rng = generator(seed, Stream.COLDSTART_ORDER)
     order: list[int] = rng.permutation(count).tolist()
     return order
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from opd.errors import UserError
 from opd.http import Refusal, clean
+from opd.rng import Stream, generator
 from opd.teachers.remote import Canary, Dialect
 from opd.teachers.validate import WrongAnswer, check
 from opd.types import Kind, Prompt, Rollout, Scores, Want
@@ -277,7 +278,7 @@ def _topk(result: Handshake, asker: _Asker, text: Sequence[int], k: int) -> bool
 
 def _signal(asker: _Asker, texts: Sequence[Sequence[int]]) -> None:
     """Text must beat the same tokens in another order: chance and zeros do not."""
-    rng = np.random.Generator(np.random.Philox(1))
+    rng = generator(0, Stream.HANDSHAKE, 1)
     mixed = [[t[0], *rng.permutation(np.array(t[1:])).tolist()] for t in texts]
     scores = asker.sampled([*texts, *mixed])
     if scores is None:
@@ -326,7 +327,7 @@ def _own_writing(asker: _Asker, texts: Sequence[Sequence[int]]) -> float:
             return 0.0
         written.append(int(scores[0].topk_ids[-1, 0]))
     known = sorted({t for ids in texts for t in ids})
-    rng = np.random.Generator(np.random.Philox(2))
+    rng = generator(0, Stream.HANDSHAKE, 2)
     other = [known[i] for i in rng.integers(0, len(known), OWN_TOKENS)]
     found = asker.sampled([[*begun, *written], [*begun, *other]])
     if found is None:

@@ -16,10 +16,9 @@ import numpy as np
 from opd.core import stats
 from opd.data.graders import Grader
 from opd.data.prompts import PromptSet
+from opd.rng import Stream, key
 from opd.samplers.hf import Decoding
 from opd.types import Graded, Rollout, Sampler
-
-EVAL_KEY = 2  # separates evaluation randomness from training's (see train.TRAIN_KEY)
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def evaluate(
         decode: token ids to text, special tokens left out.
         seed: train.seed; the same for every step and model.
     """
-    rollouts = sampler.sample(task.prompts.prompts, n=task.n, key=(seed, EVAL_KEY))
+    rollouts = sampler.sample(task.prompts.prompts, n=task.n, key=key(seed, Stream.EVALUATION))
     texts = [decode(r.ids.tolist()) for r in rollouts]
     grades = task.grader.grade(texts, [r.prompt.answer or "" for r in rollouts])
     graded = [

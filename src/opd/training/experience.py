@@ -22,13 +22,11 @@ from opd.data.graders import Grader
 from opd.data.prompts import PromptSet
 from opd.data.sft_examples import choose
 from opd.errors import UserError
+from opd.rng import Stream, generator, key
 from opd.run.folder import RunFolder
 from opd.teachers.remote import TeacherDown
 from opd.training.horizon import pruned
 from opd.types import Mean, Metrics, Rollout, Sampler, Scores, Teacher
-
-TRAIN_KEY = 1  # separates training randomness from evaluation's (evaluate.EVAL_KEY)
-POSITIONS_KEY = 3
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,8 @@ def sample(
     prompts = source.prompts.batch(
         step, cfg.train.prompts_per_step, seed=seed, shuffle=cfg.prompts.shuffle
     )
-    key = (seed, TRAIN_KEY, step)
-    return source.sampler.sample(prompts, n=cfg.rollout.n, key=key, limit=limit), None
+    words = key(seed, Stream.ROLLOUT, step)
+    return source.sampler.sample(prompts, n=cfg.rollout.n, key=words, limit=limit), None
 
 
 def score(
@@ -76,15 +74,15 @@ def score(
     """The step's batch. Scores that were not on disk are asked for, then put there."""
     if scores is None or (source.teacher is not None and not all(map(is_scored, scores))):
         texts = [source.decode(r.ids.tolist()) for r in rollouts]
-        key = run.key(step + 1, step)
+        made_from = run.key(step + 1, step)
         try:
             scores = ask(source, cfg, objective, step, rollouts, scores)
         except TeacherDown as down:
             kept = [s or Scores() for s in down.partial]
-            run.save_rollouts(step + 1, rollouts, kept, key=key, texts=texts)
+            run.save_rollouts(step + 1, rollouts, kept, key=made_from, texts=texts)
             raise
         refuse_bad(rollouts, scores, source.teacher)
-        run.save_rollouts(step + 1, rollouts, scores, key=key, texts=texts)
+        run.save_rollouts(step + 1, rollouts, scores, key=made_from, texts=texts)
     reference = None
     if source.reference is not None:
         reference = source.reference.score(rollouts, objective.want._replace(topk=0))
@@ -195,7 +193,7 @@ def choose_positions(
     """Completion positions given the full-vocabulary treatment: `count` at random, sorted."""
     ends = np.cumsum([len(r) for r in rollouts])
     total = int(ends[-1]) if len(ends) else 0
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, POSITIONS_KEY, step])))
+    rng = generator(seed, Stream.DIAGNOSTIC_POSITIONS, step)
     chosen = (
         np.arange(total) if count >= total else np.sort(rng.choice(total, count, replace=False))
     )

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,12 +30,11 @@ from opd.models.fsdp import full, keep_pace, rest
 from opd.models.head import Head, RowsView
 from opd.models.lm import LM, is_out_of_memory, sparse_gradients
 from opd.models.prefix_cache import SharedPrompts, shares_prompts
+from opd.rng import Stream, torch_seed
 from opd.training.distributed import ALONE, Ranks, total_of
 from opd.types import Mean, Metrics
 
 logger = logging.getLogger(__name__)
-
-DROPOUT_KEY = 5  # separates dropout from sampling (experience) and evaluation
 
 Found = TypeVar("Found")
 LogitsOf = Callable[[Tensor], Tensor]  # teacher hidden states (n, H) to logits (n, V)
@@ -207,7 +205,7 @@ def accumulate(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tens
     shares = plan(learner, batch)
     mine = learner.memory.cut([shares[i] for i in learner.ranks.share(len(shares))])
     student.model.train()
-    derive_dropout(learner.seed, step)
+    seed_dropout(learner.seed, Stream.DROPOUT, step)
     found: Metrics = {}
     loss = torch.zeros((), dtype=torch.float64)
     located = any(s.positions is not None and len(s.positions) for s in batch.scores or ())
@@ -329,9 +327,9 @@ def completion_loss(student: LM, micro: MicroBatch) -> Tensor:
     )
 
 
-def derive_dropout(seed: int, step: int) -> None:
-    """Make torch's own random stream, which dropout reads, a function of (seed, step)."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, DROPOUT_KEY, step]).generate_state(1)[0]))
+def seed_dropout(seed: int, stream: Stream, step: int) -> None:
+    """Make torch's own random stream, which dropout reads, a function of (seed, stream, step)."""
+    torch.manual_seed(torch_seed(seed, stream, step))
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from opd import rng
 from opd.commands.check.candidates import Candidate
 from opd.config import Run
 from opd.core.batch import align
@@ -15,6 +16,7 @@ from opd.data.prompts import PromptSet
 from opd.models.lm import LM
 from opd.recipes.check import cost
 from opd.recipes.check.cost import Evaluations, Plan, StepTime
+from opd.rng import Stream
 from opd.setup.pair import Pair
 from opd.setup.session import (
     decoder,
@@ -34,7 +36,6 @@ FIRST = 2  # prompts of the first, unhurried step: it also warms everything up
 EVAL_PROMPTS = 16  # of a held-out set, to time it first
 CHEAP = 5.0  # seconds: what takes less is timed whole, or again
 REPEATS = 3
-TIMING_KEY = 7  # separates these samples from all others
 
 
 class Timer:
@@ -70,7 +71,7 @@ class Timer:
             0, count, seed=cfg.train.seed, shuffle=cfg.prompts.shuffle
         )
         rollouts: list[Rollout] = []
-        key = (cfg.train.seed, TIMING_KEY)
+        key = rng.key(cfg.train.seed, Stream.TIMING)
         sampling = cost.timed(
             lambda: rollouts.extend(self.source.sampler.sample(chosen, n=cfg.rollout.n, key=key))
         )
@@ -150,4 +151,4 @@ def _writing(cfg: Run, lm: LM, stop: frozenset[int], task: EvalTask) -> float:
 
 
 def _sample(sampler: Sampler, task: EvalTask, count: int) -> None:
-    sampler.sample(task.prompts.prompts[:count], n=task.n, key=(TIMING_KEY,))
+    sampler.sample(task.prompts.prompts[:count], n=task.n, key=rng.key(0, Stream.TIMING))

@@ -18,12 +18,12 @@ from opd.core.diagnostics import Tops
 from opd.data.graders import Grader
 from opd.models.lm import LM
 from opd.recipes.check.diagnose import Diagnosis, diagnose, of_positions
+from opd.rng import Stream, key
 from opd.samplers.hf import Decoding, HFSampler
 from opd.types import Kind, Prompt, Rollout, Teacher, Want
 
 DEPTHS = (0.25, 0.5, 0.75)  # of a student rollout, where both models take over
 TAIL = 3  # last tokens of a rollout that no prefix holds: the answer is usually there
-CHECK_KEY = 6  # separates these samples from those of training and evaluation
 OWN, THEIRS, FINISH = 0, 1, 2
 
 
@@ -216,7 +216,7 @@ def _sample(
     sampler = HFSampler(
         player.lm, rules.decoding, stop=player.stop, capture=rules.k, batch=rules.batch
     )
-    return sampler.sample(prompts, n=n, key=(rules.seed, CHECK_KEY, who))
+    return sampler.sample(prompts, n=n, key=key(rules.seed, Stream.CHECK, who))
 
 
 def _graded(rollouts: Sequence[Rollout], rules: Rules, n: int) -> np.ndarray | None:

@@ -1,0 +1,56 @@
+"""Random streams: one home, no two alike, none without a key."""
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import opd
+import opd_lab
+from opd import rng
+from opd.rng import Stream
+from opd_lab.streams import LabStream
+
+STREAMS = [*Stream, *LabStream]
+
+
+def test_no_two_purposes_share_a_stream():
+    numbers = [int(s) for s in STREAMS]
+    assert len(set(numbers)) == len(numbers)
+    assert max(Stream) < 100 <= min(LabStream)
+
+
+def test_streams_of_one_seed_and_index_draw_different_numbers():
+    drawn = {
+        (s, index): tuple(rng.generator(3, s, *index).random(2))
+        for s, index in itertools.product(STREAMS, [(), (1,), (1, 5)])
+    }
+    assert len(set(drawn.values())) == len(drawn)
+
+
+def test_a_generator_depends_on_its_arguments_alone():
+    first = rng.generator(7, Stream.ROLLOUT, 2).random(4)
+    np.random.seed(0)  # somebody else's global state
+    assert np.array_equal(first, rng.generator(7, Stream.ROLLOUT, 2).random(4))
+    assert rng.torch_seed(7, Stream.DROPOUT, 2) == rng.torch_seed(7, Stream.DROPOUT, 2)
+    assert rng.torch_seed(7, Stream.DROPOUT, 2) != rng.torch_seed(7, Stream.SFT_DROPOUT, 2)
+
+
+MADE = re.compile(
+    r"SeedSequence|Philox|default_rng|np\.random\.seed|RandomState|manual_seed\((?!torch_seed)"
+)
+
+
+@pytest.mark.parametrize("package", [opd, opd_lab], ids=["opd", "opd_lab"])
+def test_nobody_else_makes_generators(package):
+    """Worlds and model zoos of the lab draw data, not runs: they name their own keys."""
+    folder = Path(package.__file__).parent
+    allowed = {"rng.py"} if package is opd else {"worlds/words.py", "zoo.py"}
+    makers = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*.py")
+        if MADE.search(path.read_text("utf-8"))
+    }
+    assert makers == allowed
