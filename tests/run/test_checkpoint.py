@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from faulty_disk import Unsynced, killed_at
 
 from opd.errors import UserError
 from opd.run.checkpoint import newest, save
@@ -22,6 +21,7 @@ from opd.run.optimizer import (
     restore_group_settings,
     restore_optimizer,
 )
+from support.faulty_disk import Unsynced, killed_at
 
 DTYPES = [
     torch.float64,

@@ -7,9 +7,9 @@ import json
 import os
 
 import pytest
-from faulty_disk import Faulty, Forgetful, PowerCut, dead_process, raising
 
 from opd.run.disk import FileOps, alive, human_size, make_folder, remove, write_bytes, write_json
+from support.faulty_disk import Faulty, Forgetful, PowerCut, dead_process, raising
 
 
 @pytest.mark.parametrize("names_survive", [False, True])

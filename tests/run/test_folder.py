@@ -10,12 +10,12 @@ import subprocess
 import sys
 
 import pytest
-from faulty_disk import Faulty, Unsynced, killed_at
 
 from opd.errors import UserError
 from opd.run.folder import RunFolder
 from opd.run.jsonl import read_jsonl
 from opd.run.lock import LOCK
+from support.faulty_disk import Faulty, Unsynced, killed_at
 
 CONFIG = {
     "train": {"seed": 3, "steps": 9, "prompts_per_step": 2},

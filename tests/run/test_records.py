@@ -6,12 +6,12 @@ import json
 import math
 
 import pytest
-from faulty_disk import Unsynced
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from opd.errors import UserError
 from opd.run.jsonl import Journal, encode_line, json_restore, json_safe, read_jsonl
+from support.faulty_disk import Unsynced
 
 # Keys without dots: NaNs are listed by dotted path.
 KEYS = st.text('abé\n\ud800/"', max_size=4)

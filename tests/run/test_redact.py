@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from faulty_disk import Unsynced
 
 from opd.run.folder import RunFolder
 from opd.run.redact import HIDDEN, redact, redact_command, redact_text
+from support.faulty_disk import Unsynced
 
 CANARY = "c4n4ry-0123456789"
 

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from faulty_disk import Unsynced, killed_at
 
 from opd.run.folder import RunFolder
 from opd.run.rollouts import StepFile, decode, encode
 from opd.types import Graded, Prompt, Rollout, Scores
+from support.faulty_disk import Unsynced, killed_at
 
 CONFIG = {"train": {"seed": 3, "steps": 9}, "loss": {"k": 4}, "output": {"dir": "x"}}
 

@@ -1,14 +1,27 @@
-"""Every file operation of a save fails once, and kills once: the last good step is always there."""
+"""Every file operation of a save fails once, and kills once: the last good step is always there.
+
+Run as a script (`PYTHONPATH=tests python tests/run/test_save_faults.py`), it prints at how many
+points a save was interrupted.
+"""
 
 from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import os
 import shutil
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
-from faulty_disk import (
+
+from opd.errors import UserError
+from opd.run.checkpoint import newest
+from opd.run.disk import FileOps, require_space
+from opd.run.manifest import broken, candidates, save_files
+from support.faulty_disk import (
     Faulty,
     Forgetful,
     PowerCut,
@@ -18,11 +31,6 @@ from faulty_disk import (
     killed_at,
     raising,
 )
-
-from opd.errors import UserError
-from opd.run.checkpoint import newest
-from opd.run.disk import FileOps, require_space
-from opd.run.manifest import broken, candidates, save_files
 
 
 def content(step: int, salt: str = "") -> dict[str, list[bytes]]:
@@ -257,3 +265,34 @@ def test_space_is_measured_where_a_folder_will_be(tmp_path):
 def test_keep_zero_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         save(tmp_path, 10, keep=0)
+
+
+WAYS = ("killed", "disk full", "EIO", "power cut, names kept", "power cut, names lost")
+
+
+def print_crash_points() -> None:
+    logging.disable(logging.CRITICAL)  # every broken checkpoint causes a warning, here on purpose
+    write = sys.stdout.write
+    write(f"| before the save | operations | {' | '.join(WAYS)} |\n|---|---|" + "---|" * len(WAYS))
+    write("\n")
+    total = 0
+    for prepare, before in BEFORE.items():
+        with tempfile.TemporaryDirectory() as folder:
+            folders = [Path(folder) / str(i) for i in range(len(WAYS) + 1)]
+            for path in folders:
+                path.mkdir()
+            probe = folders[-1] / "probe"
+            shutil.copytree(prepared(folders[-1], prepare), probe)
+            count = count_operations(lambda ops, probe=probe: save(probe, 20, ops=ops))
+            test_killed_at_every_operation(folders[0], prepare, before)
+            test_every_operation_fails_once(folders[1], prepare, before, errno.ENOSPC, True)
+            test_every_operation_fails_once(folders[2], prepare, before, errno.EIO, False)
+            test_power_cut_at_every_operation(folders[3], prepare, before, True)
+            test_power_cut_at_every_operation(folders[4], prepare, before, False)
+        total += count * len(WAYS)
+        write(f"| {prepare.__name__} | {count} |" + " ok |" * len(WAYS) + "\n")
+    write(f"\n{total} crash points: always the last good step, nothing to clean up by hand.\n")
+
+
+if __name__ == "__main__":
+    print_crash_points()

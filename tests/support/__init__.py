@@ -1,0 +1,1 @@
+"""Parts that several test modules use: doubles of disks and servers, builders, checks."""
