@@ -1,15 +1,16 @@
-"""Words everyone uses: what travels from the prompt file to the loss.
+"""Data types shared by all packages: what travels from the prompt file to the loss.
 
 Plain frozen records of numpy arrays, so that they can be written to disk bit for bit and read
-without torch. Shape letters: T completion length, K support size, H hidden width, n positions.
+without torch. Importing this module imports neither torch nor numpy.
+Shapes: T completion length, K support size, H hidden size, n positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,15 +18,33 @@ if TYPE_CHECKING:
 
 Finish = Literal["stop", "length"]
 
+# Choices of the configuration that the numerics and the models share.
+Divergence = Literal["reverse_kl", "forward_kl", "jsd", "skew_kl"]
+Support = Literal[
+    "sampled",
+    "student_topk",
+    "teacher_topk",
+    "intersection",
+    "union",
+    "symmetric_difference",
+    "full",
+]
+Mode = Literal["paper", "reference", "tail"]
+Estimator = Literal["k1", "k2", "k3_forward"]
+Weights = Literal["student_p", "teacher_p", "none"]
+Dtype = Literal["auto", "float32", "bfloat16", "float64"]
+Stop = Literal["student", "teacher", "union"]
+GraderKind = Literal["exact", "number", "math"]
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt as the student reads it.
+    """One prompt, tokenized for the student.
 
     Attributes:
-        index: place in its prompt set; part of every random key, so it never changes.
+        index: index in its prompt set; part of every random key, so it never changes.
         ids: token ids after template and tokenizer, made once and never re-encoded.
-        text: what those ids say, for people.
+        text: the decoded ids, for display.
         answer: ground truth of a verifiable prompt, or None.
         source: where the row came from (a file name, or the row's own data_source).
     """
@@ -39,7 +58,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rollout:
-    """One completion written by the student, with what the sampler knew while writing it.
+    """One completion sampled from the student, with the sampler's own statistics of each token.
 
     `logp`, `entropy` and `topk_logp` are of the untruncated distribution at the sampling
     temperature, in nats. `ids` includes the stop token when `finish` is "stop".
@@ -53,16 +72,45 @@ class Rollout:
     topk_ids: np.ndarray  # int32 (T, K), most probable first
     topk_logp: np.ndarray  # float32 (T, K)
     finish: Finish
-    version: int = 0  # student version (number of optimizer steps) that wrote it
+    version: int = 0  # student version (number of optimizer steps) that sampled it
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @classmethod
+    def of_ids(
+        cls,
+        prompt: Prompt | Sequence[int] | np.ndarray,
+        ids: Sequence[int] | np.ndarray,
+        *,
+        topk_ids: np.ndarray | None = None,
+        finish: Finish = "length",
+    ) -> Rollout:
+        """A completion that was not sampled: text to score or to imitate.
+
+        Its log-probs and entropies are zeros that nobody reads.
+
+        Args:
+            prompt: the prompt, or its token ids alone.
+            ids: token ids (T,) of the completion.
+            topk_ids: (T, K) ids to score as the student's support; None: K = 0.
+            finish: "stop" if `ids` end with a stop token.
+        """
+        import numpy as np
+
+        if not isinstance(prompt, Prompt):
+            prompt = Prompt(0, tuple(np.asarray(prompt).tolist()), "")
+        ids = np.asarray(ids, dtype=np.int32)
+        support = np.zeros((len(ids), 0), np.int32) if topk_ids is None else topk_ids
+        zeros = np.zeros(len(ids), np.float32)
+        logp = np.zeros(support.shape, np.float32)
+        return cls(prompt, 0, ids, zeros, zeros, support, logp, finish)
+
 
 class Kind(StrEnum):
-    """What a teacher can give for a position; a loss names the kinds it needs."""
+    """What a teacher can return for a position; a loss names the kinds it needs."""
 
-    SAMPLED = "sampled"  # normalised log-prob of the token the student drew
+    SAMPLED = "sampled"  # normalised log-prob of the sampled token
     SUPPORT = "support"  # log-scores of token ids the student chose
     TOPK = "topk"  # the teacher's own most probable tokens, normalised
     FULL = "full"  # the whole distribution (hidden state and head, never a stored [T, V] tensor)
@@ -74,21 +122,40 @@ class Want(NamedTuple):
     sampled: bool = False
     support: bool = False  # log-scores on each rollout's topk_ids
     topk: int = 0  # how many of the teacher's own top tokens; 0 for none
-    full: Sequence[np.ndarray] | None = None  # positions per rollout given the full treatment
+    full: Sequence[np.ndarray] | None = None  # per rollout: positions that need `Scores.hidden`
 
     @property
     def normaliser(self) -> bool:
-        """Whether the teacher must look at its whole vocabulary at every position."""
+        """Whether the teacher must compute its whole vocabulary at every position."""
         return self.sampled or self.topk > 0
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the `SCORE_FIELDS` that an answer must hold."""
+        sampled = ("sampled",) if self.sampled else ()
+        support = ("support",) if self.support else ()
+        return (*sampled, *support, *(("topk_ids", "topk_logp") if self.topk > 0 else ()))
+
+
+SCORE_FIELDS: Final[Mapping[str, int]] = {
+    "sampled": 1,
+    "support": 2,
+    "log_z": 1,
+    "entropy": 1,
+    "topk_ids": 2,
+    "topk_logp": 2,
+}
+"""The per-token arrays of `Scores` and their number of dimensions: (T,) or (T, K)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """A teacher's view of one rollout: one row a completion token, prompt never scored.
+    """A teacher's scores of one rollout: one row per completion token, prompts are never scored.
 
     `support` holds log-scores: log-probs up to a constant per position, which is `log_z` where the
     teacher computed it (`logq = support - log_z[:, None]`); a loss renormalised on the support
-    needs no normaliser, so `log_z` may be None.
+    needs no normaliser, so `log_z` may be None. A new per-token array also goes into
+    `SCORE_FIELDS`, by which it reaches files, cache, wire and checks.
     """
 
     sampled: np.ndarray | None = None  # float32 (T,), normalised
@@ -100,18 +167,22 @@ class Scores:
     positions: np.ndarray | None = None  # int32 (n,), where `hidden` was taken
     hidden: torch.Tensor | None = None  # (n, H) in the teacher's dtype, for a local teacher
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The `SCORE_FIELDS` that are present, by name."""
+        return {n: a for n in SCORE_FIELDS if (a := getattr(self, n)) is not None}
+
 
 class Sampler(Protocol):
-    """Writes completions with the student."""
+    """Samples completions from the student."""
 
     def sample(
         self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
     ) -> list[Rollout]:
-        """Return n rollouts a prompt, grouped in the order of `prompts`.
+        """Return n rollouts per prompt, grouped in the order of `prompts`.
 
         The tokens depend on (key, prompt.index, sample) and the student alone, never on which
         other prompts share the call. With a `limit` below the sampler's own, rollouts are the
-        first `limit` tokens of what they would have been, and the rest is never written.
+        first `limit` tokens of what they would have been, and the rest is never generated.
         """
         ...
 
@@ -121,19 +192,19 @@ class Sampler(Protocol):
 
 
 class Teacher(Protocol):
-    """Scores token ids it did not write."""
+    """Scores given token ids."""
 
     name: str
     kinds: frozenset[Kind]
 
     def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
-        """Return one Scores a rollout, in order, holding at least what `want` asks."""
+        """Return one Scores per rollout, in order, holding at least what `want` asks."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """An exact running mean: merges over micro-batches, ranks and steps without weighting error."""
+    """An exact mean as (sum, count); those of micro-batches, ranks and steps can be added."""
 
     total: float
     count: float
@@ -143,7 +214,7 @@ class Mean:
 
     @property
     def value(self) -> float:
-        """The mean, NaN when nothing was counted."""
+        """The mean; NaN if the count is 0."""
         return self.total / self.count if self.count else float("nan")
 
 

@@ -13,21 +13,9 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from opd.config.guards import Alarms, Horizon
 from opd.config.recipes import Check, Coldstart, Select
 from opd.config.section import Section
+from opd.types import Divergence, Dtype, Estimator, GraderKind, Mode, Stop, Support, Weights
 
-Divergence = Literal["reverse_kl", "forward_kl", "jsd", "skew_kl"]
-Support = Literal[
-    "sampled",
-    "student_topk",
-    "teacher_topk",
-    "intersection",
-    "union",
-    "symmetric_difference",
-    "full",
-    "auto",
-]
-Mode = Literal["paper", "reference", "tail"]
-Dtype = Literal["auto", "float32", "bfloat16", "float64"]
-Grader = Literal["auto", "exact", "number", "math"]
+Grader = GraderKind | Literal["auto"]
 
 
 class Lora(Section):
@@ -176,7 +164,7 @@ class RolloutConfig(Section):
     """Paper: 1.0, so that samples come from the distribution that is trained."""
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int | None = Field(None, ge=1)
-    stop: Literal["student", "teacher", "union"] | None = None
+    stop: Stop | None = None
     """Whose end tokens stop a rollout; null demands that both models agree."""
     batch: int = Field(128, ge=1)
     """Most rollouts decoded at once."""
@@ -229,7 +217,7 @@ class Loss(Section):
     """
 
     divergence: Divergence = "reverse_kl"
-    support: Support = "student_topk"
+    support: Support | Literal["auto"] = "student_topk"
     """Paper: the student's own top k. auto: the same, but with a teacher server that cannot score
     the student's tokens teacher_topk with a tail bucket instead of an error."""
     k: int = Field(16, ge=1)
@@ -237,11 +225,11 @@ class Loss(Section):
     mode: Mode = "paper"
     """paper: Eq. 5, both sides renormalised on the support; reference: the published code; tail:
     one extra bucket for everything outside the support."""
-    estimator: Literal["k1", "k2", "k3_forward"] = "k1"
+    estimator: Estimator = "k1"
     """For support: sampled. k1: score function, unbiased for reverse KL."""
     beta: float = Field(0.5, gt=0, lt=1)
     """Mixture weight of jsd and skew_kl."""
-    weights: Literal["student_p", "teacher_p", "none"] = "student_p"
+    weights: Weights = "student_p"
     """Token weights of mode: reference."""
     normalize: bool = False
     """symmetric_difference: renormalise both sides (the reference code does not)."""

@@ -20,12 +20,11 @@ Formulas, directions and measured gradients: docs/math.md.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Weights = Literal["student_p", "teacher_p", "none"]
+from opd.types import Weights
 
 _LOG_HALF = -math.log(2.0)
 

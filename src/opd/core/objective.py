@@ -12,21 +12,16 @@ biased combination.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from opd.core import losses
 from opd.core.distributions import View, logp
-from opd.core.losses import Weights
-from opd.core.supports import Support, candidates
+from opd.core.supports import candidates
 from opd.errors import UserError
-from opd.types import Want
-
-Divergence = Literal["reverse_kl", "forward_kl", "jsd", "skew_kl"]
-Mode = Literal["paper", "reference", "tail"]
-Estimator = Literal["k1", "k2", "k3_forward"]
+from opd.types import Divergence, Estimator, Mode, Support, Want, Weights
 
 
 class Positions(NamedTuple):

@@ -6,20 +6,12 @@ wait for a count. Shapes: N positions, k tokens of each model, W candidates.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Support = Literal[
-    "sampled",
-    "student_topk",
-    "teacher_topk",
-    "intersection",
-    "union",
-    "symmetric_difference",
-    "full",
-]
+from opd.types import Support
 
 
 class Candidates(NamedTuple):

@@ -16,8 +16,8 @@ from typing import Literal
 from opd.data import answers as reading
 from opd.data.math_sandbox import MathProcess
 from opd.errors import MissingDependency, UserError
+from opd.types import GraderKind
 
-Kind = Literal["exact", "number", "math"]
 TIME_LIMIT = 5.0  # seconds a text; math-verify needs about 0.1 for honest algebra
 
 _LATEX = re.compile(r"[\\^_{}$]|[0-9a-z]\s*[-+*=<>]\s*[0-9a-z]|[(\[].*,.*[)\]]", re.IGNORECASE)
@@ -45,7 +45,7 @@ class Grader:
     with the object, or with this process.
     """
 
-    def __init__(self, kind: Kind, *, limit: float = TIME_LIMIT) -> None:
+    def __init__(self, kind: GraderKind, *, limit: float = TIME_LIMIT) -> None:
         self.kind = kind
         self._process = MathProcess(limit) if kind == "math" else None
 
@@ -114,7 +114,7 @@ def _number(text: str, found: reading.Found, answer: str) -> Grade:
 
 
 def make_grader(
-    kind: Literal["auto", "exact", "number", "math"],
+    kind: GraderKind | Literal["auto"],
     answers: Sequence[str],
     *,
     limit: float = TIME_LIMIT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,18 +15,8 @@ from opd.types import Prompt, Rollout
 
 
 def example(index: int, prompt: Sequence[int], completion: Sequence[int]) -> Rollout:
-    """A completion that nobody sampled, from token ids; the stop token belongs to it."""
-    length = len(completion)
-    return Rollout(
-        prompt=Prompt(index, tuple(prompt), ""),
-        sample=0,
-        ids=np.asarray(completion, dtype=np.int32),
-        logp=np.zeros(length, dtype=np.float32),
-        entropy=np.zeros(length, dtype=np.float32),
-        topk_ids=np.zeros((length, 0), dtype=np.int32),
-        topk_logp=np.zeros((length, 0), dtype=np.float32),
-        finish="stop",
-    )
+    """A completion to imitate, from token ids; they end with a stop token."""
+    return Rollout.of_ids(Prompt(index, tuple(prompt), ""), completion, finish="stop")
 
 
 def load_gold(
@@ -62,8 +51,10 @@ def load_gold(
         text = _completion(row.values, row.place, key)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         cut = "length" in (row.values.get("finish"), row.values.get("finish_reason"))
-        made = example(prompt.index, prompt.ids, ids if cut else [*ids, tokenizer.eos_token_id])
-        found.append(replace(made, prompt=prompt, finish="length" if cut else "stop"))
+        if cut:
+            found.append(Rollout.of_ids(prompt, ids))
+        else:
+            found.append(Rollout.of_ids(prompt, [*ids, tokenizer.eos_token_id], finish="stop"))
     return found
 
 

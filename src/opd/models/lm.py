@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from opd.errors import UserError
 from opd.models.head import SPARSE_VOCAB, Head
 from opd.rng import Stream, torch_seed
+from opd.types import Dtype
 
-_DTYPES = {
+_DTYPES: dict[Dtype, Any] = {
     "auto": "auto",
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -135,7 +136,7 @@ def load_lm(
     name: str,
     *,
     revision: str | None = None,
-    dtype: str = "auto",
+    dtype: Dtype = "auto",
     device: str | torch.device | None = None,
     key: str = "student.model",
 ) -> LM:

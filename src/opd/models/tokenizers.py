@@ -11,11 +11,12 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import transformers
 
 from opd.errors import UserError
+from opd.types import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,6 @@ PROBES = (
     "你好世界 こんにちは 안녕하세요 Привет مرحبا",
     "🙂👩‍👩‍👧 \u200b\u00a0\ufb01 ½ Ⅳ",
 )
-
-Stop = Literal["student", "teacher", "union"]
 
 
 @dataclass(frozen=True, slots=True)

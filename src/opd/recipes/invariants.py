@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -173,22 +174,11 @@ def _same_model(learner: Learner, rollouts: Sequence[Rollout], noise: float) -> 
 def _shuffled(batch: Batch) -> Batch:
     """The same scores on the wrong positions: what a misaligned teacher would look like."""
     assert batch.scores is not None
-
-    def roll(x: np.ndarray | None) -> np.ndarray | None:
-        return None if x is None else np.roll(x, 1, axis=0)
-
-    moved = [
-        replace(
-            s,
-            sampled=roll(s.sampled),
-            support=roll(s.support),
-            log_z=roll(s.log_z),
-            topk_logp=roll(s.topk_logp),
-            topk_ids=roll(s.topk_ids),
-            hidden=None if s.hidden is None else s.hidden.roll(1, 0),
-        )
-        for s in batch.scores
-    ]
+    moved = []
+    for s in batch.scores:
+        rolled: dict[str, Any] = {n: np.roll(x, 1, axis=0) for n, x in s.arrays().items()}
+        hidden = None if s.hidden is None else s.hidden.roll(1, 0)
+        moved.append(replace(s, hidden=hidden, **rolled))
     return replace(batch, scores=moved)
 
 

@@ -18,7 +18,6 @@ import pyarrow as pa
 from opd.rng import Stream, generator
 from opd.run.disk import DISK, FileOps, remove, write_bytes
 from opd.run.parquet import (
-    Array,
     array_columns,
     from_parquet,
     read_arrays,
@@ -26,7 +25,7 @@ from opd.run.parquet import (
     text_columns,
     to_parquet,
 )
-from opd.types import Prompt, Rollout, Scores
+from opd.types import SCORE_FIELDS, Prompt, Rollout, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -74,9 +73,10 @@ def encode(step: StepFile) -> bytes:
             "completion": texts,
         }
     )
-    rows = [_rollout_arrays(r) | _score_arrays(s) for r, s in zip(batch, scores, strict=True)]
-    for name, dims in {**_ROLLOUT_DIMS, **_SCORE_DIMS}.items():
-        columns |= array_columns(name, [row[name] for row in rows], dims)
+    for name, dims in _ROLLOUT_DIMS.items():
+        columns |= array_columns(name, [getattr(r, name) for r in batch], dims)
+    for name, dims in _SCORE_DIMS.items():
+        columns |= array_columns(TEACHER + name, [getattr(s, name) for s in scores], dims)
     columns |= _hidden_columns([s.hidden for s in scores])
     meta = {"schema": SCHEMA, "key": step.key, "thinned": step.thinned}
     return to_parquet(columns, meta)
@@ -92,17 +92,18 @@ def decode(data: bytes, *, hidden_states: bool = True) -> StepFile:
     if meta["schema"] != SCHEMA:
         raise ValueError(f"schema {meta['schema']}, this opd reads {SCHEMA}")
     texts = read_texts(table, TEXTS)
-    arrays = {n: read_arrays(table, n, d) for n, d in {**_ROLLOUT_DIMS, **_SCORE_DIMS}.items()}
+    rollout_arrays = {n: read_arrays(table, n, d) for n, d in _ROLLOUT_DIMS.items()}
+    score_arrays = {n: read_arrays(table, TEACHER + n, d) for n, d in _SCORE_DIMS.items()}
     hidden = _read_hidden(table) if hidden_states else [None] * len(table)
     batch, scores = [], []
     for i, row in enumerate(table.select(_PLAIN).to_pylist()):
         text, answer, source, _ = texts[i]
         ids = tuple(row["prompt_ids"])
         prompt = Prompt(row["prompt_index"], ids, text or "", answer, source or "")
-        given: dict[str, Any] = {n: arrays[n][i] for n in _ROLLOUT_DIMS}
+        given: dict[str, Any] = {n: arrays[i] for n, arrays in rollout_arrays.items()}
         plain: dict[str, Any] = {n: row[n] for n in ("sample", "finish", "version")}
         batch.append(Rollout(prompt=prompt, **plain, **given))
-        known: dict[str, Any] = {n.removeprefix(TEACHER): arrays[n][i] for n in _SCORE_DIMS}
+        known: dict[str, Any] = {n: arrays[i] for n, arrays in score_arrays.items()}
         scores.append(Scores(**known, hidden=hidden[i]))
     said = [t[3] for t in texts]
     completions = [t for t in said if t is not None]
@@ -169,37 +170,7 @@ def _read(path: Path) -> StepFile | None:
 TEACHER = "teacher_"
 _PLAIN = ["prompt_index", "prompt_ids", "sample", "finish", "version"]
 _ROLLOUT_DIMS = {"ids": 1, "logp": 1, "entropy": 1, "topk_ids": 2, "topk_logp": 2}
-_SCORE_DIMS = {
-    "teacher_sampled": 1,
-    "teacher_support": 2,
-    "teacher_log_z": 1,
-    "teacher_entropy": 1,
-    "teacher_topk_ids": 2,
-    "teacher_topk_logp": 2,
-    "teacher_positions": 1,
-}
-
-
-def _rollout_arrays(r: Rollout) -> dict[str, Array | None]:
-    return {
-        "ids": r.ids,
-        "logp": r.logp,
-        "entropy": r.entropy,
-        "topk_ids": r.topk_ids,
-        "topk_logp": r.topk_logp,
-    }
-
-
-def _score_arrays(s: Scores) -> dict[str, Array | None]:
-    return {
-        "teacher_sampled": s.sampled,
-        "teacher_support": s.support,
-        "teacher_log_z": s.log_z,
-        "teacher_entropy": s.entropy,
-        "teacher_topk_ids": s.topk_ids,
-        "teacher_topk_logp": s.topk_logp,
-        "teacher_positions": s.positions,
-    }
+_SCORE_DIMS = {**SCORE_FIELDS, "positions": 1}
 
 
 def _tensor_bytes(tensor: torch.Tensor) -> bytes:

@@ -34,11 +34,12 @@ from opd.teachers.probes import (
     Handshake,
     probe_temperature,
     shake_hands,
+    text_rollout,
     unknown_support,
 )
 from opd.teachers.remote import Canary, Dialect
 from opd.teachers.vllm_api import VllmDialect
-from opd.types import Kind, Prompt, Rollout, Teacher
+from opd.types import Kind, Rollout, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -375,12 +376,7 @@ def remember(folder: Path, teacher: remote.ServerTeacher, hands: Handshake) -> N
 
 
 def _canary(record: dict[str, Any]) -> Canary:
-    ids = record["ids"]
-    rest = np.array(ids[1:], dtype=np.int32)
-    zeros = np.zeros(len(rest), dtype=np.float32)
-    rollout = Rollout(
-        Prompt(0, (ids[0],), ""), 0, rest, zeros, zeros, rest[:, None], zeros[:, None], "length"
-    )
+    rollout = text_rollout(record["ids"])
     return Canary(rollout, np.array(record["sampled"]), record["tolerance"])
 
 

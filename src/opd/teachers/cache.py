@@ -21,11 +21,10 @@ import numpy as np
 from opd.errors import UserError
 from opd.teachers import wire
 from opd.teachers.remote import TeacherDown, placed, served
-from opd.types import Kind, Rollout, Scores, Teacher, Want
+from opd.types import SCORE_FIELDS, Kind, Rollout, Scores, Teacher, Want
 
 logger = logging.getLogger(__name__)
 
-FIELDS = ("sampled", "support", "log_z", "entropy", "topk_ids", "topk_logp")
 SUFFIX = ".scores"
 LOOK_EVERY = 256  # writes between two looks at the size of the folder
 _serial = itertools.count()
@@ -69,23 +68,12 @@ class Store:
             os.utime(path)
         except OSError:
             logger.debug("%s went away while it was read", path)
-        found: dict[str, Any] = {n: a.copy() for n, a in arrays.items() if n in FIELDS}
+        found: dict[str, Any] = {n: a.copy() for n, a in arrays.items() if n in SCORE_FIELDS}
         return Scores(**found)
 
     def write(self, key: str, scores: Scores) -> None:
         """Put an entry; a full or failing disk costs the entry, not the run."""
-        arrays = {
-            name: value
-            for name, value in (
-                ("sampled", scores.sampled),
-                ("support", scores.support),
-                ("log_z", scores.log_z),
-                ("entropy", scores.entropy),
-                ("topk_ids", scores.topk_ids),
-                ("topk_logp", scores.topk_logp),
-            )
-            if value is not None
-        }
+        arrays = scores.arrays()
         path = self._path(key)
         tmp = path.with_name(f"{path.name}.tmp-{os.getpid()}-{next(_serial)}")
         try:

@@ -17,12 +17,11 @@ from opd.errors import UserError
 from opd.http import Answer, Http, Refusal, Transient
 from opd.teachers import wire
 from opd.teachers.validate import WrongAnswer
-from opd.types import Kind, Rollout, Scores, Want
+from opd.types import SCORE_FIELDS, Kind, Rollout, Scores, Want
 
 PROTOCOL = "opd-teacher/1"
 FRAME = "application/x-opd-frame"
 INFO, SCORE, TOKENIZE = "/v1/opd/info", "/v1/opd/score", "/tokenize"
-FIELDS = ("sampled", "support", "log_z", "entropy", "topk_ids", "topk_logp")
 
 
 class OpdDialect:
@@ -133,10 +132,10 @@ def _split(
     if marks is None or not np.array_equal(marks, expected):
         raise WrongAnswer("the rows of the answer are of other sequences than were asked about")
     ends = np.cumsum([len(r) for r in rollouts])
-    for name in FIELDS:
+    for name in SCORE_FIELDS:
         if name in given and (given[name].ndim == 0 or len(given[name]) != ends[-1]):
             raise WrongAnswer(f"{name} has {given[name].shape[:1]} rows for {ends[-1]} tokens")
-    parts = {n: np.split(given[n], ends[:-1]) for n in FIELDS if n in given}
+    parts = {n: np.split(given[n], ends[:-1]) for n in SCORE_FIELDS if n in given}
     rows: list[dict[str, Any]] = [
         {n: p[i].copy() for n, p in parts.items()} for i in range(len(rollouts))
     ]

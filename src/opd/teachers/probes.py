@@ -19,7 +19,7 @@ from opd.http import Refusal, clean
 from opd.rng import Stream, generator
 from opd.teachers.remote import Canary, Dialect
 from opd.teachers.validate import WrongAnswer, check
-from opd.types import Kind, Prompt, Rollout, Scores, Want
+from opd.types import Kind, Rollout, Scores, Want
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def shake_hands(
     texts = [ids for ids in texts if len(ids) >= 12 and max(ids) < vocab]
     asker = _Asker(result, dialect, vocab, ends=tuple(ends[:1]))
     # Before all else, so that whatever is swapped in afterwards is found out at the end.
-    canary = _sequence(texts[-1]) if texts else None
+    canary = text_rollout(texts[-1]) if texts else None
     first = None if canary is None else _first(asker, canary)
     _tokenizer(result, dialect, encode)
     _context(result, dialect, longest)
@@ -221,7 +221,7 @@ class _Asker:
     def sampled(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray] | None:
         """Log-probs of all tokens but the first, with the top tokens if there are any."""
         want = Want(sampled=True, topk=self.topk)
-        scores = self.ask([_sequence(s) for s in sequences], want)
+        scores = self.ask([text_rollout(s) for s in sequences], want)
         if scores is None:
             return None
         return [s.sampled.astype(np.float64) for s in scores if s.sampled is not None]
@@ -260,7 +260,7 @@ def _topk(result: Handshake, asker: _Asker, text: Sequence[int], k: int) -> bool
     if k == 0:
         return True
     try:
-        scores = asker.ask([_sequence(text)], Want(sampled=True, topk=k))
+        scores = asker.ask([text_rollout(text)], Want(sampled=True, topk=k))
     except Refusal as error:
         result.add(
             "top-k",
@@ -321,7 +321,7 @@ def _own_writing(asker: _Asker, texts: Sequence[Sequence[int]]) -> float:
     begun = list(texts[0][:8])
     written: list[int] = []
     for _ in range(OWN_TOKENS):
-        end = _sequence([*begun, *written, begun[-1]])  # the last token only asks for a row
+        end = text_rollout([*begun, *written, begun[-1]])  # the last token only asks for a row
         scores = asker.ask([end], Want(sampled=True, topk=max(1, asker.topk)))
         if scores is None or scores[0].topk_ids is None:
             return 0.0
@@ -407,7 +407,8 @@ def probe_temperature(
         temperature: loss.teacher_temperature.
     """
     want = Want(sampled=True, topk=8)
-    (cold,), (warm,) = plain.score([_sequence(text)], want), hot.score([_sequence(text)], want)
+    rollouts = [text_rollout(text)]
+    (cold,), (warm,) = plain.score(rollouts, want), hot.score(rollouts, want)
     assert cold.topk_logp is not None
     assert warm.topk_logp is not None
     spread = cold.topk_logp[:, :1] - cold.topk_logp
@@ -423,14 +424,10 @@ def probe_temperature(
         result.add("temperature", "ok", f"temperature {temperature} is applied")
 
 
-def _sequence(ids: Sequence[int]) -> Rollout:
-    """A text as a rollout: first token the prompt, the rest scored; its own ids as support."""
+def text_rollout(ids: Sequence[int]) -> Rollout:
+    """A text to score: its first token is the prompt, each other token is its own support."""
     rest = np.array(ids[1:], dtype=np.int32)
-    zeros = np.zeros(len(rest), dtype=np.float32)
-    top = rest[:, None].copy()
-    return Rollout(
-        Prompt(0, (int(ids[0]),), ""), 0, rest, zeros, zeros, top, zeros[:, None], "length"
-    )
+    return Rollout.of_ids(ids[:1], rest, topk_ids=rest[:, None])
 
 
 def unknown_support(kinds: frozenset[Kind], k: int) -> str:

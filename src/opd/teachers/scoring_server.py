@@ -23,8 +23,8 @@ from opd.errors import MissingDependency
 from opd.models.lm import LM
 from opd.teachers import wire
 from opd.teachers.local import LocalTeacher
-from opd.teachers.opd_api import FIELDS, FRAME, INFO, PROTOCOL, SCORE, TOKENIZE, row_mark
-from opd.types import Prompt, Rollout, Scores, Want
+from opd.teachers.opd_api import FRAME, INFO, PROTOCOL, SCORE, TOKENIZE, row_mark
+from opd.types import Rollout, Scores, Want
 
 try:
     import uvicorn
@@ -235,7 +235,7 @@ def _sequences(arrays: dict[str, np.ndarray], support: bool, lm: LM) -> list[Rol
     _in_vocab(chosen, lm)
     starts, rows = np.cumsum(lengths)[:-1], np.cumsum(completions)[:-1]
     return [
-        _as_rollout(sequence, int(count), top)
+        Rollout.of_ids(sequence[:-count], sequence[-count:], topk_ids=top)
         for sequence, count, top in zip(
             np.split(ids, starts), completions, np.split(chosen, rows), strict=True
         )
@@ -247,30 +247,12 @@ def _in_vocab(ids: np.ndarray, lm: LM) -> None:
         raise BadRequest(f"token ids must lie between 0 and {lm.vocab - 1}")
 
 
-def _as_rollout(sequence: np.ndarray, count: int, top: np.ndarray) -> Rollout:
-    """A sequence to score, in the words the local teacher knows; nobody reads the zeros."""
-    prompt = Prompt(0, tuple(sequence[:-count].tolist()), "")
-    zeros, wide = np.zeros(count, np.float32), np.zeros(top.shape, np.float32)
-    return Rollout(prompt, 0, sequence[-count:], zeros, zeros, top, wide, "length")
-
-
 def write_answer(rollouts: Sequence[Rollout], scores: Sequence[Scores]) -> bytes:
     """All scores of a request as one frame; every row is tied to the ids it is about."""
-    columns = {
-        "sampled": [s.sampled for s in scores],
-        "support": [s.support for s in scores],
-        "log_z": [s.log_z for s in scores],
-        "entropy": [s.entropy for s in scores],
-        "topk_ids": [s.topk_ids for s in scores],
-        "topk_logp": [s.topk_logp for s in scores],
-    }
-    arrays = {n: np.concatenate(_whole(columns[n])) for n in FIELDS if columns[n][0] is not None}
+    rows = [s.arrays() for s in scores]
+    arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     marks = [row_mark(np.array([*r.prompt.ids, *r.ids.tolist()])) for r in rollouts]
     return wire.pack({"protocol": PROTOCOL}, {"rows": np.array(marks, np.int32)} | arrays)
-
-
-def _whole(column: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-    return [a for a in column if a is not None]
 
 
 def fingerprint(lm: LM) -> str:

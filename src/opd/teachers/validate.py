@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from opd.types import Rollout, Scores, Want
+from opd.types import SCORE_FIELDS, Rollout, Scores, Want
 
 ABOVE_ZERO = 1e-4  # a log-prob may exceed 0 by rounding only
 MASS = 1e-3  # and probabilities may sum to this much more than 1
@@ -31,20 +31,13 @@ def check(scores: Scores, rollout: Rollout, want: Want, vocab: int) -> None:
     Raises:
         WrongAnswer: naming rule, position and values.
     """
-    count = len(rollout)
-    for name, asked, values, width in (
-        ("sampled", want.sampled, scores.sampled, None),
-        ("support", want.support, scores.support, rollout.topk_ids.shape[1]),
-        ("topk_ids", want.topk > 0, scores.topk_ids, want.topk),
-        ("topk_logp", want.topk > 0, scores.topk_logp, want.topk),
-        ("log_z", False, scores.log_z, None),
-        ("entropy", False, scores.entropy, None),
-    ):
-        if values is None:
-            if asked:
-                raise WrongAnswer(f"{name} was asked for and is missing")
-            continue
-        shape = (count,) if width is None else (count, min(width, vocab))
+    count, arrays = len(rollout), scores.arrays()
+    for name in want.fields:
+        if name not in arrays:
+            raise WrongAnswer(f"{name} was asked for and is missing")
+    for name, values in arrays.items():
+        width = rollout.topk_ids.shape[1] if name == "support" else want.topk
+        shape = (count,) if SCORE_FIELDS[name] == 1 else (count, min(width, vocab))
         if values.shape != shape:
             raise WrongAnswer(f"{name} has shape {values.shape} for {count} tokens, not {shape}")
         if not np.isfinite(values).all():

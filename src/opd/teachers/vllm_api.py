@@ -18,7 +18,7 @@ import numpy as np
 from opd.errors import UserError
 from opd.http import Http, Refusal, clean
 from opd.teachers.validate import ABOVE_ZERO, WrongAnswer
-from opd.types import Kind, Prompt, Rollout, Scores, Want
+from opd.types import Kind, Rollout, Scores, Want
 
 COMPLETIONS, MODELS, TOKENIZE = "/v1/completions", "/v1/models", "/tokenize"
 GENERATE = "/inference/v1/generate"
@@ -133,14 +133,9 @@ class VllmDialect:
 
     def _offers_chosen_ids(self) -> bool:
         """Try the documented route on three tokens; a refusal of any kind means no."""
-        ids = np.array([1, 2], dtype=np.int32)
-        zeros = np.zeros(2, dtype=np.float32)
-        top = np.array([[1, 2], [2, 3]], dtype=np.int32)
-        probe = Rollout(
-            Prompt(0, (1,), ""), 0, ids, zeros, zeros, top, np.zeros((2, 2), np.float32), "length"
-        )
+        support = np.array([[1, 2], [2, 3]], dtype=np.int32)
         try:
-            self._chosen(probe)
+            self._chosen(Rollout.of_ids([1], [1, 2], topk_ids=support))
         except (Refusal, WrongAnswer):
             return False
         return True

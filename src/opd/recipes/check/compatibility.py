@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from opd.models import tokenizers
-from opd.models.tokenizers import Stop
+from opd.types import Stop
 
 Level = Literal["ok", "note", "warning", "failure"]
 FIXES = {
