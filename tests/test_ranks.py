@@ -21,43 +21,12 @@ from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import TeacherDown
-from opd.training.distributed import ALONE, Ranks, SharedSampler, SharedTeacher, heed_accelerate
+from opd.training.distributed import ALONE, SharedSampler, SharedTeacher, heed_accelerate
 from opd.types import Want
+from support.ranks import ReplayedRanks, run_as_rank_zero
 
 # The order in which float32 gradients are added differs between numbers of processes.
 CURVE = 1e-5
-
-
-class Thread(Ranks):
-    """Ranks whose other processes are played one after another: gathers what they all said."""
-
-    said: dict[int, list[bytes]]
-
-    def gather(self, data: bytes) -> list[bytes]:
-        return [data if r == self.rank else self.said[r].pop(0) for r in range(self.size)]
-
-
-class Recording(Ranks):
-    """Writes down what a process would say, and stops there."""
-
-    def gather(self, data: bytes) -> list[bytes]:
-        raise _Said(data)
-
-
-class _Said(Exception):
-    pass
-
-
-def played(make, size: int):
-    """Run `make(ranks)` as rank 0 of `size`, with the other ranks' words taken from themselves."""
-    said = {}
-    for rank in range(1, size):
-        with pytest.raises(_Said) as word:
-            make(Recording(rank, size))
-        said[rank] = [word.value.args[0]]
-    lead = Thread(0, size)
-    object.__setattr__(lead, "said", said)
-    return make(lead)
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -65,7 +34,7 @@ def test_shared_work_is_the_work(make_lm, make_prompts, size):
     lm, prompts = make_lm(), make_prompts(3, 5, 2, 4)
     sampler = HFSampler(lm, Decoding(6), stop=frozenset({1}), capture=4)
     alone = sampler.sample(prompts, n=2, key=(0, 1, 2))
-    shared = played(
+    shared = run_as_rank_zero(
         lambda ranks: SharedSampler(sampler, ranks, lm).sample(prompts, n=2, key=(0, 1, 2)), size
     )
     for a, b in zip(alone, shared, strict=True):
@@ -74,7 +43,7 @@ def test_shared_work_is_the_work(make_lm, make_prompts, size):
     teacher = LocalTeacher(make_lm(1))
     want = Want(sampled=True, support=True, full=[np.arange(len(r)) for r in alone])
     scores = teacher.score(alone, want)
-    shared = played(lambda ranks: SharedTeacher(teacher, ranks).score(alone, want), size)
+    shared = run_as_rank_zero(lambda ranks: SharedTeacher(teacher, ranks).score(alone, want), size)
     for a, b in zip(scores, shared, strict=True):
         np.testing.assert_allclose(a.support, b.support, atol=1e-9)
         np.testing.assert_allclose(a.hidden.numpy(), b.hidden.numpy(), atol=1e-9)
@@ -97,7 +66,7 @@ def test_a_teacher_that_leaves_one_process_leaves_all_with_what_they_have(make_l
 
     want = Want(sampled=True)
     with pytest.raises(TeacherDown, match="no answer for 5 s") as down:
-        played(lambda ranks: SharedTeacher(Leaving(), ranks).score(rollouts, want), 2)
+        run_as_rank_zero(lambda ranks: SharedTeacher(Leaving(), ranks).score(rollouts, want), 2)
     scored = [s is not None and s.sampled is not None for s in down.value.partial]
     assert scored == [True, False, True]
 
@@ -113,8 +82,7 @@ def test_accelerate_and_the_configuration_must_agree_about_shards(monkeypatch):
 
 
 def test_a_mistake_one_process_finds_is_raised_by_all():
-    ranks = Thread(0, 2)
-    object.__setattr__(ranks, "said", {1: [b"-its disk is full"]})
+    ranks = ReplayedRanks.of({1: [b"-its disk is full"]})
     with pytest.raises(UserError, match="its disk is full"):
         ranks.together(lambda: b"fine")
     assert ALONE.together(lambda: b"x") == [b"x"]

@@ -202,7 +202,7 @@ def measured(parts: Parts) -> float:
     found = evaluate(
         parts.student_sampler(task),
         task,
-        lambda ids: str(parts.tokenizer.decode(ids, skip_special_tokens=True)),
+        parts.source.decode,
         seed=parts.cfg.train.seed,
     )
     return found.accuracy.value

@@ -20,7 +20,7 @@ from opd.core.distributions import DenseView
 from opd.data.graders import make_grader
 from opd.data.prompts import PromptSet, load_prompts
 from opd.models.lm import LM, load_lm
-from opd.models.tokenizers import eos_ids, load_tokenizer
+from opd.models.tokenizers import eos_ids, load_tokenizer, make_decoder
 from opd.rng import key
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
@@ -65,7 +65,7 @@ class Model:
 
     def text(self, ids: Any) -> str:
         """Token ids as text, special tokens left out."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return make_decoder(self.tokenizer)(ids)
 
 
 def load_task(task: Task, model: Model, seed: int, cache: Path, name: str = "task") -> PromptSet:

@@ -21,6 +21,7 @@ from opd.data.graders import make_grader
 from opd.data.prompts import load_prompts
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
+from opd.models.tokenizers import make_decoder
 from opd.recipes.select import (
     Bench,
     Measured,
@@ -37,7 +38,6 @@ from opd.recipes.select import (
 from opd.reports.select_page import selected_sections
 from opd.samplers.hf import Decoding, HFSampler
 from opd.setup.pair import load_pair
-from opd.setup.session import decoder
 from opd.teachers.local import LocalTeacher
 
 FLOAT32_SUM = 1e-5  # a float32 model read twice, in batches of other shapes
@@ -183,7 +183,7 @@ def test_measures_are_those_of_each_prompt_alone(tmp_path):
         writer=HFSampler(pair.teacher, Decoding(24), stop=pair.teacher_stop, capture=1),
         teacher=LocalTeacher(pair.teacher),
         grader=make_grader("exact", [p.answer for p in prompts]),
-        decode=decoder(pair.tokenizer),
+        decode=make_decoder(pair.tokenizer),
         n=2,
         k=4,
     )

@@ -19,7 +19,7 @@ from opd.samplers.hf import Decoding
 from opd.samplers.replay import ReplaySampler
 from opd.samplers.vllm import VllmSampler, request_seed
 from opd.training.distributed import LedSampler
-from test_ranks import played
+from support.ranks import run_as_rank_zero
 
 K, LENGTH, STOP = 3, 6, 1
 
@@ -213,7 +213,7 @@ def test_replay_hands_out_what_was_recorded(make_prompts, tmp_path, make_lm):
     sampler.sync(0)
     prompts = make_prompts(3, 5)
     given = sampler.sample(prompts, n=4, key=(0, 1, 0))
-    replay = ReplaySampler(given, Path("file"), capture=K, longest=LENGTH)
+    replay = ReplaySampler(given, Path("file"), capture=K, max_length=LENGTH)
     replay.sync(9)
     first, second, third = (replay.sample(prompts, n=2, key=(0, 1, s)) for s in range(3))
     expected = [given[0], given[1], given[4], given[5]]
@@ -225,7 +225,7 @@ def test_replay_hands_out_what_was_recorded(make_prompts, tmp_path, make_lm):
     with pytest.raises(UserError, match="no rollout of prompt"):
         replay.sample(make_prompts(7, seed=5), n=1, key=(0, 1, 0))
     with pytest.raises(UserError, match=r"loss\.k"):
-        ReplaySampler(given, Path("file"), capture=K + 1, longest=LENGTH)
+        ReplaySampler(given, Path("file"), capture=K + 1, max_length=LENGTH)
 
 
 def test_a_wrong_completion_is_kept_as_it_came(make_lm, make_prompts, tmp_path):
@@ -248,8 +248,8 @@ def test_one_process_speaks_with_a_rollout_server(make_lm, make_prompts, tmp_pat
     def led(ranks):
         return LedSampler(samplers[ranks.rank], ranks, lm)
 
-    assert played(lambda ranks: led(ranks).sync(4), 3) is None
-    found = played(lambda ranks: led(ranks).sample(prompts, n=2, key=(0,)), 3)
+    assert run_as_rank_zero(lambda ranks: led(ranks).sync(4), 3) is None
+    found = run_as_rank_zero(lambda ranks: led(ranks).sample(prompts, n=2, key=(0,)), 3)
     alone = samplers[0].sample(prompts, n=2, key=(0,))
     assert [len(s.calls) > 0 for s in servers] == [True, False, False]
     for a, b in zip(alone, found, strict=True):

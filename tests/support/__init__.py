@@ -1,1 +1,4 @@
-"""Parts that several test modules use: doubles of disks and servers, builders, checks."""
+"""Parts that several test modules use: doubles of disks and ranks, builders, checks.
+
+A test module imports from here, from conftest or from `opd.testing`, never from a test module.
+"""

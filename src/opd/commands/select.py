@@ -44,7 +44,6 @@ from opd.samplers.hf import Decoding, HFSampler
 from opd.setup import remote_teacher
 from opd.setup.pair import Pair, load_pair
 from opd.setup.session import (
-    decoder,
     load_training_prompts,
     local_teacher,
     make_objective,
@@ -214,7 +213,7 @@ def _bench(
         writer=writer,
         teacher=teacher,
         grader=_grader(cfg, prompts),
-        decode=decoder(pair.tokenizer),
+        decode=tokenizers.make_decoder(pair.tokenizer),
         n=spec.n,
         k=k,
     )

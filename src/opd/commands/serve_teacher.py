@@ -17,6 +17,7 @@ from opd.models import tokenizers
 from opd.models.lm import LM, load_lm
 from opd.run.clock import Clock
 from opd.run.console import Console
+from opd.samplers.replay import read_rollouts
 from opd.setup import remote_teacher
 from opd.teachers.cache import CachedTeacher, Store, offline_name
 from opd.types import Kind, Teacher
@@ -78,7 +79,7 @@ def score_ahead(cfg: Run, path: Path) -> tuple[int, int]:
             "--score puts scores into teacher.cache.dir, which run.yaml does not set. Write "
             "teacher: {..., cache: {dir: FOLDER, offline: true}}."
         )
-    rollouts = remote_teacher.read_rollouts(path)
+    rollouts = read_rollouts(path)
     online = cfg.model_copy(update={"teacher": spec.model_copy(update={"cache": None})})
     remote = remote_teacher.Remote.find(online)
     online = remote_teacher.settle_support(

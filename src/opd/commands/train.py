@@ -193,12 +193,13 @@ def evaluate_target(target: Path, overrides: Sequence[str], json_lines: bool) ->
     """Evaluate the student of a run.yaml, or the final student of a run folder."""
     console = Console("json" if json_lines else "plain")
     cfg = _config_of(target, overrides)
+    from opd.models.tokenizers import make_decoder
     from opd.setup.pair import load_pair
     from opd.setup.session import eval_sampler, load_eval_task
     from opd.training.evaluate import evaluate
 
     pair = load_pair(cfg)
-    decode = lambda ids: str(pair.tokenizer.decode(ids, skip_special_tokens=True))  # noqa: E731
+    decode = make_decoder(pair.tokenizer)
     models = [("student", pair.student, pair.stop)]
     if pair.teacher is not None:
         models.append(("teacher", pair.teacher, pair.teacher_stop))

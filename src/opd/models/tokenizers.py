@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,11 @@ def load_tokenizer(path: str, revision: str | None = None, *, key: str = "model"
 def vocab_size(tokenizer: Any) -> int:
     """One more than the largest token id: a head's further rows are padding."""
     return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def make_decoder(tokenizer: Any) -> Callable[[Any], str]:
+    """A function from token ids to their text, special tokens left out."""
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def eos_ids(tokenizer: Any, generation_config: Any | None) -> frozenset[int]:

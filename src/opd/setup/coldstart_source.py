@@ -19,6 +19,7 @@ from opd.recipes.coldstart import Supply, interlude, warm_up
 from opd.rng import Stream, generator
 from opd.run import checkpoint as store
 from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.replay import read_rollouts
 from opd.setup import remote_teacher
 from opd.training.loop import Parts
 from opd.types import Prompt, Rollout, Sampler
@@ -94,7 +95,7 @@ def given_completions(cfg: Run, cold: Coldstart, tokenizer: Any) -> list[Rollout
         return []
     path = Path(cold.path)
     if path.is_dir() or _is_rollout_file(path):
-        found = remote_teacher.read_rollouts(path, key="coldstart.path")
+        found = read_rollouts(path, key="coldstart.path")
     else:
         found = load_gold(
             cold.path,

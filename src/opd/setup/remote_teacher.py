@@ -24,7 +24,6 @@ from opd.run.bad_answers import FOLDER, Quarantine
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.disk import write_json
-from opd.run.rollouts import decode
 from opd.samplers.hf import Decoding
 from opd.samplers.vllm import VllmSampler
 from opd.teachers import remote
@@ -39,7 +38,7 @@ from opd.teachers.probes import (
 )
 from opd.teachers.remote import Canary, Dialect
 from opd.teachers.vllm_api import VllmDialect
-from opd.types import Kind, Rollout, Teacher
+from opd.types import Kind, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -406,32 +405,3 @@ def vllm_sampler(
         concurrency=r.concurrency,
         quarantine=Quarantine(folder / FOLDER),
     )
-
-
-def read_rollouts(path: Path, key: str = "rollout.path") -> list[Rollout]:
-    """All rollouts of a file, or of a folder's files in order of their steps.
-
-    Args:
-        path: file or folder.
-        key: configuration key named in errors.
-
-    Raises:
-        UserError: there are none, or a file is damaged.
-    """
-    if not path.exists():
-        raise UserError(f"{key}={path}: no such file or folder.")
-    files = [path] if path.is_file() else sorted(path.glob("*.parquet"), key=_step)
-    found: list[Rollout] = []
-    for file in files:
-        try:
-            found += decode(file.read_bytes()).batch
-        except (ValueError, OSError) as error:
-            raise UserError(f"{key}: {file} is no rollout file of opd: {error}") from None
-    if not found:
-        raise UserError(f"{key}={path} holds no rollouts.")
-    return found
-
-
-def _step(path: Path) -> tuple[int, str]:
-    digits = "".join(c for c in path.stem if c.isdigit())
-    return (int(digits) if digits else 0, path.name)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -33,7 +32,7 @@ from opd.run.console import Console
 from opd.run.disk import require_space
 from opd.run.trackers import Trackers
 from opd.samplers.hf import Decoding, HFSampler
-from opd.samplers.replay import ReplaySampler
+from opd.samplers.replay import ReplaySampler, read_rollouts
 from opd.samplers.vllm import VllmSampler
 from opd.setup import remote_teacher
 from opd.setup.coldstart_source import warm_up_of
@@ -136,7 +135,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
         else None,
         stop=torch.tensor(sorted(pair.stop), dtype=torch.int32),
         gold=gold,
-        decode=decoder(pair.tokenizer),
+        decode=tokenizers.make_decoder(pair.tokenizer),
     )
     if ranks.size > 1:
         source = shared(source, ranks, pair.student)
@@ -346,8 +345,8 @@ def student_sampler(cfg: Run, pair: Pair, folder: Path) -> Sampler:
     if r.engine == "vllm":
         return remote_teacher.vllm_sampler(cfg, pair.student, pair.tokenizer, pair.stop, folder)
     if r.path is not None:
-        given = remote_teacher.read_rollouts(Path(r.path))
-        return ReplaySampler(given, Path(r.path), capture=cfg.loss.k, longest=r.max_new_tokens)
+        given = read_rollouts(Path(r.path))
+        return ReplaySampler(given, Path(r.path), capture=cfg.loss.k, max_length=r.max_new_tokens)
     decoding = Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k)
     return HFSampler(pair.student, decoding, stop=pair.stop, capture=cfg.loss.k, batch=r.batch)
 
@@ -375,11 +374,6 @@ def shared(source: Source, ranks: Ranks, student: LM) -> Source:
         teacher=None if teacher is None else SharedTeacher(teacher, ranks),
         reference=None if reference is None else SharedTeacher(reference, ranks),
     )
-
-
-def decoder(tokenizer: Any) -> Callable[[Any], str]:
-    """Token ids to text, special tokens left out."""
-    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def budget(cfg: Run) -> int:

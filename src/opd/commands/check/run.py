@@ -21,6 +21,7 @@ from opd.data.graders import Grader, make_grader
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.models.lm import load_lm
+from opd.models.tokenizers import make_decoder
 from opd.recipes.check.compatibility import Point
 from opd.recipes.check.cost import Plan
 from opd.recipes.check.diagnose import diagnose
@@ -40,7 +41,7 @@ from opd.run.console import Console
 from opd.samplers.hf import Decoding
 from opd.setup.pair import Pair
 from opd.setup.session import budget as microbatch
-from opd.setup.session import decoder, load_eval_task, load_training_prompts
+from opd.setup.session import load_eval_task, load_training_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ def _play(
     r = first.cfg.rollout
     rules = Rules(
         Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k),
-        decoder(first.pair.tokenizer),
+        make_decoder(first.pair.tokenizer),
         grader,
         k=min(max(first.cfg.loss.k, first.cfg.diagnostics.k), first.pair.student.vocab),
         tokens=microbatch(first.cfg),

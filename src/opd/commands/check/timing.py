@@ -14,12 +14,12 @@ from opd.config import Run
 from opd.core.batch import align
 from opd.data.prompts import PromptSet
 from opd.models.lm import LM
+from opd.models.tokenizers import make_decoder
 from opd.recipes.check import cost
 from opd.recipes.check.cost import Evaluations, Plan, StepTime
 from opd.rng import Stream
 from opd.setup.pair import Pair
 from opd.setup.session import (
-    decoder,
     eval_sampler,
     load_eval_task,
     local_teacher,
@@ -60,7 +60,7 @@ class Timer:
             special=None,
             stop=torch.tensor(sorted(who.pair.stop), dtype=torch.int32),
             gold=[],
-            decode=decoder(who.pair.tokenizer),
+            decode=make_decoder(who.pair.tokenizer),
         )
 
     def step(self, count: int) -> StepTime:
