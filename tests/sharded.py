@@ -22,8 +22,8 @@ from opd.core.objective import Objective
 from opd.data.sft_examples import example
 from opd.models.fsdp import assembled, full, shard, whole
 from opd.models.lm import LM, add_lora, enable_checkpointing, save_final
+from opd.run.disk import DISK
 from opd.run.folder import RunFolder
-from opd.run.follower import Follower
 from opd.samplers.hf import Decoding, HFSampler
 from opd.training.distributed import SharedSampler, join, leave
 from opd.training.resume import checkpoint, restore
@@ -119,7 +119,7 @@ def saved(shared, alone, kind, folder, batches, ranks) -> dict[str, float]:
     if ranks.leads:
         RunFolder.create(run, {"train": {"seed": 0}}).close()
     ranks.barrier()
-    held = RunFolder(run, {}, None, None) if ranks.leads else Follower(run, {})
+    held = RunFolder(run, {}, DISK) if ranks.leads else RunFolder.read_only(run, {})
     before = weights(shared.student)
     checkpoint(held, shared, STEPS, keep=1)
     ranks.barrier()

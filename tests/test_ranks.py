@@ -15,8 +15,6 @@ import yaml
 from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.run.disk import write_json
-from opd.run.folder import RunFolder
-from opd.run.follower import Follower
 from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
@@ -86,27 +84,6 @@ def test_a_mistake_one_process_finds_is_raised_by_all():
     with pytest.raises(UserError, match="its disk is full"):
         ranks.together(lambda: b"fine")
     assert ALONE.together(lambda: b"x") == [b"x"]
-
-
-def test_a_follower_reads_and_never_writes(tmp_path):
-    with RunFolder.create(tmp_path / "run", {"train": {"seed": 0}}) as leader:
-        leader.log(1, {"a": 1.0})
-        before = {p: p.stat().st_mtime_ns for p in sorted((tmp_path / "run").rglob("*"))}
-        follower = Follower(tmp_path / "run", {"train": {"seed": 0}})
-        follower.log(2, {"a": 2.0})
-        follower.time(2, {"a": 2.0})
-        follower.alarm({"a": 1})
-        follower.truncate_to({})
-        follower.save_summary({"a": 1})
-        follower.save_rollouts(1, [], [], key={})
-        follower.thin_rollouts(5, 0)
-        follower.save_tokens(lambda: [])
-        follower.save_eval(1, "x", {}, [])
-        assert follower.key(1, 0) == leader.key(1, 0)
-        assert not follower.writes
-        follower.close()
-        after = {p: p.stat().st_mtime_ns for p in sorted((tmp_path / "run").rglob("*"))}
-        assert before == after
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")

@@ -295,6 +295,57 @@ def test_a_lock_file_full_of_junk_does_no_harm(tmp_path):
         create(tmp_path / "a", resume=True)
 
 
+def with_a_phase(path):
+    """Rollouts of steps 1 to 12 and checkpoints of an earlier attempt at a phase."""
+    with create(path) as run:
+        for name in [f"step-{step}.parquet" for step in range(1, 13)] + ["notes.txt"]:
+            (run.path / "rollouts" / name).write_text(name)
+        for name in ("checkpoints/step-4", "coldstart/checkpoints/step-2", "coldstart/rollouts"):
+            (run.path / name).mkdir(parents=True)
+            (run.path / name / "state.json").write_text("{}")
+    return path
+
+
+def check_forgotten(path):
+    left = {p.name for p in (path / "rollouts").iterdir()}
+    assert left == {f"step-{step}.parquet" for step in range(1, 10)} | {"notes.txt"}
+    assert [p.name for p in (path / "coldstart").iterdir()] == ["rollouts"]
+    assert (path / "checkpoints" / "step-4" / "state.json").exists()
+
+
+def test_a_phase_forgets_its_earlier_attempt_and_later_rollouts_alone(tmp_path):
+    path = with_a_phase(tmp_path / "a")
+    with create(path, resume=True) as run:
+        run.forget("coldstart", after=9)
+        check_forgotten(path)
+        run.forget("coldstart", after=9)
+        check_forgotten(path)
+
+
+def test_killed_at_every_operation_of_forgetting(tmp_path):
+    """Nothing else is lost, and the resumed run forgets the rest."""
+
+    def forget(path, ops):
+        with create(path, resume=True, ops=ops) as run:
+            before = ops.count
+            run.forget("coldstart", after=9)
+            return ops.count - before
+
+    start = with_a_phase(tmp_path / "start")
+    probe = shutil.copytree(start, tmp_path / "probe")
+    assert forget(probe, Faulty(0, lambda: None)) == 8  # 3 rollouts; rename, sync, 3 removals
+    number, killed = 0, True
+    while killed:
+        number += 1
+        path = shutil.copytree(start, tmp_path / f"a-{number}")
+        killed = killed_at(number, lambda ops, path=path: forget(path, ops))
+        with create(path, resume=True) as run:
+            run.forget("coldstart", after=9)
+            check_forgotten(path)
+            assert not [p for p in (path / "rollouts").iterdir() if ".tmp-" in p.name]
+    assert number > 10
+
+
 @pytest.mark.parametrize("flags", [{}, {"resume": True}], ids=str)
 def test_killed_at_every_operation_of_a_start(tmp_path, flags):
     """Whatever a start left, the same command starts the run."""

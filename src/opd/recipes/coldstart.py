@@ -28,7 +28,7 @@ from opd.recipes.sft import rate, sft_step
 from opd.rng import Stream
 from opd.run import checkpoint as store
 from opd.run import rollouts as rollout_files
-from opd.run.disk import DISK, make_folder, remove, sweep, write_bytes, write_json
+from opd.run.disk import make_folder, remove, sweep, write_bytes, write_json
 from opd.run.preflight import COLD_START, ON_POLICY
 from opd.training.loop import Parts, evaluated, save
 from opd.training.resume import checkpoint, restore, restore_phase
@@ -132,7 +132,7 @@ def warm_up(parts: Parts, supply: Supply) -> Parts:
         with parts.clock("evaluate"):
             for task in parts.evals:  # before saved weights are put back: the student as it came
                 evaluated(parts, task, 0, task.label, parts.student_sampler(task))
-        write_json(parts.folder.path / RECORD, _phase(parts, supply, cfg, 0), DISK)
+        write_json(parts.folder.path / RECORD, _phase(parts, supply, cfg, 0), parts.folder.ops)
         checkpoint(parts.folder, parts.learner, 0, keep=parts.cfg.output.keep)
     return handed_over(parts, supply, cfg)
 
@@ -157,7 +157,7 @@ def interlude(parts: Parts, step: int, supply: Supply) -> Parts:
         return handed_over(parts, supply, cfg)
     parts.learner.optimizer.state.clear()  # it is in the checkpoint; two at a time may not fit
     try:
-        write_json(parts.folder.path / RECORD, _phase(parts, supply, cfg, step), DISK)
+        write_json(parts.folder.path / RECORD, _phase(parts, supply, cfg, step), parts.folder.ops)
         begun = handed_over(parts, supply, cfg)
     except UserError as why:
         restore(parts.folder, parts.learner)
@@ -177,8 +177,8 @@ def handed_over(parts: Parts, supply: Supply, cfg: Coldstart) -> Parts:
     """The parts of a run whose cold start is done: prompts left, and the record among the facts."""
     done = json.loads((parts.folder.path / RECORD).read_text("utf-8"))
     old = parts.folder.path / FOLDER / "checkpoints"
-    if parts.folder.writes and old.exists():
-        remove(old)
+    if old.exists():
+        remove(old, parts.folder.ops)
     source = parts.source
     if cfg.disjoint:
         used = [p for i in range(done["rounds"]) for p in supply.prompts_of(i, cfg)]
@@ -198,8 +198,8 @@ def _phase(parts: Parts, supply: Supply, cfg: Coldstart, at: int) -> dict[str, A
     """The rounds after `at` updates, from the last saved one on; returns the record."""
     run, place = parts.folder, parts.folder.path / FOLDER
     for folder in (place, place / "rollouts"):
-        make_folder(folder)
-        sweep(folder, exclusive=True)
+        make_folder(folder, run.ops)
+        sweep(folder, exclusive=True, ops=run.ops)
     optimizer = make_optimizer(
         parts.learner.student, parts.cfg.optim.model_copy(update={"lr": cfg.lr})
     )
@@ -320,7 +320,7 @@ def completions(parts: Parts, supply: Supply, cfg: Coldstart, number: int) -> li
     found = [ended(r, supply) for r in written]
     texts = [parts.source.decode(r.ids.tolist()) for r in found]
     file = rollout_files.StepFile(found, [Scores()] * len(found), texts, key)
-    write_bytes(path, rollout_files.encode(file))
+    write_bytes(path, rollout_files.encode(file), parts.folder.ops)
     return found
 
 

@@ -1,7 +1,8 @@
 """Durable file operations: what is written is whole on disk, or not there under its name.
 
-Every operation goes through `FileOps`, so that tests can fail or kill the N-th one. Temporary
-names end in `.tmp-<pid>`; readers ignore them and `sweep` removes what dead processes left.
+Every operation goes through `FileOps`, so that tests can fail or kill the N-th one, and a process
+that must not write gets `READ_ONLY`, which changes nothing. Temporary names end in `.tmp-<pid>`;
+readers ignore them and `sweep` removes what dead processes left.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class FileOps:
-    """The operations that change a disk, one system call or a few each."""
+    """The operations that change a disk, one system call or a few each.
+
+    Attributes:
+        writes: False where they change nothing.
+    """
+
+    writes = True
 
     def mkdir(self, path: Path) -> None:
         """Create one folder; fine if it exists."""
@@ -77,7 +84,46 @@ class FileOps:
         return shutil.disk_usage(path).free
 
 
+class ReadOnlyOps(FileOps):
+    """Operations without effect, for the processes of a run that only read its folder."""
+
+    writes = False
+
+    def mkdir(self, path: Path) -> None:
+        """Create nothing."""
+
+    def create(self, path: Path) -> int:
+        """Return a descriptor whose bytes go nowhere."""
+        return os.open(os.devnull, os.O_WRONLY)
+
+    def append(self, path: Path) -> int:
+        """Return a descriptor whose bytes go nowhere."""
+        return os.open(os.devnull, os.O_WRONLY)
+
+    def write(self, fd: int, data: bytes | memoryview) -> None:
+        """Write nothing."""
+
+    def truncate(self, path: Path, size: int) -> None:
+        """Cut nothing."""
+
+    def fsync(self, fd: int) -> None:
+        """Wait for nothing."""
+
+    def sync_folder(self, path: Path) -> None:
+        """Wait for nothing."""
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Move nothing."""
+
+    def unlink(self, path: Path) -> None:
+        """Remove nothing."""
+
+    def rmdir(self, path: Path) -> None:
+        """Remove nothing."""
+
+
 DISK = FileOps()
+READ_ONLY = ReadOnlyOps()
 
 
 def make_folder(path: Path, ops: FileOps = DISK) -> None:
@@ -129,6 +175,8 @@ def encode_json(value: Any) -> bytes:
 
 def remove(path: Path, ops: FileOps = DISK) -> None:
     """Remove a file or folder; a folder first loses its name, so nobody sees half of it."""
+    if not ops.writes:  # the walk below would look for the folder under its new name
+        return
     if path.is_symlink() or not path.is_dir():
         ops.unlink(path)
         return

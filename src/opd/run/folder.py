@@ -13,6 +13,7 @@ from opd.errors import UserError
 from opd.run import evals, rollouts, token_texts
 from opd.run.disk import (
     DISK,
+    READ_ONLY,
     FileOps,
     make_folder,
     remove,
@@ -24,6 +25,7 @@ from opd.run.env import environment
 from opd.run.jsonl import Journal, json_safe
 from opd.run.lock import Lock
 from opd.run.preflight import (
+    COLD_START,
     CONFIG,
     ENV,
     FOLDERS,
@@ -46,24 +48,28 @@ JOURNALS = ("metrics.jsonl", "timings.jsonl", "alarms.jsonl")
 
 
 class RunFolder:
-    """A run folder open for writing; made by `RunFolder.create`, closed by `close` or `with`.
+    """A run folder; `create` opens one for writing, `read_only` one that another process writes.
+
+    Where `writes` is False no method changes the disk: `READ_ONLY` does nothing. The methods that
+    look at `writes` themselves only save work.
 
     Attributes:
         path: the folder.
         config: the resolved configuration, as in `config.json`.
+        ops: the disk operations that everything in this folder is written with.
         checkpoints: where `opd.run.checkpoint` saves.
         fresh: nothing of an earlier part of this run was here.
     """
 
-    writes = True  # see opd.run.follower for the processes that do not
-
-    def __init__(self, path: Path, config: dict[str, Any], lock: Lock | None, ops: FileOps) -> None:
+    def __init__(
+        self, path: Path, config: dict[str, Any], ops: FileOps, lock: Lock | None = None
+    ) -> None:
         self.path = path
         self.config = config
+        self.ops = ops
         self.checkpoints = path / "checkpoints"
         self.fresh = True
         self._lock = lock
-        self._ops = ops
         self._journals: dict[str, Journal] = {}
         self._config_hash = config_hash(config)
 
@@ -95,40 +101,55 @@ class RunFolder:
         if resume and overwrite:
             raise UserError("--resume and --overwrite exclude each other: continue, or start over?")
         check_name(path)
-        resolved = json.loads(json.dumps(redact(dict(config)), allow_nan=False))
+        resolved = _resolved(config)
         check_place(path, resolved, resume, overwrite)
         make_folder(path, ops)
         lock = Lock(path)
         try:
             check_place(path, resolved, resume, overwrite)  # it may have changed before the lock
-            folder = cls(path, resolved, lock, ops)
+            folder = cls(path, resolved, ops, lock)
             folder._prepare(overwrite)
         except BaseException:
             lock.release()
             raise
         return folder
 
+    @classmethod
+    def read_only(cls, path: str | Path, config: Mapping[str, Any]) -> RunFolder:
+        """A run folder that another process has created and writes; it may be absent here.
+
+        Args:
+            path: the folder.
+            config: as given to `create` by that process.
+        """
+        return cls(Path(path), _resolved(config), READ_ONLY)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the folder."""
+        return self.ops.writes
+
     def _prepare(self, overwrite: bool) -> None:
-        for place in (self.path, *(self.path / name for name in (*FOLDERS, "refused"))):
-            sweep(place, exclusive=True, ops=self._ops)
+        for name in (".", *FOLDERS, "refused", COLD_START):
+            sweep(self.path / name, exclusive=True, ops=self.ops)
         if overwrite:
-            clear(self.path, self._ops)
+            clear(self.path, self.ops)
         self.fresh = not (self.path / CONFIG).exists()
         for name in FOLDERS:
-            make_folder(self.path / name, self._ops)
+            make_folder(self.path / name, self.ops)
         self._write_env()
         self._adopt_check()
         # Last of all: a folder without it holds nothing yet, so a start cut short can be repeated.
-        write_json(self.path / CONFIG, self.config, self._ops)
+        write_json(self.path / CONFIG, self.config, self.ops)
         for name in JOURNALS:
-            self._journals[name] = Journal(self.path / name, self._ops)
-        self._ops.sync_folder(self.path)
+            self._journals[name] = Journal(self.path / name, self.ops)
+        self.ops.sync_folder(self.path)
 
     def _write_env(self) -> None:
         now = environment(self.config.get("train", {}).get("seed"))
         path = self.path / ENV
         if self.fresh or not path.exists():
-            write_json(path, now | {"resumed": []}, self._ops)
+            write_json(path, now | {"resumed": []}, self.ops)
             return
         first = json.loads(path.read_text("utf-8"))
         if first["versions"] != now["versions"]:
@@ -137,24 +158,28 @@ class RunFolder:
                 "from an uninterrupted run.",
                 _version_changes(first["versions"], now["versions"]),
             )
-        write_json(path, first | {"resumed": [*first["resumed"], now]}, self._ops)
+        write_json(path, first | {"resumed": [*first["resumed"], now]}, self.ops)
 
     def log(self, step: int, values: Mapping[str, float | int | str | None]) -> None:
         """Append a step to `metrics.jsonl`: only what seed and data determine."""
-        self._append("metrics.jsonl", step, values)
+        self._append_step("metrics.jsonl", step, values)
 
     def time(self, step: int, values: Mapping[str, float | int | str | None]) -> None:
         """Append a step to `timings.jsonl`: clocks, tokens per second, memory."""
-        self._append("timings.jsonl", step, values)
+        self._append_step("timings.jsonl", step, values)
 
     def alarm(self, record: Mapping[str, Any]) -> None:
         """Append to `alarms.jsonl`."""
-        self._journals["alarms.jsonl"].append(record)
+        self._append("alarms.jsonl", record)
 
-    def _append(self, name: str, step: int, values: Mapping[str, Any]) -> None:
+    def _append_step(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         if "step" in values:
             raise ValueError("'step' is given by its own argument")
-        self._journals[name].append({"step": step, **values})
+        self._append(name, {"step": step, **values})
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        if self.writes:
+            self._journals[name].append(record)
 
     def offsets(self) -> dict[str, int]:
         """Bytes of each log so far, durably on disk; part of a checkpoint's state."""
@@ -184,9 +209,11 @@ class RunFolder:
         texts: Sequence[str] | None = None,
     ) -> None:
         """Write `rollouts/step-N.parquet`; `texts` are the completions for people."""
-        said = None if texts is None else list(texts)
-        file = rollouts.StepFile(list(batch), list(scores), said, dict(key))
-        write_bytes(self._rollout_path(step), rollouts.encode(file), self._ops)
+        if not self.writes:
+            return
+        completions = None if texts is None else list(texts)
+        file = rollouts.StepFile(list(batch), list(scores), completions, dict(key))
+        write_bytes(self._rollout_path(step), rollouts.encode(file), self.ops)
 
     def load_rollouts(
         self, step: int, key: Mapping[str, Any]
@@ -204,7 +231,8 @@ class RunFolder:
         Call it once a valid checkpoint has made those steps final. The choice depends on the step
         alone. Broken files are removed with a warning.
         """
-        rollouts.thin(self.path / "rollouts", upto_step, keep, self._ops)
+        if self.writes:
+            rollouts.thin(self.path / "rollouts", upto_step, keep, self.ops)
 
     def forget(self, phase: str, after: int) -> None:
         """Remove what a phase that begins after a step must not find.
@@ -213,11 +241,11 @@ class RunFolder:
         """
         old = self.path / phase / "checkpoints"
         if old.exists():
-            remove(old)
+            remove(old, self.ops)
         for path in (self.path / "rollouts").glob("step-*.parquet"):
-            number = path.stem.removeprefix("step-")
-            if number.isdecimal() and int(number) > after:
-                remove(path)
+            match = rollouts.FILE.fullmatch(path.name)
+            if match and int(match[1]) > after:
+                remove(path, self.ops)
 
     def keep_rollouts(self, step: int) -> Path:
         """Copy the file of a refused step to `refused/`, where nothing shrinks it.
@@ -227,18 +255,20 @@ class RunFolder:
         """
         source = self._rollout_path(step)
         kept = self.path / "refused" / source.name
-        make_folder(kept.parent, self._ops)
-        write_bytes(kept, source.read_bytes(), self._ops)
+        if not self.writes:
+            return kept
+        make_folder(kept.parent, self.ops)
+        write_bytes(kept, source.read_bytes(), self.ops)
         return kept
 
     def save_tokens(self, texts: Callable[[], Sequence[str]]) -> None:
         """Write what every token id says, unless an earlier part of the run did."""
-        if not (self.path / token_texts.TOKENS).exists():
-            token_texts.save(self.path, texts(), self._ops)
+        if self.writes and not (self.path / token_texts.TOKENS).exists():
+            token_texts.save(self.path, texts(), self.ops)
 
     def save_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, the end of the run in numbers."""
-        write_json(self.path / "summary.json", json_safe(summary), self._ops)
+        write_json(self.path / "summary.json", json_safe(summary), self.ops)
 
     def _adopt_check(self) -> None:
         """Take in what `opd check` said about this very pair, so that the report can tell it."""
@@ -248,7 +278,7 @@ class RunFolder:
             return
         models = {who: (self.config.get(who) or {}).get("model") for who in ("student", "teacher")}
         if isinstance(found, dict) and found.get("pair") == models:
-            write_json(self.path / "check.json", found, self._ops)
+            write_json(self.path / "check.json", found, self.ops)
 
     def save_eval(
         self,
@@ -266,7 +296,7 @@ class RunFolder:
         """
         if not NAME.fullmatch(name):
             raise UserError(bad_name(name, "eval set", "eval.N.name"))
-        evals.save(self.path / "eval", step, name, result, samples, dict(key or {}), self._ops)
+        evals.save(self.path / "eval", step, name, result, samples, dict(key or {}), self.ops)
 
     def load_eval(
         self, step: int, name: str, *, key: Mapping[str, Any] | None = None
@@ -284,6 +314,7 @@ class RunFolder:
         self._journals = {}
         if self._lock is not None:
             self._lock.release()
+            self._lock = None
 
     def __enter__(self) -> RunFolder:
         return self
@@ -295,6 +326,12 @@ class RunFolder:
         tb: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as plain JSON values, without secrets."""
+    resolved: dict[str, Any] = json.loads(json.dumps(redact(dict(config)), allow_nan=False))
+    return resolved
 
 
 def _version_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

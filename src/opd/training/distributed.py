@@ -16,7 +16,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ from opd.errors import UserError
 from opd.models.fsdp import assembled, whole
 from opd.models.lm import LM
 from opd.run.folder import RunFolder
-from opd.run.follower import Follower
 from opd.run.rollouts import StepFile, decode, encode
 from opd.samplers.vllm import VllmSampler
 from opd.teachers.remote import TeacherDown
@@ -192,7 +190,7 @@ def open_folder(
         return b""
 
     ranks.together(create)
-    return made[0] if made else Follower(Path(path), config)
+    return made[0] if made else RunFolder.read_only(path, config)
 
 
 class SharedSampler:

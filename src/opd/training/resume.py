@@ -61,7 +61,7 @@ def checkpoint(
         "groups": group_settings(learner.optimizer),
         "facts": dict(facts or {}),
     }
-    store.save(folder or run.checkpoints, step, tensors, state, keep=keep)
+    store.save(folder or run.checkpoints, step, tensors, state, keep=keep, ops=run.ops)
 
 
 def last_good(run: RunFolder) -> str:
