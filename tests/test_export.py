@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers
 
-from opd.commands.export import MERGED, SAME, card, export_run
+from opd.commands.export import MERGED, SAME, export_run
 from opd.errors import UserError
+from opd.reports.model_card import model_card
 from opd.reports.read import read_run
 from opd.run import checkpoint as store
 from test_train import run, run_config
@@ -95,7 +96,7 @@ def test_card_has_results_with_intervals_training_and_licences(full, tmp_path):
     assert text.startswith('---\nbase_model: "student"\n')
     accuracy = read_run(full).evals[0].student[-1].accuracy
     assert f"{100 * accuracy.value:.1f}% ({100 * accuracy.low:.1f} to" in text
-    for words in ("reverse_kl on student_topk, k = 16", "## Licences", "Reload check"):
+    for words in ("`reverse_kl` on `student_topk`, k = 16", "## Licences", "Reload check"):
         assert words in text
 
 
@@ -103,7 +104,7 @@ def test_hostile_names_stay_text_in_the_card(full, tmp_path):
     data = read_run(full)
     data.config["teacher"]["model"] = "a`b|c\n# heading\x1b[31m"
     data.config["student"]["model"] = '"\n---\nlicense: mit\n---'
-    text = card(data, export_run(full, tmp_path / "out"))
+    text = model_card(data, kind="weights", step=2, reload_check="")
     assert "\x1b" not in text
     assert "\n# heading" not in text
     assert "\nlicense: mit" not in text

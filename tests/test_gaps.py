@@ -13,8 +13,9 @@ import pytest
 
 import opd
 from opd import config
-from opd.commands.train import tell
 from opd.errors import UserError
+from opd.reports.terminal import render_text
+from opd.reports.training_summary import training_summary
 from opd.run import checkpoint as store
 from opd.run.console import Console
 from opd.run.folder import RunFolder
@@ -90,7 +91,7 @@ def test_a_set_added_on_resume_has_no_before_and_the_summary_says_so(tmp_path):
     assert "change" not in late
     assert "after" in late
     assert "note" not in summary["sets"][config.parse(data).eval[0].label]
-    assert any(late["note"] in line for line in tell(summary))
+    assert late["note"] in " ".join(render_text(training_summary(summary)))
 
 
 def test_the_python_call_raises_on_an_interrupt_after_saving(tmp_path):

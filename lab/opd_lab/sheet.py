@@ -13,6 +13,7 @@ from opd.reports.document import (
     Cell,
     Chart,
     Charts,
+    Document,
     Legend,
     Note,
     Number,
@@ -25,8 +26,8 @@ from opd.reports.document import (
     Verdict,
 )
 from opd.reports.formatting import minus, plain, seconds
+from opd.reports.html import write_report
 from opd.reports.plots import LINES, Line, curves
-from opd.reports.render import write_page
 from opd_lab import page
 from opd_lab.experiments.entry import Entry, verdict
 
@@ -60,9 +61,8 @@ def write_sheet(
         parts = _parts(entries[name], seeds)
         title = f"{name}: {entries[name].title} \u2013 {TOLD[said[name]]}"
         sections.append(Section(name, title, parts, entries[name].design))
-    return write_page(
-        html, "The paper's findings on tiny models", sections, source="the lab's runs"
-    )
+    title = "The paper's findings on tiny models"
+    return write_report(Document(title, "", sections, source="the lab's runs"), html)
 
 
 def _verdict(entries: Mapping[str, Entry], said: Mapping[str, str]) -> Verdict:

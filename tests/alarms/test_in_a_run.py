@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from opd import config
 from opd.alarms import RULES, Alarm, Rule, replay
-from opd.commands.train import tell
 from opd.config import Alarms
 from opd.core.objective import Objective
 from opd.demo.run_config import PAIR, demo_config
+from opd.reports.terminal import render_text
+from opd.reports.training_summary import training_summary
 from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
 from opd.setup.session import build
@@ -160,7 +161,7 @@ def test_a_stop_keeps_the_best_student(tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == best
     assert summary["stopped"]["name"] == alarms[0]["name"]
-    said = "\n".join(tell(summary))
+    said = " ".join(render_text(training_summary(summary)))
     assert alarms[0]["name"] in said
     assert f"that of step {best}" in said
     assert summary["sets"]["sum"]["after"]["value"] == accuracy[best] > accuracy[max(accuracy)]

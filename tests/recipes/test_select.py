@@ -35,7 +35,7 @@ from opd.recipes.select import (
     rank,
     shrunk,
 )
-from opd.reports.select_page import selected_sections
+from opd.reports.select_page import select_document
 from opd.samplers.hf import Decoding, HFSampler
 from opd.setup.pair import load_pair
 from opd.teachers.local import LocalTeacher
@@ -240,7 +240,7 @@ def test_the_command_writes_prompts_that_say_why(tmp_path):
     assert names == ["prompts.template", "{problem} then", "the teacher's chat template"]
     page = (tmp_path / "sel.html").read_text()
     assert "{problem} then" in page
-    assert "Entropy in nats by share" in page
+    assert "Entropy in nats by fraction" in page
     twin = json.loads((tmp_path / "sel.json").read_text())
     assert list(twin["sections"]) == ["verdict", "groups", "templates", "leaks"]
 
@@ -259,7 +259,7 @@ def test_parquet_and_prompts_without_answers(tmp_path):
     assert "advantage" not in table[0]["measured"]
     assert table[0]["measured"]["overlap_mass"] > 0.9
     assert record["ranking"]["advantage"] == [None] * 20
-    assert len(selected_sections(record)) == 2
+    assert len(select_document(record, source="prompts.jsonl").sections) == 2
 
 
 def test_nothing_to_learn_is_said(tmp_path):

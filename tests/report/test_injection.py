@@ -13,7 +13,7 @@ from rich.console import Console
 
 from opd.commands.report import compare, report
 from opd.commands.watch import watch
-from opd.reports import render
+from opd.reports.html import TEMPLATES, render_html
 from opd.reports.read import read_run
 from opd.reports.run_page import document
 from opd.reports.sanitize import for_terminal, visible
@@ -98,7 +98,7 @@ def few() -> dict:
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_each_hostile_text_in_every_field_stays_text(make_run, text):
     path = make_run(text=lambda place: f"{place} {text}", sampled=True, series=few(), steps=6)
-    html = render.render(document(read_run(path)))
+    html = render_html(document(read_run(path)))
     joined = bare("".join(check(html).text))
     for place in PLACES:
         assert bare(visible(f"{place} {text}")) in joined, place
@@ -152,6 +152,6 @@ def test_watch_prints_hostile_runs_as_letters(make_run, capsys):
 
 
 def test_the_only_inline_script_is_ours_and_quiet_about_html():
-    script = (render.FOLDER / "tokens.js").read_text("utf-8")
+    script = (TEMPLATES / "tokens.js").read_text("utf-8")
     for word in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval", "fetch"):
         assert word not in script

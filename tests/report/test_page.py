@@ -14,13 +14,12 @@ import pytest
 from opd.commands.report import report, report_after_training
 from opd.config import dump, parse
 from opd.errors import UserError
-from opd.reports import render as render_module
 from opd.reports.figures import by_position
 from opd.reports.formatting import p_value
+from opd.reports.html import TEMPLATES, render_html
 from opd.reports.plots import Line, _limits, curves, heat, moving_mean
 from opd.reports.ranges import HEALTHY, PICTURES
 from opd.reports.read import read_run
-from opd.reports.render import render
 from opd.reports.run_page import config_rows, document
 from opd.run.folder import RunFolder
 
@@ -107,15 +106,15 @@ def test_every_chart_is_of_a_documented_name():
 
 
 def test_page_reloads_itself_only_while_the_run_is_alive(good, make_run):
-    assert 'http-equiv="refresh"' not in render(document(read_run(good)))
+    assert 'http-equiv="refresh"' not in render_html(document(read_run(good)))
     path = make_run("live", planned=40)
     settings = json.loads((path / "config.json").read_text("utf-8"))
     with RunFolder.create(path, settings, resume=True):
         run = read_run(path)
         assert run.alive
-        assert 'http-equiv="refresh"' in render(document(run))
+        assert 'http-equiv="refresh"' in render_html(document(run))
     assert not read_run(path).alive
-    assert 'http-equiv="refresh"' not in render(document(read_run(path)))
+    assert 'http-equiv="refresh"' not in render_html(document(read_run(path)))
 
 
 def test_a_damaged_folder_is_still_reported_and_says_what_is_missing(make_run):
@@ -125,7 +124,7 @@ def test_a_damaged_folder_is_still_reported_and_says_what_is_missing(make_run):
     (path / "eval" / "step-20-task.parquet").write_bytes(b"broken")
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"half a line')
-    html = render(document(read_run(path)))
+    html = render_html(document(read_run(path)))
     assert "step-20-task.json is damaged" in html
     assert "tokens.parquet is absent or damaged" in html
 
@@ -148,7 +147,7 @@ def test_a_run_of_another_version_is_shown_and_said_to_be_one(make_run):
 
     path = make_run()
     edit(path, older)
-    html = render(document(read_run(path)))
+    html = render_html(document(read_run(path)))
     assert "Made by opd 0.0.3" in html
     assert "section_of_then.x" in html
     assert "the teacher scored" not in html  # nobody knows how many answers a prompt had
@@ -174,7 +173,7 @@ def test_places_that_are_no_run_are_told_apart(good, tmp_path):
 
 def test_an_empty_run_has_a_page(make_run):
     path = make_run(steps=0, accuracy={0: 0.2})
-    assert "Too early to say" in render(document(read_run(path)))
+    assert "Too early to say" in render_html(document(read_run(path)))
 
 
 def test_a_report_that_fails_is_told_and_nothing_is_raised(tmp_path):
@@ -283,7 +282,7 @@ def test_contrast_measure():
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_text_and_lines_can_be_seen(theme):
     """WCAG 2 AA: text 4.5, what is drawn 3; tokens on each of their colours."""
-    style = (render_module.FOLDER / "page.css").read_text("utf-8")
+    style = (TEMPLATES / "report.css").read_text("utf-8")
     block = re.findall(r":root \{(.*?)\n\s*\}", style, re.DOTALL)[theme]
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]+)", block))
     for back in ("paper", "card", "p1", "p2", "p3", "n1", "n2", "n3"):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from opd.core.stats import Estimate
 from opd.errors import UserError
-from opd.reports.check_page import check_sections, number_table
-from opd.reports.document import Note, Section, Table, Verdict
+from opd.reports.check_page import check_document, number_table
+from opd.reports.document import Document, Note, Section, Table, Verdict
 from opd.reports.formatting import estimate
-from opd.reports.render import render_page, write_page
+from opd.reports.html import render_html, write_report
+from opd.reports.terminal import render_text
 
 from .hostile import HOSTILE
 from .test_injection import TAGS, check
@@ -43,7 +45,8 @@ def test_a_page_of_any_sections_has_the_same_policy_and_its_twin(tmp_path):
         Section("verdict", "", [Verdict("Take teacher a.", "good", [], [])]),
         Section("teachers", "Teachers", [table]),
     ]
-    page = write_page(tmp_path / "new" / "lab.html", "lab", sections, source="the lab's runs")
+    document = Document("lab", "", sections, source="the lab's runs")
+    page = write_report(document, tmp_path / "new" / "lab.html")
     html = page.read_text("utf-8")
     found = texts(html, TAGS)
     for words in ("Take teacher a.", "50.0% 40.0 to 60.0%", "from the lab's runs"):
@@ -57,9 +60,9 @@ def test_a_page_of_any_sections_has_the_same_policy_and_its_twin(tmp_path):
     ("said", "tone"), [("go", "good"), ("go with changes", "unclear"), ("don't", "bad")]
 )
 def test_a_check_says_verdict_reasons_advice_and_numbers(said, tone):
-    sections = check_sections(CHECK | {"verdict": said})
-    assert sections[0].parts[0].tone == tone
-    found = texts(render_page("check", sections))
+    document = check_document(CHECK | {"verdict": said})
+    assert document.sections[0].parts[0].tone == tone
+    found = texts(render_html(document))
     for words in (
         "the teacher is ahead by 0.3",
         "Start shorter.",
@@ -80,14 +83,15 @@ def test_a_check_says_verdict_reasons_advice_and_numbers(said, tone):
     ],
 )
 def test_a_check_of_another_version_is_still_shown(record):
-    assert "The check said" in texts(render_page("check", check_sections(record)))
+    assert "The check's verdict" in texts(render_html(check_document(record)))
 
 
 def test_hostile_text_in_a_check_stays_text():
     text = " ".join(HOSTILE)
     record = {"verdict": text, "reasons": [text], "numbers": {text: text}}
     record["advice"] = [{"text": text, "set": {text: text}}]
-    check(render_page(text, check_sections(record), subtitle=text, source=text))
+    document = replace(check_document(record), title=text, subtitle=text, source=text)
+    check(render_html(document))
 
 
 def test_no_numbers_no_table():
@@ -97,12 +101,49 @@ def test_no_numbers_no_table():
 def test_sections_of_one_name_are_refused():
     same = [Section("a", "A", [Note("x")]), Section("a", "B", [Note("y")])]
     with pytest.raises(ValueError, match="share a name"):
-        render_page("t", same)
+        Document("t", "", same)
 
 
 def test_a_page_must_be_named_like_one_and_fit_on_the_disk(tmp_path):
     with pytest.raises(UserError, match=r"must end in \.html"):
-        write_page(tmp_path / "compare.json", "t", [])
+        write_report(Document("t", "", []), tmp_path / "compare.json")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        write_page(tmp_path / "file" / "page.html", "t", [])
+        write_report(Document("t", "", []), tmp_path / "file" / "page.html")
+
+
+def test_a_whole_check_is_printed_from_its_record():
+    """Limitations, compatibility, quarters and cost, as `opd check` prints them."""
+    teacher = {
+        "name": "teacher",
+        "handshake": [{"level": "warning", "what": "end", "message": "two", "fix": "set end"}],
+        "by_quarter": {"overlap_mass": [0.9, 0.8, None, 0.25]},
+        "prospect": {
+            "change": {"value": 0.25, "low": 0.125, "high": 0.5},
+            "recovery": {"value": 0.5, "low": 0.25, "high": 0.75},
+            "outside": ["reverse KL 9"],
+        },
+    }
+    record = CHECK | {
+        "teachers": [teacher],
+        "lost": ["No prompt has an answer."],
+        "examples": [{"who": "The student", "prompt": "1+1", "answer": "2", "text": "3"}],
+        "plan": {"steps": 80, "seconds": 7200.0, "memory": {"gradients": 2e9}, "check_share": 0.05},
+        "seconds": 360.0,
+    }
+    text = " ".join(" ".join(render_text(check_document(record))).split())
+    for words in (
+        "predicted change +25.0 points (90% interval +12.5 to +50.0)",
+        "predicted gap recovery 50.0% (90% interval 25 to 75%)",
+        "- mass is low 0.61",
+        "- No prompt has an answer.",
+        "- Outside the range of the calibration runs: reverse KL 9.",
+        "- Start shorter. set rollout.max_new_tokens=64, optim.lr=1e-06",
+        "The student 1+1 2 3",
+        "warning end two set end",
+        "overlap_mass 0.9 0.8 null 0.25",
+        "Cost of 80 steps time 2 h 0 min",
+        "of it gradients 2 GB",
+        "This check took 6 min 0 s, 5.0% of the run.",
+    ):
+        assert words in text, words

@@ -9,8 +9,8 @@ import pytest
 
 from opd.reports.coldstart_section import coldstart_sections
 from opd.reports.cost import cost_sections
+from opd.reports.html import render_html
 from opd.reports.read import read_run
-from opd.reports.render import render
 from opd.reports.run_page import document
 from opd.reports.verdict import verdict
 from opd.run.folder import RunFolder
@@ -68,7 +68,7 @@ def test_its_time_is_part_of_the_cost_and_not_of_the_curves(warmed):
 
 def test_the_student_between_the_phases_is_shown(warmed):
     assert warmed.evals[0].warmed.accuracy.value == pytest.approx(0.5)
-    html, twin = render(document(warmed)), document(warmed).record()
+    html, twin = render_html(document(warmed)), document(warmed).record()
     assert "after the cold start" in html
     assert not not_in_twin(html, twin)
     chart = twin["sections"]["accuracy"]["parts"][0]["charts"][0]["data"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from opd.errors import UserError
 from opd.reports.compare_page import comparison
+from opd.reports.html import write_report
 from opd.reports.read import read_run
-from opd.reports.render import write
 from opd.reports.run_page import document
 
 logger = logging.getLogger(__name__)
@@ -24,9 +24,7 @@ def report(path: Path) -> Path:
     Raises:
         UserError: no run folder.
     """
-    page = path / PAGE
-    write(document(read_run(path)), page)
-    return page
+    return write_report(document(read_run(path)), path / PAGE)
 
 
 def report_while_alive(path: Path, *, every: float, say: Callable[[str], None]) -> Path:
@@ -57,5 +55,4 @@ def compare(paths: Sequence[Path], out: Path) -> Path:
     Raises:
         UserError: too few runs, or one that is no run folder.
     """
-    write(comparison([read_run(path) for path in paths]), out)
-    return out
+    return write_report(comparison([read_run(path) for path in paths]), out)

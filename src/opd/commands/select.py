@@ -34,8 +34,8 @@ from opd.recipes.select import (
     mixture,
     rank,
 )
-from opd.reports.render import write_page
-from opd.reports.select_page import selected_sections
+from opd.reports.html import write_report
+from opd.reports.select_page import select_document
 from opd.rng import Stream
 from opd.run.clock import Clock
 from opd.run.console import Console
@@ -87,18 +87,14 @@ def run_select(cfg: Run, json_lines: bool = False) -> dict[str, Any]:
     output = Path(cfg.select.output)
     write_rows(output, rows_of(cfg, cfg.select, found))
     record = record_of(cfg, cfg.select, found)
-    page = write_page(
-        output.with_suffix(".html"),
-        "Prompts for this pair",
-        selected_sections(record),
-        subtitle=cfg.prompts.path,
-        source="opd select",
+    report = write_report(
+        select_document(record, source=cfg.prompts.path), output.with_suffix(".html")
     )
     if json_lines:
         console.out.print_json(json.dumps(record), indent=None)
     for sentence in record["said"]:
         console.say(sentence)
-    console.say(f"Prompts: {output}\nPage:    {page}")
+    console.say(f"Prompts: {output}\nReport:  {report}")
     return record
 
 

@@ -38,9 +38,12 @@ def run_train(
         return summary
     if style == "json":
         console.out.print_json(json.dumps(summary), indent=None)
-    for line in tell(summary):
-        console.say(line)
     from opd.commands.report import report_after_training
+    from opd.reports.terminal import render_text
+    from opd.reports.training_summary import training_summary
+
+    for line in ["", *render_text(training_summary(summary))]:
+        console.say(line)
 
     report_after_training(Path(summary["run"]), console.say)
     return summary
@@ -143,50 +146,6 @@ def _stop_gently(stop: Event, console: Console) -> dict[signal.Signals, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
-
-
-def tell(summary: dict[str, Any]) -> list[str]:
-    """The summary in plain words."""
-    lines = [""]
-    if "coldstart" in summary:
-        cold = summary["coldstart"]
-        lines.append(
-            f"Cold start: {cold['tokens']} off-policy tokens of {cold['completions']} completions "
-            f"in {cold['rounds']} rounds, until {cold['reason']}"
-        )
-    if "stopped" in summary:
-        alarm = summary["stopped"]
-        lines.append(
-            f"Stopped at step {alarm['step']} by the alarm {alarm['name']}; the final student is "
-            f"that of step {summary['steps']}, the best on held-out prompts."
-        )
-    for label, found in summary["sets"].items():
-        lines.append(f"{label}:")
-        for who in ("before", "after", "teacher"):
-            if who in found:
-                lines.append(f"  {who:<8} {_interval(found[who])}")
-        if "note" in found:
-            lines.append(f"  note     {found['note']}")
-        if "change" in found:
-            lines.append(f"  change   {_change(found['change'])}")
-        share = found.get("gap_recovery")
-        if share is not None:
-            lines.append(f"  of the gap to the teacher, {_interval(share)} was recovered")
-        elif "teacher" in found:
-            lines.append("  the teacher is not distinguishably better: no gap to recover")
-    lines += ["", f"Run folder:    {summary['run']}", f"Final student: {summary['run']}/final"]
-    return lines
-
-
-def _change(estimate: dict[str, Any]) -> str:
-    value, low, high = (100 * estimate[part] for part in ("value", "low", "high"))
-    told = "forgotten" if high < 0 else "gained" if low > 0 else "nothing that can be told"
-    return f"{value:+.1f} points  (95 % interval {low:+.1f} to {high:+.1f}): {told}"
-
-
-def _interval(estimate: dict[str, Any]) -> str:
-    low, high = estimate["low"], estimate["high"]
-    return f"{estimate['value']:.1%}  (95 % interval {low:.1%} to {high:.1%})"
 
 
 def evaluate_target(target: Path, overrides: Sequence[str], json_lines: bool) -> None:

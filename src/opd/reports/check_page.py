@@ -1,7 +1,7 @@
-"""What `opd check` found, as parts of a page: its own page, and a section of a run's report.
+"""The result of `opd check` as a document, and as one section of a run's report.
 
-The record is check.json: `verdict` ("go", "go with changes", "don't"), `reasons`, `advice` with the
-keys it would set, and `numbers`. Read tolerantly: a part that is absent is not shown.
+Its input is check.json: `verdict`, `reasons`, `advice` with the keys it would set, `numbers`,
+`teachers`, `plan`. It is read tolerantly: a part that is absent is not shown.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from opd.reports.document import (
     Cell,
+    Document,
     Number,
     Part,
     Section,
@@ -20,180 +21,255 @@ from opd.reports.document import (
     Tone,
     Verdict,
 )
-from opd.reports.formatting import minus, percent, plain, points
+from opd.reports.formatting import minus, percent, plain, points, seconds
+from opd.run.disk import human_size
 from opd.run.preflight import flatten
 
 _HEADLINES: dict[str, tuple[Tone, str]] = {
     "go": ("good", "Go: nothing stands against this run."),
-    "go with changes": ("unclear", "Go, with the changes below."),
-    "don't": ("bad", "Don't: this run is not expected to work."),
+    "go with changes": ("unclear", "Go with changes: see the advice below."),
+    "no-go": ("bad", "No-go: this run is not expected to work."),
 }
+_HEADLINES["don't"] = _HEADLINES["no-go"]
 _PARTS = ("value", "low", "high", "n")  # of a number with its interval
+_LEVELS_MISLEAD = (
+    "Levels alone mislead: failing pairs can start high too. The verdict rests on distance and "
+    "gain together."
+)
 
 
-def check_sections(found: Mapping[str, Any]) -> list[Section]:
-    """The sections of a check's own page: the verdict, then every number.
+def check_document(record: Mapping[str, Any]) -> Document:
+    """The whole result of a check.
 
     Args:
-        found: the record of check.json.
+        record: of check.json.
     """
-    sections = [Section("verdict", "What the check says", [check_verdict(found)])]
-    for name, title, table in (
-        ("teachers", "Teachers, best first", _ranking(found)),
-        ("handshake", "Handshake", _handshake(found)),
-        ("cost", "What the run will take", _cost(found)),
-    ):
-        if table is not None:
-            sections.append(Section(name, title, [table]))
-    numbers = number_table(found.get("numbers"), caption="")
-    if numbers is not None:
-        sections.append(Section("numbers", "What was measured", [numbers]))
-    return sections
+    return Document(
+        "opd check", str(record.get("file", "")), check_sections(record), source="opd check"
+    )
 
 
-def check_section(found: Mapping[str, Any]) -> Section:
-    """The check as one section of another page."""
-    parts: list[Part] = [check_verdict(found)]
-    numbers = number_table(found.get("numbers"), folded=True)
+def check_sections(record: Mapping[str, Any]) -> list[Section]:
+    """The verdict, then everything that was measured.
+
+    Args:
+        record: of check.json.
+    """
+    steps = _at(record, "plan", "steps")
+    tables = (
+        ("teachers", "Teachers, best first", _ranking(record)),
+        ("examples", "Completions that were graded wrong", _examples(record)),
+        ("handshake", "Compatibility", _compatibility(record)),
+        ("quarters", "By quarter of the student's completions", _by_quarter(record)),
+        ("cost", f"Cost of {steps} steps", _cost(record)),
+        ("numbers", "All measurements", number_table(record.get("numbers"), folded=True)),
+    )
+    return [
+        Section("verdict", "Verdict", [check_verdict(record)]),
+        *(Section(name, title, [table]) for name, title, table in tables if table is not None),
+    ]
+
+
+def check_section(record: Mapping[str, Any]) -> Section:
+    """The check as one section of a run's report.
+
+    Args:
+        record: of check.json.
+    """
+    parts: list[Part] = [check_verdict(record)]
+    numbers = number_table(record.get("numbers"), folded=True)
     if numbers is not None:
         parts.append(numbers)
-    return Section("check", "What the check said beforehand", parts)
+    return Section("check", "Result of opd check before the run", parts)
 
 
-def check_verdict(found: Mapping[str, Any]) -> Verdict:
-    """Verdict, reasons and advice in words."""
-    said = str(found.get("verdict", "")).replace("\u2019", "'")
-    tone, headline = _HEADLINES.get(said, ("unclear", f"The check said: {said or 'nothing'}."))
-    reasons = [_sentence(reason) for reason in _items(found.get("reasons"))]
-    advice = [_sentence(one) for one in _items(found.get("advice"))]
-    if found.get("sureness"):
-        reasons.append(Sentence(f"How sure: {found['sureness']}."))
-    return Verdict(headline, tone, _tiles(found), reasons, advice)
+def check_verdict(record: Mapping[str, Any]) -> Verdict:
+    """Verdict, reasons, limitations and advice in words."""
+    verdict = str(record.get("verdict", "")).replace("\u2019", "'")
+    unknown: tuple[Tone, str] = ("unclear", f"The check's verdict: {verdict or 'none'}.")
+    tone, headline = _HEADLINES.get(verdict, unknown)
+    sentences = [_sentence(reason) for reason in _items(record.get("reasons"))]
+    if record.get("sureness"):
+        sentences.append(Sentence(f"Confidence: {str(record['sureness']).rstrip('.')}."))
+    sentences += [Sentence(str(text)) for text in _items(record.get("lost"))]
+    sentences += [
+        Sentence(f"Outside the range of the calibration runs: {text}.")
+        for text in _items(_at(_best_teacher(record), "prospect", "outside"))
+    ]
+    advice = [_sentence(item) for item in _items(record.get("advice"))]
+    return Verdict(headline, tone, _tiles(record), sentences, advice)
 
 
-def _teachers(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [one for one in _items(found.get("teachers")) if isinstance(one, Mapping)]
+def _teachers(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [t for t in _items(record.get("teachers")) if isinstance(t, Mapping)]
 
 
-def _at(found: Mapping[str, Any], *names: str) -> Any:
-    """A value some levels down; None where the way is cut off."""
-    value: Any = found
-    for name in names:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
+def _best_teacher(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next(iter(_teachers(record)), {})
 
 
-def _tiles(found: Mapping[str, Any]) -> list[Tile]:
-    """Student, teacher and the expected change, where they are known."""
-    best = next(iter(_teachers(found)), {})
-    told = (
-        ("student now", _accuracy(_at(found, "numbers", "student_accuracy"))),
-        ("teacher", _accuracy(_at(found, "numbers", "teacher_accuracy"))),
-        ("expected change", _change(best)),
+def _at(record: Any, *keys: str) -> Any:
+    """A value some levels down; None where a level is absent."""
+    for key in keys:
+        record = record.get(key) if isinstance(record, Mapping) else None
+    return record
+
+
+def _tiles(record: Mapping[str, Any]) -> list[Tile]:
+    """Student, teacher and the predicted change, where they are known."""
+    forecast = _at(_best_teacher(record), "prospect")
+    numbers = (
+        ("student now", _accuracy(_at(record, "numbers", "student_accuracy"))),
+        ("teacher", _accuracy(_at(record, "numbers", "teacher_accuracy"))),
+        ("predicted change", _change(_at(forecast, "change"))),
+        ("predicted gap recovery", _recovery(_at(forecast, "recovery"))),
     )
-    return [Tile(label, number) for label, number in told if number is not None]
+    return [Tile(label, number) for label, number in numbers if number is not None]
 
 
 def _interval(estimate: Any) -> tuple[float, float, float] | None:
-    values = [_at(estimate, part) for part in _PARTS[:3]] if isinstance(estimate, Mapping) else []
-    if len(values) < 3 or not all(isinstance(value, int | float) for value in values):
+    values = [_at(estimate, part) for part in _PARTS[:3]]
+    if not all(isinstance(value, int | float) for value in values):
         return None
     return values[0], values[1], values[2]
 
 
 def _accuracy(estimate: Any) -> Number | None:
-    if (found := _interval(estimate)) is None:
+    if (ends := _interval(estimate)) is None:
         return None
-    value, low, high = found
+    value, low, high = ends
     return Number(value, percent(value).text, f"95% interval {100 * low:.1f} to {100 * high:.1f}%")
 
 
-def _change(teacher: Mapping[str, Any]) -> Number | None:
-    """The expected change; its interval is the 90 % one of the prospect."""
-    if (found := _interval(_at(teacher, "prospect", "change"))) is None:
+def _change(estimate: Any) -> Number | None:
+    """A predicted change of accuracy; forecasts have 90 % intervals."""
+    if (ends := _interval(estimate)) is None:
         return None
-    value, low, high = found
-    return Number(
-        value, points(value), minus(f"90% interval {100 * low:+.1f} to {100 * high:+.1f}")
-    )
+    value, low, high = ends
+    note = minus(f"90% interval {100 * low:+.1f} to {100 * high:+.1f}")
+    return Number(value, points(value), note)
 
 
-def _ranking(found: Mapping[str, Any]) -> Table | None:
-    if len(_teachers(found)) < 2:
+def _recovery(estimate: Any) -> Number | None:
+    if (ends := _interval(estimate)) is None:
+        return None
+    value, low, high = ends
+    note = minus(f"90% interval {100 * low:.0f} to {100 * high:.0f}%")
+    return Number(value, percent(value).text, note)
+
+
+def _ranking(record: Mapping[str, Any]) -> Table | None:
+    if len(_teachers(record)) < 2:
+        return None
+    rows: list[list[Cell]] = []
+    for teacher in _teachers(record):
+        reason = next(iter(_items(teacher.get("reasons"))), None)
+        rows.append(
+            [
+                str(teacher.get("name", "")),
+                str(teacher.get("verdict", "")),
+                _change(_at(teacher, "prospect", "change")) or "",
+                _accuracy(_at(teacher, "numbers", "teacher_accuracy")) or "",
+                "" if reason is None else _sentence(reason).text,
+            ]
+        )
+    columns = ("teacher", "verdict", "predicted change", "accuracy of the teacher", "first reason")
+    return Table("", columns, rows)
+
+
+def _examples(record: Mapping[str, Any]) -> Table | None:
+    keys = ("who", "prompt", "answer", "text")
+    rows: list[list[Cell]] = [
+        [str(_at(example, key) or "") for key in keys] for example in _items(record.get("examples"))
+    ]
+    return Table("", ("model", "prompt", "expected answer", "completion"), rows) if rows else None
+
+
+def _compatibility(record: Mapping[str, Any]) -> Table | None:
+    rows: list[list[Cell]] = [
+        [str(_at(point, key) or "") for key in ("level", "what", "message", "fix")]
+        for point in _items(_best_teacher(record).get("handshake"))
+    ]
+    return Table("", ("", "item", "observation", "fix"), rows) if rows else None
+
+
+def _by_quarter(record: Mapping[str, Any]) -> Table | None:
+    metrics = _at(_best_teacher(record), "by_quarter")
+    if not isinstance(metrics, Mapping) or not metrics:
         return None
     rows: list[list[Cell]] = [
-        [
-            str(one.get("name", "")),
-            str(one.get("verdict", "")),
-            _change(one) or "",
-            _accuracy(_at(one, "numbers", "teacher_accuracy")) or "",
-        ]
-        for one in _teachers(found)
+        [str(name), *(_cell(value) for value in _items(values))] for name, values in metrics.items()
     ]
-    return Table("", ("teacher", "verdict", "expected change", "alone"), rows)
+    columns = ("metric", *(str(i) for i in range(1, max(map(len, rows)))))
+    return Table("", columns, rows, _LEVELS_MISLEAD)
 
 
-def _handshake(found: Mapping[str, Any]) -> Table | None:
-    best = next(iter(_teachers(found)), {})
-    rows: list[list[Cell]] = [
-        [str(_at(point, part) or "") for part in ("level", "what", "message", "fix")]
-        for point in _items(best.get("handshake"))
+def _cost(record: Mapping[str, Any]) -> Table | None:
+    rows = [
+        ("time", ("seconds",), seconds),
+        ("of it evaluations", ("evaluation",), seconds),
+        ("of it checkpoints", ("saving",), seconds),
+        ("time per step", ("step",), seconds),
+        ("peak memory, measured over one whole step", ("peak",), human_size),
+        *((f"of it {part}", ("memory", part), human_size) for part in _at_keys(record, "memory")),
+        ("disk", ("disk",), human_size),
+        ("tokens generated by the student", ("tokens",), _count),
+        ("rollouts scored by the teacher", ("teacher_calls",), _count),
+        *((f"parameters, {m}", ("parameters", m), _count) for m in _at_keys(record, "parameters")),
     ]
-    return Table("", ("", "what", "seen", "fix"), rows) if rows else None
-
-
-def _cost(found: Mapping[str, Any]) -> Table | None:
-    told = (
-        ("minutes", ("seconds",), 60.0),
-        ("of it evaluations, minutes", ("evaluation",), 60.0),
-        ("seconds a step", ("step",), 1.0),
-        ("steps", ("steps",), 1.0),
-        ("peak memory, GB", ("peak",), 1e9),
-        ("of it student weights, GB", ("memory", "student weights"), 1e9),
-        ("gradients, GB", ("memory", "gradients"), 1e9),
-        ("optimizer, GB", ("memory", "optimizer"), 1e9),
-        ("teacher weights, GB", ("memory", "teacher weights"), 1e9),
-        ("disk, GB", ("disk",), 1e9),
-        ("tokens the student writes", ("tokens",), 1.0),
-        ("rollouts the teacher scores", ("teacher_calls",), 1.0),
-    )
-    known = [(label, _at(found, "plan", *way), unit) for label, way, unit in told]
-    rows: list[list[Cell]] = [
-        [label, plain(value / unit)]
-        for label, value, unit in known
+    values = [(label, _at(record, "plan", *keys), show) for label, keys, show in rows]
+    cells: list[list[Cell]] = [
+        [label, Number(value, show(value))]
+        for label, value, show in values
         if isinstance(value, int | float)
     ]
-    return Table("", ("what", "how much"), rows) if rows else None
+    took, fraction = record.get("seconds"), _at(record, "plan", "check_share")
+    note = f"This check took {seconds(took)}" if isinstance(took, int | float) else ""
+    note += f", {fraction:.1%} of the run" if note and isinstance(fraction, int | float) else ""
+    return Table("", ("", ""), cells, note and f"{note}.") if cells else None
+
+
+def _at_keys(record: Mapping[str, Any], key: str) -> list[str]:
+    """Names of the parts of an entry of the plan."""
+    parts = _at(record, "plan", key)
+    return [str(name) for name in parts] if isinstance(parts, Mapping) else []
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
 
 
 def _items(value: Any) -> Iterable[Any]:
-    return value if isinstance(value, list) else () if value is None else (value,)
+    if isinstance(value, list | tuple):
+        return value
+    return () if value is None else (value,)
 
 
-def _sentence(said: Any) -> Sentence:
-    if not isinstance(said, Mapping):
-        return Sentence(str(said))
-    keys = said.get("set")
-    evidence = str(said.get("evidence", ""))
+def _sentence(item: Any) -> Sentence:
+    """A reason or a piece of advice: plain text, or text with evidence or keys to set."""
+    if not isinstance(item, Mapping):
+        return Sentence(str(item))
+    keys = item.get("set")
+    evidence = str(item.get("evidence", ""))
     if isinstance(keys, Mapping) and keys:
         change = "set " + ", ".join(f"{key}={_short(value)}" for key, value in keys.items())
         evidence = f"{change}; {evidence}" if evidence else change
-    return Sentence(str(said.get("text", "")), evidence, {"set": keys} if keys else {})
+    return Sentence(str(item.get("text", "")), evidence, {"set": keys} if keys else {})
 
 
 def number_table(
-    numbers: Any, *, caption: str = "What was measured", folded: bool = False
+    numbers: Any, *, caption: str = "All measurements", folded: bool = False
 ) -> Table | None:
-    """Numbers, nested or not, one a row, those with an interval with it; None without any."""
+    """Numbers, nested or not, one per row, with their intervals; None without any."""
     if not isinstance(numbers, Mapping) or not numbers:
         return None
     rows = list(_rows(numbers, ""))
     return Table(caption, ("number", "value"), rows, folded=folded)
 
 
-def _rows(numbers: Mapping[str, Any], before: str) -> Iterable[list[Cell]]:
+def _rows(numbers: Mapping[str, Any], prefix: str) -> Iterable[list[Cell]]:
     for key, value in numbers.items():
-        name = f"{before}{key}"
+        name = f"{prefix}{key}"
         if isinstance(value, Mapping) and isinstance(value.get("value"), int | float):
             yield [name, _with_interval(value)]
         elif isinstance(value, Mapping):
@@ -202,15 +278,15 @@ def _rows(numbers: Mapping[str, Any], before: str) -> Iterable[list[Cell]]:
             yield [name, _cell(value)]
 
 
-def _with_interval(found: Mapping[str, Any]) -> Number:
-    low, high, count = (found.get(part) for part in _PARTS[1:])
+def _with_interval(estimate: Mapping[str, Any]) -> Number:
+    low, high, count = (estimate.get(part) for part in _PARTS[1:])
     note = ""
     if isinstance(low, int | float) and isinstance(high, int | float):
         note = f"95% interval {plain(low).text} to {plain(high).text}"
     if isinstance(count, int | float):
         note += f"{', ' if note else ''}n = {plain(count).text}"
-    shown = plain(found["value"])
-    return Number(shown.value, shown.text, note)
+    value = plain(estimate["value"])
+    return Number(value.value, value.text, note)
 
 
 def _cell(value: Any) -> Cell:
@@ -220,6 +296,7 @@ def _cell(value: Any) -> Cell:
 
 
 def _short(value: Any) -> str:
+    """A JSON value on one line."""
     if value in ({}, []):
         return str(value)
     if isinstance(value, Mapping):

@@ -1,7 +1,9 @@
-"""What a page is made of: plain parts that become HTML, and a JSON twin, from the same values.
+"""The data structure of a report: sections of plain parts, independent of the output format.
 
-A part that shows a number holds the number itself, so the two cannot differ. Any command whose
-result people look at (report, compare, check, lab) builds a `Document` of these.
+Every command that shows a result to people (report, compare, check, select, train, lab) builds one
+`Document`. `opd.reports.html` renders it as HTML with a JSON sidecar, `opd.reports.terminal` as
+lines of plain text, `opd.reports.markdown` as Markdown. A part that shows a number holds the number
+itself, so the formats cannot differ.
 """
 
 from __future__ import annotations
@@ -20,36 +22,55 @@ Tone = Literal["good", "bad", "unclear"]
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A value and how it is written for people."""
+    """A value and its formatted text.
+
+    Attributes:
+        value: for the JSON sidecar; None if unknown.
+        text: as shown.
+        note: shown beside it, such as its interval.
+    """
 
     value: float | int | None
     text: str
-    note: str = ""  # such as its interval
+    note: str = ""
 
     def record(self) -> dict[str, Any]:
-        """For the JSON twin."""
+        """For the JSON sidecar."""
         return {"value": self.value, "shown": self.text, "note": self.note}
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A statement and the numbers it rests on."""
+    """A statement and the numbers behind it.
+
+    Attributes:
+        text: the statement; words between backticks are shown as code.
+        evidence: shown less prominently after it.
+        values: the numbers, for the JSON sidecar.
+    """
 
     text: str
     evidence: str = ""
     values: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """For the JSON twin."""
+        """For the JSON sidecar."""
         return {"text": self.text, "evidence": self.evidence, "values": self.values}
 
 
 Cell = str | Number | Sentence
 
 
+def cell_parts(cell: Cell) -> tuple[str, str]:
+    """Main text of a table cell, and the note beside it (empty without one)."""
+    if isinstance(cell, str):
+        return cell, ""
+    return (cell.text, cell.note) if isinstance(cell, Number) else (cell.text, cell.evidence)
+
+
 @dataclass(frozen=True)
 class Tile:
-    """One big number of the first screen."""
+    """One headline number."""
 
     label: str
     number: Number
@@ -57,7 +78,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer in words, before anything else."""
+    """The answer in words, before anything else.
+
+    Attributes:
+        headline: the answer in one sentence.
+        tone: whether it is good news; the colour in HTML.
+        tiles: headline numbers.
+        sentences: what supports or qualifies the headline.
+        advice: what to try next.
+        caption: what the tiles show.
+    """
 
     kind: ClassVar[str] = "verdict"
     headline: str
@@ -65,10 +95,10 @@ class Verdict:
     tiles: Sequence[Tile]
     sentences: Sequence[Sentence]
     advice: Sequence[Sentence] = ()
-    caption: str = ""  # what the tiles are
+    caption: str = ""
 
     def record(self) -> dict[str, Any]:
-        """For the JSON twin."""
+        """For the JSON sidecar."""
         return {
             "headline": self.headline,
             "tone": self.tone,
@@ -81,7 +111,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; a folded one is opened by the reader."""
+    """Rows of cells; a folded table is collapsed in HTML and left out of plain text."""
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -91,7 +121,7 @@ class Table:
     folded: bool = False
 
     def record(self) -> dict[str, Any]:
-        """For the JSON twin."""
+        """For the JSON sidecar."""
         rows = [[c if isinstance(c, str) else c.record() for c in row] for row in self.rows]
         return {
             "caption": self.caption,
@@ -111,7 +141,7 @@ class Legend:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing of `data`; the SVG holds numbers of its axes only, all words are around it."""
+    """An SVG drawing of `data`, with axis numbers only; titles and legends are outside it."""
 
     kind: ClassVar[str] = "chart"
     title: str
@@ -122,7 +152,7 @@ class Chart:
     name: str = ""
 
     def record(self) -> dict[str, Any]:
-        """For the JSON twin."""
+        """For the JSON sidecar."""
         return {"title": self.title, "name": self.name, "note": self.note, "data": self.data}
 
 
@@ -134,13 +164,13 @@ class Charts:
     items: Sequence[Chart]
 
     def record(self) -> dict[str, Any]:
-        """For the JSON twin."""
+        """For the JSON sidecar."""
         return {"charts": [c.record() for c in self.items]}
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt with what was answered before and after."""
+    """A prompt with its completion before and after training."""
 
     prompt: str
     answer: str
@@ -159,7 +189,7 @@ class Examples:
     note: str = ""
 
     def record(self) -> dict[str, Any]:
-        """For the JSON twin."""
+        """For the JSON sidecar."""
         keys = ("title", "prompt", "answer", "before", "after")
         items = [{k: getattr(e, k) for k in keys} for e in self.items]
         return {"title": self.title, "note": self.note, "examples": items}
@@ -167,32 +197,32 @@ class Examples:
 
 @dataclass(frozen=True)
 class Code:
-    """Something to copy."""
+    """A command or path to copy; never wrapped."""
 
     kind: ClassVar[str] = "code"
     caption: str
     text: str
 
     def record(self) -> dict[str, Any]:
-        """For the JSON twin."""
+        """For the JSON sidecar."""
         return {"caption": self.caption, "text": self.text}
 
 
 @dataclass(frozen=True)
 class Note:
-    """A paragraph."""
+    """A paragraph; words between backticks are shown as code."""
 
     kind: ClassVar[str] = "note"
     text: str
 
     def record(self) -> dict[str, Any]:
-        """For the JSON twin."""
+        """For the JSON sidecar."""
         return {"text": self.text}
 
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """A token as drawn: its text, its colour class and what a pointer resting on it is told."""
+    """One token: its text, its colour class and its tooltip."""
 
     text: str
     shade: str
@@ -202,7 +232,7 @@ class TokenSpan:
 
 @dataclass(frozen=True)
 class ShownRollout:
-    """One rollout of the token view; `details` is what the panel shows for each token."""
+    """One rollout of the token view; `details` holds what the panel shows for each token."""
 
     title: str
     note: str
@@ -214,7 +244,7 @@ class ShownRollout:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Rollouts, every token coloured by the teacher's advantage."""
+    """Rollouts with every token coloured by the teacher's advantage."""
 
     kind: ClassVar[str] = "tokens"
     items: Sequence[ShownRollout]
@@ -223,7 +253,7 @@ class Tokens:
     note: str
 
     def panel(self) -> Markup:
-        """The panel's data for the page's script: JSON in which no `<`, `>` or `&` is left."""
+        """Data for the script of the HTML page: JSON without `<`, `>` or `&`."""
         data = {"texts": self.texts, "rollouts": [list(r.details) for r in self.items]}
         text = json.dumps(data, separators=(",", ":"), allow_nan=False)
         for char in "<>&":
@@ -231,7 +261,7 @@ class Tokens:
         return Markup(text)
 
     def record(self) -> dict[str, Any]:
-        """For the JSON twin."""
+        """For the JSON sidecar."""
         return {
             "note": self.note,
             "legend": [entry.text for entry in self.legend],
@@ -254,7 +284,7 @@ Part = Verdict | Table | Chart | Charts | Examples | Code | Note | Tokens
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and its parts; the heading of a document's first section is not shown."""
 
     name: str
     title: str
@@ -264,7 +294,18 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A page; `refresh_seconds` makes it reload itself, `source` is what its numbers come from."""
+    """A whole report.
+
+    Attributes:
+        title: of the report.
+        subtitle: shown beside the title.
+        sections: in order; names are HTML anchors and keys of the sidecar, so they must differ.
+        refresh_seconds: interval at which the HTML page reloads itself; None: never.
+        source: where the numbers come from, for the footer.
+
+    Raises:
+        ValueError: two sections have the same name.
+    """
 
     title: str
     subtitle: str
@@ -274,11 +315,11 @@ class Document:
 
     def __post_init__(self) -> None:
         names = [s.name for s in self.sections]
-        if len(set(names)) < len(names):  # they are anchors of the page and keys of its twin
+        if len(set(names)) < len(names):
             raise ValueError(f"sections share a name: {names}")
 
     def record(self) -> dict[str, Any]:
-        """The JSON twin: every number and every text of the page."""
+        """The JSON sidecar: every number and every text of the document."""
         sections = {
             s.name: {
                 "title": s.title,

@@ -1,8 +1,8 @@
-"""What `opd select` found, as the sections of a page."""
+"""The result of `opd select` as a document."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ from opd.reports.document import (
     Cell,
     Chart,
     Charts,
+    Document,
     Legend,
     Number,
-    Part,
     Section,
     Sentence,
     Table,
@@ -22,103 +22,101 @@ from opd.reports.document import (
 from opd.reports.plots import Line, curves
 
 
-def selected_sections(record: Mapping[str, Any]) -> list[Section]:
-    """Verdict, groups, templates, entropy by mixing ratio, leaks.
+def select_document(record: Mapping[str, Any], *, source: str) -> Document:
+    """Verdict, prompt groups, templates, entropy by mixing ratio, leaked evaluation prompts.
 
     Args:
         record: as `opd.commands.select.record_of` makes it.
+        source: path of the prompts, shown as the subtitle.
     """
     headline, *more = record["said"]
+    verdict = Verdict(headline, "good", [], [Sentence(text) for text in more])
     sections = [
-        Section(
-            "verdict",
-            "What was selected",
-            [Verdict(headline, "good", [], [Sentence(text) for text in more])],
-        ),
-        Section("groups", "What was measured", [_groups(record["groups"]), _pictures(record)]),
+        Section("verdict", "Selected prompts", [verdict]),
+        Section("groups", "Measurements", [_groups(record["groups"]), _charts(record)]),
     ]
     if record["templates"]:
         sections.append(Section("templates", "Templates", [_templates(record)]))
     if record["leaks"]:
         sections.append(Section("leaks", "Evaluation sets", [_leaks(record["leaks"])]))
-    return sections
+    return Document("Prompts for this pair", source, sections, source="opd select")
 
 
-def _groups(groups: Mapping[str, Mapping[str, float | None]]) -> Part:
+def _groups(groups: Mapping[str, Mapping[str, float | None]]) -> Table:
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     rows: list[list[Cell]] = [
-        [label, *(_cell(group.get(name), whole=name == "prompts") for name in names)]
+        [label, *(_cell(group.get(name), integer=name == "prompts") for name in names)]
         for label, group in groups.items()
     ]
-    columns = ("prompts are", *(name.replace("_", " ") for name in names))
+    columns = ("group of prompts", *(name.replace("_", " ") for name in names))
     return Table(
         "Means over prompts",
         columns,
         rows,
-        "Accuracies are of n responses a prompt; advantage is their difference after each was "
-        "shrunk to its mean; mixed: the chance that k responses of the student hold a right and a "
-        "wrong one; overlap mass and teacher entropy are of the student's own rollouts.",
+        "Accuracies are of n completions per prompt; advantage is their difference after each was "
+        "shrunk to its mean; mixed: the probability that k completions of the student contain a "
+        "correct and an incorrect one; overlap mass and teacher entropy are measured on the "
+        "student's own rollouts.",
     )
 
 
-def _cell(value: float | None, *, whole: bool = False) -> Cell:
+def _cell(value: float | None, *, integer: bool = False) -> Cell:
     if value is None:
         return ""
-    return Number(value, f"{value:.0f}" if whole else f"{value:.3f}")
+    return Number(value, f"{value:.0f}" if integer else f"{value:.3f}")
 
 
-def _pictures(record: Mapping[str, Any]) -> Part:
-    mixed = record["mixture"]
-    charts = []
+def _charts(record: Mapping[str, Any]) -> Charts:
+    charts = (_entropy_by_mixture(record["mixture"]), _advantage_by_rank(record["ranking"]))
+    return Charts([chart for chart in charts if chart is not None])
+
+
+def _entropy_by_mixture(mixture: Mapping[str, Sequence[float | None]]) -> Chart | None:
+    labels = {"teacher": "teacher, on the student's rollouts", "student": "student, before"}
     lines, legend = [], []
-    for style, (key, words) in enumerate(
-        (("teacher", "teacher, on the student's rollouts"), ("student", "student, before")), 1
-    ):
-        if None not in mixed[key]:
-            lines.append(Line(np.array(mixed["shares"]), np.array(mixed[key]), style, points=True))
-            legend.append(Legend(f"line-{style}", words))
-    if lines:
-        charts.append(
-            Chart(
-                "Entropy in nats by share of prompts from the rest",
-                curves("entropy-by-share", lines),
-                dict(mixed),
-                legend,
-            )
-        )
-    advantage = record["ranking"]["advantage"]
-    if None not in advantage:
-        places = np.arange(1, len(advantage) + 1, dtype=np.float64)
-        charts.append(
-            Chart(
-                "Teacher advantage by rank",
-                curves("advantage-by-rank", [Line(places, np.array(advantage), 1)]),
-                {"rank": places.tolist(), "advantage": advantage},
-                [Legend("line-1", "teacher minus student accuracy, shrunk; best score first")],
-            )
-        )
-    return Charts(charts)
+    for style, (key, label) in enumerate(labels.items(), 1):
+        if None not in mixture[key]:
+            x, y = np.array(mixture["shares"]), np.array(mixture[key])
+            lines.append(Line(x, y, style, points=True))
+            legend.append(Legend(f"line-{style}", label))
+    if not lines:
+        return None
+    title = "Entropy in nats by fraction of prompts from the rest"
+    return Chart(title, curves("entropy-by-share", lines), dict(mixture), legend)
 
 
-def _templates(record: Mapping[str, Any]) -> Part:
+def _advantage_by_rank(ranking: Mapping[str, Any]) -> Chart | None:
+    advantage = ranking["advantage"]
+    if None in advantage:
+        return None
+    ranks = np.arange(1, len(advantage) + 1, dtype=np.float64)
+    return Chart(
+        "Teacher advantage by rank",
+        curves("advantage-by-rank", [Line(ranks, np.array(advantage), 1)]),
+        {"rank": ranks.tolist(), "advantage": advantage},
+        [Legend("line-1", "teacher minus student accuracy, shrunk; best score first")],
+    )
+
+
+def _templates(record: Mapping[str, Any]) -> Table:
     rows: list[list[Cell]] = []
-    for each in record["templates"]:
-        picked = " (picked)" if each["name"] == record["template"] else ""
+    for template in record["templates"]:
+        selected = " (selected)" if template["name"] == record["template"] else ""
         rows.append(
             [
-                each["name"] + picked,
-                _cell(each["teacher"]),
-                _with_interval(each["better"]),
-                _cell(each["mass"]),
-                _with_interval(each["closer"]),
+                template["name"] + selected,
+                _cell(template["teacher"]),
+                _with_interval(template["better"]),
+                _cell(template["mass"]),
+                _with_interval(template["closer"]),
             ]
         )
     return Table(
         "Candidates on the same prompts, differences to the configured template paired by prompt",
         ("template", "teacher accuracy", "difference", "overlap mass", "difference"),
         rows,
-        "Another template is picked only if the teacher is more often right with it, or as often "
-        "and the overlap mass higher, by a 95 % interval that excludes 0.",
+        "Another template is selected only if the teacher is correct more often with it, or as "
+        "often and the overlap mass is higher, by a 95% interval that excludes 0.",
     )
 
 
@@ -129,20 +127,20 @@ def _with_interval(estimate: Mapping[str, Any]) -> Cell:
     return Number(estimate["value"], f"{estimate['value']:+.3f}", f"{low:+.3f} to {high:+.3f}")
 
 
-def _leaks(leaks: list[Mapping[str, Any]]) -> Part:
+def _leaks(leaks: list[Mapping[str, Any]]) -> Table:
     rows: list[list[Cell]] = [
         [
             Number(leak["row"], str(leak["row"])),
             leak["label"],
             Number(leak["eval_row"], str(leak["eval_row"])),
-            "same letters and digits" if leak["exact"] else "nearly the same",
+            "same letters and digits" if leak["exact"] else "near duplicate",
         ]
         for leak in leaks
     ]
     return Table(
-        "Prompts left out because an evaluation set asks the same",
-        ("row", "evaluation set", "its row", "how"),
+        "Prompts left out because an evaluation set contains them",
+        ("row", "evaluation set", "its row", "match"),
         rows,
-        "Letters and digits alone are compared, so problems that differ in an operator look the "
-        "same; they are left out too.",
+        "Only letters and digits are compared, so problems that differ in an operator alone count "
+        "as duplicates; they are left out too.",
     )

@@ -17,8 +17,8 @@ from opd.errors import UserError
 from opd.recipes.check.features import SHOWN, by_quarter
 from opd.recipes.check.probe import Own, Rules
 from opd.recipes.check.verdict import Advice, points, share, sureness
-from opd.reports.check_page import check_sections
-from opd.reports.render import write_page
+from opd.reports.check_page import check_document
+from opd.reports.html import write_report
 from opd.run.console import Console
 from opd.run.disk import human_size, write_json
 from opd.run.jsonl import json_safe
@@ -223,14 +223,9 @@ def keep(cfg: Run, told: Mapping[str, Any], console: Console) -> None:
     place = check_record(cfg.output.dir)
     place.parent.mkdir(parents=True, exist_ok=True)
     write_json(place, told)
-    page = write_page(
-        place.with_name(f"{Path(cfg.output.dir).name}.checked.html"),
-        "What opd check says",
-        check_sections(told),
-        subtitle=str(told["file"]),
-        source="opd check",
-    )
-    console.say(f"Record: {place}   Page: {page}")
+    html = place.with_name(f"{Path(cfg.output.dir).name}.checked.html")
+    report = write_report(check_document(told), html)
+    console.say(f"Record: {place}   Report: {report}")
 
 
 def apply(
