@@ -1,4 +1,4 @@
-"""How much disk a run may want: said before it begins, not when the disk is full."""
+"""How much disk a run may need: `opd check` reports it, `opd train` asks for it at its start."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from opd.config import Run
 from opd.models.lm import LM
 
 LOGS = 64 * 2**20  # journals, evaluations, tokenizer files
-ROOM = 1024  # bytes of a rollout beside its arrays: texts' overhead, ends, names
+ROLLOUT_OVERHEAD = 1024  # bytes of a rollout beside its arrays: texts, offsets, names
+STATES_PER_WEIGHT = 3  # a checkpoint holds each trained weight and its two moments
 
 
 def bytes_needed(cfg: Run, student: LM, teacher: LM | None) -> int:
@@ -14,23 +15,29 @@ def bytes_needed(cfg: Run, student: LM, teacher: LM | None) -> int:
 
     An upper bound: every completion is taken to reach rollout.max_new_tokens.
     """
-    trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
+    # A LoRA's base is in the final model, which is merged, and in no checkpoint.
     final = sum(p.numel() * p.element_size() for p in student.model.parameters())
     # The kept ones and one being written; a cold start has its own, and so has the best student.
     checkpoints = cfg.output.keep + (1 if cfg.coldstart is None else 3)
     checkpoints += 2 if cfg.alarms.may_stop else 0
-    waiting = min(cfg.output.save_every, cfg.train.steps) + 1
-    steps = waiting * step_bytes(cfg, student, teacher)
-    return 3 * trained * checkpoints + final + steps + LOGS
+    steps = min(cfg.output.save_every, cfg.train.steps) + 1
+    step_files = steps * step_bytes(cfg, student, teacher)
+    return checkpoints * checkpoint_bytes(student) + final + step_files + LOGS
+
+
+def checkpoint_bytes(student: LM) -> int:
+    """Bytes of one checkpoint: the trained weights and the optimizer's moments."""
+    trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
+    return STATES_PER_WEIGHT * trained
 
 
 def step_bytes(cfg: Run, student: LM, teacher: LM | None) -> int:
-    """Most bytes of one rollouts/step-N.parquet."""
+    """Largest size of one rollouts/step-N.parquet, bytes."""
     rollouts = cfg.train.prompts_per_step * cfg.rollout.n
     tokens = rollouts * cfg.rollout.max_new_tokens
     k, own = cfg.loss.k, max(cfg.loss.k, cfg.diagnostics.k)
-    # A token: id, log-prob, entropy, k ids with log-probs of the student; scores on those, the
-    # sampled one's, normaliser and entropy of the teacher, and its own top tokens; its text.
+    # Per token: id, log-prob, entropy, k ids with log-probs of the student; the teacher's scores of
+    # those and of the sampled token, normaliser, entropy, and its own top tokens; its text.
     token = 12 + 8 * k + 4 * k + 12 + 8 * own + 8
     needs_all = cfg.loss.support == "full"
     diagnosed = tokens if needs_all else min(tokens, cfg.diagnostics.positions)
@@ -38,4 +45,4 @@ def step_bytes(cfg: Run, student: LM, teacher: LM | None) -> int:
     if teacher is not None:
         hidden = int(teacher.config.hidden_size) * teacher.causal.dtype.itemsize + 4
     prompt = cfg.prompts.max_tokens * 8
-    return tokens * token + diagnosed * hidden + rollouts * (prompt + ROOM)
+    return tokens * token + diagnosed * hidden + rollouts * (prompt + ROLLOUT_OVERHEAD)

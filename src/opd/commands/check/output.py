@@ -188,7 +188,7 @@ def _plan(checked: Checked) -> Iterator[str]:
     yield f"               {parts}"
     yield f"  tokens       {plan.tokens:,.0f} written by the student"
     yield f"  teacher      {plan.teacher_calls:,} rollouts to score"
-    yield f"  disk         {human_size(plan.disk)}"
+    yield f"  disk         at most {human_size(plan.disk)}"
     yield f"  parameters   {count}"
     yield (
         f"This check took {checked.seconds:.0f} s, {checked.seconds / plan.seconds:.1%} of that."

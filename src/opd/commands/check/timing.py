@@ -18,6 +18,7 @@ from opd.models.tokenizers import make_decoder
 from opd.recipes.check import cost
 from opd.recipes.check.cost import Evaluations, Plan, StepTime
 from opd.rng import Stream
+from opd.setup.disk_estimate import bytes_needed, checkpoint_bytes
 from opd.setup.pair import Pair
 from opd.setup.session import (
     eval_sampler,
@@ -108,18 +109,12 @@ def plan(who: Candidate, step: StepTime, evaluated: Sequence[Evaluations]) -> Pl
         parameters=cost.parameters(student, teacher),
         memory=cost.memory(student, teacher),
         peak=cost.peak(),
-        disk=cost.disk(
-            student,
-            keep=cfg.output.keep,
-            tokens_a_step=per_step,
-            k=cfg.loss.k,
-            save_every=cfg.output.save_every,
-        ),
+        disk=bytes_needed(cfg, student, teacher),
         tokens=per_step * cfg.train.steps,
         steps=cfg.train.steps,
         step=step.seconds,
         evaluation=sum(e.seconds for e in evaluated),
-        saving=saves * cost.checkpoint_bytes(student) / cost.write_speed(Path(cfg.output.dir)),
+        saving=saves * checkpoint_bytes(student) / cost.write_speed(Path(cfg.output.dir)),
         teacher_calls=cfg.train.steps * cfg.train.prompts_per_step * cfg.rollout.n,
     )
 

@@ -70,7 +70,7 @@ class Plan:
         parameters: student, trained, teacher.
         memory: bytes by part.
         peak: bytes of the process, measured over one whole step.
-        disk: bytes of the run folder at its fullest.
+        disk: most bytes of the run folder, which `opd train` asks for at its start.
         tokens: completion tokens of the whole run.
         steps: updates.
         step: seconds a step.
@@ -130,23 +130,6 @@ def peak() -> int:
         return torch.cuda.max_memory_allocated()
     # ru_maxrss is in KiB on Linux.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def disk(student: LM, *, keep: int, tokens_a_step: float, k: int, save_every: int) -> int:
-    """Bytes of the run folder: checkpoints (one more while saving), final weights, rollouts."""
-    # ids, log-prob, entropy, and k ids and scores of student and teacher, 4 bytes each
-    a_token = 4 * (3 + 3 * k)
-    return int(
-        (keep + 1) * checkpoint_bytes(student)
-        + _bytes(student)
-        + save_every * tokens_a_step * a_token
-    )
-
-
-def checkpoint_bytes(student: LM) -> int:
-    """Bytes of one checkpoint: weights and the optimizer's moments."""
-    trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
-    return _bytes(student) + ADAM_STATES * trained
 
 
 def write_speed(folder: Path) -> float:
