@@ -87,10 +87,22 @@ def read_json(answer: Answer) -> Any:
         Transient: it is none; a cut connection or a proxy's page may be gone next time.
     """
     try:
-        return json.loads(answer.body.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        return parse_json(answer.body)
+    except ValueError as error:
         shown = clean(answer.body[:80]) or "nothing"
         raise Transient(f"the answer is not JSON ({error}): {shown}") from None
+
+
+def parse_json(data: bytes) -> Any:
+    """JSON in UTF-8, without NaN and Infinity.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
 
 
 class Http:

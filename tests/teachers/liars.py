@@ -27,7 +27,7 @@ from fake_vllm import (
 
 from opd.errors import UserError
 from opd.teachers import wire
-from opd.teachers.opd_api import PROTOCOL, OpdDialect, row_mark
+from opd.teachers.opd_api import PROTOCOL, REQUEST_ARRAYS, OpdDialect, row_checksum
 from opd.teachers.probes import Handshake, probe_temperature, shake_hands
 from opd.teachers.remote import ServerTeacher
 from opd.teachers.vllm_api import VllmDialect
@@ -269,15 +269,18 @@ def found_later(name: str) -> str | None:
 class FakeOpd(httpx2.BaseTransport):
     """`opd serve-teacher` in memory, honest but for `applies_temperature` and `swaps`."""
 
-    def __init__(self, *, applies_temperature: bool = True, swaps: bool = False) -> None:
+    def __init__(
+        self, *, applies_temperature: bool = True, swaps: bool = False, protocol: str = PROTOCOL
+    ) -> None:
         self.applies_temperature, self.swaps = applies_temperature, swaps
+        self.protocol = protocol
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         request.read()
         if request.url.path == "/v1/opd/info":
-            info = {"protocol": PROTOCOL, "model": "m", "fingerprint": "f", "vocab": VOCAB}
+            info = {"protocol": self.protocol, "model": "m", "fingerprint": "f", "vocab": VOCAB}
             return reply(info | {"context": 4096, "eos": [EOS], "max_tokens": 4096})
-        meta, arrays = wire.unpack(request.content)
+        meta, arrays = wire.unpack(request.content, REQUEST_ARRAYS)
         sequences = np.split(arrays["ids"], np.cumsum(arrays["lengths"])[:-1])
         rows, sampled, tops, top_logp = [], [], [], []
         for ids, count in zip(sequences, arrays["completions"], strict=True):
@@ -285,7 +288,7 @@ class FakeOpd(httpx2.BaseTransport):
             heat = meta["temperature"] if self.applies_temperature else 1.0
             logp = logits / heat
             logp = logp - np.log(np.exp(logp).sum(1, keepdims=True))
-            rows.append(row_mark(ids))
+            rows.append(row_checksum(ids))
             sampled.append(np.take_along_axis(logp, ids[-count:, None].astype(int), 1)[:, 0])
             best = np.argsort(-logp, 1, kind="stable")[:, : max(1, meta["topk"])]
             tops.append(best)

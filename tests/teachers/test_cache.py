@@ -141,7 +141,7 @@ def test_many_writers_share_a_folder(tmp_path):
     for w in writers:
         w.join(60)
     assert [w.exitcode for w in writers] == [0, 0, 0]
-    assert len(list(tmp_path.glob("??/*.scores"))) == 60
+    assert len(list(tmp_path.glob("??/*.safetensors"))) == 60
     assert not list(tmp_path.glob("??/*.tmp-*"))
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fake_vllm import EOS, VOCAB, FakeClock, FakeVllm, bigram, client, encode
+from liars import FakeOpd
 
 from opd import config
 from opd.errors import UserError
 from opd.run.console import Console
 from opd.setup import remote_teacher
 from opd.setup.session import make_objective
+from opd.teachers.opd_api import OpdDialect, is_opd
 from opd.teachers.probes import shake_hands
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Kind
@@ -67,6 +69,20 @@ def test_the_documented_route_for_chosen_ids_is_found_by_asking():
     for offered in (False, True):
         fake = FakeVllm(bigram(), chosen_ids=offered, clock=clock)
         assert (Kind.SUPPORT in VllmDialect(client(fake, clock), "m").kinds) == offered
+
+
+@pytest.mark.parametrize(
+    ("protocol", "words"),
+    [
+        ("opd-teacher/1", r"speaks opd-teacher/1, this side opd-teacher/\d+\. Install one version"),
+        ("other", r"teacher\.api=vllm"),
+    ],
+)
+def test_a_server_of_another_version_is_named(protocol, words):
+    http = client(FakeOpd(protocol=protocol), FakeClock())
+    assert is_opd(http) == protocol.startswith("opd-teacher/")
+    with pytest.raises(UserError, match=words):
+        OpdDialect(http)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from fake_vllm import rollouts
 from conftest import VOCAB, tiny_model, tiny_tokenizer
 from opd.models.lm import LM
 from opd.teachers import wire
-from opd.teachers.opd_api import FRAME, PROTOCOL, SCORE
+from opd.teachers.opd_api import ANSWER_ARRAYS, CONTENT_TYPE, PROTOCOL, SCORE
 from opd.teachers.scoring_server import Scorer, fingerprint, make_app
 
 TOKEN = "right"
@@ -66,10 +66,10 @@ def test_requests_that_meet_are_scored_together_and_apart(lm):
     groups = [rollouts(2, seed=s, vocab=VOCAB) for s in range(4)]
     frames = [frame(g, meta={"temperature": 1.0 + s % 2}) for s, g in enumerate(groups)]
     ways = [("POST", SCORE, body) for body in frames]
-    together = [wire.unpack(r.content)[1] for r in talk(lm, *ways)]
+    together = [wire.unpack(r.content, ANSWER_ARRAYS)[1] for r in talk(lm, *ways)]
     for way, arrays in zip(ways, together, strict=True):
         (alone,) = talk(lm, way)
-        expected = wire.unpack(alone.content)[1]["sampled"]
+        expected = wire.unpack(alone.content, ANSWER_ARRAYS)[1]["sampled"]
         np.testing.assert_allclose(arrays["sampled"], expected, atol=1e-9)
 
 
@@ -110,7 +110,7 @@ def test_a_bad_request_is_refused_in_words_and_the_server_goes_on(lm, name):
     assert bad.status_code == 400
     assert bad.json()["error"]["message"]
     assert good.status_code == 200
-    assert good.headers["content-type"] == FRAME
+    assert good.headers["content-type"] == CONTENT_TYPE
 
 
 def test_too_long_a_body_and_too_full_a_queue_are_refused(lm):

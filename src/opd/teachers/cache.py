@@ -1,8 +1,8 @@
-"""Scores on disk, by what was asked of whom: read-through, or alone without any teacher.
+"""A cache of scores on disk, keyed by teacher, tokens and request: read-through, or offline.
 
 An entry is one file named by a hash of teacher, token ids and request, so that any number of
-processes may read and write: two writers of one entry write the same, a file appears whole or not
-at all, and a damaged one is asked for again.
+processes may read and write: two writers of one entry write the same bytes, a file appears whole
+or not at all, and a damaged one is scored again.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from opd.types import SCORE_FIELDS, Kind, Rollout, Scores, Teacher, Want
 
 logger = logging.getLogger(__name__)
 
-SUFFIX = ".scores"
-LOOK_EVERY = 256  # writes between two looks at the size of the folder
+SUFFIX = ".safetensors"
+SHRINK_EVERY = 256  # writes
 _serial = itertools.count()
 
 
 class Store:
-    """A folder of scores with a size limit; the entries longest unused go first."""
+    """A folder of scores with a size limit; the least recently used entries are removed first."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Open, or make, a store.
+        """Open a store; the folder is made if it is missing.
 
         Raises:
             UserError: the folder cannot be made.
@@ -57,28 +57,28 @@ class Store:
             logger.warning("Teacher cache: cannot read %s: %s.", path, error)
             return None
         try:
-            meta, arrays = wire.unpack(data)
-            if meta.get("key") != key or meta.get("sum") != _sum(arrays):
-                raise wire.WireError("it holds something else than its name says")
+            header, arrays = wire.unpack(data, SCORE_FIELDS)
+            if header.get("key") != key or header.get("sum") != _checksum(arrays):
+                raise wire.WireError("key or checksum differ")
         except wire.WireError as error:
-            logger.warning("Teacher cache: %s is damaged (%s); asking again.", path, error)
+            logger.warning("Teacher cache: %s is damaged (%s); scoring again.", path, error)
             path.unlink(missing_ok=True)
             return None
         try:
             os.utime(path)
         except OSError:
-            logger.debug("%s went away while it was read", path)
-        found: dict[str, Any] = {n: a.copy() for n, a in arrays.items() if n in SCORE_FIELDS}
-        return Scores(**found)
+            logger.debug("%s was removed while it was read", path)
+        fields: dict[str, Any] = {name: array.copy() for name, array in arrays.items()}
+        return Scores(**fields)
 
     def write(self, key: str, scores: Scores) -> None:
-        """Put an entry; a full or failing disk costs the entry, not the run."""
+        """Write an entry; a full or failing disk costs the entry, not the run."""
         arrays = scores.arrays()
         path = self._path(key)
         tmp = path.with_name(f"{path.name}.tmp-{os.getpid()}-{next(_serial)}")
         try:
             path.parent.mkdir(exist_ok=True)
-            tmp.write_bytes(wire.pack({"key": key, "sum": _sum(arrays)}, arrays))
+            tmp.write_bytes(wire.pack({"key": key, "sum": _checksum(arrays)}, arrays))
             tmp.replace(path)
         except OSError as error:
             logger.warning("Teacher cache: cannot write %s: %s.", path, error)
@@ -86,17 +86,17 @@ class Store:
                 tmp.unlink(missing_ok=True)
             return
         self._writes += 1
-        if self._writes % LOOK_EVERY == 1:
+        if self._writes % SHRINK_EVERY == 1:
             self.shrink()
 
     def shrink(self) -> None:
-        """Remove the entries longest unused until the limit is kept."""
+        """Remove the least recently used entries until the size limit is kept."""
         entries = []
         for path in self.folder.glob("??/*"):
             try:
                 stat = path.stat()
             except FileNotFoundError:
-                continue  # another process was faster
+                continue  # another process removed it
             entries.append((stat.st_mtime, stat.st_size, path))
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries, key=lambda e: e[:2]):
@@ -217,7 +217,7 @@ def offline_name(model: str, temperature: float) -> str:
     return f"offline {model} at {temperature}"
 
 
-def _sum(arrays: dict[str, np.ndarray]) -> str:
+def _checksum(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode() + arrays[name].tobytes())

@@ -1,6 +1,6 @@
 """The API of `opd serve-teacher`, client side: token ids in, arrays out.
 
-Paths below the server's root: GET /v1/opd/info, POST /v1/opd/score (a `wire` frame both ways),
+Paths below the server's root: GET /v1/opd/info, POST /v1/opd/score (a `wire` message both ways),
 POST /tokenize.
 """
 
@@ -14,14 +14,18 @@ import numpy as np
 
 from opd.core.microbatches import token_batches
 from opd.errors import UserError
-from opd.http import Answer, Http, Refusal, Transient
+from opd.http import Answer, Http, Refusal, Transient, clean
 from opd.teachers import wire
 from opd.teachers.validate import WrongAnswer
 from opd.types import SCORE_FIELDS, Kind, Rollout, Scores, Want
 
-PROTOCOL = "opd-teacher/1"
-FRAME = "application/x-opd-frame"
+PROTOCOL_NAME = "opd-teacher/"
+PROTOCOL = PROTOCOL_NAME + "2"  # 2: messages are safetensors
+CONTENT_TYPE = "application/x-safetensors"
 INFO, SCORE, TOKENIZE = "/v1/opd/info", "/v1/opd/score", "/tokenize"
+REQUEST_ARRAYS = ("lengths", "completions", "ids", "support_ids")
+CHECKSUMS = "rows"  # array of an answer: `row_checksum` of every sequence
+ANSWER_ARRAYS = (CHECKSUMS, *SCORE_FIELDS)
 
 
 class OpdDialect:
@@ -31,7 +35,7 @@ class OpdDialect:
     max_topk: int | None = None
 
     def __init__(self, http: Http, *, temperature: float = 1.0) -> None:
-        """Ask the server what it is.
+        """Read the server's model, vocabulary size and limits.
 
         Args:
             http: client of the server's root.
@@ -62,13 +66,13 @@ class OpdDialect:
         return tokens if isinstance(tokens, list) and _all_ints(tokens) else None
 
     def batches(self, rollouts: Sequence[Rollout]) -> list[list[int]]:
-        """See `Dialect.batches`; sequences of like length share a request."""
+        """See `Dialect.batches`; sequences of similar length share a request."""
         lengths = [len(r.prompt.ids) + len(r) for r in rollouts]
         return token_batches(lengths, self.max_tokens)
 
     def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
         """See `Dialect.score`. `support` comes with `log_z`, so it is exact log-probs."""
-        meta = {
+        header = {
             "protocol": PROTOCOL,
             "sampled": want.sampled,
             "support": want.support,
@@ -83,18 +87,24 @@ class OpdDialect:
         }
         if want.support:
             arrays["support_ids"] = np.concatenate([r.topk_ids for r in rollouts]).astype(np.int32)
-        body = wire.pack(meta, arrays)
-        answer, given = self.http.post(SCORE, body, FRAME, _read)
-        return _split(answer, given, rollouts, sequences)
+        answer = self.http.post(SCORE, wire.pack(header, arrays), CONTENT_TYPE, _read)
+        return _split(answer, rollouts, sequences)
 
     def _info(self, *, once: bool) -> dict[str, Any]:
         info = self.http.get_json(INFO, once=once)
-        if not isinstance(info, dict) or info.get("protocol") != PROTOCOL:
+        protocol = _protocol(info)
+        if protocol == PROTOCOL:
+            return dict(info)
+        if protocol.startswith(PROTOCOL_NAME):
             raise UserError(
-                f"{self.http.key}={self.http.url}: this server does not speak {PROTOCOL}. Start "
-                "`opd serve-teacher` of the same opd version, or set teacher.api=vllm."
+                f"{self.http.key}={self.http.url}: `opd serve-teacher` of another version of opd: "
+                f"the server speaks {clean(protocol)}, this side {PROTOCOL}. Install one version "
+                "of opd on both machines."
             )
-        return info
+        raise UserError(
+            f"{self.http.key}={self.http.url}: this server does not speak {PROTOCOL}. Start "
+            "`opd serve-teacher` there, or set teacher.api=vllm."
+        )
 
 
 def is_opd(http: Http) -> bool:
@@ -105,39 +115,41 @@ def is_opd(http: Http) -> bool:
         if error.status in (404, 405):
             return False
         raise
-    return isinstance(info, dict) and str(info.get("protocol", "")).startswith("opd-teacher/")
+    return _protocol(info).startswith(PROTOCOL_NAME)
 
 
-def _read(answer: Answer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _protocol(info: Any) -> str:
+    return str(info.get("protocol", "")) if isinstance(info, dict) else ""
+
+
+def _read(answer: Answer) -> dict[str, np.ndarray]:
     try:
-        return wire.unpack(answer.body)
+        _, arrays = wire.unpack(answer.body, ANSWER_ARRAYS)
     except wire.WireError as error:
-        raise Transient(str(error)) from None
+        raise Transient(f"the answer is {error}") from None
+    return arrays
 
 
-def row_mark(ids: np.ndarray) -> int:
-    """A number that ties a row of an answer to the ids it is about."""
+def row_checksum(ids: np.ndarray) -> int:
+    """Checksum of a sequence's ids: shows that a row of an answer is of this sequence."""
     return zlib.crc32(np.ascontiguousarray(ids, dtype="<i4").tobytes()) & 0x7FFFFFFF
 
 
 def _split(
-    meta: dict[str, Any],
-    given: dict[str, np.ndarray],
-    rollouts: Sequence[Rollout],
-    sequences: Sequence[np.ndarray],
+    answer: dict[str, np.ndarray], rollouts: Sequence[Rollout], sequences: Sequence[np.ndarray]
 ) -> list[Scores]:
-    """One Scores a rollout from the joined arrays of an answer."""
-    marks = given.get("rows")
-    expected = np.array([row_mark(s) for s in sequences], dtype=np.int32)
-    if marks is None or not np.array_equal(marks, expected):
-        raise WrongAnswer("the rows of the answer are of other sequences than were asked about")
+    """One Scores per rollout from the concatenated arrays of an answer."""
+    expected = np.array([row_checksum(s) for s in sequences], dtype=np.int32)
+    checksums = answer.pop(CHECKSUMS, None)
+    if checksums is None or not np.array_equal(checksums, expected):
+        raise WrongAnswer("the rows of the answer are of other sequences than were sent")
     ends = np.cumsum([len(r) for r in rollouts])
-    for name in SCORE_FIELDS:
-        if name in given and (given[name].ndim == 0 or len(given[name]) != ends[-1]):
-            raise WrongAnswer(f"{name} has {given[name].shape[:1]} rows for {ends[-1]} tokens")
-    parts = {n: np.split(given[n], ends[:-1]) for n in SCORE_FIELDS if n in given}
+    for name, array in answer.items():
+        if array.ndim == 0 or len(array) != ends[-1]:
+            raise WrongAnswer(f"{name} has {array.shape[:1]} rows for {ends[-1]} tokens")
+    parts = {name: np.split(array, ends[:-1]) for name, array in answer.items()}
     rows: list[dict[str, Any]] = [
-        {n: p[i].copy() for n, p in parts.items()} for i in range(len(rollouts))
+        {name: part[i].copy() for name, part in parts.items()} for i in range(len(rollouts))
     ]
     return [Scores(**row) for row in rows]
 
