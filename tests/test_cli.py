@@ -104,7 +104,7 @@ MISTAKES = {
     "folder exists": (taken, "--overwrite"),
     "eval without answers": (
         lambda: [*text("e.jsonl", '{"prompt": "a"}\n')()[:0], "eval=[{path: e.jsonl}]"],
-        "no answer|have no",
+        "needs an answer for every prompt",
     ),
     "reward without answers": (
         lambda: [*text("r.jsonl", '{"prompt": "sum pig"}\n')(), "loss.terms.outcome_weight=1"],

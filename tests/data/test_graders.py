@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from opd.data import graders
 from opd.data.answers import extract, gold, whole_number
-from opd.data.graders import make_grader
+from opd.data.graders import grader_for, make_grader
 from opd.data.math_sandbox import WORKER
 from opd.errors import MissingDependency, UserError
+from opd.types import Prompt
 
 LIMIT = 1.0
 SLACK = 3.0  # seconds a busy machine may add to a limit
@@ -202,6 +203,25 @@ def test_auto_looks_at_the_answers(answers, kind):
 def test_number_refuses_ground_truths_that_are_none():
     with pytest.raises(UserError, match=r"grader=number.*'yes' is not a number"):
         make_grader("number", ["3", "yes"])
+
+
+def asked(*answers):
+    return [Prompt(i, (5,), "?", answer) for i, answer in enumerate(answers)]
+
+
+def test_prompts_are_graded_if_each_has_a_ground_truth():
+    assert grader_for(asked("3", "4"), "auto").kind == "number"
+    assert grader_for(asked("3", None), "auto") is None
+    assert grader_for(asked("3", "yes"), "exact").kind == "exact"
+    with pytest.raises(UserError, match=r"grader=number.*'yes' is not a number"):
+        grader_for(asked("3", "yes"), "number", required_by="a.b=1")
+
+
+def test_missing_ground_truths_are_counted_for_the_key_that_needs_them():
+    with pytest.raises(UserError, match=r"a\.b=1 needs an answer for every .*; 2 of 3 have none"):
+        grader_for(asked(None, "yes", None), "auto", required_by="a.b=1")
+    with pytest.raises(UserError, match=r"`answer`, or set a\.b=0\.$"):
+        grader_for(asked(None), "auto", required_by="a.b=1", remedy="set a.b=0")
 
 
 def test_latex_without_math_verify_says_what_to_install(monkeypatch):

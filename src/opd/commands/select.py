@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from opd import rng
 from opd.config import LocalTeacher, Run, Select
 from opd.data.duplicates import Leak, leaks, questions_of, repeats
-from opd.data.graders import Grader, make_grader
+from opd.data.graders import grader_for
 from opd.data.prompts import PromptSet, load_prompts
 from opd.data.readers import read_rows
 from opd.errors import UserError
@@ -208,19 +208,11 @@ def _bench(
         student=HFSampler(pair.student, decoding, stop=pair.stop, capture=k, batch=r.batch),
         writer=writer,
         teacher=teacher,
-        grader=_grader(cfg, prompts),
+        grader=grader_for(prompts, cfg.prompts.grader),
         decode=tokenizers.make_decoder(pair.tokenizer),
         n=spec.n,
         k=k,
     )
-
-
-def _grader(cfg: Run, prompts: Sequence[Prompt]) -> Grader | None:
-    """None unless every prompt has a ground truth."""
-    answers = [p.answer for p in prompts]
-    if any(a is None for a in answers):
-        return None
-    return make_grader(cfg.prompts.grader, [a or "" for a in answers])
 
 
 def _templates(

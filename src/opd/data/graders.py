@@ -16,7 +16,7 @@ from typing import Literal
 from opd.data import answers as reading
 from opd.data.math_sandbox import MathProcess
 from opd.errors import MissingDependency, UserError
-from opd.types import GraderKind
+from opd.types import GraderKind, Prompt
 
 TIME_LIMIT = 5.0  # seconds a text; math-verify needs about 0.1 for honest algebra
 
@@ -145,3 +145,33 @@ def make_grader(
     if kind == "math" and importlib.util.find_spec("math_verify") is None:
         raise MissingDependency("math-verify", needed_for="Grading LaTeX answers", extra="math")
     return Grader(kind, limit=limit)
+
+
+def grader_for(
+    prompts: Sequence[Prompt],
+    kind: GraderKind | Literal["auto"],
+    *,
+    required_by: str | None = None,
+    remedy: str = "",
+) -> Grader | None:
+    """A grader fit for the ground truths of these prompts, or None when one of them has none.
+
+    Args:
+        prompts: to be graded.
+        kind: see `make_grader`.
+        required_by: key and value that need a ground truth for every prompt; None if nothing does.
+        remedy: how to do without, for the error.
+
+    Raises:
+        UserError: `required_by` is given and a ground truth is missing; see also `make_grader`.
+    """
+    answers = [p.answer for p in prompts if p.answer is not None]
+    missing = len(prompts) - len(answers)
+    if not missing:
+        return make_grader(kind, answers)
+    if required_by is None:
+        return None
+    raise UserError(
+        f"{required_by} needs an answer for every prompt; {missing} of {len(prompts)} have none. "
+        f"Give each row an `answer`{remedy and ', or '}{remedy}."
+    )

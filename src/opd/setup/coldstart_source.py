@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from opd.config import Coldstart, Run
-from opd.data.graders import Grader, make_grader
+from opd.data.graders import grader_for
 from opd.data.prompts import PromptSet, load_prompts
 from opd.data.sft_examples import load_gold
 from opd.errors import UserError
@@ -82,7 +82,12 @@ def warm_up_of(
         given=given,
         writer=writer,
         probe=[prompts.prompts[i] for i in last],
-        grader=_grader(cfg, own or [r.prompt for r in given]),
+        grader=grader_for(
+            own or [r.prompt for r in given],
+            cfg.prompts.grader,
+            required_by="coldstart.answer=right" if cold.answer == "right" else None,
+            remedy="set coldstart.answer=found",
+        ),
         stop=pair.stop,
         end=end if end in pair.stop else min(pair.stop),
     )
@@ -139,17 +144,3 @@ def _order(count: int, seed: int) -> list[int]:
     rng = generator(seed, Stream.COLDSTART_ORDER)
     order: list[int] = rng.permutation(count).tolist()
     return order
-
-
-def _grader(cfg: Run, prompts: list[Prompt]) -> Grader | None:
-    answers = [p.answer for p in prompts]
-    if any(a is None for a in answers):
-        assert cfg.coldstart is not None
-        if cfg.coldstart.answer == "right":
-            raise UserError(
-                f"coldstart.answer=right needs a ground truth for every prompt; "
-                f"{sum(a is None for a in answers)} of {len(answers)} have none. Set "
-                "coldstart.answer=found, or add an `answer` column."
-            )
-        return None
-    return make_grader(cfg.prompts.grader, [a or "" for a in answers])

@@ -18,7 +18,7 @@ from opd.alarms import Watch
 from opd.config import EvalSet, Run
 from opd.core.diagnostics import position_edges
 from opd.core.objective import Objective
-from opd.data.graders import Grader, make_grader
+from opd.data.graders import Grader, grader_for
 from opd.data.prompts import PromptSet, load_prompts
 from opd.data.sft_examples import load_gold
 from opd.errors import UserError
@@ -283,17 +283,17 @@ def load_eval_task(cfg: Run, spec: EvalSet, place: int, pair: Pair) -> EvalTask:
         limit=spec.limit,
         context=room(pair, new_tokens, f"eval.{place}.max_new_tokens"),
     )
-    missing = sum(p.answer is None for p in prompts.prompts)
-    if missing:
-        raise UserError(
-            f"eval.{place}.path={spec.path}: {missing} of {len(prompts.prompts)} prompts have no "
-            "answer, so nothing can be graded. Give each row an `answer`, or drop the set."
-        )
-    answers = [p.answer or "" for p in prompts.prompts]
+    grader = grader_for(
+        prompts.prompts,
+        spec.grader,
+        required_by=f"eval.{place}.path={spec.path}",
+        remedy="drop the set",
+    )
+    assert grader is not None
     return EvalTask(
         label=spec.label,
         prompts=prompts,
-        grader=make_grader(spec.grader, answers),
+        grader=grader,
         decoding=Decoding(new_tokens, spec.temperature, spec.top_p),
         n=spec.n,
         every=spec.every,
@@ -306,16 +306,13 @@ def make_judge(cfg: Run, prompts: PromptSet) -> Grader | None:
     Raises:
         UserError: an outcome reward is asked for and there are no answers.
     """
-    answers = [p.answer for p in prompts.prompts]
-    if any(a is None for a in answers):
-        if cfg.loss.terms.outcome_weight > 0:
-            raise UserError(
-                f"loss.terms.outcome_weight={cfg.loss.terms.outcome_weight} needs an answer for "
-                f"every prompt of {cfg.prompts.path}; {sum(a is None for a in answers)} have none. "
-                "Add an `answer` column, or set the weight to 0."
-            )
-        return None
-    return make_grader(cfg.prompts.grader, [a or "" for a in answers])
+    weight = cfg.loss.terms.outcome_weight
+    return grader_for(
+        prompts.prompts,
+        cfg.prompts.grader,
+        required_by=f"loss.terms.outcome_weight={weight}" if weight > 0 else None,
+        remedy="set the weight to 0",
+    )
 
 
 def room(pair: Pair, new_tokens: int, key: str) -> int | None:

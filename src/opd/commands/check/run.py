@@ -17,7 +17,7 @@ from opd.commands.check.timing import Timer
 from opd.config import LocalTeacher, Run
 from opd.core import stats
 from opd.core.stats import Estimate
-from opd.data.graders import Grader, make_grader
+from opd.data.graders import Grader, grader_for
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.models.lm import load_lm
@@ -242,9 +242,9 @@ def _graded_prompts(
     cfg: Run, pair: Pair, prompts: PromptSet
 ) -> tuple[PromptSet, Grader | None, list[str]]:
     """The prompts of the probe, their grader, and what is lost if there is none."""
-    answers = [p.answer for p in prompts.prompts]
-    if all(a is not None for a in answers):
-        return prompts, make_grader(cfg.prompts.grader, [a or "" for a in answers]), []
+    grader = grader_for(prompts.prompts, cfg.prompts.grader)
+    if grader is not None:
+        return prompts, grader, []
     if cfg.eval:
         task = load_eval_task(cfg, cfg.eval[0], 0, pair)
         told = f"The training prompts have no answers; those of {task.label} are used instead."
