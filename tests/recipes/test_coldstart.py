@@ -26,7 +26,7 @@ from opd.data.duplicates import question_key
 from opd.data.sft_examples import example
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
-from opd.http import Http
+from opd.http import Endpoint, Http
 from opd.recipes.coldstart import Look, Supply, ended, enough, portions
 from opd.reports.read import read_run
 from opd.run import checkpoint as store
@@ -308,7 +308,7 @@ def test_when_it_ends(looks, ends):
 
 def test_a_vllm_teacher_writes_and_one_that_only_scores_does_not(make_lm, make_prompts):
     server = FakeServer()
-    http = Http("http://teacher.test", who="teacher", key="teacher.url", transport=server)
+    http = Http(Endpoint("http://teacher.test", "teacher", "teacher.url"), transport=server)
     spec = ServerTeacher(url="http://teacher.test", model="base")
     remote = Remote(spec, VllmDialect(http, "base", probe_support=False))
     assert remote.writes

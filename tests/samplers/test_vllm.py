@@ -12,7 +12,7 @@ import pytest
 
 from conftest import VOCAB, tiny_tokenizer
 from opd.errors import UserError
-from opd.http import Http, Limits, Timer
+from opd.http import Endpoint, Http, Limits, Timer
 from opd.models.lm import add_lora
 from opd.run.bad_answers import Quarantine
 from opd.samplers.hf import Decoding
@@ -90,9 +90,7 @@ class FakeServer(httpx2.BaseTransport):
 
 def sampler_of(server, lm, tmp_path, **changes) -> VllmSampler:
     http = Http(
-        "http://rollouts.test",
-        who="rollout server",
-        key="rollout.url",
+        Endpoint("http://rollouts.test", "rollout server", "rollout.url"),
         limits=Limits(attempts=2, wait_initial=0.0),
         timer=Timer(),
         transport=server,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import httpx2
 import numpy as np
 
-from opd.http import Http, Limits, Timer
+from opd.http import Endpoint, Http, Limits, Timer
 from opd.types import Prompt, Rollout
 
 CORPUS = (
@@ -166,9 +166,7 @@ class Dripping(httpx2.SyncByteStream):
 def client(server: httpx2.BaseTransport, clock: FakeClock, **changes) -> Http:
     limits = Limits(**({"answer": 30.0, "attempts": 4, "answer_bytes": 2**22} | changes))
     return Http(
-        "http://teacher.test:8000",
-        who="teacher",
-        key="teacher.url",
+        Endpoint("http://teacher.test:8000", "teacher", "teacher.url"),
         limits=limits,
         timer=Timer(clock.now, clock.sleep),
         transport=server,

@@ -12,7 +12,7 @@ import torch
 from fake_vllm import FakeClock, FakeVllm, client, rollouts
 
 from conftest import VOCAB, tiny_model, tiny_tokenizer
-from opd.http import Http
+from opd.http import Endpoint, Http
 from opd.teachers.local import LocalTeacher
 from opd.teachers.opd_api import OpdDialect
 from opd.teachers.remote import ServerTeacher
@@ -63,7 +63,7 @@ def teacher(request, lm, dense, address):
         yield LocalTeacher(lm, tokens_per_batch=64)
         return
     if request.param == "served":
-        http = Http(address, who="teacher", key="teacher.url", api_key=TOKEN)
+        http = Http(Endpoint(address, "teacher", "teacher.url", TOKEN))
         dialect = OpdDialect(http)
     else:
         clock = FakeClock()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from opd.errors import UserError
-from opd.http import Http, Limits, Refusal, Transient, check_url, clean, read_key
+from opd.http import Endpoint, Http, Limits, Refusal, Transient, check_url, clean, read_key
 
 LIMITS = Limits(connect=0.5, answer=0.6, attempts=1)
 
@@ -42,8 +42,8 @@ def serving(behave):
         thread.join(5)
 
 
-def ask(url: str, **kwargs):
-    http = Http(url, who="teacher", key="teacher.url", limits=LIMITS, **kwargs)
+def ask(url: str, api_key: str | None = None):
+    http = Http(Endpoint(url, "teacher", "teacher.url", api_key), limits=LIMITS)
     try:
         return http.get_json("/v1/models")
     finally:
@@ -143,10 +143,10 @@ def test_addresses_that_are_no_teachers(url):
 
 
 def test_a_key_in_clear_over_the_network_is_warned_of(caplog):
-    check_url("http://127.0.0.1:8000", "teacher.url", with_key=True)
-    check_url("https://far.example", "teacher.url", with_key=True)
+    check_url("http://127.0.0.1:8000", "teacher.url", with_api_key=True)
+    check_url("https://far.example", "teacher.url", with_api_key=True)
     assert not caplog.records
-    check_url("http://far.example", "teacher.url", with_key=True)
+    check_url("http://far.example", "teacher.url", with_api_key=True)
     assert "unencrypted" in caplog.text
 
 
@@ -162,3 +162,7 @@ def test_a_key_comes_from_the_environment(monkeypatch):
 
 def test_foreign_words_are_made_harmless():
     assert clean("a\x1b[2J\u202eb\n\nc\x00") == "a [2J b c"
+
+
+def test_an_endpoint_does_not_show_its_key():
+    assert "s3cret" not in repr(Endpoint("http://127.0.0.1", "teacher", "teacher.url", "s3cret"))

@@ -11,7 +11,7 @@ import pytest
 from fake_vllm import VOCAB, FakeClock, FakeVllm, bigram, client, encode, raw, rollouts
 
 from opd.errors import UserError
-from opd.http import Http
+from opd.http import Endpoint, Http
 from opd.run.bad_answers import Exchange, Quarantine
 from opd.teachers.probes import shake_hands
 from opd.teachers.remote import ServerTeacher
@@ -92,8 +92,8 @@ def test_the_key_is_in_no_file_even_if_the_server_repeats_it():
         def handle_request(self, request):
             return raw(b'{"you said": "' + request.headers["authorization"].encode() + b'"}')
 
-    http = Http("http://127.0.0.1:1", who="t", key="teacher.url", api_key="sk-1", transport=Echo())
-    with http.overhear() as heard:
+    http = Http(Endpoint("http://127.0.0.1:1", "t", "teacher.url", "sk-1"), transport=Echo())
+    with http.capture() as heard:
         http.post_json("/v1/completions", {"a": 1})
     http.post_json("/v1/completions", {"a": 2})
     assert heard == [("/v1/completions", b'{"a":1}', b'{"you said": "Bearer ***"}')]

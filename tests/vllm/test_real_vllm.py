@@ -20,7 +20,7 @@ from real_server import RealVllm
 
 from opd import config
 from opd.errors import UserError
-from opd.http import Http, Limits
+from opd.http import Endpoint, Http, Limits
 from opd.models import tokenizers
 from opd.models.lm import add_lora, load_lm
 from opd.run.console import Console
@@ -134,7 +134,8 @@ def written(base, prompts, tokenizer):
 
 def dialect_of(server: RealVllm) -> VllmDialect:
     http = Http(
-        server.url.removesuffix("/v1"), who="teacher", key="teacher.url", limits=Limits(answer=120)
+        Endpoint(server.url.removesuffix("/v1"), "teacher", "teacher.url"),
+        limits=Limits(answer=120),
     )
     return VllmDialect(http, server.name)
 
@@ -259,7 +260,7 @@ def scale(lm, part: str) -> None:
 
 
 def sampler_of(server: RealVllm, lm, tokenizer, sync: Path) -> VllmSampler:
-    http = Http(server.url.removesuffix("/v1"), who="rollout server", key="rollout.url")
+    http = Http(Endpoint(server.url.removesuffix("/v1"), "rollout server", "rollout.url"))
     stop = tokenizers.eos_ids(tokenizer, lm.causal.generation_config)
     return VllmSampler(
         http, "student", lm, tokenizer, Decoding(24), stop=stop, capture=16, sync_dir=sync

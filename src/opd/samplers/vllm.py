@@ -142,7 +142,7 @@ class VllmSampler:
             "skip_special_tokens": False,
         }
         for last in range(TRIES):
-            with self.http.overhear() as heard:
+            with self.http.capture() as heard:
                 try:
                     answer = self.http.post_json(COMPLETIONS, body)
                     return self._read(answer, prompt, sample, limit)

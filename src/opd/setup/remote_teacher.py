@@ -18,7 +18,7 @@ from opd.config import LocalTeacher, Run, ServerTeacher
 from opd.core.objective import Objective
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
-from opd.http import Http, Limits, Transient, read_key
+from opd.http import Endpoint, Http, Limits, Transient, read_key
 from opd.models.lm import LM
 from opd.run.bad_answers import FOLDER, Quarantine
 from opd.run.clock import Clock
@@ -155,10 +155,12 @@ def reach(spec: ServerTeacher, *, temperature: float = 1.0) -> Dialect:
         UserError: nobody answers, the key is missing or refused, or the model is not there.
     """
     http = Http(
-        spec.url.rstrip("/").removesuffix("/v1"),
-        who="teacher",
-        key="teacher.url",
-        api_key=read_key(spec.api_key_env, "teacher.api_key_env"),
+        Endpoint(
+            spec.url.rstrip("/").removesuffix("/v1"),
+            role="teacher",
+            key="teacher.url",
+            api_key=read_key(spec.api_key_env, "teacher.api_key_env"),
+        ),
         limits=Limits(answer=spec.timeout),
     )
     try:
@@ -387,10 +389,12 @@ def vllm_sampler(
     assert r.url is not None
     assert r.model is not None
     http = Http(
-        r.url.rstrip("/").removesuffix("/v1"),
-        who="rollout server",
-        key="rollout.url",
-        api_key=read_key(r.api_key_env, "rollout.api_key_env"),
+        Endpoint(
+            r.url.rstrip("/").removesuffix("/v1"),
+            role="rollout server",
+            key="rollout.url",
+            api_key=read_key(r.api_key_env, "rollout.api_key_env"),
+        ),
         limits=Limits(answer=r.timeout),
     )
     return VllmSampler(

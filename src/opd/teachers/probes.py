@@ -196,7 +196,7 @@ class _Asker:
     def ask(self, rollouts: list[Rollout], want: Want) -> list[Scores] | None:
         parts = self.dialect.batches(rollouts)
         answer: list[Scores] = []
-        with self.dialect.http.overhear() as heard:
+        with self.dialect.http.capture() as heard:
             try:
                 for part in parts:
                     chosen = [rollouts[i] for i in part]

@@ -210,7 +210,7 @@ class ServerTeacher:
         Raises:
             WrongAnswer: saying what is wrong, and where the answer is.
         """
-        with self.dialect.http.overhear() as heard:
+        with self.dialect.http.capture() as heard:
             try:
                 answer = self.dialect.score(rollouts, want)
                 if len(answer) != len(rollouts):

@@ -150,7 +150,7 @@ class VllmDialect:
             )
         known = {str(c.get("id")): c for c in cards if isinstance(c, dict)}
         if self.model not in known:
-            section = self.http.key.rpartition(".")[0]
+            section = self.http.section
             raise UserError(
                 f"{section}.model={self.model}: the server at {self.http.url} serves "
                 f"{', '.join(clean(n) for n in known) or 'nothing'}. Set {section}.model to one of "
