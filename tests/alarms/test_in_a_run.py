@@ -87,7 +87,7 @@ def test_off_is_silent(tmp_path):
 
 def made_up(name: str, **evidence: float) -> tuple[Rule, Alarm]:
     rule = next(r for r in RULES if r.name == name)
-    return rule, Alarm(5, rule.name, rule.says, evidence, rule.remedy, "act")
+    return rule, Alarm(5, rule.name, rule.message, evidence, rule.remedy, "act")
 
 
 def course(**objective) -> Course:
@@ -130,7 +130,9 @@ def test_a_spike_is_answered_with_a_horizon_that_ends_where_it_begins():
 def test_acting_alarms_change_the_run_and_come_back_bit_for_bit(tmp_path, monkeypatch):
     spike = next(r for r in RULES if r.name == "repetition")
     # A condition that any run meets after four steps, so that the answer comes for certain.
-    loud = replace(spike, find=lambda seen, _: {} if len(seen.values("train/loss")) > 3 else None)
+    loud = replace(
+        spike, condition=lambda seen, _: {} if len(seen.values("train/loss")) > 3 else None
+    )
     monkeypatch.setattr("opd.alarms.monitor.RULES", (loud,))
     act = {"alarms": {"action": "act", "window": 2}, "rollout": {"max_new_tokens": 40}}
     straight = run(run_config(tmp_path / "straight", **act))

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from opd.alarms import RULES, History, Watch, replay, window_of
+from opd import config
+from opd.alarms import RULES, History, Monitor, replay, window_size
 from opd.config import AlarmName, Alarms
+from opd.errors import UserError
 from opd.run.jsonl import encode_line
 
 STEPS = 40
@@ -119,7 +121,7 @@ def test_each_rule_sees_its_trouble_with_numbers_and_a_remedy(name):
     found = [a for a in replay(rows(BAD[name]), Alarms(), STEPS) if a.name == name]
     assert found, "not seen"
     first = found[0]
-    assert 2 * window_of(Alarms(), STEPS) < first.step <= STEPS
+    assert 2 * window_size(Alarms(), STEPS) < first.step <= STEPS
     assert first.evidence
     assert all(math.isfinite(v) for v in first.evidence.values())
     assert first.remedy
@@ -143,7 +145,7 @@ def test_a_distance_that_fell_at_once_and_stays_large_is_stagnation_too():
 
     (alarm,) = replay(rows(plateau), Alarms(), STEPS)
     assert alarm.name == "overlap-stagnating"
-    assert alarm.step > 5 * window_of(Alarms(), STEPS)
+    assert alarm.step > 5 * window_size(Alarms(), STEPS)
     small = rows(lambda t: {n: v / 5 if "kl" in n else v for n, v in plateau(t).items()})
     assert replay(small, Alarms(), STEPS) == []  # less than the student's entropy
 
@@ -206,11 +208,11 @@ def test_whoever_comes_in_the_middle_sees_the_same_alarms(split):
     # What a resumed run does: earlier rows from the file, later ones as they come.
     found = rows(BAD["reverse-distillation"])
     straight = replay(found, Alarms(), STEPS)
-    watch = Watch(Alarms(), STEPS)
-    alarms = watch.catch_up([json.loads(encode_line(row)) for row in found[:split]])
+    monitor = Monitor(Alarms(), STEPS)
+    alarms = monitor.replay([json.loads(encode_line(row)) for row in found[:split]])
     for row in found[split:]:
-        watch.see(row)
-        alarms += [alarm for _, alarm in watch.raised(row["step"])]
+        monitor.add(row)
+        alarms += [alarm for _, alarm in monitor.check(row["step"])]
     assert alarms == straight
     assert len(straight) == len({(a.name, a.step) for a in straight})
 
@@ -273,6 +275,29 @@ def test_yaml_reads_off_as_false():
 def test_the_page_has_every_rule_as_it_is():
     page = (Path(__file__).parents[2] / "docs" / "alarms.md").read_text("utf-8")
     for rule in RULES:
-        cells = (f"`{rule.name}`", rule.says, rule.means, f"{rule.threshold:g}", rule.remedy)
+        cells = (
+            f"`{rule.name}`",
+            rule.message,
+            rule.threshold_meaning,
+            f"{rule.threshold:g}",
+            rule.remedy,
+        )
         assert "| " + " | ".join(cells) + " |" in page
     assert {rule.name for rule in RULES} == set(get_args(AlarmName))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=[rule.name for rule in RULES])
+def test_the_config_knows_which_alarms_can_begin_a_cold_start(rule):
+    data = {
+        "student": {"model": "s"},
+        "teacher": {"model": "t"},
+        "prompts": {"path": "p"},
+        "output": {"dir": "o"},
+        "coldstart": {"when": "alarm"},
+        "alarms": {"rules": {rule.name: {"action": "act"}}},
+    }
+    if "cold start" in rule.interventions:
+        config.parse(data)
+    else:
+        with pytest.raises(UserError, match=r"alarms\.action=act"):
+            config.parse(data)

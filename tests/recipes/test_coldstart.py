@@ -368,7 +368,9 @@ def when_alarmed(folder: Path) -> dict:
 def loud(monkeypatch):
     """An alarm that any run raises after four steps (found after two, held for two)."""
     rule = next(r for r in RULES if r.name == "overlap-stagnating")
-    seen = replace(rule, find=lambda seen, _: {} if len(seen.values("train/loss")) > 2 else None)
+    seen = replace(
+        rule, condition=lambda seen, _: {} if len(seen.values("train/loss")) > 2 else None
+    )
     monkeypatch.setattr("opd.alarms.monitor.RULES", (seen,))
 
 

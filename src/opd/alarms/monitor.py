@@ -1,4 +1,4 @@
-"""Rules applied step by step: an alarm is raised once, when its condition begins to hold."""
+"""Applying the rules step by step: an alarm is raised once, when its condition begins to hold."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
+from opd.alarms.conditions import Evidence
 from opd.alarms.history import History
-from opd.alarms.rules import RULES, Evidence, Rule
+from opd.alarms.rules import RULES, Rule
 from opd.config import AlarmAction, Alarms
 from opd.run.preflight import ON_POLICY
 
-HOLD = 2  # successive steps a condition must hold
+HOLD_STEPS = 2  # successive steps a condition must hold
 
 
 @dataclass(frozen=True)
@@ -40,81 +41,92 @@ class Alarm:
         return asdict(self)
 
 
-def window_of(settings: Alarms, planned: int) -> int:
-    """Steps a window: a tenth of the run, at least four, unless `alarms.window` says otherwise."""
+def window_size(settings: Alarms, planned: int) -> int:
+    """Steps in a window: a tenth of the run, at least four, unless `alarms.window` is a number."""
     return max(4, planned // 10) if settings.window == "auto" else settings.window
 
 
-class Watch:
-    """The rules of a run and what they have seen."""
+class Monitor:
+    """The rules applied to the metrics of one run.
+
+    Attributes:
+        settings: actions and thresholds.
+        history: the metrics so far.
+    """
 
     def __init__(self, settings: Alarms, planned: int) -> None:
-        """Watch a run of `planned` steps."""
+        """Monitor a run of `planned` steps."""
         self.settings = settings
-        self.history = History(window_of(settings, planned))
-        self._held: dict[str, int] = {}  # steps a rule's condition has held
-        self._quiet: dict[str, int] = {}  # steps in a row it has not
+        self.history = History(window_size(settings, planned))
+        self._steps_held: dict[str, int] = {}  # steps for which a rule's condition has held
+        self._steps_quiet: dict[str, int] = {}  # successive steps for which it has not
 
-    def see(self, row: Mapping[str, Any]) -> None:
-        """Take in a row of metrics.jsonl; those of a cold start are not this phase's."""
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row of metrics.jsonl; rows of a cold start are left out."""
         if "phase" not in row:
             self.history.add(row)
 
-    def begin_anew(self) -> None:
-        """Forget what was before a cold start: trends are those of the student it has left."""
+    def reset(self) -> None:
+        """Forget everything before a cold start: trends are those of the student that it made."""
         self.history = History(self.history.window)
-        self._held, self._quiet = {}, {}
+        self._steps_held, self._steps_quiet = {}, {}
 
     def action(self, rule: Rule) -> AlarmAction:
-        """What is configured for a rule."""
-        own = self.settings.rules.get(rule.name)
-        return self.settings.action if own is None or own.action is None else own.action
+        """The configured action of a rule."""
+        override = self.settings.rules.get(rule.name)
+        own = None if override is None else override.action
+        return self.settings.action if own is None else own
 
-    def raised(self, step: int) -> list[tuple[Rule, Alarm]]:
-        """Alarms that begin at `step`, all of whose rows have been seen."""
-        found = []
+    def threshold(self, rule: Rule) -> float:
+        """The configured threshold of a rule."""
+        override = self.settings.rules.get(rule.name)
+        own = None if override is None else override.threshold
+        return rule.threshold if own is None else own
+
+    def check(self, step: int) -> list[tuple[Rule, Alarm]]:
+        """Apply the rules once all rows of `step` have been added; returns the new alarms."""
+        alarms = []
         for rule in RULES:
             action = self.action(rule)
             if action == "off":
                 continue
-            evidence = rule.find(self.history, self.threshold(rule))
+            evidence = rule.condition(self.history, self.threshold(rule))
             if self._begins(rule.name, evidence is not None) and evidence is not None:
-                alarm = Alarm(step, rule.name, rule.says, evidence, rule.remedy, action)
-                found.append((rule, alarm))
-        return found
+                alarm = Alarm(step, rule.name, rule.message, evidence, rule.remedy, action)
+                alarms.append((rule, alarm))
+        return alarms
 
     def _begins(self, name: str, holds: bool) -> bool:
-        """Whether a condition has just held long enough; it must be gone a window to begin anew."""
-        self._quiet[name] = 0 if holds else self._quiet.get(name, 0) + 1
-        if self._quiet[name] >= (self.history.window if self._held.get(name, 0) >= HOLD else 1):
-            self._held[name] = 0
-        self._held[name] = self._held.get(name, 0) + holds
-        return holds and self._held[name] == HOLD
+        """Whether a condition has just held long enough.
 
-    def threshold(self, rule: Rule) -> float:
-        """The number that decides a rule."""
-        own = self.settings.rules.get(rule.name)
-        return rule.threshold if own is None or own.threshold is None else own.threshold
+        After an alarm, the condition must be false for a whole window before it can begin again.
+        """
+        held, quiet = self._steps_held, self._steps_quiet
+        quiet[name] = 0 if holds else quiet.get(name, 0) + 1
+        if quiet[name] >= (self.history.window if held.get(name, 0) >= HOLD_STEPS else 1):
+            held[name] = 0
+        held[name] = held.get(name, 0) + holds
+        return holds and held[name] == HOLD_STEPS
 
-    def catch_up(self, rows: Iterable[Mapping[str, Any]]) -> list[Alarm]:
-        """Go through the rows of earlier steps; returns the alarms they raised."""
-        found: list[Alarm] = []
-        for step, same in groupby(rows, key=lambda row: int(row["step"])):
-            for row in same:
+    def replay(self, rows: Iterable[Mapping[str, Any]]) -> list[Alarm]:
+        """Add the rows of earlier steps, in order; returns the alarms they raise."""
+        alarms: list[Alarm] = []
+        for step, rows_of_step in groupby(rows, key=lambda row: int(row["step"])):
+            for row in rows_of_step:
                 if row.get("phase") == ON_POLICY:
-                    found += [alarm for _, alarm in self.raised(step)]
-                    self.begin_anew()
-                self.see(row)
-            found += [alarm for _, alarm in self.raised(step)]
-        return found
+                    alarms += [alarm for _, alarm in self.check(step)]
+                    self.reset()
+                self.add(row)
+            alarms += [alarm for _, alarm in self.check(step)]
+        return alarms
 
 
 def replay(rows: Iterable[Mapping[str, Any]], settings: Alarms, planned: int) -> list[Alarm]:
-    """The alarms a finished run raises, from its metrics alone: nothing is run again.
+    """The alarms of a finished run, from its metrics alone: nothing is run again.
 
     Args:
         rows: of metrics.jsonl, in order.
-        settings: rules and thresholds.
+        settings: actions and thresholds.
         planned: steps the run was configured for; decides the window.
     """
-    return Watch(settings, planned).catch_up(rows)
+    return Monitor(settings, planned).replay(rows)

@@ -168,7 +168,7 @@ def interlude(parts: Parts, step: int, supply: Supply) -> Parts:
     optimizer = make_optimizer(begun.learner.student, begun.cfg.optim)
     begun = replace(begun, learner=replace(begun.learner, optimizer=optimizer))
     guard.course = replace(guard.course, cold_start="made")
-    guard.watch.begin_anew()
+    guard.monitor.reset()
     save(begun, step)
     return begun
 

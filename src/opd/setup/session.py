@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from opd import config
-from opd.alarms import Watch
+from opd.alarms import Monitor
 from opd.config import EvalSet, Run
 from opd.core.diagnostics import position_edges
 from opd.core.objective import Objective
@@ -142,7 +142,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
     trackers = Trackers(cfg.output.trackers if ranks.leads else [], folder.path, config.dump(cfg))
     teacher = source.teacher
     guard = Guard(
-        watch=Watch(cfg.alarms, cfg.train.steps),
+        monitor=Monitor(cfg.alarms, cfg.train.steps),
         course=Course(
             horizon=Horizon(cfg.horizon, cfg.rollout.max_new_tokens),
             objective=objective,

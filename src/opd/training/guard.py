@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opd.alarms import Alarm, Watch
+from opd.alarms import Alarm, Monitor
 from opd.core.batch import Batch
 from opd.run.console import Console
 from opd.run.folder import RunFolder
@@ -25,7 +25,7 @@ class Guard:
     """The guard of one run.
 
     Attributes:
-        watch: the alarm rules and what they have seen.
+        monitor: the alarm rules applied to the metrics so far.
         course: what may change while the run goes on.
         folder: where alarms are written.
         console: where they are said.
@@ -34,7 +34,7 @@ class Guard:
         stopped: the alarm that ended the run; None while it goes on.
     """
 
-    watch: Watch
+    monitor: Monitor
     course: Course
     folder: RunFolder
     console: Console
@@ -44,7 +44,7 @@ class Guard:
 
     def catch_up(self, facts: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
         """Be where a checkpoint with these facts was; `rows` are those of its metrics.jsonl."""
-        earlier = self.watch.catch_up(rows)
+        earlier = self.monitor.replay(rows)
         self.course = self.course.restored(facts.get("course", {}))
         self.best = tuple(facts["best"]) if facts.get("best") else None
         self.stopped = next((alarm for alarm in earlier if alarm.action == "stop"), None)
@@ -63,11 +63,11 @@ class Guard:
         if self.best is not None and accuracy <= self.best[1]:
             return False
         self.best = (step, accuracy)
-        return self.watch.settings.may_stop
+        return self.monitor.settings.may_stop
 
     def check(self, step: int) -> None:
         """Record, say and answer what the rules find after `step` updates."""
-        for rule, alarm in self.watch.raised(step):
+        for rule, alarm in self.monitor.check(step):
             if alarm.action == "act":
                 self.course, done = self.course.answer(rule, alarm, step)
                 alarm = replace(alarm, action=done)

@@ -61,7 +61,7 @@ class Course:
         Returns:
             The new course, and what was done in words: the action of alarms.jsonl.
         """
-        for act in rule.acts:
+        for act in rule.interventions:
             if act == "cold start" and self.cold_start in ("ready", "due"):
                 return replace(self, cold_start="due"), BEGINS
             if act == "tail" and self._can_have_tail():

@@ -209,7 +209,7 @@ def log(parts: Parts, step: int, found: Metrics) -> None:
     values = {name: mean.value for name, mean in found.items()}
     clocks = parts.clock.take(found["rollout/length"].total)
     parts.folder.log(step, values)
-    parts.guard.watch.see(values)
+    parts.guard.monitor.add(values)
     parts.folder.time(step, clocks)
     parts.trackers.log(step, values | clocks)
     parts.console.step(step, values, clocks["time/tokens_per_s"])
@@ -224,7 +224,7 @@ def evaluate_due(parts: Parts, step: int) -> None:
             with parts.clock("evaluate"):
                 found = evaluated(parts, task, step, task.label, parts.student_sampler(task))
             parts.folder.log(step, found.values())
-            parts.guard.watch.see(found.values())
+            parts.guard.monitor.add(found.values())
             parts.trackers.log(step, found.values())
             parts.console.evaluated(step, task.label, found.accuracy)
             regular += [found.accuracy.value] if task.every else []
