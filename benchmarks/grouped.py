@@ -17,7 +17,7 @@ from harness import BUILD, median, parser, publish, repeat, report, run_sides, s
 from workload import lengths, make_teacher, tiny_pair
 
 from opd.config import Optim
-from opd.core.batch import align
+from opd.core.batch import Batch
 from opd.core.objective import Objective
 from opd.models.lm import load_lm
 from opd.teachers.local import LocalTeacher
@@ -58,7 +58,7 @@ def side(args) -> None:
     count, prompt, n, longest, budget = args.shape
     student, teacher = (load_lm(str(f), dtype=args.dtype) for f in (args.model, args.teacher))
     if args.side == "with each":
-        student.can_share = teacher.can_share = False
+        student.prefix_cache_works = teacher.prefix_cache_works = False
     objective = Objective(k=K)
     learner = Learner(
         student=student, optimizer=make_optimizer(student, Optim()), objective=objective,
@@ -73,7 +73,7 @@ def side(args) -> None:
         began = time.perf_counter()
         scores = LocalTeacher(teacher).score(written, objective.want._replace(full=full))
         scored = time.perf_counter()
-        accumulate(learner, align(written, scores), 0)
+        accumulate(learner, Batch(written, scores), 0)
         done = time.perf_counter()
         grads = [p.grad for p in student.parameters().values()]
         norm = sum(float(g.double().square().sum()) for g in grads) ** 0.5

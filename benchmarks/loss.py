@@ -44,9 +44,9 @@ def gradients(x: dict[str, torch.Tensor], value: torch.Tensor) -> dict[str, floa
 
 def ours(kind: str, x: dict[str, torch.Tensor]):
     from opd.core.chunked import chunk_slices
-    from opd.core.distributions import DenseView, GivenView
-    from opd.core.objective import Objective, Positions
-    from opd.models.head import Head, RowsView
+    from opd.core.distributions import DenseDistribution, KnownScores
+    from opd.core.objective import CompletionTokens, Objective
+    from opd.models.head import Head, HeadDistribution
 
     count, vocab = len(x["hidden"]), len(x["student"])
     objective = Objective(
@@ -61,7 +61,7 @@ def ours(kind: str, x: dict[str, torch.Tensor]):
             [student.full(x["hidden"][s]).topk(K, -1).indices for s in chunk_slices(count, vocab)]
         )
     ones = torch.ones(count)
-    at = Positions(ids[:, 0], ids, None, ones, ids[:, 0], None, None, ones)
+    at = CompletionTokens(ids[:, 0], ids, None, ones, ids[:, 0], None, None, ones)
 
     def theirs(part):
         return teacher.full(x["theirs"][part])
@@ -70,18 +70,18 @@ def ours(kind: str, x: dict[str, torch.Tensor]):
         """What a teacher hands over for the tail: scores on the ids, and the normaliser."""
         found = []
         for part in chunk_slices(count, vocab):
-            dense = DenseView(theirs(part))
+            dense = DenseDistribution(theirs(part))
             found.append((dense.scores(ids[part]), dense.log_z()))
         return tuple(torch.cat(x) for x in zip(*found, strict=True))
 
     def of_logits(logits, part, *whole):
-        here = Positions(*(None if v is None else v[part] for v in at))
+        here = CompletionTokens(*(None if v is None else v[part] for v in at))
         if whole:
-            view = DenseView(*whole)
+            view = DenseDistribution(*whole)
         else:
             scores, log_z = handed[0]
-            view = GivenView([(ids[part], scores[part])], log_z[part])
-        return objective.per_position(DenseView(logits), view, here)
+            view = KnownScores([(ids[part], scores[part])], log_z[part])
+        return objective.per_position(DenseDistribution(logits), view, here)
 
     handed = []
 
@@ -92,8 +92,8 @@ def ours(kind: str, x: dict[str, torch.Tensor]):
             with torch.no_grad():
                 given = teacher.rows(x["theirs"], ids)
             x["student"].grad = torch.zeros_like(x["student"])
-            view = RowsView(student, x["hidden"])
-            total = objective.per_position(view, GivenView([(ids, given)]), at).sum()
+            view = HeadDistribution(student, x["hidden"])
+            total = objective.per_position(view, KnownScores([(ids, given)]), at).sum()
         else:
             total = student.chunked_sum(of_logits, x["hidden"], theirs if kind == "full" else None)
         return gradients(x, total / count)

@@ -32,7 +32,7 @@ LOSSES, ESTIMATORS = ("core/test_losses.py",), ("core/test_estimators.py",)
 OBJECTIVE, SUPPORTS = ("core/test_objective.py",), ("core/test_supports.py",)
 METRICS, STATS = ("core/test_metrics.py",), ("core/test_stats.py",)
 SHARED = ("test_shared_prompts.py",)
-ALIGN, CHUNKED, UPDATE = ("core/test_align.py",), ("core/test_chunked.py",), ("test_update.py",)
+BATCH, CHUNKED, UPDATE = ("core/test_batch.py",), ("core/test_chunked.py",), ("test_update.py",)
 
 MUTANTS = [
     # losses
@@ -87,8 +87,8 @@ MUTANTS = [
     ),
     Mutant(
         "bf16 arithmetic kept",
-        "core/losses.py",
-        "return x if x.dtype == torch.float64 else x.float()",
+        "core/precision.py",
+        "return x.to(accumulation_dtype(x.dtype))",
         "return x",
         LOSSES,
     ),
@@ -116,15 +116,15 @@ MUTANTS = [
     Mutant(
         "score function with its sign flipped",
         "core/losses.py",
-        "return -raised(advantage).detach()",
-        "return raised(advantage).detach()",
+        "return -at_least_float32(advantage).detach()",
+        "return at_least_float32(advantage).detach()",
         ESTIMATORS,
     ),
     Mutant(
         "missing detach of the advantage",
         "core/losses.py",
-        "return -raised(advantage).detach() *",
-        "return -raised(advantage) *",
+        "return -at_least_float32(advantage).detach() *",
+        "return -at_least_float32(advantage) *",
         ESTIMATORS,
     ),
     Mutant(
@@ -137,8 +137,8 @@ MUTANTS = [
     Mutant(
         "k3 with its ratio inverted",
         "core/losses.py",
-        "ratio = raised(teacher_logp) - raised(logp)",
-        "ratio = raised(logp) - raised(teacher_logp)",
+        "ratio = at_least_float32(teacher_logp) - at_least_float32(logp)",
+        "ratio = at_least_float32(logp) - at_least_float32(teacher_logp)",
         ESTIMATORS,
     ),
     Mutant("k2 without its half", "core/losses.py", ".square() / 2", ".square()", ESTIMATORS),
@@ -195,8 +195,8 @@ MUTANTS = [
     Mutant(
         "support shifted by one rank",
         "core/objective.py",
-        "mine = at.student_topk[:, : self.k]",
-        "mine = at.student_topk[:, 1 : self.k + 1]",
+        "student_topk = tokens.student_topk[:, : self.k]",
+        "student_topk = tokens.student_topk[:, 1 : self.k + 1]",
         OBJECTIVE,
     ),
     Mutant(
@@ -209,8 +209,8 @@ MUTANTS = [
     Mutant(
         "teacher's graph left open",
         "core/objective.py",
-        "_read(at, q).detach()",
-        "_read(at, q)",
+        "_zero_ignored(tokens, q).detach()",
+        "_zero_ignored(tokens, q)",
         ESTIMATORS,
     ),
     Mutant(
@@ -223,14 +223,14 @@ MUTANTS = [
     Mutant(
         "position weight ignored",
         "core/objective.py",
-        "total = total * at.weight",
+        "total = total * tokens.weight",
         "total = total * 1",
         OBJECTIVE,
     ),
     Mutant(
         "infinities of silenced positions let through",
         "core/objective.py",
-        "return values if bool(learned.all()) else torch.where(learned[:, None], values, 0.0)",
+        "return values if bool(used.all()) else torch.where(used[:, None], values, 0.0)",
         "return values",
         OBJECTIVE,
     ),
@@ -244,8 +244,8 @@ MUTANTS = [
     Mutant(
         "loss temperature ignored",
         "core/distributions.py",
-        "_up(self.logits) / self.temperature if",
-        "_up(self.logits) if",
+        "return logits / self.temperature if",
+        "return logits if",
         OBJECTIVE,
     ),
     # diagnostics and statistics
@@ -317,22 +317,29 @@ MUTANTS = [
     Mutant(
         "completion read one position late",
         "core/batch.py",
-        "np.arange(first, first + t)",
-        "np.arange(first + 1, first + t + 1) % ids.shape[1]",
-        ALIGN + UPDATE,
+        "first = prompt_length - 1\n",
+        "first = prompt_length\n",
+        BATCH,
+    ),
+    Mutant(
+        "completion read one position early",
+        "core/batch.py",
+        "first = prompt_length - 1\n",
+        "first = max(0, prompt_length - 2)\n",
+        BATCH,
     ),
     Mutant(
         "teacher's normaliser added instead of subtracted",
         "core/batch.py",
         "support - log_z[:, None]",
         "support + log_z[:, None]",
-        ALIGN + UPDATE,
+        BATCH + UPDATE,
     ),
     Mutant(
         "mean over the micro-batch instead of the step",
         "training/step.py",
         "(total / denominator).backward()",
-        "(total / len(micro.at.targets)).backward()",
+        "(total / len(micro.tokens.targets)).backward()",
         UPDATE,
     ),
     Mutant(
@@ -345,8 +352,8 @@ MUTANTS = [
     Mutant(
         "padding of shared prompts attended to",
         "models/prefix_cache.py",
-        "torch.cat([before.long(), torch.ones_like(input_ids)], 1)",
-        "torch.cat([torch.ones_like(before).long(), torch.ones_like(input_ids)], 1)",
+        "torch.cat([prompt_mask.long(), torch.ones_like(input_ids)], 1)",
+        "torch.cat([torch.ones_like(prompt_mask).long(), torch.ones_like(input_ids)], 1)",
         SHARED,
     ),
     Mutant(
@@ -373,8 +380,8 @@ MUTANTS = [
     Mutant(
         "a response goes on from its neighbour's prompt",
         "core/microbatches.py",
-        "return [group_of[row] for row in part]",
-        "return [max(0, group_of[row] - 1) for row in part]",
+        "return [prompt_of[row] for row in rows]",
+        "return [max(0, prompt_of[row] - 1) for row in rows]",
         SHARED,
     ),
     Mutant(

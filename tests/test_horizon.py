@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from opd import config
 from opd.config import Grow, Prune
-from opd.core.batch import align
+from opd.core.batch import Batch
 from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.run.console import Console
@@ -100,7 +100,7 @@ def test_the_limit_is_the_smallest_of_all():
 
 def test_the_cap_follows_the_overlap_and_is_told():
     horizon = Horizon(settings(least=2, prune={"k": 4, "drop": 0.5, "quantile": 1.0}), LONGEST)
-    batch = align([rollout(8, "length")] * 2, None)
+    batch = Batch([rollout(8, "length")] * 2)
     weights = [(np.arange(8) < n).astype(np.float32) for n in (3, 5)]
     batch = replace(batch, pruned=weights)
     assert horizon.after(batch, 8).limit(1) == 5

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from conftest import VOCAB
 from opd import config
-from opd.core.batch import align
-from opd.core.microbatches import Share, plan
+from opd.core.batch import Batch
+from opd.core.microbatches import Budget, MicroBatchGroup, plan_microbatches
 from opd.data.sft_examples import example
 from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.models.lm import LM, add_lora, enable_checkpointing
-from opd.models.prefix_cache import SharedPrompts, shares_prompts
+from opd.models.prefix_cache import PrefixCache, supports_prefix_cache
 from opd.setup.session import make_learner
 from opd.teachers.local import LocalTeacher
 from opd.training.distributed import Ranks
@@ -44,13 +44,13 @@ PROMPTS = (7, 3, 8, 5)  # uneven: left padding, and three responses each
 @pytest.fixture
 def once(monkeypatch):
     """Passes are cheap, so that prompts are run once even where everything is tiny."""
-    monkeypatch.setattr("opd.core.microbatches.PASS_COST_CPU", 9)
+    monkeypatch.setattr("opd.core.microbatches.PASS_OVERHEAD_CPU", 9)
 
 
 def whole(lm: LM) -> LM:
     """The same model, which may not share prompts."""
     other = clone(lm)
-    other.can_share = False
+    other.prefix_cache_works = False
     return other
 
 
@@ -63,11 +63,9 @@ def nearly(found, wanted, tolerance=FLOAT32_NORMS):
 
 
 def ran_once(learner, batch) -> bool:
-    shares = planned(learner, batch)
-    lengths = [
-        {len(batch.rollouts[rows[0]].prompt.ids) for rows in share.groups} for share in shares
-    ]
-    return all(share.groups for share in shares) and (
+    groups = planned(learner, batch)
+    lengths = [{len(batch.rollouts[rows[0]].prompt.ids) for rows in g.prompt_rows} for g in groups]
+    return all(g.prompt_rows for g in groups) and (
         learner.tokens_per_microbatch < 100 or max(map(len, lengths)) > 2  # prompts are padded
     )
 
@@ -170,7 +168,7 @@ def test_adapters_in_some_layers_only(make_lm, make_prompts, once):
     for student in (a, b):
         for name, p in student.parameters().items():
             p.data += 0.1 if "lora_B" in name else 0
-    a.can_share = False
+    a.prefix_cache_works = False
     for student in (a, b):
         accumulate(learner_of(student, teacher, objective), batch, 0)
     assert ran_once(learner_of(b, teacher, objective), batch)
@@ -243,7 +241,7 @@ def test_a_step_without_rollouts_runs_out_of_memory_in_words(make_lm, make_promp
                 topk_ids=r.topk_ids[:0], topk_logp=r.topk_logp[:0])
         for r in batch.rollouts
     ]  # fmt: skip
-    batch = align(empty, None, gold=[example(0, (3, 4), [7, 8, 1])])
+    batch = Batch(empty, gold=[example(0, (3, 4), [7, 8, 1])])
     learner = learner_of(student, teacher, objective)
     run_out_of_memory(student, RuntimeError(CPU_OOM), 0, "forward")
     with pytest.raises(UserError, match="Out of memory"):
@@ -254,8 +252,8 @@ def test_memory_that_runs_out_in_the_trial_is_not_an_answer(make_lm):
     lm = make_lm(0)
     run_out_of_memory(lm, RuntimeError(CPU_OOM), 0, "forward")
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
-        shares_prompts(lm)
-    assert lm.can_share is None
+        supports_prefix_cache(lm)
+    assert lm.prefix_cache_works is None
 
 
 def test_processes_agree_before_they_plan(make_lm, tmp_path):
@@ -269,7 +267,7 @@ def test_processes_agree_before_they_plan(make_lm, tmp_path):
     pair = SimpleNamespace(student=lm, teacher=None)
     learner = make_learner(cfg, pair, OBJECTIVES["paper"], None, Two(0, 2))
     assert wishes == [False]
-    assert not shares_prompts(learner.student)
+    assert not supports_prefix_cache(learner.student)
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
@@ -282,7 +280,7 @@ def test_rotations_that_follow_the_length_of_a_call_are_refused(kind):
                  "original_max_position_embeddings": 16}  # fmt: skip
     given_ = SMALL | {"rope_parameters": rope, "max_position_embeddings": 16}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**given_)).eval()
-    assert not shares_prompts(LM(model, VOCAB, kind))
+    assert not supports_prefix_cache(LM(model, VOCAB, kind))
 
 
 def test_longrope_ends_where_rows_would_depend_on_their_micro_batch():
@@ -298,21 +296,21 @@ def test_longrope_ends_where_rows_would_depend_on_their_micro_batch():
         with torch.no_grad():
             return lm.hidden(ids)[0, :12]
 
-    assert lm.context == 16
+    assert lm.context_length == 16
     torch.testing.assert_close(first_row(16), first_row(13))
     assert (first_row(17) - first_row(16)).abs().max() > 0.01  # what is kept out
 
 
 def test_checkpointing_and_sharded_weights_keep_whole_rows(make_lm):
     lm = make_lm(0)
-    assert shares_prompts(lm)
+    assert supports_prefix_cache(lm)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # transformers tells users of names that will go
         enable_checkpointing(lm)
-        assert not shares_prompts(lm)
+        assert not supports_prefix_cache(lm)
     lm = make_lm(0)
     lm.sharded = lm.model
-    assert not shares_prompts(lm)
+    assert not supports_prefix_cache(lm)
 
 
 def test_a_model_that_counts_positions_by_itself_is_found_out(make_lm):
@@ -325,7 +323,7 @@ def test_a_model_that_counts_positions_by_itself_is_found_out(make_lm):
         return plain(*args, position_ids=torch.arange(length)[None], **kwargs)
 
     lm.causal.base_model.forward = from_zero
-    assert not shares_prompts(lm)
+    assert not supports_prefix_cache(lm)
 
 
 def test_a_state_space_model_is_fed_whole_rows():
@@ -335,15 +333,15 @@ def test_a_state_space_model_is_fed_whole_rows():
         mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8,
     )  # fmt: skip
     model = transformers.FalconH1ForCausalLM(config).eval()
-    assert not shares_prompts(LM(model, VOCAB, "falcon"))
+    assert not supports_prefix_cache(LM(model, VOCAB, "falcon"))
 
 
 def test_what_responses_leave_is_summed_until_the_prompts_learn(make_lm):
     lm = make_lm(0)
-    prompts = SharedPrompts(lm, [[3, 4, 5], [6, 7]])
-    for owners in ([0, 0, 1], [1, 0]):
-        ids = torch.full((len(owners), 4), 9)
-        prompts.hidden(torch.tensor(owners), ids).square().sum().backward()
+    prompts = PrefixCache(lm, [[3, 4, 5], [6, 7]])
+    for prompt_index in ([0, 0, 1], [1, 0]):
+        ids = torch.full((len(prompt_index), 4), 9)
+        prompts.hidden(torch.tensor(prompt_index), ids).square().sum().backward()
     left = [x.grad for x in prompts._states]
     assert all(g is not None and g.abs().sum() > 0 for g in left)
     before = copy.deepcopy(gradients(lm)["model.embed_tokens.weight"][4])
@@ -359,66 +357,74 @@ def test_what_responses_leave_is_summed_until_the_prompts_learn(make_lm):
 def steps(draw):
     group = st.tuples(st.integers(1, 300), st.integers(1, 6))
     groups = draw(st.lists(group, min_size=1, max_size=8))
-    prompts, fed = [], []
+    prompts, inputs = [], []
     for i, (length, n) in enumerate(groups):
         prompts += [tuple([i] * length)] * n
-        fed += draw(st.lists(st.integers(0, 400), min_size=n, max_size=n))
-    order = draw(st.permutations(range(len(fed))))
-    return [prompts[i] for i in order], [fed[i] for i in order]
+        inputs += draw(st.lists(st.integers(0, 400), min_size=n, max_size=n))
+    order = draw(st.permutations(range(len(inputs))))
+    return [prompts[i] for i in order], [inputs[i] for i in order]
 
 
 @given(steps(), st.sampled_from([1, 300, 1000, 8192]), st.booleans(), st.integers(1, 3))
 @settings(max_examples=150, deadline=None)
-def test_a_plan_feeds_every_row_once_beside_its_prompt(step, budget, shared, processes):
-    prompts, fed = step
-    shares = plan(prompts, fed, budget, shared=shared, processes=processes)
-    rows = [row for share in shares for part in share.parts for row in part]
-    assert sorted(rows) == list(range(len(fed)))
-    for share in shares:
-        check(share, prompts, fed, budget)
-        halves, most = share.halves(), max(map(len, share.parts))
-        assert max(len(p) for h in halves for p in h.parts) <= max(1, (most + 1) // 2)
-        assert sorted(r for h in halves for p in h.parts for r in p) == sorted(
-            r for p in share.parts for r in p
-        )
+def test_a_plan_holds_every_row_once_beside_its_prompt(step, max_tokens, shared, processes):
+    prompts, inputs = step
+    groups = plan_microbatches(
+        prompts, inputs, Budget(max_tokens), share_prompts=shared, processes=processes
+    )
+    assert sorted(rows_of(groups)) == list(range(len(inputs)))
+    for group in groups:
+        check(group, prompts, inputs, max_tokens)
+        halves, largest = group.split(), max(map(len, group.microbatches))
+        assert max(len(p) for h in halves for p in h.microbatches) <= max(1, (largest + 1) // 2)
+        assert sorted(rows_of(halves)) == sorted(rows_of([group]))
         for half in halves:
-            check(half, prompts, fed, budget)
+            check(half, prompts, inputs, max_tokens)
 
 
-def check(share: Share, prompts, fed, budget) -> None:
-    for part in share.parts:
+def rows_of(groups: list[MicroBatchGroup]) -> list[int]:
+    return [row for group in groups for part in group.microbatches for row in part]
+
+
+def check(group: MicroBatchGroup, prompts, inputs, max_tokens) -> None:
+    for part in group.microbatches:
         assert part
-        if not share.groups:
-            longest = max(len(prompts[i]) + fed[i] for i in part)
-            assert len(part) == 1 or len(part) * longest <= budget
+        if not group.prompt_rows:
+            longest = max(len(prompts[i]) + inputs[i] for i in part)
+            assert len(part) == 1 or len(part) * longest <= max_tokens
             continue
-        for row, owner in zip(part, share.owners(part), strict=True):
-            assert prompts[row] == prompts[share.groups[owner][0]]
-        held = len(share.groups) * max(len(prompts[g[0]]) for g in share.groups)
-        held += len(part) * max(fed[i] for i in part)
-        alone = max(len(prompts[i]) + fed[i] for i in range(len(fed)))
-        assert held <= max(budget, alone)
+        for row, prompt in zip(part, group.prompt_index(part), strict=True):
+            assert prompts[row] == prompts[group.prompt_rows[prompt][0]]
+        held = len(group.prompt_rows) * max(len(prompts[g[0]]) for g in group.prompt_rows)
+        held += len(part) * max(inputs[i] for i in part)
+        alone = max(len(prompts[i]) + inputs[i] for i in range(len(inputs)))
+        assert held <= max(max_tokens, alone)
 
 
 def test_prompts_run_once_where_that_is_cheaper_and_only_there():
     def once(prompt, n, length, **given):
         prompts = [tuple([i] * prompt) for i in range(8) for _ in range(n)]
-        (kind,) = {bool(s.groups) for s in plan(prompts, [length] * len(prompts), 8192, **given)}
+        groups = plan_microbatches(prompts, [length] * len(prompts), Budget(8192), **given)
+        (kind,) = {bool(g.prompt_rows) for g in groups}
         return kind
 
-    assert once(100, 4, 100, shared=True)
-    assert not once(100, 4, 100, shared=False)
-    assert not once(100, 1, 100, shared=True)  # nothing to share
-    assert not once(4, 4, 16, shared=True)  # a pass more costs more
-    assert not once(20, 2, 2000, shared=True)  # prompts are next to nothing
+    assert once(100, 4, 100, share_prompts=True)
+    assert not once(100, 4, 100, share_prompts=False)
+    assert not once(100, 1, 100, share_prompts=True)  # nothing to share
+    assert not once(4, 4, 16, share_prompts=True)  # a pass more costs more
+    assert not once(20, 2, 2000, share_prompts=True)  # prompts are next to nothing
 
 
-def test_shares_are_dealt_out_so_that_nobody_is_idle():
-    # One share of everything is the least work, and leaves the second process without any.
+def test_groups_are_dealt_out_so_that_nobody_is_idle():
+    # One group of everything is the least work, and leaves the second process without any.
     prompts = [tuple([i] * 100) for i in range(8) for _ in range(4)]
-    fed = [100] * len(prompts)
-    alone, two = (plan(prompts, fed, 4000, shared=True, processes=n) for n in (1, 2))
-    work = [sum(len(p) for s in two[rank::2] for p in s.parts) for rank in (0, 1)]
-    assert alone[0].groups
+    alone, two = (
+        plan_microbatches(
+            prompts, [100] * len(prompts), Budget(4000), share_prompts=True, processes=n
+        )
+        for n in (1, 2)
+    )
+    work = [len(rows_of(two[rank::2])) for rank in (0, 1)]
+    assert alone[0].prompt_rows
     assert min(work) > 0
     assert all(a >= b for a, b in pairwise(work))

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from opd.config import Optim
-from opd.core.batch import align
+from opd.core.batch import Batch
 from opd.core.objective import Objective
 from opd.data.sft_examples import example
 from opd.models.lm import LM, add_lora
-from opd.models.prefix_cache import shares_prompts
+from opd.models.prefix_cache import supports_prefix_cache
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.training.step import Learner, Refused, make_optimizer, micro_loss, update
@@ -38,12 +38,12 @@ def experience(student, teacher, objective, prompts, seed=0):
     )
     full = [np.arange(len(r)) for r in rollouts]
     scores = LocalTeacher(teacher).score(rollouts, objective.want._replace(full=full))
-    return align(rollouts, scores)
+    return Batch(rollouts, scores)
 
 
 def learner_of(student, teacher, objective, *, budget=10**6, **optim):
     optim = Optim(**({"lr": 0.01} | optim))
-    shares_prompts(student)  # decided before the first step, as `make_learner` does
+    supports_prefix_cache(student)  # decided before the first step, as `make_learner` does
     return Learner(
         student=student,
         optimizer=make_optimizer(student, optim),
@@ -68,7 +68,7 @@ def test_any_split_into_micro_batches_is_the_same_update(make_lm, make_prompts, 
     results = []
     for budget in (10**6, 40, 1):
         student = clone(base)
-        student.can_share = False  # test_shared_prompts has its own tolerances
+        student.prefix_cache_works = False  # test_shared_prompts has its own tolerances
         found = update(learner_of(student, teacher, objective, budget=budget), batch, 0)
         results.append((student.parameters(), found))
     for parameters, found in results[1:]:
@@ -103,7 +103,7 @@ def test_prompt_positions_get_no_gradient(make_lm, make_prompts, name):
     student, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES[name]
     batch = experience(student, teacher, objective, make_prompts(6, 3))
     learner = learner_of(student, teacher, objective)
-    micro = batch.micro(range(len(batch.rollouts)), student.device, k=4)
+    micro = batch.microbatch(range(len(batch.rollouts)), student.device, k=4)
     hidden = student.hidden(micro.input_ids).detach().requires_grad_()
     micro_loss(learner, micro, hidden[micro.rows, micro.cols]).backward()
     predicts = torch.zeros(hidden.shape[:2], dtype=torch.bool)

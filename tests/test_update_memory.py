@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import tiny_model
-from opd.core.microbatches import Share
+from opd.core.microbatches import MicroBatchGroup
 from opd.core.objective import Objective
 from opd.errors import UserError
 from opd.models.lm import LM, add_lora
@@ -64,7 +64,7 @@ def run_out_of_memory(student, error, rows, where):
 def test_micro_batches_are_halved_and_the_gradient_is_the_same(
     make_lm, make_prompts, caplog, monkeypatch, name, error, where
 ):
-    monkeypatch.setattr("opd.core.microbatches.PASS_COST_CPU", 256)  # all rollouts at a time
+    monkeypatch.setattr("opd.core.microbatches.PASS_OVERHEAD_CPU", 256)  # all rollouts at a time
     base, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES[name]
     batch = experience(base, teacher, objective, make_prompts(3, 8, 5))
     plain, cut = clone(base), clone(base)
@@ -103,8 +103,8 @@ def test_other_errors_are_not_taken_for_memory(make_lm, make_prompts):
 
 
 def test_cutting_loses_no_rollout():
-    found = Memory(2).cut([Share([[4, 1, 7, 0, 2]]), Share([[3]])])
-    assert [share.parts for share in found] == [[[4, 1]], [[7]], [[0]], [[2]], [[3]]]
+    found = Memory(2).cut([MicroBatchGroup([[4, 1, 7, 0, 2]]), MicroBatchGroup([[3]])])
+    assert [group.microbatches for group in found] == [[[4, 1]], [[7]], [[0]], [[2]], [[3]]]
 
 
 @pytest.mark.parametrize("tie", [True, False])

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from opd.core import diagnostics, stats
-from opd.core.batch import align
-from opd.core.distributions import DenseView
+from opd.core.batch import Batch
+from opd.core.distributions import DenseDistribution
 from opd.data.graders import make_grader
 from opd.data.prompts import PromptSet, load_prompts
 from opd.models.lm import LM, load_lm
@@ -115,14 +115,14 @@ def overlap_on(
     student, teacher = pair
     with one_thread(), torch.no_grad():
         rollouts, scores = scored(student, teacher, prompts, max_new_tokens, 1, seed=seed)
-        batch = align(rollouts, scores)
+        batch = Batch(rollouts, scores)
         sums: dict[int, Metrics] = {k: {} for k in ks}
         for part in batch.split(TOKENS):
-            micro = batch.micro(part, student.lm.device, k=1)
-            assert micro.full_hidden is not None
-            hidden = student.lm.hidden(micro.input_ids)[micro.rows, micro.cols][micro.full]
-            p = DenseView(student.lm.head.full(hidden)).log_probs()
-            q = DenseView(teacher.lm.head.full(micro.full_hidden)).log_probs()
+            micro = batch.microbatch(part, student.lm.device, k=1)
+            assert micro.teacher_hidden is not None
+            hidden = student.lm.hidden(micro.input_ids)[micro.rows, micro.cols][micro.diagnosed]
+            p = DenseDistribution(student.lm.head.full(hidden)).log_probs()
+            q = DenseDistribution(teacher.lm.head.full(micro.teacher_hidden)).log_probs()
             for k, total in sums.items():
                 merge(total, diagnostics.overall(diagnostics.diagnose(p, q, k=min(k, p.shape[1]))))
     return {k: {name: mean.value for name, mean in total.items()} for k, total in sums.items()}

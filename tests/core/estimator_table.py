@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from opd.core import losses
-from opd.core.distributions import DenseView
-from opd.core.objective import Objective, Positions
+from opd.core.distributions import DenseDistribution
+from opd.core.objective import CompletionTokens, Objective
 
 V, K, LAMBDA, THRESHOLD = 7, 3, 1.25, 0.8
 
@@ -67,7 +67,7 @@ def expected(per_token, draw=None):
 
 def positions(n, targets, student, teacher, k=K, **fields):
     q = teacher.softmax(-1)
-    return Positions(
+    return CompletionTokens(
         targets=targets,
         student_topk=student.topk(min(k, student.shape[-1])).indices,
         teacher_topk=teacher.topk(min(k, teacher.shape[-1])).indices,
@@ -88,8 +88,10 @@ def of_objective(objective):
         at = positions(
             V, torch.arange(V), STUDENT.expand(V, V), teacher, objective.k, advantage=REWARD
         )
-        reference = DenseView(REF.expand(V, V))
-        values = objective.per_position(DenseView(rows), DenseView(teacher), at, reference)
+        reference = DenseDistribution(REF.expand(V, V))
+        values = objective.per_position(
+            DenseDistribution(rows), DenseDistribution(teacher), at, reference
+        )
         return (probs(STUDENT) * values).sum()
 
     return grad(loss)
@@ -291,8 +293,8 @@ def enumerated(objective, *, teacher=True):
             at = positions(
                 len(y), torch.tensor(y), TABLE[rows], TEACHER_TABLE[rows], k, advantage=advantage
             )
-            scored = DenseView(TEACHER_TABLE[rows]) if teacher else None
-            values = objective.per_position(DenseView(theta[rows]), scored, at)
+            scored = DenseDistribution(TEACHER_TABLE[rows]) if teacher else None
+            values = objective.per_position(DenseDistribution(theta[rows]), scored, at)
             total = total + reach(frozen, y) * values.sum()
         return total
 

@@ -7,7 +7,7 @@ import torch
 
 from opd.core import chunked
 from opd.core.chunked import chunked_sum
-from opd.models.head import Head, RowsView
+from opd.models.head import Head, HeadDistribution
 
 
 def problem(seed=0, n=11, h=6, v=17, dtype=torch.float64):
@@ -100,7 +100,7 @@ def test_rows_equal_the_gathered_dense_logits(monkeypatch, scale, softcap, chunk
 def test_rows_of_a_bf16_head_are_computed_wide():
     hidden, weight, _, ids = problem(3, dtype=torch.float32)
     narrow = Head(weight.bfloat16(), None, vocab=17)
-    rows = RowsView(narrow, hidden.bfloat16()).scores(ids)
+    rows = HeadDistribution(narrow, hidden.bfloat16()).scores(ids)
     exact = (hidden.bfloat16().double() @ weight.bfloat16().double().T).gather(1, ids)
     assert rows.dtype == torch.float32
     torch.testing.assert_close(rows.double(), exact, atol=1e-5, rtol=0)  # bf16 would be off by 1e-2

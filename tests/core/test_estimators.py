@@ -22,7 +22,7 @@ from estimator_table import (
 )
 
 from opd.core import losses
-from opd.core.distributions import DenseView
+from opd.core.distributions import DenseDistribution
 from opd.core.objective import Objective
 
 ENUMERATION = 1e-14  # float64 sums of at most a few hundred terms of size 1
@@ -135,7 +135,9 @@ def test_nothing_reaches_the_teacher(objective):
     teacher = TEACHER.expand(V, V).clone().requires_grad_()
     student = STUDENT.expand(V, V).clone().requires_grad_()
     at = positions(V, torch.arange(V), STUDENT.expand(V, V), TEACHER.expand(V, V))
-    objective.per_position(DenseView(student), DenseView(teacher), at).sum().backward()
+    objective.per_position(
+        DenseDistribution(student), DenseDistribution(teacher), at
+    ).sum().backward()
     assert teacher.grad is None
     assert (student.grad != 0).any()
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from opd.core import losses
-from opd.core.distributions import DenseView, GivenView
-from opd.core.objective import Objective, Positions
+from opd.core.distributions import DenseDistribution, KnownScores
+from opd.core.objective import CompletionTokens, Objective
 from opd.errors import UserError
 from opd.types import Want
 
@@ -38,7 +38,7 @@ def positions(student=STUDENT, teacher=TEACHER, **changes):
         "advantage": torch.linspace(-1, 1, N, dtype=torch.float64),
         "weight": torch.ones(N, dtype=torch.float64),
     }
-    return Positions(**(fields | changes))
+    return CompletionTokens(**(fields | changes))
 
 
 class RowsOnly:
@@ -88,7 +88,9 @@ GIVEN = [  # those a teacher without whole rows can serve
 
 
 def run(objective, student, at, teacher=TEACHER):
-    return objective.per_position(DenseView(student), DenseView(teacher), at, DenseView(REFERENCE))
+    return objective.per_position(
+        DenseDistribution(student), DenseDistribution(teacher), at, DenseDistribution(REFERENCE)
+    )
 
 
 @pytest.mark.parametrize("objective", ALL)
@@ -100,12 +102,12 @@ def test_any_split_of_positions_gives_the_same_values_and_gradient(objective):
     pieces = STUDENT.clone().requires_grad_()
     values = []
     for part in (slice(0, 1), slice(1, 4), slice(4, 4), slice(4, N)):
-        chunk = Positions(*(None if x is None else x[part] for x in at))
+        chunk = CompletionTokens(*(None if x is None else x[part] for x in at))
         value = objective.per_position(
-            DenseView(pieces[part]),
-            DenseView(TEACHER[part]),
+            DenseDistribution(pieces[part]),
+            DenseDistribution(TEACHER[part]),
             chunk,
-            DenseView(REFERENCE[part]),
+            DenseDistribution(REFERENCE[part]),
         )
         value.sum().backward()
         values.append(value)
@@ -161,12 +163,12 @@ def test_given_scores_equal_the_dense_teacher_and_want_says_what_was_needed(obje
     if want.topk:
         ids = at.teacher_topk[:, :K]
         known.append((ids, q.gather(1, ids)))
-    given = GivenView(known, torch.zeros(N, dtype=torch.float64) if want.normaliser else None)
+    given = KnownScores(known, torch.zeros(N, dtype=torch.float64) if want.normaliser else None)
     at = at._replace(
         teacher_topk=at.teacher_topk if want.topk else None,
         teacher_entropy=at.teacher_entropy if want.topk else None,
     )
-    got = objective.per_position(DenseView(STUDENT), given, at)
+    got = objective.per_position(DenseDistribution(STUDENT), given, at)
     torch.testing.assert_close(got, run(objective, STUDENT, positions()), atol=EXACT, rtol=0)
 
 
@@ -180,7 +182,7 @@ def test_want_of_the_default_is_support_alone():
 
 
 def test_each_support_compares_its_own_tokens():
-    at = Positions(*(None if x is None else x[:1] for x in positions()))
+    at = CompletionTokens(*(None if x is None else x[:1] for x in positions()))
     at = at._replace(student_topk=torch.tensor([[0, 1, 2]]), teacher_topk=torch.tensor([[2, 1, 3]]))
     p = torch.tensor([[3.0, 2.0, 1.0, 0.5, -1.0, -2.0]], dtype=torch.float64)
     q = torch.tensor([[0.0, 2.5, 3.0, 2.0, -2.0, 1.0]], dtype=torch.float64)
@@ -192,7 +194,9 @@ def test_each_support_compares_its_own_tokens():
         "symmetric_difference": [0, 3],
     }
     for support, ids in members.items():
-        got = Objective(support=support, k=3).per_position(DenseView(p), DenseView(q), at)
+        got = Objective(support=support, k=3).per_position(
+            DenseDistribution(p), DenseDistribution(q), at
+        )
         want = losses.reverse_kl(p[:, ids].log_softmax(-1), q[:, ids].log_softmax(-1))
         torch.testing.assert_close(got, want, atol=EXACT, rtol=0)
 
@@ -226,7 +230,9 @@ def test_terms_add_up():
 def test_without_a_teacher_only_the_outcome_trains():
     at = positions()
     student = STUDENT.clone().requires_grad_()
-    Objective(outcome_weight=2.0).per_position(DenseView(student), None, at).sum().backward()
+    Objective(outcome_weight=2.0).per_position(
+        DenseDistribution(student), None, at
+    ).sum().backward()
     p = STUDENT.softmax(-1)
     one_hot = torch.nn.functional.one_hot(at.targets, V)
     want = -2.0 * at.advantage[:, None] * (one_hot - p)
@@ -235,7 +241,9 @@ def test_without_a_teacher_only_the_outcome_trains():
 
 def test_temperature_lives_in_the_view():
     at = positions()
-    got = Objective(k=K).per_position(DenseView(STUDENT, 2.0), DenseView(TEACHER, 0.5), at)
+    got = Objective(k=K).per_position(
+        DenseDistribution(STUDENT, 2.0), DenseDistribution(TEACHER, 0.5), at
+    )
     torch.testing.assert_close(
         got, run(Objective(k=K), STUDENT / 2, at, TEACHER * 2), atol=EXACT, rtol=0
     )
@@ -276,9 +284,13 @@ def test_allowed_neighbours_of_the_refusals():
 def test_the_outcome_term_may_have_weights_of_its_own():
     objective = Objective(k=K, outcome_weight=2.0)
     weight = torch.tensor([1.0, 0.5] * N, dtype=torch.float64)[:N]
-    plain = Objective(k=K).per_position(DenseView(STUDENT), DenseView(TEACHER), positions())
-    both = objective.per_position(DenseView(STUDENT), DenseView(TEACHER), positions())
+    plain = Objective(k=K).per_position(
+        DenseDistribution(STUDENT), DenseDistribution(TEACHER), positions()
+    )
+    both = objective.per_position(
+        DenseDistribution(STUDENT), DenseDistribution(TEACHER), positions()
+    )
     outcome = both - plain
-    at = positions(weight=weight, outcome=1 - weight)
-    found = objective.per_position(DenseView(STUDENT), DenseView(TEACHER), at)
+    at = positions(weight=weight, outcome_weight=1 - weight)
+    found = objective.per_position(DenseDistribution(STUDENT), DenseDistribution(TEACHER), at)
     torch.testing.assert_close(found, weight * plain + (1 - weight) * outcome)

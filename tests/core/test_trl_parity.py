@@ -25,8 +25,8 @@ from trl.trainer.distillation_trainer import _chunked_divergence_loss  # noqa: E
 sys.path[:] = _PATH
 
 from opd.core import losses  # noqa: E402
-from opd.core.distributions import DenseView  # noqa: E402
-from opd.core.objective import Objective, Positions  # noqa: E402
+from opd.core.distributions import DenseDistribution  # noqa: E402
+from opd.core.objective import CompletionTokens, Objective  # noqa: E402
 
 N, V, H, K = 12, 30, 8, 4
 AGREEMENT = 1e-6
@@ -53,7 +53,7 @@ class Row:
 def positions():
     n = torch.zeros(N, dtype=torch.float64)
     top = STUDENT.topk(K).indices, TEACHER.topk(K).indices
-    return Positions(TARGETS, *top, n, torch.arange(N), None, None, torch.ones_like(n))
+    return CompletionTokens(TARGETS, *top, n, torch.arange(N), None, None, torch.ones_like(n))
 
 
 def compare(theirs, ours, of_trl, objective, *, temperature=1.0, value=True):
@@ -63,8 +63,8 @@ def compare(theirs, ours, of_trl, objective, *, temperature=1.0, value=True):
     """
     a, b = STUDENT.clone().requires_grad_(), STUDENT.clone().requires_grad_()
     expected = of_trl(a)
-    teacher = DenseView(TEACHER, temperature)
-    got = objective.per_position(DenseView(b, temperature), teacher, positions())
+    teacher = DenseDistribution(TEACHER, temperature)
+    got = objective.per_position(DenseDistribution(b, temperature), teacher, positions())
     if expected.dim() == 0:
         got = got.mean()
     expected.sum().backward()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from opd.core import diagnostics, stats
-from opd.core.batch import align
-from opd.core.distributions import DenseView
+from opd.core.batch import Batch
+from opd.core.distributions import DenseDistribution
 from opd.data.graders import Grader
 from opd.recipes.check.diagnose import QUARTERS, diagnose
 from opd.recipes.check.features import TILT, by_quarter, features, tilted
@@ -58,12 +58,14 @@ def test_diagnosis_is_that_of_a_training_step(pair, make_prompts):
     found = diagnose(student, teacher, rollouts, k=4, tokens=40)
     want = Want(sampled=True, full=[np.arange(len(r)) for r in rollouts])
     for i, rollout in enumerate(rollouts):
-        micro = align([rollout], LocalTeacher(teacher).score([rollout], want._replace(
-            full=[want.full[i]]))).micro([0], student.device, k=4)  # fmt: skip
+        micro = Batch([rollout], LocalTeacher(teacher).score([rollout], want._replace(
+            full=[want.full[i]]))).microbatch([0], student.device, k=4)  # fmt: skip
         hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
-        p = DenseView(student.head.full(hidden)).log_probs().detach()
-        q = DenseView(teacher.head.full(micro.full_hidden)).log_probs().detach()
-        expected = diagnostics.overall(diagnostics.diagnose(p, q, k=4, targets=micro.at.targets))
+        p = DenseDistribution(student.head.full(hidden)).log_probs().detach()
+        q = DenseDistribution(teacher.head.full(micro.teacher_hidden)).log_probs().detach()
+        expected = diagnostics.overall(
+            diagnostics.diagnose(p, q, k=4, targets=micro.tokens.targets)
+        )
         for name, mean in expected.items():
             assert found.mean[name][i] == pytest.approx(mean.value, abs=EXACT, nan_ok=True), name
 

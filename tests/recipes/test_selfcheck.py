@@ -60,13 +60,13 @@ def broken(verdicts):
 
 
 def test_a_shifted_alignment_is_named(make_lm, make_prompts, monkeypatch):
-    honest = invariants.align
+    honest = invariants.Batch
 
     def shifted(rollouts, scores, **kwargs):
         moved = [replace(r, ids=r.ids[::-1].copy()) for r in rollouts]
         return honest(moved, scores, **kwargs)
 
-    monkeypatch.setattr(invariants, "align", shifted)
+    monkeypatch.setattr(invariants, "Batch", shifted)
     monkeypatch.setattr(invariants, "_fresh", _of_forward_order(invariants._fresh))
     names = broken(self_check(subject(make_lm, make_prompts)))
     assert "every completion token is predicted by the position before it" in names

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from opd.config import Optim
-from opd.core.batch import align
-from opd.core.microbatches import PASS_COST, buckets
+from opd.core.batch import Batch
+from opd.core.microbatches import PASS_OVERHEAD, buckets
 from opd.data.sft_examples import choose, example
 from opd.errors import UserError
 from opd.recipes.sft import rate, sft
@@ -42,9 +42,9 @@ def naive_loss(model, rows):
 
 def test_loss_and_gradient_equal_the_naive_ones(make_lm):
     lm = make_lm()
-    batch = align(examples(), None)
+    batch = Batch(examples())
     (indices,) = batch.split(10**6)
-    loss = completion_loss(lm, batch.micro(indices, lm.device, k=1)) / batch.num_tokens
+    loss = completion_loss(lm, batch.microbatch(indices, lm.device, k=1)) / batch.num_tokens
     loss.backward()
     found = {name: p.grad.clone() for name, p in lm.parameters().items()}
     lm.model.zero_grad()
@@ -102,7 +102,7 @@ def test_buckets_pad_least_of_all_splits(seed, budget):
     ordered = sorted(lengths)
 
     def cost(parts):
-        return sum(len(p) * max(p) + PASS_COST for p in parts)
+        return sum(len(p) * max(p) + PASS_OVERHEAD for p in parts)
 
     allowed = [
         [[ordered[i] for i in part] for part in split]

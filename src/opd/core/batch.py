@@ -1,24 +1,41 @@
 """Rollouts and scores to tensors: the only shift, the only mask.
 
 The hidden state at sequence position p predicts token p + 1, so completion token t of a prompt of
-P tokens is predicted at position P - 1 + t. That is decided here and nowhere else. Everything after
-this module is flat: one row a completion token, no prompt, no padding.
+P tokens is predicted at position P - 1 + t: `predicting_positions` is the one place that says so.
+The tensors made here are flat: one row per completion token, no prompt, no padding.
 Shapes: B sequences, L padded length, N completion tokens of a micro-batch, K support, H hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from opd.core.distributions import GivenView
-from opd.core.microbatches import PASS_COST, Share, plan
-from opd.core.objective import Positions
+from opd.core.distributions import KnownScores
+from opd.core.microbatches import Budget, MicroBatchGroup, plan_microbatches
+from opd.core.objective import CompletionTokens
 from opd.types import Rollout, Scores
+
+Flatten = Callable[[Sequence[np.ndarray]], Tensor]
+
+
+def predicting_positions(prompt_length: int, completion_length: int) -> slice:
+    """Positions of a sequence whose hidden states predict its completion.
+
+    Args:
+        prompt_length: P >= 1, tokens of the sequence before the completion.
+        completion_length: T.
+
+    Returns:
+        P - 1 to P + T - 2: the prompt's last token, and the completion without its last.
+    """
+    first = prompt_length - 1
+    return slice(first, first + completion_length)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,90 +43,91 @@ class MicroBatch:
     """Some sequences of a step, padded for the backbone and flat for the loss."""
 
     input_ids: Tensor  # (B, L) right-padded; the last completion token is never an input
-    owners: Tensor | None  # (B,) shared prompt that the row goes on from; None: its own is in it
+    prompt_index: Tensor | None  # (B,) shared prompt that a row continues; None: it has its own
     rows: Tensor  # (N,) sequence of each completion token
-    cols: Tensor  # (N,) where its hidden state is
-    at: Positions
+    cols: Tensor  # (N,) position of the hidden state that predicts it
+    tokens: CompletionTokens
     length: Tensor  # (N,) completion length of the token's rollout
-    teacher: GivenView | None
-    reference: GivenView | None
-    teacher_topk_logp: Tensor | None  # (N, K') beside at.teacher_topk
-    full: Tensor  # (n,) which of the N are diagnosed
-    full_hidden: Tensor | None  # (n, H), where the teacher gave hidden states
+    teacher: KnownScores | None
+    reference: KnownScores | None
+    teacher_topk_logp: Tensor | None  # (N, K') beside tokens.teacher_topk
+    diagnosed: Tensor  # (n,) which of the N tokens the diagnostics look at
+    teacher_hidden: Tensor | None  # (n, H) of those, where the teacher gave hidden states
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def part(self, part: slice) -> tuple[Positions, GivenView | None, GivenView | None]:
-        """Positions, teacher and reference of some of the N completion tokens."""
-        at = self.at
-        chosen = Positions(
-            targets=at.targets[part],
-            student_topk=at.student_topk[part],
-            teacher_topk=None if at.teacher_topk is None else at.teacher_topk[part],
-            sampler_logp=at.sampler_logp[part],
-            position=at.position[part],
-            teacher_entropy=None if at.teacher_entropy is None else at.teacher_entropy[part],
-            advantage=None if at.advantage is None else at.advantage[part],
-            weight=at.weight[part],
-            outcome=None if at.outcome is None else at.outcome[part],
-        )
-        teacher = None if self.teacher is None else self.teacher.part(part)
-        return chosen, teacher, None if self.reference is None else self.reference.part(part)
+    def select(
+        self, rows: slice
+    ) -> tuple[CompletionTokens, KnownScores | None, KnownScores | None]:
+        """Tokens, teacher scores and reference scores of some of the N completion tokens."""
+        tokens = CompletionTokens._make(None if x is None else x[rows] for x in self.tokens)
+        teacher = None if self.teacher is None else self.teacher.select(rows)
+        return tokens, teacher, None if self.reference is None else self.reference.select(rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """A whole optimizer step: rollouts, their scores, and what is known of each rollout."""
+    """A whole optimizer step: rollouts, their scores, and what is known of each rollout.
+
+    Raises:
+        ValueError: at construction, for scores that do not fit (`check_scores`).
+    """
 
     rollouts: Sequence[Rollout]
-    scores: Sequence[Scores] | None
-    reference: Sequence[Scores] | None
-    rewards: np.ndarray | None  # (number of rollouts,) outcome
-    advantages: np.ndarray | None  # (number of rollouts,) outcome against its group
-    weights: Sequence[np.ndarray] | None  # (T,) a rollout; None is 1 everywhere
+    scores: Sequence[Scores] | None = None
+    reference: Sequence[Scores] | None = None
+    rewards: np.ndarray | None = None  # (number of rollouts,) outcome
+    advantages: np.ndarray | None = None  # (number of rollouts,) outcome relative to its group
+    weights: Sequence[np.ndarray] | None = None  # (T,) per rollout; None is 1 everywhere
     gold: Sequence[Rollout] = ()  # completions to imitate beside the distillation
-    outcome: Sequence[np.ndarray] | None = None  # (T,) a rollout, weights of the outcome term
-    pruned: Sequence[np.ndarray] | None = None  # (T,) what the horizon left; `weights` has it too
+    outcome_weights: Sequence[np.ndarray] | None = None  # (T,) per rollout, for the outcome term
+    pruned: Sequence[np.ndarray] | None = None  # (T,) what the horizon left; part of `weights`
+
+    def __post_init__(self) -> None:
+        for name, scores in (("teacher", self.scores), ("reference", self.reference)):
+            if scores is not None:
+                check_scores(self.rollouts, scores, name=name)
 
     @property
     def num_tokens(self) -> int:
         """Completion tokens of the whole step: the denominator of the loss."""
         return sum(len(r) for r in self.rollouts)
 
-    def split(self, budget: int) -> list[list[int]]:
-        """Rollout indices in micro-batches of at most `budget` padded tokens; empty ones left out.
+    def split(self, max_tokens: int) -> list[list[int]]:
+        """Rollout indices in micro-batches of at most `max_tokens` padded tokens.
 
-        Rows of like length together (`buckets`), longest first.
+        Empty rollouts are left out; rows of similar length are together (`buckets`), longest first.
         """
-        return [part for share in self.plan(budget, shared=False) for part in share.parts]
+        groups = self.plan(Budget(max_tokens), share_prompts=False)
+        return [rows for group in groups for rows in group.microbatches]
 
     def plan(
-        self, budget: int, *, shared: bool, processes: int = 1, each: int = PASS_COST
-    ) -> list[Share]:
-        """`split`, or prompts run once for their responses where that costs less."""
+        self, budget: Budget, *, share_prompts: bool, processes: int = 1
+    ) -> list[MicroBatchGroup]:
+        """Indices of the rollouts that are not empty, in micro-batches; see `plan_microbatches`."""
         kept = [i for i, r in enumerate(self.rollouts) if len(r)]
-        rows = [self.rollouts[i] for i in kept]
-        shares = plan(
-            [r.prompt.ids for r in rows],
-            [len(r) - 1 for r in rows],
+        rollouts = [self.rollouts[i] for i in kept]
+        groups = plan_microbatches(
+            [r.prompt.ids for r in rollouts],
+            [len(r) - 1 for r in rollouts],
             budget,
-            shared=shared,
+            share_prompts=share_prompts,
             processes=processes,
-            each=each,
         )
-        return [
-            Share(*([[kept[j] for j in rows] for rows in lists] for lists in (s.parts, s.groups)))
-            for s in shares
-        ]
 
-    def micro(
+        def indices(lists: list[list[int]]) -> list[list[int]]:
+            return [[kept[row] for row in rows] for rows in lists]
+
+        return [MicroBatchGroup(indices(g.microbatches), indices(g.prompt_rows)) for g in groups]
+
+    def microbatch(
         self,
         indices: Sequence[int],
         device: torch.device,
         *,
         k: int,
-        owners: Sequence[int] | None = None,
+        prompt_index: Sequence[int] | None = None,
     ) -> MicroBatch:
         """The tensors of some rollouts.
 
@@ -117,154 +135,145 @@ class Batch:
             indices: which rollouts.
             device: where the tensors go.
             k: columns of the recorded support to keep.
-            owners: for each of them, which of the prompts run before it goes on from (`Share`);
-                None puts its own prompt into its row.
+            prompt_index: for each of them, which of the prompts computed before it continues
+                (`MicroBatchGroup`); None puts its own prompt into its row.
         """
         rollouts = [self.rollouts[i] for i in indices]
-        before = [r.prompt.ids if owners is None else () for r in rollouts]
-        # Of a shared prompt, one state is there: that of its last token.
-        spans = [
-            (len(ids) - 1 if owners is None else 0, len(r))
-            for ids, r in zip(before, rollouts, strict=True)
-        ]
-        ids = pad_rows([[*p, *r.ids[:-1].tolist()] for p, r in zip(before, rollouts, strict=True)])
-        put = _Flat(device)
+        flat = partial(_flatten, device=device)
+        ids, spans = _inputs(rollouts, prompts_inside=prompt_index is None)
+        lengths = [len(r) for r in rollouts]
         scores = None if self.scores is None else [self.scores[i] for i in indices]
-        at = Positions(
-            targets=put([r.ids for r in rollouts]),
-            student_topk=put([r.topk_ids[:, :k] for r in rollouts]),
-            teacher_topk=_column(put, scores, "topk_ids"),
-            sampler_logp=put([r.logp for r in rollouts]),
-            position=put([np.arange(t) for _, t in spans]),
-            teacher_entropy=_column(put, scores, "entropy"),
-            advantage=None
-            if self.advantages is None
-            else put([np.full(len(self.rollouts[i]), self.advantages[i]) for i in indices]),
-            weight=put(
-                [
-                    np.ones(len(self.rollouts[i]), dtype=np.float32)
-                    if self.weights is None
-                    else self.weights[i]
-                    for i in indices
-                ]
-            ),
-            outcome=None if self.outcome is None else put([self.outcome[i] for i in indices]),
-        )
         reference = None if self.reference is None else [self.reference[i] for i in indices]
-        full, hidden = _full(scores, [t for _, t in spans], device)
+        tokens = self._tokens(indices, flat, k, scores)
+        diagnosed, teacher_hidden = _diagnosed(scores, lengths, device)
         return MicroBatch(
             input_ids=ids.to(device),
-            owners=None if owners is None else put([np.array(owners)]),
-            rows=put([np.full(t, row) for row, (_, t) in enumerate(spans)]),
-            cols=put([np.arange(first, first + t) for first, t in spans]),
-            at=at,
-            length=put([np.full(t, t) for _, t in spans]),
-            teacher=_view(put, at, scores, k),
-            reference=_view(put, at, reference, k),
-            teacher_topk_logp=_column(put, scores, "topk_logp"),
-            full=full,
-            full_hidden=hidden,
+            prompt_index=None if prompt_index is None else flat([np.array(prompt_index)]),
+            rows=flat([np.full(t, row) for row, t in enumerate(lengths)]),
+            cols=flat([np.arange(span.start, span.stop) for span in spans]),
+            tokens=tokens,
+            length=flat([np.full(t, t) for t in lengths]),
+            teacher=_known_scores(flat, tokens, scores, k),
+            reference=_known_scores(flat, tokens, reference, k),
+            teacher_topk_logp=_column(flat, scores, "topk_logp"),
+            diagnosed=diagnosed,
+            teacher_hidden=teacher_hidden,
+        )
+
+    def _tokens(
+        self, indices: Sequence[int], flat: Flatten, k: int, scores: Sequence[Scores] | None
+    ) -> CompletionTokens:
+        rollouts = [self.rollouts[i] for i in indices]
+        advantages, weights, outcome = self.advantages, self.weights, self.outcome_weights
+        return CompletionTokens(
+            targets=flat([r.ids for r in rollouts]),
+            student_topk=flat([r.topk_ids[:, :k] for r in rollouts]),
+            teacher_topk=_column(flat, scores, "topk_ids"),
+            sampler_logp=flat([r.logp for r in rollouts]),
+            position=flat([np.arange(len(r)) for r in rollouts]),
+            teacher_entropy=_column(flat, scores, "entropy"),
+            advantage=None
+            if advantages is None
+            else flat([np.full(len(self.rollouts[i]), advantages[i]) for i in indices]),
+            weight=flat([np.ones(len(r), dtype=np.float32) for r in rollouts])
+            if weights is None
+            else flat([weights[i] for i in indices]),
+            outcome_weight=None if outcome is None else flat([outcome[i] for i in indices]),
         )
 
 
-def align(
-    rollouts: Sequence[Rollout],
-    scores: Sequence[Scores] | None,
-    *,
-    reference: Sequence[Scores] | None = None,
-    rewards: np.ndarray | None = None,
-    advantages: np.ndarray | None = None,
-    weights: Sequence[np.ndarray] | None = None,
-    gold: Sequence[Rollout] = (),
-    outcome: Sequence[np.ndarray] | None = None,
-    pruned: Sequence[np.ndarray] | None = None,
-) -> Batch:
-    """Pair rollouts with their scores, checking that they belong together.
+def check_scores(
+    rollouts: Sequence[Rollout], scores: Sequence[Scores], *, name: str = "teacher"
+) -> None:
+    """Check that scores belong to their rollouts and can be trained on.
+
+    Args:
+        rollouts: what was scored.
+        scores: one per rollout.
+        name: of the scoring model, for the error.
 
     Raises:
-        ValueError: counts or lengths differ, or a score is not finite (docs: a teacher's answer is
-            checked before it is used).
+        ValueError: counts or lengths differ, or a score is not finite.
     """
-    for name, given in (("teacher", scores), ("reference", reference)):
-        if given is None:
-            continue
-        if len(given) != len(rollouts):
-            raise ValueError(f"{name} scored {len(given)} rollouts of {len(rollouts)}")
-        for i, (rollout, score) in enumerate(zip(rollouts, given, strict=True)):
-            _check(name, i, len(rollout), score)
-    return Batch(rollouts, scores, reference, rewards, advantages, weights, gold, outcome, pruned)
+    if len(scores) != len(rollouts):
+        raise ValueError(f"{name} scored {len(scores)} rollouts of {len(rollouts)}")
+    for i, (rollout, score) in enumerate(zip(rollouts, scores, strict=True)):
+        for field, values in score.arrays().items():
+            if len(values) != len(rollout):
+                raise ValueError(
+                    f"{name}: {field} of rollout {i} has {len(values)} rows for {len(rollout)} "
+                    "tokens"
+                )
+            if not np.isfinite(values).all():
+                raise ValueError(f"{name}: {field} of rollout {i} is not finite")
 
 
-def _check(name: str, i: int, length: int, score: Scores) -> None:
-    for field in ("sampled", "support", "log_z", "entropy", "topk_ids", "topk_logp"):
-        values = getattr(score, field)
-        if values is None:
-            continue
-        if len(values) != length:
-            raise ValueError(
-                f"{name}: {field} of rollout {i} has {len(values)} rows for {length} tokens"
-            )
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name}: {field} of rollout {i} is not finite")
+def _inputs(rollouts: Sequence[Rollout], *, prompts_inside: bool) -> tuple[Tensor, list[slice]]:
+    """Input ids (B, L) and the positions that predict each completion.
+
+    A row that continues a shared prompt has one hidden state of it before its own: that of the
+    prompt's last token (`opd.models.prefix_cache`).
+    """
+    prompts = [list(r.prompt.ids) if prompts_inside else [] for r in rollouts]
+    ids = pad_rows([[*p, *r.ids[:-1].tolist()] for p, r in zip(prompts, rollouts, strict=True)])
+    before = [len(p) if prompts_inside else 1 for p in prompts]
+    return ids, [predicting_positions(n, len(r)) for n, r in zip(before, rollouts, strict=True)]
 
 
-class _Flat:
-    """Concatenate per-rollout arrays on a device: integers as int64, floats as they are."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def __call__(self, arrays: Sequence[np.ndarray]) -> Tensor:
-        flat = torch.from_numpy(np.concatenate(arrays))
-        return (flat if flat.is_floating_point() else flat.long()).to(self.device)
+def _flatten(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """Concatenated on a device: integers as int64, floats as they are."""
+    flat = torch.from_numpy(np.concatenate(arrays))
+    return (flat if flat.is_floating_point() else flat.long()).to(device)
 
 
-def _column(put: _Flat, scores: Sequence[Scores] | None, field: str) -> Tensor | None:
+def _column(flat: Flatten, scores: Sequence[Scores] | None, field: str) -> Tensor | None:
     if scores is None:
         return None
     arrays = [getattr(s, field) for s in scores]
-    return None if any(a is None for a in arrays) else put(arrays)
+    return None if any(a is None for a in arrays) else flat(arrays)
 
 
-def _view(put: _Flat, at: Positions, scores: Sequence[Scores] | None, k: int) -> GivenView | None:
-    """What a teacher said, as a view: log-probs where it gave normalisers, log-scores else."""
+def _known_scores(
+    flat: Flatten, tokens: CompletionTokens, scores: Sequence[Scores] | None, k: int
+) -> KnownScores | None:
+    """A teacher's scores: log-probs where it gave normalisers, else log-scores."""
     if scores is None:
         return None
     known = []
-    log_z = _column(put, scores, "log_z")
-    support = _column(put, scores, "support")
+    log_z = _column(flat, scores, "log_z")
+    support = _column(flat, scores, "support")
     if support is not None:
         support = support[:, :k]
-        known.append((at.student_topk, support if log_z is None else support - log_z[:, None]))
-    topk_logp = _column(put, scores, "topk_logp")
-    if topk_logp is not None and at.teacher_topk is not None:
-        known.append((at.teacher_topk[:, :k], topk_logp[:, :k]))
-    sampled = _column(put, scores, "sampled")
+        known.append((tokens.student_topk, support if log_z is None else support - log_z[:, None]))
+    topk_logp = _column(flat, scores, "topk_logp")
+    if topk_logp is not None and tokens.teacher_topk is not None:
+        known.append((tokens.teacher_topk[:, :k], topk_logp[:, :k]))
+    sampled = _column(flat, scores, "sampled")
     if sampled is not None:
-        known.append((at.targets[:, None], sampled[:, None]))
+        known.append((tokens.targets[:, None], sampled[:, None]))
     normalised = support is None or log_z is not None
-    return GivenView(known, at.weight.new_zeros(len(at.weight)) if normalised else None)
+    return KnownScores(known, tokens.weight.new_zeros(len(tokens.weight)) if normalised else None)
 
 
-def _full(
+def _diagnosed(
     scores: Sequence[Scores] | None, lengths: Sequence[int], device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """Flat indices of the diagnosed positions, and the teacher's hidden states there."""
+    """Flat indices of the diagnosed tokens, and the teacher's hidden states there."""
     starts = np.cumsum([0, *lengths[:-1]])
-    placed = [
+    chosen = [
         (start + s.positions, s.hidden)
         for start, s in zip(starts, scores or (), strict=False)
         if s.positions is not None
     ]
-    if not placed:
+    if not chosen:
         return torch.zeros(0, dtype=torch.int64, device=device), None
-    index = torch.from_numpy(np.concatenate([i for i, _ in placed])).long().to(device)
-    hidden = [h.to(device) for _, h in placed if h is not None]
-    return index, torch.cat(hidden) if len(hidden) == len(placed) else None
+    index = torch.from_numpy(np.concatenate([i for i, _ in chosen])).long().to(device)
+    hidden = [h.to(device) for _, h in chosen if h is not None]
+    return index, torch.cat(hidden) if len(hidden) == len(chosen) else None
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Right-padded ids (B, L), int64; the pad is 0 and nobody reads it."""
+    """Right-padded ids (B, L), int64; the padding is 0 and never read."""
     width = max(1, *(len(r) for r in rows)) if rows else 1
     out = torch.zeros(len(rows), width, dtype=torch.int64)
     for i, row in enumerate(rows):

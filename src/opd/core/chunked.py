@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from opd.core.cpu_kernels import project
+from opd.core.precision import accumulation_dtype
 
 # One chunk of fp32 logits: 16M elements = 64 MB, whatever the vocabulary.
 CHUNK_ELEMENTS = 16 * 2**20
@@ -72,13 +73,13 @@ class _ChunkedSum(torch.autograd.Function):
         loss: LossOfLogits,
         teacher: LogitsOf | None,
     ) -> Tensor:
-        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        dtype = accumulation_dtype(hidden.dtype)
         need_hidden, need_weight, need_bias, *_ = ctx.needs_input_grad
         needed = need_hidden or need_weight or need_bias
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=wide) if need_bias and bias is not None else None
-        total = hidden.new_zeros((), dtype=wide)
+        grad_weight = torch.zeros_like(weight, dtype=dtype) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=dtype) if need_bias and bias is not None else None
+        total = hidden.new_zeros((), dtype=dtype)
         for part in chunk_slices(hidden.shape[0], weight.shape[0]):
             chunk = hidden[part]
             logits = project(chunk, weight, bias).detach()
@@ -90,7 +91,7 @@ class _ChunkedSum(torch.autograd.Function):
             if grad_weight is not None:
                 _accumulate(grad_weight, logits, chunk)
             if grad_bias is not None:
-                grad_bias += logits.sum(0, dtype=wide)
+                grad_bias += logits.sum(0, dtype=dtype)
         ctx.grads = (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),

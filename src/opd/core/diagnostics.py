@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from opd.core.cpu_kernels import top
-from opd.core.losses import all_possible, forward_kl, raised, renormalise, reverse_kl, with_tail
+from opd.core.losses import all_possible, forward_kl, renormalise, reverse_kl, with_tail
+from opd.core.precision import at_least_float32
 from opd.types import Mean, Metrics
 
 FULL = (  # need both whole distributions
@@ -152,7 +153,7 @@ def everywhere(value: Tensor) -> Measure:
 
 def entropy(logp: Tensor) -> Tensor:
     """H = -sum_v p log p in nats, (N, V) -> (N,); impossible tokens add 0."""
-    logp = raised(logp)
+    logp = at_least_float32(logp)
     live = logp != -torch.inf
     safe = torch.where(live, logp, 0.0)
     return -torch.where(live, safe.exp() * safe, 0.0).sum(-1)
@@ -173,7 +174,7 @@ def diagnose(
         `FULL` and `OVERLAP` names (and `SAMPLED` with targets), each a Measure of (N,) tensors.
     """
     with torch.no_grad():
-        p, q = raised(student_logp), raised(teacher_logp)
+        p, q = at_least_float32(student_logp), at_least_float32(teacher_logp)
         student, teacher = (Tops(ids, logp) for logp, ids in (top(p, k), top(q, k)))
         found = overlap(student, teacher)
         h_p, h_q, reverse, forward = _compared(p, q)
@@ -225,7 +226,7 @@ def overlap(student: Tops, teacher: Tops) -> dict[str, Measure]:
         ValueError: if the lists differ in length.
     """
     with torch.no_grad():
-        ids, log_p = student.ids, raised(student.logp)
+        ids, log_p = student.ids, at_least_float32(student.logp)
         shared, log_q = _on_student(student, teacher)
         size = shared.sum(-1).to(log_p.dtype)
         some = (size > 0).to(log_p.dtype)
@@ -252,7 +253,7 @@ def overlap(student: Tops, teacher: Tops) -> dict[str, Measure]:
             "reference/overlap_mass_student": Measure(mass_p, some),
             "reference/overlap_mass_teacher": Measure(mass_q, some),
             "verl/overlap_token_advantage": Measure(-(q * ratio).sum(-1) * per_token, some),
-            "verl/teacher_mass": everywhere(raised(teacher.logp).exp().sum(-1)),
+            "verl/teacher_mass": everywhere(at_least_float32(teacher.logp).exp().sum(-1)),
         }
 
 
@@ -261,7 +262,7 @@ def _on_student(student: Tops, teacher: Tops) -> tuple[Tensor, Tensor]:
     if student.ids.shape != teacher.ids.shape:
         raise ValueError(f"top-k lists differ: {student.ids.shape} and {teacher.ids.shape}")
     same = student.ids[:, :, None] == teacher.ids[:, None, :]
-    log_q = torch.where(same, raised(teacher.logp)[:, None, :], -torch.inf).amax(-1)
+    log_q = torch.where(same, at_least_float32(teacher.logp)[:, None, :], -torch.inf).amax(-1)
     return same.any(-1), log_q
 
 
@@ -287,7 +288,7 @@ def topk_metrics(student: Tops, teacher: Tops) -> dict[str, Measure]:
         The `OVERLAP` and `BOUNDS` names.
     """
     with torch.no_grad():
-        log_p, log_q = raised(student.logp), raised(teacher.logp)
+        log_p, log_q = at_least_float32(student.logp), at_least_float32(teacher.logp)
         shared, q_on_student = _on_student(student, teacher)
         known = torch.where(shared, q_on_student.exp(), 0.0).sum(-1)
         rest = -torch.expm1(log_q.logsumexp(-1).clamp(max=0.0))  # rounding may exceed 1
@@ -313,7 +314,7 @@ def drift(trainer_logp: Tensor, sampler_logp: Tensor) -> dict[str, Measure]:
     gap. `drift/ratio` and its square give the effective sample size; see `drift_ess`.
     """
     with torch.no_grad():
-        gap = raised(trainer_logp) - raised(sampler_logp)
+        gap = at_least_float32(trainer_logp) - at_least_float32(sampler_logp)
         ratio = gap.exp()
         return {
             "drift/logp_gap": everywhere(gap.abs()),

@@ -1,8 +1,8 @@
-"""How a loss sees a model: next-token distributions at N positions, asked for what it needs.
+"""Next-token distributions at N positions, as a loss sees a model: it asks for what it needs.
 
-A `View` answers three questions of rising cost. A loss renormalised on a support asks only for
-`scores`; it never makes anybody build a row of the vocabulary. Shapes: N positions, W candidate
-tokens, V vocabulary.
+A `Distribution` answers three questions of rising cost. A loss renormalised on a support asks only
+for `scores`, so no row of the whole vocabulary is computed.
+Shapes: N positions, W candidate tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from opd.core.precision import at_least_float32
 
-class View(Protocol):
+
+class Distribution(Protocol):
     """One model's next-token distributions at N positions."""
 
     def scores(self, ids: Tensor) -> Tensor:
@@ -31,63 +33,59 @@ class View(Protocol):
         ...
 
 
-def logp(view: View, ids: Tensor) -> Tensor:
+def logp(distribution: Distribution, ids: Tensor) -> Tensor:
     """Normalised log-probs (N, W) of `ids` (N, W)."""
-    return view.scores(ids) - view.log_z()[:, None]
-
-
-def _up(x: Tensor) -> Tensor:
-    """At least fp32: bf16 log-softmax gives a mean KL of the wrong sign (docs/math.md)."""
-    return x if x.dtype == torch.float64 else x.float()
+    return distribution.scores(ids) - distribution.log_z()[:, None]
 
 
 @dataclass(eq=False)
-class DenseView:
-    """A view of logits that are already there, (N, V), at a temperature."""
+class DenseDistribution:
+    """The distribution of given logits (N, V) at a temperature."""
 
     logits: Tensor
     temperature: float = 1.0
 
     @cached_property
     def _scaled(self) -> Tensor:
-        return _up(self.logits) / self.temperature if self.temperature != 1 else _up(self.logits)
+        logits = at_least_float32(self.logits)
+        return logits / self.temperature if self.temperature != 1 else logits
 
     @cached_property
     def _log_z(self) -> Tensor:
         return self._scaled.logsumexp(-1)
 
     def scores(self, ids: Tensor) -> Tensor:
-        """See `View.scores`."""
+        """See `Distribution.scores`."""
         return self._scaled.gather(-1, ids)
 
     def log_z(self) -> Tensor:
-        """See `View.log_z`."""
+        """See `Distribution.log_z`."""
         return self._log_z
 
     def log_probs(self) -> Tensor:
-        """See `View.log_probs`."""
+        """See `Distribution.log_probs`."""
         return self._scaled - self._log_z[:, None]
 
 
 @dataclass(eq=False)
-class GivenView:
-    """A view of numbers somebody else computed: log-scores on known ids, perhaps normalisers.
+class KnownScores:
+    """A distribution of which only the scores a teacher returned are known.
 
-    `known` maps a name to (ids (N, W), scores (N, W)); asking for ids that were never scored is a
-    bug of ours and raises KeyError.
+    `known` lists (ids (N, W), log-scores (N, W)). Asking for ids that were never scored is a bug of
+    ours and raises KeyError.
     """
 
     known: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     normaliser: Tensor | None = None
 
     def scores(self, ids: Tensor) -> Tensor:
-        """See `View.scores`. `ids` must be made of blocks that were given, in any order."""
+        """See `Distribution.scores`. `ids` must consist of known blocks, in any order."""
         columns, start = [], 0
         while start < ids.shape[1]:
             for block, values in self.known:
                 stop = start + block.shape[1]
                 if stop <= ids.shape[1] and torch.equal(ids[:, start:stop], block):
-                    columns.append(_up(values))
+                    columns.append(at_least_float32(values))
                     start = stop
                     break
             else:
@@ -95,7 +93,7 @@ class GivenView:
         return torch.cat(columns, 1)
 
     def log_z(self) -> Tensor:
-        """See `View.log_z`."""
+        """See `Distribution.log_z`."""
         if self.normaliser is None:
             raise KeyError("this teacher gave no normalisers; the loss should not have asked")
         return self.normaliser
@@ -104,7 +102,7 @@ class GivenView:
         """Never available here."""
         raise KeyError("this teacher gave no full distributions; the loss should not have asked")
 
-    def part(self, part: slice) -> GivenView:
-        """The same view of some of its positions."""
-        known = [(ids[part], values[part]) for ids, values in self.known]
-        return GivenView(known, None if self.normaliser is None else self.normaliser[part])
+    def select(self, rows: slice) -> KnownScores:
+        """The same scores at some of the positions."""
+        known = [(ids[rows], values[rows]) for ids, values in self.known]
+        return KnownScores(known, None if self.normaliser is None else self.normaliser[rows])

@@ -24,18 +24,14 @@ import math
 import torch
 from torch import Tensor
 
+from opd.core.precision import accumulation_dtype, at_least_float32
 from opd.types import Weights
 
 _LOG_HALF = -math.log(2.0)
 
 
-def raised(x: Tensor) -> Tensor:
-    """`x` in at least fp32: in bf16 even the sign of a small KL is wrong."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _masked(x: Tensor, where: Tensor | None, fill: float) -> Tensor:
-    x = raised(x)
+    x = at_least_float32(x)
     return x if where is None else torch.where(where, x, fill)
 
 
@@ -63,7 +59,7 @@ def renormalise(scores: Tensor, where: Tensor | None = None) -> Tensor:
     """
     possible = _possible(scores, where)
     # A finite stand-in for -inf: log-softmax over nothing but -inf has NaN gradients.
-    floor = torch.finfo(raised(scores).dtype).min / 4
+    floor = torch.finfo(accumulation_dtype(scores.dtype)).min / 4
     normal = torch.log_softmax(_masked(scores, possible, floor), -1)
     return torch.where(possible, normal, -torch.inf)
 
@@ -83,7 +79,7 @@ def with_tail(logp: Tensor, where: Tensor | None = None) -> Tensor:
         (..., W + 1) log-probs; invalid entries -inf. Without valid entries the tail has it all.
     """
     possible = _possible(logp, where)
-    finfo = torch.finfo(raised(logp).dtype)
+    finfo = torch.finfo(accumulation_dtype(logp.dtype))
     inside = torch.logsumexp(_masked(logp, possible, finfo.min / 4), -1, keepdim=True)
     inside = inside.clamp(max=-finfo.eps)
     near = inside > _LOG_HALF  # each branch is fed safe numbers: where() alone would leak NaN
@@ -105,7 +101,7 @@ def reverse_kl(student: Tensor, teacher: Tensor, where: Tensor | None = None) ->
         (...) nats. The gradient is that of the value; nothing is detached.
     """
     if where is None and all_possible(student):  # half the passes, and so half the time
-        p, q = raised(student), raised(teacher)
+        p, q = at_least_float32(student), at_least_float32(teacher)
         divergence: Tensor = torch.linalg.vecdot(p.exp(), p - q)
         return divergence
     live = _possible(student, where)
@@ -160,8 +156,8 @@ def score_function(advantage: Tensor, logp: Tensor) -> Tensor:
         advantage: (...) A of each token.
         logp: (...) normalised log p of the same tokens.
     """
-    logp = raised(logp)
-    return -raised(advantage).detach() * torch.exp(logp - logp.detach())
+    logp = at_least_float32(logp)
+    return -at_least_float32(advantage).detach() * torch.exp(logp - logp.detach())
 
 
 def k1(logp: Tensor, teacher_logp: Tensor) -> Tensor:
@@ -175,7 +171,7 @@ def k1(logp: Tensor, teacher_logp: Tensor) -> Tensor:
         logp: (...) log p of the drawn token; differentiable.
         teacher_logp: (...) log q of the drawn token.
     """
-    return score_function(raised(teacher_logp) - raised(logp), logp)
+    return score_function(at_least_float32(teacher_logp) - at_least_float32(logp), logp)
 
 
 def k2(logp: Tensor, teacher_logp: Tensor) -> Tensor:
@@ -184,7 +180,7 @@ def k2(logp: Tensor, teacher_logp: Tensor) -> Tensor:
     Expected gradient: that of the reverse KL (on-policy only). The value's expectation is not the
     reverse KL, only close to it when p is close to q. Arguments as in `k1`.
     """
-    return (raised(logp) - raised(teacher_logp)).square() / 2
+    return (at_least_float32(logp) - at_least_float32(teacher_logp)).square() / 2
 
 
 def k3_forward(logp: Tensor, teacher_logp: Tensor) -> Tensor:
@@ -194,7 +190,7 @@ def k3_forward(logp: Tensor, teacher_logp: Tensor) -> Tensor:
     taken for a reverse-KL loss; the gradient is -(q/p) grad log p in expectation, i.e. forward KL,
     with weights q/p that are heavy-tailed. Arguments as in `k1`.
     """
-    ratio = raised(teacher_logp) - raised(logp)
+    ratio = at_least_float32(teacher_logp) - at_least_float32(logp)
     return torch.expm1(ratio) - ratio
 
 
@@ -226,7 +222,9 @@ def reference_topk(
     with torch.no_grad():
         chosen = teacher if weights == "teacher_p" else student
         if weights == "none":
-            w = valid.to(raised(student).dtype) / valid.sum(-1, keepdim=True).clamp(min=1)
+            w = valid.to(accumulation_dtype(student.dtype)) / valid.sum(-1, keepdim=True).clamp(
+                min=1
+            )
         else:
             w = (renormalise(chosen, valid) if normalize else _masked(chosen, valid, 0.0)).exp()
         live = _possible(student, valid) & (w != 0)
@@ -246,7 +244,7 @@ def extrapolate(teacher: Tensor, reference: Tensor, scale: float) -> Tensor:
         reference: (..., W) log-scores of the model it is pushed away from.
         scale: lambda.
     """
-    q, ref = raised(teacher), raised(reference)
+    q, ref = at_least_float32(teacher), at_least_float32(reference)
     return torch.where(q == -torch.inf, -torch.inf, q + (scale - 1) * (q - ref))
 
 
@@ -269,7 +267,7 @@ def entropy_aware(
 
 def cross_entropy(logp: Tensor) -> Tensor:
     """SFT on given tokens: -log p of each; value and gradient. For a gold or teacher mix."""
-    return -raised(logp)
+    return -at_least_float32(logp)
 
 
 def group_advantage(rewards: Tensor, *, eps: float = 1e-6) -> Tensor:

@@ -1,12 +1,12 @@
 """The loss of a run as one object: which divergence, on which support, with which added terms.
 
-It asks a `View` only for what the formula needs, and gives one value per position; the caller sums
-and divides by the completion-token count of the whole optimizer step. Being additive over
-positions, it may be applied to any chunk of them.
+It asks a `Distribution` only for what the formula needs, and gives one value per position; the
+caller sums and divides by the completion-token count of the whole optimizer step. Being additive
+over positions, it may be applied to any chunk of them.
 
-Temperatures: sampling, student-loss and teacher-loss temperature are three things. The views
-already apply the two loss temperatures; the sampling temperature is given here only to refuse a
-biased combination.
+Temperatures: sampling, student-loss and teacher-loss temperature are three things. The
+distributions already apply the two loss temperatures; the sampling temperature is given here only
+to refuse a biased combination.
 """
 
 from __future__ import annotations
@@ -18,27 +18,29 @@ import torch
 from torch import Tensor
 
 from opd.core import losses
-from opd.core.distributions import View, logp
+from opd.core.distributions import Distribution, logp
+from opd.core.precision import at_least_float32
 from opd.core.supports import candidates
 from opd.errors import UserError
 from opd.types import Divergence, Estimator, Mode, Support, Want, Weights
 
 
-class Positions(NamedTuple):
-    """Completion positions of a micro-batch, flat, on the model's device.
+class CompletionTokens(NamedTuple):
+    """The completion tokens of a micro-batch, flat, on the model's device.
 
     Attributes:
-        targets: (N,) the token the student drew.
+        targets: (N,) ids of the sampled tokens.
         student_topk: (N, K) ids from the sampler, most probable first; K >= the objective's k.
         teacher_topk: (N, K) ids, if the objective wants them.
-        sampler_logp: (N,) log-prob of the target when it was drawn.
+        sampler_logp: (N,) log-prob of the target when it was sampled.
         position: (N,) index in the completion, from 0.
         teacher_entropy: (N,) nats, if the objective wants it.
         advantage: (N,) outcome advantage of the token's rollout.
         weight: (N,) 1 normally; 0 where nothing is to be learned, such as masked special tokens.
             The objective applies its own `position_decay` on top.
-        outcome: (N,) weight of the outcome term where it is not that of the rest: a tail that is no
-            longer distilled may still learn from the outcome. None: `weight`, decay included.
+        outcome_weight: (N,) weight of the outcome term where it differs from that of the rest: a
+            tail that is no longer distilled may still learn from the outcome. None: `weight`, decay
+            included.
     """
 
     targets: Tensor
@@ -49,12 +51,14 @@ class Positions(NamedTuple):
     teacher_entropy: Tensor | None
     advantage: Tensor | None
     weight: Tensor
-    outcome: Tensor | None = None
+    outcome_weight: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What the student minimises at each position; field names are those of the config's `loss`.
+    """What the student minimises at each position.
+
+    Field names are those of the config's `loss` and `loss.terms`.
 
     Modes, for a support of several tokens: `paper` renormalises both sides on it (Eq. 5),
     `reference` is the published code's surrogate (`losses.reference_topk`), `tail` adds one bucket
@@ -78,7 +82,6 @@ class Objective:
     position_decay: float | None = None
     outcome_weight: float = 0.0
     student_temperature: float = 1.0
-    teacher_temperature: float = 1.0
     sampling_temperature: float = 1.0
     sampling_truncated: bool = False  # top_p < 1 or a top_k while sampling
 
@@ -170,12 +173,12 @@ class Objective:
 
     @property
     def needs_normaliser(self) -> bool:
-        """Whether the student's log_z or whole row enters: the pass that sees the vocabulary."""
+        """Whether the student's log_z or whole row is needed: logits of the whole vocabulary."""
         return self._normalised or self.entropy_forward_kl is not None or self.outcome_weight > 0
 
     @property
     def needs_reference(self) -> bool:
-        """Whether `per_position` needs the view of a reference model (reward scaling)."""
+        """Whether `per_position` needs the distribution of a reference model (reward scaling)."""
         return self.reward_scale != 1
 
     @property
@@ -183,7 +186,7 @@ class Objective:
         """What to ask of the teacher; `full` is for the caller, who knows the positions.
 
         A teacher whose log-scores on the student's ids must be normalised is asked for `sampled`
-        too, which makes it look at its whole vocabulary.
+        too, which makes it compute its whole vocabulary.
         """
         on_student_ids = self.support not in ("sampled", "teacher_topk", "full")
         needs_z = not self.needs_full_teacher and self._normalised
@@ -194,7 +197,11 @@ class Objective:
         )
 
     def per_position(
-        self, student: View, teacher: View | None, at: Positions, reference: View | None = None
+        self,
+        student: Distribution,
+        teacher: Distribution | None,
+        tokens: CompletionTokens,
+        reference: Distribution | None = None,
     ) -> Tensor:
         """Weighted loss (N,) at each position, in nats, differentiable in the student.
 
@@ -202,52 +209,61 @@ class Objective:
         only the outcome term remains (REINFORCE with group-normalised advantages).
 
         Args:
-            student: view at loss.student_temperature.
-            teacher: view at loss.teacher_temperature, its scores on one common scale per position;
-                data, whatever graph it carries.
-            at: the positions.
-            reference: view of the model that reward_scale extrapolates from.
+            student: distribution at loss.student_temperature.
+            teacher: distribution at loss.teacher_temperature, with scores on one common scale per
+                position; treated as data, without gradient.
+            tokens: the N completion tokens.
+            reference: distribution of the model that reward_scale extrapolates from.
 
         Returns:
             (N,); positions of weight 0 give 0 with zero gradient.
         """
-        total = torch.zeros_like(at.targets, dtype=torch.float32)
+        total = torch.zeros_like(tokens.targets, dtype=torch.float32)
         if teacher is not None:
-            total = total + self._distillation(student, teacher, at, reference)
+            total = total + self._distillation(student, teacher, tokens, reference)
             if self.entropy_forward_kl is not None:
-                total = total + self._entropy_term(student, teacher, at, self.entropy_forward_kl)
-        if self.outcome_weight > 0 and at.outcome is None:
-            total = total + self.outcome_weight * self._outcome_term(student, at)
+                total = total + self._entropy_term(
+                    student, teacher, tokens, self.entropy_forward_kl
+                )
+        if self.outcome_weight > 0 and tokens.outcome_weight is None:
+            total = total + self.outcome_weight * self._outcome_term(student, tokens)
         if self.position_decay is not None:
-            total = total * losses.position_decay(at.position, self.position_decay)
-        total = total * at.weight
-        if self.outcome_weight > 0 and at.outcome is not None:
-            total = total + self.outcome_weight * self._outcome_term(student, at) * at.outcome
+            total = total * losses.position_decay(tokens.position, self.position_decay)
+        total = total * tokens.weight
+        if self.outcome_weight > 0 and tokens.outcome_weight is not None:
+            total = (
+                total
+                + self.outcome_weight * self._outcome_term(student, tokens) * tokens.outcome_weight
+            )
         return total
 
     def _distillation(
-        self, student: View, teacher: View, at: Positions, reference: View | None
+        self,
+        student: Distribution,
+        teacher: Distribution,
+        tokens: CompletionTokens,
+        reference: Distribution | None,
     ) -> Tensor:
         if self.support == "full":
             p, q = student.log_probs(), teacher.log_probs()
             if reference is not None and self.needs_reference:
                 q = losses.extrapolate(q, reference.log_probs(), self.reward_scale)
                 q = losses.renormalise(q)
-            p, q = _read(at, p), _read(at, q).detach()
+            p, q = _zero_ignored(tokens, p), _zero_ignored(tokens, q).detach()
             return losses.reference_topk(p, q) if self.mode == "reference" else self._compare(p, q)
-        mine = at.student_topk[:, : self.k]
-        theirs = None if at.teacher_topk is None else at.teacher_topk[:, : self.k]
-        ids, valid = candidates(self.support, at.targets, mine, theirs)
+        student_topk = tokens.student_topk[:, : self.k]
+        teacher_topk = None if tokens.teacher_topk is None else tokens.teacher_topk[:, : self.k]
+        ids, valid = candidates(self.support, tokens.targets, student_topk, teacher_topk)
         if not self._normalised:
             p, q = student.scores(ids), teacher.scores(ids)
             if reference is not None and self.needs_reference:
                 q = losses.extrapolate(q, reference.scores(ids), self.reward_scale)
-            p, q = _read(at, p), _read(at, q).detach()
+            p, q = _zero_ignored(tokens, p), _zero_ignored(tokens, q).detach()
             return self._compare(losses.renormalise(p, valid), losses.renormalise(q, valid))
         p, q = logp(student, ids), logp(teacher, ids)
         if reference is not None and self.needs_reference:
             q = losses.extrapolate(q, logp(reference, ids), self.reward_scale)
-        p, q = _read(at, p), _read(at, q).detach()
+        p, q = _zero_ignored(tokens, p), _zero_ignored(tokens, q).detach()
         if self.support == "sampled":
             return self._estimate(p[:, 0], q[:, 0])
         if self.mode == "reference":
@@ -276,24 +292,31 @@ class Objective:
                 return losses.k3_forward(p, q)
 
     def _entropy_term(
-        self, student: View, teacher: View, at: Positions, threshold: float
+        self,
+        student: Distribution,
+        teacher: Distribution,
+        tokens: CompletionTokens,
+        threshold: float,
     ) -> Tensor:
-        if at.teacher_topk is None or at.teacher_entropy is None:
+        if tokens.teacher_topk is None or tokens.teacher_entropy is None:
             raise ValueError("the entropy-aware term needs teacher_topk and teacher_entropy")
-        ids = at.teacher_topk[:, : self.k]
-        p, q = _read(at, logp(student, ids)), _read(at, logp(teacher, ids)).detach()
-        return losses.entropy_aware(p, q, at.teacher_entropy, threshold)
+        ids = tokens.teacher_topk[:, : self.k]
+        p, q = (
+            _zero_ignored(tokens, logp(student, ids)),
+            _zero_ignored(tokens, logp(teacher, ids)).detach(),
+        )
+        return losses.entropy_aware(p, q, tokens.teacher_entropy, threshold)
 
-    def _outcome_term(self, student: View, at: Positions) -> Tensor:
-        if at.advantage is None:
+    def _outcome_term(self, student: Distribution, tokens: CompletionTokens) -> Tensor:
+        if tokens.advantage is None:
             raise ValueError("outcome_weight > 0 needs the rollouts' outcome advantages")
-        return losses.score_function(at.advantage, logp(student, at.targets[:, None])[:, 0])
+        return losses.score_function(tokens.advantage, logp(student, tokens.targets[:, None])[:, 0])
 
 
-def _read(at: Positions, values: Tensor) -> Tensor:
-    """`values` (N, W) with positions of weight 0 emptied, so that no infinity there gives 0 * inf.
+def _zero_ignored(tokens: CompletionTokens, values: Tensor) -> Tensor:
+    """`values` (N, W) with 0 at positions of weight 0, where an infinity would give 0 * inf = NaN.
 
-    A teacher may well exclude a special token the student drew; that token is what gets masked.
+    A teacher may well exclude a special token that was sampled; such tokens are the masked ones.
     """
-    learned, values = at.weight != 0, losses.raised(values)
-    return values if bool(learned.all()) else torch.where(learned[:, None], values, 0.0)
+    used, values = tokens.weight != 0, at_least_float32(values)
+    return values if bool(used.all()) else torch.where(used[:, None], values, 0.0)

@@ -16,7 +16,8 @@ from torch.nn.functional import embedding_bag
 
 from opd.core.chunked import LogitsOf, LossOfLogits, chunked_sum
 from opd.core.cpu_kernels import project
-from opd.core.distributions import DenseView
+from opd.core.distributions import DenseDistribution
+from opd.core.precision import accumulation_dtype
 
 # Rows gathered at a time are [chunk, K, H]; this many elements bound the buffer (16 MB in fp32).
 _GATHER_ELEMENTS = 4 * 2**20
@@ -86,7 +87,7 @@ class _RowDot(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, sparse: bool) -> Tensor:
         ctx.save_for_backward(hidden, weight, ids)
         ctx.sparse = sparse
-        out = hidden.new_empty(ids.shape, dtype=_wide(hidden))
+        out = hidden.new_empty(ids.shape, dtype=accumulation_dtype(hidden.dtype))
         for part in _parts(ids, hidden.shape[1]):
             rows = weight[ids[part]].to(out.dtype)
             out[part] = torch.bmm(rows, hidden[part].to(out.dtype).unsqueeze(2)).squeeze(2)
@@ -135,25 +136,21 @@ def _grad_weight(grad: Tensor, hidden: Tensor, weight: Tensor, ids: Tensor, spar
     return weight.new_zeros(weight.shape).index_copy_(0, rows, values)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _parts(ids: Tensor, width: int) -> list[slice]:
     step = max(1, _GATHER_ELEMENTS // max(1, ids.shape[1] * width))
     return [slice(i, i + step) for i in range(0, ids.shape[0], step)]
 
 
 @dataclass(eq=False)
-class RowsView:
-    """`opd.core.distributions.View` of hidden states through a head: scores cost K rows, not V."""
+class HeadDistribution:
+    """The `Distribution` of hidden states through a head: scores cost K head rows, not V."""
 
     head: Head
     hidden: Tensor
     temperature: float = 1.0
 
     def scores(self, ids: Tensor) -> Tensor:
-        """See `View.scores`."""
+        """See `Distribution.scores`."""
         return self.head.rows(self.hidden, ids) / self.temperature
 
     def log_z(self) -> Tensor:
@@ -164,5 +161,5 @@ class RowsView:
         """One whole head row a position; for small N only (losses go through core.chunked)."""
         return self._dense().log_probs()
 
-    def _dense(self) -> DenseView:
-        return DenseView(self.head.full(self.hidden), self.temperature)
+    def _dense(self) -> DenseDistribution:
+        return DenseDistribution(self.head.full(self.hidden), self.temperature)

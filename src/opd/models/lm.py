@@ -38,14 +38,14 @@ class LM:
 
     `model` is the plain Hugging Face model, or the peft model around it for a LoRA student.
     `sharded` is what runs it when its weights are shared out (see `opd.models.fsdp`);
-    `can_share` is kept by `opd.models.prefix_cache.shares_prompts`.
+    `prefix_cache_works` is kept by `opd.models.prefix_cache.supports_prefix_cache`.
     """
 
     model: nn.Module
     vocab: int
     name: str
     sharded: nn.Module | None = None
-    can_share: bool | None = None
+    prefix_cache_works: bool | None = None
 
     @property
     def causal(self) -> Any:
@@ -68,9 +68,9 @@ class LM:
         return next(self.model.parameters()).device
 
     @property
-    def context(self) -> int | None:
-        """Longest sequence the model may be given, if it says so (`context_of`)."""
-        return context_of(self.config)
+    def context_length(self) -> int | None:
+        """Longest sequence the model may be given, if it says so (`context_length_of`)."""
+        return context_length_of(self.config)
 
     @property
     def head(self) -> Head:
@@ -102,7 +102,7 @@ class LM:
         return sum(p.numel() for p in self.model.parameters())
 
 
-def context_of(config: Any) -> int | None:
+def context_length_of(config: Any) -> int | None:
     """Longest sequence a model was made for and reads alike in any company.
 
     With longrope (Phi-3, Phi-4-mini) one row beyond the original context turns every token of its
@@ -110,11 +110,12 @@ def context_of(config: Any) -> int | None:
     keys turned in another way. So those models end at their original context here.
     """
     lengths = [getattr(config, "max_position_embeddings", None)]
-    lengths += [r.get("original_max_position_embeddings") for r in ropes(config, "longrope")]
+    longrope = rope_parameters(config, "longrope")
+    lengths += [r.get("original_max_position_embeddings") for r in longrope]
     return min((n for n in lengths if n is not None), default=None)
 
 
-def ropes(config: Any, *kinds: str) -> list[dict[str, Any]]:
+def rope_parameters(config: Any, *kinds: str) -> list[dict[str, Any]]:
     """The parameters of a model's rotations of these kinds; some have one for each layer type."""
     rope = getattr(config, "rope_parameters", None) or {}
     each = [rope, *(v for v in rope.values() if isinstance(v, dict))]

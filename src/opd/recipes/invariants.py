@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from opd.core.batch import Batch, align
-from opd.core.microbatches import Share, siblings
+from opd.core.batch import Batch
+from opd.core.microbatches import Budget, MicroBatchGroup, rows_by_prompt
 from opd.models.lm import LM
-from opd.models.prefix_cache import shares_prompts
+from opd.models.prefix_cache import supports_prefix_cache
 from opd.rng import Stream, key
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
@@ -90,7 +90,7 @@ def rounding(lm: LM) -> float:
 def score(learner: Learner, teacher: Teacher, rollouts: Sequence[Rollout]) -> Batch:
     """Rollouts and everything the loss asks of the teacher, aligned."""
     full = [np.arange(len(r)) for r in rollouts]
-    return align(rollouts, teacher.score(rollouts, learner.objective.want._replace(full=full)))
+    return Batch(rollouts, teacher.score(rollouts, learner.objective.want._replace(full=full)))
 
 
 def _rollouts(subject: Subject, batch: int = 64) -> list[Rollout]:
@@ -106,7 +106,10 @@ def _rollouts(subject: Subject, batch: int = 64) -> list[Rollout]:
 
 @torch.no_grad()
 def _fresh(lm: LM, rollout: Rollout) -> torch.Tensor:
-    """Log-probs (T,) of the drawn tokens by the model's own whole forward, nothing of ours."""
+    """Log-probs (T,) of the sampled tokens by the model's own whole forward, nothing of ours.
+
+    Its shift is deliberately not `core.batch.predicting_positions`, which is what it checks.
+    """
     ids = torch.tensor([[*rollout.prompt.ids, *rollout.ids.tolist()]], device=lm.device)
     first = len(rollout.prompt.ids) - 1
     logits = lm.causal(input_ids=ids, use_cache=False).logits[0, first:-1, : lm.vocab]
@@ -117,10 +120,10 @@ def _fresh(lm: LM, rollout: Rollout) -> torch.Tensor:
 
 @torch.no_grad()
 def _shift(student: LM, batch: Batch, noise: float) -> Verdict:
-    micro = batch.micro(range(len(batch.rollouts)), student.device, k=1)
+    micro = batch.microbatch(range(len(batch.rollouts)), student.device, k=1)
     states = student.hidden(micro.input_ids)[micro.rows, micro.cols]
     logp = student.head.full(states).double().log_softmax(-1)
-    ours = logp.gather(1, micro.at.targets[:, None])[:, 0].cpu()
+    ours = logp.gather(1, micro.tokens.targets[:, None])[:, 0].cpu()
     fresh = torch.cat([_fresh(student, r) for r in batch.rollouts])
     return Verdict(
         "every completion token is predicted by the position before it",
@@ -184,7 +187,7 @@ def _shuffled(batch: Batch) -> Batch:
 
 def _prompt_gradient(learner: Learner, batch: Batch) -> Verdict:
     student = learner.student
-    micro = batch.micro(range(len(batch.rollouts)), student.device, k=learner.objective.k)
+    micro = batch.microbatch(range(len(batch.rollouts)), student.device, k=learner.objective.k)
     with torch.no_grad():
         hidden = student.hidden(micro.input_ids)
     hidden.requires_grad_()
@@ -209,8 +212,8 @@ def _split(learner: Learner, batch: Batch, teacher: LM, noise: float) -> list[Ve
         abs(p.detach().double().sum().item() - b) + (0.0 if p.grad is None else 1.0)
         for p, b in zip(weights, before, strict=True)
     ]
-    others = [_gradient(learner, batch, batch.plan(1, shared=False))]
-    if shares_prompts(learner.student):
+    others = [_gradient(learner, batch, batch.plan(Budget(1), share_prompts=False))]
+    if supports_prefix_cache(learner.student):
         others.append(_gradient(learner, batch, [_prompts_once(batch)]))
     difference = max(_norm([a - b for a, b in zip(whole, other, strict=True)]) for other in others)
     return [
@@ -248,21 +251,22 @@ def _server(subject: Subject, rollouts: Sequence[Rollout], noise: float) -> Verd
     )
 
 
-def _prompts_once(batch: Batch) -> Share:
-    """The whole step on prompts run once, whatever it costs."""
+def _prompts_once(batch: Batch) -> MicroBatchGroup:
+    """The whole step with shared prompts, whatever it costs."""
     rows = [row for row, rollout in enumerate(batch.rollouts) if len(rollout)]
-    found = siblings([batch.rollouts[row].prompt.ids for row in rows])
-    groups = [[rows[i] for i in group] for group in found.values()]
-    return Share([[row for rows in groups for row in rows]], groups)
+    rows_of = rows_by_prompt([batch.rollouts[row].prompt.ids for row in rows])
+    prompt_rows = [[rows[i] for i in own] for own in rows_of.values()]
+    return MicroBatchGroup([[row for own in prompt_rows for row in own]], prompt_rows)
 
 
 def _gradient(
-    learner: Learner, batch: Batch, shares: Sequence[Share] | None = None
+    learner: Learner, batch: Batch, groups: Sequence[MicroBatchGroup] | None = None
 ) -> list[torch.Tensor]:
     """Gradient of the step's loss to every trainable parameter, without touching the optimizer."""
     student = learner.student
     student.model.zero_grad(set_to_none=True)
-    for micro, hidden in fed(learner, batch, shares or batch.plan(10**9, shared=False)):
+    groups = groups or batch.plan(Budget(10**9), share_prompts=False)
+    for micro, hidden in fed(learner, batch, groups):
         (micro_loss(learner, micro, hidden) / batch.num_tokens).backward()  # type: ignore[no-untyped-call]
     found = [
         torch.zeros_like(p) if p.grad is None else p.grad.clone()

@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 
 from opd.config import Optim
-from opd.core.batch import align
-from opd.core.microbatches import pass_cost
+from opd.core.batch import Batch
+from opd.core.microbatches import Budget, pass_overhead
 from opd.data.sft_examples import choose
 from opd.models.lm import LM
 from opd.rng import Stream
@@ -122,15 +122,16 @@ def sft_step(
         UserError: not even single examples fit into memory.
         Refused: loss or gradient was not finite; the weights are those of the step before.
     """
-    chosen, memory = align(examples, None), memory or Memory()
-    shares = chosen.plan(tokens_per_microbatch, shared=False, each=pass_cost(student.device))
+    chosen, memory = Batch(examples), memory or Memory()
+    budget = Budget(tokens_per_microbatch, pass_overhead(student.device))
+    groups = chosen.plan(budget, share_prompts=False)
 
     def attempt() -> float:
         student.model.train()
         seed_dropout(key[0], Stream.SFT_DROPOUT, key[1])
         loss = 0.0
-        for indices in [part for share in memory.cut(shares) for part in share.parts]:
-            micro = chosen.micro(indices, student.device, k=1)
+        for indices in [part for group in memory.cut(groups) for part in group.microbatches]:
+            micro = chosen.microbatch(indices, student.device, k=1)
             part = completion_loss(student, micro) / chosen.num_tokens
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.item()
@@ -141,7 +142,7 @@ def sft_step(
         optimizer,
         memory,
         attempt,
-        lambda: shares,
+        lambda: groups,
         name=f"supervised step {key[1] + 1}",
         budget=tokens_per_microbatch,
     )

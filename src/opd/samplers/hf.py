@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from opd.core.cpu_kernels import top
+from opd.core.precision import accumulation_dtype, at_least_float32
 from opd.errors import UserError
 from opd.models.lm import LM
 from opd.rng import generator_of
@@ -104,7 +105,8 @@ class HFSampler:
         uniforms = torch.from_numpy(
             np.stack([uniform(key, p.index, s, limit) for p, s in requests])
         ).to(device)
-        tape = _Tape(len(requests), limit, self.capture, _wide(self.lm), device)
+        dtype = accumulation_dtype(self.lm.causal.dtype)
+        tape = _Tape(len(requests), limit, self.capture, dtype, device)
         cache = growing_cache(self.lm.config)
         hidden, mask = self._prefill(prompts, cache, n)
         position = mask.sum(1)
@@ -157,9 +159,9 @@ class HFSampler:
         self, logits: Tensor, uniforms: Tensor, tape: _Tape, rows: Tensor, alive: Tensor, t: int
     ) -> Tensor:
         """Draw one token a row (R,) and put what is known about it on the tape."""
-        wide = logits if logits.dtype == torch.float64 else logits.float()
+        logits = at_least_float32(logits)
         heat = self.decoding.temperature
-        logp = torch.log_softmax(wide / heat if heat not in (0.0, 1.0) else wide, -1)
+        logp = torch.log_softmax(logits / heat if heat not in (0.0, 1.0) else logits, -1)
         probs = logp.exp()
         if heat == 0:
             tokens = logp.argmax(-1)
@@ -228,10 +230,6 @@ def _first_above(sums: Tensor, target: Tensor) -> Tensor:
     found = torch.searchsorted(sums, target, right=True)
     last = torch.searchsorted(sums, sums[:, -1:].contiguous())
     return torch.minimum(found, last).clamp(max=sums.shape[1] - 1)  # sums that are not finite
-
-
-def _wide(lm: LM) -> torch.dtype:
-    return torch.float64 if lm.causal.dtype == torch.float64 else torch.float32
 
 
 class _Tape:

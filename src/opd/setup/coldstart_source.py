@@ -135,7 +135,7 @@ def _prompts(
         template=cfg.prompts.template,
         chat=cfg.prompts.chat,
         max_tokens=cfg.prompts.max_tokens,
-        context=None if student.context is None else max(1, student.context - room),
+        context=None if student.context_length is None else max(1, student.context_length - room),
     ).prompts
     return [found[i] for i in _order(len(found), cfg.train.seed)]
 

@@ -24,8 +24,8 @@ from opd.data.sft_examples import load_gold
 from opd.errors import UserError
 from opd.models import tokenizers
 from opd.models.fsdp import shard
-from opd.models.lm import LM, load_lm, ropes
-from opd.models.prefix_cache import shares_prompts
+from opd.models.lm import LM, load_lm, rope_parameters
+from opd.models.prefix_cache import supports_prefix_cache
 from opd.models.token_text import token_texts
 from opd.run.clock import Clock
 from opd.run.console import Console
@@ -182,7 +182,7 @@ def make_learner(
 ) -> Learner:
     """What updates the student, as configured."""
     # Processes that planned their micro-batches differently would train rows twice, or never.
-    pair.student.can_share = not ranks.agree(not shares_prompts(pair.student))
+    pair.student.prefix_cache_works = not ranks.agree(not supports_prefix_cache(pair.student))
     return Learner(
         student=pair.student,
         optimizer=optimizer,
@@ -322,12 +322,12 @@ def room(pair: Pair, new_tokens: int, key: str) -> int | None:
         UserError: when there is no room for any prompt.
     """
     here = [lm for lm in (pair.student, pair.teacher) if lm]
-    contexts = [lm.context for lm in here if lm.context]
+    contexts = [lm.context_length for lm in here if lm.context_length]
     if not contexts:
         return None
     left = min(contexts) - new_tokens
     if left < 1:
-        turned = any(ropes(lm.config, "longrope") for lm in here)
+        turned = any(rope_parameters(lm.config, "longrope") for lm in here)
         why = " (with longrope, those of the original context)" if turned else ""
         raise UserError(
             f"{key}={new_tokens} leaves no room for a prompt: the models read at most "

@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd.core.batch import pad_rows
+from opd.core.batch import pad_rows, predicting_positions
 from opd.core.chunked import chunk_slices
 from opd.core.cpu_kernels import top
-from opd.core.distributions import DenseView
-from opd.core.microbatches import pass_cost, plan
-from opd.models.head import RowsView
+from opd.core.distributions import DenseDistribution
+from opd.core.microbatches import Budget, pass_overhead, plan_microbatches
+from opd.models.head import HeadDistribution
 from opd.models.lm import LM
-from opd.models.prefix_cache import SharedPrompts, shares_prompts
+from opd.models.prefix_cache import PrefixCache, supports_prefix_cache
 from opd.types import Kind, Rollout, Scores, Want
 
 # Keys and values of a token in all layers, over what a pass holds of it in one: 1.4 (8B parameters,
 # grouped heads) to 5 (7B, all heads).
-KEPT = 4
+CACHED_TOKEN = 4
 
 
 class LocalTeacher:
@@ -56,30 +56,30 @@ class LocalTeacher:
     def _states(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[int, Tensor]]:
         """Each rollout's number and its hidden states (T, H), in the order they are made."""
         prompts = [r.prompt.ids for r in rollouts]
-        fed = [r.ids[:-1].tolist() for r in rollouts]
-        device, shared = self.lm.device, shares_prompts(self.lm)
-        shares = plan(
+        inputs = [r.ids[:-1].tolist() for r in rollouts]
+        device = self.lm.device
+        groups = plan_microbatches(
             prompts,
-            [len(ids) for ids in fed],
-            self.tokens_per_batch,
-            shared=shared,
-            each=pass_cost(device),
-            kept=KEPT,
+            [len(ids) for ids in inputs],
+            Budget(self.tokens_per_batch, pass_overhead(device), CACHED_TOKEN),
+            share_prompts=supports_prefix_cache(self.lm),
         )
-        for share in shares:
-            asked = [prompts[rows[0]] for rows in share.groups]
-            once = SharedPrompts(self.lm, asked) if asked else None
-            for part in share.parts:
-                if once is not None:
-                    owners = torch.tensor(share.owners(part), device=device)
-                    hidden = once.hidden(owners, pad_rows([fed[i] for i in part]).to(device))
+        for group in groups:
+            shared = [prompts[rows[0]] for rows in group.prompt_rows]
+            cache = PrefixCache(self.lm, shared) if shared else None
+            for part in group.microbatches:
+                if cache is not None:
+                    prompt_index = torch.tensor(group.prompt_index(part), device=device)
+                    ids = pad_rows([inputs[i] for i in part])
+                    hidden = cache.hidden(prompt_index, ids.to(device))
                 else:
-                    ids = pad_rows([[*prompts[i], *fed[i]] for i in part])
+                    ids = pad_rows([[*prompts[i], *inputs[i]] for i in part])
                     hidden = self.lm.hidden(ids.to(device))
                 for row, i in enumerate(part):
-                    first = len(prompts[i]) - 1 if once is None else 0
-                    yield i, hidden[row, first : first + len(rollouts[i])]
-            del once  # before the next one's keys and values are made
+                    # Of a shared prompt there is one state, that of its last token.
+                    before = len(prompts[i]) if cache is None else 1
+                    yield i, hidden[row, predicting_positions(before, len(rollouts[i]))]
+            del cache  # before the next one's keys and values are made
 
     def _one(self, rollout: Rollout, states: Tensor, want: Want, full: np.ndarray | None) -> Scores:
         """Scores of one rollout from its hidden states (T, H)."""
@@ -108,7 +108,7 @@ class LocalTeacher:
         columns: dict[str, list[Tensor]] = {}
         # one empty chunk for an empty completion, so that every column exists
         for part in chunk_slices(len(rollout), self.lm.vocab) or [slice(0, 0)]:
-            view = DenseView(self.lm.head.full(states[part]), self.temperature)
+            view = DenseDistribution(self.lm.head.full(states[part]), self.temperature)
             logp = view.log_probs()
             found = {
                 "log_z": view.log_z(),
@@ -118,7 +118,7 @@ class LocalTeacher:
             scores = (
                 view.scores
                 if want.sampled
-                else RowsView(self.lm.head, states[part], self.temperature).scores
+                else HeadDistribution(self.lm.head, states[part], self.temperature).scores
             )
             if want.support:
                 found["support"] = scores(support[part])

@@ -152,7 +152,7 @@ def make_app(
         "protocol": PROTOCOL,
         "model": lm.name,
         "vocab": lm.vocab,
-        "context": lm.context,
+        "context": lm.context_length,
         "eos": sorted(eos),
         "max_tokens": scorer.tokens_per_batch,
         "fingerprint": fingerprint(lm),
@@ -256,10 +256,9 @@ def _sequences(arrays: dict[str, np.ndarray], support: bool, lm: LM) -> list[Rol
         raise BadRequest("lengths must sum to the number of ids")
     if (completions < 1).any() or (completions >= lengths).any():
         raise BadRequest("every sequence needs a prompt and a completion of at least one token")
-    if lm.context is not None and int(lengths.max()) > lm.context:
-        raise BadRequest(
-            f"{int(lengths.max())} tokens; the context of this teacher is {lm.context} tokens"
-        )
+    longest, context = int(lengths.max()), lm.context_length
+    if context is not None and longest > context:
+        raise BadRequest(f"{longest} tokens; the context of this teacher is {context} tokens")
     _require_vocab(ids, lm)
     count = int(completions.sum(dtype=np.int64))
     support_ids = arrays.get("support_ids", np.zeros((count, 0), dtype=np.int32))

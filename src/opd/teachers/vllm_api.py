@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from opd.core.batch import predicting_positions
 from opd.errors import UserError
 from opd.http import Http, Refusal, clean
 from opd.teachers.validate import ABOVE_ZERO, WrongAnswer
@@ -113,13 +114,14 @@ class VllmDialect:
     def _chosen(self, rollout: Rollout) -> np.ndarray:
         """Log-probs (T, K) of the student's own ids."""
         ids = [*rollout.prompt.ids, *rollout.ids.tolist()]
+        scored = predicting_positions(len(rollout.prompt.ids), len(rollout))
         body = {
             "model": self.model,
             "token_ids": ids,
             "sampling_params": {
                 "max_tokens": 1,
                 "temperature": 1.0,
-                "prompt_logprob_start": len(rollout.prompt.ids) - 1,
+                "prompt_logprob_start": scored.start,
                 "prompt_logprob_token_ids": rollout.topk_ids.tolist(),
             },
         }

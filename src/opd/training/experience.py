@@ -16,7 +16,7 @@ from torch import Tensor
 
 from opd.config import Run
 from opd.core import diagnostics, losses
-from opd.core.batch import Batch, align
+from opd.core.batch import Batch, check_scores
 from opd.core.objective import Objective
 from opd.data.graders import Grader
 from opd.data.prompts import PromptSet
@@ -88,7 +88,7 @@ def score(
         reference = source.reference.score(rollouts, objective.want._replace(topk=0))
     rewards = None if source.judge is None else grade(source, source.judge, rollouts)
     weights = token_weights(source, cfg, rollouts, scores)
-    return align(
+    return Batch(
         rollouts,
         None if source.teacher is None else scores,
         reference=reference,
@@ -96,7 +96,7 @@ def score(
         advantages=None if rewards is None else outcome_advantages(rewards, cfg.rollout.n),
         weights=weights.loss,
         gold=gold_of(source, cfg, step),
-        outcome=weights.outcome,
+        outcome_weights=weights.outcome,
         pruned=weights.pruned,
     )
 
@@ -135,7 +135,7 @@ def refuse_bad(
         UserError: naming the teacher and what is wrong with its scores.
     """
     try:
-        align(rollouts, scores)
+        check_scores(rollouts, scores)
     except ValueError as error:
         name = "none" if teacher is None else teacher.name
         raise UserError(

@@ -18,18 +18,18 @@ from torch import Tensor
 
 from opd.config import Optim
 from opd.core import diagnostics
-from opd.core.batch import Batch, MicroBatch, align
+from opd.core.batch import Batch, MicroBatch
 from opd.core.chunked import chunk_slices, row_blocks
 from opd.core.cpu_kernels import top
-from opd.core.distributions import DenseView, logp
+from opd.core.distributions import DenseDistribution, logp
 from opd.core.losses import cross_entropy
-from opd.core.microbatches import Share, pass_cost
+from opd.core.microbatches import Budget, MicroBatchGroup, pass_overhead
 from opd.core.objective import Objective
 from opd.errors import UserError
 from opd.models.fsdp import full, keep_pace, rest
-from opd.models.head import Head, RowsView
+from opd.models.head import Head, HeadDistribution
 from opd.models.lm import LM, is_out_of_memory, sparse_gradients
-from opd.models.prefix_cache import SharedPrompts, shares_prompts
+from opd.models.prefix_cache import PrefixCache, supports_prefix_cache
 from opd.rng import Stream, torch_seed
 from opd.training.distributed import ALONE, Ranks, total_of
 from opd.types import Mean, Metrics
@@ -50,12 +50,12 @@ class Memory:
 
     halvings: int = 0
 
-    def cut(self, shares: Sequence[Share]) -> list[Share]:
-        """Shares of a step, each cut in two `halvings` times, as far as they have rows."""
-        found = list(shares)
+    def cut(self, groups: Sequence[MicroBatchGroup]) -> list[MicroBatchGroup]:
+        """Groups of a step, each split `halvings` times, as far as they have rows."""
+        result = list(groups)
         for _ in range(self.halvings):
-            found = [half for share in found for half in share.halves()]
-        return found
+            result = [half for group in result for half in group.split()]
+        return result
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def within_memory(
     optimizer: torch.optim.Optimizer,
     memory: Memory,
     attempt: Callable[[], Found],
-    shares: Callable[[], Sequence[Share]],
+    groups: Callable[[], Sequence[MicroBatchGroup]],
     *,
     name: str,
     budget: int,
@@ -157,7 +157,7 @@ def within_memory(
         optimizer: over its parameters.
         memory: how often micro-batches were cut so far; changed here, read by `attempt`.
         attempt: makes the gradient from nothing.
-        shares: of the step, before any cut; asked for only if memory runs out.
+        groups: of the step, before any cut; asked for only if memory runs out.
         name: of the step, for people.
         budget: the `train.tokens_per_microbatch` they were planned with.
 
@@ -178,9 +178,9 @@ def within_memory(
         gc.collect()  # the failed graph hangs on the exception's frames
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        cut = memory.cut(shares())
-        rows = max((len(part) for share in cut for part in share.parts), default=0)
-        indivisible = cut == [half for share in cut for half in share.halves()]
+        cut = memory.cut(groups())
+        rows = max((len(part) for group in cut for part in group.microbatches), default=0)
+        indivisible = cut == [half for group in cut for half in group.split()]
         if indivisible or student.sharded is not None:
             raise UserError(
                 f"Out of memory in {name}, at {rows} rows a micro-batch ({why}). Set "
@@ -202,8 +202,8 @@ def accumulate(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tens
     """Gradient of the whole step from nothing: metrics so far, and this process's share of loss."""
     student, denominator = learner.student, max(1, batch.num_tokens)
     learner.optimizer.zero_grad(set_to_none=True)
-    shares = plan(learner, batch)
-    mine = learner.memory.cut([shares[i] for i in learner.ranks.share(len(shares))])
+    groups = plan(learner, batch)
+    mine = learner.memory.cut([groups[i] for i in learner.ranks.share(len(groups))])
     student.model.train()
     seed_dropout(learner.seed, Stream.DROPOUT, step)
     found: Metrics = {}
@@ -219,47 +219,48 @@ def accumulate(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tens
             merge(found, diagnose(learner, micro, hidden.detach()))
             if located:
                 assert hidden.grad is not None
-                norms, where = hidden.grad.norm(dim=-1), (micro.at.position, micro.length)
+                norms, where = hidden.grad.norm(dim=-1), (micro.tokens.position, micro.length)
                 merge(found, diagnostics.gradient(norms, *where, edges=learner.position_edges))
-        stay_in_step(learner, len(shares))
+        stay_in_step(learner, len(groups))
         if batch.gold:
-            gold = align(batch.gold, None)
+            gold = Batch(batch.gold)
             told = found["train/sft_loss"] = imitate(learner, gold)
             loss += learner.sft_weight * (told.total / gold.num_tokens)
     return found, loss
 
 
-def plan(learner: Learner, batch: Batch) -> list[Share]:
+def plan(learner: Learner, batch: Batch) -> list[MicroBatchGroup]:
     """The rows of a step in micro-batches, the same at every process."""
-    shared, budget = shares_prompts(learner.student), learner.tokens_per_microbatch
-    each = pass_cost(learner.student.device)
-    return batch.plan(budget, shared=shared, processes=learner.ranks.size, each=each)
+    share_prompts = supports_prefix_cache(learner.student)
+    budget = Budget(learner.tokens_per_microbatch, pass_overhead(learner.student.device))
+    return batch.plan(budget, share_prompts=share_prompts, processes=learner.ranks.size)
 
 
 def fed(
-    learner: Learner, batch: Batch, shares: Sequence[Share]
+    learner: Learner, batch: Batch, groups: Sequence[MicroBatchGroup]
 ) -> Iterator[tuple[MicroBatch, Tensor]]:
     """Micro-batches and the hidden states (N, H) that predict their tokens.
 
     The caller takes each one's gradient before the next; that of shared prompts follows their last.
     """
     student, k = learner.student, learner.objective.k
-    for share in shares:
-        if not share.groups:
-            for part in share.parts:
-                micro = batch.micro(part, student.device, k=k)
+    for group in groups:
+        if not group.prompt_rows:
+            for part in group.microbatches:
+                micro = batch.microbatch(part, student.device, k=k)
                 yield micro, student.hidden(micro.input_ids)[micro.rows, micro.cols]
             continue
-        prompts = SharedPrompts(
-            student, [batch.rollouts[rows[0]].prompt.ids for rows in share.groups]
+        prompts = PrefixCache(
+            student, [batch.rollouts[rows[0]].prompt.ids for rows in group.prompt_rows]
         )
-        for part in share.parts:
-            micro = batch.micro(part, student.device, k=k, owners=share.owners(part))
-            assert micro.owners is not None
-            states = prompts.hidden(micro.owners, micro.input_ids)
+        for part in group.microbatches:
+            prompt_index = group.prompt_index(part)
+            micro = batch.microbatch(part, student.device, k=k, prompt_index=prompt_index)
+            assert micro.prompt_index is not None
+            states = prompts.hidden(micro.prompt_index, micro.input_ids)
             yield micro, states[micro.rows, micro.cols]
         prompts.backward()
-        del prompts, states  # before the next share's are made
+        del prompts, states  # before those of the next group are made
 
 
 def micro_loss(
@@ -272,23 +273,23 @@ def micro_loss(
     """
     objective, head = learner.objective, head or learner.student.head
     if not objective.needs_normaliser:
-        view = RowsView(head, hidden, objective.student_temperature)
-        return objective.per_position(view, micro.teacher, micro.at, micro.reference).sum()
+        view = HeadDistribution(head, hidden, objective.student_temperature)
+        return objective.per_position(view, micro.teacher, micro.tokens, micro.reference).sum()
 
     def of_logits(logits: Tensor, part: slice, *theirs: Tensor) -> Tensor:
-        at, teacher, reference = micro.part(part)
-        student = DenseView(logits, objective.student_temperature)
+        tokens, teacher, reference = micro.select(part)
+        student = DenseDistribution(logits, objective.student_temperature)
         if theirs:
-            full = DenseView(theirs[0], learner.teacher_temperature)
-            return objective.per_position(student, full, at, reference)
-        return objective.per_position(student, teacher, at, reference)
+            full = DenseDistribution(theirs[0], learner.teacher_temperature)
+            return objective.per_position(student, full, tokens, reference)
+        return objective.per_position(student, teacher, tokens, reference)
 
     if not objective.needs_full_teacher:
         return head.chunked_sum(of_logits, hidden)
-    teacher_logits, full_hidden = learner.teacher_logits, micro.full_hidden
+    teacher_logits, teacher_hidden = learner.teacher_logits, micro.teacher_hidden
     assert teacher_logits is not None
-    assert full_hidden is not None
-    return head.chunked_sum(of_logits, hidden, lambda part: teacher_logits(full_hidden[part]))
+    assert teacher_hidden is not None
+    return head.chunked_sum(of_logits, hidden, lambda part: teacher_logits(teacher_hidden[part]))
 
 
 def stay_in_step(learner: Learner, count: int) -> None:
@@ -305,26 +306,27 @@ def imitate(learner: Learner, gold: Batch) -> Mean:
         The unweighted loss of this process's share: nats and tokens.
     """
     student, found = learner.student, Mean(0.0, 0)
-    each = pass_cost(student.device)
-    shares = gold.plan(learner.tokens_per_microbatch, shared=False, each=each)
-    mine = learner.memory.cut([shares[i] for i in learner.ranks.share(len(shares))])
-    for chosen in [part for share in mine for part in share.parts]:
-        micro = gold.micro(chosen, student.device, k=1)
+    budget = Budget(learner.tokens_per_microbatch, pass_overhead(student.device))
+    groups = gold.plan(budget, share_prompts=False)
+    mine = learner.memory.cut([groups[i] for i in learner.ranks.share(len(groups))])
+    for chosen in [part for group in mine for part in group.microbatches]:
+        micro = gold.microbatch(chosen, student.device, k=1)
         part = completion_loss(student, micro)
         (learner.sft_weight * part / gold.num_tokens).backward()  # type: ignore[no-untyped-call]
         found += Mean(part.item(), len(micro.rows))
-    stay_in_step(learner, len(shares))
+    stay_in_step(learner, len(groups))
     return found
 
 
 def completion_loss(student: LM, micro: MicroBatch) -> Tensor:
     """Cross-entropy summed over the N completion tokens of a micro-batch: a scalar, in nats."""
     hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
-    targets = micro.at.targets[:, None]
-    return student.head.chunked_sum(
-        lambda logits, part: cross_entropy(logp(DenseView(logits), targets[part])).squeeze(1),
-        hidden,
-    )
+    targets = micro.tokens.targets[:, None]
+
+    def of_logits(logits: Tensor, part: slice) -> Tensor:
+        return cross_entropy(logp(DenseDistribution(logits), targets[part])).squeeze(1)
+
+    return student.head.chunked_sum(of_logits, hidden)
 
 
 def seed_dropout(seed: int, stream: Stream, step: int) -> None:
@@ -343,34 +345,34 @@ def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
     that is diagnosed is exactly the one whose gradient is taken.
     """
     found: Metrics = {}
-    complete = micro.full_hidden is not None and learner.teacher_logits is not None
+    complete = micro.teacher_hidden is not None and learner.teacher_logits is not None
     if not complete and not _has_topk(learner, micro):
         return found
     head, temperature = learner.student.head, learner.objective.sampling_temperature
     # Twice the vocabulary: the logits of both models are there at once.
-    for part in chunk_slices(len(micro.full), 2 * head.vocab):
-        index = micro.full[part]
+    for part in chunk_slices(len(micro.diagnosed), 2 * head.vocab):
+        index = micro.diagnosed[part]
         logits, theirs = head.full(hidden[index]), None
         if complete:
             assert learner.teacher_logits is not None
-            assert micro.full_hidden is not None
-            theirs = learner.teacher_logits(micro.full_hidden[part])
+            assert micro.teacher_hidden is not None
+            theirs = learner.teacher_logits(micro.teacher_hidden[part])
         measured = []
         for rows in row_blocks(logits):  # elementwise work in cache
-            view, at = DenseView(logits[rows]), index[rows]
-            targets = micro.at.targets[at]
+            view, at = DenseDistribution(logits[rows]), index[rows]
+            targets = micro.tokens.targets[at]
             if theirs is None:
                 values = _truncated(learner, micro, view.log_probs(), at)
             else:
-                teacher = DenseView(theirs[rows]).log_probs()
+                teacher = DenseDistribution(theirs[rows]).log_probs()
                 k = learner.diagnostics_k
                 values = diagnostics.diagnose(view.log_probs(), teacher, k=k, targets=targets)
-            sampled = view if temperature == 1 else DenseView(logits[rows], temperature)
+            sampled = view if temperature == 1 else DenseDistribution(logits[rows], temperature)
             drawn = logp(sampled, targets[:, None]).squeeze(1)
-            measured.append(values | diagnostics.drift(drawn, micro.at.sampler_logp[at]))
+            measured.append(values | diagnostics.drift(drawn, micro.tokens.sampler_logp[at]))
         values = diagnostics.joined(measured)
         merge(found, diagnostics.overall(values))
-        place = (micro.at.position[index], micro.length[index])
+        place = (micro.tokens.position[index], micro.length[index])
         binned = {name: values[name] for name in diagnostics.POSITIONAL if name in values}
         merge(found, diagnostics.by_bin(binned, *place, edges=learner.position_edges))
     return found
@@ -378,7 +380,7 @@ def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
 
 def _has_topk(learner: Learner, micro: MicroBatch) -> bool:
     """Whether the teacher sent enough of its own top tokens, at the temperature diagnosed."""
-    ids = micro.at.teacher_topk
+    ids = micro.tokens.teacher_topk
     wide = ids is not None and ids.shape[1] >= learner.diagnostics_k
     return wide and learner.teacher_temperature == 1.0
 
@@ -387,16 +389,17 @@ def _truncated(
     learner: Learner, micro: MicroBatch, student: Tensor, index: Tensor
 ) -> dict[str, diagnostics.Measure]:
     """Measures from the teacher's top k, and from its exact entropies where it sent them."""
-    assert micro.at.teacher_topk is not None
+    assert micro.tokens.teacher_topk is not None
     assert micro.teacher_topk_logp is not None
     k = learner.diagnostics_k
     logp_best, ids_best = top(student, k)
-    teacher = diagnostics.Tops(micro.at.teacher_topk[index, :k], micro.teacher_topk_logp[index, :k])
+    teacher_ids = micro.tokens.teacher_topk[index, :k]
+    teacher = diagnostics.Tops(teacher_ids, micro.teacher_topk_logp[index, :k])
     values = diagnostics.topk_metrics(diagnostics.Tops(ids_best, logp_best), teacher)
     entropy = diagnostics.entropy(student)
     values["diag/student_entropy"] = diagnostics.everywhere(entropy)
-    if micro.at.teacher_entropy is not None:
-        theirs = micro.at.teacher_entropy[index]
+    if micro.tokens.teacher_entropy is not None:
+        theirs = micro.tokens.teacher_entropy[index]
         values["diag/teacher_entropy"] = diagnostics.everywhere(theirs)
         values["diag/entropy_gap_abs"] = diagnostics.everywhere((theirs - entropy).abs())
     return values

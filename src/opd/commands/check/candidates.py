@@ -13,7 +13,7 @@ import transformers
 from opd.config import LocalTeacher, Run, ServerTeacher
 from opd.data.prompts import PromptSet, load_prompts
 from opd.errors import UserError
-from opd.models.lm import LM, context_of
+from opd.models.lm import LM, context_length_of
 from opd.models.tokenizers import eos_ids, load_tokenizer
 from opd.recipes.check import compatibility
 from opd.recipes.check.compatibility import Point
@@ -149,7 +149,7 @@ def _shape(path: str, revision: str | None, key: str) -> tuple[int, int | None]:
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{key}={path}: its configuration cannot be read: {first}") from None
-    return int(found.vocab_size), context_of(found)
+    return int(found.vocab_size), context_length_of(found)
 
 
 def _generation(path: str, revision: str | None) -> transformers.GenerationConfig | None:

@@ -11,7 +11,7 @@ import torch
 from opd import rng
 from opd.commands.check.candidates import Candidate
 from opd.config import Run
-from opd.core.batch import align
+from opd.core.batch import Batch
 from opd.data.prompts import PromptSet
 from opd.models.lm import LM
 from opd.models.tokenizers import make_decoder
@@ -80,7 +80,7 @@ class Timer:
         scoring = cost.timed(
             lambda: scores.extend(ask(self.source, cfg, self.objective, 0, rollouts, None))
         )
-        batch = align(rollouts, scores)
+        batch = Batch(rollouts, scores)
         updating = cost.timed(lambda: update(self.learner, batch, 0))
         share = count / cfg.train.prompts_per_step
         return StepTime(sampling, scoring, updating, batch.num_tokens, share)

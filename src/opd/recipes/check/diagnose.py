@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from opd.core import diagnostics
-from opd.core.batch import pad_rows
+from opd.core.batch import pad_rows, predicting_positions
 from opd.core.chunked import chunk_slices
 from opd.core.diagnostics import Measure
-from opd.core.distributions import DenseView
+from opd.core.distributions import DenseDistribution
 from opd.core.microbatches import token_batches
 from opd.models.lm import LM
 from opd.types import Rollout
@@ -69,12 +69,17 @@ def diagnose(
         for lm in (writer, reader):
             hidden = lm.hidden(ids.to(lm.device))
             states.append(
-                torch.cat([hidden[row, _span(rollouts[i])] for row, i in enumerate(part)])
+                torch.cat(
+                    [
+                        hidden[row, predicting_positions(len(r.prompt.ids), len(r))]
+                        for row, r in enumerate(rollouts[i] for i in part)
+                    ]
+                )
             )
         targets = torch.cat([torch.from_numpy(rollouts[i].ids).long() for i in part])
         for chunk in chunk_slices(len(targets), writer.vocab):
-            p = DenseView(writer.head.full(states[0][chunk])).log_probs()
-            q = DenseView(reader.head.full(states[1][chunk])).log_probs().to(p.device)
+            p = DenseDistribution(writer.head.full(states[0][chunk])).log_probs()
+            q = DenseDistribution(reader.head.full(states[1][chunk])).log_probs().to(p.device)
             found = diagnostics.diagnose(
                 p, q, k=min(k, writer.vocab), targets=targets[chunk].to(p.device)
             )
@@ -98,12 +103,6 @@ def of_positions(found: Sequence[dict[str, Measure]]) -> Diagnosis:
     rows = np.repeat(np.arange(len(lengths)), lengths)
     quarters = np.concatenate([np.arange(n) * QUARTERS // n for n in lengths])
     return _means(rows, quarters, len(lengths), *parts)
-
-
-def _span(rollout: Rollout) -> slice:
-    """Where the hidden states that predict a completion are: one before each of its tokens."""
-    first = len(rollout.prompt.ids) - 1
-    return slice(first, first + len(rollout))
 
 
 def _means(

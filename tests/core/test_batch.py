@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from opd.core.batch import align
+from opd.core.batch import Batch
 from opd.core.microbatches import token_batches
 from opd.types import Prompt, Rollout, Scores, Want
 
@@ -25,10 +25,10 @@ def rollout(prompt_ids, ids, k=3, index=0):
 def test_hidden_states_predict_their_tokens(make_lm):
     lm = make_lm(0)
     rows = [rollout([5, 6, 7], [10, 11]), rollout([8], [12, 13, 14, 15]), rollout([9, 9], [16])]
-    micro = align(rows, None).micro([0, 1, 2], lm.device, k=3)
+    micro = Batch(rows).microbatch([0, 1, 2], lm.device, k=3)
     states = lm.hidden(micro.input_ids)[micro.rows, micro.cols]
     logp = lm.head.full(states).log_softmax(-1)
-    got = logp.gather(1, micro.at.targets[:, None])[:, 0]
+    got = logp.gather(1, micro.tokens.targets[:, None])[:, 0]
     want = []
     for r in rows:
         whole = torch.tensor([[*r.prompt.ids, *r.ids.tolist()]])
@@ -40,20 +40,20 @@ def test_hidden_states_predict_their_tokens(make_lm):
         lm.hidden(micro.input_ids)[micro.rows, micro.cols - 1 + (micro.cols == 0)]
     )
     assert not torch.allclose(
-        shifted.log_softmax(-1).gather(1, micro.at.targets[:, None])[:, 0], got
+        shifted.log_softmax(-1).gather(1, micro.tokens.targets[:, None])[:, 0], got
     )
 
 
 def test_layout_by_hand():
     rows = [rollout([5, 6, 7], [10, 11]), rollout([8], [12, 13, 14])]
-    micro = align(rows, None).micro([0, 1], torch.device("cpu"), k=2)
+    micro = Batch(rows).microbatch([0, 1], torch.device("cpu"), k=2)
     assert micro.input_ids.tolist() == [[5, 6, 7, 10], [8, 12, 13, 0]]
     assert micro.rows.tolist() == [0, 0, 1, 1, 1]
     assert micro.cols.tolist() == [2, 3, 0, 1, 2]
-    assert micro.at.targets.tolist() == [10, 11, 12, 13, 14]
-    assert micro.at.position.tolist() == [0, 1, 0, 1, 2]
+    assert micro.tokens.targets.tolist() == [10, 11, 12, 13, 14]
+    assert micro.tokens.position.tolist() == [0, 1, 0, 1, 2]
     assert micro.length.tolist() == [2, 2, 3, 3, 3]
-    assert micro.at.student_topk.shape == (5, 2)
+    assert micro.tokens.student_topk.shape == (5, 2)
 
 
 def test_full_positions_find_their_rows(make_lm, make_prompts):
@@ -66,10 +66,10 @@ def test_full_positions_find_their_rows(make_lm, make_prompts):
     )
     positions = [np.arange(len(r))[::2] for r in rollouts]
     scores = LocalTeacher(lm).score(rollouts, Want(full=positions))
-    micro = align(rollouts, scores).micro(range(len(rollouts)), lm.device, k=3)
+    micro = Batch(rollouts, scores).microbatch(range(len(rollouts)), lm.device, k=3)
     states = lm.hidden(micro.input_ids)[micro.rows, micro.cols]
-    torch.testing.assert_close(states[micro.full], micro.full_hidden)
-    assert micro.at.position[micro.full].tolist() == np.concatenate(positions).tolist()
+    torch.testing.assert_close(states[micro.diagnosed], micro.teacher_hidden)
+    assert micro.tokens.position[micro.diagnosed].tolist() == np.concatenate(positions).tolist()
 
 
 @pytest.mark.parametrize(
@@ -81,14 +81,14 @@ def test_full_positions_find_their_rows(make_lm, make_prompts):
 )
 def test_scores_that_do_not_fit_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
-        align([rollout([5], [10, 11])], [bad])
+        Batch([rollout([5], [10, 11])], [bad])
 
 
 def test_every_rollout_is_in_exactly_one_micro_batch():
     rows = [rollout([5] * p, list(range(3, 3 + t))) for p, t in ((3, 4), (9, 0), (1, 8), (2, 2))]
-    parts = align(rows, None).split(12)
+    parts = Batch(rows).split(12)
     assert sorted(i for part in parts for i in part) == [0, 2, 3]  # the empty one trains nothing
-    assert align(rows, None).num_tokens == 14
+    assert Batch(rows).num_tokens == 14
 
 
 def test_token_batches_keep_the_budget_unless_one_row_exceeds_it():
@@ -110,9 +110,11 @@ def test_every_tensor_goes_to_the_device_that_is_asked_for(make_lm, make_prompts
     full = [np.arange(len(r)) for r in rollouts]
     want = Objective(support="union", k=3).want._replace(full=full)
     scores = LocalTeacher(lm).score(rollouts, want)
-    micro = align(rollouts, scores).micro([0, 1], torch.device("meta"), k=3)
+    micro = Batch(rollouts, scores).microbatch([0, 1], torch.device("meta"), k=3)
     tensors = [
-        v for v in (*micro.at, micro.input_ids, micro.rows, micro.full_hidden) if v is not None
+        v
+        for v in (*micro.tokens, micro.input_ids, micro.rows, micro.teacher_hidden)
+        if v is not None
     ]
     tensors += [x for pair in micro.teacher.known for x in pair]
     assert len(tensors) > 10
