@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from opd.reports.alarms import Alarm, alarms, phases
 from opd.run import evals, rollouts, token_texts
 from opd.run.env import package_versions
 from opd.run.jsonl import json_restore, read_jsonl
-from opd.run.lock import LOCK
+from opd.run.lock import is_locked
 from opd.types import Graded
 
 Floats = NDArray[np.float64]
@@ -216,21 +215,9 @@ def read_run(path: str | Path) -> RunData:
         kept=kept,
         evals=_evals(path / "eval", config, kept, gaps),
         tokens=tokens,
-        alive=is_alive(path),
+        alive=is_locked(path),
         gaps=gaps,
     )
-
-
-def is_alive(path: Path) -> bool:
-    """Whether a process holds the run's lock."""
-    try:
-        with (path / LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
 
 
 def _object(path: Path, name: str) -> dict[str, Any]:

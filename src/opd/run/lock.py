@@ -1,65 +1,72 @@
-"""One writer a run folder: a lock the kernel gives up when its holder dies, however it dies."""
+"""One writer per run folder: a lock that the kernel frees when its holder dies, however it dies."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
 import socket
 from pathlib import Path
 
+import filelock
+
 from opd.errors import UserError
 
 log = logging.getLogger(__name__)
 
 LOCK = "run.lock"
+WAIT = 0.2  # seconds: `is_locked` in another process holds the lock for a moment
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Lock:
     """Holds `run.lock` of a folder until `release` or death; the file itself stays.
 
-    The kernel's lock decides, so a holder killed at any moment leaves nothing stale and ids that
-    repeat do no harm; the process id in the file is for the message alone.
+    A holder killed at any moment leaves nothing stale, and process ids that repeat do no harm: the
+    id in the file is for the message alone.
 
     Raises:
         UserError: when another process, or this one, already writes the folder.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / LOCK
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        path = folder / LOCK
+        # A soft lock, the file's mere existence, would outlive its holder.
+        self._lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(self._fd)
-            os.close(self._fd)
+            self._lock.acquire(timeout=WAIT, poll_interval=0.01)
+        except filelock.Timeout:
             raise UserError(
-                f"Another run is writing {folder}{holder}. Wait for it or stop it, or set "
+                f"Another run is writing {folder}{_holder(path)}. Wait for it or stop it, or set "
                 "output.dir to another folder."
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
-                os.close(self._fd)
                 raise
             log.warning(
                 "The file system of %s has no locks: make sure that only one run writes there.",
                 folder,
             )
-        text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, text, 0)
+        path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
 
     def release(self) -> None:
         """Let others write."""
-        os.close(self._fd)
+        self._lock.release()
 
 
-def _holder(fd: int) -> str:
+def is_locked(folder: Path) -> bool:
+    """Whether a process writes the folder; changes nothing, and needs only to read."""
     try:
-        found = json.loads(os.pread(fd, 4096, 0))
-        return f" (process {found['pid']} on {found['host']})"
+        with (folder / LOCK).open("rb") as file:  # closing it gives up a lock that was free
+            return not filelock.lock_descriptor(file.fileno(), blocking=False)
+    except OSError:
+        return False
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_bytes())
+        return f" (process {holder['pid']} on {holder['host']})"
     except (ValueError, KeyError, TypeError):
         return ""
