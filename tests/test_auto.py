@@ -12,7 +12,7 @@ from transformers import Qwen3ForCausalLM
 from opd import config
 from opd.commands import auto
 from opd.commands.check import output
-from opd.commands.check.run import LEAST_PROMPTS
+from opd.commands.check.rounds import MIN_PROMPTS
 from opd.commands.train import run_train
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
@@ -58,18 +58,18 @@ def test_a_stranger_gets_a_cold_start(tmp_path, stranger):
 def test_the_check_writes_little_of_what_the_run_will(tmp_path, monkeypatch):
     """A share of the run's tokens, no timed step, and never too few prompts for a verdict."""
     seen, step = [], monkeypatch.setattr
-    step("opd.commands.check.run._cost", lambda *_: pytest.fail("timed a step"))
+    step("opd.commands.check.run._measure_cost", lambda *_: pytest.fail("timed a step"))
     found = auto.check
     step(auto, "check", lambda *a, **k: seen.append(found(*a, **k)) or seen[-1])
     for steps in (1, 400):
         train = {"steps": steps, "prompts_per_step": 16}
         given = settings(tmp_path, train=train, check={"prompts": 256})
         auto.prepare(given, resume=False, console=QUIET)
-    few, many = (len(one.own.prompts) for one in seen)
-    assert few == LEAST_PROMPTS < many < 256
-    own, side = seen[-1].own, seen[-1].found[0].against
+    few, many = (len(one.student.prompts) for one in seen)
+    assert few == MIN_PROMPTS < many < 256
+    own, side = seen[-1].student, seen[-1].best.side
     length = sum(map(len, own.rollouts)) / len(own.rollouts)
-    each = (own.written + side.written) / many
+    each = (own.tokens + side.tokens) / many
     assert each > 6 * length  # four answers, two of the teacher, and continuations of both
     planned = auto.SHARE * 400 * 16 * given.rollout.n * length
     assert many * each == pytest.approx(planned, rel=0.1)  # later rounds differ a little
@@ -109,7 +109,7 @@ def test_a_dont_is_not_believed_on_few_prompts(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match="check says don't"):
         auto.prepare(given, resume=False, console=QUIET)
-    assert [len(one.own.prompts) for one in seen] == [LEAST_PROMPTS, 48]
+    assert [len(one.student.prompts) for one in seen] == [MIN_PROMPTS, 48]
 
 
 def test_a_resumed_run_takes_what_was_decided(tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ def test_a_resumed_run_takes_what_was_decided(tmp_path, monkeypatch):
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert stored["alarms"]["action"] == "act"
     assert (tmp_path / "run" / "check.json").exists()
-    monkeypatch.setattr(output, "keep", None)  # a second check would stumble over this
+    monkeypatch.setattr(output, "save_record", None)  # a second check would stumble over this
     monkeypatch.setattr(auto, "check", None)
     given = settings(tmp_path, train=stored["train"] | {"steps": 2})
     summary = run_train(given, resume=True, style="quiet")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from opd import config
@@ -39,67 +41,84 @@ def file(tmp_path):
     return tmp_path / "run.yaml"
 
 
-def hashes(folder):
-    return {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 def test_the_shipped_pair_is_a_go_and_left_as_it_was(file, capsys):
-    checked = run_check(write(file), ())
-    assert checked.found[0].verdict == "go"
-    assert len(checked.own.prompts) == 32  # check.prompts, whatever the rounds
-    said = capsys.readouterr().out
-    assert "GO" in said
-    for part in ("Why", "Handshake", "By quarter", "Cost of 80 steps", "This check took"):
-        assert part in said
+    before = [contents(PAIR / name) for name in ("student", "teacher")]
+    result = run_check(write(file), ())
+    assert result.best.verdict == "go"
+    assert len(result.student.prompts) == 32  # check.prompts, whatever the rounds
+    text = capsys.readouterr().out
+    assert "Go: nothing stands against this run." in text
+    assert "The teacher is more accurate than the student" in text
+    for part in ("Compatibility", "By quarter", "Cost of 80 steps", "This check took"):
+        assert part in text
     record = json.loads(check_record(file.parent / "run").read_text())
     assert record["verdict"] == "go"
-    numbers = record["numbers"]
-    assert numbers["gap"]["low"] > 0.5
+    assert record["numbers"]["gap"]["low"] > 0.5
     assert record["plan"]["seconds"] > 0
     assert record["plan"]["steps"] == 80
     assert (file.parent / "run.checked.html").exists()
     assert not (file.parent / "run").exists()
+    assert [contents(PAIR / name) for name in ("student", "teacher")] == before
 
 
 def test_a_timed_step_changes_no_weight(tmp_path):
-    from opd.commands.check.candidates import candidate
-    from opd.commands.check.timing import Timer
+    from opd.commands.check.candidates import load_candidate
+    from opd.commands.check.timing import StepTimer
     from opd.run.console import Console
     from opd.setup.session import load_training_prompts
 
     cfg = config.load(write(tmp_path / "run.yaml"))
-    who = candidate(cfg, "teacher", None, tmp_path)
-    before = {n: p.detach().clone() for n, p in who.pair.student.parameters().items()}
-    timer = Timer(who, load_training_prompts(cfg, who.pair, Console("quiet")), tmp_path)
+    candidate = load_candidate(cfg, "teacher", None, tmp_path)
+    student = candidate.pair.student
+    before = {n: p.detach().clone() for n, p in student.parameters().items()}
+    prompts = load_training_prompts(cfg, candidate.pair, Console("quiet"))
+    timer = StepTimer(candidate, prompts, tmp_path)
     step = timer.step(4)
     assert step.tokens > 0
-    assert step.share == 4 / cfg.train.prompts_per_step
-    assert all(torch.equal(p, before[n]) for n, p in who.pair.student.parameters().items())
+    assert step.fraction == 4 / cfg.train.prompts_per_step
+    assert all(torch.equal(p, before[n]) for n, p in student.parameters().items())
 
 
-def test_the_reverse_is_a_dont_that_names_the_past(file):
+def test_the_reverse_is_a_no_go_that_names_the_base_model(file):
     path = write(file, student={"model": TEACHER}, teacher={"model": STUDENT})
-    checked = run_check(path, (f"check.origin={STUDENT}",))
-    best = checked.found[0]
+    result = run_check(path, (f"check.origin={STUDENT}",))
+    best = result.best
     assert best.verdict == "don't"
     texts = [r.text for r in best.reasons]
-    assert "The teacher is worse than the student: training would lead down" in texts
-    assert "The teacher is the student's past again: training would undo gains" in texts
+    assert "The teacher is less accurate than the student: training would lower accuracy" in texts
+    assert "The teacher is the student's base model again: training would undo gains" in texts
     assert CliRunner().invoke(app, ["check", str(path)]).exit_code == 1
 
 
-def test_several_teachers_are_ranked_on_the_same_rollouts(file):
-    teachers = [{"model": STUDENT}, {"model": TEACHER}]
-    checked = run_check(write(file, teacher=teachers), ())
-    assert [f.who.label for f in checked.found] == ["teacher", "student"]
-    assert [f.verdict for f in checked.found] == ["go", "don't"]
-    same = next(p for p in checked.found[1].who.points if p.what == "same")
+def test_several_teachers_are_ranked_on_the_same_rollouts(file, tmp_path):
+    worse = tmp_path / "worse"
+    shutil.copytree(PAIR / "teacher", worse)
+    model = AutoModelForCausalLM.from_pretrained(worse)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(0.9)
+    model.save_pretrained(worse)
+    models = [STUDENT, str(worse), TEACHER]
+    result = run_check(write(file, teacher=[{"model": m} for m in models]), ())
+    assert [t.candidate.label for t in result.teachers] == ["teacher", "worse", "student"]
+    assert [t.verdict for t in result.teachers[::2]] == ["go", "don't"]
+    for label, teacher in (("teacher", TEACHER), ("worse", str(worse))):
+        alone = run_check(write(file, teacher={"model": teacher}), ())
+        for ours, theirs in zip(alone.student.rollouts, result.student.rollouts, strict=True):
+            assert ours.ids.tolist() == theirs.ids.tolist()
+        side = next(t.side for t in result.teachers if t.candidate.label == label)
+        np.testing.assert_array_equal(side.reward, alone.best.side.reward)
+    same = next(f for f in result.teachers[2].candidate.findings if f.topic == "same")
     assert same.level == "failure"  # the student itself has nothing to teach
     with pytest.raises(UserError, match="opd check"):
-        config.load(file)
+        config.load(write(file, teacher=[{"model": m} for m in models]))
 
 
-def test_training_takes_in_what_the_check_said(file):
+def test_training_adopts_the_record_of_its_check(file):
     run_check(write(file, train__steps=1, eval=[]), ())
     result = CliRunner().invoke(app, ["train", str(file), "--quiet"])
     assert result.exit_code == 0
@@ -113,73 +132,73 @@ def test_training_takes_in_what_the_check_said(file):
     assert not (file.parent / "other" / "check.json").exists()
 
 
-def test_without_answers_what_is_lost_is_said(file, tmp_path):
+def test_without_answers_the_limitation_is_named(file, tmp_path):
     blind = tmp_path / "blind.jsonl"
     rows = [{"problem": f"sum owl fox {a}"} for a in ("bee", "cat", "dog", "elk", "gnu", "hen")]
     blind.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    checked = run_check(write(file, prompts={"path": str(blind)}, eval=[]), ())
-    assert checked.found[0].prospect.change is None
-    assert checked.found[0].verdict == "go with changes"
-    assert "No prompt has an answer" in checked.lost[0]
-    told = run_check(write(file, prompts={"path": str(blind)}), ())
-    assert "those of sum are used instead" in told.lost[0]
-    assert told.found[0].verdict == "go"
+    result = run_check(write(file, prompts={"path": str(blind)}, eval=[]), ())
+    assert result.best.forecast.change is None
+    assert result.best.verdict == "go with changes"
+    assert "No prompt has an answer" in result.limitations[0]
+    graded = run_check(write(file, prompts={"path": str(blind)}), ())
+    assert "those of sum are used instead" in graded.limitations[0]
+    assert graded.best.verdict == "go"
 
 
 def test_a_grader_that_never_matches_is_suspected_first(file, tmp_path, capsys):
     wrong = tmp_path / "wrong.jsonl"
     rows = [{"problem": f"sum owl fox {a}", "answer": "42"} for a in ("bee", "cat", "dog", "elk")]
     wrong.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    checked = run_check(write(file, prompts={"path": str(wrong), "grader": "exact"}, eval=[]), ())
-    assert checked.found[0].verdict == "don't"
-    assert "suspect the grader or the template" in checked.found[0].reasons[0].text
-    assert len(checked.examples) == 2
-    assert checked.examples[0]["answer"] == "42"
+    result = run_check(write(file, prompts={"path": str(wrong), "grader": "exact"}, eval=[]), ())
+    assert result.best.verdict == "don't"
+    assert "suspect the grader or the template" in result.best.reasons[0].text
+    assert len(result.examples) == 2
+    assert result.examples[0]["answer"] == "42"
     assert "42" in capsys.readouterr().out
 
 
 def test_advice_is_applied_to_a_copy_that_validates(file, tmp_path):
     out = tmp_path / "better.yaml"
     path = write(file, rollout__max_new_tokens=6)  # every rollout is cut off
-    checked = run_check(path, (), apply=out)
-    assert any("cut off" in a.text for a in checked.found[0].advice)
+    result = run_check(path, (), apply=out)
+    assert any("cut off" in a.text for a in result.best.advice)
     assert config.load(out).rollout.max_new_tokens == 12
     assert config.load(path).rollout.max_new_tokens == 6
     with pytest.raises(UserError, match="exists"):
         run_check(path, (), apply=out)
 
 
-def test_a_teacher_of_another_tokenizer_fails_the_handshake(file, tmp_path):
+def test_a_teacher_with_another_tokenizer_is_incompatible(file, tmp_path):
     from conftest import tiny_model, tiny_tokenizer
 
     other = tmp_path / "other"
     tiny_model(0, dtype=torch.float32).save_pretrained(other)
     tiny_tokenizer().save_pretrained(other)
-    checked = run_check(write(file, teacher={"model": str(other)}), ())
-    assert checked.found[0].verdict == "don't"
-    assert "tokens differ" in checked.found[0].reasons[0].text
-    assert "same family" in checked.found[0].reasons[0].evidence
+    result = run_check(write(file, teacher={"model": str(other)}), ())
+    assert result.best.verdict == "don't"
+    assert "tokens differ" in result.best.reasons[0].text
+    assert "same family" in result.best.reasons[0].evidence
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"teacher": None, "loss": {"terms": {"outcome_weight": 1.0}}}, "teacher is null"),
         ({"teacher": []}, "empty list"),
-        ({"teacher": {"url": "http://127.0.0.1:9", "model": "m"}}, "teacher"),
+        ({"teacher": {"url": "http://127.0.0.1:9", "model": "m"}}, "teacher.url=http://127.0.0.1"),
         ({"check__prompt": 3}, "check.prompts"),
     ],
 )
-def test_mistakes_are_told_in_a_line(file, changes, told):
+def test_a_mistake_is_an_error_that_names_the_key(file, changes, message):
     result = CliRunner().invoke(app, ["check", str(write(file, **changes))])
     assert isinstance(result.exception, UserError)
-    assert told in str(result.exception)
+    assert message in str(result.exception)
 
 
 def test_the_budget_ends_the_rounds(file):
     short = run_check(write(file, check={"prompts": 256}), (), budget=1.0)
-    assert len(short.own.prompts) < 256
-    assert np.isfinite(short.found[0].numbers["gap"].low)
+    assert len(short.student.prompts) < 256
+    assert np.isfinite(short.best.features["gap"].low)
 
 
 def test_json_is_the_record(file):

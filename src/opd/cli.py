@@ -145,8 +145,8 @@ def check(
         return
     from opd.commands.check import run_check
 
-    checked = run_check(file, overrides or (), budget=budget, apply=apply, json_lines=json_lines)
-    if checked.found[0].verdict == "don't":
+    result = run_check(file, overrides or (), budget=budget, apply=apply, json_lines=json_lines)
+    if result.best.verdict == "don't":
         raise typer.Exit(1)
 
 

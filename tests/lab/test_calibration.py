@@ -66,7 +66,11 @@ def made(share, teacher, student=0.2, keep=0.3):
     """An outcome that obeys the formula exactly."""
     after = share * teacher + (1 - share) * keep * student
     distance = -float(np.log(share / (1 - share)))
-    probe = {"taught": teacher, "student_accuracy": student, "log_distance": distance}
+    probe = {
+        "weighted_teacher_accuracy": teacher,
+        "student_accuracy": student,
+        "log_distance": distance,
+    }
     pair = Pair("chain", "base", f"t{share}{teacher}", 0, 4)
     estimates = {n: Estimate(v, v - 0.01, v + 0.01, 9) for n, v in probe.items()}
     return Outcome(pair, estimates, student, after, teacher, 1.0)
@@ -76,7 +80,7 @@ def test_the_fit_finds_the_formula_that_made_the_outcomes():
     found = [made(s, t) for s in (0.1, 0.3, 0.5, 0.7, 0.9) for t in (0.1, 0.5, 0.9)]
     model = fit(found, ["log_distance"])
     for o in found:  # nearly: the ridge pulls the weight down a little
-        assert model.after(values(o)) == pytest.approx(o.after, abs=0.03)
+        assert model.accuracy_after(values(o)) == pytest.approx(o.after, abs=0.03)
     assert model.terms[0].weight < -1
 
 

@@ -13,16 +13,24 @@ from opd.core.batch import Batch
 from opd.core.distributions import DenseDistribution
 from opd.data.graders import Grader
 from opd.recipes.check.diagnose import QUARTERS, diagnose
-from opd.recipes.check.features import TILT, by_quarter, features, tilted
+from opd.recipes.check.features import (
+    DEFINITIONS,
+    LIKELIHOOD_EXPONENT,
+    TILT,
+    compute_features,
+    quarter_means,
+    tilted_accuracy,
+    weighted_accuracy,
+)
 from opd.recipes.check.probe import (
     DEPTHS,
     TAIL,
-    Player,
-    Rules,
-    play_server,
-    play_student,
-    play_teacher,
-    prefix,
+    ProbeConfig,
+    ProbeModel,
+    prefix_prompt,
+    probe_server,
+    probe_student,
+    probe_teacher,
 )
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
@@ -42,20 +50,26 @@ def words(ids):
 
 
 @pytest.fixture
-def rules():
+def probe_config():
     with Grader("exact") as grader:
-        yield Rules(Decoding(12), words, grader, n=3, m=2, k=4, tokens=64)
+        yield ProbeConfig(Decoding(12), words, grader, n=3, m=2, k=4, tokens_per_batch=64)
 
 
 def answered(prompts):
     return [replace(p, answer=f"w{3 + i % 4}") for i, p in enumerate(prompts)]
 
 
+def probe(student, teacher, prompts, config):
+    """Both sides of one round."""
+    side = probe_student(student, prompts, config)
+    return side, probe_teacher(teacher, student, side, config)
+
+
 def test_diagnosis_is_that_of_a_training_step(pair, make_prompts):
     student, teacher = pair
     sampler = HFSampler(student, Decoding(12), stop=STOP, capture=4)
     rollouts = sampler.sample(make_prompts(3, 6, 4, 5), n=2, key=(0,))
-    found = diagnose(student, teacher, rollouts, k=4, tokens=40)
+    found = diagnose(student, teacher, rollouts, k=4, tokens_per_batch=40)
     want = Want(sampled=True, full=[np.arange(len(r)) for r in rollouts])
     for i, rollout in enumerate(rollouts):
         micro = Batch([rollout], LocalTeacher(teacher).score([rollout], want._replace(
@@ -73,35 +87,32 @@ def test_diagnosis_is_that_of_a_training_step(pair, make_prompts):
 def test_quarters_average_to_the_whole(pair, make_prompts):
     sampler = HFSampler(pair[0], Decoding(16), stop=frozenset(), capture=4)
     rollouts = sampler.sample(make_prompts(3, 5), n=2, key=(0,))
-    found = diagnose(*pair, rollouts, k=4, tokens=64)
+    found = diagnose(*pair, rollouts, k=4, tokens_per_batch=64)
     kl = "diag/reverse_kl"
     assert found.quarter[kl].shape == (4, QUARTERS)
     assert found.quarter[kl].mean(1) == pytest.approx(found.mean[kl], abs=EXACT)
-    assert by_quarter(found, kl) == pytest.approx(found.quarter[kl].mean(0), abs=EXACT)
+    assert quarter_means(found, kl) == pytest.approx(found.quarter[kl].mean(0), abs=EXACT)
 
 
-def test_the_same_model_is_at_no_distance_from_itself(pair, make_prompts, rules):
-    player = Player(pair[0], STOP)
-    own = play_student(player, answered(make_prompts(3, 6, 4)), rules)
-    numbers = features(own, play_teacher(player, player, own, rules))
+def test_the_same_model_is_at_no_distance_from_itself(pair, make_prompts, probe_config):
+    model = ProbeModel(pair[0], STOP)
+    sides = probe(model, model, answered(make_prompts(3, 6, 4)), probe_config)
+    numbers = compute_features(*sides)
     assert numbers["distance"].value == pytest.approx(0.0, abs=EXACT)
     assert numbers["overlap_ratio"].value == 1.0
-    assert numbers["reach"].value == pytest.approx(0.0, abs=1e-5)  # float32 log-probs of sampler
+    # the sampler's log-probs are float32
+    assert numbers["max_reward"].value == pytest.approx(0.0, abs=1e-5)
     assert numbers["continuation_gain"].value == 0.0
     assert numbers["tilt_gain"].value == pytest.approx(0.0, abs=1e-5)
 
 
-def test_rounds_add_up_to_one_probe(pair, make_prompts, rules):
-    student, teacher = (Player(lm, STOP) for lm in pair)
+def test_rounds_add_up_to_one_probe(pair, make_prompts, probe_config):
+    student, teacher = (ProbeModel(lm, STOP) for lm in pair)
     prompts = answered(make_prompts(3, 6, 4, 5, 7))
-    whole = play_student(student, prompts, rules)
-    parts = [play_student(student, prompts[:2], rules), play_student(student, prompts[2:], rules)]
-    own = parts[0] + parts[1]
-    against = [play_teacher(teacher, student, part, rules) for part in parts]
-    once, twice = (
-        features(whole, play_teacher(teacher, student, whole, rules)),
-        features(own, against[0] + against[1]),
-    )
+    once = compute_features(*probe(student, teacher, prompts, probe_config))
+    assert once.keys() == DEFINITIONS.keys()
+    rounds = [probe(student, teacher, part, probe_config) for part in (prompts[:2], prompts[2:])]
+    twice = compute_features(rounds[0][0] + rounds[1][0], rounds[0][1] + rounds[1][1])
     assert once.keys() == twice.keys()
     for name, estimate in once.items():
         assert twice[name].value == pytest.approx(estimate.value, abs=1e-6, nan_ok=True), name
@@ -111,43 +122,49 @@ def test_rounds_add_up_to_one_probe(pair, make_prompts, rules):
 def test_a_prefix_never_holds_the_last_tokens(pair, make_prompts, depth):
     sampler = HFSampler(pair[0], Decoding(9), stop=STOP, capture=1)
     for rollout in sampler.sample(make_prompts(3, 6, 4), n=4, key=(0,)):
-        started = prefix(rollout, depth)
+        started = prefix_prompt(rollout, depth)
         given = len(started.ids) - len(rollout.prompt.ids)
         assert 0 <= given <= max(0, len(rollout) - TAIL)
         assert given <= depth * len(rollout)
         assert list(started.ids[len(rollout.prompt.ids) :]) == rollout.ids[:given].tolist()
 
 
-def test_continuations_are_graded_with_what_came_before(pair, make_prompts):
-    """A student that goes on from its own prefix writes the very rollout it had begun."""
+def test_a_greedy_student_continues_its_own_prefix_to_the_same_answer(pair, make_prompts):
+    stop = frozenset({20, 30})  # ends two of the four greedy rollouts
+    sampler = HFSampler(pair[0], Decoding(12, temperature=0.0), stop=stop, capture=1)
+    rollouts = sampler.sample(make_prompts(3, 6, 4, 5), n=1, key=(0,))
+    assert {r.finish for r in rollouts} == {"stop", "length"}
+    prompts = [replace(r.prompt, answer=words(r.ids).split()[-1]) for r in rollouts]
     with Grader("exact") as grader:
-        rules = Rules(Decoding(12, temperature=0.0), words, grader, n=1, m=1, k=4)
-        player = Player(pair[0], STOP)
-        prompts = make_prompts(3, 6, 4)
-        greedy = HFSampler(pair[0], rules.decoding, stop=STOP, capture=1).sample(
-            prompts, n=1, key=(0,)
-        )
-        whole = [replace(p, answer=words(r.ids.tolist())) for p, r in zip(prompts, greedy)]  # noqa: B905
-        own = play_student(player, whole, rules)
-    assert own.correct is not None
-    assert own.correct.all()
+        config = ProbeConfig(sampler.decoding, words, grader, n=1, m=1, k=4)
+        side = probe_student(ProbeModel(pair[0], stop), prompts, config)
+    assert side.correct.all()
+    for row, rollout in enumerate(rollouts):
+        for column, depth in enumerate(DEPTHS):
+            started = prefix_prompt(rollout, depth)
+            (rest,) = sampler.sample([started], n=1, key=(1,))
+            right = words(rest.ids).split()[-1] == prompts[row].answer
+            assert side.continued[row, column] == right
+            if rollout.finish == "stop":
+                given = len(started.ids) - len(rollout.prompt.ids)
+                assert rest.ids.tolist() == rollout.ids[given:].tolist()
+                assert right
 
 
-def test_without_answers_only_likeness_is_known(pair, make_prompts, rules):
-    blind = replace(rules, grader=None)
-    student, teacher = (Player(lm, STOP) for lm in pair)
-    own = play_student(student, make_prompts(3, 6, 4), blind)
-    numbers = features(own, play_teacher(teacher, student, own, blind))
-    assert {"reverse_kl", "distance", "reach"} <= numbers.keys()
+def test_without_answers_only_compatibility_is_known(pair, make_prompts, probe_config):
+    blind = replace(probe_config, grader=None)
+    student, teacher = (ProbeModel(lm, STOP) for lm in pair)
+    numbers = compute_features(*probe(student, teacher, make_prompts(3, 6, 4), blind))
+    assert {"reverse_kl", "distance", "max_reward"} <= numbers.keys()
     assert not {"gap", "continuation_gain", "auroc", "student_accuracy"} & numbers.keys()
 
 
-def test_a_server_shows_what_a_local_teacher_would(pair, make_prompts, rules):
-    student, teacher = (Player(lm, STOP) for lm in pair)
-    own = play_student(student, answered(make_prompts(3, 6, 4)), rules)
-    here = features(own, play_teacher(teacher, student, own, rules))
-    there = features(own, play_server(LocalTeacher(pair[1]), own, rules))
-    for name in ("overlap_ratio", "overlap_mass", "top1_agreement", "reach"):
+def test_a_server_shows_what_a_local_teacher_would(pair, make_prompts, probe_config):
+    student, teacher = (ProbeModel(lm, STOP) for lm in pair)
+    side, local = probe(student, teacher, answered(make_prompts(3, 6, 4)), probe_config)
+    here = compute_features(side, local)
+    there = compute_features(side, probe_server(LocalTeacher(pair[1]), side, probe_config))
+    for name in ("overlap_ratio", "overlap_mass", "top1_agreement", "max_reward"):
         assert there[name].value == pytest.approx(here[name].value, abs=1e-5), name
     assert not {"reverse_kl", "distance", "gap"} & there.keys()
 
@@ -156,14 +173,23 @@ def test_tilting_is_what_reweighting_by_hand_gives():
     correct = np.array([[1.0, 0.0], [0.0, 0.0]])
     ratio = np.array([[2.0, 0.0], [5.0, -5.0]])
     heavy = np.exp(TILT * 2.0)
-    assert tilted(correct, ratio) == pytest.approx([heavy / (heavy + 1), 0.0], abs=EXACT)
-    assert tilted(correct, np.zeros((2, 2))) == pytest.approx(correct.mean(1), abs=EXACT)
+    assert tilted_accuracy(correct, ratio) == pytest.approx([heavy / (heavy + 1), 0.0], abs=EXACT)
+    assert tilted_accuracy(correct, np.zeros((2, 2))) == pytest.approx(correct.mean(1), abs=EXACT)
 
 
-def test_intervals_are_over_prompts(pair, make_prompts, rules):
-    student, teacher = (Player(lm, STOP) for lm in pair)
-    own = play_student(student, answered(make_prompts(3, 6, 4, 5)), rules)
-    against = play_teacher(teacher, student, own, rules)
-    by_prompt = against.forward.mean["diag/reverse_kl"].reshape(4, -1).mean(1)
-    assert features(own, against)["reverse_kl"] == stats.mean(by_prompt)
+def test_a_weighted_accuracy_is_a_weighted_mean_over_all_samples():
+    correct = np.array([[1.0, 0.0], [1.0, 1.0]])
+    reward = np.array([[-0.5, -0.1], [-0.9, -0.3]])
+    weights = np.exp(LIKELIHOOD_EXPONENT * reward)
+    expected = (weights * correct).sum() / weights.sum()
+    assert weighted_accuracy(correct, reward).mean() == pytest.approx(expected, abs=EXACT)
+    plain = weighted_accuracy(correct, np.full((2, 2), -2.0))
+    assert plain == pytest.approx(correct.mean(1), abs=EXACT)
+
+
+def test_intervals_are_over_prompts(pair, make_prompts, probe_config):
+    student, teacher = (ProbeModel(lm, STOP) for lm in pair)
+    sides = probe(student, teacher, answered(make_prompts(3, 6, 4, 5)), probe_config)
+    by_prompt = sides[1].on_student.mean["diag/reverse_kl"].reshape(4, -1).mean(1)
+    assert compute_features(*sides)["reverse_kl"] == stats.mean(by_prompt)
     assert torch.is_grad_enabled()

@@ -116,17 +116,17 @@ def test_a_whole_check_is_printed_from_its_record():
     """Limitations, compatibility, quarters and cost, as `opd check` prints them."""
     teacher = {
         "name": "teacher",
-        "handshake": [{"level": "warning", "what": "end", "message": "two", "fix": "set end"}],
+        "compatibility": [{"level": "warning", "topic": "end", "message": "two", "fix": "set end"}],
         "by_quarter": {"overlap_mass": [0.9, 0.8, None, 0.25]},
-        "prospect": {
+        "forecast": {
             "change": {"value": 0.25, "low": 0.125, "high": 0.5},
             "recovery": {"value": 0.5, "low": 0.25, "high": 0.75},
-            "outside": ["reverse KL 9"],
+            "out_of_range": ["reverse KL 9"],
         },
     }
     record = CHECK | {
         "teachers": [teacher],
-        "lost": ["No prompt has an answer."],
+        "limitations": ["No prompt has an answer."],
         "examples": [{"who": "The student", "prompt": "1+1", "answer": "2", "text": "3"}],
         "plan": {"steps": 80, "seconds": 7200.0, "memory": {"gradients": 2e9}, "check_share": 0.05},
         "seconds": 360.0,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from opd.recipes.check.forecast import MODEL, load_model
+from opd.recipes.check.forecast import MODEL_FILE, load_model
 from opd.run.console import Console
 from opd_lab.calibration import grid
 from opd_lab.calibration.fitting import fit
@@ -50,7 +50,7 @@ def calibrate(*, refit: bool, jobs: int, cache: Path, out: Path) -> None:
         first = [o for o in fitted if not o.pair.again]
         told = f"{len(first)} pairs of " + ", ".join(f"{w} (seed {s})" for w, s in FIT)
         model = fit(first, FEATURES, fitted_on=told)
-        path = Path(sys.modules["opd.recipes.check"].__path__[0]) / MODEL
+        path = Path(sys.modules["opd.recipes.check"].__path__[0]) / MODEL_FILE
         path.write_text(json.dumps(asdict(model), indent=1) + "\n", encoding="utf-8")
         console.say(f"Wrote {path}. Commit it, then run without --refit.")
         return

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import optimize
 
-from opd.recipes.check.forecast import ProspectModel, Term
+from opd.recipes.check.forecast import ForecastModel, Term
 from opd_lab.calibration.outcomes import Outcome
 
 RIDGE = 0.01  # on standardised weights: keeps a feature that says little from saying much
@@ -22,7 +22,7 @@ def values(outcome: Outcome) -> dict[str, float]:
     return {name: e.value for name, e in outcome.probe.items()}
 
 
-def fit(outcomes: Sequence[Outcome], names: Sequence[str], *, fitted_on: str = "") -> ProspectModel:
+def fit(outcomes: Sequence[Outcome], names: Sequence[str], *, fitted_on: str = "") -> ForecastModel:
     """The model whose weights foretell accuracy after training best, and how wrong it is elsewhere.
 
     Args:
@@ -38,8 +38,8 @@ def fit(outcomes: Sequence[Outcome], names: Sequence[str], *, fitted_on: str = "
             partial = _weights(inside, names) if inside else model
             for o in outcomes:
                 if kind(o) == left_out:
-                    errors.append(abs(partial.after(values(o)) - o.after))
-                    scales.append((partial.share(values(o)), _apart(partial, o)))
+                    errors.append(abs(partial.accuracy_after(values(o)) - o.after))
+                    scales.append((partial.transfer(values(o)), _apart(partial, o)))
     spread, floor, noise = _spread(np.array(errors), scales)
     return replace(model, spread=spread, floor=floor, noise=noise, fitted_on=fitted_on)
 
@@ -52,7 +52,7 @@ def _world(outcome: Outcome) -> str:
     return outcome.pair.world
 
 
-def _weights(outcomes: Sequence[Outcome], names: Sequence[str]) -> ProspectModel:
+def _weights(outcomes: Sequence[Outcome], names: Sequence[str]) -> ForecastModel:
     table = np.array([[values(o)[n] for n in names] for o in outcomes]).reshape(len(outcomes), -1)
     terms = [
         Term(n, 0.0, float(x.mean()), float(x.std()) or 1.0, float(x.min()), float(x.max()))
@@ -60,9 +60,12 @@ def _weights(outcomes: Sequence[Outcome], names: Sequence[str]) -> ProspectModel
     ]
     after = np.array([o.after for o in outcomes])
     teacher, student = (
-        np.array([values(o)[n] for o in outcomes]) for n in ("taught", "student_accuracy")
+        np.array([values(o)[n] for o in outcomes])
+        for n in ("weighted_teacher_accuracy", "student_accuracy")
     )
-    standard = np.array([[t.standard(x) for t, x in zip(terms, row, strict=True)] for row in table])
+    standard = np.array(
+        [[t.standardise(x) for t, x in zip(terms, row, strict=True)] for row in table]
+    )
     standard = standard.reshape(len(outcomes), -1)
 
     def residuals(w: np.ndarray) -> np.ndarray:
@@ -75,12 +78,12 @@ def _weights(outcomes: Sequence[Outcome], names: Sequence[str]) -> ProspectModel
     high = np.concatenate([[20.0, 1.0], np.full(len(names), 20.0)])
     found = optimize.least_squares(residuals, start, bounds=(low, high)).x
     fitted = tuple(replace(t, weight=float(w)) for t, w in zip(terms, found[2:], strict=True))
-    return ProspectModel(float(found[0]), float(found[1]), fitted, 1.0, 0.02, 0.0, "")
+    return ForecastModel(float(found[0]), float(found[1]), fitted, 1.0, 0.02, 0.0, "")
 
 
-def _apart(model: ProspectModel, outcome: Outcome) -> float:
+def _apart(model: ForecastModel, outcome: Outcome) -> float:
     v = values(outcome)
-    return abs(v["taught"] - model.keep * v["student_accuracy"])
+    return abs(v["weighted_teacher_accuracy"] - model.keep * v["student_accuracy"])
 
 
 def _spread(

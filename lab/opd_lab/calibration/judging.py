@@ -10,8 +10,8 @@ from scipy import stats as scipy_stats
 
 from opd.core import stats
 from opd.core.stats import Estimate
-from opd.recipes.check.forecast import ProspectModel, foretell
-from opd.recipes.check.verdict import ENOUGH, LITTLE, judge
+from opd.recipes.check.forecast import ForecastModel, predict
+from opd.recipes.check.verdict import NEGLIGIBLE, WORTHWHILE, judge
 from opd_lab.calibration.fitting import values
 from opd_lab.calibration.outcomes import Outcome
 
@@ -61,10 +61,10 @@ class Judgement:
         return (self.verdicts["go"] + self.verdicts["don't"]) / self.pairs
 
 
-def judgement(model: ProspectModel, outcomes: Sequence[Outcome]) -> Judgement:
+def judgement(model: ForecastModel, outcomes: Sequence[Outcome]) -> Judgement:
     """Judge a model on first runs; re-runs give the noise ceiling."""
     first = [o for o in outcomes if not o.pair.again]
-    told = [foretell(model, o.probe) for o in first]
+    told = [predict(model, o.probe) for o in first]
     changes = np.array([o.change for o in first])
     expected = np.array([p.change.value for p in told if p.change is not None])
     inside = [
@@ -73,7 +73,7 @@ def judgement(model: ProspectModel, outcomes: Sequence[Outcome]) -> Judgement:
         if p.change is not None
     ]
     roomy = [i for i, o in enumerate(first) if o.lead >= HEADROOM]
-    half = [float(first[i].recovery >= ENOUGH) for i in roomy]
+    half = [float(first[i].recovery >= WORTHWHILE) for i in roomy]
     said = [judge(p, o.probe) for p, o in zip(told, first, strict=True)]
     again = {o.pair.name.rsplit("-again", 1)[0]: o.change for o in outcomes if o.pair.again}
     twice = [(o.change, again[o.pair.name]) for o in first if o.pair.name in again]
@@ -90,9 +90,9 @@ def judgement(model: ProspectModel, outcomes: Sequence[Outcome]) -> Judgement:
         coverage_p=float(scipy_stats.binomtest(sum(inside), len(inside), 0.9).pvalue),
         error=float(np.abs(expected - changes).mean()),
         verdicts={v: said.count(v) for v in ("go", "go with changes", "don't")},
-        wrong_dont=sum(said[i] == "don't" and first[i].recovery > ENOUGH for i in roomy),
+        wrong_dont=sum(said[i] == "don't" and first[i].recovery > WORTHWHILE for i in roomy),
         wrong_go=sum(
-            v == "go" and (o.lead < HEADROOM or o.recovery < LITTLE)
+            v == "go" and (o.lead < HEADROOM or o.recovery < NEGLIGIBLE)
             for v, o in zip(said, first, strict=True)
         ),
     )
@@ -114,5 +114,5 @@ def single_feature(outcomes: Sequence[Outcome], name: str) -> tuple[float, Estim
     known = ~np.isnan(found)
     changes = np.array([o.change for o in first])
     roomy = [i for i, o in enumerate(first) if o.lead >= HEADROOM and known[i]]
-    half = [float(first[i].recovery >= ENOUGH) for i in roomy]
+    half = [float(first[i].recovery >= WORTHWHILE) for i in roomy]
     return _rank(found[known], changes[known]), stats.auroc([found[i] for i in roomy], half)

@@ -18,8 +18,8 @@ from transformers.utils import logging as transformers_logging
 from opd.core.stats import Estimate
 from opd.data.graders import make_grader
 from opd.data.prompts import load_prompts
-from opd.recipes.check.features import features
-from opd.recipes.check.probe import Player, Rules, play_student, play_teacher
+from opd.recipes.check.features import compute_features
+from opd.recipes.check.probe import ProbeConfig, ProbeModel, probe_student, probe_teacher
 from opd.samplers.hf import Decoding
 from opd_lab import zoo
 from opd_lab.calibration.grid import PREFIX, Pair
@@ -116,7 +116,7 @@ def measure(student: Path, teacher: Path, pair: Pair, cache: Path) -> dict[str, 
     path = pair.task.files(key, cache)["train"]
     prompts = load_prompts(str(path), ours.tokenizer, template=None, chat={}, max_tokens=128)
     chosen = prompts.prompts[:PROMPTS]
-    rules = Rules(
+    config = ProbeConfig(
         Decoding(pair.task.max_new_tokens),
         ours.text,
         make_grader("exact", [p.answer or "" for p in chosen]),
@@ -124,9 +124,10 @@ def measure(student: Path, teacher: Path, pair: Pair, cache: Path) -> dict[str, 
         seed=key,
     )
     with one_thread():
-        player = Player(ours.lm, ours.stop)
-        own = play_student(player, chosen, rules)
-        return features(own, play_teacher(Player(theirs.lm, theirs.stop), player, own, rules))
+        model = ProbeModel(ours.lm, ours.stop)
+        side = probe_student(model, chosen, config)
+        other = ProbeModel(theirs.lm, theirs.stop)
+        return compute_features(side, probe_teacher(other, model, side, config))
 
 
 @cached

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from opd.core.stats import Estimate
-from opd.recipes.check.forecast import ProspectModel, foretell
-from opd.recipes.check.verdict import ENOUGH, LITTLE, judge
+from opd.recipes.check.features import DEFINITIONS
+from opd.recipes.check.forecast import ForecastModel, predict
+from opd.recipes.check.verdict import NEGLIGIBLE, WORTHWHILE, judge
 from opd_lab.calibration.fitting import fit
 from opd_lab.calibration.judging import (
     HEADROOM,
@@ -32,12 +33,12 @@ BASELINES = (
     "entropy_gap",
     "overlap_advantage",
     "reverse_kl",
-    "read_mass",
-    "read_kl",
+    "offpolicy_overlap_mass",
+    "offpolicy_kl",
     "distance",
-    "taught",
-    "lead",
-    "reach",
+    "weighted_teacher_accuracy",
+    "weighted_gap",
+    "max_reward",
     "auroc",
     "tilt_gain",
 )
@@ -45,7 +46,7 @@ BASELINES = (
 
 def write_page(
     path: Path,
-    model: ProspectModel,
+    model: ForecastModel,
     fitted: Sequence[Outcome],
     held_out: Sequence[Outcome],
     facts: Mapping[str, str],
@@ -79,7 +80,9 @@ def write_page(
         _model(model),
         "## Ablation: other models, fitted and judged in the same way",
         _ablation(model, fitted, held_out),
-        "## Each number of the probe alone, on the held-out pairs",
+        "## Features",
+        _definitions(),
+        "## Each feature alone, on the held-out pairs",
         _single(held_out),
         "## Every held-out pair",
         _pairs(model, held_out),
@@ -116,7 +119,7 @@ def _targets(j: Judgement) -> str:
 _DONT = "don't"
 
 
-def _by_world(model: ProspectModel, held_out: Sequence[Outcome], worlds: Sequence[str]) -> str:
+def _by_world(model: ForecastModel, held_out: Sequence[Outcome], worlds: Sequence[str]) -> str:
     rows = [
         "| world | pairs | Spearman | continuation gain alone | AUROC | coverage | plain | error |",
         "|---|---|---|---|---|---|---|---|",
@@ -130,26 +133,27 @@ def _by_world(model: ProspectModel, held_out: Sequence[Outcome], worlds: Sequenc
     return "\n".join(rows)
 
 
-def _model(model: ProspectModel) -> str:
+def _model(model: ForecastModel) -> str:
     terms = " ".join(
         f"{t.weight:+.2f} * ({t.name} - {t.centre:.3g}) / {t.scale:.3g}" for t in model.terms
     )
     ranges = "; ".join(f"{t.name} {t.low:.3g} to {t.high:.3g}" for t in model.terms)
     return (
-        "```\nafter = s * taught + (1 - s) * "
+        "```\nafter = s * weighted_teacher_accuracy + (1 - s) * "
         f"{model.keep:.2f} * student\nlogit s = {model.bias:+.2f} {terms}\n```\n\n"
         f"Fitted on {model.fitted_on}. Seen: {ranges}. The 90 % interval is {model.spread:.2f} "
-        f"times {model.floor:.3f} + {model.noise:.2f} * |taught - {model.keep:.2f} student| * "
-        "4 s (1 - s), together with the probe's own sampling error of the lead."
+        f"times {model.floor:.3f} + {model.noise:.2f} * "
+        f"|weighted_teacher_accuracy - {model.keep:.2f} student| * 4 s (1 - s), together with the "
+        "probe's own sampling error of the weighted gap."
     )
 
 
-def _ablation(model: ProspectModel, fitted: Sequence[Outcome], held_out: Sequence[Outcome]) -> str:
+def _ablation(model: ForecastModel, fitted: Sequence[Outcome], held_out: Sequence[Outcome]) -> str:
     names = [t.name for t in model.terms]
     choices = {"as shipped": names}
     if len(names) > 1:
         choices |= {f"without {n}": [m for m in names if m != n] for n in names}
-    others = ("reverse_kl", "read_kl", "overlap_mass", "overlap_ratio", "entropy_gap")
+    others = ("reverse_kl", "offpolicy_kl", "overlap_mass", "overlap_ratio", "entropy_gap")
     choices |= {f"{n} alone": [n] for n in others if [n] != names}
     choices["nothing (s is a constant)"] = []
     rows = ["| features of s | Spearman | AUROC | coverage | error |", "|---|---|---|---|---|"]
@@ -164,9 +168,18 @@ def _ablation(model: ProspectModel, fitted: Sequence[Outcome], held_out: Sequenc
     return "\n".join(rows)
 
 
+def _definitions() -> str:
+    rows = ["| feature | definition |", "|---|---|"]
+    rows += [f"| `{name}` | {text} |" for name, text in DEFINITIONS.items()]
+    return (
+        "p is the student, q the teacher; `diag/` names are those of metrics.md.\n\n"
+        + "\n".join(rows)
+    )
+
+
 def _single(held_out: Sequence[Outcome]) -> str:
     rows = [
-        "| number | Spearman with the change | AUROC of recovering half |",
+        "| feature | Spearman with the change | AUROC of recovering half |",
         "|---|---|---|",
     ]
     for name in BASELINES:
@@ -175,13 +188,13 @@ def _single(held_out: Sequence[Outcome]) -> str:
     return "\n".join(rows)
 
 
-def _pairs(model: ProspectModel, held_out: Sequence[Outcome]) -> str:
+def _pairs(model: ForecastModel, held_out: Sequence[Outcome]) -> str:
     rows = [
         "| pair | before | teacher | after | expected change (90 %) | change | verdict |",
         "|---|---|---|---|---|---|---|",
     ]
     for o in sorted((o for o in held_out if not o.pair.again), key=lambda o: o.pair.name):
-        told = foretell(model, o.probe)
+        told = predict(model, o.probe)
         assert told.change is not None
         c = told.change
         inside = "" if c.low <= o.change <= c.high else " (outside)"
@@ -197,8 +210,8 @@ def _pairs(model: ProspectModel, held_out: Sequence[Outcome]) -> str:
 
 def _right(verdict: str, o: Outcome) -> bool:
     if verdict == "go":
-        return o.lead >= HEADROOM and o.recovery >= LITTLE
-    return verdict != "don't" or o.lead < HEADROOM or o.recovery <= ENOUGH
+        return o.lead >= HEADROOM and o.recovery >= NEGLIGIBLE
+    return verdict != "don't" or o.lead < HEADROOM or o.recovery <= WORTHWHILE
 
 
 def _estimate(e: Estimate) -> str:

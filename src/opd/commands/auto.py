@@ -11,18 +11,18 @@ import json
 import math
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from opd import config
 from opd.commands.check import output
-from opd.commands.check.result import Checked
+from opd.commands.check.result import CheckResult
+from opd.commands.check.rounds import Budget
 from opd.commands.check.run import check
 from opd.commands.select import run_select
 from opd.config import Run
 from opd.errors import UserError
-from opd.recipes.check.verdict import worth_imitating
+from opd.recipes.check.verdict import NO_GO, cold_start_helps
 from opd.run.console import Console
 from opd.run.preflight import CONFIG
 
@@ -52,7 +52,7 @@ def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
     if hopeless(checked):
         console.say("recipe: auto. A don't is not believed on few prompts: a whole check ...")
         checked = looked(cfg, math.inf)
-    output.keep(cfg, output.record(checked), console)
+    output.save_record(cfg, output.to_record(checked), console)
     refuse(checked)
     decided = decide(cfg, checked, console)
     if decided.select is not None:
@@ -61,33 +61,26 @@ def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
     return decided
 
 
-def looked(cfg: Run, share: float) -> Checked:
+def looked(cfg: Run, share: float) -> CheckResult:
     """The check, writing at most a share of the run's tokens."""
     with tempfile.TemporaryDirectory() as scratch:
-        return check(
-            "recipe: auto",
-            [cfg],
-            budget=None,
-            began=time.monotonic(),
-            scratch=Path(scratch),
-            share=share,
-        )
+        return check("recipe: auto", [cfg], Budget(token_fraction=share), Path(scratch))
 
 
-def hopeless(checked: Checked) -> bool:
+def hopeless(checked: CheckResult) -> bool:
     """Whether nothing is to be gained, with a cold start or without."""
-    best = checked.found[0]
-    starts_cold = at_start(best.who.cfg) or any("coldstart" in one.set for one in best.advice)
-    return best.verdict == "don't" and not (starts_cold and worth_imitating(best.numbers))
+    best = checked.best
+    starts_cold = at_start(best.candidate.cfg) or any("coldstart" in one.set for one in best.advice)
+    return best.verdict == NO_GO and not (starts_cold and cold_start_helps(best.features))
 
 
-def refuse(checked: Checked) -> None:
+def refuse(checked: CheckResult) -> None:
     """Stop here if the pair is hopeless.
 
     Raises:
         UserError: with the reasons of the check.
     """
-    best = checked.found[0]
+    best = checked.best
     if hopeless(checked):
         why = "\n".join(f"  {r.text}. {r.evidence}" for r in best.reasons)
         raise UserError(
@@ -96,16 +89,16 @@ def refuse(checked: Checked) -> None:
         )
 
 
-def decide(cfg: Run, checked: Checked, console: Console) -> Run:
+def decide(cfg: Run, checked: CheckResult, console: Console) -> Run:
     """Cold start if the check advises one; alarms that act."""
     changes: dict[str, Any] = {}
-    for one in checked.found[0].advice:
+    for one in checked.best.advice:
         if "coldstart" in one.set:
             changes["coldstart"] = one.set["coldstart"]
     begins = "a cold start" if "coldstart" in changes or at_start(cfg) else "on-policy training"
     if cfg.alarms.action == "warn":
         changes["alarms"] = {"action": "act"}
-    best = checked.found[0]
+    best = checked.best
     console.say(f"recipe: auto. The check says {best.verdict}; the run begins with {begins}.")
     return _with(cfg, changes)
 

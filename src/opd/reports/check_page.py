@@ -59,7 +59,7 @@ def check_sections(record: Mapping[str, Any]) -> list[Section]:
     tables = (
         ("teachers", "Teachers, best first", _ranking(record)),
         ("examples", "Completions that were graded wrong", _examples(record)),
-        ("handshake", "Compatibility", _compatibility(record)),
+        ("compatibility", "Compatibility", _compatibility(record)),
         ("quarters", "By quarter of the student's completions", _by_quarter(record)),
         ("cost", f"Cost of {steps} steps", _cost(record)),
         ("numbers", "All measurements", number_table(record.get("numbers"), folded=True)),
@@ -89,12 +89,12 @@ def check_verdict(record: Mapping[str, Any]) -> Verdict:
     unknown: tuple[Tone, str] = ("unclear", f"The check's verdict: {verdict or 'none'}.")
     tone, headline = _HEADLINES.get(verdict, unknown)
     sentences = [_sentence(reason) for reason in _items(record.get("reasons"))]
-    if record.get("sureness"):
-        sentences.append(Sentence(f"Confidence: {str(record['sureness']).rstrip('.')}."))
-    sentences += [Sentence(str(text)) for text in _items(record.get("lost"))]
+    if record.get("confidence"):
+        sentences.append(Sentence(f"Confidence: {str(record['confidence']).rstrip('.')}."))
+    sentences += [Sentence(str(text)) for text in _items(record.get("limitations"))]
     sentences += [
         Sentence(f"Outside the range of the calibration runs: {text}.")
-        for text in _items(_at(_best_teacher(record), "prospect", "outside"))
+        for text in _items(_at(_best_teacher(record), "forecast", "out_of_range"))
     ]
     advice = [_sentence(item) for item in _items(record.get("advice"))]
     return Verdict(headline, tone, _tiles(record), sentences, advice)
@@ -117,7 +117,7 @@ def _at(record: Any, *keys: str) -> Any:
 
 def _tiles(record: Mapping[str, Any]) -> list[Tile]:
     """Student, teacher and the predicted change, where they are known."""
-    forecast = _at(_best_teacher(record), "prospect")
+    forecast = _at(_best_teacher(record), "forecast")
     numbers = (
         ("student now", _accuracy(_at(record, "numbers", "student_accuracy"))),
         ("teacher", _accuracy(_at(record, "numbers", "teacher_accuracy"))),
@@ -168,7 +168,7 @@ def _ranking(record: Mapping[str, Any]) -> Table | None:
             [
                 str(teacher.get("name", "")),
                 str(teacher.get("verdict", "")),
-                _change(_at(teacher, "prospect", "change")) or "",
+                _change(_at(teacher, "forecast", "change")) or "",
                 _accuracy(_at(teacher, "numbers", "teacher_accuracy")) or "",
                 "" if reason is None else _sentence(reason).text,
             ]
@@ -187,8 +187,8 @@ def _examples(record: Mapping[str, Any]) -> Table | None:
 
 def _compatibility(record: Mapping[str, Any]) -> Table | None:
     rows: list[list[Cell]] = [
-        [str(_at(point, key) or "") for key in ("level", "what", "message", "fix")]
-        for point in _items(_best_teacher(record).get("handshake"))
+        [str(_at(finding, key) or "") for key in ("level", "topic", "message", "fix")]
+        for finding in _items(_best_teacher(record).get("compatibility"))
     ]
     return Table("", ("", "item", "observation", "fix"), rows) if rows else None
 

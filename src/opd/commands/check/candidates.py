@@ -1,11 +1,11 @@
-"""The teachers of a check: loaded beside one student, each with its handshake."""
+"""The teachers of a check: loaded beside one student, each checked for compatibility."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -16,7 +16,7 @@ from opd.errors import UserError
 from opd.models.lm import LM, context_length_of
 from opd.models.tokenizers import eos_ids, load_tokenizer
 from opd.recipes.check import compatibility
-from opd.recipes.check.compatibility import Point
+from opd.recipes.check.compatibility import Finding
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.setup import remote_teacher
@@ -24,42 +24,42 @@ from opd.setup.pair import Pair, load_pair
 from opd.setup.session import make_objective
 from opd.types import Teacher
 
-LOOKED_AT = 256  # rows of the prompt file
+PROMPT_ROWS = 256  # of the prompt file, for templates and lengths
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A teacher that was asked about.
+    """A teacher in question.
 
     Attributes:
         label: its model name or folder.
         cfg: the run with this teacher.
-        points: of the handshake.
-        pair: student and teacher, or None if they cannot work together.
+        findings: on the compatibility of tokens and prompts.
+        pair: student and teacher, or None if they are incompatible.
         server: the teacher, if it is a server.
     """
 
     label: str
     cfg: Run
-    points: list[Point]
+    findings: list[Finding]
     pair: Pair | None
     server: Teacher | None = None
 
     @property
-    def fit(self) -> bool:
-        """Whether training with it would at least not go wrong."""
-        return self.pair is not None and not any(p.level == "failure" for p in self.points)
+    def compatible(self) -> bool:
+        """Whether no finding is a failure."""
+        return self.pair is not None and not any(f.level == "failure" for f in self.findings)
 
 
-def labels(cfgs: Sequence[Run]) -> list[str]:
-    """Names of the teachers, short where that tells them apart."""
+def teacher_labels(cfgs: Sequence[Run]) -> list[str]:
+    """Names of the teachers, without folders if they stay distinct."""
     names = [str(cfg.teacher.model) if cfg.teacher is not None else "none" for cfg in cfgs]
     short = [Path(name).name for name in names]
     return short if len(set(short)) == len(short) else names
 
 
-def candidate(cfg: Run, label: str, student: LM | None, scratch: Path) -> Candidate:
-    """Load one teacher and look whether it can work with the student.
+def load_candidate(cfg: Run, label: str, student: LM | None, scratch: Path) -> Candidate:
+    """Load one teacher and check its compatibility with the student.
 
     Args:
         cfg: the run.
@@ -71,19 +71,19 @@ def candidate(cfg: Run, label: str, student: LM | None, scratch: Path) -> Candid
         UserError: a model or file that cannot be read, or a server that does not answer.
     """
     if isinstance(cfg.teacher, ServerTeacher):
-        return _server(cfg, label, student, scratch)
+        return _load_server(cfg, label, student, scratch)
     if not isinstance(cfg.teacher, LocalTeacher):
         raise UserError("opd check needs a teacher; teacher is null.")
-    points = _of_tokenizers(cfg, cfg.teacher)
-    if any(p.level == "failure" for p in points):
-        return Candidate(label, cfg, points, None)
+    findings = _check_tokenizers(cfg, cfg.teacher)
+    if any(f.level == "failure" for f in findings):
+        return Candidate(label, cfg, findings, None)
     pair = load_pair(cfg, student=student)
     assert pair.teacher is not None
-    points.append(compatibility.different(same_weights(pair.student, pair.teacher)))
-    return Candidate(label, cfg, points, pair)
+    findings.append(compatibility.check_distinct(same_weights(pair.student, pair.teacher)))
+    return Candidate(label, cfg, findings, pair)
 
 
-def _server(cfg: Run, label: str, student: LM | None, scratch: Path) -> Candidate:
+def _load_server(cfg: Run, label: str, student: LM | None, scratch: Path) -> Candidate:
     remote = remote_teacher.Remote.find(cfg)
     assert remote is not None
     quiet = Console("quiet")
@@ -92,67 +92,73 @@ def _server(cfg: Run, label: str, student: LM | None, scratch: Path) -> Candidat
     prompts = _prompts(cfg, pair.tokenizer, cfg.prompts.chat)
     remote.greet(cfg, make_objective(cfg), pair.student.vocab, pair.tokenizer, prompts)
     server = remote.teacher(cfg, pair.student.vocab, scratch, quiet, Clock())
-    seen = [Point("tokens", "ok", "the server read known texts as the student writes them")]
-    return Candidate(label, cfg, seen, pair, server)
+    findings = [Finding("tokens", "ok", "the server encodes known texts as the student does")]
+    return Candidate(label, cfg, findings, pair, server)
 
 
 def _prompts(cfg: Run, tokenizer: Any, chat: dict[str, Any] | None) -> PromptSet:
-    """The first rows of the prompt file: enough for a handshake."""
+    """The first rows of the prompt file: enough for templates and lengths."""
     return load_prompts(
         cfg.prompts.path,
         tokenizer,
         template=cfg.prompts.template,
         chat=chat,
         max_tokens=cfg.prompts.max_tokens,
-        limit=LOOKED_AT,
+        limit=PROMPT_ROWS,
     )
 
 
-def _of_tokenizers(cfg: Run, spec: LocalTeacher) -> list[Point]:
-    """Everything that needs no weights."""
-    toks = [
-        load_tokenizer(cfg.student.model, cfg.student.revision, key="student.model"),
-        load_tokenizer(spec.model, spec.revision, key="teacher.model"),
-    ]
+def _check_tokenizers(cfg: Run, teacher: LocalTeacher) -> list[Finding]:
+    """Every check that needs no weights."""
     sources = (
         (cfg.student.model, cfg.student.revision, "student.model"),
-        (spec.model, spec.revision, "teacher.model"),
+        (teacher.model, teacher.revision, "teacher.model"),
     )
-    shapes = [_shape(*source) for source in sources]
-    points = compatibility.tokens(*toks, student_vocab=shapes[0][0], teacher_vocab=shapes[1][0])
-    stops = [
-        eos_ids(tok, _generation(*source[:2])) for tok, source in zip(toks, sources, strict=True)
+    toks = [load_tokenizer(path, revision, key=key) for path, revision, key in sources]
+    shapes = [_model_shape(*source) for source in sources]
+    findings = compatibility.check_tokens(
+        *toks, student_vocab=shapes[0].vocab, teacher_vocab=shapes[1].vocab
+    )
+    ends = [
+        eos_ids(tok, _generation_config(path, revision))
+        for tok, (path, revision, _) in zip(toks, sources, strict=True)
     ]
-    points.append(compatibility.ends(stops[0], stops[1], cfg.rollout.stop, toks[0]))
-    if any(p.level == "failure" for p in points):
-        return points
-    rendered = [
+    findings.append(compatibility.check_end_tokens(ends[0], ends[1], cfg.rollout.stop, toks[0]))
+    if any(f.level == "failure" for f in findings):
+        return findings
+    student, teacher_prompts = (
         _prompts(cfg, tok, cfg.prompts.chat if tok.chat_template is not None else None).prompts
         for tok in toks
+    )
+    findings.append(compatibility.check_template(student[0].ids, teacher_prompts[0].ids, toks[0]))
+    thinking = compatibility.check_thinking(toks[0], toks[1], cfg.prompts.chat)
+    if thinking is not None:
+        findings.append(thinking)
+    max_prompt = max(len(p.ids) for p in student)
+    return findings + [
+        compatibility.check_context(role, shape.context, max_prompt, cfg.rollout.max_new_tokens)
+        for role, shape in zip(("student", "teacher"), shapes, strict=True)
     ]
-    points.append(compatibility.template(rendered[0][0].ids, rendered[1][0].ids, toks[0]))
-    switch = compatibility.thinking(toks[0], toks[1], cfg.prompts.chat)
-    longest = max(len(p.ids) for p in rendered[0])
-    room = [
-        compatibility.context(who, shape[1], longest, cfg.rollout.max_new_tokens)
-        for who, shape in zip(("student", "teacher"), shapes, strict=True)
-    ]
-    return [*points, *([switch] if switch else []), *room]
 
 
-def _shape(path: str, revision: str | None, key: str) -> tuple[int, int | None]:
-    """Rows of the head, and longest sequence, from a model's configuration."""
+class _Shape(NamedTuple):
+    vocab: int  # rows of the head
+    context: int | None  # maximum sequence length, where known
+
+
+def _model_shape(path: str, revision: str | None, key: str) -> _Shape:
+    """Head and context of a model, from its configuration."""
     try:
-        found = transformers.AutoConfig.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(
             path, revision=revision, trust_remote_code=False
         ).get_text_config()
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{key}={path}: its configuration cannot be read: {first}") from None
-    return int(found.vocab_size), context_length_of(found)
+    return _Shape(int(config.vocab_size), context_length_of(config))
 
 
-def _generation(path: str, revision: str | None) -> transformers.GenerationConfig | None:
+def _generation_config(path: str, revision: str | None) -> transformers.GenerationConfig | None:
     try:
         return transformers.GenerationConfig.from_pretrained(path, revision=revision)
     except OSError:  # a model may come without one
@@ -160,11 +166,11 @@ def _generation(path: str, revision: str | None) -> transformers.GenerationConfi
 
 
 def same_weights(a: LM, b: LM) -> bool:
-    """Whether two models compute the same, judged by their weights (adapters left out)."""
-    ours, theirs = (
+    """Whether two models have equal weights, adapters left out."""
+    a_weights, b_weights = (
         {n: p for n, p in lm.causal.named_parameters() if "lora_" not in n} for lm in (a, b)
     )
-    if len(ours) != len(theirs):
+    if len(a_weights) != len(b_weights):
         return False
-    pairs = zip(ours.values(), theirs.values(), strict=True)
+    pairs = zip(a_weights.values(), b_weights.values(), strict=True)
     return all(x.shape == y.shape and torch.equal(x, y.to(x)) for x, y in pairs)

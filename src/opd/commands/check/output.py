@@ -1,9 +1,9 @@
-"""A check in words: the terminal's page, the record and its page, the file with its advice."""
+"""A check as text on the terminal, as a record with its page, and as a file with its advice."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,22 @@ from typing import Any
 import yaml
 
 from opd import config
-from opd.commands.check.result import Checked, Found
+from opd.commands.check.result import CheckResult, TeacherResult
+from opd.commands.check.rounds import Probe
 from opd.config import Run
+from opd.core.stats import Estimate
 from opd.errors import UserError
-from opd.recipes.check.features import SHOWN, by_quarter
-from opd.recipes.check.probe import Own, Rules
-from opd.recipes.check.verdict import Advice, points, share, sureness
+from opd.recipes.check.features import ON_STUDENT, quarter_means
+from opd.recipes.check.verdict import Advice, confidence, nothing_accepted
 from opd.reports.check_page import check_document
 from opd.reports.html import write_report
+from opd.reports.terminal import render_text
 from opd.run.console import Console
-from opd.run.disk import human_size, write_json
+from opd.run.disk import write_json
 from opd.run.jsonl import json_safe
 from opd.run.preflight import check_record
 
-POSITIONAL = (
+BY_QUARTER = (
     "overlap_ratio",
     "overlap_mass",
     "overlap_mass_teacher",
@@ -34,202 +36,97 @@ POSITIONAL = (
 )
 
 
-def record(checked: Checked) -> dict[str, Any]:
-    """Everything the check found, as plain JSON."""
-    best = checked.found[0]
-    found: dict[str, Any] = {
-        "file": checked.file,
+def to_record(result: CheckResult) -> dict[str, Any]:
+    """The whole result as plain JSON."""
+    best = result.best
+    cfg = best.candidate.cfg
+    record: dict[str, Any] = {
+        "file": result.file,
         "verdict": best.verdict,
         "reasons": [r.record() for r in best.reasons],
         "advice": [a.record() for a in best.advice],
-        "sureness": None if best.prospect is None else sureness(best.prospect),
-        "numbers": {name: asdict(e) for name, e in best.numbers.items()},
-        "teachers": [_teacher(one) for one in checked.found],
-        "prompts": 0 if checked.own is None else len(checked.own.prompts),
-        "lost": list(checked.lost),
-        "examples": list(checked.examples),
-        "seconds": round(checked.seconds, 1),
+        "confidence": None if best.forecast is None else confidence(best.forecast),
+        "numbers": {name: asdict(e) for name, e in best.features.items()},
+        "teachers": [_teacher_record(teacher) for teacher in result.teachers],
+        "prompts": 0 if result.student is None else len(result.student.prompts),
+        "limitations": list(result.limitations),
+        "examples": list(result.examples),
+        "seconds": round(result.seconds, 1),
     }
-    if checked.plan is not None:
-        plan = asdict(checked.plan) | {"seconds": checked.plan.seconds}
-        found["plan"] = plan | {"check_share": checked.seconds / checked.plan.seconds}
-    cfg = best.who.cfg
-    found["pair"] = {
+    if result.cost is not None:
+        cost = asdict(result.cost) | {"seconds": result.cost.seconds}
+        record["plan"] = cost | {"check_share": result.seconds / result.cost.seconds}
+    record["pair"] = {
         "student": cfg.student.model,
         "teacher": None if cfg.teacher is None else cfg.teacher.model,
     }
-    safe: dict[str, Any] = json_safe(found)
+    safe: dict[str, Any] = json_safe(record)
     return safe
 
 
-def _teacher(found: Found) -> dict[str, Any]:
-    prospect = found.prospect
-    told: dict[str, Any] = {
-        "name": found.who.label,
-        "verdict": found.verdict,
-        "handshake": [asdict(p) for p in found.who.points],
-        "reasons": [r.record() for r in found.reasons],
-        "numbers": {name: asdict(e) for name, e in found.numbers.items()},
+def _teacher_record(result: TeacherResult) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "name": result.candidate.label,
+        "verdict": result.verdict,
+        "compatibility": [asdict(f) for f in result.candidate.findings],
+        "reasons": [r.record() for r in result.reasons],
+        "numbers": {name: asdict(e) for name, e in result.features.items()},
     }
-    if prospect is not None:
-        told["prospect"] = asdict(prospect)
-    if found.against is not None:
-        told["by_quarter"] = {
-            name: by_quarter(found.against.forward, SHOWN[name])
-            for name in POSITIONAL
-            if SHOWN[name] in found.against.forward.mean
-        }
-    return told
+    if result.forecast is not None:
+        record["forecast"] = asdict(result.forecast)
+    if result.side is not None:
+        record["by_quarter"] = _quarters(result)
+    return record
 
 
-def say(checked: Checked, told: Mapping[str, Any], console: Console, *, json_lines: bool) -> None:
-    """The page of the terminal, or the record as one line of JSON."""
+def _quarters(result: TeacherResult) -> dict[str, list[float]]:
+    """The positional metrics that the teacher's side of the probe has, by quarter."""
+    if result.side is None:
+        return {}
+    diagnosis = result.side.on_student
+    return {
+        name: quarter_means(diagnosis, ON_STUDENT[name])
+        for name in BY_QUARTER
+        if ON_STUDENT[name] in diagnosis.mean
+    }
+
+
+def print_result(record: Mapping[str, Any], console: Console, *, json_lines: bool) -> None:
+    """Print the record as text, or as one line of JSON."""
     if json_lines:
-        console.out.print_json(json.dumps(told), indent=None)
+        console.out.print_json(json.dumps(record), indent=None)
         return
-    for line in lines(checked):
+    for line in render_text(check_document(record)):
         console.say(line)
 
 
-def lines(checked: Checked) -> Iterator[str]:
-    """The page, a line at a time."""
-    best = checked.found[0]
-    yield ""
-    yield f"  {best.verdict.upper()}   teacher {best.who.label}"
-    if best.prospect is not None:
-        yield from (f"  {line}" for line in _expected(best))
-    yield ""
-    if len(checked.found) > 1:
-        yield from _ranking(checked.found)
-    yield "Why"
-    for i, reason in enumerate(best.reasons, 1):
-        yield f"  {i}. {reason.text}."
-        yield from (f"     {part}" for part in reason.evidence.split("; ") if part)
-    for line in checked.lost:
-        yield f"  -  {line}"
-    if best.prospect is not None:
-        for line in best.prospect.outside:
-            yield f"  -  Outside what the lab has seen: {line}."
-    if best.advice:
-        yield ""
-        yield "What to change"
-        for one in best.advice:
-            keys = ", ".join(f"{k}={json.dumps(v)}" for k, v in one.set.items())
-            yield f"  -  {one.text}." + (f"  [{keys}]" if keys else "")
-    for example in checked.examples:
-        yield ""
-        yield f"  {example['who']} on {example['prompt']!r}: answer expected {example['answer']!r},"
-        yield f"  wrote {example['text']!r}"
-    yield ""
-    yield from _handshake(best)
-    yield from _quarters(best)
-    yield from _plan(checked)
-
-
-def _expected(found: Found) -> Iterator[str]:
-    prospect = found.prospect
-    assert prospect is not None
-    if prospect.change is not None:
-        yield f"expected change of accuracy {points(prospect.change)}, 90 % interval"
-    if prospect.recovery is not None:
-        yield f"expected share of the teacher's lead {share(prospect.recovery)}"
-    yield sureness(prospect)
-
-
-def _ranking(found: Sequence[Found]) -> Iterator[str]:
-    yield "Teachers, best first"
-    for place, one in enumerate(found, 1):
-        told = f"  {place}. {one.who.label:<28} {one.verdict:<16}"
-        if one.prospect is not None and one.prospect.change is not None:
-            told += f" expected {points(one.prospect.change)}"
-        if "teacher_accuracy" in one.numbers:
-            told += f"; alone {share(one.numbers['teacher_accuracy'])}"
-        if one.prospect is None and one.reasons:
-            told += f" {one.reasons[0].text.splitlines()[0]}"
-        yield told
-    yield ""
-
-
-def _handshake(found: Found) -> Iterator[str]:
-    yield "Handshake"
-    for point in found.who.points:
-        yield f"  {point.level:<8} {point.what:<9} {point.message}"
-        if point.fix and point.level in ("warning", "failure"):
-            yield f"  {'':<18} fix: {point.fix}"
-    yield ""
-
-
-def _quarters(found: Found) -> Iterator[str]:
-    if found.against is None:
-        return
-    shown = [n for n in POSITIONAL if SHOWN[n] in found.against.forward.mean]
-    if not shown:
-        return
-    yield "By quarter of the student's rollouts"
-    for name in shown:
-        values = by_quarter(found.against.forward, SHOWN[name])
-        yield f"  {name:<22}" + "".join(f"{value:>9.3f}" for value in values)
-    yield "  Levels alone mislead: failing pairs can start high too. The verdict rests on distance"
-    yield "  and gain together."
-    yield ""
-
-
-def _plan(checked: Checked) -> Iterator[str]:
-    plan = checked.plan
-    if plan is None:
-        yield f"This check took {checked.seconds:.0f} s."
-        return
-    count = ", ".join(f"{who} {n / 1e6:,.4g} M" for who, n in plan.parameters.items())
-    parts = ", ".join(f"{part} {human_size(n)}" for part, n in plan.memory.items())
-    yield f"Cost of {plan.steps} steps"
-    yield f"  time         {_time(plan.seconds)}  ({plan.step:.3g} s a step, evaluations "
-    yield f"               {_time(plan.evaluation)}, checkpoints {_time(plan.saving)})"
-    yield f"  memory       {human_size(plan.peak)} at its peak, measured over one whole step:"
-    yield f"               {parts}"
-    yield f"  tokens       {plan.tokens:,.0f} written by the student"
-    yield f"  teacher      {plan.teacher_calls:,} rollouts to score"
-    yield f"  disk         at most {human_size(plan.disk)}"
-    yield f"  parameters   {count}"
-    yield (
-        f"This check took {checked.seconds:.0f} s, {checked.seconds / plan.seconds:.1%} of that."
-    )
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def examples(own: Own, rules: Rules, found: Sequence[Found]) -> list[dict[str, str]]:
-    """Two graded answers of the student, where no answer of anybody was accepted."""
-    numbers = found[0].numbers
-    both = [numbers[n].value for n in ("student_accuracy", "teacher_accuracy") if n in numbers]
-    if len(both) < 2 or any(both):
+def examples(probe: Probe, features: Mapping[str, Estimate]) -> list[dict[str, str]]:
+    """Two graded answers of the student, where no answer of either model was accepted."""
+    if not nothing_accepted(features):
         return []
     return [
         {
             "who": "The student",
             "prompt": rollout.prompt.text[-200:],
             "answer": rollout.prompt.answer or "",
-            "text": rules.decode(rollout.ids.tolist())[-200:],
+            "text": probe.config.decode(rollout.ids.tolist())[-200:],
         }
-        for rollout in own.rollouts[:: rules.n][:2]
+        for rollout in probe.student.rollouts[:: probe.config.n][:2]
     ]
 
 
-def keep(cfg: Run, told: Mapping[str, Any], console: Console) -> None:
-    """Leave the record and its page beside the run folder, where `opd train` finds them."""
-    place = check_record(cfg.output.dir)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_json(place, told)
-    html = place.with_name(f"{Path(cfg.output.dir).name}.checked.html")
-    report = write_report(check_document(told), html)
-    console.say(f"Record: {place}   Report: {report}")
+def save_record(cfg: Run, record: Mapping[str, Any], console: Console) -> None:
+    """Write the record and its report beside the run folder, where `opd train` finds them."""
+    path = check_record(cfg.output.dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    html = path.with_name(f"{Path(cfg.output.dir).name}.checked.html")
+    report = write_report(check_document(record), html)
+    console.say(f"Record: {path}   Report: {report}")
 
 
-def apply(
-    file: Path, overrides: Sequence[str], best: Run, advised: Sequence[Advice], out: Path
+def apply_advice(
+    file: Path, overrides: Sequence[str], best: Run, advice: Sequence[Advice], out: Path
 ) -> None:
     """Write the file anew with overrides, the best teacher and the advice in it.
 
@@ -241,7 +138,7 @@ def apply(
     data = config.overridden(config.read(file), overrides)
     if isinstance(data.get("teacher"), list) and best.teacher is not None:
         data["teacher"] = best.teacher.model_dump(mode="json", exclude_unset=True)
-    changes = [f"{k}={json.dumps(v)}" for one in advised for k, v in one.set.items()]
+    changes = [f"{k}={json.dumps(v)}" for each in advice for k, v in each.set.items()]
     data = config.overridden(data, changes)
     config.validate(data, where=f"{file} with the advice")
     out.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -7,33 +7,48 @@ from dataclasses import dataclass, field
 
 from opd.commands.check.candidates import Candidate
 from opd.core.stats import Estimate
-from opd.recipes.check.cost import Plan
-from opd.recipes.check.forecast import Prospect
-from opd.recipes.check.probe import Against, Own
+from opd.recipes.check.cost import RunCost
+from opd.recipes.check.forecast import Forecast
+from opd.recipes.check.probe import StudentSide, TeacherSide
 from opd.recipes.check.verdict import Advice, Reason, Verdict
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the check found about one teacher."""
+class TeacherResult:
+    """The verdict on one teacher; without features where it is incompatible."""
 
-    who: Candidate
+    candidate: Candidate
     verdict: Verdict
-    numbers: dict[str, Estimate] = field(default_factory=dict)
-    against: Against | None = None
-    prospect: Prospect | None = None
+    features: dict[str, Estimate] = field(default_factory=dict)
+    side: TeacherSide | None = None
+    forecast: Forecast | None = None
     reasons: Sequence[Reason] = ()
     advice: Sequence[Advice] = ()
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A whole check: teachers, best first, and the cost of a run with the best."""
+class CheckResult:
+    """A whole check.
+
+    Attributes:
+        file: of the configuration.
+        teachers: best first.
+        student: the student's half of the probe; None if no teacher is compatible.
+        cost: of a run with the best teacher; None where no step was timed.
+        examples: graded answers, where none was accepted.
+        limitations: what could not be measured, and why.
+        seconds: that the check took.
+    """
 
     file: str
-    found: Sequence[Found]
-    own: Own | None
-    plan: Plan | None
+    teachers: Sequence[TeacherResult]
+    student: StudentSide | None
+    cost: RunCost | None
     examples: Sequence[dict[str, str]]
-    lost: Sequence[str]
+    limitations: Sequence[str]
     seconds: float
+
+    @property
+    def best(self) -> TeacherResult:
+        """The first of the teachers."""
+        return self.teachers[0]

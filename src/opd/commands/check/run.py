@@ -1,56 +1,54 @@
-"""One check from file to verdict: handshakes, a timed step, rounds of the probe, advice."""
+"""One check from file to verdict: compatibility, a timed step, rounds of the probe, advice."""
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 
 from opd import config
 from opd.commands.check import output, timing
-from opd.commands.check.candidates import Candidate, candidate, labels
-from opd.commands.check.result import Checked, Found
-from opd.commands.check.timing import Timer
+from opd.commands.check.candidates import Candidate, load_candidate, teacher_labels
+from opd.commands.check.result import CheckResult, TeacherResult
+from opd.commands.check.rounds import Budget, Probe, run_probe
+from opd.commands.check.timing import StepTimer
 from opd.config import LocalTeacher, Run
 from opd.core import stats
 from opd.core.stats import Estimate
-from opd.data.graders import Grader, grader_for
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.models.lm import load_lm
-from opd.models.tokenizers import make_decoder
-from opd.recipes.check.compatibility import Point
-from opd.recipes.check.cost import Plan
+from opd.recipes.check.compatibility import Finding
+from opd.recipes.check.cost import RunCost
 from opd.recipes.check.diagnose import diagnose
-from opd.recipes.check.features import features
-from opd.recipes.check.forecast import foretell, load_model
-from opd.recipes.check.probe import (
-    Against,
-    Own,
-    Player,
-    Rules,
-    play_server,
-    play_student,
-    play_teacher,
+from opd.recipes.check.features import compute_features
+from opd.recipes.check.forecast import load_model, predict
+from opd.recipes.check.probe import TeacherSide
+from opd.recipes.check.verdict import (
+    CHANGES,
+    GO,
+    NO_GO,
+    Reason,
+    RunFacts,
+    Verdict,
+    advise,
+    base_model_reason,
+    explain,
+    judge,
+    nothing_accepted,
 )
-from opd.recipes.check.verdict import Reason, Verdict, advice, judge, origin_reason, reasons
 from opd.run.console import Console
-from opd.samplers.hf import Decoding
 from opd.setup.pair import Pair
-from opd.setup.session import budget as microbatch
-from opd.setup.session import load_eval_task, load_training_prompts
-
-logger = logging.getLogger(__name__)
+from opd.setup.session import load_training_prompts
 
 SHORT = 120.0  # seconds a check may take beside a run of less than half an hour ...
-LONG_RUN, LONG_SHARE = 1800.0, 0.05  # ... and as a share of a longer one
-STEP_SHARE = 0.25  # of the budget, for the timed step
-FIRST_ROUND = 8  # prompts; later rounds double as long as there is time
-LEAST_PROMPTS = 32  # that a verdict rests on, however few tokens it may write
-COLD_RATE, COLD_CEILING = 10.0, 4e-3  # times optim.lr (paper: 1e-5 against 1e-6); tiny models less
+LONG_RUN, LONG_FRACTION = 1800.0, 0.05  # ... and as a fraction of a longer one
+STEP_FRACTION = 0.25  # of the budget, for the timed step
+# Learning rate of a cold start: times optim.lr (paper: 1e-5 against 1e-6), but at most so much,
+# since tiny models train at high rates already.
+COLD_START_LR_FACTOR, COLD_START_MAX_LR = 10.0, 4e-3
 
 
 def run_check(
@@ -60,242 +58,160 @@ def run_check(
     budget: float | None = None,
     apply: Path | None = None,
     json_lines: bool = False,
-) -> Checked:
-    """Check the run of a file, say what was found, and leave the record beside the run folder.
+) -> CheckResult:
+    """Check the run of a file, print the result, and write its record beside the run folder.
 
     Args:
         file: run.yaml; its teacher may be a list.
         overrides: `key=value`.
         budget: seconds; None: 5 % of a run of half an hour or more, else two minutes.
         apply: where to write the file with the advice followed.
-        json_lines: print the record instead of the page.
+        json_lines: print the record instead of text.
 
     Raises:
         UserError: wrong input; a single teacher that cannot be reached.
     """
-    began = time.monotonic()
+    limits = Budget(budget)
     cfgs = config.load_each(file, overrides)
     console = Console("json" if json_lines else "plain")
     console.say(f"Checking {file} ...")
     with tempfile.TemporaryDirectory() as scratch:
-        checked = check(str(file), cfgs, budget=budget, began=began, scratch=Path(scratch))
-    record = output.record(checked)
-    output.say(checked, record, console, json_lines=json_lines)
-    output.keep(cfgs[0], record, console)
+        result = check(str(file), cfgs, limits, Path(scratch))
+    record = output.to_record(result)
+    output.print_result(record, console, json_lines=json_lines)
+    output.save_record(cfgs[0], record, console)
     if apply is not None:
-        best = checked.found[0]
-        output.apply(file, overrides, best.who.cfg, best.advice, apply)
+        best = result.best
+        output.apply_advice(file, overrides, best.candidate.cfg, best.advice, apply)
         console.say(f"Wrote {apply} with the advice followed: opd train {apply}")
-    return checked
+    return result
 
 
-def check(
-    file: str,
-    cfgs: Sequence[Run],
-    *,
-    budget: float | None,
-    began: float,
-    scratch: Path,
-    share: float = math.inf,
-) -> Checked:
+def check(file: str, cfgs: Sequence[Run], budget: Budget, scratch: Path) -> CheckResult:
     """See `run_check`; nothing is printed or written.
 
     Args:
         file: as `run_check`.
-        cfgs: one a teacher.
-        budget: as `run_check`.
-        began: `time.monotonic()` from which on the budget counts.
+        cfgs: one per teacher.
+        budget: of time and tokens.
         scratch: a folder for the timed step.
-        share: how much the check may write, over all tokens that the run will, but at least for
-            `LEAST_PROMPTS`; below infinity no step is timed, so there is no plan of hours and
-            memory, and no limit of time beside `budget`.
     """
-    whos: list[Candidate] = []
-    for cfg, label in zip(cfgs, labels(cfgs), strict=True):
-        student = next((w.pair.student for w in whos if w.pair is not None), None)
-        place = scratch / str(len(whos))
-        place.mkdir()
+    candidates = _load_candidates(cfgs, scratch)
+    compatible = [c for c in candidates if c.compatible]
+    incompatible = [
+        TeacherResult(c, NO_GO, reasons=_failures(c.findings))
+        for c in candidates
+        if not c.compatible
+    ]
+    if not compatible:
+        elapsed = monotonic() - budget.started
+        return CheckResult(file, incompatible, None, None, (), (), elapsed)
+    first = compatible[0]
+    assert first.pair is not None
+    prompts = load_training_prompts(first.cfg, first.pair, Console("quiet"))
+    cost, seconds = None, budget.seconds or math.inf  # fewer tokens are less time
+    if math.isinf(budget.token_fraction):  # a timed step would generate as much as the probe does
+        cost, seconds = _measure_cost(first, prompts, budget.seconds, scratch)
+    probe = run_probe(compatible, prompts, budget.started + seconds, budget.token_fraction)
+    teachers = [
+        _judge_candidate(c, side, probe) for c, side in zip(compatible, probe.teachers, strict=True)
+    ]
+    teachers = sorted(teachers, key=_rank, reverse=True) + incompatible
+    return CheckResult(
+        file,
+        teachers,
+        probe.student,
+        cost if cost is None else _at_final_length(cost, teachers[0].features),
+        output.examples(probe, teachers[0].features),
+        probe.limitations,
+        monotonic() - budget.started,
+    )
+
+
+def _load_candidates(cfgs: Sequence[Run], scratch: Path) -> list[Candidate]:
+    """All teachers beside one student; of several, one that cannot be reached is a failure."""
+    candidates: list[Candidate] = []
+    for i, (cfg, label) in enumerate(zip(cfgs, teacher_labels(cfgs), strict=True)):
+        student = next((c.pair.student for c in candidates if c.pair is not None), None)
+        folder = scratch / str(i)
+        folder.mkdir()
         try:
-            whos.append(candidate(cfg, label, student, place))
+            candidates.append(load_candidate(cfg, label, student, folder))
         except UserError as error:
             if len(cfgs) == 1:
                 raise
-            whos.append(Candidate(label, cfg, [Point("reach", "failure", str(error))], None))
-    playing = [w for w in whos if w.fit]
-    failed = [Found(w, "don't", reasons=_failures(w.points)) for w in whos if w not in playing]
-    if not playing:
-        return Checked(file, failed, None, None, (), (), time.monotonic() - began)
-    first = playing[0]
-    assert first.pair is not None
-    prompts = load_training_prompts(first.cfg, first.pair, Console("quiet"))
-    plan, allowed = None, budget or math.inf  # a share of the tokens is a share of the time
-    if math.isinf(share):  # a timed step would write as much as the probe does
-        plan, allowed = _cost(first, prompts, budget, scratch)
-    own, sides, rules, lost = _play(playing, prompts, began + allowed, share)
-    found = [_found(who, own, side, rules) for who, side in zip(playing, sides, strict=True)]
-    found = sorted(found, key=_promise, reverse=True) + failed
-    return Checked(
-        file,
-        found,
-        own,
-        plan if plan is None else _lengthened(plan, found[0].numbers),
-        output.examples(own, rules, found),
-        lost,
-        time.monotonic() - began,
-    )
+            candidates.append(
+                Candidate(label, cfg, [Finding("reach", "failure", str(error))], None)
+            )
+    return candidates
 
 
-def _failures(points: Sequence[Point]) -> list[Reason]:
-    return [Reason(p.message, p.fix) for p in points if p.level == "failure"]
+def _failures(findings: Sequence[Finding]) -> list[Reason]:
+    return [Reason(f.message, f.fix) for f in findings if f.level == "failure"]
 
 
-def _promise(found: Found) -> tuple[int, float]:
-    """Best first: the verdict, then the expected change (without answers: what is taken over)."""
-    order = {"go": 2, "go with changes": 1, "don't": 0}[found.verdict]
-    if found.prospect is None:
+def _rank(result: TeacherResult) -> tuple[int, float]:
+    """Higher is better: the verdict, then the predicted change (without answers: transfer)."""
+    order = {GO: 2, CHANGES: 1, NO_GO: 0}[result.verdict]
+    if result.forecast is None:
         return order, 0.0
-    change = found.prospect.change
-    return order, found.prospect.share if change is None else change.value
+    change = result.forecast.change
+    return order, result.forecast.transfer if change is None else change.value
 
 
-def _cost(
-    who: Candidate, prompts: PromptSet, budget: float | None, scratch: Path
-) -> tuple[Plan | None, float]:
-    """The plan, and the seconds this check may take."""
-    assert who.pair is not None
-    cfg = who.cfg
+def _measure_cost(
+    candidate: Candidate, prompts: PromptSet, budget: float | None, scratch: Path
+) -> tuple[RunCost | None, float]:
+    """The cost of the run, and the seconds this check may take."""
+    assert candidate.pair is not None
+    cfg = candidate.cfg
     if cfg.rollout.engine != "hf":
         return None, budget or SHORT
-    timer = Timer(who, prompts, scratch)
+    timer = StepTimer(candidate, prompts, scratch)
     rough = timer.step(timing.FIRST).seconds * cfg.train.steps
-    allowed = budget or max(SHORT, LONG_SHARE * rough if rough > LONG_RUN else 0.0)
-    fits = int(
-        STEP_SHARE * allowed / max(rough / cfg.train.steps, 1e-9) * cfg.train.prompts_per_step
-    )
-    step = timer.steady(max(timing.FIRST, min(cfg.train.prompts_per_step, fits)))
-    planned = timing.plan(who, step, timing.evaluations(cfg, who.pair))
+    allowed = budget or max(SHORT, LONG_FRACTION * rough if rough > LONG_RUN else 0.0)
+    step_seconds = max(rough / cfg.train.steps, 1e-9)
+    fits = int(STEP_FRACTION * allowed / step_seconds * cfg.train.prompts_per_step)
+    step = timer.median_step(max(timing.FIRST, min(cfg.train.prompts_per_step, fits)))
+    cost = timing.run_cost(candidate, step, timing.time_evaluations(cfg, candidate.pair))
     if budget is None:
-        allowed = max(SHORT, LONG_SHARE * planned.seconds if planned.seconds > LONG_RUN else 0.0)
-    return planned, allowed
+        allowed = max(SHORT, LONG_FRACTION * cost.seconds if cost.seconds > LONG_RUN else 0.0)
+    return cost, allowed
 
 
-def _play(
-    whos: Sequence[Candidate], prompts: PromptSet, deadline: float, share: float
-) -> tuple[Own, list[Against], Rules, list[str]]:
-    """Rounds of prompts until the deadline, the share of tokens, or all of them."""
-    first = whos[0]
-    assert first.pair is not None
-    chosen, grader, lost = _graded_prompts(first.cfg, first.pair, prompts)
-    r = first.cfg.rollout
-    rules = Rules(
-        Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k),
-        make_decoder(first.pair.tokenizer),
-        grader,
-        k=min(max(first.cfg.loss.k, first.cfg.diagnostics.k), first.pair.student.vocab),
-        tokens=microbatch(first.cfg),
-        batch=r.batch,
-        seed=first.cfg.train.seed,
-    )
-    student = Player(first.pair.student, first.pair.stop)
-    own: Own | None = None
-    sides: list[Against] = []
-    at, size = 0, FIRST_ROUND
-    most = min(first.cfg.check.prompts, len(chosen.prompts))
-    while at < most:
-        started = time.monotonic()
-        part = chosen.prompts[at : min(at + size, most)]
-        written = play_student(student, part, rules)
-        against = [_against(who, student, written, rules) for who in whos]
-        own = written if own is None else own + written
-        sides = [a + b for a, b in zip(sides, against, strict=True)] if sides else against
-        at += len(part)
-        each = (time.monotonic() - started) / len(part)
-        in_time = int(min((deadline - time.monotonic()) / each, most))
-        size = min(2 * size, in_time, _affordable(first.cfg, own, sides, share))
-        if size < 1:
-            break
-    assert own is not None
-    return own, sides, rules, lost
-
-
-def _affordable(cfg: Run, own: Own, sides: Sequence[Against], share: float) -> int:
-    """Prompts more that a check may look at, by the tokens it has written so far."""
-    if math.isinf(share):
-        return cfg.check.prompts
-    done = len(own.prompts)
-    length = sum(map(len, own.rollouts)) / len(own.rollouts)
-    planned = cfg.train.steps * cfg.train.prompts_per_step * cfg.rollout.n * length
-    each = (own.written + sum(side.written for side in sides)) / done
-    return max(int(share * planned / each), LEAST_PROMPTS) - done
-
-
-def _against(who: Candidate, student: Player, own: Own, rules: Rules) -> Against:
-    if who.server is not None:
-        return play_server(who.server, own, rules)
-    assert who.pair is not None
-    assert who.pair.teacher is not None
-    teacher = Player(who.pair.teacher, who.pair.teacher_stop)
-    return play_teacher(teacher, student, own, rules)
-
-
-def _graded_prompts(
-    cfg: Run, pair: Pair, prompts: PromptSet
-) -> tuple[PromptSet, Grader | None, list[str]]:
-    """The prompts of the probe, their grader, and what is lost if there is none."""
-    grader = grader_for(prompts.prompts, cfg.prompts.grader)
-    if grader is not None:
-        return prompts, grader, []
-    if cfg.eval:
-        task = load_eval_task(cfg, cfg.eval[0], 0, pair)
-        told = f"The training prompts have no answers; those of {task.label} are used instead."
-        return task.prompts, task.grader, [told]
-    return (
-        prompts,
-        None,
-        [
-            "No prompt has an answer, so what the teacher can do, continuation gain and the "
-            "expected change are unknown: the rest is judged by likeness alone. Give prompts.path "
-            "an `answer` column, or an eval set."
-        ],
-    )
-
-
-def _found(who: Candidate, own: Own, side: Against, rules: Rules) -> Found:
-    cfg, numbers = who.cfg, features(own, side)
-    why_not = _grader_at_fault(numbers)
-    prospect = foretell(load_model(), numbers)
-    verdict: Verdict = "don't" if why_not else judge(prospect, numbers)
-    said = why_not or reasons(prospect, numbers)
-    origin = cfg.check.origin
-    if origin is not None and who.pair is not None and who.pair.teacher is not None:
-        said = [*said, _origin(origin, who.pair, own, rules)]
-    support = side.forward.mean.get("diag/support_mass")
-    given = advice(
-        verdict,
-        prospect,
-        numbers,
-        who.points,
-        truncated=float(sum(r.finish == "length" for r in own.rollouts) / len(own.rollouts)),
+def _judge_candidate(candidate: Candidate, side: TeacherSide, probe: Probe) -> TeacherResult:
+    cfg, features = candidate.cfg, compute_features(probe.student, side)
+    grader_fault = _grader_at_fault(features)
+    forecast = predict(load_model(), features)
+    verdict: Verdict = NO_GO if grader_fault else judge(forecast, features)
+    reasons = grader_fault or explain(forecast, features)
+    base = cfg.check.origin
+    if base is not None and candidate.pair is not None and candidate.pair.teacher is not None:
+        reasons = [*reasons, _compare_with_base(base, candidate.pair, probe)]
+    rollouts = probe.student.rollouts
+    support = side.on_student.mean.get("diag/support_mass")
+    facts = RunFacts(
+        truncated=float(sum(r.finish == "length" for r in rollouts) / len(rollouts)),
         support_mass=1.0 if support is None else float(support.mean()),
-        new_tokens=cfg.rollout.max_new_tokens,
+        max_new_tokens=cfg.rollout.max_new_tokens,
         cold_start=_cold_start(cfg),
     )
-    return Found(who, verdict, numbers, side, prospect, said, given)
+    advice = advise(verdict, forecast, features, candidate.findings, facts)
+    return TeacherResult(candidate, verdict, features, side, forecast, reasons, advice)
 
 
 def _cold_start(cfg: Run) -> dict[str, object] | None:
-    """The section that begins with a cold start; None where there is one, or nobody to write."""
-    begins = cfg.coldstart is not None and cfg.coldstart.when == "start"
-    if begins or not isinstance(cfg.teacher, LocalTeacher):
+    """The section for a cold start; None if there is one, or the teacher cannot generate."""
+    starts_cold = cfg.coldstart is not None and cfg.coldstart.when == "start"
+    if starts_cold or not isinstance(cfg.teacher, LocalTeacher):
         return None
-    rate = min(COLD_RATE * cfg.optim.lr, max(COLD_CEILING, cfg.optim.lr))
-    return {"coldstart": {"lr": float(f"{rate:.3g}")}}
+    lr = min(COLD_START_LR_FACTOR * cfg.optim.lr, max(COLD_START_MAX_LR, cfg.optim.lr))
+    return {"coldstart": {"lr": float(f"{lr:.3g}")}}
 
 
-def _grader_at_fault(numbers: Mapping[str, Estimate]) -> list[Reason]:
+def _grader_at_fault(features: Mapping[str, Estimate]) -> list[Reason]:
     """Both models at 0 %: the grader or the template is wrong, not the models."""
-    both = [numbers[n].value for n in ("student_accuracy", "teacher_accuracy") if n in numbers]
-    if len(both) < 2 or any(both):
+    if not nothing_accepted(features):
         return []
     return [
         Reason(
@@ -307,24 +223,25 @@ def _grader_at_fault(numbers: Mapping[str, Estimate]) -> list[Reason]:
     ]
 
 
-def _origin(path: str, pair: Pair, own: Own, rules: Rules) -> Reason:
+def _compare_with_base(path: str, pair: Pair, probe: Probe) -> Reason:
     assert pair.teacher is not None
-    origin = load_lm(path, device=str(pair.student.device), key="check.origin")
-    origin.vocab = pair.student.vocab
-    kls = [
-        diagnose(origin, lm, own.rollouts, k=rules.k, tokens=rules.tokens)
-        for lm in (pair.teacher, pair.student)
-    ]
-    groups = len(own.prompts)
+    base = load_lm(path, device=str(pair.student.device), key="check.origin")
+    base.vocab = pair.student.vocab
+    rollouts, prompts = probe.student.rollouts, len(probe.student.prompts)
+    k, tokens = probe.config.k, probe.config.tokens_per_batch
     teacher, student = (
-        stats.mean(found.mean["diag/reverse_kl"].reshape(groups, -1).mean(1)) for found in kls
+        diagnose(base, lm, rollouts, k=k, tokens_per_batch=tokens).mean["diag/reverse_kl"]
+        for lm in (pair.teacher, pair.student)
     )
-    return origin_reason(teacher, student)
+    teacher_kl, student_kl = (
+        stats.mean(kl.reshape(prompts, -1).mean(1)) for kl in (teacher, student)
+    )
+    return base_model_reason(teacher_kl, student_kl)
 
 
-def _lengthened(plan: Plan, numbers: Mapping[str, Estimate]) -> Plan:
-    """The plan, with completions going from the student's length to the teacher's."""
-    if "teacher_length" not in numbers:
-        return plan
-    ours, theirs = numbers["student_length"].value, numbers["teacher_length"].value
-    return plan.lengthened((ours + theirs) / (2 * ours))
+def _at_final_length(cost: RunCost, features: Mapping[str, Estimate]) -> RunCost:
+    """The cost if completions go from the student's length to the teacher's."""
+    if "teacher_length" not in features:
+        return cost
+    student, teacher = features["student_length"].value, features["teacher_length"].value
+    return cost.with_lengths((student + teacher) / (2 * student))

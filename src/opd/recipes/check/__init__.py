@@ -1,5 +1,5 @@
 """`opd check`: before a run, will this teacher help this student on these prompts?
 
-handshake (tokens, templates, ends) - probe (what rollouts and continuations show) - prospect (what
-the lab's outcomes make of it) - cost (timed on the spot) - verdict.
+compatibility (tokens, templates, end tokens) - probe (rollouts and continuations) - features (their
+numbers) - forecast (what the lab's outcomes predict from them) - cost (from timed steps) - verdict.
 """

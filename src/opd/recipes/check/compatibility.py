@@ -1,7 +1,7 @@
-"""Do the two models speak of the same tokens, read the same prompt, and end in the same place?
+"""Whether two models share tokens, prompt format and end tokens.
 
-Nothing here runs a model. What is fatal for training is told with its fix; what is only worth
-knowing is told too.
+Nothing here runs a model. Every check returns what was seen; one that would make training go wrong
+comes with its fix.
 """
 
 from __future__ import annotations
@@ -25,83 +25,85 @@ FIXES = {
 
 
 @dataclass(frozen=True)
-class Point:
-    """One thing that was looked at.
+class Finding:
+    """The result of one check.
 
     Attributes:
-        what: tokens, template, thinking, end, context, pad or same.
+        topic: tokens, template, thinking, end, context, same, or reach (of a server).
         level: ok, note, warning, or failure (training would go wrong).
         message: what was seen.
-        fix: what to do about it; empty where nothing is to be done.
+        fix: what to change; empty where nothing is to be done.
     """
 
-    what: str
+    topic: str
     level: Level
     message: str
     fix: str = ""
 
 
-def tokens(
+def check_tokens(
     student_tok: Any, teacher_tok: Any, *, student_vocab: int, teacher_vocab: int
-) -> list[Point]:
+) -> list[Finding]:
     """Token ids, special tokens, padded heads, BOS, pad: see `opd.models.tokenizers.compare`."""
-    found = tokenizers.compare(
+    differences = tokenizers.compare(
         student_tok, teacher_tok, student_vocab=student_vocab, teacher_vocab=teacher_vocab
     )
-    points = [
-        Point("tokens", "failure" if f.fatal else "note", f.message, FIXES.get(f.what, ""))
-        for f in found
-        if f.what not in ("template", "eos")  # looked at on a real prompt, and by `ends`
+    findings = [
+        Finding("tokens", "failure" if d.fatal else "note", d.message, FIXES.get(d.what, ""))
+        for d in differences
+        if d.what not in ("template", "eos")  # see `check_template` and `check_end_tokens`
     ]
-    if not any(p.level == "failure" for p in points):
+    if not any(f.level == "failure" for f in findings):
         count = tokenizers.vocab_size(student_tok)
-        points.insert(0, Point("tokens", "ok", f"all {count} token ids mean the same to both"))
-    return points
+        findings.insert(0, Finding("tokens", "ok", f"all {count} token ids mean the same to both"))
+    return findings
 
 
-def template(student_ids: Sequence[int], teacher_ids: Sequence[int], tokenizer: Any) -> Point:
-    """One real prompt, rendered by each model's own template: the first token that differs.
+def check_template(
+    student_ids: Sequence[int], teacher_ids: Sequence[int], tokenizer: Any
+) -> Finding:
+    """Compare one real prompt as each model's own template renders it.
 
     Args:
         student_ids: the prompt as the run will use it.
         teacher_ids: the same row rendered with the teacher's tokenizer and template.
-        tokenizer: spells the tokens.
+        tokenizer: converts ids to tokens for the message.
     """
     if list(student_ids) == list(teacher_ids):
-        return Point("template", "ok", "both render a prompt of this file as the same tokens")
+        return Finding("template", "ok", "both render a prompt of this file as the same tokens")
     pairs = zip(student_ids, teacher_ids, strict=False)
     shorter = min(len(student_ids), len(teacher_ids))
-    place = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
+    index = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
 
-    def spelled(ids: Sequence[int]) -> str:
-        if place >= len(ids):
-            return "nothing (the prompt is over)"
-        return f"{ids[place]} {tokenizer.convert_ids_to_tokens(int(ids[place]))!r}"
+    def show(ids: Sequence[int]) -> str:
+        return _token(tokenizer, ids[index]) if index < len(ids) else "nothing (prompt ended)"
 
-    return Point(
+    return Finding(
         "template",
         "warning",
-        f"the templates differ from token {place} of a prompt on: {spelled(student_ids)} by the "
-        f"student's, {spelled(teacher_ids)} by the teacher's; the teacher will read prompts "
-        "written the student's way",
+        f"the templates differ from token {index} of a prompt on: {show(student_ids)} by the "
+        f"student's, {show(teacher_ids)} by the teacher's; the teacher will score prompts in the "
+        "student's format",
         "set prompts.chat.chat_template (or prompts.template) to what the teacher was trained on, "
         "if the student can follow it",
     )
 
 
-def thinking(student_tok: Any, teacher_tok: Any, chat: dict[str, Any] | None) -> Point | None:
-    """A template with a thinking switch that nobody has set."""
+def check_thinking(
+    student_tok: Any, teacher_tok: Any, chat: dict[str, Any] | None
+) -> Finding | None:
+    """Whether a thinking switch of a chat template is left at its default; None without one."""
     has = [
-        who
-        for who, tok in (("student", student_tok), ("teacher", teacher_tok))
+        role
+        for role, tok in (("student", student_tok), ("teacher", teacher_tok))
         if "enable_thinking" in str(tok.chat_template or "")
     ]
     if not has or chat is None:
         return None
     if "enable_thinking" in chat:
         value = chat["enable_thinking"]
-        return Point("thinking", "ok", f"prompts.chat.enable_thinking={value} for both models")
-    return Point(
+        return Finding("thinking", "ok", f"prompts.chat.enable_thinking={value} for both models")
+    return Finding(
         "thinking",
         "warning",
         f"the template of the {' and the '.join(has)} has a thinking switch that is left at its "
@@ -110,47 +112,54 @@ def thinking(student_tok: Any, teacher_tok: Any, chat: dict[str, Any] | None) ->
     )
 
 
-def ends(
+def check_end_tokens(
     student_end: frozenset[int], teacher_end: frozenset[int], choice: Stop | None, tokenizer: Any
-) -> Point:
-    """Where completions end."""
-    if student_end == teacher_end:
-        return Point("end", "ok", f"both end a completion with {_spelled(tokenizer, student_end)}")
-    seen = (
-        f"the student ends with {_spelled(tokenizer, student_end)}, the teacher with "
-        f"{_spelled(tokenizer, teacher_end)}"
+) -> Finding:
+    """Whether both models end a completion with the same tokens, or rollout.stop chooses."""
+    student, teacher = (
+        ", ".join(_token(tokenizer, i) for i in sorted(ids)) for ids in (student_end, teacher_end)
     )
+    if student_end == teacher_end:
+        return Finding("end", "ok", f"both end a completion with {student}")
+    message = f"the student ends with {student}, the teacher with {teacher}"
     if choice is None:
-        return Point("end", "failure", seen, "set rollout.stop to student, teacher or union")
-    return Point("end", "note", f"{seen}; rollout.stop={choice} decides")
+        return Finding("end", "failure", message, "set rollout.stop to student, teacher or union")
+    return Finding("end", "note", f"{message}; rollout.stop={choice} decides")
 
 
-def _spelled(tokenizer: Any, ids: frozenset[int]) -> str:
-    return ", ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in sorted(ids))
+def _token(tokenizer: Any, token_id: int) -> str:
+    return f"{token_id} {tokenizer.convert_ids_to_tokens(int(token_id))!r}"
 
 
-def context(who: str, length: int | None, prompt: int, new_tokens: int) -> Point:
-    """Whether the longest prompt and a whole completion fit into a model."""
+def check_context(role: str, length: int | None, prompt: int, new_tokens: int) -> Finding:
+    """Whether the longest prompt and a whole completion fit into a model's context.
+
+    Args:
+        role: student or teacher.
+        length: the model's context in tokens; None if unknown.
+        prompt: tokens of the longest prompt.
+        new_tokens: rollout.max_new_tokens.
+    """
     need = prompt + new_tokens
     if length is None:
-        return Point("context", "note", f"the {who} does not say how much it can read")
+        return Finding("context", "note", f"the context length of the {role} is unknown")
     if need > length:
-        return Point(
+        return Finding(
             "context",
             "failure",
-            f"the {who} reads {length} tokens; prompt and completion need up to {need}",
+            f"the {role}'s context is {length} tokens; prompt and completion need up to {need}",
             f"lower rollout.max_new_tokens to {max(1, length - prompt)}, or prompts.max_tokens",
         )
-    return Point("context", "ok", f"the {who} reads {length} tokens; at most {need} are needed")
+    return Finding("context", "ok", f"the {role}'s context is {length} tokens; {need} are needed")
 
 
-def different(equal: bool) -> Point:
-    """A teacher that is the student has nothing to teach."""
+def check_distinct(equal: bool) -> Finding:
+    """Whether teacher and student are different models: the student itself teaches nothing."""
     if equal:
-        return Point(
+        return Finding(
             "same",
             "failure",
             "teacher and student have the same weights: there is nothing to learn",
             "set teacher.model to another model",
         )
-    return Point("same", "ok", "teacher and student are different models")
+    return Finding("same", "ok", "teacher and student are different models")

@@ -1,7 +1,7 @@
-"""What a run will take: parameters, memory, tokens, hours, disk, timed on the spot.
+"""The cost of a run: parameters, memory, tokens, hours and disk, from steps timed on this machine.
 
-One whole step is taken with a learning rate of zero, so nothing is learned and everything is paid:
-sampling, scoring, the update with its diagnostics, the optimizer's memory.
+A whole step is run at a learning rate of zero, so that nothing is learned but everything is
+measured: sampling, scoring, the update with its diagnostics, the optimizer's memory.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from opd.models.lm import LM
+
+Result = TypeVar("Result")
 
 ADAM_STATES = 2
 DISK_PROBE = 2**25  # bytes written to see how fast the disk is
@@ -24,31 +27,31 @@ DISK_PROBE = 2**25  # bytes written to see how fast the disk is
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of the parts of one step, and what it wrote.
+    """Seconds of the parts of one step, and the tokens it generated.
 
     Attributes:
         rollout: sampling.
         score: the teacher's scores.
         update: gradient, diagnostics, optimizer.
         tokens: completion tokens.
-        share: of the real step's prompts that this one had.
+        fraction: of a configured step's prompts that this one had.
     """
 
     rollout: float
     score: float
     update: float
     tokens: float
-    share: float
+    fraction: float
 
     @property
     def seconds(self) -> float:
-        """Of a whole step."""
-        return (self.rollout + self.score + self.update) / self.share
+        """Of a whole configured step."""
+        return (self.rollout + self.score + self.update) / self.fraction
 
 
 @dataclass(frozen=True)
-class Evaluations:
-    """One held-out set of the plan: how often, how many completions, seconds each."""
+class EvaluationCost:
+    """One held-out set: number of evaluations, their completions, seconds of each."""
 
     label: str
     times: int
@@ -58,22 +61,22 @@ class Evaluations:
 
     @property
     def seconds(self) -> float:
-        """All of them; the teacher answers once."""
+        """Of all evaluations; the teacher is evaluated once."""
         return self.completions * (self.times * self.student_seconds + self.teacher_seconds)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the run will take. Bytes and seconds.
+class RunCost:
+    """Cost of the whole run, in bytes and seconds.
 
     Attributes:
-        parameters: student, trained, teacher.
+        parameters: of student, trained weights and teacher.
         memory: bytes by part.
         peak: bytes of the process, measured over one whole step.
-        disk: most bytes of the run folder, which `opd train` asks for at its start.
+        disk: maximum bytes of the run folder, which `opd train` requires at its start.
         tokens: completion tokens of the whole run.
         steps: updates.
-        step: seconds a step.
+        step: seconds per step.
         evaluation: seconds of all evaluations.
         saving: seconds of all checkpoints.
         teacher_calls: rollouts the teacher scores.
@@ -95,37 +98,37 @@ class Plan:
         """The whole run, models already loaded."""
         return self.steps * self.step + self.evaluation + self.saving
 
-    def lengthened(self, factor: float) -> Plan:
+    def with_lengths(self, factor: float) -> RunCost:
         """The same run with completions `factor` times as long on average."""
         return replace(self, tokens=self.tokens * factor, step=self.step * factor)
 
 
-def parameters(student: LM, teacher: LM | None) -> dict[str, int]:
-    """How many numbers each model has, and how many of them are trained."""
-    found = {
+def count_parameters(student: LM, teacher: LM | None) -> dict[str, int]:
+    """Parameters of each model, and how many of the student's are trained."""
+    counts = {
         "student": student.num_parameters(),
         "trained": sum(p.numel() for p in student.parameters().values()),
     }
-    return found if teacher is None else found | {"teacher": teacher.num_parameters()}
+    return counts if teacher is None else counts | {"teacher": teacher.num_parameters()}
 
 
-def memory(student: LM, teacher: LM | None) -> dict[str, int]:
-    """Bytes by part; what is left of the measured peak is activations, caches and libraries."""
+def estimate_memory(student: LM, teacher: LM | None) -> dict[str, int]:
+    """Bytes by part; the rest of the measured peak is activations, caches and libraries."""
     trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
-    found = {
+    parts = {
         "student weights": _bytes(student),
         "gradients": trained,
         "optimizer": ADAM_STATES * trained,
     }
-    return found if teacher is None else found | {"teacher weights": _bytes(teacher)}
+    return parts if teacher is None else parts | {"teacher weights": _bytes(teacher)}
 
 
 def _bytes(lm: LM) -> int:
     return sum(p.numel() * p.element_size() for p in lm.model.parameters())
 
 
-def peak() -> int:
-    """Most bytes this process has held: on the accelerator if there is one, else in all."""
+def peak_memory() -> int:
+    """Peak bytes of this process: on the accelerator if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     # ru_maxrss is in KiB on Linux.
@@ -133,22 +136,22 @@ def peak() -> int:
 
 
 def write_speed(folder: Path) -> float:
-    """Bytes a second that reach the disk where the run folder will be."""
-    place = folder
-    while not place.exists():
-        place = place.parent
-    with tempfile.NamedTemporaryFile(dir=place) as probe:
-        began = time.monotonic()
+    """Bytes per second that reach the disk where the run folder will be."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    with tempfile.NamedTemporaryFile(dir=existing) as probe:
+        started = time.monotonic()
         probe.write(b"\0" * DISK_PROBE)
         probe.flush()
         os.fsync(probe.fileno())
-        return DISK_PROBE / max(time.monotonic() - began, 1e-6)
+        return DISK_PROBE / max(time.monotonic() - started, 1e-6)
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds a call takes, until the device has done it."""
-    began = time.monotonic()
-    work()
+def time_call(work: Callable[[], Result]) -> tuple[Result, float]:
+    """The result of a call and its seconds, until the device has finished."""
+    started = time.monotonic()
+    result = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.monotonic() - began
+    return result, time.monotonic() - started

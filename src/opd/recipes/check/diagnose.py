@@ -1,11 +1,11 @@
-"""The paper's diagnostics on rollouts of either model, a mean a rollout and quarter of it.
+"""The paper's diagnostics on rollouts of either model, averaged per rollout and quarter of it.
 
 Shapes: R rollouts, N completion tokens, V vocabulary, Q quarters of a completion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,11 @@ QUARTERS = 4
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Diagnostics of a writer and a reader on the writer's rollouts.
+    """Diagnostics of a policy and a scorer on the policy's rollouts.
 
     Attributes:
-        mean: name to (R,), mean over a rollout's tokens; NaN where undefined.
-        quarter: name to (R, Q), the same over each quarter of it.
+        mean: metric name to (R,), mean over a rollout's tokens; NaN where undefined.
+        quarter: metric name to (R, Q), the same over each quarter of it.
     """
 
     mean: dict[str, np.ndarray]
@@ -47,57 +47,58 @@ class Diagnosis:
 
 @torch.no_grad()
 def diagnose(
-    writer: LM, reader: LM, rollouts: Sequence[Rollout], *, k: int, tokens: int
+    policy: LM, scorer: LM, rollouts: Sequence[Rollout], *, k: int, tokens_per_batch: int
 ) -> Diagnosis:
-    """Everything of `opd.core.diagnostics.diagnose`, with p the writer's and q the reader's.
+    """Every metric of `opd.core.diagnostics.diagnose`, p being the policy and q the scorer.
 
     Args:
-        writer: wrote the rollouts; "student" in the names of the metrics.
-        reader: reads them; "teacher" in the names.
-        rollouts: none of them empty.
+        policy: generated the rollouts; "student" in the metric names.
+        scorer: the other model; "teacher" in the metric names.
+        rollouts: R rollouts, none of them empty.
         k: support size (paper: 16).
-        tokens: padded tokens a forward.
+        tokens_per_batch: padded tokens per forward pass.
     """
     rows: list[np.ndarray] = []
     quarters: list[np.ndarray] = []
     totals: dict[str, list[np.ndarray]] = {}
     counts: dict[str, list[np.ndarray]] = {}
     lengths = [len(r.prompt.ids) + len(r) for r in rollouts]
-    for part in token_batches(lengths, tokens):
-        ids = pad_rows([[*rollouts[i].prompt.ids, *rollouts[i].ids.tolist()] for i in part])
-        states = []
-        for lm in (writer, reader):
-            hidden = lm.hidden(ids.to(lm.device))
-            states.append(
-                torch.cat(
-                    [
-                        hidden[row, predicting_positions(len(r.prompt.ids), len(r))]
-                        for row, r in enumerate(rollouts[i] for i in part)
-                    ]
-                )
-            )
-        targets = torch.cat([torch.from_numpy(rollouts[i].ids).long() for i in part])
-        for chunk in chunk_slices(len(targets), writer.vocab):
-            p = DenseDistribution(writer.head.full(states[0][chunk])).log_probs()
-            q = DenseDistribution(reader.head.full(states[1][chunk])).log_probs().to(p.device)
-            found = diagnostics.diagnose(
-                p, q, k=min(k, writer.vocab), targets=targets[chunk].to(p.device)
-            )
-            for name, measure in found.items():
+    for batch in token_batches(lengths, tokens_per_batch):
+        for metrics in _chunks(policy, scorer, [rollouts[i] for i in batch], k):
+            for name, measure in metrics.items():
                 totals.setdefault(name, []).append(measure.total.double().cpu().numpy())
                 counts.setdefault(name, []).append(measure.n.double().cpu().numpy())
-        for i in part:
+        for i in batch:
             rows.append(np.full(len(rollouts[i]), i))
             quarters.append(np.arange(len(rollouts[i])) * QUARTERS // len(rollouts[i]))
     return _means(np.concatenate(rows), np.concatenate(quarters), len(rollouts), totals, counts)
 
 
-def of_positions(found: Sequence[dict[str, Measure]]) -> Diagnosis:
-    """A diagnosis from what is known at each position of R rollouts, none of them empty."""
-    lengths = [len(next(iter(measures.values())).total) for measures in found]
+def _chunks(
+    policy: LM, scorer: LM, rollouts: Sequence[Rollout], k: int
+) -> Iterator[dict[str, Measure]]:
+    """The metrics of one padded batch, a chunk of its completion tokens at a time."""
+    ids = pad_rows([[*r.prompt.ids, *r.ids.tolist()] for r in rollouts])
+    predicting = [predicting_positions(len(r.prompt.ids), len(r)) for r in rollouts]
+    states = []
+    for lm in (policy, scorer):
+        hidden = lm.hidden(ids.to(lm.device))
+        states.append(torch.cat([hidden[row, span] for row, span in enumerate(predicting)]))
+    targets = torch.cat([torch.from_numpy(r.ids).long() for r in rollouts])
+    for chunk in chunk_slices(len(targets), policy.vocab):
+        p = DenseDistribution(policy.head.full(states[0][chunk])).log_probs()
+        q = DenseDistribution(scorer.head.full(states[1][chunk])).log_probs().to(p.device)
+        yield diagnostics.diagnose(
+            p, q, k=min(k, policy.vocab), targets=targets[chunk].to(p.device)
+        )
+
+
+def diagnosis_of_measures(measures: Sequence[dict[str, Measure]]) -> Diagnosis:
+    """A diagnosis from metrics per position: one dict per rollout, R of them, none empty."""
+    lengths = [len(next(iter(metrics.values())).total) for metrics in measures]
     parts: list[dict[str, list[np.ndarray]]] = [{}, {}]
-    for measures in found:
-        for name, measure in measures.items():
+    for metrics in measures:
+        for name, measure in metrics.items():
             for part, values in zip(parts, measure, strict=True):
                 part.setdefault(name, []).append(values.double().cpu().numpy())
     rows = np.repeat(np.arange(len(lengths)), lengths)
@@ -112,12 +113,13 @@ def _means(
     totals: dict[str, list[np.ndarray]],
     counts: dict[str, list[np.ndarray]],
 ) -> Diagnosis:
+    """Sums over count of each rollout and quarter; `rows` and `quarters` say where a token is."""
     cells = rows * QUARTERS + quarters
     mean, quarter = {}, {}
     for name in totals:
         value, weight = (np.concatenate(parts[name]) for parts in (totals, counts))
         sums = [np.bincount(cells, x, count * QUARTERS).reshape(count, -1) for x in (value, weight)]
-        with np.errstate(invalid="ignore"):  # 0/0: nothing was counted there
+        with np.errstate(invalid="ignore"):  # 0/0: the metric is undefined there
             quarter[name] = sums[0] / sums[1]
             mean[name] = sums[0].sum(1) / sums[1].sum(1)
     return Diagnosis(mean, quarter)

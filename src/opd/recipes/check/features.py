@@ -1,7 +1,7 @@
-"""From a probe to numbers with intervals: what `opd check` shows and the prospect is made of.
+"""From a probe to numbers with intervals: what `opd check` reports and the forecast is made of.
 
-Every number is a mean over prompts, so its interval is over prompts.
-Shapes: P prompts, n student samples, m teacher samples, D depths.
+Every feature is a mean over prompts, so its interval is over prompts; `DEFINITIONS` says of what.
+Shapes: P prompts, n student samples and m teacher samples per prompt, D depths.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from opd.core import stats
 from opd.core.stats import Estimate
 from opd.recipes.check.diagnose import QUARTERS, Diagnosis
-from opd.recipes.check.probe import DEPTHS, Against, Own
+from opd.recipes.check.probe import DEPTHS, StudentSide, TeacherSide
 
-TILT = 0.3  # how far the student is tilted towards the teacher, in log space
-LEAST = 1e-3  # nats: two models this near are the same to any probe
-FAMILIAR = 4.0  # sharpness of `taught`: an answer a nat a token stranger weighs e**-4
-SHOWN = {
+TILT = 0.3  # exponent of the ratio q/p with which student samples are reweighted
+MIN_DISTANCE = 1e-3  # nats: smaller distances are the same to any probe
+LIKELIHOOD_EXPONENT = 4.0  # a teacher sample a nat per token less likely weighs e**-4
+ON_STUDENT = {  # on the student's rollouts
     "overlap_mass": "diag/overlap_mass_student",
     "overlap_mass_teacher": "diag/overlap_mass_teacher",
     "overlap_ratio": "diag/overlap_ratio",
@@ -29,76 +29,113 @@ SHOWN = {
     "student_entropy": "diag/student_entropy",
     "teacher_entropy": "diag/teacher_entropy",
 }
-READ = {  # the student reading the teacher's rollouts
-    "read_mass": "diag/overlap_mass_teacher",
-    "read_top1": "diag/top1_agreement",
-    "read_kl": "diag/reverse_kl",
+ON_TEACHER = {  # on the teacher's rollouts: there the teacher is the diagnostics' "student"
+    "offpolicy_overlap_mass": "diag/overlap_mass_teacher",
+    "offpolicy_top1_agreement": "diag/top1_agreement",
+    "offpolicy_kl": "diag/reverse_kl",
 }
 
 
-def features(own: Own, against: Against) -> dict[str, Estimate]:
+DEFINITIONS = {
+    **{name: f"{metric} on the student's rollouts" for name, metric in ON_STUDENT.items()},
+    **{
+        name: f"{metric} on the teacher's rollouts, where the teacher takes the student's role"
+        for name, metric in ON_TEACHER.items()
+    },
+    "distance": "the smaller of reverse_kl and offpolicy_kl, nats per token",
+    "log_distance": f"log distance, at least log {MIN_DISTANCE:g}",
+    "max_reward": "largest mean log q - log p per token among a prompt's student samples",
+    "student_length": "tokens of a student sample",
+    "teacher_length": "tokens of a teacher sample",
+    "student_accuracy": "fraction of student samples that are correct",
+    "teacher_accuracy": "fraction of teacher samples that are correct",
+    "gap": "teacher_accuracy - student_accuracy, paired by prompt",
+    "weighted_teacher_accuracy": "teacher_accuracy, samples weighted by exp("
+    f"{LIKELIHOOD_EXPONENT:g} r), r their mean log p - log q per token: what is likely under the "
+    "student counts more",
+    "weighted_gap": "weighted_teacher_accuracy - student_accuracy",
+    "pass_at_n": "fraction of prompts with a correct student sample",
+    "headroom": "accuracy of the teacher on a prompt beyond that of the best student sample",
+    **{
+        f"gain@{depth:g}": f"accuracy of the teacher's continuation of the first {depth:.0%} of a "
+        "student rollout, minus that of the student's own continuation"
+        for depth in DEPTHS
+    },
+    "continuation_gain": "mean of the gains at all depths",
+    "auroc": "AUROC of the mean log q - log p per token of a student sample for its correctness",
+    "tilt_gain": f"accuracy of student samples reweighted by (q/p)^{TILT:g}, minus "
+    "student_accuracy",
+}
+"""What each feature is; p is the student, q the teacher, diag/ names are those of metrics.md."""
+
+
+def compute_features(student: StudentSide, teacher: TeacherSide) -> dict[str, Estimate]:
     """Every number of a pair, by name; those that need answers are left out where there are none.
 
     Returns:
-        `SHOWN` names (those a teacher server can tell), `reach`, lengths; of a teacher that writes
-        also `READ` names and `distance` (nats the shorter way: the teacher reading the student, or
-        the student the teacher); with answers also `student_accuracy`, `teacher_accuracy`, `gap`,
-        `taught`, `lead`, `pass_at_n`, `headroom`, `gain@<depth>`, `continuation_gain`, `auroc`,
-        `tilt_gain`.
+        Names of `DEFINITIONS`. A teacher server determines those of its scores alone: the ones of
+        `ON_STUDENT` that need no more than its top tokens, `max_reward` and `student_length`.
     """
-    groups = len(own.prompts)
-    found = {
-        name: _of(against.forward, metric, groups)
-        for name, metric in SHOWN.items()
-        if metric in against.forward.mean
+    groups = len(student.prompts)
+    features = {
+        name: _prompt_mean(teacher.on_student, metric, groups)
+        for name, metric in ON_STUDENT.items()
+        if metric in teacher.on_student.mean
     }
-    found["reach"] = stats.mean(against.reward.max(1))
-    found["student_length"] = stats.mean(_lengths(own).mean(1))
-    if against.lengths is not None:
-        found["teacher_length"] = stats.mean(against.lengths.mean(1))
-    if against.reverse is not None:
-        found |= {name: _of(against.reverse, metric, groups) for name, metric in READ.items()}
-        found["distance"] = min(found["reverse_kl"], found["read_kl"], key=lambda e: e.value)
-        found["log_distance"] = _log(found["distance"])
-    if own.correct is not None:
-        found |= _of_answers(own, own.correct, against)
-    return found
+    features["max_reward"] = stats.mean(teacher.reward.max(1))
+    features["student_length"] = stats.mean(_lengths(student).mean(1))
+    if teacher.lengths is not None:
+        features["teacher_length"] = stats.mean(teacher.lengths.mean(1))
+    if teacher.on_teacher is not None:
+        features |= {
+            name: _prompt_mean(teacher.on_teacher, metric, groups)
+            for name, metric in ON_TEACHER.items()
+        }
+        features["distance"] = min(
+            features["reverse_kl"], features["offpolicy_kl"], key=lambda e: e.value
+        )
+        features["log_distance"] = _log(features["distance"])
+    if student.correct is not None:
+        features |= _answer_features(student, student.correct, teacher)
+    return features
 
 
-def _of_answers(own: Own, correct: np.ndarray, against: Against) -> dict[str, Estimate]:
-    found = {
+def _answer_features(
+    student: StudentSide, correct: np.ndarray, teacher: TeacherSide
+) -> dict[str, Estimate]:
+    prompts, n = correct.shape
+    tilted = tilted_accuracy(correct, teacher.reward * _lengths(student))
+    features = {
         "student_accuracy": stats.avg_at_n(correct),
-        "pass_at_n": stats.pass_at_k(correct, correct.shape[1]),
+        "pass_at_n": stats.pass_at_k(correct, n),
         "auroc": stats.auroc(
-            against.reward.ravel(),
-            correct.ravel(),
-            np.repeat(np.arange(len(correct)), correct.shape[1]),
+            teacher.reward.ravel(), correct.ravel(), np.repeat(np.arange(prompts), n)
         ),
-        "tilt_gain": stats.mean(tilted(correct, against.reward * _lengths(own)) - correct.mean(1)),
+        "tilt_gain": stats.mean(tilted - correct.mean(1)),
     }
-    if against.correct is not None:
-        found["teacher_accuracy"] = stats.avg_at_n(against.correct)
-        found["gap"] = stats.mean(against.correct.mean(1) - correct.mean(1))
-        beyond = against.correct.mean(1) - correct.max(1)
-        found["headroom"] = stats.mean(np.maximum(beyond, 0.0))
-        if against.reverse is not None:
-            strange = against.reverse.mean["diag/token_reward"].reshape(against.correct.shape)
-            told = taught(against.correct, strange)
-            found["taught"] = stats.mean(told)
-            found["lead"] = stats.mean(told - correct.mean(1))
-    if against.finished is not None and own.finished is not None:
-        gains = against.finished - own.finished
+    if teacher.correct is not None:
+        features["teacher_accuracy"] = stats.avg_at_n(teacher.correct)
+        features["gap"] = stats.mean(teacher.correct.mean(1) - correct.mean(1))
+        beyond = teacher.correct.mean(1) - correct.max(1)
+        features["headroom"] = stats.mean(np.maximum(beyond, 0.0))
+        if teacher.on_teacher is not None:
+            reward = teacher.on_teacher.mean["diag/token_reward"].reshape(teacher.correct.shape)
+            weighted = weighted_accuracy(teacher.correct, reward)
+            features["weighted_teacher_accuracy"] = stats.mean(weighted)
+            features["weighted_gap"] = stats.mean(weighted - correct.mean(1))
+    if teacher.continued is not None and student.continued is not None:
+        gains = teacher.continued - student.continued
         for column, depth in enumerate(DEPTHS):
-            found[f"gain@{depth:g}"] = stats.mean(gains[:, column])
-        found["continuation_gain"] = stats.mean(gains.mean(1))
-    return found
+            features[f"gain@{depth:g}"] = stats.mean(gains[:, column])
+        features["continuation_gain"] = stats.mean(gains.mean(1))
+    return features
 
 
-def tilted(correct: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
-    """Accuracy (P,) if the student preferred, among its own n answers, those the teacher likes.
+def tilted_accuracy(correct: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
+    """Accuracy (P,) of the student's own n samples, reweighted towards the teacher.
 
     Self-normalised weights (q/p)^`TILT` of whole completions: what a small step towards the teacher
-    does to accuracy, from rollouts that are there anyway.
+    does to accuracy, from rollouts that exist anyway.
 
     Args:
         correct: (P, n) of 0/1.
@@ -106,32 +143,32 @@ def tilted(correct: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
     """
     scaled = TILT * log_ratio
     weights = np.exp(scaled - scaled.max(1, keepdims=True))
-    found: np.ndarray = (weights * correct).sum(1) / weights.sum(1)
-    return found
+    accuracy: np.ndarray = (weights * correct).sum(1) / weights.sum(1)
+    return accuracy
 
 
-def taught(correct: np.ndarray, reward: np.ndarray) -> np.ndarray:
-    """Contributions (P,) to the accuracy of those answers of the teacher the student might write.
+def weighted_accuracy(correct: np.ndarray, reward: np.ndarray) -> np.ndarray:
+    """Contributions (P,) to the teacher's accuracy, weighted by the student's likelihood.
 
-    A teacher of two ways of thinking teaches each student its own: answers are weighted by how
-    familiar they are to the student. The mean is the weighted accuracy; the spread over prompts is
+    A teacher with two solution styles teaches each student its own: samples are weighted by how
+    likely they are under the student. The mean is the weighted accuracy; the spread over prompts is
     that of a ratio, linearised.
 
     Args:
         correct: (P, m) of 0/1.
-        reward: (P, m) mean log p_student - log q_teacher a token of each answer.
+        reward: (P, m) mean log p_student - log q_teacher per token of each teacher sample.
     """
-    weights = np.exp(FAMILIAR * (reward - reward.max()))
+    weights = np.exp(LIKELIHOOD_EXPONENT * (reward - reward.max()))
     total = float((weights * correct).sum() / weights.sum())
-    found: np.ndarray = total + (weights * (correct - total)).mean(1) / weights.mean()
-    return found
+    contributions: np.ndarray = total + (weights * (correct - total)).mean(1) / weights.mean()
+    return contributions
 
 
-def _lengths(own: Own) -> np.ndarray:
-    return np.array([len(r) for r in own.rollouts], dtype=float).reshape(len(own.prompts), -1)
+def _lengths(side: StudentSide) -> np.ndarray:
+    return np.array([len(r) for r in side.rollouts], dtype=float).reshape(len(side.prompts), -1)
 
 
-def _of(diagnosis: Diagnosis, metric: str, groups: int) -> Estimate:
+def _prompt_mean(diagnosis: Diagnosis, metric: str, groups: int) -> Estimate:
     """Mean over prompts of a metric's mean over a prompt's rollouts; undefined ones left out."""
     values = diagnosis.mean[metric].reshape(groups, -1)
     known = values[~np.isnan(values).all(1)]
@@ -141,12 +178,12 @@ def _of(diagnosis: Diagnosis, metric: str, groups: int) -> Estimate:
 
 
 def _log(e: Estimate) -> Estimate:
-    """A positive quantity in factors of e; `LEAST` stands for anything nearer to 0."""
-    value, low, high = (math.log(max(x, LEAST)) for x in (e.value, e.low, e.high))
+    """Natural logarithm of a positive quantity, at least that of `MIN_DISTANCE`."""
+    value, low, high = (math.log(max(x, MIN_DISTANCE)) for x in (e.value, e.low, e.high))
     return Estimate(value, low, high, e.n)
 
 
-def by_quarter(diagnosis: Diagnosis, metric: str) -> list[float]:
+def quarter_means(diagnosis: Diagnosis, metric: str) -> list[float]:
     """A metric's mean over each quarter of the rollouts, (Q,)."""
     values = diagnosis.quarter[metric]
     return [

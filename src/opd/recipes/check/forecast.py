@@ -1,11 +1,11 @@
-"""What training will come to, from a probe: a small model fitted on outcomes of the lab.
+"""Predicted accuracy after training, from a probe: a small model fitted on outcomes of the lab.
 
-    after = s * taught + (1 - s) * keep * student,    s = sigmoid(w . z)
+    after = s * weighted_teacher_accuracy + (1 - s) * keep * student_accuracy,    s = sigmoid(w . z)
 
-`taught` is the accuracy of those answers of the teacher that the student might write, s the share
-of the teacher's way that the student takes over, z a few measures of compatibility. A student that
-takes over nothing does not stay where it is: pulled towards states it cannot go on from, it keeps
-only a part of its skill.
+`weighted_teacher_accuracy` is the teacher's accuracy weighted by the student's likelihood, s the
+transfer (the fraction of the teacher's behaviour that the student adopts), z a few measures of
+compatibility. A student that adopts nothing does not stay where it is: pulled towards states that
+it cannot continue from, it keeps only the fraction `keep` of its accuracy.
 Fitted by `opd lab calibrate` on whole worlds and seeds; docs/check.md judges it on others.
 """
 
@@ -19,8 +19,8 @@ from importlib.resources import files
 
 from opd.core.stats import Estimate
 
-SLACK = 0.1  # how far beyond the seen range a feature may lie, as a share of that range
-MODEL = "forecast.json"
+SLACK = 0.1  # how far outside the fitted range a feature may lie, as a fraction of that range
+MODEL_FILE = "forecast.json"
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Term:
     """One feature of the model.
 
     Attributes:
-        name: of a number of the probe.
+        name: of the feature.
         weight: of its standardised value.
         centre: subtracted first.
         scale: divided by then.
-        low: least value seen in the fit.
-        high: greatest value seen.
+        low: smallest value in the fit.
+        high: largest value in the fit.
     """
 
     name: str
@@ -43,22 +43,22 @@ class Term:
     low: float
     high: float
 
-    def standard(self, value: float) -> float:
-        """The value in units of the fit's spread, not beyond what the fit has seen."""
+    def standardise(self, value: float) -> float:
+        """The value in units of the fit's spread, clipped to the range of the fit."""
         return (min(max(value, self.low), self.high) - self.centre) / self.scale
 
 
 @dataclass(frozen=True)
-class ProspectModel:
+class ForecastModel:
     """The fitted model.
 
     Attributes:
-        bias: of the share's logit.
-        keep: part of its skill that a student keeps which takes over nothing.
+        bias: of the transfer's logit.
+        keep: fraction of its accuracy that a student without any transfer keeps.
         terms: the features.
-        spread: quantiles of |error| / scale of error: 90 %.
-        floor: least scale of error.
-        noise: scale of error at s = 1/2 for a pair a whole accuracy apart.
+        spread: 90 % quantile of |error| / error scale.
+        floor: smallest error scale.
+        noise: error scale at s = 1/2 per unit of accuracy between the two ends of the formula.
         fitted_on: what it was fitted on, in words.
     """
 
@@ -70,88 +70,89 @@ class ProspectModel:
     noise: float
     fitted_on: str
 
-    def share(self, values: Mapping[str, float]) -> float:
-        """s: the share of the teacher's way that will be taken over, 0 to 1."""
+    def transfer(self, values: Mapping[str, float]) -> float:
+        """s: the fraction of the teacher's behaviour that will be adopted, 0 to 1."""
         known = [t for t in self.terms if t.name in values]  # the others count as average
-        logit = self.bias + sum(t.weight * t.standard(values[t.name]) for t in known)
+        logit = self.bias + sum(t.weight * t.standardise(values[t.name]) for t in known)
         return 1 / (1 + math.exp(-logit))
 
-    def after(self, values: Mapping[str, float]) -> float:
+    def accuracy_after(self, values: Mapping[str, float]) -> float:
         """Accuracy after training."""
-        s = self.share(values)
-        return s * values["taught"] + (1 - s) * self.keep * values["student_accuracy"]
+        s = self.transfer(values)
+        teacher, student = values["weighted_teacher_accuracy"], values["student_accuracy"]
+        return s * teacher + (1 - s) * self.keep * student
 
-    def scale(self, values: Mapping[str, float]) -> float:
-        """How large errors are for such a pair: largest where the share is undecided."""
-        s = self.share(values)
-        apart = abs(values["taught"] - self.keep * values["student_accuracy"])
-        return self.floor + self.noise * apart * 4 * s * (1 - s)
+    def error_scale(self, values: Mapping[str, float]) -> float:
+        """The scale of errors for such a pair: largest where the transfer is undecided."""
+        s = self.transfer(values)
+        teacher, student = values["weighted_teacher_accuracy"], values["student_accuracy"]
+        return self.floor + self.noise * abs(teacher - self.keep * student) * 4 * s * (1 - s)
 
 
 @dataclass(frozen=True)
-class Prospect:
-    """What to expect of a pair.
+class Forecast:
+    """What training of a pair is predicted to change.
 
     Attributes:
-        share: of the teacher's way that is taken over.
+        transfer: fraction of the teacher's behaviour that the student adopts.
         change: accuracy change with its 90 % interval; None without answers.
-        recovery: share of the teacher's lead recovered, 90 %; None without answers or lead.
-        outside: features beyond what the fit has seen, in words.
+        recovery: fraction of the accuracy gap recovered, 90 %; None without answers or a gap.
+        out_of_range: features outside the range of the fit, in words.
     """
 
-    share: float
+    transfer: float
     change: Estimate | None
     recovery: Estimate | None
-    outside: tuple[str, ...]
+    out_of_range: tuple[str, ...]
 
 
-def load_model() -> ProspectModel:
+def load_model() -> ForecastModel:
     """The model that ships with the package."""
-    text = (files("opd.recipes.check") / MODEL).read_text("utf-8")
-    return of_record(json.loads(text))
+    text = (files("opd.recipes.check") / MODEL_FILE).read_text("utf-8")
+    return model_of_record(json.loads(text))
 
 
-def of_record(record: Mapping[str, object]) -> ProspectModel:
+def model_of_record(record: Mapping[str, object]) -> ForecastModel:
     """A model from its JSON."""
     terms = tuple(Term(**t) for t in record["terms"])  # type: ignore[attr-defined]
-    return ProspectModel(**(dict(record) | {"terms": terms}))  # type: ignore[arg-type]
+    return ForecastModel(**(dict(record) | {"terms": terms}))  # type: ignore[arg-type]
 
 
-def foretell(model: ProspectModel, found: Mapping[str, Estimate]) -> Prospect:
-    """What to expect of a pair.
+def predict(model: ForecastModel, features: Mapping[str, Estimate]) -> Forecast:
+    """Predict what training will change.
 
-    The interval adds up two doubts: the model's errors on pairs it was not fitted on, and the
-    probe's own sampling error of the lead.
+    The interval combines two uncertainties: the model's errors on pairs it was not fitted on, and
+    the probe's own sampling error of the weighted gap.
 
     Args:
         model: the fitted model.
-        found: the numbers of the probe.
+        features: the numbers of the probe.
     """
-    values = {name: e.value for name, e in found.items()}
-    outside = tuple(
-        told
+    values = {name: e.value for name, e in features.items()}
+    out_of_range = tuple(
+        message
         for term in model.terms
-        if term.name in values and (told := _outside(term, values[term.name])) is not None
+        if term.name in values and (message := _out_of_range(term, values[term.name])) is not None
     )
-    share = model.share(values)
-    if "lead" not in found:
-        return Prospect(share, None, None, outside)
-    change = model.after(values) - values["student_accuracy"]
-    of_model = model.spread * model.scale(values)
-    lead, gap = found["lead"], found["gap"]
-    of_probe = share * (lead.high - lead.low) / 2 * 0.84  # 95 % half-width to 90 %
-    half = math.hypot(of_model, of_probe)
+    transfer = model.transfer(values)
+    if "weighted_gap" not in features:
+        return Forecast(transfer, None, None, out_of_range)
+    change = model.accuracy_after(values) - values["student_accuracy"]
+    model_error = model.spread * model.error_scale(values)
+    weighted, gap = features["weighted_gap"], features["gap"]
+    # 95 % half-width to 90 %
+    sampling_error = transfer * (weighted.high - weighted.low) / 2 * 0.84
+    half = math.hypot(model_error, sampling_error)
     low = max(change - half, -values["student_accuracy"])
     high = min(change + half, 1 - values["student_accuracy"])
-    estimate = Estimate(change, low, high, gap.n)
     recovery = None
     if gap.low > 0:
         recovery = Estimate(change / gap.value, low / gap.value, high / gap.value, gap.n)
-    return Prospect(share, estimate, recovery, outside)
+    return Forecast(transfer, Estimate(change, low, high, gap.n), recovery, out_of_range)
 
 
-def _outside(term: Term, value: float) -> str | None:
+def _out_of_range(term: Term, value: float) -> str | None:
     slack = SLACK * (term.high - term.low)
     if term.low - slack <= value <= term.high + slack:
         return None
-    return f"{term.name} is {value:.3g}; the lab has seen {term.low:.3g} to {term.high:.3g}"
+    return f"{term.name} is {value:.3g}; the lab's pairs had {term.low:.3g} to {term.high:.3g}"

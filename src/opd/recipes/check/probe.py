@@ -1,8 +1,8 @@
-"""What a pair shows without training: answers, continuations, diagnostics on one set of rollouts.
+"""The probe of a pair without training: samples, continuations, diagnostics on shared rollouts.
 
-The student writes once; any number of teachers are held against the same rollouts. Everything is
-paired by prompt, and grows by rounds of prompts until the budget is spent.
-Shapes: P prompts, n student samples and m teacher samples a prompt, D depths.
+The student generates once; any number of teachers are compared on the same rollouts. Everything is
+paired by prompt, and rounds of prompts are added up until the budget is spent.
+Shapes: P prompts, n student samples and m teacher samples per prompt, D depths.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import numpy as np
 import torch
 
 from opd.core import diagnostics
-from opd.core.diagnostics import Tops
+from opd.core.diagnostics import Measure, Tops
 from opd.data.graders import Grader
 from opd.models.lm import LM
-from opd.recipes.check.diagnose import Diagnosis, diagnose, of_positions
+from opd.recipes.check.diagnose import Diagnosis, diagnose, diagnosis_of_measures
 from opd.rng import Stream, key
 from opd.samplers.hf import Decoding, HFSampler
-from opd.types import Kind, Prompt, Rollout, Teacher, Want
+from opd.types import Kind, Prompt, Rollout, Scores, Teacher, Want
 
-DEPTHS = (0.25, 0.5, 0.75)  # of a student rollout, where both models take over
-TAIL = 3  # last tokens of a rollout that no prefix holds: the answer is usually there
-OWN, THEIRS, FINISH = 0, 1, 2
+DEPTHS = (0.25, 0.5, 0.75)  # fractions of a student rollout after which both models continue it
+TAIL = 3  # last tokens of a rollout that no prefix contains: the answer is usually there
+STUDENT_SAMPLES, TEACHER_SAMPLES, CONTINUATIONS = 0, 1, 2  # indices of the random stream
 
 
 @dataclass(frozen=True)
-class Player:
-    """A model that writes, and reads what others wrote.
+class ProbeModel:
+    """A model that generates, and scores what the other one generated.
 
     Attributes:
         lm: the model.
@@ -41,18 +41,18 @@ class Player:
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How the probe is played.
+class ProbeConfig:
+    """Settings of the probe.
 
     Attributes:
-        decoding: of every sample, the run's own rollout settings.
+        decoding: of every sample; the run's own rollout settings.
         decode: token ids to text, special tokens left out.
         grader: None where the prompts have no answers.
-        n: student samples a prompt.
-        m: teacher samples a prompt.
+        n: student samples per prompt.
+        m: teacher samples per prompt.
         k: support size of the diagnostics.
-        tokens: padded tokens a forward.
-        batch: most rows decoded at once.
+        tokens_per_batch: padded tokens per forward pass of the diagnostics.
+        batch: maximum number of rows decoded at once.
         seed: of all samples.
     """
 
@@ -62,141 +62,145 @@ class Rules:
     n: int = 4
     m: int = 2
     k: int = 16
-    tokens: int = 8192
+    tokens_per_batch: int = 8192
     batch: int = 128
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Own:
-    """The student's side of the probe, shared by all teachers.
+class StudentSide:
+    """The student's half of the probe, shared by all teachers.
 
     Attributes:
         prompts: (P,) in order.
-        rollouts: P x n, grouped.
-        correct: (P, n), or None without answers.
-        prefixes: D lists of P prompts that end inside a rollout.
-        finished: (P, D) whether the student's own continuation is right, or None.
-        written: tokens of rollouts and continuations.
+        rollouts: P x n, grouped by prompt.
+        correct: (P, n) of 0/1, or None without answers.
+        prefixes: D lists of P prompts that end inside the first rollout of each prompt.
+        continued: (P, D) whether the student's continuation of its prefix is correct, or None.
+        tokens: generated, in rollouts and continuations.
     """
 
     prompts: tuple[Prompt, ...]
     rollouts: tuple[Rollout, ...]
     correct: np.ndarray | None
     prefixes: tuple[tuple[Prompt, ...], ...]
-    finished: np.ndarray | None
-    written: int
+    continued: np.ndarray | None
+    tokens: int
 
-    def __add__(self, other: Own) -> Own:
+    def __add__(self, other: StudentSide) -> StudentSide:
         """Both rounds together."""
-        return Own(
+        return StudentSide(
             self.prompts + other.prompts,
             self.rollouts + other.rollouts,
-            _joined(self.correct, other.correct),
+            _concatenate(self.correct, other.correct),
             tuple(a + b for a, b in zip(self.prefixes, other.prefixes, strict=True)),
-            _joined(self.finished, other.finished),
-            self.written + other.written,
+            _concatenate(self.continued, other.continued),
+            self.tokens + other.tokens,
         )
 
 
 @dataclass(frozen=True)
-class Against:
-    """A teacher's side of the probe.
+class TeacherSide:
+    """One teacher's half of the probe.
 
     Attributes:
-        forward: diagnostics on the student's rollouts (P n of them).
-        reward: (P, n) mean log q - log p a token of the student's rollouts.
-        correct: (P, m) of its own answers, or None.
-        finished: (P, D) whether its continuation of the student's prefix is right, or None.
-        reverse: diagnostics on its own rollouts, the student reading, or None.
-        lengths: (P, m) tokens of its own answers, or None.
-        written: tokens of answers and continuations.
+        on_student: diagnostics on the student's P n rollouts.
+        reward: (P, n) mean log q - log p per token of the student's rollouts.
+        correct: (P, m) of 0/1, of its own samples, or None.
+        continued: (P, D) whether its continuation of the student's prefix is correct, or None.
+        on_teacher: diagnostics on its own P m rollouts, scored by the student, or None.
+        lengths: (P, m) tokens of its own samples, or None.
+        tokens: generated, in samples and continuations.
     """
 
-    forward: Diagnosis
+    on_student: Diagnosis
     reward: np.ndarray
     correct: np.ndarray | None
-    finished: np.ndarray | None
-    reverse: Diagnosis | None
+    continued: np.ndarray | None
+    on_teacher: Diagnosis | None
     lengths: np.ndarray | None
-    written: int = 0
+    tokens: int = 0
 
-    def __add__(self, other: Against) -> Against:
+    def __add__(self, other: TeacherSide) -> TeacherSide:
         """Both rounds together."""
-        reverse = None
-        if self.reverse is not None and other.reverse is not None:
-            reverse = self.reverse + other.reverse
-        return Against(
-            self.forward + other.forward,
+        on_teacher = None
+        if self.on_teacher is not None and other.on_teacher is not None:
+            on_teacher = self.on_teacher + other.on_teacher
+        return TeacherSide(
+            self.on_student + other.on_student,
             np.concatenate([self.reward, other.reward]),
-            _joined(self.correct, other.correct),
-            _joined(self.finished, other.finished),
-            reverse,
-            _joined(self.lengths, other.lengths),
-            self.written + other.written,
+            _concatenate(self.correct, other.correct),
+            _concatenate(self.continued, other.continued),
+            on_teacher,
+            _concatenate(self.lengths, other.lengths),
+            self.tokens + other.tokens,
         )
 
 
-def _joined(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+def _concatenate(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
     return None if a is None or b is None else np.concatenate([a, b])
 
 
-def play_student(student: Player, prompts: Sequence[Prompt], rules: Rules) -> Own:
-    """The student writes, is graded, and finishes its own prefixes."""
-    rollouts = _sample(student, prompts, rules, rules.n, OWN)
-    firsts = rollouts[:: rules.n]
-    prefixes = tuple(tuple(prefix(r, depth) for r in firsts) for depth in DEPTHS)
-    finished, written = _finish(student, prefixes, rules)
-    return Own(
+def probe_student(
+    student: ProbeModel, prompts: Sequence[Prompt], config: ProbeConfig
+) -> StudentSide:
+    """Sample and grade the student, and let it continue its own prefixes."""
+    rollouts = _sample(student, prompts, config, config.n, STUDENT_SAMPLES)
+    firsts = rollouts[:: config.n]
+    prefixes = tuple(tuple(prefix_prompt(r, depth) for r in firsts) for depth in DEPTHS)
+    continued, tokens = _continue(student, prefixes, config)
+    return StudentSide(
         tuple(prompts),
         tuple(rollouts),
-        _graded(rollouts, rules, rules.n),
+        _correct(rollouts, config, config.n),
         prefixes,
-        finished,
-        _tokens(rollouts) + written,
+        continued,
+        _count_tokens(rollouts) + tokens,
     )
 
 
-def play_teacher(teacher: Player, student: Player, own: Own, rules: Rules) -> Against:
-    """The teacher reads the student's rollouts, answers, and finishes the student's prefixes."""
-    forward = diagnose(student.lm, teacher.lm, own.rollouts, k=rules.k, tokens=rules.tokens)
-    theirs = _sample(teacher, own.prompts, rules, rules.m, THEIRS)
-    finished, written = _finish(teacher, own.prefixes, rules)
-    return Against(
-        forward,
-        forward.mean["diag/token_reward"].reshape(len(own.prompts), -1),
-        _graded(theirs, rules, rules.m),
-        finished,
-        diagnose(teacher.lm, student.lm, theirs, k=rules.k, tokens=rules.tokens),
-        np.array([float(len(r)) for r in theirs]).reshape(-1, rules.m),
-        _tokens(theirs) + written,
+def probe_teacher(
+    teacher: ProbeModel, student: ProbeModel, side: StudentSide, config: ProbeConfig
+) -> TeacherSide:
+    """Let a local teacher score the student's rollouts, answer, and continue the prefixes."""
+    on_student = diagnose(
+        student.lm,
+        teacher.lm,
+        side.rollouts,
+        k=config.k,
+        tokens_per_batch=config.tokens_per_batch,
+    )
+    samples = _sample(teacher, side.prompts, config, config.m, TEACHER_SAMPLES)
+    continued, tokens = _continue(teacher, side.prefixes, config)
+    return TeacherSide(
+        on_student,
+        on_student.mean["diag/token_reward"].reshape(len(side.prompts), -1),
+        _correct(samples, config, config.m),
+        continued,
+        diagnose(
+            teacher.lm,
+            student.lm,
+            samples,
+            k=config.k,
+            tokens_per_batch=config.tokens_per_batch,
+        ),
+        np.array([float(len(r)) for r in samples]).reshape(-1, config.m),
+        _count_tokens(samples) + tokens,
     )
 
 
-def play_server(teacher: Teacher, own: Own, rules: Rules) -> Against:
-    """What a server can show: scores of the student's rollouts, and its own top tokens.
+def probe_server(teacher: Teacher, side: StudentSide, config: ProbeConfig) -> TeacherSide:
+    """Let a teacher server score the student's rollouts.
 
-    It answers nothing itself, so there is no accuracy and no continuation gain.
+    It generates nothing, so there is no accuracy and no continuation gain.
     """
-    topk = rules.k if Kind.TOPK in teacher.kinds else 0
-    scores = teacher.score(own.rollouts, Want(sampled=True, topk=topk))
-    rewards, found = [], []
-    for rollout, given in zip(own.rollouts, scores, strict=True):
-        assert given.sampled is not None
-        rewards.append(given.sampled - rollout.logp)
-        positions = {"diag/token_reward": diagnostics.everywhere(torch.from_numpy(rewards[-1]))}
-        if given.topk_ids is not None and given.topk_logp is not None:
-            k = min(given.topk_ids.shape[1], rollout.topk_ids.shape[1])
-            lists = (rollout.topk_ids, rollout.topk_logp), (given.topk_ids, given.topk_logp)
-            ours, theirs = (
-                Tops(torch.from_numpy(ids[:, :k]).long(), torch.from_numpy(logp[:, :k]))
-                for ids, logp in lists
-            )
-            positions |= diagnostics.topk_metrics(ours, theirs)
-        found.append(positions)
-    return Against(
-        of_positions(found),
-        np.array([r.mean() for r in rewards]).reshape(len(own.prompts), -1),
+    topk = config.k if Kind.TOPK in teacher.kinds else 0
+    scores = teacher.score(side.rollouts, Want(sampled=True, topk=topk))
+    measures = [_server_measures(r, s) for r, s in zip(side.rollouts, scores, strict=True)]
+    rewards = [m["diag/token_reward"].total.numpy().mean() for m in measures]
+    return TeacherSide(
+        diagnosis_of_measures(measures),
+        np.array(rewards).reshape(len(side.prompts), -1),
         None,
         None,
         None,
@@ -204,52 +208,69 @@ def play_server(teacher: Teacher, own: Own, rules: Rules) -> Against:
     )
 
 
-def prefix(rollout: Rollout, depth: float) -> Prompt:
-    """A rollout's prompt with its first tokens: `depth` of them, never its last few."""
+def _server_measures(rollout: Rollout, scores: Scores) -> dict[str, Measure]:
+    """What a server's scores tell at each position: the reward, and the overlap of the top k."""
+    assert scores.sampled is not None
+    reward = torch.from_numpy(scores.sampled - rollout.logp)
+    measures = {"diag/token_reward": diagnostics.everywhere(reward)}
+    if scores.topk_ids is not None and scores.topk_logp is not None:
+        k = min(scores.topk_ids.shape[1], rollout.topk_ids.shape[1])
+        lists = (rollout.topk_ids, rollout.topk_logp), (scores.topk_ids, scores.topk_logp)
+        student, teacher = (
+            Tops(torch.from_numpy(ids[:, :k]).long(), torch.from_numpy(logp[:, :k]))
+            for ids, logp in lists
+        )
+        measures |= diagnostics.topk_metrics(student, teacher)
+    return measures
+
+
+def prefix_prompt(rollout: Rollout, depth: float) -> Prompt:
+    """The rollout's prompt followed by its first tokens: a fraction `depth`, never the last few."""
     length = max(0, min(int(depth * len(rollout)), len(rollout) - TAIL))
     return replace(rollout.prompt, ids=(*rollout.prompt.ids, *rollout.ids[:length].tolist()))
 
 
 def _sample(
-    player: Player, prompts: Sequence[Prompt], rules: Rules, n: int, who: int
+    model: ProbeModel, prompts: Sequence[Prompt], config: ProbeConfig, n: int, stream_index: int
 ) -> list[Rollout]:
     sampler = HFSampler(
-        player.lm, rules.decoding, stop=player.stop, capture=rules.k, batch=rules.batch
+        model.lm, config.decoding, stop=model.stop, capture=config.k, batch=config.batch
     )
-    return sampler.sample(prompts, n=n, key=key(rules.seed, Stream.CHECK, who))
+    return sampler.sample(prompts, n=n, key=key(config.seed, Stream.CHECK, stream_index))
 
 
-def _graded(rollouts: Sequence[Rollout], rules: Rules, n: int) -> np.ndarray | None:
-    """(P, n) of 0/1, or None without answers."""
-    if rules.grader is None:
-        return None
-    texts = [rules.decode(r.ids.tolist()) for r in rollouts]
-    return _right(texts, [r.prompt.answer for r in rollouts], rules).reshape(-1, n)
-
-
-def _finish(
-    player: Player, prefixes: Sequence[Sequence[Prompt]], rules: Rules
+def _continue(
+    model: ProbeModel, prefixes: Sequence[Sequence[Prompt]], config: ProbeConfig
 ) -> tuple[np.ndarray | None, int]:
-    """(P, D): whether prefix and continuation together are right, and tokens written.
+    """(P, D) whether the continuation of each prefix is correct, and the tokens generated.
 
-    The random numbers are the same for all players.
+    The random numbers are the same for all models.
     """
-    if rules.grader is None:
+    if config.grader is None:
         return None, 0
     columns, tokens = [], 0
-    for depth, started in enumerate(prefixes):
-        written = _sample(player, started, rules, 1, FINISH + depth)
-        texts = [rules.decode(w.ids.tolist()) for w in written]
-        columns.append(_right(texts, [p.answer for p in started], rules))
-        tokens += _tokens(written)
+    for depth, prompts in enumerate(prefixes):
+        continuations = _sample(model, prompts, config, 1, CONTINUATIONS + depth)
+        columns.append(_grades(continuations, config.grader, config.decode))
+        tokens += _count_tokens(continuations)
     return np.stack(columns, 1), tokens
 
 
-def _tokens(rollouts: Sequence[Rollout]) -> int:
-    return sum(map(len, rollouts))
+def _correct(rollouts: Sequence[Rollout], config: ProbeConfig, n: int) -> np.ndarray | None:
+    """(P, n) of 0/1, or None without answers."""
+    if config.grader is None:
+        return None
+    return _grades(rollouts, config.grader, config.decode).reshape(-1, n)
 
 
-def _right(texts: Sequence[str], answers: Sequence[str | None], rules: Rules) -> np.ndarray:
-    assert rules.grader is not None
-    grades = rules.grader.grade(list(texts), [a or "" for a in answers])
+def _grades(
+    rollouts: Sequence[Rollout], grader: Grader, decode: Callable[[Sequence[int]], str]
+) -> np.ndarray:
+    """(R,) of 0/1."""
+    texts = [decode(r.ids.tolist()) for r in rollouts]
+    grades = grader.grade(texts, [r.prompt.answer or "" for r in rollouts])
     return np.array([float(g.correct) for g in grades])
+
+
+def _count_tokens(rollouts: Sequence[Rollout]) -> int:
+    return sum(map(len, rollouts))

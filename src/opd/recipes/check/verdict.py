@@ -1,7 +1,7 @@
-"""From numbers to advice: go, go with changes, or don't; why; what to change; how sure.
+"""From features to a verdict: go, go with changes, or no-go; why; what to change; how certain.
 
 The thresholds are those that `opd lab calibrate` was judged with; docs/check.md has the error
-rates they came to.
+rates that resulted.
 """
 
 from __future__ import annotations
@@ -9,28 +9,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from scipy import stats as scipy_stats
 
 from opd.core.stats import Estimate
-from opd.recipes.check.compatibility import Point
-from opd.recipes.check.forecast import Prospect
+from opd.recipes.check.compatibility import Finding
+from opd.recipes.check.forecast import Forecast
 from opd.recipes.check.probe import DEPTHS
 
 Verdict = Literal["go", "go with changes", "don't"]
+GO: Final = "go"
+CHANGES: Final = "go with changes"
+NO_GO: Final = "don't"
 
-LEAD = 0.05  # a teacher less far ahead than this has nothing to teach
-ENOUGH, LITTLE = 0.5, 0.2  # shares of the lead: worth a run; not worth one
-DOUBT = 0.1  # chance of being wrong that a plain verdict may carry
-ALIKE = 0.5  # share taken over from which on two models think alike
-SAME = 0.1  # of the student's distance from its origin: the teacher's, when it is the origin again
+MIN_GAP = 0.05  # a teacher less far ahead than this has nothing to teach
+WORTHWHILE, NEGLIGIBLE = 0.5, 0.2  # fractions of the gap recovered: worth a run; not worth one
+MAX_RISK = 0.1  # probability of being wrong that a go or no-go may carry
+COMPATIBLE = 0.5  # transfer from which on a pair counts as compatible
+SAME_AS_BASE = 0.1  # KL(base || teacher) / KL(base || student): below it the teacher is the base
+MAX_TRUNCATED = 0.2  # fraction of student rollouts cut off, above which the limit is too low
+MIN_SUPPORT_MASS = 0.97  # of the student inside the support of the loss
 NORMAL_90 = 1.645
 
 
 @dataclass(frozen=True)
 class Reason:
-    """A sentence and the numbers behind it."""
+    """A statement and the numbers behind it."""
 
     text: str
     evidence: str = ""
@@ -42,7 +47,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to change, and the keys that do it."""
+    """What to change, and the configuration keys that do it."""
 
     text: str
     set: Mapping[str, Any] = field(default_factory=dict)
@@ -52,212 +57,257 @@ class Advice:
         return {"text": self.text, "set": dict(self.set)}
 
 
-def judge(prospect: Prospect, found: Mapping[str, Estimate]) -> Verdict:
-    """The verdict on a pair whose handshake is right.
+@dataclass(frozen=True)
+class RunFacts:
+    """What advice depends on beside the features.
 
-    - don't: nothing to gain (the teacher leads by less than `LEAD`), or `ENOUGH` of the lead is
-      unlikely to be gained as the run is configured.
-    - go: `ENOUGH` of the lead is expected, and less than `LITTLE` of it is unlikely.
-    - go with changes: everything between, and every pair that the lab has not seen the like of.
+    Attributes:
+        truncated: fraction of student rollouts cut off at the limit.
+        support_mass: the student's probability mass inside the support of the loss.
+        max_new_tokens: rollout.max_new_tokens.
+        cold_start: the `coldstart` section to set; None if the teacher cannot generate or the run
+            has one already.
     """
-    change = prospect.change
-    if "lead" not in found or change is None:
-        return "go with changes"
-    lead = found["lead"].value
-    if lead < LEAD and change.value < LEAD:
-        return "don't"
-    if prospect.outside:
-        return "go with changes"
-    if change.value >= ENOUGH * lead and chance_below(change, LITTLE * lead) <= DOUBT:
-        return "go"
-    if 1 - chance_below(change, ENOUGH * lead) <= DOUBT:
-        return "don't"
-    return "go with changes"
+
+    truncated: float
+    support_mass: float
+    max_new_tokens: int
+    cold_start: Mapping[str, Any] | None
 
 
-def chance_below(change: Estimate, bound: float) -> float:
-    """Chance that a quantity with this 90 % interval is below a bound, if errors are normal."""
+def judge(forecast: Forecast, features: Mapping[str, Estimate]) -> Verdict:
+    """The verdict on a pair whose tokens and prompts are compatible.
+
+    - no-go: nothing to gain (a weighted gap below `MIN_GAP`), or `WORTHWHILE` of the gap is
+      unlikely to be recovered as the run is configured.
+    - go: `WORTHWHILE` of the gap is predicted, and less than `NEGLIGIBLE` of it is unlikely.
+    - go with changes: everything between, and every pair outside the range of the lab.
+    """
+    change = forecast.change
+    if "weighted_gap" not in features or change is None:
+        return CHANGES
+    gap = features["weighted_gap"].value
+    if gap < MIN_GAP and change.value < MIN_GAP:
+        return NO_GO
+    if forecast.out_of_range:
+        return CHANGES
+    if change.value >= WORTHWHILE * gap and probability_below(change, NEGLIGIBLE * gap) <= MAX_RISK:
+        return GO
+    if 1 - probability_below(change, WORTHWHILE * gap) <= MAX_RISK:
+        return NO_GO
+    return CHANGES
+
+
+def probability_below(change: Estimate, bound: float) -> float:
+    """Probability that a quantity with this 90 % interval is below a bound, errors being normal."""
     sigma = (change.high - change.low) / (2 * NORMAL_90)
     if sigma == 0 or not math.isfinite(sigma):
         return float(change.value < bound)
     return float(scipy_stats.norm.cdf((bound - change.value) / sigma))
 
 
-def worth_imitating(found: Mapping[str, Estimate]) -> bool:
-    """Whether a cold start has something to give: the teacher is ahead, be it only alone.
+def cold_start_helps(features: Mapping[str, Estimate]) -> bool:
+    """Whether a cold start has something to teach: the teacher is more accurate on its own.
 
-    `lead` weighs its answers by how likely the student is to write them, for these on-policy
-    training can teach; a cold start teaches the others too, so a lead over all of them (`gap`) is
-    enough.
+    `weighted_gap` weighs its answers by the student's likelihood, since on-policy training teaches
+    the likely ones; a cold start teaches the others too, so a `gap` over all of them is enough.
     """
-    if "lead" not in found:
+    if "weighted_gap" not in features:
         return False
-    gap = found["gap"]
-    return found["lead"].value >= LEAD or (gap.low > 0 and gap.value >= LEAD)
+    gap = features["gap"]
+    return features["weighted_gap"].value >= MIN_GAP or (gap.low > 0 and gap.value >= MIN_GAP)
 
 
-def sureness(prospect: Prospect) -> str:
-    """How sure the prospect is, in words."""
-    if prospect.change is None:
-        return "Without answers nobody can say how accuracy will change."
-    better = 1 - chance_below(prospect.change, 0.0)
-    told = f"chance that accuracy rises: {better:.0%}"
-    if prospect.outside:
-        return f"{told}, if this pair is like those of the lab, which it is not in every way"
-    return f"{told} (90 % of lab outcomes fell inside such intervals)"
+def nothing_accepted(features: Mapping[str, Estimate]) -> bool:
+    """Whether no answer of either model was graded correct."""
+    names = ("student_accuracy", "teacher_accuracy")
+    accuracies = [features[name].value for name in names if name in features]
+    return len(accuracies) == 2 and not any(accuracies)
 
 
-def reasons(prospect: Prospect, found: Mapping[str, Estimate]) -> list[Reason]:
-    """What the verdict rests on, the strongest first."""
-    said = [_capability(found), _compatibility(prospect, found), _signal(found)]
-    return [reason for reason in said if reason is not None]
+def confidence(forecast: Forecast) -> str:
+    """How certain the forecast is, in words."""
+    if forecast.change is None:
+        return "Without answers the change of accuracy cannot be predicted."
+    better = 1 - probability_below(forecast.change, 0.0)
+    text = f"chance that accuracy rises: {better:.0%}"
+    if forecast.out_of_range:
+        return f"{text}, if this pair behaves like those of the lab, whose range it exceeds"
+    return f"{text} (90 % of lab outcomes fell inside such intervals)"
 
 
-def _capability(found: Mapping[str, Estimate]) -> Reason | None:
-    if "gap" not in found:
+def explain(forecast: Forecast, features: Mapping[str, Estimate]) -> list[Reason]:
+    """The reasons for the verdict, the strongest first."""
+    reasons = [_accuracy_reason(features), _compatibility_reason(forecast, features)]
+    reasons.append(_signal_reason(features))
+    return [reason for reason in reasons if reason is not None]
+
+
+def _accuracy_reason(features: Mapping[str, Estimate]) -> Reason:
+    if "gap" not in features:
         return Reason(
-            "Without answers it is unknown whether the teacher can do more than the student",
+            "Without answers it is unknown whether the teacher is more accurate than the student",
             "give prompts.path an answer column, or an eval set",
         )
-    student, teacher, gap = (found[n] for n in ("student_accuracy", "teacher_accuracy", "gap"))
-    evidence = f"teacher {share(teacher)}, student {share(student)}, lead {points(gap)}"
-    gain = found.get("continuation_gain")
-    if gain is not None:
-        evidence += f"; finishing what the student began: {points(gain)}"
-        depths = [f"{100 * found[f'gain@{d:g}'].value:+.0f}" for d in DEPTHS]
-        evidence += f", from {', '.join(f'{d:.0%}' for d in DEPTHS)} of it: {', '.join(depths)}"
-    if "headroom" in found:
-        evidence += (
-            f"; one of the student's answers is right on {share(found['pass_at_n'])}, beyond that "
-            f"the teacher adds {points(found['headroom'])}"
-        )
-    if gap.low > 0 and gap.value >= LEAD:
-        text = "The teacher can do what the student cannot"
+    gap, gain = features["gap"], features.get("continuation_gain")
+    evidence = _accuracy_evidence(features)
+    if gap.low > 0 and gap.value >= MIN_GAP:
+        text = "The teacher is more accurate than the student"
         if gain is not None and gain.high < 0:
-            text = "The teacher is ahead alone, but cannot go on from what the student writes"
+            text = (
+                "The teacher is more accurate on its own, but cannot continue what the student "
+                "generates"
+            )
         return Reason(text, evidence)
     if gap.high < 0:
-        return Reason("The teacher is worse than the student: training would lead down", evidence)
-    return Reason("The teacher is not distinguishably ahead of the student", evidence)
-
-
-def _compatibility(prospect: Prospect, found: Mapping[str, Estimate]) -> Reason | None:
-    if "overlap_mass" not in found:
-        return None
-    parts = [f"shared top-k mass {share(found['overlap_mass'])}"]
-    if "reverse_kl" in found:
-        parts.append(f"KL {number(found['reverse_kl'])} nats a token")
-    if "read_mass" in found:
-        parts.append(
-            f"the student knows the teacher's tokens with mass {share(found['read_mass'])}"
+        return Reason(
+            "The teacher is less accurate than the student: training would lower accuracy", evidence
         )
-    parts.append(f"expected to be taken over: {prospect.share:.0%} of the teacher's way")
-    alike = prospect.share >= ALIKE
-    text = "They think alike" if alike else "They think differently"
-    return Reason(f"{text} on what the student writes", "; ".join(parts))
+    return Reason("The teacher is not measurably more accurate than the student", evidence)
 
 
-def _signal(found: Mapping[str, Estimate]) -> Reason | None:
-    if "auroc" not in found or math.isnan(found["auroc"].value):
+def _accuracy_evidence(features: Mapping[str, Estimate]) -> str:
+    student, teacher = features["student_accuracy"], features["teacher_accuracy"]
+    parts = [
+        f"teacher {percent(teacher)}, student {percent(student)}, gap {points(features['gap'])}"
+    ]
+    if "continuation_gain" in features:
+        at_depths = [f"{100 * features[f'gain@{d:g}'].value:+.0f}" for d in DEPTHS]
+        parts.append(
+            f"continuing the student's prefixes: {points(features['continuation_gain'])}, after "
+            f"{', '.join(f'{d:.0%}' for d in DEPTHS)} of a rollout: {', '.join(at_depths)}"
+        )
+    if "headroom" in features:
+        parts.append(
+            f"one of the student's samples is correct on {percent(features['pass_at_n'])} of the "
+            f"prompts, beyond that the teacher adds {points(features['headroom'])}"
+        )
+    return "; ".join(parts)
+
+
+def _compatibility_reason(forecast: Forecast, features: Mapping[str, Estimate]) -> Reason | None:
+    if "overlap_mass" not in features:
         return None
-    area, tilt = found["auroc"], found["tilt_gain"]
+    parts = [f"shared top-k mass {percent(features['overlap_mass'])}"]
+    if "reverse_kl" in features:
+        parts.append(f"reverse KL {number(features['reverse_kl'])} nats per token")
+    if "offpolicy_overlap_mass" in features:
+        parts.append(
+            "the student's shared top-k mass on the teacher's rollouts "
+            f"{percent(features['offpolicy_overlap_mass'])}"
+        )
+    parts.append(f"predicted transfer {forecast.transfer:.0%} of the teacher's behaviour")
+    compatible = forecast.transfer >= COMPATIBLE
+    word = "compatible" if compatible else "not compatible"
+    return Reason(f"The models are {word} on the student's rollouts", "; ".join(parts))
+
+
+def _signal_reason(features: Mapping[str, Estimate]) -> Reason | None:
+    if "auroc" not in features or math.isnan(features["auroc"].value):
+        return None
+    area, tilt = features["auroc"], features["tilt_gain"]
     evidence = (
-        f"AUROC of the mean reward {number(area)}; accuracy if the student leaned towards the "
-        f"teacher: {points(tilt)}"
+        f"AUROC of the mean reward {number(area)}; accuracy of the student's samples reweighted "
+        f"towards the teacher: {points(tilt)}"
     )
     if area.low > 0.5:
-        return Reason("The teacher's scores tell right answers from wrong ones", evidence)
-    return Reason("The teacher's scores do not tell right answers from wrong ones", evidence)
+        return Reason("The teacher's scores separate correct from incorrect answers", evidence)
+    return Reason("The teacher's scores do not separate correct from incorrect answers", evidence)
 
 
-def origin_reason(teacher_kl: Estimate, student_kl: Estimate) -> Reason:
-    """Can the teacher be told from the student's origin, where the student goes (paper 3.3)?
+def base_model_reason(teacher_kl: Estimate, student_kl: Estimate) -> Reason:
+    """Whether the teacher differs from the student's base model on student rollouts (paper 3.3).
 
     Args:
-        teacher_kl: KL(origin || teacher) a token on student rollouts.
-        student_kl: KL(origin || student) there.
+        teacher_kl: KL(base || teacher) per token on student rollouts.
+        student_kl: KL(base || student) there.
     """
     evidence = (
-        f"KL from the origin on the student's rollouts: teacher {number(teacher_kl)}, student "
-        f"{number(student_kl)} nats a token"
+        f"KL from the base model (check.origin) on the student's rollouts: teacher "
+        f"{number(teacher_kl)}, student {number(student_kl)} nats per token"
     )
-    if teacher_kl.high < SAME * student_kl.value:
+    if teacher_kl.high < SAME_AS_BASE * student_kl.value:
         return Reason(
-            "The teacher is the student's past again: training would undo gains", evidence
+            "The teacher is the student's base model again: training would undo gains", evidence
         )
-    return Reason("The teacher can be told from the student's origin", evidence)
+    return Reason("The teacher differs from the student's base model", evidence)
 
 
-def advice(
+def advise(
     verdict: Verdict,
-    prospect: Prospect,
-    found: Mapping[str, Estimate],
-    points_found: Sequence[Point],
-    *,
-    truncated: float,
-    support_mass: float,
-    new_tokens: int,
-    cold_start: Mapping[str, Any] | None,
+    forecast: Forecast,
+    features: Mapping[str, Estimate],
+    findings: Sequence[Finding],
+    run: RunFacts,
 ) -> list[Advice]:
     """What to change, with the keys that do it.
 
     Args:
         verdict: of `judge`.
-        prospect: of `foretell`.
-        found: the numbers of the probe.
-        points_found: of the handshake.
-        truncated: share of student rollouts cut off at the limit.
-        support_mass: the student's mass inside the support of the loss.
-        new_tokens: rollout.max_new_tokens.
-        cold_start: the `coldstart` section to set; None where the teacher cannot write.
+        forecast: of `predict`.
+        features: the numbers of the probe.
+        findings: on the compatibility of tokens and prompts.
+        run: what else the advice depends on.
     """
-    given = [Advice(f"{p.message}: {p.fix}") for p in points_found if p.level == "warning"]
-    cold = prospect.share < ALIKE and worth_imitating(found)
-    ahead = "lead" in found and found["lead"].value >= LEAD
-    if verdict == "don't" and not ahead and not (cold and cold_start is not None):
-        given.append(
+    advice = [Advice(f"{f.message}: {f.fix}") for f in findings if f.level == "warning"]
+    advice += _teacher_advice(verdict, forecast, features, run)
+    if run.truncated > MAX_TRUNCATED:
+        advice.append(
             Advice(
-                "Choose a teacher that is ahead on these prompts, best one of the student's family "
-                "that was improved (by reinforcement learning, say) rather than a bigger one"
+                f"{run.truncated:.0%} of the student's rollouts are cut off at "
+                f"{run.max_new_tokens} tokens: raise the limit",
+                {"rollout.max_new_tokens": 2 * run.max_new_tokens},
             )
         )
-    if cold and cold_start is not None:
-        given.append(
-            Advice("Begin with a cold start on the teacher's own rollouts", dict(cold_start))
-        )
-    if truncated > 0.2:
-        given.append(
+    if run.support_mass < MIN_SUPPORT_MASS:
+        advice.append(
             Advice(
-                f"{truncated:.0%} of the student's rollouts are cut off at {new_tokens} tokens: "
-                "give them more room",
-                {"rollout.max_new_tokens": 2 * new_tokens},
-            )
-        )
-    if support_mass < 0.97:
-        given.append(
-            Advice(
-                f"The support of the loss holds only {support_mass:.1%} of the student's mass: add "
-                "the tail bucket, so that what lies outside cannot drift",
+                f"The support of the loss holds only {run.support_mass:.1%} of the student's mass: "
+                "add the tail bucket, so that what lies outside cannot drift",
                 {"loss.mode": "tail"},
             )
         )
-    if prospect.outside and verdict != "don't":
-        given.append(
+    if forecast.out_of_range and verdict != NO_GO:
+        advice.append(
             Advice(
-                "The lab has seen no pair like this one: train a tenth of the steps and look at "
-                "accuracy and overlap before you go on"
+                "This pair is outside the range of the lab: train a tenth of the steps and look at "
+                "accuracy and overlap before you continue"
             )
         )
-    return given
+    return advice
 
 
-def share(e: Estimate) -> str:
-    """An estimate in per cent, with its interval."""
+def _teacher_advice(
+    verdict: Verdict, forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts
+) -> list[Advice]:
+    """Another teacher, or a cold start."""
+    cold_start = run.cold_start
+    if forecast.transfer >= COMPATIBLE or not cold_start_helps(features):
+        cold_start = None
+    ahead = "weighted_gap" in features and features["weighted_gap"].value >= MIN_GAP
+    advice = []
+    if verdict == NO_GO and not ahead and cold_start is None:
+        advice.append(
+            Advice(
+                "Choose a teacher that is more accurate on these prompts, preferably one of the "
+                "student's family that was improved (by reinforcement learning, say) rather than a "
+                "bigger one"
+            )
+        )
+    if cold_start is not None:
+        advice.append(
+            Advice("Begin with a cold start on the teacher's own rollouts", dict(cold_start))
+        )
+    return advice
+
+
+def percent(e: Estimate) -> str:
+    """A fraction in per cent, with its interval."""
     return f"{e.value:.1%} ({e.low:.1%} to {e.high:.1%})"
 
 
 def points(e: Estimate) -> str:
-    """A difference in points, with its interval."""
+    """A difference of fractions in percentage points, with its interval."""
     return f"{100 * e.value:+.1f} points ({100 * e.low:+.1f} to {100 * e.high:+.1f})"
 
 
