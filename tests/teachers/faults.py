@@ -29,8 +29,8 @@ from fake_vllm import (
 
 from opd.errors import UserError
 from opd.http import Transient
-from opd.teachers.probes import shake_hands
-from opd.teachers.remote import ServerTeacher
+from opd.teachers.handshake import HandshakeInputs, run_handshake
+from opd.teachers.remote import RemoteOptions, RemoteTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Want
 
@@ -213,20 +213,13 @@ def attempt(server: FakeVllm, faults: dict[int, Schedule]) -> None:
     http = client(server, server.clock, wait_initial=0.5)
     try:
         dialect = VllmDialect(http, "m")
-        hands = shake_hands(dialect, vocab=VOCAB, encode=encode, topk=4)
+        handshake = run_handshake(dialect, HandshakeInputs(VOCAB, encode, topk=4))
     except Transient as error:
         raise UserError(f"no teacher answers: {error}") from None
-    hands.require(http.url)
-    teacher = ServerTeacher(
-        dialect,
-        "m",
-        vocab=VOCAB,
-        identity=hands.identity,
-        canary=hands.canary,
-        concurrency=1,  # requests in a known order, so that a fault hits the one it is meant for
-        patience=PATIENCE,
-        say=lambda text: None,
-    )
+    handshake.require(http.url)
+    # Requests in a known order, so that a fault hits the one it is meant for.
+    options = RemoteOptions(concurrency=1, patience=PATIENCE, notify=lambda text: None)
+    teacher = RemoteTeacher(dialect, "m", vocab=VOCAB, expected=handshake.teacher, options=options)
     for step in range(STEPS):
         if step in faults:
             server.fault = faults[step]

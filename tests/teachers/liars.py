@@ -27,9 +27,12 @@ from fake_vllm import (
 
 from opd.errors import UserError
 from opd.teachers import wire
+from opd.teachers.dialect import TeacherRecord
+from opd.teachers.handshake import HandshakeInputs, run_handshake
 from opd.teachers.opd_api import PROTOCOL, REQUEST_ARRAYS, OpdDialect, row_checksum
-from opd.teachers.probes import Handshake, probe_temperature, shake_hands
-from opd.teachers.remote import ServerTeacher
+from opd.teachers.prober import Handshake
+from opd.teachers.probes import probe_temperature
+from opd.teachers.remote import RemoteOptions, RemoteTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Want
 
@@ -229,7 +232,7 @@ def other_words(text: str) -> list[int]:
 
 def meet(server: FakeVllm) -> tuple[VllmDialect, Handshake]:
     dialect = VllmDialect(client(server, server.clock), "m")
-    hands = shake_hands(dialect, vocab=VOCAB, encode=encode, topk=4, ends=(EOS,))
+    hands = run_handshake(dialect, HandshakeInputs(VOCAB, encode, topk=4, eos=(EOS,)))
     return dialect, hands
 
 
@@ -244,7 +247,7 @@ def found_at_handshake(name: str) -> str | None:
     except UserError as error:
         return str(error)
     told = [p for p in hands.probes if p.level == "fatal" or p.name == "precision"]
-    return f"{told[0].name}: {told[0].found}" if told else None
+    return f"{told[0].name}: {told[0].message}" if told else None
 
 
 def found_later(name: str) -> str | None:
@@ -252,9 +255,8 @@ def found_later(name: str) -> str | None:
     server = FakeVllm(HONEST, clock=FakeClock())
     dialect, hands = meet(server)
     hands.require("url")
-    teacher = ServerTeacher(
-        dialect, "m", vocab=VOCAB, identity=hands.identity, canary=hands.canary, concurrency=2
-    )
+    options = RemoteOptions(concurrency=2)
+    teacher = RemoteTeacher(dialect, "m", vocab=VOCAB, expected=hands.teacher, options=options)
     teacher.score(rollouts(4), Want(sampled=True, topk=4))
     server.lie = LIES[name]
     given = rollouts(6, seed=1)
@@ -310,13 +312,13 @@ def temperature_found(applies: bool) -> str | None:
     plain, hot = (OpdDialect(client(server, clock), temperature=t) for t in (1.0, 2.0))
     hands = Handshake()
     probe_temperature(hands, plain, hot, encode("the water in the river"), 2.0)
-    return hands.fatal[0].found if hands.fatal else None
+    return hands.fatal[0].message if hands.fatal else None
 
 
 def swap_found(swaps: bool) -> str | None:
     clock = FakeClock()
     dialect = OpdDialect(client(FakeOpd(swaps=swaps), clock))
-    teacher = ServerTeacher(dialect, "m", vocab=VOCAB, identity=dialect.identity())
+    teacher = RemoteTeacher(dialect, "m", vocab=VOCAB, expected=TeacherRecord(dialect.identity()))
     try:
         teacher.score(rollouts(5, seed=2), Want(sampled=True, topk=4))
     except UserError as error:
@@ -339,9 +341,8 @@ def clean_run(seed: int) -> list[str]:
     try:
         dialect, hands = meet(server)
         hands.require("url")
-        teacher = ServerTeacher(
-            dialect, "m", vocab=VOCAB, identity=hands.identity, canary=hands.canary, concurrency=1
-        )
+        options = RemoteOptions(concurrency=1)
+        teacher = RemoteTeacher(dialect, "m", vocab=VOCAB, expected=hands.teacher, options=options)
         for step in range(3):
             teacher.score(rollouts(3, seed=seed + step), Want(sampled=True, topk=4))
     except UserError as error:

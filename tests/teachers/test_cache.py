@@ -44,7 +44,7 @@ def same(a: Scores, b: Scores) -> bool:
 def test_what_was_asked_once_is_read_and_equal_bit_for_bit(make_lm, tmp_path):
     teacher = Counting(LocalTeacher(make_lm()))
     noted: dict[str, float] = {}
-    cached = CachedTeacher(teacher, Store(tmp_path, 10**8), "f", note=noted.__setitem__)
+    cached = CachedTeacher(teacher, Store(tmp_path, 10**8), "f", record=noted.__setitem__)
     given = rollouts(5, vocab=VOCAB)
     first = cached.score(given, WANT)
     assert (teacher.asked, noted["teacher/cache_hits"]) == (5, 0)

@@ -12,8 +12,8 @@ from opd.errors import UserError
 from opd.run.console import Console
 from opd.setup import remote_teacher
 from opd.setup.session import make_objective
+from opd.teachers.handshake import HandshakeInputs, run_handshake
 from opd.teachers.opd_api import OpdDialect, is_opd
-from opd.teachers.probes import shake_hands
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Kind
 
@@ -97,14 +97,8 @@ def test_a_server_of_another_version_is_named(protocol, words):
 def test_each_failed_probe_names_its_fix(change, topk, longest, words):
     clock = FakeClock()
     fake = FakeVllm(change.pop("logp", bigram()), clock=clock, **change)
-    hands = shake_hands(
-        VllmDialect(client(fake, clock), "m"),
-        vocab=VOCAB,
-        encode=encode,
-        topk=topk,
-        longest=longest,
-        ends=(EOS,),
-    )
+    inputs = HandshakeInputs(VOCAB, encode, topk=topk, max_length=longest, eos=(EOS,))
+    hands = run_handshake(VllmDialect(client(fake, clock), "m"), inputs)
     with pytest.raises(UserError, match=words):
         hands.require("url")
 
@@ -112,7 +106,8 @@ def test_each_failed_probe_names_its_fix(change, topk, longest, words):
 def test_a_handshake_asks_little():
     clock = FakeClock()
     fake = FakeVllm(bigram(), clock=clock)
-    hands = shake_hands(VllmDialect(client(fake, clock), "m"), vocab=VOCAB, encode=encode, topk=4)
+    dialect = VllmDialect(client(fake, clock), "m")
+    hands = run_handshake(dialect, HandshakeInputs(VOCAB, encode, topk=4))
     assert not hands.fatal
     assert sum(path == "/v1/completions" for path in fake.asked) <= 20
 

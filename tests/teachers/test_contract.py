@@ -13,9 +13,10 @@ from fake_vllm import FakeClock, FakeVllm, client, rollouts
 
 from conftest import VOCAB, tiny_model, tiny_tokenizer
 from opd.http import Endpoint, Http
+from opd.teachers.dialect import TeacherRecord
 from opd.teachers.local import LocalTeacher
 from opd.teachers.opd_api import OpdDialect
-from opd.teachers.remote import ServerTeacher
+from opd.teachers.remote import RemoteTeacher
 from opd.teachers.scoring_server import Scorer, TeacherServer, make_app
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Kind, Want
@@ -69,7 +70,7 @@ def teacher(request, lm, dense, address):
         clock = FakeClock()
         fake = FakeVllm(dense, chosen_ids=request.param != "vllm", clock=clock)
         dialect = VllmDialect(client(fake, clock), "m")
-    yield ServerTeacher(dialect, "tiny-0", vocab=VOCAB, identity=dialect.identity())
+    yield RemoteTeacher(dialect, "tiny-0", vocab=VOCAB, expected=TeacherRecord(dialect.identity()))
     dialect.http.close()
 
 

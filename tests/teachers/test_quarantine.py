@@ -13,16 +13,17 @@ from fake_vllm import VOCAB, FakeClock, FakeVllm, bigram, client, encode, raw, r
 from opd.errors import UserError
 from opd.http import Endpoint, Http
 from opd.run.bad_answers import Exchange, Quarantine
-from opd.teachers.probes import shake_hands
-from opd.teachers.remote import ServerTeacher
+from opd.teachers.dialect import TeacherRecord
+from opd.teachers.handshake import HandshakeInputs, run_handshake
+from opd.teachers.remote import RemoteTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Want
 
 
-def teacher_of(fake: FakeVllm, clock: FakeClock, quarantine: Quarantine) -> ServerTeacher:
+def teacher_of(fake: FakeVllm, clock: FakeClock, quarantine: Quarantine) -> RemoteTeacher:
     dialect = VllmDialect(client(fake, clock), "m")
-    return ServerTeacher(
-        dialect, "m", vocab=VOCAB, identity=dialect.identity(), quarantine=quarantine
+    return RemoteTeacher(
+        dialect, "m", vocab=VOCAB, expected=TeacherRecord(dialect.identity()), quarantine=quarantine
     )
 
 
@@ -55,7 +56,7 @@ def test_before_there_is_a_run_folder_the_handshake_quotes_the_lie():
     fake = FakeVllm(bigram(), clock=clock)
     dialect = VllmDialect(client(fake, clock), "m")
     fake.lie = above_zero
-    hands = shake_hands(dialect, vocab=VOCAB, encode=encode, topk=2)
+    hands = run_handshake(dialect, HandshakeInputs(VOCAB, encode, topk=2))
     with pytest.raises(UserError, match=r'It said: \{"model": "m"'):
         hands.require("url")
 

@@ -10,7 +10,7 @@ from fake_vllm import rollouts
 
 from conftest import VOCAB
 from opd.teachers.local import LocalTeacher
-from opd.teachers.validate import WrongAnswer, check
+from opd.teachers.validate import WrongAnswer, check_answer
 from opd.types import Want
 
 WANT = Want(sampled=True, support=True, topk=4)
@@ -21,7 +21,7 @@ def honest(make_lm):
     (rollout,) = rollouts(1, seed=1, vocab=VOCAB, longest=12)
     (scores,) = LocalTeacher(make_lm()).score([rollout], WANT)
     assert len(rollout) > 2
-    check(scores, rollout, WANT, VOCAB)
+    check_answer(scores, rollout, WANT, VOCAB)
     return rollout, scores
 
 
@@ -57,4 +57,4 @@ BROKEN = {
 def test_a_broken_rule_is_named(honest, words):
     rollout, scores = honest
     with pytest.raises(WrongAnswer, match=words):
-        check(BROKEN[words](scores), rollout, WANT, VOCAB)
+        check_answer(BROKEN[words](scores), rollout, WANT, VOCAB)

@@ -28,9 +28,10 @@ from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.vllm import VllmSampler
 from opd.setup.session import build
+from opd.teachers.dialect import TeacherRecord
+from opd.teachers.handshake import HandshakeInputs, run_handshake
 from opd.teachers.local import LocalTeacher
-from opd.teachers.probes import shake_hands
-from opd.teachers.remote import ServerTeacher
+from opd.teachers.remote import RemoteOptions, RemoteTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.training.loop import train
 from opd.types import Prompt, Want
@@ -145,28 +146,24 @@ def test_handshake_and_parity(teacher_server, written, tokenizer, prompts):
     dialect = dialect_of(teacher_server)
     encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False))  # noqa: E731
     began = time.monotonic()
-    hands = shake_hands(
+    hands = run_handshake(
         dialect,
-        vocab=lm.vocab,
-        encode=encode,
-        material=[p.ids for p in prompts],
-        topk=16,
-        longest=400,
-        ends=[tokenizer.eos_token_id],
+        HandshakeInputs(
+            vocab=lm.vocab,
+            encode=encode,
+            material=[p.ids for p in prompts],
+            topk=16,
+            max_length=400,
+            eos=[tokenizer.eos_token_id],
+        ),
     )
     tell(f"\nhandshake, {dialect.http.requests} requests, {time.monotonic() - began:.1f} s:")
     for probe in hands.probes:
-        tell(f"  {probe.level:<5} {probe.name:<10} {probe.found}")
+        tell(f"  {probe.level:<5} {probe.name:<10} {probe.message}")
     hands.require(teacher_server.url)
     noted: dict[str, float] = {}
-    far = ServerTeacher(
-        dialect,
-        "smollm2",
-        vocab=lm.vocab,
-        identity=hands.identity,
-        canary=hands.canary,
-        note=noted.__setitem__,
-    )
+    options = RemoteOptions(record=noted.__setitem__)
+    far = RemoteTeacher(dialect, "smollm2", vocab=lm.vocab, expected=hands.teacher, options=options)
     want = Want(sampled=True, topk=16)
     began = time.monotonic()
     theirs = far.score(rollouts, want)
@@ -202,7 +199,9 @@ def test_parity_in_bfloat16(base, written, place):
     try:
         tell(f"\nbfloat16 server up after {server.start():.0f} s")
         dialect = dialect_of(server)
-        far = ServerTeacher(dialect, "smollm2", vocab=exact.vocab, identity=dialect.identity())
+        far = RemoteTeacher(
+            dialect, "smollm2", vocab=exact.vocab, expected=TeacherRecord(dialect.identity())
+        )
         began = time.monotonic()
         theirs = far.score(rollouts, want)
         tell(f"  vLLM scored {sum(map(len, rollouts))} tokens in {time.monotonic() - began:.0f} s")

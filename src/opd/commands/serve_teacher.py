@@ -99,7 +99,7 @@ def score_ahead(cfg: Run, path: Path) -> tuple[int, int]:
         store,
         offline_name(spec.model, cfg.loss.teacher_temperature),
         topk_for_diagnostics=remote_teacher.diagnostics_topk(cfg, pair.student.vocab),
-        note=clock.note,
+        record=clock.note,
     )
     known = 0.0
     for start in range(0, len(rollouts), AT_ONCE):

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from opd.config import LocalTeacher, Run, ServerTeacher
 from opd.core.objective import Objective
 from opd.data.prompts import PromptSet
@@ -26,17 +24,14 @@ from opd.run.console import Console
 from opd.run.disk import write_json
 from opd.samplers.hf import Decoding
 from opd.samplers.vllm import VllmSampler
-from opd.teachers import remote
 from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store
+from opd.teachers.dialect import Dialect, TeacherRecord
+from opd.teachers.handshake import HandshakeInputs, run_handshake
 from opd.teachers.opd_api import OpdDialect, is_opd
-from opd.teachers.probes import (
-    Handshake,
-    probe_temperature,
-    shake_hands,
-    text_rollout,
-    unknown_support,
-)
-from opd.teachers.remote import Canary, Dialect
+from opd.teachers.probe_texts import missing_support_message
+from opd.teachers.prober import Handshake
+from opd.teachers.probes import probe_temperature
+from opd.teachers.remote import RemoteOptions, RemoteTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Kind, Teacher
 
@@ -217,7 +212,7 @@ def require_kinds(objective: Objective, kinds: frozenset[Kind]) -> None:
             "loss.support=student_topk."
         )
     if objective.want.support and Kind.SUPPORT not in kinds:
-        raise UserError(unknown_support(kinds, objective.k))
+        raise UserError(missing_support_message(kinds, objective.k))
     if objective.entropy_forward_kl is not None and Kind.SUPPORT not in kinds:
         raise UserError(
             "loss.terms.entropy_forward_kl needs the teacher's entropy at every position, which "
@@ -249,15 +244,8 @@ def greet(
             "tokenizers. Serve a teacher of the student's family."
         )
     try:
-        result = shake_hands(
-            dialect,
-            vocab=vocab,
-            encode=encode,
-            material=material,
-            topk=topk,
-            longest=longest,
-            ends=ends,
-        )
+        inputs = HandshakeInputs(vocab, encode, material, topk, max_length=longest, eos=ends)
+        result = run_handshake(dialect, inputs)
         temperature = cfg.loss.teacher_temperature
         if isinstance(dialect, OpdDialect) and temperature != 1.0 and not result.fatal:
             probe_temperature(result, OpdDialect(dialect.http), dialect, material[0], temperature)
@@ -273,7 +261,7 @@ def greet(
             logging.WARNING if probe.level == "note" else logging.INFO,
             "teacher %s: %s",
             probe.name,
-            probe.found,
+            probe.message,
         )
     return result
 
@@ -294,25 +282,19 @@ def make_teacher(
     vocab: int,
     console: Console,
     clock: Clock,
-) -> remote.ServerTeacher:
+) -> RemoteTeacher:
     """The teacher of a run, as the server gives it."""
-    return remote.ServerTeacher(
-        dialect,
-        spec.model,
-        vocab=vocab,
-        identity=hands.identity,
-        canary=hands.canary,
+    options = RemoteOptions(
         topk_for_diagnostics=diagnostics_topk(cfg, vocab),
         concurrency=spec.concurrency,
         patience=spec.patience,
-        say=console.say,
-        note=clock.note,
+        notify=console.say,
+        record=clock.note,
     )
+    return RemoteTeacher(dialect, spec.model, vocab=vocab, expected=hands.teacher, options=options)
 
 
-def with_cache(
-    cfg: Run, spec: ServerTeacher, teacher: remote.ServerTeacher, clock: Clock
-) -> Teacher:
+def with_cache(cfg: Run, spec: ServerTeacher, teacher: RemoteTeacher, clock: Clock) -> Teacher:
     """The teacher behind its cache, if it has one."""
     if spec.cache is None:
         return teacher
@@ -320,9 +302,9 @@ def with_cache(
     return CachedTeacher(
         teacher,
         store,
-        f"{teacher.fingerprint} at {cfg.loss.teacher_temperature}",
-        topk_for_diagnostics=teacher.topk_for_diagnostics,
-        note=clock.note,
+        f"{teacher.expected.fingerprint} at {cfg.loss.teacher_temperature}",
+        topk_for_diagnostics=teacher.options.topk_for_diagnostics,
+        record=clock.note,
     )
 
 
@@ -337,11 +319,11 @@ def offline_teacher(
         spec.model,
         temperature=cfg.loss.teacher_temperature,
         topk_for_diagnostics=diagnostics_topk(cfg, vocab),
-        note=clock.note,
+        record=clock.note,
     )
 
 
-def remember(folder: Path, teacher: remote.ServerTeacher, hands: Handshake) -> None:
+def remember(folder: Path, teacher: RemoteTeacher, hands: Handshake) -> None:
     """Write teacher.json, or hold the teacher of a resumed run against it.
 
     Raises:
@@ -349,36 +331,13 @@ def remember(folder: Path, teacher: remote.ServerTeacher, hands: Handshake) -> N
     """
     path = folder / TEACHER
     if path.exists():
-        began = json.loads(path.read_text("utf-8"))
-        teacher.identity = began["identity"]
-        if began["canary"] is not None:
-            teacher.canary = _canary(began["canary"])
+        teacher.expected = TeacherRecord.from_json(json.loads(path.read_text("utf-8")))
         try:
-            teacher.recognise()
+            teacher.verify()
         except Transient as error:
             raise UserError(f"The teacher stopped answering: {error}") from None
         return
-    canary = hands.canary
-    write_json(
-        path,
-        {
-            "identity": hands.identity,
-            "noise": {"mean": hands.noise_mean, "max": hands.noise_max},
-            "probes": [{"name": p.name, "level": p.level, "found": p.found} for p in hands.probes],
-            "canary": None
-            if canary is None
-            else {
-                "ids": [*canary.rollout.prompt.ids, *canary.rollout.ids.tolist()],
-                "sampled": canary.sampled.tolist(),
-                "tolerance": canary.tolerance,
-            },
-        },
-    )
-
-
-def _canary(record: dict[str, Any]) -> Canary:
-    rollout = text_rollout(record["ids"])
-    return Canary(rollout, np.array(record["sampled"]), record["tolerance"])
+    write_json(path, hands.to_json())
 
 
 def vllm_sampler(

@@ -20,7 +20,7 @@ import numpy as np
 
 from opd.errors import UserError
 from opd.teachers import wire
-from opd.teachers.remote import TeacherDown, placed, served
+from opd.teachers.remote import TeacherDown, replace_full, set_positions
 from opd.types import SCORE_FIELDS, Kind, Rollout, Scores, Teacher, Want
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Store:
 
 
 class CachedTeacher:
-    """`opd.types.Teacher` that asks another one only for what is not in the store."""
+    """`opd.types.Teacher` that asks another one only for scores that are not in the store."""
 
     def __init__(
         self,
@@ -119,47 +119,47 @@ class CachedTeacher:
         fingerprint: str,
         *,
         topk_for_diagnostics: int = 0,
-        note: Callable[[str, float], None] = lambda name, value: None,
+        record: Callable[[str, float], None] = lambda name, value: None,
     ) -> None:
         """Put a store before a teacher.
 
         Args:
-            teacher: asked for what is missing.
+            teacher: computes missing scores.
             store: where scores are kept.
-            fingerprint: tells this teacher, at its temperature, from every other one.
-            topk_for_diagnostics: see `opd.teachers.remote.ServerTeacher`.
-            note: takes the hit rate for the step's timings.
+            fingerprint: distinguishes this teacher, at its temperature, from every other one.
+            topk_for_diagnostics: see `opd.teachers.remote.RemoteOptions`.
+            record: takes the hit rate for the step's timings.
         """
         self.teacher, self.store, self.fingerprint = teacher, store, fingerprint
         self.name, self.kinds = teacher.name, teacher.kinds
-        self._topk, self._note = topk_for_diagnostics, note
+        self._topk, self._record = topk_for_diagnostics, record
 
     def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
         """See `opd.types.Teacher.score`."""
-        request = served(want, self._topk)
+        request = replace_full(want, self._topk)
         keys = [entry_key(self.fingerprint, r, request) for r in rollouts]
-        found = [self.store.read(key) for key in keys]
-        missing = [i for i, s in enumerate(found) if s is None]
-        self._note("teacher/cache_hits", 1 - len(missing) / max(1, len(rollouts)))
+        scores = [self.store.read(key) for key in keys]
+        missing = [i for i, s in enumerate(scores) if s is None]
+        self._record("teacher/cache_hits", 1 - len(missing) / max(1, len(rollouts)))
         if missing:
             try:
-                given = self.teacher.score([rollouts[i] for i in missing], request)
+                answer = self.teacher.score([rollouts[i] for i in missing], request)
             except TeacherDown as down:
-                for i, scores in zip(missing, down.partial, strict=True):
-                    found[i] = scores
-                    if scores is not None:
-                        self.store.write(keys[i], scores)
-                raise TeacherDown(str(down), found) from None
-            for i, scores in zip(missing, given, strict=True):
-                found[i] = scores
-                self.store.write(keys[i], scores)
-        return placed([s for s in found if s is not None], want)
+                for i, new in zip(missing, down.partial, strict=True):
+                    scores[i] = new
+                    if new is not None:
+                        self.store.write(keys[i], new)
+                raise TeacherDown(str(down), scores) from None
+            for i, new in zip(missing, answer, strict=True):
+                scores[i] = new
+                self.store.write(keys[i], new)
+        return set_positions([s for s in scores if s is not None], want)
 
 
 class OfflineTeacher:
-    """`opd.types.Teacher` that is nothing but a store filled earlier.
+    """`opd.types.Teacher` that reads a store filled earlier; no model is loaded.
 
-    Entries are found by the name the teacher was given when they were made (`entry_key`).
+    Entries are keyed by the name the teacher had when they were written (`offline_name`).
     """
 
     kinds = frozenset({Kind.SAMPLED, Kind.SUPPORT, Kind.TOPK})
@@ -171,23 +171,23 @@ class OfflineTeacher:
         *,
         temperature: float = 1.0,
         topk_for_diagnostics: int = 0,
-        note: Callable[[str, float], None] = lambda name, value: None,
+        record: Callable[[str, float], None] = lambda name, value: None,
     ) -> None:
-        """Make a teacher of a store; arguments as of `CachedTeacher`."""
+        """Make a teacher from a store; arguments as of `CachedTeacher`."""
         self.store, self.name = store, name
         self._fingerprint = offline_name(name, temperature)
-        self._topk, self._note = topk_for_diagnostics, note
+        self._topk, self._record = topk_for_diagnostics, record
 
     def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
         """See `opd.types.Teacher.score`.
 
         Raises:
-            UserError: a rollout whose scores are not there.
+            UserError: a rollout without scores in the store.
         """
-        request = served(want, self._topk)
-        found = [self.store.read(entry_key(self._fingerprint, r, request)) for r in rollouts]
-        missing = sum(s is None for s in found)
-        self._note("teacher/cache_hits", 1 - missing / max(1, len(rollouts)))
+        request = replace_full(want, self._topk)
+        scores = [self.store.read(entry_key(self._fingerprint, r, request)) for r in rollouts]
+        missing = sum(s is None for s in scores)
+        self._record("teacher/cache_hits", 1 - missing / max(1, len(rollouts)))
         if missing:
             raise UserError(
                 f"teacher.cache.offline=true: {missing} of {len(rollouts)} rollouts of this step "
@@ -195,14 +195,13 @@ class OfflineTeacher:
                 "with `opd serve-teacher run.yaml --score ROLLOUTS`, or set "
                 "teacher.cache.offline=false."
             )
-        return placed([s for s in found if s is not None], want)
+        return set_positions([s for s in scores if s is not None], want)
 
 
 def entry_key(fingerprint: str, rollout: Rollout, want: Want) -> str:
-    """The name of an entry: teacher, tokens, and what was asked about them."""
+    """The key of an entry: a hash of teacher, tokens and request."""
     digest = hashlib.sha256()
-    asked = f"{fingerprint}\n{want.sampled} {want.support} {want.topk}\n"
-    digest.update(asked.encode())
+    digest.update(f"{fingerprint}\n{want.sampled} {want.support} {want.topk}\n".encode())
     prompt = np.array(rollout.prompt.ids, dtype="<i4")
     digest.update(f"{len(prompt)} {len(rollout)} {rollout.topk_ids.shape}\n".encode())
     digest.update(prompt.tobytes())
@@ -213,7 +212,7 @@ def entry_key(fingerprint: str, rollout: Rollout, want: Want) -> str:
 
 
 def offline_name(model: str, temperature: float) -> str:
-    """What stands for the teacher's fingerprint where nobody can be asked for it."""
+    """Replaces the teacher's fingerprint where no teacher is running."""
     return f"offline {model} at {temperature}"
 
 

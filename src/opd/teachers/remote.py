@@ -1,8 +1,8 @@
-"""A teacher behind HTTP: concurrent requests, checked answers, and a pause when it is away.
+"""A teacher behind HTTP: concurrent requests, checked answers, and a pause while it is away.
 
 What is particular to a server's API is a `Dialect` (`opd_api`, `vllm_api`). Whether the server is
-fit to teach is found out before training (`handshake`); whether it is still the same teacher is
-looked at after every batch of answers.
+a usable teacher is tested before training (`probes`); whether it is still the same teacher is
+checked after every batch of answers.
 """
 
 from __future__ import annotations
@@ -12,70 +12,51 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
 from opd.errors import UserError
 from opd.http import Http, Transient, clean
 from opd.run.bad_answers import Exchange, Quarantine
-from opd.teachers.validate import WrongAnswer, check
-from opd.types import Kind, Rollout, Scores, Want
+from opd.teachers.dialect import Dialect, TeacherRecord, request_scores
+from opd.teachers.validate import WrongAnswer
+from opd.types import Rollout, Scores, Want
 
 logger = logging.getLogger(__name__)
 
-SAY_EVERY = 10.0  # seconds between two lines of progress
-ROUNDS = 3  # times a teacher may come back, answer probes, and still score nothing new
+PROGRESS_EVERY = 10.0  # seconds between two messages about progress
+MAX_FRUITLESS_ROUNDS = 3  # in a row: the teacher answers probes and scores nothing new
 
 
 class TeacherDown(UserError):
-    """The teacher stayed away longer than we wait; what it had scored is in `partial`."""
+    """The teacher stayed away longer than `patience`; `partial` holds what it had scored."""
 
     def __init__(self, message: str, partial: list[Scores | None]) -> None:
         super().__init__(message)
         self.partial = partial
 
 
-class Dialect(Protocol):
-    """How one kind of server is asked. Safe to use from several threads."""
+@dataclass(frozen=True)
+class RemoteOptions:
+    """How a server is used.
 
-    http: Http
-    kinds: frozenset[Kind]
-    context: int | None  # longest prompt + completion it can score
-    max_topk: int | None  # most top tokens it gives, where it says so
+    Attributes:
+        topk_for_diagnostics: the teacher's own top tokens that replace the hidden states of
+            `Want.full`, which a server cannot return.
+        concurrency: maximum requests under way.
+        patience: seconds to wait for a teacher that does not answer.
+        notify: takes messages about waiting.
+        record: takes named numbers for the step's timings.
+    """
 
-    def identity(self, *, once: bool = False) -> str:
-        """Who answers: model name and whatever else tells two teachers apart."""
-        ...
-
-    def tokenize(self, text: str) -> list[int] | None:
-        """Ids of a text without special tokens; None where the server has no such route."""
-        ...
-
-    def batches(self, rollouts: Sequence[Rollout]) -> list[list[int]]:
-        """Indices of rollouts that share a request."""
-        ...
-
-    def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
-        """One request. Raises WrongAnswer, Transient or UserError."""
-        ...
+    topk_for_diagnostics: int = 0
+    concurrency: int = 8
+    patience: float = 600.0
+    notify: Callable[[str], None] = logger.info
+    record: Callable[[str, float], None] = lambda name, value: None
 
 
-@dataclass(frozen=True, eq=False)
-class Canary:
-    """One fixed sequence with what the teacher said of it, to know the teacher again."""
-
-    rollout: Rollout
-    sampled: np.ndarray
-    tolerance: float  # nats a token, mean
-
-    def gap(self, scores: Scores) -> float:
-        """Mean distance of new scores from the first ones, in nats."""
-        assert scores.sampled is not None
-        return float(np.abs(scores.sampled.astype(np.float64) - self.sampled).mean())
-
-
-class ServerTeacher:
+class RemoteTeacher:
     """`opd.types.Teacher` for a model behind HTTP."""
 
     def __init__(
@@ -84,115 +65,125 @@ class ServerTeacher:
         name: str,
         *,
         vocab: int,
-        identity: str,
-        canary: Canary | None = None,
-        topk_for_diagnostics: int = 0,
-        concurrency: int = 8,
-        patience: float = 600.0,
+        expected: TeacherRecord,
+        options: RemoteOptions = RemoteOptions(),
         quarantine: Quarantine | None = None,
-        say: Callable[[str], None] = logger.info,
-        note: Callable[[str, float], None] = lambda name, value: None,
     ) -> None:
-        """Make a teacher; see `opd.teachers.probes` for how one is tried first.
+        """Make a teacher; `opd.teachers.handshake` tests one first.
 
         Args:
-            dialect: the server's API.
+            dialect: client of the server.
             name: the model's name.
-            vocab: token ids in use.
-            identity: what `dialect.identity()` said at the handshake.
-            canary: a fixed sequence scored at the handshake.
-            topk_for_diagnostics: the teacher's own top tokens asked for where full treatment is
-                wanted, which a server cannot give.
-            concurrency: most requests under way.
-            patience: seconds to wait for a teacher that has gone away.
+            vocab: number of token ids in use.
+            expected: the teacher of the handshake; another one is refused.
+            options: concurrency, patience and callbacks.
             quarantine: where wrong answers are kept.
-            say: tells people about waiting.
-            note: takes named numbers for the step's timings.
         """
         self.dialect, self.name, self.kinds = dialect, name, dialect.kinds
-        self.vocab, self.identity, self.canary = vocab, identity, canary
-        self.topk_for_diagnostics = topk_for_diagnostics
-        self.concurrency, self.patience = concurrency, patience
-        self.quarantine, self._say, self._note = quarantine, say, note
+        self.vocab, self.expected, self.options = vocab, expected, options
+        self.quarantine = quarantine
         self._timer = dialect.http.timer
 
-    @property
-    def fingerprint(self) -> str:
-        """Identity and canary scores as one string; equal for equal teachers."""
-        if self.canary is None:
-            return self.identity
-        heard = ",".join(f"{x:.1f}" for x in self.canary.sampled)
-        return f"{self.identity} {heard}"
-
     def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
-        """See `opd.types.Teacher.score`; full treatment becomes the teacher's own top tokens.
+        """See `opd.types.Teacher.score`; `want.full` becomes the teacher's own top tokens.
 
         Raises:
             TeacherDown: no answers for longer than `patience`.
             UserError: a refusal, an answer that stays wrong, or another teacher than before.
         """
-        asked = served(want, self.topk_for_diagnostics)
-        http, before = self.dialect.http, _Counts.of(self.dialect.http)
-        found: list[Scores | None] = [
-            _empty(r, asked, self.vocab) if not len(r) else None for r in rollouts
+        request = replace_full(want, self.options.topk_for_diagnostics)
+        before = _Traffic.of(self.dialect.http)
+        scores: list[Scores | None] = [
+            _empty_scores(r, request, self.vocab) if not len(r) else None for r in rollouts
         ]
-        fruitless, missing = 0, len(found)
-        while (trouble := self._round(rollouts, asked, found) or self._recheck()) is not None:
-            left = sum(s is None for s in found)
-            fruitless, missing = (fruitless + 1 if left == missing else 0), left
-            if fruitless >= ROUNDS:
-                raise self._down(f"it answers probes, but not this: {trouble}", found)
-            self._pause(trouble, found)
-        self._account(before, _Counts.of(http), rollouts)
-        return placed([s for s in found if s is not None], want)
+        fruitless, missing = 0, len(scores)
+        while (
+            failure := self._score_missing(rollouts, request, scores) or self._verify()
+        ) is not None:
+            still_missing = sum(s is None for s in scores)
+            fruitless = fruitless + 1 if still_missing == missing else 0
+            missing = still_missing
+            if fruitless >= MAX_FRUITLESS_ROUNDS:
+                raise self._down(f"it answers probes, but not this: {failure}", scores)
+            self._wait_for_teacher(failure, scores)
+        self._record_traffic(before, rollouts)
+        return set_positions([s for s in scores if s is not None], want)
 
-    def _round(
-        self, rollouts: Sequence[Rollout], want: Want, found: list[Scores | None]
-    ) -> Transient | None:
-        """Ask for everything missing; the failure that stopped it, or None."""
-        missing = [i for i, s in enumerate(found) if s is None]
-        batches = [
-            [missing[j] for j in part]
-            for part in self.dialect.batches([rollouts[i] for i in missing])
-        ]
-        halted, trouble = threading.Event(), None
-        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="teacher")
+    def verify(self) -> None:
+        """Make sure that the server is still the expected teacher.
+
+        Raises:
+            UserError: it is another one, or scores a known sequence differently.
+            Transient: it does not answer.
+        """
+        self._verify_identity(self.dialect.identity())
+        canary = self.expected.canary
+        if canary is None:
+            return
         try:
-            waiting: dict[Future[list[Scores] | None], list[int]] = {
-                pool.submit(self._ask, [rollouts[i] for i in part], want, halted): part
-                for part in batches
+            (scores,) = self._request([canary.rollout], Want(sampled=True))
+        except WrongAnswer as error:
+            raise UserError(
+                f"The teacher at {self.dialect.http.url} answers a known question wrongly: {error}."
+                " The scores of this step are not used."
+            ) from None
+        distance = canary.distance(scores)
+        if distance > canary.tolerance:
+            raise UserError(
+                f"The teacher at {self.dialect.http.url} has changed: it scores the text of the "
+                f"handshake {distance:.3g} nats per token differently ({canary.tolerance:.2g} is "
+                "its noise). Another model, other weights or a broken cache answers under the same "
+                "name. The scores of this step are not used. Start the first teacher again and "
+                "continue with --resume, or begin a new run (output.dir)."
+            )
+
+    def _score_missing(
+        self, rollouts: Sequence[Rollout], want: Want, scores: list[Scores | None]
+    ) -> Transient | None:
+        """Request every entry of `scores` that is None; the failure that stopped it, or None."""
+        missing = [i for i, s in enumerate(scores) if s is None]
+        batches = [
+            [missing[j] for j in batch]
+            for batch in self.dialect.batches([rollouts[i] for i in missing])
+        ]
+        stop, failure = threading.Event(), None
+        pool = ThreadPoolExecutor(self.options.concurrency, thread_name_prefix="teacher")
+        try:
+            pending: dict[Future[list[Scores] | None], list[int]] = {
+                pool.submit(self._request_twice, [rollouts[i] for i in batch], want, stop): batch
+                for batch in batches
             }
-            spoken = self._timer.now()
-            while waiting:
-                done, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
+            notified = self._timer.now()
+            while pending:
+                done, _ = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
                 for future in done:
-                    part = waiting.pop(future)
+                    batch = pending.pop(future)
                     try:
                         answer = future.result()
                     except Transient as error:
-                        halted.set()  # the others would run into the same wall
-                        trouble = error
+                        stop.set()  # the other requests would fail in the same way
+                        failure = error
                         continue
                     if answer is not None:
-                        for i, scores in zip(part, answer, strict=True):
-                            found[i] = scores
-                if waiting and self._timer.now() - spoken > SAY_EVERY:
-                    spoken = self._timer.now()
-                    self._say(f"waiting for teacher, {_progress(found)}")
+                        for i, new in zip(batch, answer, strict=True):
+                            scores[i] = new
+                if pending and self._timer.now() - notified > PROGRESS_EVERY:
+                    notified = self._timer.now()
+                    self.options.notify(f"waiting for teacher, {_progress(scores)}")
         finally:
-            halted.set()
+            stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-        return trouble
+        return failure
 
-    def _ask(
-        self, rollouts: Sequence[Rollout], want: Want, halted: threading.Event
+    def _request_twice(
+        self, rollouts: Sequence[Rollout], want: Want, stop: threading.Event
     ) -> list[Scores] | None:
-        """One request with its answer checked; a wrong answer gets one second chance."""
+        """One request; a wrong answer is asked for once more. None if `stop` is set."""
         for last in (False, True):
-            if halted.is_set():
+            if stop.is_set():
                 return None
             try:
-                return self._checked(rollouts, want)
+                return self._request(rollouts, want)
             except WrongAnswer as error:
                 if not last:
                     logger.warning("Teacher %s: %s. Asking once more.", self.name, error)
@@ -204,149 +195,120 @@ class ServerTeacher:
                 ) from None
         raise AssertionError("the second try returns or raises")
 
-    def _checked(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
-        """One request; a wrong answer is kept as it came.
+    def _request(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
+        """One request with its answer checked; a wrong answer is kept in the quarantine.
 
         Raises:
-            WrongAnswer: saying what is wrong, and where the answer is.
+            WrongAnswer: the rule that is broken, and where the answer is kept.
         """
-        with self.dialect.http.capture() as heard:
+        with self.dialect.http.capture() as exchanges:
             try:
-                answer = self.dialect.score(rollouts, want)
-                if len(answer) != len(rollouts):
-                    raise WrongAnswer(f"{len(answer)} answers for {len(rollouts)} rollouts")
-                for rollout, scores in zip(rollouts, answer, strict=True):
-                    check(scores, rollout, want, self.vocab)
+                return request_scores(self.dialect, rollouts, want, self.vocab)
             except WrongAnswer as error:
                 if self.quarantine is None:
                     raise
-                kept = self.quarantine.keep([Exchange(*e) for e in heard], str(error))
+                kept = self.quarantine.keep([Exchange(*e) for e in exchanges], str(error))
                 raise WrongAnswer(f"{error}.{kept}".removesuffix(".")) from None
-        return answer
 
-    def recognise(self) -> None:
-        """Make sure the teacher is still the one of the handshake.
-
-        Raises:
-            UserError: it is another one, or answers a known question differently.
-            Transient: it went away.
-        """
-        self._same_identity(self.dialect.identity())
-        if self.canary is None:
-            return
-        want = Want(sampled=True)
+    def _verify(self) -> Transient | None:
         try:
-            (scores,) = self._checked([self.canary.rollout], want)
-        except WrongAnswer as error:
-            raise UserError(
-                f"The teacher at {self.dialect.http.url} answers a known question wrongly: {error}."
-                " The scores of this step are not used."
-            ) from None
-        gap = self.canary.gap(scores)
-        if gap > self.canary.tolerance:
-            raise UserError(
-                f"The teacher at {self.dialect.http.url} has changed: it scores the text of the "
-                f"handshake {gap:.3g} nats a token differently ({self.canary.tolerance:.2g} is its "
-                "noise). Another model, other weights or a broken cache answers under the same "
-                "name. The scores of this step are not used. Start the first teacher again and "
-                "continue with --resume, or begin a new run (output.dir)."
-            )
-
-    def _recheck(self) -> Transient | None:
-        try:
-            self.recognise()
+            self.verify()
         except Transient as error:
             return error
         return None
 
-    def _same_identity(self, now: str) -> None:
-        if now != self.identity:
+    def _verify_identity(self, identity: str) -> None:
+        if identity != self.expected.identity:
             raise UserError(
-                f"Another teacher answers at {self.dialect.http.url}: it was {self.identity!r} "
-                f"and is {clean(now)!r}. The scores of this step are not used. Start the first one "
-                "again and continue with --resume, or begin a new run (output.dir)."
+                f"Another teacher answers at {self.dialect.http.url}: it was "
+                f"{self.expected.identity!r} and is {clean(identity)!r}. The scores of this step "
+                "are not used. Start the first one again and continue with --resume, or begin a "
+                "new run (output.dir)."
             )
 
-    def _pause(self, trouble: Transient, found: list[Scores | None]) -> None:
-        """Wait until the teacher answers again, telling people; give up after `patience`."""
+    def _wait_for_teacher(self, failure: Transient, scores: list[Scores | None]) -> None:
+        """Wait until the teacher answers again; give up after `patience`."""
+        notify, patience = self.options.notify, self.options.patience
         began, delay = self._timer.now(), 2.0
-        self._say(
-            f"The teacher does not answer ({trouble}). Waiting for teacher, {_progress(found)}; "
-            f"giving up after {self.patience:g} s."
+        notify(
+            f"The teacher does not answer ({failure}). Waiting for teacher, {_progress(scores)}; "
+            f"giving up after {patience:g} s."
         )
-        spoken = began
-        while self._timer.now() - began < self.patience:
-            self._timer.sleep(min(delay, self.patience))
+        notified = began
+        while self._timer.now() - began < patience:
+            self._timer.sleep(min(delay, patience))
             delay = min(delay * 1.5, 30.0)
             try:
-                now = self.dialect.identity(once=True)
+                identity = self.dialect.identity(once=True)
             except Transient as error:
-                if self._timer.now() - spoken > 6 * SAY_EVERY:
-                    spoken = self._timer.now()
-                    self._say(f"still waiting for teacher, {_progress(found)} ({error})")
+                if self._timer.now() - notified > 6 * PROGRESS_EVERY:
+                    notified = self._timer.now()
+                    notify(f"still waiting for teacher, {_progress(scores)} ({error})")
                 continue
-            self._same_identity(now)
-            self._say(f"The teacher answers again after {self._timer.now() - began:.0f} s.")
+            self._verify_identity(identity)
+            notify(f"The teacher answers again after {self._timer.now() - began:.0f} s.")
             return
-        raise self._down(f"for {self.patience:g} s: {trouble}", found)
+        raise self._down(f"for {patience:g} s: {failure}", scores)
 
-    def _down(self, why: str, found: list[Scores | None]) -> TeacherDown:
+    def _down(self, reason: str, scores: list[Scores | None]) -> TeacherDown:
         return TeacherDown(
-            f"The teacher {self.name} at {self.dialect.http.url} does not answer ({why}). "
-            f"{_progress(found)}, and kept. Start it again, then `opd train ... --resume` "
+            f"The teacher {self.name} at {self.dialect.http.url} does not answer ({reason}). "
+            f"{_progress(scores)}, and kept. Start it again, then `opd train ... --resume` "
             "continues where this run stopped; teacher.patience sets how long to wait.",
-            found,
+            scores,
         )
 
-    def _account(self, before: _Counts, after: _Counts, rollouts: Sequence[Rollout]) -> None:
+    def _record_traffic(self, before: _Traffic, rollouts: Sequence[Rollout]) -> None:
+        after, record = _Traffic.of(self.dialect.http), self.options.record
         tokens = max(1, sum(len(r) for r in rollouts))
-        self._note("teacher/bytes_received_per_token", (after.bytes_in - before.bytes_in) / tokens)
-        self._note("teacher/bytes_sent_per_token", (after.bytes_out - before.bytes_out) / tokens)
-        self._note("teacher/requests", after.requests - before.requests)
-        self._note("teacher/retries", after.retries - before.retries)
+        record("teacher/bytes_received_per_token", (after.bytes_in - before.bytes_in) / tokens)
+        record("teacher/bytes_sent_per_token", (after.bytes_out - before.bytes_out) / tokens)
+        record("teacher/requests", after.requests - before.requests)
+        record("teacher/retries", after.retries - before.retries)
 
 
-def served(want: Want, topk: int) -> Want:
-    """A request as a server can answer it: top tokens for the diagnostics instead of everything."""
+def replace_full(want: Want, topk: int) -> Want:
+    """`want` without hidden states, which no server returns; the top `topk` tokens instead."""
     if want.full is None:
         return want
     topk = max(want.topk, topk)
     return want._replace(full=None, topk=topk, sampled=want.sampled or topk > 0)
 
 
-def placed(scores: list[Scores], want: Want) -> list[Scores]:
-    """Scores with the positions that are to be diagnosed."""
+def set_positions(scores: list[Scores], want: Want) -> list[Scores]:
+    """Scores with the positions of `want.full`, at which diagnostics are computed."""
     if want.full is None:
         return scores
     return [
-        replace(s, positions=at.astype(np.int32)) for s, at in zip(scores, want.full, strict=True)
+        replace(s, positions=positions.astype(np.int32))
+        for s, positions in zip(scores, want.full, strict=True)
     ]
 
 
 @dataclass(frozen=True)
-class _Counts:
+class _Traffic:
     bytes_in: int
     bytes_out: int
     requests: int
     retries: int
 
     @staticmethod
-    def of(http: Http) -> _Counts:
-        return _Counts(http.bytes_in, http.bytes_out, http.requests, http.retries)
+    def of(http: Http) -> _Traffic:
+        return _Traffic(http.bytes_in, http.bytes_out, http.requests, http.retries)
 
 
-def _progress(found: Sequence[Scores | None]) -> str:
-    return f"{sum(s is not None for s in found)} of {len(found)} scored"
+def _progress(scores: Sequence[Scores | None]) -> str:
+    return f"{sum(s is not None for s in scores)} of {len(scores)} scored"
 
 
-def _empty(rollout: Rollout, want: Want, vocab: int) -> Scores:
-    """Scores of a completion without tokens: nothing to ask."""
+def _empty_scores(rollout: Rollout, want: Want, vocab: int) -> Scores:
+    """Scores of a completion without tokens, made without a request."""
     k = min(want.topk, vocab)
-    none = np.zeros(0, dtype=np.float32)
+    empty = np.zeros(0, dtype=np.float32)
     return Scores(
-        sampled=none if want.sampled else None,
+        sampled=empty if want.sampled else None,
         support=np.zeros((0, rollout.topk_ids.shape[1]), np.float32) if want.support else None,
-        log_z=none if want.support else None,
+        log_z=empty if want.support else None,
         topk_ids=np.zeros((0, k), np.int32) if k else None,
         topk_logp=np.zeros((0, k), np.float32) if k else None,
     )
