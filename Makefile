@@ -103,10 +103,10 @@ check: install
 calibrate: install
 	$(BIN)/opd lab calibrate --jobs 2 --out docs
 
-# Pictures of pages at 1440, 768 and 390 pixels, light and dark; needs Chromium.
+# Screenshots of reports at 1440, 768 and 390 pixels, light and dark; needs Chromium.
 PAGES ?= $(wildcard docs/gallery/*.html)
 screenshots: install
-	$(BIN)/python tests/report/screenshots.py build/screenshots $(PAGES)
+	PYTHONPATH=tests $(BIN)/python -m support.screenshots build/screenshots $(PAGES)
 
 install: $(STAMP)
 

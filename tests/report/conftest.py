@@ -1,4 +1,4 @@
-"""Fixtures: run folders made by hand (see runs.py)."""
+"""Fixtures: run folders made by hand (see support/run_folders.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .runs import write_run
+from support.run_folders import write_run
 
 
 @pytest.fixture(scope="session")

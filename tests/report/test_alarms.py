@@ -70,8 +70,8 @@ def test_page_marks_curves_and_lists_remedies(make_run):
     run = read_run(make_run())
     assert marks(run).alarms == [5, 12]
     assert marks(run).phases == [4]
-    twin = document(run).record()
-    table = next(p for p in twin["sections"]["picture"]["parts"] if p.get("caption") == "Alarms")
+    sidecar = document(run).record()
+    table = next(p for p in sidecar["sections"]["picture"]["parts"] if p.get("caption") == "Alarms")
     assert [row[0]["value"] for row in table["rows"]] == [5, 6, 12]
     assert table["rows"][0][2]["evidence"] == "seen 0.625"
     assert table["rows"][0][3:] == ["remedy", "acted"]

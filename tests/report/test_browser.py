@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from opd.commands.report import report
-
-from .browser import CHROMIUM, dump, measure, recording_proxy
-from .hostile import HOSTILE
+from support.browser import CHROMIUM, dump, measure, recording_proxy
+from support.hostile_text import HOSTILE
 
 pytestmark = [
     pytest.mark.slow,

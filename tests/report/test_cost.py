@@ -9,8 +9,7 @@ import pytest
 from opd.reports.cost import cost_sections
 from opd.reports.read import read_run
 from opd.run.folder import RunFolder
-
-from .runs import PROMPTS, STEPS
+from support.run_folders import PROMPTS, STEPS
 
 
 def costs(path, price=None) -> dict:

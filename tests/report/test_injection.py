@@ -1,12 +1,9 @@
-"""Text of models, servers and files stays text: in the page, its twin, the terminal, the card."""
+"""Text of models, servers and files stays text: in HTML, its sidecar, the terminal, the card."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
@@ -17,61 +14,8 @@ from opd.reports.html import TEMPLATES, render_html
 from opd.reports.read import read_run
 from opd.reports.run_page import document
 from opd.reports.sanitize import for_terminal, visible
-
-from .hostile import HOSTILE
-
-TAGS = {
-    *("html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "h4", "p"),
-    *("main", "section", "dl", "div", "dt", "dd", "b", "span", "ul", "li", "nav", "a", "figure"),
-    *("figcaption", "i", "svg", "g", "path", "defs", "use", "text", "clippath", "rect", "image"),
-    *("table", "thead", "tbody", "tr", "th", "td", "small", "details", "summary", "article"),
-    *("wbr", "pre", "code", "noscript", "aside", "script", "footer"),
-}
-
-
-class Page(HTMLParser):
-    """What a browser would make elements and attributes of."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.found if name == tag]
-
-
-def check(html: str, tags: set[str] = TAGS) -> Page:
-    """Nothing but our own elements, no handlers, no addresses, no script but ours."""
-    page = Page(html)
-    assert {tag for tag, _ in page.found} <= tags
-    for tag, attrs in page.found:
-        for name, value in attrs.items():
-            assert not name.startswith("on"), (tag, name)
-            if name in ("href", "xlink:href", "src", "action", "data", "srcdoc"):
-                assert (value or "").startswith(("#", "data:image/png;base64,")), (tag, name, value)
-            if name == "style":
-                assert "url(" not in (value or "").replace("url(#", "")
-    scripts = page.named("script")
-    assert [s.get("type") for s in scripts] in (
-        ["application/json", None],
-        [None],
-    )
-    policy = page.named("meta")[1]["content"] or ""
-    script = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)[-1]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"script-src 'sha256-{digest}'" in policy
-    assert policy.startswith("default-src 'none'; ")
-    return page
-
+from support.hostile_text import HOSTILE
+from support.html_reports import check_html
 
 PLACES = (
     *("student", "question", "truth", "answer-0", "prompt", "token1"),
@@ -99,7 +43,7 @@ def few() -> dict:
 def test_each_hostile_text_in_every_field_stays_text(make_run, text):
     path = make_run(text=lambda place: f"{place} {text}", sampled=True, series=few(), steps=6)
     html = render_html(document(read_run(path)))
-    joined = bare("".join(check(html).text))
+    joined = bare("".join(check_html(html).text))
     for place in PLACES:
         assert bare(visible(f"{place} {text}")) in joined, place
     assert not UNSEEN.search(html)
@@ -109,7 +53,7 @@ def test_all_hostile_texts_in_every_field_stay_text(make_run):
     everything = " ".join(HOSTILE)
     path = make_run(text=lambda place: f"{place} {everything}", series=few(), steps=6)
     html = report(path).read_text("utf-8")
-    joined = bare("".join(check(html).text))
+    joined = bare("".join(check_html(html).text))
     for place in PLACES:
         if not place.startswith("answer"):  # long answers are shortened
             assert bare(visible(f"{place} {everything}")) in joined, place
@@ -127,7 +71,7 @@ def test_hostile_text_in_the_comparison(make_run, tmp_path):
         for n in ("a", "b")
     ]
     page = compare(paths, tmp_path / "compare.html")
-    check(page.read_text("utf-8"))
+    check_html(page.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))

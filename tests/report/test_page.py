@@ -1,4 +1,4 @@
-"""The page and its twin: order, numbers, ranges, what a live run changes, what is not imported."""
+"""HTML report and JSON sidecar: order, numbers, ranges, live runs, what is not imported."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ from opd.reports.ranges import HEALTHY, PICTURES
 from opd.reports.read import read_run
 from opd.reports.run_page import config_rows, document
 from opd.run.folder import RunFolder
-
-from .shown import not_in_twin, panel_rollouts, shown_numbers, twin_rollouts
-from .test_injection import check
+from support.html_reports import (
+    check_html,
+    not_in_sidecar,
+    panel_rollouts,
+    sidecar_rollouts,
+    visible_numbers,
+)
 
 DOCS = Path(__file__).parents[2] / "docs"
 METRICS_DOC, GALLERY = DOCS / "metrics.md", DOCS / "gallery"
@@ -46,16 +50,16 @@ def test_verdict_comes_first_then_accuracy_and_the_rest(page):
 
 
 def test_every_number_shown_is_in_the_twin(page):
-    html, twin = page
-    assert len(shown_numbers(html)) > 100
-    assert not not_in_twin(html, twin)
-    assert panel_rollouts(html) == twin_rollouts(twin) != []
+    html, sidecar = page
+    assert len(visible_numbers(html)) > 100
+    assert not not_in_sidecar(html, sidecar)
+    assert panel_rollouts(html) == sidecar_rollouts(sidecar) != []
 
 
 def test_a_number_that_only_the_page_has_is_found(page):
-    html, twin = page
-    assert not_in_twin(html.replace("<h2", "<p>12.3456</p><h2", 1), twin) == {"12.3456"}
-    assert not_in_twin(html.replace('title="', 'title="98765 ', 1), twin) == {"98765"}
+    html, sidecar = page
+    assert not_in_sidecar(html.replace("<h2", "<p>12.3456</p><h2", 1), sidecar) == {"12.3456"}
+    assert not_in_sidecar(html.replace('title="', 'title="98765 ', 1), sidecar) == {"98765"}
 
 
 PAGES = sorted(GALLERY.glob("*.html"))
@@ -64,10 +68,10 @@ PAGES = sorted(GALLERY.glob("*.html"))
 @pytest.mark.parametrize("path", PAGES, ids=[p.stem for p in PAGES])
 def test_every_number_of_the_gallery_is_in_its_twin(path):
     html = path.read_text("utf-8")
-    twin = json.loads(path.with_suffix(".json").read_text("utf-8"))
-    assert not not_in_twin(html, twin)
-    assert panel_rollouts(html) == twin_rollouts(twin)
-    check(html)
+    sidecar = json.loads(path.with_suffix(".json").read_text("utf-8"))
+    assert not not_in_sidecar(html, sidecar)
+    assert panel_rollouts(html) == sidecar_rollouts(sidecar)
+    check_html(html)
 
 
 def test_the_gallery_has_every_kind_of_run():
@@ -76,11 +80,11 @@ def test_the_gallery_has_every_kind_of_run():
 
 
 def test_twin_has_the_curves_themselves(page, good):
-    _, twin = page
+    _, sidecar = page
     run = read_run(good)
     charts = {
         c["name"]: c["data"]
-        for part in twin["sections"]["picture"]["parts"]
+        for part in sidecar["sections"]["picture"]["parts"]
         if part["kind"] == "charts"
         for c in part["charts"]
     }

@@ -14,9 +14,8 @@ from opd.reports.document import Document, Note, Section, Table, Verdict
 from opd.reports.formatting import estimate
 from opd.reports.html import render_html, write_report
 from opd.reports.terminal import render_text
-
-from .hostile import HOSTILE
-from .test_injection import TAGS, check
+from support.hostile_text import HOSTILE
+from support.html_reports import check_html
 
 CHECK = {
     "verdict": "go with changes",
@@ -33,8 +32,8 @@ CHECK = {
 }
 
 
-def texts(page: str, tags: set[str] = TAGS) -> str:
-    return " ".join(" ".join(check(page, tags).text).split())
+def texts(html: str) -> str:
+    return " ".join(" ".join(check_html(html).text).split())
 
 
 def test_a_page_of_any_sections_has_the_same_policy_and_its_twin(tmp_path):
@@ -48,11 +47,11 @@ def test_a_page_of_any_sections_has_the_same_policy_and_its_twin(tmp_path):
     document = Document("lab", "", sections, source="the lab's runs")
     page = write_report(document, tmp_path / "new" / "lab.html")
     html = page.read_text("utf-8")
-    found = texts(html, TAGS)
+    found = texts(html)
     for words in ("Take teacher a.", "50.0% 40.0 to 60.0%", "from the lab's runs"):
         assert words.replace(" ", "") in found.replace(" ", "")
-    twin = json.loads(page.with_suffix(".json").read_text("utf-8"))
-    rows = twin["sections"]["teachers"]["parts"]
+    sidecar = json.loads(page.with_suffix(".json").read_text("utf-8"))
+    rows = sidecar["sections"]["teachers"]["parts"]
     assert rows[0]["rows"][0][1] == {"value": 0.5, "shown": "50.0%", "note": "40.0 to 60.0%"}
 
 
@@ -91,7 +90,7 @@ def test_hostile_text_in_a_check_stays_text():
     record = {"verdict": text, "reasons": [text], "numbers": {text: text}}
     record["advice"] = [{"text": text, "set": {text: text}}]
     document = replace(check_document(record), title=text, subtitle=text, source=text)
-    check(render_html(document))
+    check_html(render_html(document))
 
 
 def test_no_numbers_no_table():

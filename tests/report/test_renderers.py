@@ -30,8 +30,7 @@ from opd.reports.markdown import render_markdown
 from opd.reports.plots import Line, curves
 from opd.reports.terminal import WIDTH, render_text
 from opd.reports.training_summary import training_summary
-
-from .hostile import HOSTILE
+from support.hostile_text import HOSTILE
 
 
 def every_part(text=lambda place: place) -> Document:

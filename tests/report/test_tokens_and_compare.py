@@ -114,8 +114,8 @@ def test_cost_is_counted_up_to_the_step(good):
 
 def test_comparison_lists_differing_keys_only(make_run, tmp_path):
     paths = [make_run("a"), make_run("b", seed=1)]
-    twin = compare(paths, tmp_path / "c.html").with_suffix(".json")
-    rows = json.loads(twin.read_text())["sections"]["setup"]["parts"][0]["rows"]
+    sidecar = compare(paths, tmp_path / "c.html").with_suffix(".json")
+    rows = json.loads(sidecar.read_text())["sections"]["setup"]["parts"][0]["rows"]
     keys = [row[0] for row in rows]
     assert "train.seed" in keys
     assert "loss.k" not in keys

@@ -11,8 +11,7 @@ from scipy import stats as scipy_stats
 from opd.reports.findings import change
 from opd.reports.read import Series, read_run
 from opd.reports.verdict import verdict
-
-from .runs import good_run
+from support.run_folders import good_run
 
 
 def said(path):

@@ -14,9 +14,8 @@ from opd.reports.read import read_run
 from opd.reports.run_page import document
 from opd.reports.verdict import verdict
 from opd.run.folder import RunFolder
-
-from .runs import STEPS, plain, write_eval
-from .shown import not_in_twin
+from support.html_reports import not_in_sidecar
+from support.run_folders import STEPS, plain, write_eval
 
 RECORD = {
     "rounds": 2,
@@ -68,10 +67,10 @@ def test_its_time_is_part_of_the_cost_and_not_of_the_curves(warmed):
 
 def test_the_student_between_the_phases_is_shown(warmed):
     assert warmed.evals[0].warmed.accuracy.value == pytest.approx(0.5)
-    html, twin = render_html(document(warmed)), document(warmed).record()
+    html, sidecar = render_html(document(warmed)), document(warmed).record()
     assert "after the cold start" in html
-    assert not not_in_twin(html, twin)
-    chart = twin["sections"]["accuracy"]["parts"][0]["charts"][0]["data"]
+    assert not not_in_sidecar(html, sidecar)
+    chart = sidecar["sections"]["accuracy"]["parts"][0]["charts"][0]["data"]
     assert chart["steps"] == [0, 0, 20]
     assert chart["accuracy"] == pytest.approx([0.2, 0.5, 0.8])
     said = [s.text for s in verdict(warmed).sentences]

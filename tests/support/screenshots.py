@@ -1,6 +1,6 @@
-"""Pictures of pages to look at: `python tests/report/screenshots.py OUT PAGE.html ...`.
+"""Screenshots of HTML reports: `PYTHONPATH=tests python -m support.screenshots OUT FILE.html ...`.
 
-Each page at 1440, 768 and 390 pixels, light and dark: its first screen, and all of it (light).
+Each at 1440, 768 and 390 pixels, light and dark: the first screen, and the whole report (light).
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from browser import measure, photograph
+from support.browser import measure, photograph
 
 SCREENS = {1440: 900, 768: 1024, 390: 844}
-LONGEST = 12_000  # pixels of a page
+MAX_HEIGHT = 12_000  # pixels
 
 
 def main(out: Path, pages: list[Path]) -> None:
@@ -24,7 +23,7 @@ def main(out: Path, pages: list[Path]) -> None:
                 look = "dark" if dark else "light"
                 png = out / f"{name}-{width}-{look}.png"
                 photograph(page.resolve(), png, width, height, dark=dark)
-            whole = min(LONGEST, measure(page.resolve(), width, height, [])["page"][1])
+            whole = min(MAX_HEIGHT, measure(page.resolve(), width, height, [])["page"][1])
             photograph(page.resolve(), out / f"{name}-{width}-whole.png", width, whole)
 
 
