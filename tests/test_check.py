@@ -17,7 +17,7 @@ from opd.cli import app
 from opd.commands.check import run_check
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
-from opd.run.preflight import check_record
+from opd.run.layout import check_record
 
 STUDENT, TEACHER = str(PAIR / "student"), str(PAIR / "teacher")
 

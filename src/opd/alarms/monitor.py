@@ -11,7 +11,7 @@ from opd.alarms.conditions import Evidence
 from opd.alarms.history import History
 from opd.alarms.rules import RULES, Rule
 from opd.config import AlarmAction, Alarms
-from opd.run.preflight import ON_POLICY
+from opd.run.layout import ON_POLICY
 
 HOLD_STEPS = 2  # successive steps a condition must hold
 

@@ -24,7 +24,7 @@ from opd.config import Run
 from opd.errors import UserError
 from opd.recipes.check.verdict import NO_GO, cold_start_helps
 from opd.run.console import Console
-from opd.run.preflight import CONFIG
+from opd.run.layout import CONFIG
 
 DECIDED = ("coldstart", "alarms", "prompts")
 """Sections that this recipe may change."""

@@ -29,7 +29,7 @@ from opd.rng import Stream
 from opd.run import checkpoint as store
 from opd.run import rollouts as rollout_files
 from opd.run.disk import make_folder, remove, sweep, write_bytes, write_json
-from opd.run.preflight import COLD_START, ON_POLICY
+from opd.run.layout import COLD_START, ON_POLICY
 from opd.training.loop import Parts, evaluated, save
 from opd.training.resume import checkpoint, restore, restore_phase
 from opd.training.step import Learner, Refused, make_optimizer

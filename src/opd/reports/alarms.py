@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from opd.reports.formatting import minus
-from opd.run.preflight import ON_POLICY, flatten
+from opd.run.jsonl import flatten
+from opd.run.layout import ON_POLICY
 
 _OWN = ("step", "name", "alarm", "message", "evidence", "remedy", "action", "phase")
 

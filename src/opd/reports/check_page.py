@@ -23,7 +23,7 @@ from opd.reports.document import (
 )
 from opd.reports.formatting import minus, percent, plain, points, seconds
 from opd.run.disk import human_size
-from opd.run.preflight import flatten
+from opd.run.jsonl import flatten
 
 _HEADLINES: dict[str, tuple[Tone, str]] = {
     "go": ("good", "Go: nothing stands against this run."),

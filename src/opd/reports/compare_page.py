@@ -30,7 +30,7 @@ from opd.reports.formatting import estimate, p_value, plain, points, points_rang
 from opd.reports.plots import LINES, Line, curves
 from opd.reports.ranges import PICTURES, ROLLOUTS, Picture
 from opd.reports.read import EvalSet, Evaluated, RunData
-from opd.run.preflight import flatten
+from opd.run.jsonl import flatten
 
 Floats = NDArray[np.float64]
 

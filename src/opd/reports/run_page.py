@@ -38,7 +38,7 @@ from opd.reports.read import EvalSet, RunData
 from opd.reports.sanitize import short_name
 from opd.reports.token_view import token_view
 from opd.reports.verdict import verdict
-from opd.run.preflight import flatten
+from opd.run.jsonl import flatten
 
 REFRESH_S = 20
 FLIPS = 3  # examples shown of each kind

@@ -23,28 +23,23 @@ from opd.run.disk import (
 )
 from opd.run.env import environment
 from opd.run.jsonl import Journal, json_safe
-from opd.run.lock import Lock
-from opd.run.preflight import (
+from opd.run.layout import (
     COLD_START,
     CONFIG,
     ENV,
     FOLDERS,
-    NAME,
-    bad_name,
-    check_name,
-    check_place,
+    JOURNALS,
+    REFUSED,
     check_record,
-    clear,
-    config_hash,
 )
+from opd.run.lock import Lock
+from opd.run.preflight import NAME, bad_name, check_name, check_place, clear, config_hash
 from opd.run.redact import redact
 
 if TYPE_CHECKING:
     from opd.types import Graded, Rollout, Scores
 
 log = logging.getLogger(__name__)
-
-JOURNALS = ("metrics.jsonl", "timings.jsonl", "alarms.jsonl")
 
 
 class RunFolder:
@@ -130,7 +125,7 @@ class RunFolder:
         return self.ops.writes
 
     def _prepare(self, overwrite: bool) -> None:
-        for name in (".", *FOLDERS, "refused", COLD_START):
+        for name in (".", *FOLDERS, REFUSED, COLD_START):
             sweep(self.path / name, exclusive=True, ops=self.ops)
         if overwrite:
             clear(self.path, self.ops)
@@ -254,7 +249,7 @@ class RunFolder:
             FileNotFoundError: when `save_rollouts` never wrote that step.
         """
         source = self._rollout_path(step)
-        kept = self.path / "refused" / source.name
+        kept = self.path / REFUSED / source.name
         if not self.writes:
             return kept
         make_folder(kept.parent, self.ops)

@@ -61,6 +61,20 @@ def _restore(value: Any, path: str, found: Mapping[str, str]) -> Any:
     return value
 
 
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested JSON values; empty mappings and lists are values of their own."""
+    if isinstance(value, Mapping) and value:
+        items = [(str(k), v) for k, v in value.items()]
+    elif isinstance(value, list) and value:
+        items = [(str(i), v) for i, v in enumerate(value)]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in items:
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
 def encode_line(record: Mapping[str, Any]) -> bytes:
     """One line: sorted keys, ASCII, floats by their shortest exact form, no NaN literals."""
     text = json.dumps(json_safe(record), sort_keys=True, allow_nan=False)

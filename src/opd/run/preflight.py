@@ -14,23 +14,14 @@ from pydantic import ValidationError
 from opd.config import Run
 from opd.errors import UserError
 from opd.run.disk import TMP, FileOps, encode_json, remove
+from opd.run.jsonl import flatten
+from opd.run.layout import CONFIG, ENV, FOLDERS
 from opd.run.lock import LOCK
 
-CONFIG = "config.json"
-ENV = "env.json"
-COLD_START = "coldstart"  # folder and name of that phase
-ON_POLICY = "on-policy"  # name of the other one
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # What may change between the parts of one run: where and how often it writes, how long it goes on,
 # what it is measured on, on how many devices the student lies. Everything else decides the numbers.
 FREE_KEYS = ("output", "train.steps", "eval", "alarms", "check", "student.shard")
-FOLDERS = ("checkpoints", "rollouts", "eval")
-
-
-def check_record(folder: str | Path) -> Path:
-    """Where `opd check` leaves its record: beside the run folder, which does not exist yet."""
-    folder = Path(folder)
-    return folder.with_name(f"{folder.name}.check.json")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -49,20 +40,6 @@ def _dumped(config: Mapping[str, Any], defaults: bool) -> dict[str, Any]:
     except ValidationError:
         return dict(config)
     return run.model_dump(mode="json", exclude_defaults=not defaults)
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of nested JSON values; empty mappings and lists are values of their own."""
-    if isinstance(value, Mapping) and value:
-        items = [(str(k), v) for k, v in value.items()]
-    elif isinstance(value, list) and value:
-        items = [(str(i), v) for i, v in enumerate(value)]
-    else:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in items:
-        flat |= flatten(inner, f"{prefix}.{key}" if prefix else key)
-    return flat
 
 
 def _is_free(key: str) -> bool:

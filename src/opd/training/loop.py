@@ -22,7 +22,7 @@ from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.folder import RunFolder
 from opd.run.jsonl import read_jsonl
-from opd.run.preflight import COLD_START
+from opd.run.layout import COLD_START
 from opd.run.trackers import Trackers
 from opd.teachers.remote import TeacherDown
 from opd.training.evaluate import EvalTask, Evaluation, evaluate, recovery

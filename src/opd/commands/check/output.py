@@ -24,7 +24,7 @@ from opd.reports.terminal import render_text
 from opd.run.console import Console
 from opd.run.disk import write_json
 from opd.run.jsonl import json_safe
-from opd.run.preflight import check_record
+from opd.run.layout import check_record
 
 BY_QUARTER = (
     "overlap_ratio",
