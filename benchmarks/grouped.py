@@ -62,7 +62,7 @@ def side(args) -> None:
     objective = Objective(k=K)
     learner = Learner(
         student=student, optimizer=make_optimizer(student, Optim()), objective=objective,
-        optim=Optim(), tokens_per_microbatch=budget, teacher_logits=teacher.head.full,
+        optim=Optim(), tokens_per_microbatch=budget, teacher_logits=teacher.head.logits,
         teacher_temperature=1.0, diagnostics_k=K, position_edges=[0, 8, 64, 128],
     )  # fmt: skip
     written = rollouts(count, prompt, n, longest)

@@ -30,7 +30,7 @@ class Mutant:
 
 LOSSES, ESTIMATORS = ("core/test_losses.py",), ("core/test_estimators.py",)
 OBJECTIVE, SUPPORTS = ("core/test_objective.py",), ("core/test_supports.py",)
-METRICS, STATS = ("core/test_metrics.py",), ("core/test_stats.py",)
+DIAGNOSTICS, STATS = ("core/test_diagnostics.py",), ("core/test_stats.py",)
 SHARED = ("test_shared_prompts.py",)
 BATCH, CHUNKED, UPDATE = ("core/test_batch.py",), ("core/test_chunked.py",), ("test_update.py",)
 
@@ -254,43 +254,43 @@ MUTANTS = [
         "core/diagnostics.py",
         "Measure(advantage.sum(-1) * per_token, some)",
         "Measure(advantage.sum(-1), some)",
-        METRICS,
+        DIAGNOSTICS,
     ),
     Mutant(
         "entropy gap without its absolute value",
         "core/diagnostics.py",
-        "everywhere(value) for name, value in values.items()",
-        "everywhere(value * 1) for name, value in (values | "
+        "Measure.of(value) for name, value in values.items()",
+        "Measure.of(value * 1) for name, value in (values | "
         '{"diag/entropy_gap_abs": h_q - h_p}).items()',
-        METRICS,
+        DIAGNOSTICS,
     ),
     Mutant(
         "mean of means",
         "core/diagnostics.py",
         "return Mean(float(self.total.double().sum()), float(self.n.double().sum()))",
         "return Mean(float(self.total.double().sum() / self.n.double().sum()), 1.0)",
-        METRICS,
+        DIAGNOSTICS,
     ),
     Mutant(
         "bin edges off by one",
         "core/diagnostics.py",
         "torch.bucketize(position, starts, right=True)",
         "torch.bucketize(position, starts, right=False)",
-        METRICS,
+        DIAGNOSTICS,
     ),
     Mutant(
         "positions without overlap counted in Eq. 7",
         "core/diagnostics.py",
         "some = (size > 0).to(log_p.dtype)",
         "some = torch.ones_like(size)",
-        METRICS,
+        DIAGNOSTICS,
     ),
     Mutant(
         "effective sample size of the square root",
         "core/diagnostics.py",
         "ratio.value**2 / ratio_squared.value",
         "ratio.value / ratio_squared.value",
-        METRICS,
+        DIAGNOSTICS,
     ),
     Mutant(
         "biased pass@k",

@@ -20,7 +20,7 @@ from conftest import tiny_model, tiny_tokenizer
 from opd.cli import end
 from opd.core.objective import Objective
 from opd.data.sft_examples import example
-from opd.models.fsdp import assembled, full, shard, whole
+from opd.models.fsdp import full_tensor, gather_model, shard_model, unsharded
 from opd.models.lm import LM, add_lora, enable_checkpointing, save_final
 from opd.run.disk import DISK
 from opd.run.folder import RunFolder
@@ -62,7 +62,7 @@ def trained(learner: Learner, batches) -> list[dict[str, float]]:
 
 
 def weights(lm: LM) -> dict[str, torch.Tensor]:
-    return {n: full(p.detach()).clone() for n, p in lm.parameters().items()}
+    return {n: full_tensor(p.detach()).clone() for n, p in lm.parameters().items()}
 
 
 def worst(a, b) -> float:
@@ -84,7 +84,7 @@ def compare(kind: str, folder: Path) -> dict[str, float]:
     alone = learner_of(student_of(kind), teacher, objective, budget=10)
     alone = replace(alone, sft_weight=0.5)
     shared = replace(alone, student=student_of(kind), ranks=ranks)
-    shard(shared.student, ranks.size)
+    shard_model(shared.student, ranks.size)
     shared = replace(shared, optimizer=make_optimizer(shared.student, shared.optim))
     mine = sum(p.to_local().numel() for p in shared.student.model.parameters())
     told = trained(alone, batches), trained(shared, batches)
@@ -106,7 +106,7 @@ def sampled(shared: Learner, alone: Learner, ranks) -> dict[str, float]:
     samplers = [HFSampler(lm, draw[0], **draw[1]) for lm in lms]
     plain = samplers[0].sample(prompts(), n=2, key=(5,))
     both = SharedSampler(samplers[1], ranks, shared.student).sample(prompts(), n=2, key=(5,))
-    with whole(shared.student):
+    with unsharded(shared.student):
         if ranks.leads:
             samplers[1].sample(prompts(), n=1, key=(6,))
     same = [np.array_equal(a.ids, b.ids) for a, b in zip(plain, both, strict=True)]
@@ -133,7 +133,7 @@ def saved(shared, alone, kind, folder, batches, ranks) -> dict[str, float]:
     other = replace(other, optimizer=make_optimizer(other.student, other.optim))
     restore(held, other)
     elsewhere = trained(other, batches[:1]), weights(other.student)
-    plain = assembled(shared.student, keep=ranks.leads)
+    plain = gather_model(shared.student, keep=ranks.leads)
     gap = 0.0
     if ranks.leads:
         save_final(plain, tiny_tokenizer(), run / "final")
@@ -157,7 +157,7 @@ def refused() -> dict[str, float]:
     teacher = LM(model, model.config.vocab_size, "teacher")
     batch = experience(student, teacher, Objective(k=4), prompts())
     batch.scores[0].support[0] = np.inf
-    shard(student, ranks.size)
+    shard_model(student, ranks.size)
     shared = replace(learner_of(student, teacher, Objective(k=4), budget=10), ranks=ranks)
     before = weights(student)
     try:

@@ -70,14 +70,14 @@ def trained(tmp_path, monkeypatch, make_lm):
 
 def test_trl_leaves_a_run_that_can_be_reported(trained):
     from opd.commands.report import report
-    from opd.core import diagnostics
     from opd.reports.read import read_run
+    from opd.run import metric_names
 
     folder, trainer = trained
     run = read_run(folder)
     assert run.done == STEPS
     assert not run.alive
-    missing = set(diagnostics.FULL + diagnostics.OVERLAP + diagnostics.SAMPLED) - run.names()
+    missing = set(metric_names.FULL + metric_names.OVERLAP + metric_names.SAMPLED) - run.names()
     assert not missing
     # The student's own entropy as TRL logs it, computed by its own code on the same tokens.
     theirs = [r["entropy"] for r in trainer.state.log_history if "entropy" in r]

@@ -22,6 +22,7 @@ from opd import config
 from opd.core import diagnostics
 from opd.models.token_text import token_texts
 from opd.run.folder import RunFolder
+from opd.run.metric_names import POSITIONAL
 from opd.types import Mean, Metrics, Prompt, Rollout, Scores
 
 
@@ -95,9 +96,9 @@ class DiagnosedTrainer(DistillationTrainer):
         length = lengths[:, None].expand_as(drawn)[valid]
         chosen = self.choose(len(position))
         p, q = student[valid][chosen], teacher[valid][chosen]
-        values = diagnostics.diagnose(p, q, k=self.k, targets=drawn[valid][chosen])
+        values = diagnostics.full_metrics(p, q, k=self.k, targets=drawn[valid][chosen])
         edges = diagnostics.position_edges(self.args.max_completion_length)
-        binned = {name: values[name] for name in diagnostics.POSITIONAL}
+        binned = {name: values[name] for name in POSITIONAL}
         self.merge(diagnostics.overall(values))
         self.merge(diagnostics.by_bin(binned, position[chosen], length[chosen], edges=edges))
         rows = [row[:n].cpu().numpy() for row, n in zip(drawn, lengths, strict=True)]

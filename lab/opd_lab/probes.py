@@ -121,10 +121,12 @@ def overlap_on(
             micro = batch.microbatch(part, student.lm.device, k=1)
             assert micro.teacher_hidden is not None
             hidden = student.lm.hidden(micro.input_ids)[micro.rows, micro.cols][micro.diagnosed]
-            p = DenseDistribution(student.lm.head.full(hidden)).log_probs()
-            q = DenseDistribution(teacher.lm.head.full(micro.teacher_hidden)).log_probs()
+            p = DenseDistribution(student.lm.head.logits(hidden)).log_probs()
+            q = DenseDistribution(teacher.lm.head.logits(micro.teacher_hidden)).log_probs()
             for k, total in sums.items():
-                merge(total, diagnostics.overall(diagnostics.diagnose(p, q, k=min(k, p.shape[1]))))
+                merge(
+                    total, diagnostics.overall(diagnostics.full_metrics(p, q, k=min(k, p.shape[1])))
+                )
     return {k: {name: mean.value for name, mean in total.items()} for k, total in sums.items()}
 
 

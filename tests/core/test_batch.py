@@ -27,7 +27,7 @@ def test_hidden_states_predict_their_tokens(make_lm):
     rows = [rollout([5, 6, 7], [10, 11]), rollout([8], [12, 13, 14, 15]), rollout([9, 9], [16])]
     micro = Batch(rows).microbatch([0, 1, 2], lm.device, k=3)
     states = lm.hidden(micro.input_ids)[micro.rows, micro.cols]
-    logp = lm.head.full(states).log_softmax(-1)
+    logp = lm.head.logits(states).log_softmax(-1)
     got = logp.gather(1, micro.tokens.targets[:, None])[:, 0]
     want = []
     for r in rows:
@@ -36,7 +36,7 @@ def test_hidden_states_predict_their_tokens(make_lm):
         want += [full[len(r.prompt.ids) - 1 + t, token] for t, token in enumerate(r.ids)]
     torch.testing.assert_close(got, torch.stack(want))
     # The fixture discriminates: neither neighbour gives these numbers.
-    shifted = lm.head.full(
+    shifted = lm.head.logits(
         lm.hidden(micro.input_ids)[micro.rows, micro.cols - 1 + (micro.cols == 0)]
     )
     assert not torch.allclose(

@@ -87,10 +87,10 @@ def test_rows_equal_the_gathered_dense_logits(monkeypatch, scale, softcap, chunk
     head = Head(weight, bias, vocab=15, scale=scale, softcap=softcap)
     ids = ids.clamp(max=14)
     g = torch.randn(ids.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    dense = head.full(hidden)
+    dense = head.logits(hidden)
     assert dense.shape == (11, 15)
     want = torch.autograd.grad((g * dense.gather(1, ids)).sum(), (hidden, weight, bias))
-    rows = head.rows(hidden, ids)
+    rows = head.logits_of(hidden, ids)
     torch.testing.assert_close(rows, dense.gather(1, ids))
     got = torch.autograd.grad((g * rows).sum(), (hidden, weight, bias))
     for a, b in zip(got, want, strict=True):

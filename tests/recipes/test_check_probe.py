@@ -75,10 +75,10 @@ def test_diagnosis_is_that_of_a_training_step(pair, make_prompts):
         micro = Batch([rollout], LocalTeacher(teacher).score([rollout], want._replace(
             full=[want.full[i]]))).microbatch([0], student.device, k=4)  # fmt: skip
         hidden = student.hidden(micro.input_ids)[micro.rows, micro.cols]
-        p = DenseDistribution(student.head.full(hidden)).log_probs().detach()
-        q = DenseDistribution(teacher.head.full(micro.teacher_hidden)).log_probs().detach()
+        p = DenseDistribution(student.head.logits(hidden)).log_probs().detach()
+        q = DenseDistribution(teacher.head.logits(micro.teacher_hidden)).log_probs().detach()
         expected = diagnostics.overall(
-            diagnostics.diagnose(p, q, k=4, targets=micro.tokens.targets)
+            diagnostics.full_metrics(p, q, k=4, targets=micro.tokens.targets)
         )
         for name, mean in expected.items():
             assert found.mean[name][i] == pytest.approx(mean.value, abs=EXACT, nan_ok=True), name

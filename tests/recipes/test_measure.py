@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from opd import config
-from opd.core.diagnostics import OVERLAP
 from opd.demo.run_config import demo_config
 from opd.recipes.measure import measure
 from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
+from opd.run.metric_names import OVERLAP
 from opd.run.rollouts import read_step
 from opd.setup.session import build
 from opd.training.loop import train

@@ -1,6 +1,6 @@
-"""What costs as much as the vocabulary is wide, done so that a processor's caches are used.
+"""Projection to a large vocabulary and top-k over it, blocked for the caches of a CPU.
 
-Same numbers as torch's own functions, up to rounding. An accelerator takes torch's way.
+Same numbers as torch's own functions, up to rounding; on an accelerator they are torch's own.
 Shapes: N positions, H hidden, V vocabulary.
 """
 
@@ -10,30 +10,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-TILE_BYTES = 512 * 640 * 4  # of the head that a thread takes at a time
-BLOCK = 128  # tokens whose largest value is looked at first
-FEW, MANY = 8, 512  # positions
-NARROW = 8192  # vocabularies below this are not worth the trouble
+TILE_BYTES = 512 * 640 * 4  # of the head that a thread multiplies at a time
+BLOCK = 128  # tokens whose maximum is computed first
+MIN_ROWS, MAX_ROWS = 8, 512  # positions for which tiles of rows pay off
+MIN_VOCAB = 8192  # below this vocabulary size nothing is gained
 
 
 def project(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`linear(hidden, weight, bias)`: (N, H) and (V, H) to (N, V).
 
-    Few positions against a large matrix: a BLAS repacks the matrix before it multiplies, which
-    costs as much as the product of 16 to 64 rows. By tiles that stay in cache, 1.1 to 1.8 times as
-    fast; fewer than 8 positions, which mostly wait for the matrix, as columns: 1.3 to 3 times.
+    With few positions and a large matrix, a BLAS spends as much on repacking the matrix as on the
+    product of 16 to 64 rows. Tiles that stay in cache are 1.1 to 1.8 times as fast; with fewer than
+    8 positions, where memory bandwidth is the limit, columns are 1.3 to 3 times as fast.
     In bf16 torch's own is faster (docs/performance.md).
     """
     vocab, width = weight.shape
-    learning = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    plain = type(weight) in (Tensor, torch.nn.Parameter)  # not in pieces on several processes
-    wide = weight.dtype in (torch.float32, torch.float64)
-    some = hidden.ndim == 2 and 1 < len(hidden) <= MANY
-    if learning or not (plain and wide and some and _worth(hidden, vocab)):
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    plain = type(weight) in (Tensor, torch.nn.Parameter)  # not sharded
+    precise = weight.dtype in (torch.float32, torch.float64)
+    few_rows = hidden.ndim == 2 and 1 < len(hidden) <= MAX_ROWS
+    if needs_grad or not (plain and precise and few_rows and _is_worth_it(hidden, vocab)):
         return linear(hidden, weight, bias)
     tile = max(64, TILE_BYTES // (width * weight.element_size())) * torch.get_num_threads()
     tiles = [slice(start, start + tile) for start in range(0, vocab, tile)]
-    if len(hidden) < FEW:
+    if len(hidden) < MIN_ROWS:
         columns = hidden.new_empty(vocab, len(hidden))
         for rows in tiles:
             torch.mm(weight[rows], hidden.T, out=columns[rows])
@@ -45,24 +45,24 @@ def project(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return out if bias is None else out.add_(bias)
 
 
-def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row (N, V) and their places, (N, k) each, largest first.
+def topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest values of each row (N, V) and their indices, (N, k) each, largest first.
 
-    The k largest lie in the k blocks with the largest maxima, so all but those need one pass only.
+    The k largest lie in the k blocks with the largest maxima; all other blocks need one pass only.
     """
     rows, vocab = values.shape
     blocks = vocab // BLOCK
-    if not _worth(values, vocab) or blocks < 4 * k:
+    if not _is_worth_it(values, vocab) or blocks < 4 * k:
         best = values.topk(k, -1)
         return best.values, best.indices
-    whole = values[:, : blocks * BLOCK].view(rows, blocks, BLOCK)
-    chosen = whole.amax(-1).topk(k, -1).indices
-    places = (chosen[:, :, None] * BLOCK + torch.arange(BLOCK, device=values.device)).flatten(1)
+    blocked = values[:, : blocks * BLOCK].view(rows, blocks, BLOCK)
+    chosen = blocked.amax(-1).topk(k, -1).indices
+    indices = (chosen[:, :, None] * BLOCK + torch.arange(BLOCK, device=values.device)).flatten(1)
     rest = torch.arange(blocks * BLOCK, vocab, device=values.device).expand(rows, -1)
-    places = torch.cat([places, rest], 1)
-    best = values.gather(1, places).topk(k, -1)
-    return best.values, places.gather(1, best.indices)
+    indices = torch.cat([indices, rest], 1)
+    best = values.gather(1, indices).topk(k, -1)
+    return best.values, indices.gather(1, best.indices)
 
 
-def _worth(x: Tensor, vocab: int) -> bool:
-    return x.device.type == "cpu" and vocab >= NARROW
+def _is_worth_it(x: Tensor, vocab: int) -> bool:
+    return x.device.type == "cpu" and vocab >= MIN_VOCAB

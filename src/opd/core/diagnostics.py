@@ -1,11 +1,11 @@
 """Diagnostics of on-policy distillation: per-position values in, exact (sum, count) pairs out.
 
-Paper section 2.3 and appendix B, with the published code's and verl's quantities of the same names
-under their own. Everything is measured on the student's completions, one value a position, so that
-sums merge over micro-batches, ranks and steps without weighting error. Shapes: N positions,
+Paper section 2.3 and appendix B; variants of the published code and of verl have names of their
+own (`reference/`, `verl/`). Everything is measured on the student's completions, one value per
+position, so that sums can be added over micro-batches, ranks and steps. Shapes: N positions,
 k tokens of each model, V vocabulary. p is the student's distribution, q the teacher's.
 
-docs/metrics.md has one row per name: formula, unit, healthy range, what to do outside it.
+`opd.run.metric_names` lists every name, docs/metrics.md explains it: formula, unit, healthy range.
 """
 
 from __future__ import annotations
@@ -19,110 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd.core.cpu_kernels import top
+from opd.core.cpu_kernels import topk
 from opd.core.losses import all_possible, forward_kl, renormalise, reverse_kl, with_tail
 from opd.core.precision import at_least_float32
 from opd.types import Mean, Metrics
 
-FULL = (  # need both whole distributions
-    "diag/student_entropy",
-    "diag/teacher_entropy",
-    "diag/entropy_gap_abs",
-    "diag/reverse_kl",
-    "diag/forward_kl",
-    "diag/teacher_support_mass",
-    "verl/student_mass",
-)
-OVERLAP = (  # exact from both top-k lists
-    "diag/overlap_ratio",
-    "diag/top1_agreement",
-    "diag/overlap_advantage",
-    "diag/overlap_mass_student",
-    "diag/overlap_mass_teacher",
-    "diag/support_mass",
-    "diag/extreme_advantage_diff",
-    "reference/overlap_advantage",
-    "reference/overlap_mass_student",
-    "reference/overlap_mass_teacher",
-    "verl/overlap_token_advantage",
-    "verl/teacher_mass",
-)
-SAMPLED = ("diag/token_reward",)  # needs the drawn token's two log-probs
-BOUNDS = (  # what top-k lists say about quantities of the whole vocabulary
-    "bound/teacher_support_mass_lower",
-    "bound/teacher_support_mass_upper",
-    "bound/reverse_kl_lower",
-    "bound/forward_kl_lower",
-    "bound/teacher_entropy_lower",
-)
-GRADIENT = "diag/gradient_share"  # by position bin alone: over all positions it is 1
-HORIZON = (  # where rollouts are limited, or weigh less along the way
-    "horizon/limit",
-    "horizon/cut",
-    "horizon/spared_at_most",
-    "horizon/weight",
-    "horizon/reach",
-)
-DERIVED = ("diag/entropy_gap_mean", GRADIENT)  # of a step's means: |E dH|
-DRIFT = ("drift/logp_gap", "drift/ratio", "drift/ratio_squared", "drift/ess")
-LOOP = (  # logged by the training loop, the sampler and the evaluation
-    "train/loss",
-    "train/grad_norm",
-    "train/tokens",
-    "train/lr",
-    "train/sft_loss",
-    "train/refused",
-    "rollout/length",
-    "rollout/truncated",
-    "rollout/repetition",
-    "rollout/entropy",
-    "rollout/reward",
-    "eval/<set>/accuracy",
-    "eval/<set>/accuracy_low",
-    "eval/<set>/accuracy_high",
-    "eval/<set>/pass@<k>",
-    "eval/<set>/length",
-    "eval/<set>/truncated",
-    "eval/<set>/response_entropy",
-    "eval/<set>/gap_recovery",
-)
-COLDSTART = (  # logged by the phase before the first step
-    "coldstart/step",
-    "coldstart/loss",
-    "coldstart/grad_norm",
-    "coldstart/overlap_mass_student",
-    "coldstart/top1_agreement",
-    "coldstart/tokens",
-    "coldstart/completions",
-    "coldstart/left_out",
-)
-CLOCK = (  # timings.jsonl
-    "time/<phase>_s",
-    "time/step_s",
-    "time/tokens_per_s",
-    "memory/peak_rss_mib",
-    "teacher/requests",
-    "teacher/retries",
-    "teacher/bytes_sent_per_token",
-    "teacher/bytes_received_per_token",
-    "teacher/cache_hits",
-)
-POSITIONAL = (  # also logged by position bin
-    "diag/overlap_ratio",
-    "diag/overlap_advantage",
-    "diag/overlap_mass_student",
-    "diag/overlap_mass_teacher",
-    "diag/student_entropy",
-    "diag/teacher_entropy",
-    "diag/entropy_gap_abs",
-    "diag/reverse_kl",
-)
-BINNED = ("<name>@pos<first>-<last>", "<name>@rel<from>-<to>")
-METRICS = (
-    *(FULL + OVERLAP + SAMPLED + BOUNDS + DERIVED + DRIFT),
-    *(LOOP + HORIZON + COLDSTART + CLOCK + BINNED),
-)
-"""Every name that may be logged; `<...>` stands for a part that varies."""
+GRADIENT = "diag/gradient_share"
 
 
 class Measure(NamedTuple):
@@ -134,21 +36,21 @@ class Measure(NamedTuple):
     total: Tensor
     n: Tensor
 
+    @classmethod
+    def of(cls, values: Tensor) -> Measure:
+        """A quantity (N,) that is defined at every position."""
+        return cls(values, torch.ones_like(values))
+
     def mean(self) -> Mean:
         """The pair summed over positions, in fp64."""
         return Mean(float(self.total.double().sum()), float(self.n.double().sum()))
 
 
-class Tops(NamedTuple):
+class TopK(NamedTuple):
     """Top-k tokens of a model at N positions: ids (N, k) and normalised log-probs (N, k)."""
 
     ids: Tensor
     logp: Tensor
-
-
-def everywhere(value: Tensor) -> Measure:
-    """A quantity defined at every position."""
-    return Measure(value, torch.ones_like(value))
 
 
 def entropy(logp: Tensor) -> Tensor:
@@ -159,7 +61,7 @@ def entropy(logp: Tensor) -> Tensor:
     return -torch.where(live, safe.exp() * safe, 0.0).sum(-1)
 
 
-def diagnose(
+def full_metrics(
     student_logp: Tensor, teacher_logp: Tensor, *, k: int, targets: Tensor | None = None
 ) -> dict[str, Measure]:
     """Everything measurable from both whole distributions at N positions.
@@ -168,16 +70,16 @@ def diagnose(
         student_logp: (N, V) log p; student_logp and teacher_logp use the same token numbering.
         teacher_logp: (N, V) log q.
         k: support size of overlap and mass (paper: 16), at most V.
-        targets: (N,) the tokens the student drew; adds `diag/token_reward`.
+        targets: (N,) the sampled tokens; adds `diag/token_reward`.
 
     Returns:
-        `FULL` and `OVERLAP` names (and `SAMPLED` with targets), each a Measure of (N,) tensors.
+        The names `FULL` and `OVERLAP` (and `SAMPLED` with targets) of `opd.run.metric_names`, each
+        a Measure of (N,) tensors.
     """
     with torch.no_grad():
         p, q = at_least_float32(student_logp), at_least_float32(teacher_logp)
-        student, teacher = (Tops(ids, logp) for logp, ids in (top(p, k), top(q, k)))
-        found = overlap(student, teacher)
-        h_p, h_q, reverse, forward = _compared(p, q)
+        student, teacher = (TopK(ids, logp) for logp, ids in (topk(p, k), topk(q, k)))
+        h_p, h_q, reverse, forward = _entropies_and_kls(p, q)
         values = {
             "diag/student_entropy": h_p,
             "diag/teacher_entropy": h_q,
@@ -190,13 +92,14 @@ def diagnose(
         if targets is not None:
             ids = targets[:, None]
             values["diag/token_reward"] = (q.gather(1, ids) - p.gather(1, ids))[:, 0]
-        return found | {name: everywhere(value) for name, value in values.items()}
+        measures = {name: Measure.of(value) for name, value in values.items()}
+        return overlap_metrics(student, teacher) | measures
 
 
-def _compared(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Entropies of both and the two divergences, (N,) each, of log-probs (N, V).
+def _entropies_and_kls(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both entropies, reverse and forward KL, (N,) each, of log-probs (N, V).
 
-    In seven passes over the vocabulary where no token is impossible; one by one they take thirty.
+    Together, seven passes over the vocabulary where no token is impossible; separately, thirty.
     """
     if not (all_possible(p) and all_possible(q)):
         return entropy(p), entropy(q), reverse_kl(p, q), forward_kl(p, q)
@@ -211,7 +114,7 @@ def _compared(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-def overlap(student: Tops, teacher: Tops) -> dict[str, Measure]:
+def overlap_metrics(student: TopK, teacher: TopK) -> dict[str, Measure]:
     """The overlap family, exact from both models' top-k lists (equal k, best token first).
 
     Paper Eq. 6, 7, 9, 10 and appendix B.2 as `diag/`; the published code's variants as
@@ -227,7 +130,7 @@ def overlap(student: Tops, teacher: Tops) -> dict[str, Measure]:
     """
     with torch.no_grad():
         ids, log_p = student.ids, at_least_float32(student.logp)
-        shared, log_q = _on_student(student, teacher)
+        shared, log_q = _teacher_logp_on_student(student, teacher)
         size = shared.sum(-1).to(log_p.dtype)
         some = (size > 0).to(log_p.dtype)
         p = torch.where(shared, log_p.exp(), 0.0)
@@ -242,23 +145,23 @@ def overlap(student: Tops, teacher: Tops) -> dict[str, Measure]:
         mass_p, mass_q = p.sum(-1), q.sum(-1)
         per_token = 1 / size.clamp(min=1)
         return {
-            "diag/overlap_ratio": everywhere(size / ids.shape[1]),
-            "diag/top1_agreement": everywhere((ids[:, 0] == teacher.ids[:, 0]).to(log_p.dtype)),
+            "diag/overlap_ratio": Measure.of(size / ids.shape[1]),
+            "diag/top1_agreement": Measure.of((ids[:, 0] == teacher.ids[:, 0]).to(log_p.dtype)),
             "diag/overlap_advantage": Measure(advantage.sum(-1) * per_token, some),
-            "diag/overlap_mass_student": everywhere(mass_p),
-            "diag/overlap_mass_teacher": everywhere(mass_q),
-            "diag/support_mass": everywhere(log_p.exp().sum(-1)),
+            "diag/overlap_mass_student": Measure.of(mass_p),
+            "diag/overlap_mass_teacher": Measure.of(mass_q),
+            "diag/support_mass": Measure.of(log_p.exp().sum(-1)),
             "diag/extreme_advantage_diff": Measure(difference * some, some),
             "reference/overlap_advantage": Measure((of_support * ratio).sum(-1), size),
             "reference/overlap_mass_student": Measure(mass_p, some),
             "reference/overlap_mass_teacher": Measure(mass_q, some),
             "verl/overlap_token_advantage": Measure(-(q * ratio).sum(-1) * per_token, some),
-            "verl/teacher_mass": everywhere(at_least_float32(teacher.logp).exp().sum(-1)),
+            "verl/teacher_mass": Measure.of(at_least_float32(teacher.logp).exp().sum(-1)),
         }
 
 
-def _on_student(student: Tops, teacher: Tops) -> tuple[Tensor, Tensor]:
-    """Which of the student's tokens the teacher also lists; its log q there, -inf elsewhere."""
+def _teacher_logp_on_student(student: TopK, teacher: TopK) -> tuple[Tensor, Tensor]:
+    """Which of the student's top k the teacher also lists; its log q there, -inf elsewhere."""
     if student.ids.shape != teacher.ids.shape:
         raise ValueError(f"top-k lists differ: {student.ids.shape} and {teacher.ids.shape}")
     same = student.ids[:, :, None] == teacher.ids[:, None, :]
@@ -273,10 +176,10 @@ def _pointwise(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(live, p.exp() * (q - p), 0.0)
 
 
-def topk_metrics(student: Tops, teacher: Tops) -> dict[str, Measure]:
-    """What a teacher that gives only its top k allows: exact overlap, bounds for the rest.
+def topk_metrics(student: TopK, teacher: TopK) -> dict[str, Measure]:
+    """Metrics for a teacher that returns only its top k: exact overlap, bounds for the rest.
 
-    A truncated quantity never appears under the full one's name. The bounds need no assumption:
+    A truncated quantity never has the full one's name. The bounds need no assumption:
     every unseen teacher token has at most the probability of the last listed one, and merging
     tokens into a bucket never raises a KL.
 
@@ -289,14 +192,14 @@ def topk_metrics(student: Tops, teacher: Tops) -> dict[str, Measure]:
     """
     with torch.no_grad():
         log_p, log_q = at_least_float32(student.logp), at_least_float32(teacher.logp)
-        shared, q_on_student = _on_student(student, teacher)
+        shared, q_on_student = _teacher_logp_on_student(student, teacher)
         known = torch.where(shared, q_on_student.exp(), 0.0).sum(-1)
         rest = -torch.expm1(log_q.logsumexp(-1).clamp(max=0.0))  # rounding may exceed 1
         last = log_q[:, -1]
         unseen = (~shared).sum(-1) * last.exp()
         p_coarse, q_coarse = with_tail(log_p, shared), with_tail(q_on_student, shared)
-        most = torch.minimum(last, torch.log(rest))  # no unseen token is likelier than this
-        tail_entropy = torch.where(rest > 0, -rest * most, 0.0)
+        max_unseen = torch.minimum(last, torch.log(rest))  # no unseen token is more probable
+        tail_entropy = torch.where(rest > 0, -rest * max_unseen, 0.0)
         bounds = {
             "bound/teacher_support_mass_lower": known,
             "bound/teacher_support_mass_upper": known + torch.minimum(unseen, rest),
@@ -304,11 +207,11 @@ def topk_metrics(student: Tops, teacher: Tops) -> dict[str, Measure]:
             "bound/forward_kl_lower": forward_kl(p_coarse, q_coarse),
             "bound/teacher_entropy_lower": entropy(log_q) + tail_entropy,
         }
-        return overlap(student, teacher) | {n: everywhere(v) for n, v in bounds.items()}
+        return overlap_metrics(student, teacher) | {n: Measure.of(v) for n, v in bounds.items()}
 
 
-def drift(trainer_logp: Tensor, sampler_logp: Tensor) -> dict[str, Measure]:
-    """How far the trainer's log-probs of the drawn tokens are from the sampler's, (N,) each.
+def drift_metrics(trainer_logp: Tensor, sampler_logp: Tensor) -> dict[str, Measure]:
+    """How far the trainer's log-probs of the sampled tokens are from the sampler's, (N,) each.
 
     Without staleness both are the same model, so anything beyond rounding is a bug or a precision
     gap. `drift/ratio` and its square give the effective sample size; see `drift_ess`.
@@ -317,14 +220,14 @@ def drift(trainer_logp: Tensor, sampler_logp: Tensor) -> dict[str, Measure]:
         gap = at_least_float32(trainer_logp) - at_least_float32(sampler_logp)
         ratio = gap.exp()
         return {
-            "drift/logp_gap": everywhere(gap.abs()),
-            "drift/ratio": everywhere(ratio),
-            "drift/ratio_squared": everywhere(ratio.square()),
+            "drift/logp_gap": Measure.of(gap.abs()),
+            "drift/ratio": Measure.of(ratio),
+            "drift/ratio_squared": Measure.of(ratio.square()),
         }
 
 
 def drift_ess(ratio: Mean, ratio_squared: Mean) -> Mean:
-    """Effective share of samples (sum w)^2 / (n sum w^2) in (0, 1], of merged pairs."""
+    """Effective fraction of samples (sum w)^2 / (n sum w^2) in (0, 1], of merged pairs."""
     if not ratio.count:
         return Mean(0.0, 0.0)
     return Mean(ratio.value**2 / ratio_squared.value * ratio.count, ratio.count)
@@ -341,7 +244,7 @@ def entropy_gap_mean(metrics: Metrics) -> Mean:
 
 
 def repetition(ids: Sequence[int] | np.ndarray, *, n: int = 4) -> float:
-    """Share of a completion's n-grams that have occurred before in it: 0 none, towards 1 a loop.
+    """Fraction of a completion's n-grams that repeat earlier ones: 0 none, towards 1 a loop.
 
     1 - distinct/total over token n-grams; 0 for completions shorter than n.
     """
@@ -352,8 +255,8 @@ def repetition(ids: Sequence[int] | np.ndarray, *, n: int = 4) -> float:
     return 1.0 - len(np.unique(grams, axis=0)) / len(grams)
 
 
-def joined(parts: Sequence[dict[str, Measure]]) -> dict[str, Measure]:
-    """Measures of successive positions, all with the same names, as one of each."""
+def concatenate(parts: Sequence[dict[str, Measure]]) -> dict[str, Measure]:
+    """Measures of consecutive positions, all with the same names, as one of each."""
     return {
         name: Measure(*(torch.cat(field) for field in zip(*(p[name] for p in parts), strict=True)))
         for name in parts[0]
@@ -412,11 +315,13 @@ def by_bin(
     return result | _sums(measures, relative, labels)
 
 
-def gradient(norms: Tensor, position: Tensor, length: Tensor, *, edges: Sequence[int]) -> Metrics:
-    """The gradient by position bin, bins as in `by_bin`, and over all; see `gradient_shares`.
+def gradient_metrics(
+    norms: Tensor, position: Tensor, length: Tensor, *, edges: Sequence[int]
+) -> Metrics:
+    """Gradient norms by position bin (bins as in `by_bin`) and in total; see `gradient_shares`.
 
-    A position's part is the norm of the loss's gradient at its last hidden state, the only way by
-    which it reaches the weights.
+    A position counts with the norm of the loss's gradient at its last hidden state, the only way
+    by which it reaches the weights.
 
     Args:
         norms: (N,) of all completion tokens of a micro-batch.
@@ -424,15 +329,15 @@ def gradient(norms: Tensor, position: Tensor, length: Tensor, *, edges: Sequence
         length: (N,) completion length of the position's rollout.
         edges: as in `by_bin`.
     """
-    measures = {GRADIENT: everywhere(norms)}
+    measures = {GRADIENT: Measure.of(norms)}
     return overall(measures) | by_bin(measures, position, length, edges=edges)
 
 
-def gradient_shares(found: Metrics) -> Metrics:
-    """A step's metrics with the gradient of each bin as a share of all, and without the total."""
-    total = found.get(GRADIENT, Mean(0.0, 0.0)).total
-    rest = {n: m for n, m in found.items() if not n.startswith(GRADIENT)}
-    bins = {n: m for n, m in found.items() if n.startswith(GRADIENT + "@")}
+def gradient_shares(metrics: Metrics) -> Metrics:
+    """A step's metrics with each bin's gradient as a fraction of the total, which is left out."""
+    total = metrics.get(GRADIENT, Mean(0.0, 0.0)).total
+    rest = {n: m for n, m in metrics.items() if not n.startswith(GRADIENT)}
+    bins = {n: m for n, m in metrics.items() if n.startswith(GRADIENT + "@")}
     return rest | {n: Mean(m.total, total) for n, m in bins.items() if total}
 
 

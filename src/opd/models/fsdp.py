@@ -1,9 +1,9 @@
-"""A student in pieces: FSDP2, so that weights, gradients and moments are shared out.
+"""A student sharded with FSDP2: weights, gradients and optimizer state split among processes.
 
-Each decoder layer is gathered when it runs and let go again; embeddings, last norm and head form
-one more unit that stays whole from a forward to the end of the update, because the losses read the
-head's weight themselves. Every forward and backward gathers, so all processes must make equally
-many of them (`keep_pace`); `whole` puts the weights together for work of unequal length.
+Each decoder layer is gathered when it runs and resharded after; embeddings, last norm and head form
+one more unit that stays gathered from a forward to the end of the update, because the losses read
+the head's weight themselves. Every forward and backward is a collective, so all processes must make
+equally many of them (`dummy_step`); `unsharded` gathers all weights for work of unequal length.
 """
 
 from __future__ import annotations
@@ -23,62 +23,63 @@ from opd.models.lm import LM
 
 
 class Backbone(nn.Module):
-    """The way from ids to hidden states as one module: what FSDP2 hangs its gathering on."""
+    """The forward from ids to hidden states as one module, for FSDP2's hooks."""
 
     def __init__(self, lm: LM) -> None:
         super().__init__()
-        self.model = lm.model  # so that the head, which no forward here reaches, is shared out too
+        self.model = lm.model  # so that the head, which no forward here uses, is sharded too
         self.lm = lm
 
     def forward(self, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """See `LM.hidden`."""
-        return self.lm.plain_hidden(input_ids, **kwargs)
+        return self.lm.local_hidden(input_ids, **kwargs)
 
 
-def shard(lm: LM, processes: int) -> None:
-    """Share the weights of `lm` out among the processes of the default group, in place.
+def shard_model(lm: LM, processes: int) -> None:
+    """Shard the weights of `lm` over the processes of the default group, in place.
 
     Call it before an optimizer is made. Gradients are summed, not averaged: each loss is divided by
     the tokens of the whole step.
     """
     mesh = init_device_mesh(lm.device.type, (processes,))
-    names = set(lm.causal._no_split_modules or ())
+    layer_types = set(lm.causal._no_split_modules or ())
     backbone = Backbone(lm)
     for module in list(lm.causal.modules()):
-        if type(module).__name__ in names:
+        if type(module).__name__ in layer_types:
             fully_shard(module, mesh=mesh)
     fully_shard(backbone, mesh=mesh)
     lm.sharded = backbone
     for unit in _units(backbone):
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)  # gloo has neither averages nor scaled sums
-    _keep_root(backbone)
+    _keep_root_gathered(backbone)
     with torch.no_grad():
         lm.hidden(_one_token(lm))  # the first forward decides which unit is the outermost
-    rest(lm)
+    reshard(lm)
 
 
-def keep_pace(lm: LM) -> None:
-    """A forward and a backward without effect, for a process that has no micro-batch left.
+def dummy_step(lm: LM) -> None:
+    """A forward and backward with zero gradient, for a process that has no micro-batch left.
 
-    Every parameter gets its zero, the head's too: processes must reduce the same ones.
+    Every parameter gets a gradient, the head's too: processes must reduce the same ones.
     """
     hidden = lm.hidden(_one_token(lm))[0]
-    (lm.head.full(hidden).sum() * 0).backward()  # type: ignore[no-untyped-call]
+    (lm.head.logits(hidden).sum() * 0).backward()  # type: ignore[no-untyped-call]
 
 
-def rest(lm: LM) -> None:
-    """Let go of everything gathered: parameters are shards again, as the optimizer knows them."""
+def reshard(lm: LM) -> None:
+    """Free what was gathered: parameters are shards again, as the optimizer knows them."""
     if lm.sharded is not None:
         for unit in _units(lm.sharded):
             unit.reshard()
 
 
 @contextmanager
-def whole(lm: LM) -> Iterator[None]:
-    """All weights on every process meanwhile, without gradients: forwards need nobody else.
+def unsharded(lm: LM) -> Iterator[None]:
+    """All weights on every process for the time of the context, without gradients.
 
-    Entering and leaving is done by all processes. Without effect on a model that is not sharded.
+    Forwards inside need no other process; entering and leaving is done by all of them. Without
+    effect on a model that is not sharded.
     """
     if lm.sharded is None:
         yield
@@ -91,18 +92,18 @@ def whole(lm: LM) -> Iterator[None]:
     try:
         yield
     finally:
-        rest(lm)
+        reshard(lm)
         root.set_reshard_after_forward(True)
-        _keep_root(root)
+        _keep_root_gathered(root)
 
 
-def full(tensor: Tensor) -> Tensor:
-    """A tensor put together from all processes; one that is not in pieces stays as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A sharded tensor, gathered from all processes; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """This process's piece of `tensor`, cut as `pattern` is, and on its device."""
+def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
+    """This process's shard of `tensor`, with the layout and on the device of `pattern`."""
     tensor = tensor.to(pattern.device)
     if not isinstance(pattern, DTensor):
         return tensor
@@ -110,25 +111,33 @@ def like(tensor: Tensor, pattern: Tensor) -> Tensor:
     return distribute_tensor(tensor, pattern.device_mesh, pattern.placements, src_data_rank=None)
 
 
-def collected(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Each tensor put together, one after another, on the CPU; empty where not `keep`.
+def gather_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Each tensor gathered, one after another, on the CPU.
 
     All processes take part, in the order of `tensors`.
+
+    Args:
+        tensors: sharded or not.
+        keep: whether this process wants the result; if not, it is empty.
     """
-    found = {}
+    gathered = {}
     for name, tensor in tensors.items():
-        put_together = full(tensor.detach())
+        value = full_tensor(tensor.detach())
         if keep:
-            found[name] = put_together.cpu()
-    return found
+            gathered[name] = value.cpu()
+    return gathered
 
 
-def assembled(lm: LM, *, keep: bool) -> LM | None:
-    """A plain copy of a sharded model on the CPU, for saving; None where not `keep`.
+def gather_model(lm: LM, *, keep: bool) -> LM | None:
+    """An unsharded copy of a sharded model on the CPU, for saving.
 
     All processes take part.
+
+    Args:
+        lm: a sharded model.
+        keep: whether this process wants the copy; if not, the result is None.
     """
-    state = collected(lm.model.state_dict(), keep=keep)
+    state = gather_tensors(lm.model.state_dict(), keep=keep)
     if not keep:
         return None
     causal = type(lm.causal)(copy.deepcopy(lm.causal.config))
@@ -147,8 +156,8 @@ def _units(root: nn.Module) -> list[FSDPModule]:
     return [m for m in root.modules() if isinstance(m, FSDPModule)]
 
 
-def _keep_root(root: nn.Module) -> None:
-    """The unit of embeddings and head stays whole between a forward and `rest`."""
+def _keep_root_gathered(root: nn.Module) -> None:
+    """The unit of embeddings and head stays gathered between a forward and `reshard`."""
     assert isinstance(root, FSDPModule)
     root.set_reshard_after_forward(False, recurse=False)
     root.set_reshard_after_backward(False, recurse=False)

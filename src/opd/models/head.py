@@ -1,8 +1,8 @@
-"""The output head: hidden states to logits, whole or only the rows somebody asks for.
+"""The output head: hidden states to logits of the whole vocabulary, or of given tokens only.
 
 A head is weight, bias, and what some families do after them (scaling, soft-capping). Rows beyond
-the tokenizer (padded vocabularies) are cut off once, here, for everybody.
-Shapes: N positions, H hidden width, K tokens asked for, V usable vocabulary.
+the tokenizer (padded vocabularies) are cut off here, so that no caller sees them.
+Shapes: N positions, H hidden size, K requested tokens, V usable vocabulary.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from opd.core.cpu_kernels import project
 from opd.core.distributions import DenseDistribution
 from opd.core.precision import accumulation_dtype
 
-# Rows gathered at a time are [chunk, K, H]; this many elements bound the buffer (16 MB in fp32).
+# Head rows gathered at a time are [chunk, K, H]: at most this many elements (16 MB in fp32).
 _GATHER_ELEMENTS = 4 * 2**20
-# From this vocabulary on, a gradient of few rows is kept sparse until it is added to `.grad`.
+# For vocabularies of this size or larger, a gradient of few rows stays sparse until it is added to
+# `.grad`.
 SPARSE_VOCAB = 8192
 
 
@@ -34,24 +35,24 @@ class Head:
     vocab: int
     scale: float = 1.0
     softcap: float | None = None
-    sparse: bool = False  # whether `rows` may give a sparse gradient; see `sparse_gradients`
+    sparse: bool = False  # whether `logits_of` may have a sparse gradient (`sparse_gradients`)
 
-    def shape(self, raw: Tensor) -> Tensor:
-        """What the family does to the linear output: scaling and soft-capping, elementwise."""
+    def transform(self, raw: Tensor) -> Tensor:
+        """Scaling and soft-capping of the linear output, elementwise."""
         if self.scale != 1.0:
             raw = raw * self.scale
         if self.softcap is not None:
             raw = self.softcap * torch.tanh(raw / self.softcap)
         return raw
 
-    def linear(self, hidden: Tensor) -> Tensor:
-        """Unshaped logits (N, V) of hidden states (N, H), in the head's dtype."""
+    def raw_logits(self, hidden: Tensor) -> Tensor:
+        """Logits (N, V) before `transform`, of hidden states (N, H), in the head's dtype."""
         bias = None if self.bias is None else self.bias[: self.vocab]
         return project(hidden, self.weight[: self.vocab], bias)
 
-    def full(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Logits (N, V) of hidden states (N, H)."""
-        return self.shape(self.linear(hidden))
+        return self.transform(self.raw_logits(hidden))
 
     def chunked_sum(
         self, loss: LossOfLogits, hidden: Tensor, teacher: LogitsOf | None = None
@@ -62,11 +63,11 @@ class Head:
             weight, bias = weight[: self.vocab], None if bias is None else bias[: self.vocab]
 
         def of_raw(raw: Tensor, *rest: Any) -> Tensor:
-            return loss(self.shape(raw), *rest)
+            return loss(self.transform(raw), *rest)
 
         return chunked_sum(of_raw, hidden, weight, bias, teacher)
 
-    def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
+    def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Logits (N, K) of tokens `ids` (N, K) only: nothing of width V is built.
 
         Differentiable in hidden, weight and bias. Products accumulate in fp32 for bf16 models.
@@ -74,13 +75,13 @@ class Head:
         raw: Tensor = _RowDot.apply(hidden, self.weight, ids, self.sparse)  # type: ignore[no-untyped-call]
         if self.bias is not None:
             raw = raw + self.bias[ids]
-        return self.shape(raw)
+        return self.transform(raw)
 
 
 class _RowDot(torch.autograd.Function):
-    """out[n, k] = hidden[n] . weight[ids[n, k]], gathered in bounded chunks.
+    """out[n, k] = hidden[n] . weight[ids[n, k]], gathered in chunks of bounded size.
 
-    Both gradients are weighted sums of rows, which `embedding_bag` makes without gathering them.
+    Both gradients are weighted sums of rows, which `embedding_bag` computes without gathering them.
     """
 
     @staticmethod
@@ -151,7 +152,7 @@ class HeadDistribution:
 
     def scores(self, ids: Tensor) -> Tensor:
         """See `Distribution.scores`."""
-        return self.head.rows(self.hidden, ids) / self.temperature
+        return self.head.logits_of(self.hidden, ids) / self.temperature
 
     def log_z(self) -> Tensor:
         """One whole head row a position; for small N only (losses go through core.chunked)."""
@@ -162,4 +163,4 @@ class HeadDistribution:
         return self._dense().log_probs()
 
     def _dense(self) -> DenseDistribution:
-        return DenseDistribution(self.head.full(self.hidden), self.temperature)
+        return DenseDistribution(self.head.logits(self.hidden), self.temperature)

@@ -1,6 +1,6 @@
-"""A causal language model as opd uses it: a backbone that makes hidden states, and a head.
+"""A causal language model as opd uses it: a backbone that computes hidden states, and a head.
 
-Splitting the two is what lets a step touch only the rows of the vocabulary it needs. Any
+With the two apart, a step computes only the rows of the vocabulary that it needs. Any
 `AutoModelForCausalLM` whose logits are `head(backbone(ids))` works; anything else is refused when
 it is loaded, with the difference that was measured.
 """
@@ -36,9 +36,12 @@ _DTYPES: dict[Dtype, Any] = {
 class LM:
     """A loaded model: `model` is what is trained and saved, `hidden` and `head` are how it is used.
 
-    `model` is the plain Hugging Face model, or the peft model around it for a LoRA student.
-    `sharded` is what runs it when its weights are shared out (see `opd.models.fsdp`);
-    `prefix_cache_works` is kept by `opd.models.prefix_cache.supports_prefix_cache`.
+    Attributes:
+        model: the plain Hugging Face model, or the peft model around it for a LoRA student.
+        vocab: usable vocabulary: ids from there on are padding of the head.
+        name: local folder or hub name, for messages.
+        sharded: the module that computes hidden states of a sharded model (`opd.models.fsdp`).
+        prefix_cache_works: result of `opd.models.prefix_cache.supports_prefix_cache`, once known.
     """
 
     model: nn.Module
@@ -64,32 +67,32 @@ class LM:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.model.parameters()).device
 
     @property
     def context_length(self) -> int | None:
-        """Longest sequence the model may be given, if it says so (`context_length_of`)."""
+        """Longest sequence the model takes; None if its config does not say."""
         return context_length_of(self.config)
 
     @property
     def head(self) -> Head:
         """The output head, sharing the model's own parameters."""
         module = self.causal.get_output_embeddings()
-        scale, softcap = _logit_shape(self.config)
+        scale, softcap = _logit_transform(self.config)
         return Head(module.weight, module.bias, self.vocab, scale, softcap)
 
     def hidden(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
         """Last hidden states (B, L, H) of ids (B, L); the head is not applied.
 
-        Right padding needs no mask: attention is causal, and padded positions are never read.
+        Right padding needs no mask: attention is causal, and hidden states of padding are not used.
         """
         if self.sharded is not None:
             return self.sharded(input_ids, kwargs)  # type: ignore[no-any-return]
-        return self.plain_hidden(input_ids, **kwargs)
+        return self.local_hidden(input_ids, **kwargs)
 
-    def plain_hidden(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
-        """`hidden` of a model whose weights are here."""
+    def local_hidden(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
+        """`hidden` without the collectives of a sharded model."""
         out = self.causal.base_model(input_ids=input_ids, **({"use_cache": False} | kwargs))
         return out.last_hidden_state  # type: ignore[no-any-return]
 
@@ -103,11 +106,11 @@ class LM:
 
 
 def context_length_of(config: Any) -> int | None:
-    """Longest sequence a model was made for and reads alike in any company.
+    """Longest sequence that a model's config allows and computes independently of its batch.
 
-    With longrope (Phi-3, Phi-4-mini) one row beyond the original context turns every token of its
-    call by other factors: scores would follow the micro-batch, and what is decoded there stands on
-    keys turned in another way. So those models end at their original context here.
+    With longrope (Phi-3, Phi-4-mini) one row beyond the original context changes the rotation of
+    every token of its call: scores would depend on the micro-batch, and decoding would read keys
+    rotated in another way. So those models end at their original context here.
     """
     lengths = [getattr(config, "max_position_embeddings", None)]
     longrope = rope_parameters(config, "longrope")
@@ -115,15 +118,15 @@ def context_length_of(config: Any) -> int | None:
     return min((n for n in lengths if n is not None), default=None)
 
 
-def rope_parameters(config: Any, *kinds: str) -> list[dict[str, Any]]:
-    """The parameters of a model's rotations of these kinds; some have one for each layer type."""
+def rope_parameters(config: Any, *types: str) -> list[dict[str, Any]]:
+    """The rotary embeddings of these types in a config; some models have one per layer type."""
     rope = getattr(config, "rope_parameters", None) or {}
     each = [rope, *(v for v in rope.values() if isinstance(v, dict))]
-    return [r for r in each if r.get("rope_type") in kinds]
+    return [r for r in each if r.get("rope_type") in types]
 
 
-def _logit_shape(config: Any) -> tuple[float, float | None]:
-    """(scale, softcap) of the families that reshape logits: Cohere, Granite, Gemma."""
+def _logit_transform(config: Any) -> tuple[float, float | None]:
+    """(scale, softcap) of the families that transform logits: Cohere, Granite, Gemma."""
     scale = 1.0
     if (cohere := getattr(config, "logit_scale", None)) is not None:
         scale = float(cohere)
@@ -171,8 +174,7 @@ def load_lm(
             f"{key}={name}: cannot be loaded as a causal language model: {first}\n"
             "Give a local Hugging Face folder with safetensors weights, or a hub name."
         ) from None
-    place = torch.device(device) if device else default_device()
-    model = model.to(place).eval()
+    model = model.to(torch.device(device) if device else default_device()).eval()
     if model.dtype == torch.float16:
         raise UserError(
             f"{key}={name} is stored in float16, whose range loses small gradients and scores. Set "
@@ -190,7 +192,7 @@ def default_device() -> torch.device:
 
 @torch.no_grad()
 def check_head(lm: LM, key: str) -> None:
-    """Refuse a model whose logits are not head(backbone(ids)).
+    """Check that the logits of a model are head(backbone(ids)).
 
     Raises:
         UserError: with the largest difference seen.
@@ -198,7 +200,7 @@ def check_head(lm: LM, key: str) -> None:
     ids = torch.arange(8, device=lm.device)[None] % lm.vocab
     whole = lm.causal(input_ids=ids, use_cache=False).logits[0, :, : lm.vocab].float()
     try:
-        split = lm.head.full(lm.hidden(ids)[0]).float()
+        split = lm.head.logits(lm.hidden(ids)[0]).float()
     except AttributeError as error:
         raise UserError(
             f"{key}={lm.name}: {type(lm.causal).__name__} has no backbone that gives hidden states "
@@ -216,7 +218,7 @@ def check_head(lm: LM, key: str) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory; on the CPU it says so in words only."""
+    """Whether torch ran out of memory; on the CPU only the error's message says so."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         "DefaultCPUAllocator" in str(error)
     )
@@ -228,7 +230,7 @@ def add_lora(
     """Wrap a student with peft adapters; only these are trained and saved.
 
     Raises:
-        UserError: adapters on the head, which the row-wise loss would not see.
+        UserError: no such modules, or adapters on the head, which the row-wise loss ignores.
     """
     import peft
 
@@ -245,7 +247,7 @@ def add_lora(
             model = peft.get_peft_model(lm.model, config)
         except ValueError as error:
             raise UserError(f"student.lora.target_modules={target_modules!r}: {error}") from None
-    model.eval()  # peft's new layers come in training mode: their dropout would reach rollouts
+    model.eval()  # peft's new layers are in training mode: rollouts would have dropout
     wrapped = LM(model, lm.vocab, lm.name)
     head = wrapped.causal.get_output_embeddings()
     embedding = wrapped.causal.get_input_embeddings()
@@ -274,13 +276,13 @@ def enable_checkpointing(lm: LM) -> None:
 def sparse_gradients(lm: LM) -> Iterator[Head | None]:
     """Gradients of embedding rows and head rows stay sparse until they are added to `.grad`.
 
-    A dense one has the size of the vocabulary for every micro-batch, twice. `.grad` itself is dense
-    and made here, so that nobody else meets a sparse one. Sharded weights, whose reduction needs
-    dense gradients, and small vocabularies go on as they were.
+    Dense ones would cost twice the size of the vocabulary in every micro-batch. `.grad` itself is
+    dense and made here, so that no other code meets a sparse one. Without effect on sharded
+    weights, whose reduction needs dense gradients, and on small vocabularies.
 
     Yields:
         The head to compute losses with; None for the student's own, as it is after a forward (which
-        puts sharded weights together).
+        gathers sharded weights).
     """
     embedding, head = lm.causal.get_input_embeddings(), lm.head
     worth_it = lm.sharded is None and head.weight.shape[0] >= SPARSE_VOCAB
@@ -300,7 +302,7 @@ def sparse_gradients(lm: LM) -> Iterator[Head | None]:
 def save_final(lm: LM, tokenizer: Any, folder: Path) -> None:
     """Write the student as an ordinary Hugging Face folder that appears by one rename.
 
-    A LoRA student is merged into its base; the adapter itself stands beside it in `adapter/`.
+    A LoRA student is merged into its base model; the adapter alone is in `adapter/`.
     """
     tmp = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(tmp, ignore_errors=True)

@@ -122,7 +122,7 @@ def _fresh(lm: LM, rollout: Rollout) -> torch.Tensor:
 def _shift(student: LM, batch: Batch, noise: float) -> Verdict:
     micro = batch.microbatch(range(len(batch.rollouts)), student.device, k=1)
     states = student.hidden(micro.input_ids)[micro.rows, micro.cols]
-    logp = student.head.full(states).double().log_softmax(-1)
+    logp = student.head.logits(states).double().log_softmax(-1)
     ours = logp.gather(1, micro.tokens.targets[:, None])[:, 0].cpu()
     fresh = torch.cat([_fresh(student, r) for r in batch.rollouts])
     return Verdict(
@@ -160,7 +160,7 @@ def _same_model(learner: Learner, rollouts: Sequence[Rollout], noise: float) -> 
     if learner.objective.entropy_forward_kl is not None:
         return []  # a truncated forward KL pulls even at the teacher; there is nothing to hold
     heat = learner.objective.student_temperature
-    logits = learner.student.head.full
+    logits = learner.student.head.logits
     twin = replace(learner, teacher_logits=logits, teacher_temperature=heat)
     batch = score(twin, LocalTeacher(learner.student, temperature=heat), rollouts)
     gradient, other = _gradient(twin, batch), _gradient(twin, _shuffled(batch))

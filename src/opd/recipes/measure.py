@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from opd.core import diagnostics
-from opd.core.diagnostics import Tops
+from opd.core.diagnostics import TopK
 from opd.types import Metrics, Rollout, Scores, Teacher, Want
 
 
@@ -35,7 +35,7 @@ def measure(
         k: support size (paper: 16).
 
     Returns:
-        The names of `opd.core.diagnostics.OVERLAP` as exact means.
+        The names of `opd.run.metric_names.OVERLAP` as exact means.
 
     Raises:
         ValueError: too few recorded tokens, or top tokens missing and no teacher to ask.
@@ -51,12 +51,12 @@ def measure(
         given = teacher.score(chosen, Want(topk=k))
     student = tops([(r.topk_ids, r.topk_logp) for r in chosen], k)
     return diagnostics.overall(
-        diagnostics.overlap(student, tops([(s.topk_ids, s.topk_logp) for s in given], k))
+        diagnostics.overlap_metrics(student, tops([(s.topk_ids, s.topk_logp) for s in given], k))
     )
 
 
-def tops(lists: Sequence[tuple[np.ndarray | None, np.ndarray | None]], k: int) -> Tops:
+def tops(lists: Sequence[tuple[np.ndarray | None, np.ndarray | None]], k: int) -> TopK:
     """Top-k lists of several rollouts as one, positions in order."""
     ids = np.concatenate([i[:, :k] for i, _ in lists if i is not None])
     logp = np.concatenate([p[:, :k] for _, p in lists if p is not None])
-    return Tops(torch.from_numpy(ids).long(), torch.from_numpy(logp))
+    return TopK(torch.from_numpy(ids).long(), torch.from_numpy(logp))

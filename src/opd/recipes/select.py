@@ -105,7 +105,7 @@ def _overlap(
     tokens = np.bincount(owner, minlength=count)
     student = tops([(r.topk_ids, r.topk_logp) for r in rollouts], k)
     teacher = tops([(s.topk_ids, s.topk_logp) for s in scores], k)
-    mass = diagnostics.overlap(student, teacher)[MASS].total.double().numpy()
+    mass = diagnostics.overlap_metrics(student, teacher)[MASS].total.double().numpy()
     theirs = [s.entropy for s in scores]
     values = [mass, np.concatenate([r.entropy for r in rollouts])]
     values.append(

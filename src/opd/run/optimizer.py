@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd.models.fsdp import like
+from opd.models.fsdp import shard_like
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 OWN = ("params", "fused", "foreach")  # of this process: what it steps, and how
@@ -65,7 +65,7 @@ def restore_optimizer(
                         f"{(parameter.shape, parameter.dtype)}"
                     )
                 # Clones: the optimizer updates in place, the caller's tensors stay as they are.
-                found[moment] = like(found[moment], parameter).clone(
+                found[moment] = shard_like(found[moment], parameter).clone(
                     memory_format=torch.preserve_format
                 )
             # AdamW keeps its counter on the CPU unless it is fused or captured.

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd.core.cpu_kernels import top
+from opd.core.cpu_kernels import topk
 from opd.core.precision import accumulation_dtype, at_least_float32
 from opd.errors import UserError
 from opd.models.lm import LM
@@ -116,7 +116,7 @@ class HFSampler:
         width = mask.shape[1] - limit
         head = self.lm.head
         for t in range(limit):
-            logits = head.full(hidden)
+            logits = head.logits(hidden)
             tokens = self._draw(logits, uniforms[active, t], tape, active[alive], alive, t)
             alive = alive & ~torch.isin(tokens, self.stop)
             if t + 1 == limit or not alive.any():
@@ -168,7 +168,7 @@ class HFSampler:
         else:
             tokens = invert_cdf(truncate(probs, self.decoding), uniforms)
         entropy = -(probs * logp).sum(-1)
-        best, ids = top(logp, self.capture)
+        best, ids = topk(logp, self.capture)
         drawn = logp.gather(1, tokens[:, None]).squeeze(1)
         tape.write(rows, t, *(x[alive] for x in (tokens, drawn, entropy, ids, best)))
         return tokens

@@ -23,7 +23,7 @@ from opd.data.prompts import PromptSet, load_prompts
 from opd.data.sft_examples import load_gold
 from opd.errors import UserError
 from opd.models import tokenizers
-from opd.models.fsdp import shard
+from opd.models.fsdp import shard_model
 from opd.models.lm import LM, load_lm, rope_parameters
 from opd.models.prefix_cache import supports_prefix_cache
 from opd.models.token_text import token_texts
@@ -112,7 +112,7 @@ def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts
     cold_start = warm_up_of(cfg, pair, remote, prompts, processes=ranks.size)
     waits = cfg.coldstart is not None and cfg.coldstart.when == "alarm"
     if ranks.size > 1 and cfg.student.shard == "fsdp2":
-        shard(pair.student, ranks.size)
+        shard_model(pair.student, ranks.size)
     optimizer = make_optimizer(pair.student, cfg.optim)
     sampler = student_sampler(cfg, pair, Path(cfg.output.dir))
     require_space(Path(cfg.output.dir), bytes_needed(cfg, pair.student, pair.teacher))
@@ -202,7 +202,7 @@ def make_learner(
 def logits_across(teacher: LM) -> Callable[[torch.Tensor], torch.Tensor]:
     """The teacher's head as a function of hidden states that may live on another device."""
     head = teacher.head
-    return lambda hidden: head.full(hidden.to(teacher.device)).to(hidden.device)
+    return lambda hidden: head.logits(hidden.to(teacher.device)).to(hidden.device)
 
 
 def load_gold_of(cfg: Run, pair: Pair) -> list[Rollout]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opd.core.batch import pad_rows, predicting_positions
 from opd.core.chunked import chunk_slices
-from opd.core.cpu_kernels import top
+from opd.core.cpu_kernels import topk
 from opd.core.distributions import DenseDistribution
 from opd.core.microbatches import Budget, pass_overhead, plan_microbatches
 from opd.models.head import HeadDistribution
@@ -86,7 +86,7 @@ class LocalTeacher:
         head, found = self.lm.head, {}
         if want.support and not want.normaliser:
             ids = torch.from_numpy(rollout.topk_ids.astype(np.int64)).to(states.device)
-            found["support"] = _numpy(head.rows(states, ids) / self.temperature)
+            found["support"] = _numpy(head.logits_of(states, ids) / self.temperature)
         if want.normaliser:
             found |= self._normalised(rollout, states, want)
         positions, hidden = None, None
@@ -108,7 +108,7 @@ class LocalTeacher:
         columns: dict[str, list[Tensor]] = {}
         # one empty chunk for an empty completion, so that every column exists
         for part in chunk_slices(len(rollout), self.lm.vocab) or [slice(0, 0)]:
-            view = DenseDistribution(self.lm.head.full(states[part]), self.temperature)
+            view = DenseDistribution(self.lm.head.logits(states[part]), self.temperature)
             logp = view.log_probs()
             found = {
                 "log_z": view.log_z(),
@@ -123,7 +123,7 @@ class LocalTeacher:
             if want.support:
                 found["support"] = scores(support[part])
             if want.topk:
-                _, ids = top(logp, k)
+                _, ids = topk(logp, k)
                 found |= {"topk_ids": ids.int(), "topk_logp": scores(ids) - view.log_z()[:, None]}
             for name, values in found.items():
                 columns.setdefault(name, []).append(values)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from opd.errors import UserError
-from opd.models.fsdp import assembled, whole
+from opd.models.fsdp import gather_model, unsharded
 from opd.models.lm import LM
 from opd.run.folder import RunFolder
 from opd.run.rollouts import StepFile, decode, encode
@@ -214,7 +214,7 @@ class SharedSampler:
             written = self.sampler.sample(share, n=n, key=key, limit=limit) if share else []
             return _packed(written, None)
 
-        with whole(self.lm):  # completions differ in length, so forwards do in number
+        with unsharded(self.lm):  # completions differ in length, so forwards do in number
             packed = self.ranks.together(work)
         parts = [_unpacked(part)[0] for part in packed]
         found: list[Rollout] = []
@@ -239,7 +239,7 @@ class LedSampler:
         """
         student: LM | None = self.student
         if self.student.sharded is not None:
-            student = assembled(self.student, keep=self.ranks.leads)
+            student = gather_model(self.student, keep=self.ranks.leads)
 
         def work() -> bytes:
             if self.ranks.leads and student is not None:

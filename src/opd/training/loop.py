@@ -15,7 +15,7 @@ from typing import Any
 from opd.config import Run
 from opd.core.batch import Batch
 from opd.errors import UserError
-from opd.models.fsdp import assembled
+from opd.models.fsdp import gather_model
 from opd.models.lm import save_final
 from opd.run import checkpoint as store
 from opd.run.clock import Clock
@@ -120,7 +120,7 @@ def train(parts: Parts) -> dict[str, Any]:
     kept = step if guard.stopped is None else keep_best(parts, step)
     student = parts.learner.student
     if student.sharded is not None:
-        student = assembled(student, keep=run.writes) or student
+        student = gather_model(student, keep=run.writes) or student
     if run.writes:
         save_final(student, parts.tokenizer, run.path / "final")
     return finish(parts, kept)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd.models.fsdp import collected, like
+from opd.models.fsdp import gather_tensors, shard_like
 from opd.run import checkpoint as store
 from opd.run.folder import RunFolder
 from opd.run.optimizer import (
@@ -52,7 +52,9 @@ def checkpoint(
         "optimizer": flatten_optimizer(learner.optimizer, {p: n for n, p in weights.items()}),
     }
     if learner.student.sharded is not None:
-        tensors = {group: collected(named, keep=run.writes) for group, named in tensors.items()}
+        tensors = {
+            group: gather_tensors(named, keep=run.writes) for group, named in tensors.items()
+        }
     if not run.writes:
         return
     state: dict[str, Any] = {
@@ -91,7 +93,7 @@ def load_student(learner: Learner, folder: Path) -> int | None:
         return None
     tensors, _ = found.load()
     for name, parameter in learner.student.parameters().items():
-        parameter.copy_(like(tensors["student"][name], parameter))
+        parameter.copy_(shard_like(tensors["student"][name], parameter))
     return found.step
 
 
@@ -118,7 +120,7 @@ def restore_phase(
     tensors, state = found.load()
     weights = learner.student.parameters()
     for name, parameter in weights.items():
-        parameter.copy_(like(tensors["student"][name], parameter))
+        parameter.copy_(shard_like(tensors["student"][name], parameter))
     restore_optimizer(learner.optimizer, {p: n for n, p in weights.items()}, tensors["optimizer"])
     restore_group_settings(learner.optimizer, state["groups"])
     if cut:

@@ -20,17 +20,19 @@ from opd.config import Optim
 from opd.core import diagnostics
 from opd.core.batch import Batch, MicroBatch
 from opd.core.chunked import chunk_slices, row_blocks
-from opd.core.cpu_kernels import top
+from opd.core.cpu_kernels import topk
+from opd.core.diagnostics import Measure, TopK
 from opd.core.distributions import DenseDistribution, logp
 from opd.core.losses import cross_entropy
 from opd.core.microbatches import Budget, MicroBatchGroup, pass_overhead
 from opd.core.objective import Objective
 from opd.errors import UserError
-from opd.models.fsdp import full, keep_pace, rest
+from opd.models.fsdp import dummy_step, full_tensor, reshard
 from opd.models.head import Head, HeadDistribution
 from opd.models.lm import LM, is_out_of_memory, sparse_gradients
 from opd.models.prefix_cache import PrefixCache, supports_prefix_cache
 from opd.rng import Stream, torch_seed
+from opd.run.metric_names import POSITIONAL
 from opd.training.distributed import ALONE, Ranks, total_of
 from opd.types import Mean, Metrics
 
@@ -97,11 +99,11 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
     if student.sharded is None:
         learner.ranks.sum_gradients(student.parameters().values())
     else:
-        rest(student)  # its gradients were summed on the way
+        reshard(student)  # its gradients were summed on the way
     found = diagnostics.gradient_shares(learner.ranks.merge(found))
     value = total_of(loss, learner.ranks)
     parameters = student.parameters().values()
-    norm = full(torch.nn.utils.clip_grad_norm_(parameters, learner.optim.grad_clip))
+    norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, learner.optim.grad_clip))
     if not (math.isfinite(value) and math.isfinite(norm.item())):
         optimizer.zero_grad(set_to_none=True)
         raise Refused(f"loss {value}, gradient norm {norm.item()}")
@@ -220,7 +222,9 @@ def accumulate(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tens
             if located:
                 assert hidden.grad is not None
                 norms, where = hidden.grad.norm(dim=-1), (micro.tokens.position, micro.length)
-                merge(found, diagnostics.gradient(norms, *where, edges=learner.position_edges))
+                merge(
+                    found, diagnostics.gradient_metrics(norms, *where, edges=learner.position_edges)
+                )
         stay_in_step(learner, len(groups))
         if batch.gold:
             gold = Batch(batch.gold)
@@ -296,7 +300,7 @@ def stay_in_step(learner: Learner, count: int) -> None:
     """Make up for the micro-batches this process has fewer than others, if weights are sharded."""
     if learner.student.sharded is not None:
         for _ in range(learner.ranks.idle(count)):
-            keep_pace(learner.student)
+            dummy_step(learner.student)
 
 
 def imitate(learner: Learner, gold: Batch) -> Mean:
@@ -352,7 +356,7 @@ def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
     # Twice the vocabulary: the logits of both models are there at once.
     for part in chunk_slices(len(micro.diagnosed), 2 * head.vocab):
         index = micro.diagnosed[part]
-        logits, theirs = head.full(hidden[index]), None
+        logits, theirs = head.logits(hidden[index]), None
         if complete:
             assert learner.teacher_logits is not None
             assert micro.teacher_hidden is not None
@@ -366,14 +370,16 @@ def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
             else:
                 teacher = DenseDistribution(theirs[rows]).log_probs()
                 k = learner.diagnostics_k
-                values = diagnostics.diagnose(view.log_probs(), teacher, k=k, targets=targets)
+                values = diagnostics.full_metrics(view.log_probs(), teacher, k=k, targets=targets)
             sampled = view if temperature == 1 else DenseDistribution(logits[rows], temperature)
             drawn = logp(sampled, targets[:, None]).squeeze(1)
-            measured.append(values | diagnostics.drift(drawn, micro.tokens.sampler_logp[at]))
-        values = diagnostics.joined(measured)
+            measured.append(
+                values | diagnostics.drift_metrics(drawn, micro.tokens.sampler_logp[at])
+            )
+        values = diagnostics.concatenate(measured)
         merge(found, diagnostics.overall(values))
         place = (micro.tokens.position[index], micro.length[index])
-        binned = {name: values[name] for name in diagnostics.POSITIONAL if name in values}
+        binned = {name: values[name] for name in POSITIONAL if name in values}
         merge(found, diagnostics.by_bin(binned, *place, edges=learner.position_edges))
     return found
 
@@ -387,21 +393,21 @@ def _has_topk(learner: Learner, micro: MicroBatch) -> bool:
 
 def _truncated(
     learner: Learner, micro: MicroBatch, student: Tensor, index: Tensor
-) -> dict[str, diagnostics.Measure]:
+) -> dict[str, Measure]:
     """Measures from the teacher's top k, and from its exact entropies where it sent them."""
     assert micro.tokens.teacher_topk is not None
     assert micro.teacher_topk_logp is not None
     k = learner.diagnostics_k
-    logp_best, ids_best = top(student, k)
+    logp_best, ids_best = topk(student, k)
     teacher_ids = micro.tokens.teacher_topk[index, :k]
-    teacher = diagnostics.Tops(teacher_ids, micro.teacher_topk_logp[index, :k])
-    values = diagnostics.topk_metrics(diagnostics.Tops(ids_best, logp_best), teacher)
+    teacher = TopK(teacher_ids, micro.teacher_topk_logp[index, :k])
+    values = diagnostics.topk_metrics(TopK(ids_best, logp_best), teacher)
     entropy = diagnostics.entropy(student)
-    values["diag/student_entropy"] = diagnostics.everywhere(entropy)
+    values["diag/student_entropy"] = Measure.of(entropy)
     if micro.tokens.teacher_entropy is not None:
         theirs = micro.tokens.teacher_entropy[index]
-        values["diag/teacher_entropy"] = diagnostics.everywhere(theirs)
-        values["diag/entropy_gap_abs"] = diagnostics.everywhere((theirs - entropy).abs())
+        values["diag/teacher_entropy"] = Measure.of(theirs)
+        values["diag/entropy_gap_abs"] = Measure.of((theirs - entropy).abs())
     return values
 
 

@@ -49,7 +49,7 @@ class Diagnosis:
 def diagnose(
     policy: LM, scorer: LM, rollouts: Sequence[Rollout], *, k: int, tokens_per_batch: int
 ) -> Diagnosis:
-    """Every metric of `opd.core.diagnostics.diagnose`, p being the policy and q the scorer.
+    """Every metric of `opd.core.diagnostics.full_metrics`, p being the policy and q the scorer.
 
     Args:
         policy: generated the rollouts; "student" in the metric names.
@@ -86,9 +86,9 @@ def _chunks(
         states.append(torch.cat([hidden[row, span] for row, span in enumerate(predicting)]))
     targets = torch.cat([torch.from_numpy(r.ids).long() for r in rollouts])
     for chunk in chunk_slices(len(targets), policy.vocab):
-        p = DenseDistribution(policy.head.full(states[0][chunk])).log_probs()
-        q = DenseDistribution(scorer.head.full(states[1][chunk])).log_probs().to(p.device)
-        yield diagnostics.diagnose(
+        p = DenseDistribution(policy.head.logits(states[0][chunk])).log_probs()
+        q = DenseDistribution(scorer.head.logits(states[1][chunk])).log_probs().to(p.device)
+        yield diagnostics.full_metrics(
             p, q, k=min(k, policy.vocab), targets=targets[chunk].to(p.device)
         )
 

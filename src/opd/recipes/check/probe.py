@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from opd.core import diagnostics
-from opd.core.diagnostics import Measure, Tops
+from opd.core.diagnostics import Measure, TopK
 from opd.data.graders import Grader
 from opd.models.lm import LM
 from opd.recipes.check.diagnose import Diagnosis, diagnose, diagnosis_of_measures
@@ -212,12 +212,12 @@ def _server_measures(rollout: Rollout, scores: Scores) -> dict[str, Measure]:
     """What a server's scores tell at each position: the reward, and the overlap of the top k."""
     assert scores.sampled is not None
     reward = torch.from_numpy(scores.sampled - rollout.logp)
-    measures = {"diag/token_reward": diagnostics.everywhere(reward)}
+    measures = {"diag/token_reward": Measure.of(reward)}
     if scores.topk_ids is not None and scores.topk_logp is not None:
         k = min(scores.topk_ids.shape[1], rollout.topk_ids.shape[1])
         lists = (rollout.topk_ids, rollout.topk_logp), (scores.topk_ids, scores.topk_logp)
         student, teacher = (
-            Tops(torch.from_numpy(ids[:, :k]).long(), torch.from_numpy(logp[:, :k]))
+            TopK(torch.from_numpy(ids[:, :k]).long(), torch.from_numpy(logp[:, :k]))
             for ids, logp in lists
         )
         measures |= diagnostics.topk_metrics(student, teacher)

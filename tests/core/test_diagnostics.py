@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd.core import diagnostics
-from opd.core.diagnostics import Measure, Tops
+from opd.core.diagnostics import Measure, TopK
+from opd.run import metric_names
 from opd.types import Mean
 
 N, V, K = 5, 12, 4
@@ -67,8 +68,8 @@ def test_every_diagnostic_is_its_definition():
     order = log_p[1].argsort(descending=True)
     log_q[1, order] = log_p[1, order.flip(0)]  # exactly opposite: no overlap at all
     targets = torch.arange(N)
-    got = diagnostics.diagnose(log_p, log_q, k=K, targets=targets)
-    assert set(got) == {*diagnostics.FULL, *diagnostics.OVERLAP, *diagnostics.SAMPLED}
+    got = diagnostics.full_metrics(log_p, log_q, k=K, targets=targets)
+    assert set(got) == {*metric_names.FULL, *metric_names.OVERLAP, *metric_names.SAMPLED}
     for i in range(N):
         want = naive(log_p[i], log_q[i], K, i)
         assert set(want) == set(got)
@@ -81,7 +82,7 @@ def test_every_diagnostic_is_its_definition():
 
 def test_equal_models_have_nothing_to_distil():
     log_p, _ = distributions()
-    found = diagnostics.overall(diagnostics.diagnose(log_p, log_p, k=K))
+    found = diagnostics.overall(diagnostics.full_metrics(log_p, log_p, k=K))
     assert found["diag/overlap_ratio"].value == 1
     assert found["diag/top1_agreement"].value == 1
     for name in ("overlap_advantage", "entropy_gap_abs", "reverse_kl", "extreme_advantage_diff"):
@@ -95,15 +96,15 @@ def test_equal_models_have_nothing_to_distil():
 @given(seed=st.integers(0, 10**6), k=st.integers(1, V), noise=st.floats(0, 4))
 def test_paper_advantage_is_never_positive_and_bounds_hold(seed, k, noise):
     log_p, log_q = distributions(seed, noise=noise)
-    full = diagnostics.diagnose(log_p, log_q, k=k)
+    full = diagnostics.full_metrics(log_p, log_q, k=k)
     assert (full["diag/overlap_advantage"].total <= EXACT).all()
     assert (
         full["diag/overlap_mass_student"].total <= full["diag/support_mass"].total + EXACT
     ).all()
-    student, teacher = (Tops(x.topk(k).indices, x.topk(k).values) for x in (log_p, log_q))
+    student, teacher = (TopK(x.topk(k).indices, x.topk(k).values) for x in (log_p, log_q))
     bound = diagnostics.topk_metrics(student, teacher)
-    assert set(bound) == {*diagnostics.OVERLAP, *diagnostics.BOUNDS}
-    for name in diagnostics.OVERLAP:
+    assert set(bound) == {*metric_names.OVERLAP, *metric_names.BOUNDS}
+    for name in metric_names.OVERLAP:
         torch.testing.assert_close(bound[name], full[name], atol=EXACT, rtol=0)
     slack = 1e-7  # a tail's mass is known to one rounding of 1, a log of it to 1e-16 / mass
     mass = full["diag/teacher_support_mass"].total
@@ -117,8 +118,8 @@ def test_paper_advantage_is_never_positive_and_bounds_hold(seed, k, noise):
 
 def test_bounds_are_tight_when_the_lists_hold_everything():
     log_p, log_q = distributions()
-    tops = [Tops(x.topk(V).indices, x.topk(V).values) for x in (log_p, log_q)]
-    bound, full = diagnostics.topk_metrics(*tops), diagnostics.diagnose(log_p, log_q, k=V)
+    tops = [TopK(x.topk(V).indices, x.topk(V).values) for x in (log_p, log_q)]
+    bound, full = diagnostics.topk_metrics(*tops), diagnostics.full_metrics(log_p, log_q, k=V)
     for name in ("reverse_kl", "forward_kl", "teacher_entropy", "teacher_support_mass"):
         got = bound[f"bound/{name}_lower"].total
         torch.testing.assert_close(got, full[f"diag/{name}"].total, atol=1e-9, rtol=0)
@@ -128,22 +129,24 @@ def test_impossible_tokens_give_no_nan():
     log_p, log_q = distributions()
     log_p[:, 3] = log_q[:, 3] = -math.inf
     log_p, log_q = log_p.log_softmax(-1), log_q.log_softmax(-1)
-    for measure in diagnostics.diagnose(log_p, log_q, k=V, targets=torch.zeros(N).long()).values():
+    for measure in diagnostics.full_metrics(
+        log_p, log_q, k=V, targets=torch.zeros(N).long()
+    ).values():
         assert torch.isfinite(measure.total).all()
 
 
 def test_lists_of_different_length_are_an_error():
     log_p, log_q = distributions()
-    tops = [Tops(x.topk(k).indices, x.topk(k).values) for x, k in ((log_p, 3), (log_q, 4))]
+    tops = [TopK(x.topk(k).indices, x.topk(k).values) for x, k in ((log_p, 3), (log_q, 4))]
     with pytest.raises(ValueError, match="differ"):
-        diagnostics.overlap(*tops)
+        diagnostics.overlap_metrics(*tops)
 
 
 def test_both_readings_of_the_entropy_gap():
     log_p = torch.stack(
         [torch.full((4,), 0.25).log(), torch.tensor([0.97, 0.01, 0.01, 0.01]).log()]
     )
-    found = diagnostics.overall(diagnostics.diagnose(log_p, log_p.flip(0), k=2))
+    found = diagnostics.overall(diagnostics.full_metrics(log_p, log_p.flip(0), k=2))
     gap = found["diag/entropy_gap_abs"].value
     assert gap == pytest.approx(math.log(4) - diagnostics.entropy(log_p)[1].item(), rel=1e-6)
     assert diagnostics.entropy_gap_mean(found).value == pytest.approx(0, abs=1e-6)
@@ -153,13 +156,13 @@ def test_both_readings_of_the_entropy_gap():
 
 def test_drift_and_effective_sample_size():
     trainer, sampler = torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.0, -1.0, -1.5])
-    found = diagnostics.overall(diagnostics.drift(trainer, sampler))
+    found = diagnostics.overall(diagnostics.drift_metrics(trainer, sampler))
     w = np.exp([0.0, -1.0, 1.0])
     assert found["drift/logp_gap"].value == pytest.approx(2 / 3)
     ess = diagnostics.drift_ess(found["drift/ratio"], found["drift/ratio_squared"])
     assert ess.value == pytest.approx(w.sum() ** 2 / (3 * (w**2).sum()), rel=1e-6)
     assert ess.count == 3
-    same = diagnostics.overall(diagnostics.drift(trainer, trainer))
+    same = diagnostics.overall(diagnostics.drift_metrics(trainer, trainer))
     assert diagnostics.drift_ess(same["drift/ratio"], same["drift/ratio_squared"]).value == 1
     assert diagnostics.drift_ess(Mean(0, 0), Mean(0, 0)) == Mean(0, 0)
 
@@ -196,7 +199,7 @@ def test_bins_hold_each_position_once_and_in_the_right_place():
 
 def test_bins_merge_exactly_over_any_split():
     log_p, log_q = distributions(n=40)
-    measures = diagnostics.diagnose(log_p, log_q, k=K)
+    measures = diagnostics.full_metrics(log_p, log_q, k=K)
     position, length = torch.arange(40) % 20, torch.full((40,), 20)
     edges = diagnostics.position_edges(20, bins=3)
     assert edges == [0, 7, 14, 20]
@@ -218,7 +221,7 @@ def test_bins_merge_exactly_over_any_split():
 
 
 def test_a_position_outside_the_bins_is_an_error():
-    one = {"x": diagnostics.everywhere(torch.ones(1))}
+    one = {"x": Measure.of(torch.ones(1))}
     with pytest.raises(ValueError, match=r"\[0, 8\)"):
         diagnostics.by_bin(one, torch.tensor([8]), torch.tensor([9]), edges=[0, 4, 8])
     assert diagnostics.by_bin(one, torch.zeros(0), torch.zeros(0), edges=[0, 4]) == {}
@@ -235,7 +238,9 @@ def test_the_gradient_of_a_bin_is_its_share_of_all():
     length = torch.tensor([6, 6, 6, 6])
     found = {}
     for part in (slice(0, 2), slice(2, 4)):  # two micro-batches, each with one bin alone
-        some = diagnostics.gradient(norms[part], position[part], length[part], edges=[0, 3, 6])
+        some = diagnostics.gradient_metrics(
+            norms[part], position[part], length[part], edges=[0, 3, 6]
+        )
         for name, mean in some.items():
             found[name] = found[name] + mean if name in found else mean
     shares = diagnostics.gradient_shares(found | {"diag/reverse_kl": Mean(1.0, 2.0)})
@@ -243,5 +248,5 @@ def test_the_gradient_of_a_bin_is_its_share_of_all():
     assert shares["diag/gradient_share@pos3-5"].value == 5 / 8
     assert shares["diag/reverse_kl"] == Mean(1.0, 2.0)
     assert "diag/gradient_share" not in shares
-    nothing = diagnostics.gradient(norms * 0, position, length, edges=[0, 3, 6])
+    nothing = diagnostics.gradient_metrics(norms * 0, position, length, edges=[0, 3, 6])
     assert diagnostics.gradient_shares(nothing) == {}

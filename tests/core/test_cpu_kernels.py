@@ -11,32 +11,32 @@ from opd.core import cpu_kernels
 N, H = 5, 7
 
 
-@pytest.mark.parametrize("vocab", [cpu_kernels.NARROW, 9000, 10_241])
+@pytest.mark.parametrize("vocab", [cpu_kernels.MIN_VOCAB, 9000, 10_241])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("count", [1, cpu_kernels.FEW - 1, cpu_kernels.FEW])
+@pytest.mark.parametrize("count", [1, cpu_kernels.MIN_ROWS - 1, cpu_kernels.MIN_ROWS])
 def test_projecting_by_tiles_is_linear(vocab, biased, count):
     torch.manual_seed(0)
     hidden, weight, bias = (
         torch.randn(*s, dtype=torch.float64) for s in ((count, H), (vocab, H), (vocab,))
     )
     bias = bias if biased else None
-    found = cpu_kernels.project(hidden, weight, bias)
-    torch.testing.assert_close(found, linear(hidden, weight, bias), rtol=1e-12, atol=1e-12)
+    projected = cpu_kernels.project(hidden, weight, bias)
+    torch.testing.assert_close(projected, linear(hidden, weight, bias), rtol=1e-12, atol=1e-12)
 
 
-class InPieces(torch.Tensor):
-    """Stands for a DTensor: a weight that is not all here."""
+class Sharded(torch.Tensor):
+    """Stands for a DTensor: a weight that is sharded over processes."""
 
 
 @pytest.mark.parametrize(
     ("hidden", "weight"),
     [
-        (torch.randn(N, H), torch.randn(9000, H).as_subclass(InPieces)),
+        (torch.randn(N, H), torch.randn(9000, H).as_subclass(Sharded)),
         (torch.randn(N, H), torch.randn(9000, H, requires_grad=True)),
-        (torch.randn(cpu_kernels.MANY + 1, H), torch.randn(9000, H)),
+        (torch.randn(cpu_kernels.MAX_ROWS + 1, H), torch.randn(9000, H)),
         (torch.randn(1, H), torch.randn(9000, H)),
         (torch.randn(2, N, H), torch.randn(9000, H)),
-        (torch.randn(N, H), torch.randn(cpu_kernels.NARROW - 1, H)),
+        (torch.randn(N, H), torch.randn(cpu_kernels.MIN_VOCAB - 1, H)),
         (torch.randn(N, H).bfloat16(), torch.randn(9000, H).bfloat16()),
     ],
 )
@@ -53,10 +53,10 @@ def test_projecting_by_tiles_takes_them_all_once(monkeypatch):
     monkeypatch.setattr(torch, "mm", lambda *a, **k: calls.append(a) or mm(*a, **k))
     monkeypatch.setattr(cpu_kernels, "TILE_BYTES", 700 * H * 4)
     tile = 700 * torch.get_num_threads()
-    for count, place in ((N, 0), (cpu_kernels.FEW, 1)):
+    for count, argument in ((N, 0), (cpu_kernels.MIN_ROWS, 1)):
         calls.clear()
         cpu_kernels.project(torch.randn(count, H), torch.randn(9000, H))
-        rows = [max(call[place].shape) for call in calls]
+        rows = [max(call[argument].shape) for call in calls]
         assert rows == [tile] * (9000 // tile) + [9000 % tile]
 
 
@@ -81,13 +81,13 @@ def test_the_largest_by_blocks_are_the_largest(seed, k, vocab):
     values = torch.randn(3, vocab).mul(4).round() if seed % 2 else torch.randn(3, vocab)
     values[0, -3:] = 99.0  # what no whole block holds
     values[1, :-2] = -torch.inf  # as many impossible tokens as can be
-    found, places = cpu_kernels.top(values, k)
-    torch.testing.assert_close(found, values.topk(k).values)
-    torch.testing.assert_close(values.gather(1, places), found)
-    assert all(len(set(row)) == k for row in places.tolist())
+    best, indices = cpu_kernels.topk(values, k)
+    torch.testing.assert_close(best, values.topk(k).values)
+    torch.testing.assert_close(values.gather(1, indices), best)
+    assert all(len(set(row)) == k for row in indices.tolist())
 
 
 def test_a_nan_is_seen():
     values = torch.randn(2, 9000)
     values[1, 4321] = torch.nan
-    assert cpu_kernels.top(values, 4)[0].isnan().any(1).tolist() == [False, True]
+    assert cpu_kernels.topk(values, 4)[0].isnan().any(1).tolist() == [False, True]

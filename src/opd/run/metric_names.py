@@ -1,0 +1,106 @@
+"""Every name that a run logs, for metrics.jsonl, timings.jsonl and the evaluations.
+
+docs/metrics.md has one row per name; tests compare the page, this list and the source.
+"""
+
+FULL = (  # need both whole distributions
+    "diag/student_entropy",
+    "diag/teacher_entropy",
+    "diag/entropy_gap_abs",
+    "diag/reverse_kl",
+    "diag/forward_kl",
+    "diag/teacher_support_mass",
+    "verl/student_mass",
+)
+OVERLAP = (  # exact from both top-k lists
+    "diag/overlap_ratio",
+    "diag/top1_agreement",
+    "diag/overlap_advantage",
+    "diag/overlap_mass_student",
+    "diag/overlap_mass_teacher",
+    "diag/support_mass",
+    "diag/extreme_advantage_diff",
+    "reference/overlap_advantage",
+    "reference/overlap_mass_student",
+    "reference/overlap_mass_teacher",
+    "verl/overlap_token_advantage",
+    "verl/teacher_mass",
+)
+SAMPLED = ("diag/token_reward",)  # needs the sampled token's two log-probs
+BOUNDS = (  # what top-k lists imply for quantities of the whole vocabulary
+    "bound/teacher_support_mass_lower",
+    "bound/teacher_support_mass_upper",
+    "bound/reverse_kl_lower",
+    "bound/forward_kl_lower",
+    "bound/teacher_entropy_lower",
+)
+HORIZON = (  # with a `horizon` section: limited or down-weighted rollouts
+    "horizon/limit",
+    "horizon/cut",
+    "horizon/spared_at_most",
+    "horizon/weight",
+    "horizon/reach",
+)
+DERIVED = (  # from a step's sums
+    "diag/entropy_gap_mean",
+    "diag/gradient_share",  # by position bin alone: over all positions it is 1
+)
+DRIFT = ("drift/logp_gap", "drift/ratio", "drift/ratio_squared", "drift/ess")
+LOOP = (  # logged by the training loop, the sampler and the evaluation
+    "train/loss",
+    "train/grad_norm",
+    "train/tokens",
+    "train/lr",
+    "train/sft_loss",
+    "train/refused",
+    "rollout/length",
+    "rollout/truncated",
+    "rollout/repetition",
+    "rollout/entropy",
+    "rollout/reward",
+    "eval/<set>/accuracy",
+    "eval/<set>/accuracy_low",
+    "eval/<set>/accuracy_high",
+    "eval/<set>/pass@<k>",
+    "eval/<set>/length",
+    "eval/<set>/truncated",
+    "eval/<set>/response_entropy",
+    "eval/<set>/gap_recovery",
+)
+COLDSTART = (  # logged by a cold start
+    "coldstart/step",
+    "coldstart/loss",
+    "coldstart/grad_norm",
+    "coldstart/overlap_mass_student",
+    "coldstart/top1_agreement",
+    "coldstart/tokens",
+    "coldstart/completions",
+    "coldstart/left_out",
+)
+CLOCK = (  # timings.jsonl
+    "time/<phase>_s",
+    "time/step_s",
+    "time/tokens_per_s",
+    "memory/peak_rss_mib",
+    "teacher/requests",
+    "teacher/retries",
+    "teacher/bytes_sent_per_token",
+    "teacher/bytes_received_per_token",
+    "teacher/cache_hits",
+)
+POSITIONAL = (  # also logged by position bin
+    "diag/overlap_ratio",
+    "diag/overlap_advantage",
+    "diag/overlap_mass_student",
+    "diag/overlap_mass_teacher",
+    "diag/student_entropy",
+    "diag/teacher_entropy",
+    "diag/entropy_gap_abs",
+    "diag/reverse_kl",
+)
+BINNED = ("<name>@pos<first>-<last>", "<name>@rel<from>-<to>")
+METRICS = (
+    *(FULL + OVERLAP + SAMPLED + BOUNDS + DERIVED + DRIFT),
+    *(LOOP + HORIZON + COLDSTART + CLOCK + BINNED),
+)
+"""Every name that may be logged; `<...>` stands for a part that varies."""
