@@ -1,14 +1,14 @@
-"""What `opd lab` does: list, build, run."""
+"""What `opd lab list`, `build` and `run` do."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,145 +19,147 @@ from transformers.utils import logging as transformers_logging
 
 from opd.errors import UserError
 from opd.run.console import Console
-from opd_lab import page, zoo
+from opd_lab import zoo
 from opd_lab.calibration import grid
-from opd_lab.experiments import Bench, Entry, entries, quick_entries
-from opd_lab.experiments.entry import measured, verdict, write
-from opd_lab.runs import source_hash
-from opd_lab.sheet import write_sheet
+from opd_lab.checkpoints import RECIPES
+from opd_lab.experiments import all_experiments, experiments_of, quick_experiments
+from opd_lab.experiments.experiment import verdict
+from opd_lab.experiments.results import (
+    SeedResult,
+    load_results,
+    numbers_of,
+    run_experiment,
+    save_result,
+)
+from opd_lab.experiments.workspace import Workspace
+from opd_lab.findings_page import findings_document, write_findings
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "opd" / "lab"
-QUICK = "quick-"
-SMALL = (QUICK, grid.PREFIX)  # built by the commands that use them
+QUICK_PREFIX = "quick-"
+BUILT_ON_USE = (QUICK_PREFIX, grid.PREFIX)  # not built unless named, or used by a command
 
 
-def list_lab() -> None:
-    """Checkpoints with their recipes, and experiments with their designs."""
-    console = Console("plain")
-    console.say("Checkpoints (opd lab build NAME ...):")
-    for name, recipe in zoo.RECIPES.items():
-        low, high = recipe.window
-        console.say(f"  {name:<18} accuracy {low:.2f} to {high:.2f}; {zoo.how(recipe)}")
-    console.say("\nExperiments (opd lab run NAME ...), those with * also in --quick:")
-    quick = quick_entries()
-    for name, entry in entries().items():
-        console.say(f"  {name + '*' * (name in quick):<5} {entry.title}: {entry.design}")
+@dataclass(frozen=True)
+class LabRun:
+    """What `opd lab run` was asked for.
 
-
-def build_zoo(names: Sequence[str], seeds: Sequence[int], cache: Path) -> None:
-    """Build checkpoints (all but the quick ones, if none is named) and tell what they can do.
-
-    Raises:
-        UserError: unknown name, or an accuracy outside its window.
-    """
-    console = Console("plain")
-    _quiet()
-    for seed in seeds:
-        for name in names or [n for n in zoo.RECIPES if not n.startswith(SMALL)]:
-            console.say(_told(zoo.card(name, seed, cache)))
-
-
-def run_lab(
-    names: Sequence[str],
-    *,
-    seeds: Sequence[int],
-    quick: bool,
-    jobs: int,
-    cache: Path,
-    out: Path,
-    name: str | None = None,
-) -> dict[str, list[dict[str, Any]]]:
-    """Run experiments on each seed and write the page of all that is in `out` by then.
-
-    Args:
+    Attributes:
         names: experiments; none: all of them.
         seeds: one retrains every checkpoint.
         quick: the small set.
         jobs: processes at a time, one seed each, one thread each.
         cache: where checkpoints and runs are kept.
-        out: folder of the page, its pictures and the numbers of each seed.
-        name: of the page; None: lab, or lab-quick.
+        out: folder of the page, its figures and the numbers of each seed.
+        page: file name of the page without suffix; None: lab, or lab-quick.
+    """
 
-    Returns:
-        Results by experiment, one a seed, earlier ones in `out` included.
+    names: Sequence[str]
+    seeds: Sequence[int]
+    quick: bool = False
+    jobs: int = 1
+    cache: Path = CACHE
+    out: Path = Path("runs/lab")
+    page: str | None = None
+
+
+def list_lab() -> None:
+    """Print checkpoints with their recipes, and experiments with their designs."""
+    console = Console("plain")
+    console.say("Checkpoints (opd lab build NAME ...):")
+    for name, recipe in RECIPES.items():
+        low, high = recipe.accuracy_range
+        console.say(f"  {name:<18} accuracy {low:.2f} to {high:.2f}; {zoo.describe(recipe)}")
+    console.say("\nExperiments (opd lab run NAME ...), those with * also in --quick:")
+    quick = quick_experiments()
+    for name, experiment in all_experiments().items():
+        label = name + "*" * (name in quick)
+        console.say(f"  {label:<5} {experiment.title}: {experiment.design}")
+
+
+def build_zoo(names: Sequence[str], seeds: Sequence[int], cache: Path) -> None:
+    """Build checkpoints (if none is named, all but the quick ones) and print their accuracy.
 
     Raises:
-        UserError: unknown experiment, a checkpoint outside its window.
+        UserError: unknown name, or an accuracy outside its range.
     """
-    known = quick_entries() if quick else entries()
-    for each in names:
-        if each not in known:
-            also = " with --quick" if quick else ""
-            raise UserError(f"No experiment {each!r}{also}; there are {', '.join(known)}.")
-    chosen = list(names) or list(known)
+    console = Console("plain")
+    transformers_logging.disable_progress_bar()
+    for seed in seeds:
+        for name in names or [n for n in RECIPES if not n.startswith(BUILT_ON_USE)]:
+            console.say(_card_line(zoo.card(name, seed, cache)))
+
+
+def run_lab(request: LabRun) -> dict[str, list[SeedResult]]:
+    """Run experiments on each seed and write the page of all results in the output folder.
+
+    Returns:
+        Results by experiment, one per seed, earlier ones in the output folder included.
+
+    Raises:
+        UserError: unknown experiment, a checkpoint outside its accuracy range.
+    """
+    experiments = experiments_of(quick=request.quick)
+    for name in request.names:
+        if name not in experiments:
+            which = " with --quick" if request.quick else ""
+            raise UserError(f"No experiment {name!r}{which}; there are {', '.join(experiments)}.")
+    names = list(request.names) or list(experiments)
     console, started = Console("plain"), time.monotonic()
-    for seed in _of_seeds(seeds, chosen, quick, jobs, cache, out):
+    for seed in _run_seeds(request, names):
         console.say(f"seed {seed}: done")
-    found = {each: results for each in known if (results := kept(out, each, quick))}
-    shown = sorted({result["seed"] for results in found.values() for result in results})
-    facts = _facts(shown, time.monotonic() - started, jobs)
-    name = name or (page.QUICK_PAGE if quick else "lab")
-    path = page.write_page(out, known, found, _cards(shown, quick, cache), facts=facts, name=name)
-    sheet = write_sheet(path.with_suffix(".html"), known, found, facts=facts)
-    for each in chosen:
-        decided = verdict(known[each], [result["numbers"] for result in found[each]])
-        console.say(f"{each:<4} {known[each].title}: {decided}")
-    console.say(f"Page: {path} and, with curves to look at, {sheet}")
-    return found
-
-
-def _of_seeds(
-    seeds: Sequence[int], names: Sequence[str], quick: bool, jobs: int, cache: Path, out: Path
-) -> Iterable[int]:
-    if jobs == 1:
-        for seed in seeds:
-            run_seed(seed, names, quick, cache, out)
-            yield seed
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        under_way = {pool.submit(run_seed, seed, names, quick, cache, out): seed for seed in seeds}
-        for done in as_completed(under_way):
-            done.result()
-            yield under_way[done]
-
-
-def run_seed(
-    seed: int, names: Sequence[str], quick: bool, cache: Path, out: Path
-) -> list[dict[str, Any]]:
-    """All experiments of one seed, on one thread: where a seed is run does not change it.
-
-    Each result is on disk as soon as it is there: `out/seed-N/NAME.json`.
-    """
-    torch.set_num_threads(1)
-    _quiet()
-    known: Mapping[str, Entry] = quick_entries() if quick else entries()
-    results = []
+    results = {
+        name: loaded
+        for name, experiment in experiments.items()
+        if (loaded := load_results(request.out, experiment, quick=request.quick))
+    }
+    seeds = sorted({result.seed for each in results.values() for result in each})
+    facts = _facts(seeds, time.monotonic() - started, request.jobs)
+    cards = _cards(seeds, request.quick, request.cache)
+    document = findings_document(experiments, results, cards, facts=facts)
+    page = request.page or ("lab-quick" if request.quick else "lab")
+    path = write_findings(document, results, request.out, page)
     for name in names:
-        result = measured(known[name], Bench(seed, cache))
-        result |= {"quick": quick, "source": source_hash()}
-        write(out / f"seed-{seed}" / f"{name}.json", result)
-        results.append(result)
+        decided = verdict(experiments[name], numbers_of(results[name]))
+        console.say(f"{name:<4} {experiments[name].title}: {decided}")
+    console.say(f"Page: {path}, and as Markdown {path.with_suffix('.md')}")
     return results
 
 
-def kept(out: Path, name: str, quick: bool) -> list[dict[str, Any]]:
-    """Results of an experiment in a folder, by seed: of this code and this size alone.
+def _run_seeds(request: LabRun, names: Sequence[str]) -> Iterable[int]:
+    if request.jobs == 1:
+        for seed in request.seeds:
+            run_seed(request, names, seed)
+            yield seed
+        return
+    with ProcessPoolExecutor(request.jobs, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(run_seed, request, names, seed): seed for seed in request.seeds}
+        for future in as_completed(futures):
+            future.result()
+            yield futures[future]
 
-    So seeds may be run apart from each other, and a page never mixes two versions.
+
+def run_seed(request: LabRun, names: Sequence[str], seed: int) -> dict[str, SeedResult]:
+    """Run experiments on one seed and one thread: where a seed runs does not change it.
+
+    Each result is saved under `request.out` as soon as it is there.
     """
-    found = [json.loads(path.read_text("utf-8")) for path in out.glob(f"seed-*/{name}.json")]
-    same = [r for r in found if (r["quick"], r["source"]) == (quick, source_hash())]
-    return sorted(same, key=lambda result: int(result["seed"]))
+    torch.set_num_threads(1)
+    transformers_logging.disable_progress_bar()
+    experiments, workspace = experiments_of(quick=request.quick), Workspace(seed, request.cache)
+    results = {}
+    for name in names:
+        results[name] = run_experiment(experiments[name], workspace)
+        save_result(request.out, name, results[name], quick=request.quick)
+    return results
 
 
 def _facts(seeds: Sequence[int], seconds: float, jobs: int) -> dict[str, str]:
-    words = [word for word in sys.argv[1:] if word]
-    if "--cache" in words:  # where somebody keeps files changes nothing
-        at = words.index("--cache")
-        del words[at : at + 2]
-    command = " ".join(["opd", *words])
+    arguments = [argument for argument in sys.argv[1:] if argument]
+    if "--cache" in arguments:  # where somebody keeps files changes nothing
+        index = arguments.index("--cache")
+        del arguments[index : index + 2]
     return {
-        "Command": f"`{command}`",
+        "Command": " ".join(["opd", *arguments]),
         "Seeds": ", ".join(map(str, seeds)),
         "Time": f"{seconds / 60:.1f} minutes, {jobs} process(es) of one thread",
         "Versions": f"torch {torch.__version__}, transformers {transformers.__version__}, "
@@ -167,25 +169,20 @@ def _facts(seeds: Sequence[int], seconds: float, jobs: int) -> dict[str, str]:
 
 
 def _cards(seeds: Sequence[int], quick: bool, cache: Path) -> list[dict[str, Any]]:
-    """Cards of the checkpoints that are there."""
+    """Cards of the checkpoints that have been built."""
     return [
         zoo.card(name, seed, cache)
-        for name in zoo.RECIPES
+        for name in RECIPES
         if not name.startswith(grid.PREFIX)
         for seed in seeds
-        if name.startswith(QUICK) == quick and (cache / zoo.folder_name(name, seed)).is_dir()
+        if name.startswith(QUICK_PREFIX) == quick and (cache / zoo.folder_name(name, seed)).is_dir()
     ]
 
 
-def _told(card: Mapping[str, Any]) -> str:
+def _card_line(card: Mapping[str, Any]) -> str:
     accuracy = card["accuracy"]
     return (
         f"{card['name']:<18} seed {card['seed']}  accuracy {accuracy['value']:.3f} "
         f"({accuracy['low']:.3f} to {accuracy['high']:.3f})  pattern 2 {card['pattern_2']:.2f}  "
         f"{card['seconds']:.0f} s"
     )
-
-
-def _quiet() -> None:
-    """No progress bars for files that are written in a moment."""
-    transformers_logging.disable_progress_bar()

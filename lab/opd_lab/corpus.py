@@ -1,4 +1,4 @@
-"""What tiny models read: documents of a world, as token ids."""
+"""What tiny models are trained on: documents of a world, as token ids."""
 
 from __future__ import annotations
 
@@ -8,42 +8,44 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from opd.data.sft_examples import example
+from opd.rng import generator
 from opd.types import Rollout
-from opd_lab.worlds.words import Problem, World, generator
+from opd_lab.streams import WorldStream
+from opd_lab.worlds import Problem, World
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a model has read.
+    """Documents of one world, in given fractions.
 
     Attributes:
-        size: documents.
-        pattern_2: share written in the second thinking pattern (the compatibility knob).
-        corrupt: how often a hard fact takes its wrong value (the capability that is missing).
-        off_task: share of documents of the unrelated skill.
-        horizons: reasoning steps, drawn evenly; empty for the world's own horizon.
+        size: number of documents.
+        pattern_2: fraction in the second thinking pattern (sets the compatibility).
+        corrupt: probability that a hard fact takes its wrong value (the missing capability).
+        off_task: fraction of documents of the unrelated skill.
+        depths: reasoning steps, each equally often; empty: the world's own depth.
     """
 
     size: int
     pattern_2: float = 0.0
     corrupt: float = 0.6
     off_task: float = 0.1
-    horizons: tuple[int, ...] = ()
+    depths: tuple[int, ...] = ()
 
-    def write(self, world: World, seed: int) -> list[tuple[Problem, str]]:
-        """Write the documents; never one about a held-out problem."""
-        rng = generator(seed, 2)
-        unrelated = int(rng.binomial(self.size, self.off_task))
-        horizons = rng.choice(self.horizons or (world.horizon,), self.size - unrelated)
-        # A key of its own: a prompt set drawn from the same seed must be other problems.
-        key = int(rng.integers(2**62))
-        problems = world.off_task(unrelated, key)
-        for horizon, count in zip(*np.unique(horizons, return_counts=True), strict=True):
-            problems += world.problems(int(count), key, horizon=int(horizon))
-        second = rng.random(self.size) < self.pattern_2
+    def generate(self, world: World, seed: int) -> list[tuple[Problem, str]]:
+        """Problems with their chains of thought; never a held-out problem."""
+        rng = generator(seed, WorldStream.CORPUS)
+        num_off_task = int(rng.binomial(self.size, self.off_task))
+        depths = rng.choice(self.depths or (world.depth,), self.size - num_off_task)
+        # A key of its own: a prompt set of the same seed must be other problems.
+        problem_seed = int(rng.integers(2**62))
+        problems = world.off_task(num_off_task, problem_seed)
+        for depth, count in zip(*np.unique(depths, return_counts=True), strict=True):
+            problems += world.problems(int(count), problem_seed, depth=int(depth))
+        in_pattern_2 = rng.random(self.size) < self.pattern_2
         return [
-            (problem, world.solve(problem, 2 if other else 1, rng, corrupt=self.corrupt))
-            for problem, other in zip(problems, second, strict=True)
+            (problem, world.solve(problem, 2 if second else 1, rng, corrupt=self.corrupt))
+            for problem, second in zip(problems, in_pattern_2, strict=True)
         ]
 
 
@@ -57,9 +59,10 @@ def encode(
         )
         for problem, _ in documents
     ]
-    asked = tokenizer(prompts, add_special_tokens=False).input_ids
-    told = tokenizer([text for _, text in documents], add_special_tokens=False).input_ids
+    prompt_ids = tokenizer(prompts, add_special_tokens=False).input_ids
+    texts = [text for _, text in documents]
+    completion_ids = tokenizer(texts, add_special_tokens=False).input_ids
     return [
         example(i, prompt, [*completion, tokenizer.eos_token_id])
-        for i, (prompt, completion) in enumerate(zip(asked, told, strict=True))
+        for i, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True))
     ]

@@ -1,6 +1,6 @@
 """Rebuild the demo pair and its prompts: `python -m opd_lab.demo_pair --out DIR` or `--check`.
 
-The pair is the zoo's chain base (student) and its clean descendant (teacher) at one seed.
+The student is the zoo's chain base, the teacher its clean descendant, both at one seed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import transformers
 
 from opd.demo.run_config import PAIR, PROMPTS
 from opd_lab import zoo
-from opd_lab.worlds import Chain, write_prompts
+from opd_lab.checkpoints import CHAIN, RECIPES
+from opd_lab.worlds import write_prompts
 
 ROLES = {"student": "chain-base", "teacher": "chain-clean"}
 SEED = 0
-WORLD = Chain()
+WORLD = CHAIN
 TRAIN, HELD_OUT, OFF_TASK = 2000, 400, 200  # prompts
 CARD = "PAIR.json"
 
@@ -35,14 +36,14 @@ def make_pair(out: Path) -> dict[str, str]:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as cache:
         for role, name in ROLES.items():
-            built = zoo.build(name, SEED, Path(cache))
+            folder = zoo.build(name, SEED, Path(cache))
             shutil.rmtree(out / role, ignore_errors=True)
-            shutil.copytree(built, out / role)
-    hashes = pair_hashes(out)
+            shutil.copytree(folder, out / role)
+    hashes = hash_files(out)
     card = {
         "made_by": "python -m opd_lab.demo_pair",
         "seed": SEED,
-        "recipes": {role: repr(zoo.RECIPES[name]) for role, name in ROLES.items()},
+        "recipes": {role: repr(RECIPES[name]) for role, name in ROLES.items()},
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -64,7 +65,7 @@ def write_demo_prompts(out: Path) -> None:
         write_prompts(out / f"{name}.jsonl", problems)
 
 
-def pair_hashes(folder: Path) -> dict[str, str]:
+def hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of both models, by path below `folder`."""
     paths = sorted(p for role in ROLES for p in (folder / role).rglob("*") if p.is_file())
     return {
@@ -72,13 +73,17 @@ def pair_hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def differences(made: dict[str, str], recorded: dict[str, str]) -> list[str]:
+def differing_files(built: dict[str, str], recorded: dict[str, str]) -> list[str]:
     """Files whose hashes differ or that only one side has."""
-    return sorted(p for p in made.keys() | recorded.keys() if made.get(p) != recorded.get(p))
+    return sorted(p for p in built.keys() | recorded.keys() if built.get(p) != recorded.get(p))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build the pair, or check that the shipped one is what this code builds (exit code 1: no)."""
+    """Build the pair, or check that this code builds the shipped one.
+
+    Returns:
+        Exit code; 1 if the shipped files differ.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=PAIR, help="folder to write (the package's)")
     parser.add_argument("--check", action="store_true", help="rebuild elsewhere and compare hashes")
@@ -91,11 +96,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     card = json.loads((PAIR / CARD).read_text())
     with tempfile.TemporaryDirectory() as folder:
-        differing = differences(make_pair(Path(folder)), card["sha256"])
+        differing = differing_files(make_pair(Path(folder)), card["sha256"])
     for path in differing:
         logger.info("differs: %s", path)
-    where = f"torch {card['torch']}, transformers {card['transformers']}, {card['cpu']}"
-    logger.info("%s, recorded with %s", "DIFFERENT" if differing else "identical", where)
+    versions = f"torch {card['torch']}, transformers {card['transformers']}, {card['cpu']}"
+    logger.info("%s, recorded with %s", "DIFFERENT" if differing else "identical", versions)
     return 1 if differing else 0
 
 

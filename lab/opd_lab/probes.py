@@ -1,7 +1,6 @@
 """Measurements on a pair without training: accuracy, overlap, continuation gain, reward's AUROC.
 
 All of them are the product's sampler, teacher, diagnostics and statistics on a few rollouts.
-Shapes: R rollouts.
 """
 
 from __future__ import annotations
@@ -27,17 +26,18 @@ from opd.teachers.local import LocalTeacher
 from opd.training.evaluate import EvalTask, Evaluation, evaluate
 from opd.training.step import merge
 from opd.types import Metrics, Prompt, Rollout, Scores, Want
-from opd_lab.runs import SLACK, Task, one_thread
+from opd_lab.runs import EXTRA_TOKENS, Task, one_thread
 from opd_lab.streams import LabStream
-from opd_lab.worlds import World
-from opd_lab.worlds.words import pattern_of
+from opd_lab.worlds import detect_pattern
 
-TOKENS = 8192  # padded tokens a forward
+TOKENS_PER_BATCH = 8192  # padded tokens per forward
+OVERLAP_PROMPTS = 256
+ANSWER_TOKENS = 3  # last tokens of a rollout that no prefix holds: the answer is there
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What a model answers: accuracy with its interval, share of answers in pattern 2."""
+    """Held-out accuracy with its interval, and the fraction of answers in pattern 2."""
 
     accuracy: stats.Estimate
     pattern_2: float
@@ -63,47 +63,46 @@ class Model:
         """A sampler at temperature 1."""
         return HFSampler(self.lm, Decoding(max_new_tokens), stop=self.stop, capture=1, batch=1024)
 
-    def text(self, ids: Any) -> str:
+    def decode(self, ids: Any) -> str:
         """Token ids as text, special tokens left out."""
         return make_decoder(self.tokenizer)(ids)
 
 
-def load_task(task: Task, model: Model, seed: int, cache: Path, name: str = "task") -> PromptSet:
+def load_task(task: Task, model: Model, seed: int, cache: Path) -> PromptSet:
     """The held-out prompts of a task."""
-    path = task.files(seed, cache)[name]
+    path = task.files(seed, cache)["task"]
     return load_prompts(str(path), model.tokenizer, template=None, chat={}, max_tokens=128)
 
 
-def graded(model: Model, prompts: PromptSet, max_new_tokens: int, n: int, seed: int) -> Evaluation:
-    """The product's evaluation at temperature 1."""
+def evaluate_model(
+    model: Model, prompts: PromptSet, max_new_tokens: int, n: int, seed: int
+) -> Evaluation:
+    """The product's evaluation at temperature 1, `n` samples per prompt."""
     grader = make_grader("exact", [p.answer or "" for p in prompts.prompts])
     task = EvalTask("probe", prompts, grader, Decoding(max_new_tokens), n, 0)
     with one_thread():
-        return evaluate(model.sampler(max_new_tokens), task, model.text, seed=seed)
+        return evaluate(model.sampler(max_new_tokens), task, model.decode, seed=seed)
 
 
-def accuracy(
-    folder: Path, world: World, count: int, *, seed: int, horizon: int | None = None
-) -> Accuracy:
-    """Held-out accuracy of a checkpoint at temperature 1, and how often it thinks in pattern 2."""
+def measure_accuracy(folder: Path, task: Task, *, seed: int) -> Accuracy:
+    """Held-out accuracy of a checkpoint at temperature 1, and how often it follows pattern 2."""
     model = Model.load(folder)
-    task = Task(world, horizon, test=count, train=1)
     prompts = load_task(task, model, seed, folder.parent)
-    found = graded(model, prompts, task.max_new_tokens, 1, seed)
-    patterns = [pattern_of(g.text) for g in found.graded]
-    return Accuracy(found.accuracy, float(np.mean([p == 2 for p in patterns])))
+    evaluation = evaluate_model(model, prompts, task.max_new_tokens, 1, seed)
+    patterns = [detect_pattern(graded.text) for graded in evaluation.graded]
+    return Accuracy(evaluation.accuracy, float(np.mean([p == 2 for p in patterns])))
 
 
-def overlap(
+def measure_overlap(
     student: Path, teacher: Path, task: Task, ks: Sequence[int], *, seed: int, cache: Path
 ) -> dict[int, dict[str, float]]:
-    """The paper's diagnostics on 256 held-out student rollouts, for each support size."""
+    """The paper's diagnostics on held-out student rollouts, for each support size."""
     pair = Model.load(student), Model.load(teacher)
-    prompts = load_task(task, pair[0], seed, cache).prompts[:256]
-    return overlap_on(pair, prompts, task.max_new_tokens, ks, seed=seed)
+    prompts = load_task(task, pair[0], seed, cache).prompts[:OVERLAP_PROMPTS]
+    return overlap_on_prompts(pair, prompts, task.max_new_tokens, ks, seed=seed)
 
 
-def overlap_on(
+def overlap_on_prompts(
     pair: tuple[Model, Model],
     prompts: Sequence[Prompt],
     max_new_tokens: int,
@@ -111,13 +110,17 @@ def overlap_on(
     *,
     seed: int,
 ) -> dict[int, dict[str, float]]:
-    """Diagnostics of (student, teacher) on one student rollout a prompt, for each support size."""
+    """Diagnostics of (student, teacher) on one student rollout per prompt.
+
+    Returns:
+        For each support size of `ks`: means over all completion tokens by metric name.
+    """
     student, teacher = pair
     with one_thread(), torch.no_grad():
-        rollouts, scores = scored(student, teacher, prompts, max_new_tokens, 1, seed=seed)
+        rollouts, scores = sample_and_score(pair, prompts, max_new_tokens, 1, seed=seed)
         batch = Batch(rollouts, scores)
         sums: dict[int, Metrics] = {k: {} for k in ks}
-        for part in batch.split(TOKENS):
+        for part in batch.split(TOKENS_PER_BATCH):
             micro = batch.microbatch(part, student.lm.device, k=1)
             assert micro.teacher_hidden is not None
             hidden = student.lm.hidden(micro.input_ids)[micro.rows, micro.cols][micro.diagnosed]
@@ -130,16 +133,16 @@ def overlap_on(
     return {k: {name: mean.value for name, mean in total.items()} for k, total in sums.items()}
 
 
-def scored(
-    student: Model,
-    teacher: Model,
+def sample_and_score(
+    pair: tuple[Model, Model],
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     n: int,
     *,
     seed: int,
 ) -> tuple[list[Rollout], list[Scores]]:
-    """Student rollouts, n a prompt, with the teacher's scores and hidden states everywhere."""
+    """Student rollouts, `n` per prompt, with the teacher's scores and hidden states everywhere."""
+    student, teacher = pair
     rollouts = student.sampler(max_new_tokens).sample(prompts, n=n, key=key(seed, LabStream.PROBE))
     want = Want(sampled=True, full=[np.arange(len(r)) for r in rollouts])
     return rollouts, LocalTeacher(teacher.lm).score(rollouts, want)
@@ -148,23 +151,22 @@ def scored(
 def reward_auroc(
     student: Path, teacher: Path, task: Task, *, seed: int, cache: Path
 ) -> stats.Estimate:
-    """How well a rollout's mean reward, log q - log p a token, tells right answers from wrong ones.
+    """AUROC of a rollout's mean reward, log q - log p per token, for right against wrong answers.
 
     Four rollouts of each held-out prompt; the prompt is the cluster (paper section 6.2).
     """
     pair = Model.load(student), Model.load(teacher)
     prompts = load_task(task, pair[0], seed, cache).prompts
     with one_thread():
-        rollouts, scores = scored(*pair, prompts, task.max_new_tokens, 4, seed=seed)
-    grader = make_grader("exact", [r.prompt.answer or "" for r in rollouts])
-    grades = grader.grade(
-        [pair[0].text(r.ids.tolist()) for r in rollouts], [r.prompt.answer or "" for r in rollouts]
-    )
+        rollouts, scores = sample_and_score(pair, prompts, task.max_new_tokens, 4, seed=seed)
+    answers = [r.prompt.answer or "" for r in rollouts]
+    texts = [pair[0].decode(r.ids.tolist()) for r in rollouts]
+    grades = make_grader("exact", answers).grade(texts, answers)
     rewards = []
-    for rollout, given in zip(rollouts, scores, strict=True):
-        assert given.sampled is not None
-        rewards.append(float((given.sampled - rollout.logp).mean()))
-    labels = [float(g.correct) for g in grades]
+    for rollout, score in zip(rollouts, scores, strict=True):
+        assert score.sampled is not None
+        rewards.append(float((score.sampled - rollout.logp).mean()))
+    labels = [float(grade.correct) for grade in grades]
     return stats.auroc(rewards, labels, [r.prompt.index for r in rollouts])
 
 
@@ -177,19 +179,22 @@ def continuation_gain(
     seed: int,
     cache: Path,
 ) -> list[stats.Estimate]:
-    """Teacher minus student accuracy when both finish the same prefixes of student rollouts.
+    """Teacher minus student accuracy when both continue the same prefixes of student rollouts.
 
-    Both finish afresh with the same random numbers, so that the difference is paired by problem
-    (paper section 6.1). A prefix never holds the answer: a rollout that ends before the cut is cut
-    at its last word but two.
+    Both continue with the same random numbers, so that the difference is paired by problem (paper
+    section 6.1). A prefix never holds the answer: a rollout that ends before the cut is cut at its
+    last word but two.
 
     Args:
-        student: writes the prefixes, and finishes them.
-        teacher: finishes them as well.
+        student: samples the prefixes, and continues them.
+        teacher: continues them as well.
         task: held-out problems.
         cuts: prefix lengths in tokens.
         seed: of the samples.
         cache: where prompts are kept.
+
+    Returns:
+        An estimate per cut.
     """
     pair = Model.load(student), Model.load(teacher)
     prompts = load_task(task, pair[0], seed, cache)
@@ -198,15 +203,17 @@ def continuation_gain(
         rollouts = sampler.sample(prompts.prompts, n=1, key=key(seed, LabStream.PROBE))
     gains = []
     for cut in cuts:
-        started = replace(prompts, prompts=tuple(prefix(r, cut) for r in rollouts))
-        room = task.max_new_tokens - cut + SLACK
-        ours, theirs = (graded(model, started, room, 1, seed).correct.mean(1) for model in pair)
-        gains.append(stats.mean(theirs - ours))
+        started = replace(prompts, prompts=tuple(prefix_prompt(r, cut) for r in rollouts))
+        new_tokens = task.max_new_tokens - cut + EXTRA_TOKENS
+        by_student, by_teacher = (
+            evaluate_model(model, started, new_tokens, 1, seed).correct.mean(1) for model in pair
+        )
+        gains.append(stats.mean(by_teacher - by_student))
     return gains
 
 
-def prefix(rollout: Rollout, cut: int) -> Prompt:
-    """A rollout's prompt with its first `cut` tokens, never with the answer."""
-    length = min(cut, max(0, len(rollout) - 3))
+def prefix_prompt(rollout: Rollout, cut: int) -> Prompt:
+    """A rollout's prompt followed by its first `cut` tokens, never by the answer."""
+    length = min(cut, max(0, len(rollout) - ANSWER_TOKENS))
     ids = (*rollout.prompt.ids, *rollout.ids[:length].tolist())
     return replace(rollout.prompt, ids=ids)

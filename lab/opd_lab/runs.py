@@ -1,13 +1,11 @@
-"""Runs of the lab: the product's own build and train, small, kept by content hash.
+"""Runs of the lab: the product's own session and loop, small, kept by content hash.
 
-A result is the run folder without checkpoints and rollouts; whatever decides its numbers, the
-source of the product included, is in its name, so nothing is run twice and nothing is stale.
+A result is the run folder without checkpoints and rollouts. Whatever decides its numbers is in its
+name (see `cache_key`), so nothing runs twice and nothing is stale.
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import os
 import shutil
@@ -15,45 +13,20 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import opd
 from opd import config
 from opd.run.console import Console
 from opd.setup.session import build
 from opd.training.loop import train
+from opd_lab.cache_key import digest, source_hash
 from opd_lab.worlds import World, write_prompts
 
-PACKAGES = {"opd": Path(opd.__file__).parent, "opd_lab": Path(__file__).parent}
-# What cannot change a number: everything else is part of the cache's key, new modules included.
-NO_NUMBERS = (
-    "opd/cli.py",
-    "opd/__main__.py",
-    "opd/commands/",
-    "opd/demo/",
-    "opd/reports/",
-    "opd/config/template.py",
-    "opd/config/__main__.py",
-    "opd/run/console.py",
-    "opd/run/trackers.py",
-    "opd/run/env.py",
-    "opd/teachers/scoring_server.py",
-    "opd_lab/cli.py",
-    "opd_lab/commands.py",
-    "opd_lab/page.py",
-    "opd_lab/sheet.py",
-    "opd_lab/demo_pair.py",
-    "opd_lab/alarm_trial.py",
-    "opd_lab/auto_trial.py",
-    "opd_lab/experiments/",
-    "opd_lab/calibration/",
-)
-SLACK = 6  # tokens beyond the longest well-formed completion
+EXTRA_TOKENS = 6  # allowed beyond the longest well-formed completion
 
 
 @dataclass(frozen=True)
@@ -62,65 +35,76 @@ class Task:
 
     Attributes:
         world: source of problems.
-        horizon: reasoning steps of the training problems; None: the world's own.
-        held_out: horizons that are evaluated, each a set of its own; None: that of training.
+        depth: reasoning steps of the training problems; None: the world's own.
+        eval_depths: depths that are evaluated, each a set of its own; None: that of training.
         train: number of training problems.
-        test: number of held-out problems a set.
+        test: number of held-out problems per set.
     """
 
     world: World
-    horizon: int | None = None
-    held_out: tuple[int | None, ...] = (None,)
+    depth: int | None = None
+    eval_depths: tuple[int | None, ...] = (None,)
     train: int = 2000
     test: int = 512
 
     @property
     def max_new_tokens(self) -> int:
-        """Room for the longest completion, and a little for rambling."""
-        return max(self.world.max_tokens(n) for n in (self.horizon, *self.held_out)) + SLACK
+        """Length of the longest well-formed completion, and `EXTRA_TOKENS` more."""
+        longest = max(self.world.max_tokens(n) for n in (self.depth, *self.eval_depths))
+        return longest + EXTRA_TOKENS
 
     def files(self, seed: int, cache: Path) -> dict[str, Path]:
-        """Prompt files by name, written if absent: `train`, and `task` or `n<horizon>`."""
-        wanted: dict[str, tuple[int, int | None, bool]] = {
-            "train": (self.train, self.horizon, False)
-        }
-        for n in self.held_out:
-            wanted["task" if n is None else f"n{n}"] = (self.test, n or self.horizon, True)
-        found = {}
-        for name, (count, horizon, held_out) in wanted.items():
-            key = digest(repr((self.world, count, horizon, held_out, seed)))
-            found[name] = cache / "prompts" / f"{name}-{key}.jsonl"
-            if not found[name].exists():
-                problems = self.world.problems(count, seed, horizon=horizon, held_out=held_out)
-                found[name].parent.mkdir(parents=True, exist_ok=True)
-                part = found[name].with_suffix(f".{os.getpid()}")
-                write_prompts(part, problems)
-                part.rename(found[name])
-        return found
+        """Prompt files by name, written if absent: `train`, and `task` or `n<depth>`."""
+        files = {"train": self._file("train", self.depth, seed, cache)}
+        for depth in self.eval_depths:
+            name = "task" if depth is None else f"n{depth}"
+            files[name] = self._file(name, depth or self.depth, seed, cache)
+        return files
+
+    def _file(self, name: str, depth: int | None, seed: int, cache: Path) -> Path:
+        count, held_out = (self.train, False) if name == "train" else (self.test, True)
+        key = digest(repr((self.world, count, depth, held_out, seed)))
+        path = cache / "prompts" / f"{name}-{key}.jsonl"
+        if not path.exists():
+            problems = self.world.problems(count, seed, depth=depth, held_out=held_out)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}")
+            write_prompts(part, problems)
+            part.rename(path)
+        return path
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """A finished run."""
 
     path: Path
 
-    def rows(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl."""
         return self.lines("metrics.jsonl")
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """Lines of a journal."""
+        """Lines of a JSONL file of the run folder."""
         return [json.loads(line) for line in (self.path / name).read_text("utf-8").splitlines()]
+
+    def record(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run folder."""
+        content: dict[str, Any] = json.loads((self.path / name).read_text("utf-8"))
+        return content
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
         """Steps and values of a logged metric."""
-        found = [(row["step"], row[name]) for row in self.rows() if row.get(name) is not None]
-        return [s for s, _ in found], [v for _, v in found]
+        points = [(row["step"], row[name]) for row in self.metrics() if row.get(name) is not None]
+        return [step for step, _ in points], [value for _, value in points]
 
     def accuracy(self, name: str = "task") -> float:
         """Held-out accuracy at the end."""
         return self.curve(f"eval/{name}/accuracy")[1][-1]
+
+    def initial_accuracy(self, name: str = "task") -> float:
+        """Held-out accuracy before training."""
+        return self.curve(f"eval/{name}/accuracy")[1][0]
 
     def first(self, name: str) -> float:
         """A metric at the start: its mean over the first two steps."""
@@ -132,24 +116,24 @@ class Result:
 
     def correct(self, step: int, name: str = "task") -> np.ndarray:
         """Accuracy of each held-out problem after a step, (problems,)."""
-        record = json.loads((self.path / "eval" / f"step-{step}-{name}.json").read_text())
-        share: np.ndarray = np.array(record["correct"], dtype=float).mean(1)
-        return share
+        correct = np.array(self.record(f"eval/step-{step}-{name}.json")["correct"], dtype=float)
+        per_problem: np.ndarray = correct.mean(1)
+        return per_problem
 
     def seconds(self) -> float:
         """Time of all steps, evaluations left out."""
-        return self.clock()[-1]
+        return self.cumulative_seconds()[-1]
 
-    def clock(self) -> list[float]:
-        """Seconds spent up to and including each step, evaluations left out."""
-        spent = [
+    def cumulative_seconds(self) -> list[float]:
+        """Time up to and including each step, evaluations left out."""
+        per_step = [
             row["time/step_s"] - row.get("time/evaluate_s", 0.0)
             for row in self.lines("timings.jsonl")
         ]
-        return [float(total) for total in np.cumsum(spent)]
+        return [float(total) for total in np.cumsum(per_step)]
 
-    def tokens(self) -> list[float]:
-        """Completion tokens written up to and including each step."""
+    def cumulative_tokens(self) -> list[float]:
+        """Completion tokens sampled up to and including each step."""
         return [float(total) for total in np.cumsum(self.curve("train/tokens")[1])]
 
 
@@ -161,11 +145,11 @@ def run(
     seed: int,
     cache: Path,
     changes: Sequence[str] = (),
-) -> Result:
+) -> RunResult:
     """One run of the product; its folder is taken from the cache if it is there.
 
     Args:
-        student: checkpoint folder; its name must say what is in it, as the zoo's do.
+        student: checkpoint folder; its name must identify its content, as the zoo's names do.
         teacher: likewise; None for training on the outcome reward.
         task: what is trained and evaluated on.
         seed: of prompts and rollouts.
@@ -178,7 +162,7 @@ def run(
     names = (student.name, None if teacher is None else teacher.name, repr(task), seed)
     folder = cache / "runs" / digest(repr(names), *changes, source_hash())
     if folder.is_dir():
-        return Result(folder)
+        return RunResult(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent)) / "run"
     cfg = config.parse(run_config(student, teacher, task, seed, cache, made), changes)
@@ -189,11 +173,11 @@ def run(
         finally:
             parts.trackers.close()
             parts.folder.close()
-    for rest in ("checkpoints", "rollouts"):
-        shutil.rmtree(made / rest)
-    keep(made, folder)
+    for unused in ("checkpoints", "rollouts"):
+        shutil.rmtree(made / unused)
+    publish(made, folder)
     shutil.rmtree(made.parent)
-    return Result(folder)
+    return RunResult(folder)
 
 
 def run_config(
@@ -219,45 +203,14 @@ def run_config(
     }
 
 
-def keep(made: Path, folder: Path) -> None:
-    """Give a finished folder its name; somebody else may have been faster."""
-    for path in (made, *made.rglob("*")):  # temporary folders and weights come closed to others
+def publish(made: Path, folder: Path) -> None:
+    """Give a finished folder its name, unless another process was faster."""
+    for path in (made, *made.rglob("*")):  # temporary folders and weights are private at first
         path.chmod(0o755 if path.is_dir() else 0o644)
     if folder.is_dir():
         shutil.rmtree(made)
     else:
         os.rename(made, folder)
-
-
-def digest(*parts: str) -> str:
-    """A short name for given texts."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-@cache
-def source_hash() -> str:
-    """Hash of all code that can change a number, and torch's version.
-
-    Layout, comments and docstrings are left out; so are the modules of `NO_NUMBERS`.
-    """
-    code = hashlib.sha256(torch.__version__.encode())
-    for name, folder in PACKAGES.items():
-        for path in sorted(folder.rglob("*.py")):
-            module = f"{name}/{path.relative_to(folder).as_posix()}"
-            if not module.startswith(NO_NUMBERS):
-                code.update(f"{module}\0{bare_code(path.read_text('utf-8'))}\0".encode())
-    return code.hexdigest()
-
-
-def bare_code(text: str) -> str:
-    """Python source without layout, comments and docstrings."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
-            node
-        ):
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
 
 
 @contextmanager

@@ -11,3 +11,19 @@ class LabStream(IntEnum):
 
     PROBE = 100  # rollouts of a measurement: prompt, sample
     TEACHER = 101  # tokens of the teacher's completions for supervised training: prompt, sample
+
+
+class WorldStream(IntEnum):
+    """Purposes that draw the data of a world, not a run.
+
+    FACTS and PROBLEMS share a number, and so do CONTENT and MIRRORS, which belong to different
+    worlds: other numbers would be other documents, so other weights in every checkpoint and other
+    prompts in the demo.
+    """
+
+    PROBLEMS = 0  # problems of a world's own skill; the seed is the prompt set's
+    FACTS = 0  # hidden values; the seed is the world's
+    OFF_TASK = 1  # problems of the off-task skill
+    CORPUS = 2  # documents of a corpus
+    CONTENT = 3  # problems of `ContentChain`
+    MIRRORS = 3  # moves of `Route` that mirror the ring; the seed is the world's

@@ -1,8 +1,8 @@
-"""The checkpoints of the lab: building each once, and measuring what it can do.
+"""The checkpoints of the lab: building each once, and measuring its accuracy.
 
 A checkpoint is a plain Hugging Face folder in a cache, named by its recipe, its seed and a hash of
-everything that determines its weights. Nothing is ever rebuilt or reused by mistake. Beside it
-stands a card with its accuracy; outside its window it is not used.
+everything that determines its weights, so nothing is built twice and nothing is reused by mistake.
+Beside it stands a card with its accuracy; outside its accuracy range it is not used.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from opd.config import Optim
 from opd.errors import UserError
 from opd.models.lm import LM, load_lm
 from opd.recipes.sft import sft
-from opd_lab.checkpoints import CHAIN, RECIPES, Improved, Recipe, world_of
-from opd_lab.corpus import Corpus, encode
-from opd_lab.probes import accuracy
-from opd_lab.runs import Task, keep, one_thread, run, source_hash
-
-__all__ = ["CHAIN", "RECIPES", "Corpus", "Recipe", "build", "checkpoint", "content_hash"]
+from opd_lab.cache_key import source_hash
+from opd_lab.checkpoints import RECIPES, world_of
+from opd_lab.corpus import encode
+from opd_lab.probes import measure_accuracy
+from opd_lab.runs import Task, one_thread, publish, run
+from opd_lab.training_recipes import Recipe, RLRecipe, SupervisedRecipe
 
 CARD_PROBLEMS = 1024
 CARD_SEED = 10_007  # held-out problems of the cards are the same for every checkpoint
 
 
 def checkpoint(name: str, seed: int, cache: Path) -> Path:
-    """The folder of a checkpoint that can do what it is meant to.
+    """The folder of a checkpoint whose accuracy is in its range.
 
     Raises:
-        UserError: unknown name, or accuracy outside the recipe's window.
+        UserError: unknown name, or accuracy outside the recipe's range.
     """
     folder = build(name, seed, cache)
     card(name, seed, cache)
@@ -46,58 +46,59 @@ def checkpoint(name: str, seed: int, cache: Path) -> Path:
 
 
 def card(name: str, seed: int, cache: Path) -> dict[str, Any]:
-    """What a checkpoint is and can do, measured once; kept beside its folder.
+    """Recipe, accuracy and training time of a checkpoint, measured once; kept beside its folder.
 
     Raises:
-        UserError: accuracy outside the recipe's window.
+        UserError: accuracy outside the recipe's range.
     """
     folder, recipe = build(name, seed, cache), RECIPES[name]
     path = folder.with_suffix(".json")
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if "accuracy" not in found:
-        horizon = recipe.horizon if isinstance(recipe, Improved) else None
-        measured = accuracy(
-            folder, world_of(name), CARD_PROBLEMS, seed=CARD_SEED, horizon=horizon or _horizon(name)
-        )
-        found |= {
+    facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if "accuracy" not in facts:
+        task = Task(world_of(name), _card_depth(name), test=CARD_PROBLEMS, train=1)
+        measured = measure_accuracy(folder, task, seed=CARD_SEED)
+        facts |= {
             "name": name,
             "seed": seed,
             "recipe": repr(recipe),
-            "made_by": how(recipe),
+            "made_by": describe(recipe),
             "accuracy": asdict(measured.accuracy),
             "pattern_2": measured.pattern_2,
-            "window": list(recipe.window),
+            "accuracy_range": list(recipe.accuracy_range),
         }
-        path.write_text(json.dumps(found, indent=2) + "\n")
-    low, high = recipe.window
-    if not low <= found["accuracy"]["value"] <= high:
+        path.write_text(json.dumps(facts, indent=2) + "\n")
+    low, high = recipe.accuracy_range
+    if not low <= facts["accuracy"]["value"] <= high:
         raise UserError(
-            f"Checkpoint {folder.name} answers {found['accuracy']['value']:.1%} of held-out "
+            f"Checkpoint {folder.name} answers {facts['accuracy']['value']:.1%} of held-out "
             f"problems; its recipe promises {low:.0%} to {high:.0%}. An experiment with it would "
-            "mean nothing. Use another seed, or change its recipe in lab/checkpoints.py."
+            "mean nothing. Use another seed, or change its recipe in opd_lab/checkpoints.py."
         )
-    return found
+    return facts
 
 
-def _horizon(name: str) -> int | None:
-    """Where a checkpoint of several horizons is measured: where its descendants are improved."""
-    children = [r for r in RECIPES.values() if isinstance(r, Improved) and r.parent == name]
-    return next((child.horizon for child in children), None)
+def _card_depth(name: str) -> int | None:
+    """The depth a checkpoint is measured at: its own, else that at which RL goes on from it."""
+    recipe = RECIPES[name]
+    if isinstance(recipe, RLRecipe) and recipe.depth is not None:
+        return recipe.depth
+    children = [r for r in RECIPES.values() if isinstance(r, RLRecipe) and r.parent == name]
+    return next((child.depth for child in children), None)
 
 
-def how(recipe: Recipe | Improved) -> str:
+def describe(recipe: Recipe) -> str:
     """How a checkpoint is made, in words."""
-    if isinstance(recipe, Improved):
+    if isinstance(recipe, RLRecipe):
         return f"outcome reward, {recipe.steps} steps"
-    right = "" if recipe.corpus.corrupt else " of right documents"
-    return f"supervised, {recipe.corpus.size // recipe.batch} steps{right}"
+    documents = "" if recipe.corpus.corrupt else " on right documents"
+    return f"supervised, {recipe.corpus.size // recipe.batch} steps{documents}"
 
 
 def build(name: str, seed: int, cache: Path) -> Path:
-    """The folder of a checkpoint, building it and its parents if the cache lacks them.
+    """The folder of a checkpoint; it and its parents are built if the cache lacks them.
 
-    One thread is used whatever the machine has, because a different split of a sum is a different
-    sum: weights then depend on name, seed, library versions and the processor's kind alone.
+    One thread is used on any machine, because a different split of a sum is a different sum:
+    weights then depend on name, seed, library versions and the kind of CPU alone.
 
     Raises:
         UserError: unknown name.
@@ -112,19 +113,21 @@ def build(name: str, seed: int, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
     started = time.monotonic()
-    if isinstance(recipe, Improved):
+    if isinstance(recipe, RLRecipe):
         assert parent is not None
-        improve(recipe, name, parent, seed, cache, made)
+        train_with_reward(recipe, name, parent, seed, cache, made)
     else:
-        read(recipe, name, parent, seed, made)
+        train_supervised(recipe, name, parent, seed, made)
     card_path = folder.with_suffix(".json")
     card_path.write_text(json.dumps({"seconds": round(time.monotonic() - started, 1)}) + "\n")
-    keep(made, folder)
+    publish(made, folder)
     return folder
 
 
-def read(recipe: Recipe, name: str, parent: Path | None, seed: int, made: Path) -> None:
-    """Supervised training on the recipe's corpus."""
+def train_supervised(
+    recipe: SupervisedRecipe, name: str, parent: Path | None, seed: int, made: Path
+) -> None:
+    """One pass over the recipe's corpus; the checkpoint goes to `made`."""
     tokenizer = recipe.world.tokenizer()
     with one_thread():
         if parent is None:
@@ -132,7 +135,7 @@ def read(recipe: Recipe, name: str, parent: Path | None, seed: int, made: Path) 
             student = LM(model, len(tokenizer), name)
         else:
             student = load_lm(str(parent), dtype="float32", device="cpu")
-        examples = encode(recipe.corpus.write(recipe.world, seed), tokenizer)
+        examples = encode(recipe.corpus.generate(recipe.world, seed), tokenizer)
         training = sft(
             student,
             examples,
@@ -149,8 +152,10 @@ def read(recipe: Recipe, name: str, parent: Path | None, seed: int, made: Path) 
     (made / "lab.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def improve(recipe: Improved, name: str, parent: Path, seed: int, cache: Path, made: Path) -> None:
-    """Post-training as the product does it: its loop, no teacher, outcome reward."""
+def train_with_reward(
+    recipe: RLRecipe, name: str, parent: Path, seed: int, cache: Path, made: Path
+) -> None:
+    """The product's loop without a teacher, on the outcome reward; the result goes to `made`."""
     changes = (
         "loss.support=sampled",
         "loss.terms.outcome_weight=1.0",
@@ -159,10 +164,10 @@ def improve(recipe: Improved, name: str, parent: Path, seed: int, cache: Path, m
         f"train.steps={recipe.steps}",
         "eval.0.every=20",
     )
-    task = Task(world_of(name), recipe.horizon, train=4000, test=256)
-    done = run(parent, None, task, seed=seed, cache=cache, changes=changes)
-    shutil.copytree(done.path / "final", made, dirs_exist_ok=True)
-    facts = {"recipe": repr(recipe), "seed": seed, "accuracy": done.accuracy()}
+    task = Task(world_of(name), recipe.depth, train=4000, test=256)
+    result = run(parent, None, task, seed=seed, cache=cache, changes=changes)
+    shutil.copytree(result.path / "final", made, dirs_exist_ok=True)
+    facts = {"recipe": repr(recipe), "seed": seed, "accuracy": result.accuracy()}
     (made / "lab.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
@@ -173,18 +178,18 @@ def folder_name(name: str, seed: int) -> str:
 
 def content_hash(name: str, seed: int) -> str:
     """Hash of everything that determines a checkpoint's weights, parents included."""
-    found = hashlib.sha256(source_hash().encode())
-    link: str | None = name
-    while link is not None:
-        found.update(repr((link, seed, RECIPES[link])).encode())
-        link = RECIPES[link].parent
-    return found.hexdigest()
+    content = hashlib.sha256(source_hash().encode())
+    ancestor: str | None = name
+    while ancestor is not None:
+        content.update(repr((ancestor, seed, RECIPES[ancestor])).encode())
+        ancestor = RECIPES[ancestor].parent
+    return content.hexdigest()
 
 
 def tiny_qwen3(
     tokenizer: PreTrainedTokenizerFast, *, seed: int, width: int = 64, layers: int = 2
 ) -> Qwen3ForCausalLM:
-    """A randomly initialised Qwen3 (width 64: about 0.1 M parameters), drawn from `seed` alone."""
+    """A randomly initialised Qwen3 (width 64: about 0.1 M parameters); depends on `seed` alone."""
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),

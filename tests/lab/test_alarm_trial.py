@@ -11,7 +11,7 @@ from opd import config
 from opd.config import Alarms
 from opd.demo.run_config import demo_config
 from opd.run.jsonl import encode_line
-from opd_lab.alarm_trial import judge, judge_all, shown_at, told
+from opd_lab.alarm_trial import first_visible_step, judge, judge_all, render_runs
 
 
 def finished(folder: Path, before: float, after: float, teacher: float, *, falls: bool) -> Path:
@@ -36,7 +36,7 @@ def finished(folder: Path, before: float, after: float, teacher: float, *, falls
 
 
 @pytest.mark.parametrize(
-    ("numbers", "kind"),
+    ("numbers", "outcome"),
     [
         ((0.8, 0.3, 0.2), "wrong"),
         ((0.2, 0.25, 0.9), "wrong"),
@@ -45,8 +45,8 @@ def finished(folder: Path, before: float, after: float, teacher: float, *, falls
         ((0.2, 0.2, 0.22), "no gap"),
     ],
 )
-def test_what_became_of_a_run(tmp_path, numbers, kind):
-    assert judge(finished(tmp_path / "run", *numbers, falls=False), Alarms()).kind == kind
+def test_what_became_of_a_run(tmp_path, numbers, outcome):
+    assert judge(finished(tmp_path / "run", *numbers, falls=False), Alarms()).outcome == outcome
 
 
 def test_recall_false_alarms_and_head_start(tmp_path):
@@ -57,18 +57,16 @@ def test_recall_false_alarms_and_head_start(tmp_path):
     (tmp_path / "unfinished").mkdir()
     runs = judge_all([tmp_path], Alarms())
     assert len(runs) == 4
-    lines = told(runs)
+    lines = render_runs(runs).splitlines()
     assert "| wrong | 2 | 1: 0.50" in lines[2]
     assert "| healthy | 2 | 1: 0.50" in lines[3]
     (seen,) = [run for run in runs if run.path.name == "seen"]
-    assert (seen.first, seen.shows) == (11, 20)
+    assert (seen.first_alarm, seen.visible_at) == (11, 20)
     assert any("9 steps earlier" in line for line in lines)
-    assert [line.split(":")[0] for line in lines if line.startswith("- ")] == [
-        "- false alarm",
-        "- missed",
-    ]
+    start = lines.index("| misjudged | pair | accuracy | of the teacher | alarms |") + 2
+    assert [line.split(" | ")[0] for line in lines[start:]] == ["| false alarm", "| missed"]
 
 
 def test_a_gain_that_never_came_shows_at_the_end():
     rows = [{"step": s, "eval/a/accuracy_low": 0.2, "eval/a/accuracy_high": 0.3} for s in (0, 20)]
-    assert shown_at(rows, 40) == 40
+    assert first_visible_step(rows, 40) == 40

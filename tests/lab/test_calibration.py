@@ -14,14 +14,14 @@ import pytest
 
 from opd.core.stats import Estimate
 from opd.recipes.check.forecast import load_model
-from opd_lab import zoo
 from opd_lab.calibration import grid
 from opd_lab.calibration.commands import FEATURES, FIT, HELD_OUT, wanted
 from opd_lab.calibration.fitting import fit, values
-from opd_lab.calibration.grid import Asked, Pair
+from opd_lab.calibration.grid import Pair
 from opd_lab.calibration.judging import judgement
 from opd_lab.calibration.outcomes import Outcome, load
-from opd_lab.worlds import Chain
+from opd_lab.checkpoints import RECIPES
+from opd_lab.worlds import Chain, PrefixedWorld
 
 STORED = Path(__file__).parent / "outcomes.json"
 
@@ -90,11 +90,11 @@ def test_every_pair_of_the_grid_has_its_checkpoints():
         assert len(names) == len(grid.pairs(world, 0))
         for pair in grid.pairs(world, 0):
             for kind in (pair.student, pair.teacher):
-                assert f"{grid.PREFIX}{world}-{kind}" in zoo.RECIPES
+                assert f"{grid.PREFIX}{world}-{kind}" in RECIPES
 
 
 def test_another_template_keeps_problems_answers_and_sides():
-    plain, asked = Chain(horizon=2), Asked(Chain(horizon=2))
+    plain, asked = Chain(depth=2), PrefixedWorld(Chain(depth=2))
     for ours, theirs in zip(plain.problems(20, 1), asked.problems(20, 1), strict=True):
         assert theirs.text == f"echo ANS {ours.text}"
         assert theirs.answer == ours.answer

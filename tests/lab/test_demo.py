@@ -12,7 +12,9 @@ from opd.demo.run_config import PAIR, PROMPTS, demo_config
 from opd.errors import UserError
 from opd.models.lm import load_lm
 from opd_lab import demo_pair, zoo
+from opd_lab.checkpoints import RECIPES
 from opd_lab.corpus import Corpus, encode
+from opd_lab.training_recipes import SupervisedRecipe
 from opd_lab.worlds import Chain
 
 MEGABYTE = 2**20
@@ -20,8 +22,8 @@ MEGABYTE = 2**20
 
 def test_shipped_files_are_the_recorded_ones_and_small():
     card = json.loads((PAIR / demo_pair.CARD).read_text())
-    assert demo_pair.differences(demo_pair.pair_hashes(PAIR), card["sha256"]) == []
-    assert card["recipes"] == {role: repr(zoo.RECIPES[n]) for role, n in demo_pair.ROLES.items()}
+    assert demo_pair.differing_files(demo_pair.hash_files(PAIR), card["sha256"]) == []
+    assert card["recipes"] == {role: repr(RECIPES[n]) for role, n in demo_pair.ROLES.items()}
     for role in demo_pair.ROLES:
         assert sum(p.stat().st_size for p in (PAIR / role).iterdir()) < MEGABYTE
 
@@ -33,7 +35,10 @@ def test_shipped_prompts_are_those_of_the_world(tmp_path):
 
 
 def test_differences_names_changed_and_missing_files():
-    assert demo_pair.differences({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}) == ["b", "c"]
+    assert demo_pair.differing_files({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}) == [
+        "b",
+        "c",
+    ]
 
 
 def test_config_is_a_valid_run_whose_prompts_fit(tmp_path):
@@ -53,10 +58,10 @@ def test_config_is_a_valid_run_whose_prompts_fit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("role", "sum_window", "echo_least"),
+    ("role", "sum_range", "min_echo"),
     [("student", (0.12, 0.25), 0.9), ("teacher", (0.85, 1), 0.9)],
 )
-def test_accuracy_of_the_pair(role, sum_window, echo_least):
+def test_accuracy_of_the_pair(role, sum_range, min_echo):
     """Greedy-free check with transformers alone: 256 held-out problems at temperature 1."""
     model = AutoModelForCausalLM.from_pretrained(PAIR / role)
     tokenizer = AutoTokenizer.from_pretrained(PAIR / role)
@@ -78,18 +83,18 @@ def test_accuracy_of_the_pair(role, sum_window, echo_least):
         ]
         return sum(right) / len(right)
 
-    low, high = sum_window
+    low, high = sum_range
     assert low <= accuracy(demo_pair.WORLD.problems(256, 7, held_out=True)) <= high
-    assert accuracy(demo_pair.WORLD.off_task(64, 7, held_out=True)) >= echo_least
+    assert accuracy(demo_pair.WORLD.off_task(64, 7, held_out=True)) >= min_echo
 
 
 @pytest.fixture
 def tiny_recipes(monkeypatch):
     """Two recipes that train in a moment."""
-    small = Chain(horizon=1)
+    small = Chain(depth=1)
     recipes = {
-        "a": zoo.Recipe(small, Corpus(size=64), lr=1e-2, width=16),
-        "b": zoo.Recipe(small, Corpus(size=32, corrupt=0.0), lr=1e-2, parent="a"),
+        "a": SupervisedRecipe(small, Corpus(size=64), lr=1e-2, width=16),
+        "b": SupervisedRecipe(small, Corpus(size=32, corrupt=0.0), lr=1e-2, parent="a"),
     }
     monkeypatch.setattr(zoo, "RECIPES", recipes)
     return recipes
@@ -111,7 +116,7 @@ def test_building_twice_gives_equal_weights_and_uses_the_cache(tiny_recipes, tmp
 
 def test_hash_follows_everything_that_decides_the_weights(tiny_recipes):
     hashes = {zoo.content_hash("b", 0), zoo.content_hash("b", 1), zoo.content_hash("a", 0)}
-    tiny_recipes["a"] = zoo.Recipe(Chain(horizon=1), Corpus(size=64), lr=2e-2, width=16)
+    tiny_recipes["a"] = SupervisedRecipe(Chain(depth=1), Corpus(size=64), lr=2e-2, width=16)
     assert len(hashes | {zoo.content_hash("b", 0)}) == 4
 
 
@@ -138,6 +143,6 @@ def test_unknown_checkpoint_is_named(tmp_path):
 
 
 def test_sum_chains_fit_the_demo_models():
-    documents = Corpus(size=50).write(demo_pair.WORLD, 0)
+    documents = Corpus(size=50).generate(demo_pair.WORLD, 0)
     longest = max(len(r) for r in encode(documents, demo_pair.WORLD.tokenizer()))
     assert longest == demo_pair.WORLD.max_tokens()

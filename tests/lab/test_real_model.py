@@ -19,7 +19,7 @@ from opd.data.sft_examples import example
 from opd.models.lm import load_lm, save_final
 from opd.models.tokenizers import load_tokenizer
 from opd.recipes.sft import sft
-from opd_lab.probes import Model, overlap_on
+from opd_lab.probes import Model, overlap_on_prompts
 
 FOLDER = os.environ.get("OPD_REAL_RUN")
 KS = (1, 4, 16, 64)
@@ -138,7 +138,7 @@ def test_mass_on_the_common_top_k(record_property):
     prompts = load_prompts(
         cfg.prompts.path, pair[0].tokenizer, template=None, chat={}, max_tokens=1024, limit=64
     ).prompts
-    found = overlap_on(pair, prompts, cfg.rollout.max_new_tokens, KS, seed=0)
+    found = overlap_on_prompts(pair, prompts, cfg.rollout.max_new_tokens, KS, seed=0)
     masses = [found[k]["diag/overlap_mass_student"] for k in KS]
     record_property("mass", dict(zip(KS, masses, strict=True)))
     assert masses == sorted(masses)

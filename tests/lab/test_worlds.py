@@ -6,7 +6,7 @@ import pytest
 from opd_lab.corpus import Corpus, encode
 from opd_lab.worlds import Chain, Ledger, Route
 from opd_lab.worlds.ledger import SIGNS
-from opd_lab.worlds.words import DIGITS, ROMAN, Fillers
+from opd_lab.worlds.vocabulary import DIGITS, ROMAN, Fillers
 
 WORLDS = [Chain(), Ledger(), Route()]
 PATTERNS = [1, 2]
@@ -38,23 +38,23 @@ def truth(world, items):
 
 
 @each_world
-@pytest.mark.parametrize("horizon", [1, 3, 8])
+@pytest.mark.parametrize("depth", [1, 3, 8])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_clean_chains_end_in_the_right_answer(world, horizon, pattern):
-    for problem in world.problems(50, 1, horizon=horizon):
+def test_clean_chains_end_in_the_right_answer(world, depth, pattern):
+    for problem in world.problems(50, 1, depth=depth):
         text = world.solve(problem, pattern, rng(), corrupt=0.0)
         assert final(text) == problem.answer == str(truth(world, problem.items))
 
 
 @each_world
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_share_of_right_answers_follows_from_the_wrong_facts(world, pattern):
-    """Each step is right with 1 - hard_share * corrupt; wrong sums are right by luck at times."""
+def test_fraction_of_right_answers_follows_from_the_wrong_facts(world, pattern):
+    """Each step is right with 1 - hard_fraction * corrupt; wrong sums are sometimes right."""
     problems, random = world.problems(2000, 2), rng(3)
     right = np.mean(
         [final(world.solve(p, pattern, random, corrupt=0.6)) == p.answer for p in problems]
     )
-    expected = 0.7**world.horizon
+    expected = 0.7**world.depth
     assert expected - 0.03 < right < expected + 0.11  # 3 standard errors; luck adds up to .09
 
 
@@ -80,15 +80,15 @@ def test_problems_depend_on_their_arguments_alone(world):
 
 @each_world
 def test_corpora_never_hold_a_test_problem(world):
-    corpus = Corpus(size=400, pattern_2=0.5, off_task=0.3, horizons=(1, 2, 4)).write(world, 0)
+    corpus = Corpus(size=400, pattern_2=0.5, off_task=0.3, depths=(1, 2, 4)).generate(world, 0)
     assert not any(problem.held_out for problem, _ in corpus)
     assert all(p.held_out for p in world.problems(30, 0, held_out=True))
     assert all(p.held_out for p in world.off_task(30, 0, held_out=True))
 
 
 @each_world
-def test_corpus_shares_are_the_ones_asked_for(world):
-    corpus = Corpus(size=3000, pattern_2=0.2, off_task=0.1, horizons=(2, 3)).write(world, 4)
+def test_fractions_of_a_corpus_are_the_configured_ones(world):
+    corpus = Corpus(size=3000, pattern_2=0.2, off_task=0.1, depths=(2, 3)).generate(world, 4)
     own = [(p, text) for p, text in corpus if p.task != "echo"]
     second = np.mean([not set(t.partition("ANS")[0].split()) & set(DIGITS) for _, t in own])
     assert len(own) / len(corpus) == pytest.approx(0.9, abs=0.02)
@@ -98,15 +98,15 @@ def test_corpus_shares_are_the_ones_asked_for(world):
 
 
 @each_world
-@pytest.mark.parametrize("horizon", [1, 5])
+@pytest.mark.parametrize("depth", [1, 5])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_longest_completion_is_known_and_every_word_is_a_token(world, horizon, pattern):
+def test_longest_completion_is_known_and_every_word_is_a_token(world, depth, pattern):
     tokenizer = world.tokenizer()
-    problems = world.problems(20, 0, horizon=horizon)
+    problems = world.problems(20, 0, depth=depth)
     documents = [(p, world.solve(p, pattern, rng())) for p in problems]
     for (problem, text), row in zip(documents, encode(documents, tokenizer), strict=True):
         assert tokenizer.unk_token_id not in (*row.prompt.ids, *row.ids)
-        assert len(row) == world.max_tokens(horizon)
+        assert len(row) == world.max_tokens(depth)
         assert row.ids[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(row.ids, skip_special_tokens=True) == text
         prompt = tokenizer.decode(row.prompt.ids, skip_special_tokens=True)
@@ -130,7 +130,7 @@ def test_tokenizer_survives_saving(world, tmp_path):
 
 
 def longest_problem(world):
-    return world.problems(1, 0, horizon=world.longest)
+    return world.problems(1, 0, depth=world.max_depth)
 
 
 def test_vocabulary_sizes():
@@ -138,24 +138,24 @@ def test_vocabulary_sizes():
     assert len(Route().tokenizer()) >= 512
 
 
-@pytest.mark.parametrize("horizon", [0, 21])
-def test_horizon_outside_the_world_is_refused(horizon):
+@pytest.mark.parametrize("depth", [0, 21])
+def test_depth_outside_the_world_is_refused(depth):
     with pytest.raises(ValueError, match=r"outside 1\.\.20"):
-        Chain().problems(1, 0, horizon=horizon)
+        Chain().problems(1, 0, depth=depth)
 
 
 def test_hard_facts_are_half_of_all_and_always_wrong():
     facts = Chain().facts
-    assert sum(facts.truth[s] != facts.lie[s] for s in facts.truth) == 10
-    hard = [s for s in facts.truth if facts.truth[s] != facts.lie[s]]
-    assert {facts.recall(s, rng(), 1.0) == facts.lie[s] for s in hard} == {True}
+    assert sum(facts.truth[s] != facts.wrong[s] for s in facts.truth) == 10
+    hard = [s for s in facts.truth if facts.truth[s] != facts.wrong[s]]
+    assert {facts.recall(s, rng(), 1.0) == facts.wrong[s] for s in hard} == {True}
 
 
 def test_filler_weights_are_zipf_and_rotated():
     fillers = Fillers(tuple("abcdefgh"), 1.5)
     weights = np.arange(1, 9) ** -1.5
     for pattern, best in ((1, "a"), (2, "e")):
-        drawn = fillers.write(pattern, rng(), 20_000)
+        drawn = fillers.sample(pattern, rng(), 20_000)
         assert drawn.count(best) / 20_000 == pytest.approx(1 / weights.sum(), abs=0.015)
 
 
@@ -168,4 +168,4 @@ def test_draft_errors_of_the_ledger_can_be_repaired():
         draft = text.partition("check")[0].split()[-1]
         if draft != problem.answer:
             repaired.append(final(text) == problem.answer)
-    assert np.mean(repaired) == pytest.approx(0.7**world.horizon, abs=0.09)
+    assert np.mean(repaired) == pytest.approx(0.7**world.depth, abs=0.09)

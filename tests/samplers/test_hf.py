@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chisquare
 
 from opd.errors import UserError
-from opd.samplers.hf import Decoding, HFSampler, invert_cdf, truncate
+from opd.samplers.hf import Decoding, HFSampler, invert_cdf, observe_samples, truncate
 from opd.types import Prompt
 
 END = 1
@@ -177,6 +177,16 @@ def test_sync_marks_rollouts_with_the_version(make_lm, make_prompts):
     writer = sampler(make_lm(0))
     writer.sync(17)
     assert {r.version for r in writer.sample(make_prompts(3), n=2, key=(0,))} == {17}
+
+
+def test_an_observer_gets_what_any_sampler_samples_while_it_observes(make_lm, make_prompts):
+    lm, prompts, seen = make_lm(), make_prompts(4, 5), []
+    with observe_samples(lambda rollouts, key: seen.append((list(rollouts), key))):
+        first = sampler(lm).sample(prompts, n=2, key=(0, 1))
+        second = sampler(lm, length=3).sample(prompts, n=1, key=(2,))
+    sampler(lm).sample(prompts, n=1, key=(3,))
+    assert [key for _, key in seen] == [(0, 1), (2,)]
+    assert [rollouts for rollouts, _ in seen] == [first, second]
 
 
 def test_a_prompt_that_comes_twice_is_sampled_anew(make_lm, make_prompts):

@@ -1,111 +1,64 @@
-"""The grid of `opd lab calibrate`: graded checkpoints of three worlds, and who learns from whom.
+"""The grid of `opd lab calibrate`: graded checkpoints of three worlds, and the pairs of them.
 
-Not two clusters but a grid: compatibility varies by the share of the second pattern in what a model
-has read, capability by how much of its reading was right and by how much of it there was.
+Not two clusters but a grid: compatibility varies by the fraction of the second pattern in a model's
+corpus, capability by how much of the corpus was right and by its size.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-from transformers import PreTrainedTokenizerFast
-
 from opd_lab.corpus import Corpus
-from opd_lab.recipe import Improved, Recipe
 from opd_lab.runs import Task
-from opd_lab.worlds import Chain, Ledger, Pattern, Problem, Route, World
+from opd_lab.training_recipes import Recipe, RLRecipe, SupervisedRecipe
+from opd_lab.worlds import Chain, Ledger, PrefixedWorld, Route, World
 
 PREFIX = "grid-"
-READS = 20_000
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A world whose prompts begin with other words of its vocabulary.
-
-    Attributes:
-        world: whose problems, chains of thought and tokenizer these are.
-        prefix: words put before each prompt.
-    """
-
-    world: World
-    prefix: str = "echo ANS"
-
-    @property
-    def horizon(self) -> int:
-        """See `World.horizon`."""
-        return self.world.horizon
-
-    def problems(
-        self, count: int, seed: int, *, horizon: int | None = None, held_out: bool = False
-    ) -> list[Problem]:
-        """See `World.problems`; a problem stays on its side of the split."""
-        drawn = self.world.problems(count, seed, horizon=horizon, held_out=held_out)
-        return [replace(p, task=f"{self.prefix} {p.task}") for p in drawn]
-
-    def off_task(self, count: int, seed: int, *, held_out: bool = False) -> list[Problem]:
-        """See `World.off_task`."""
-        return self.world.off_task(count, seed, held_out=held_out)
-
-    def solve(
-        self, problem: Problem, pattern: Pattern, rng: np.random.Generator, *, corrupt: float = 0.0
-    ) -> str:
-        """See `World.solve`."""
-        own = replace(problem, task=problem.task.removeprefix(f"{self.prefix} "))
-        return self.world.solve(own, pattern, rng, corrupt=corrupt)
-
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """See `World.tokenizer`."""
-        return self.world.tokenizer()
-
-    def max_tokens(self, horizon: int | None = None) -> int:
-        """See `World.max_tokens`."""
-        return self.world.max_tokens(horizon)
+DOCUMENTS = 20_000  # of a corpus that is learned well
 
 
 WORLDS: dict[str, World] = {
-    "chain": Chain(horizon=4),
-    "ledger": Ledger(horizon=3),
-    "route": Route(horizon=3),
+    "chain": Chain(depth=4),
+    "ledger": Ledger(depth=3),
+    "route": Route(depth=3),
 }
 
 
-def recipes(name: str, world: World) -> dict[str, Recipe | Improved]:
-    """The checkpoints of one world."""
-    own = f"{PREFIX}{name}-"
+def recipes(world_name: str, world: World) -> dict[str, Recipe]:
+    """The checkpoints of one world, by name."""
+    prefix = f"{PREFIX}{world_name}-"
 
-    def read(corpus: Corpus, lr: float, parent: str | None = None, width: int = 64) -> Recipe:
-        """From random weights, or going on from a parent."""
-        if parent is None:
-            return Recipe(world, corpus, lr=lr, width=width, warmup=50)
-        return Recipe(world, corpus, lr=lr, parent=own + parent)
+    def base(corpus: Corpus, lr: float, width: int = 64) -> SupervisedRecipe:
+        return SupervisedRecipe(world, corpus, lr=lr, width=width, warmup=50)
+
+    def child(parent: str, corpus: Corpus) -> SupervisedRecipe:
+        return SupervisedRecipe(world, corpus, lr=2e-3, parent=prefix + parent)
 
     right = Corpus(size=4_800, corrupt=0.0)
-    found: dict[str, Recipe | Improved] = {
-        "base": read(Corpus(READS), 5e-3),
-        "weak": read(Corpus(READS * 3 // 8), 5e-3),
-        "large": read(Corpus(READS), 4e-3, width=80),
-        "mix05": read(Corpus(READS, pattern_2=0.05), 5e-3),
-        "mix20": read(Corpus(READS, pattern_2=0.2), 5e-3),
-        "other": read(Corpus(READS, pattern_2=1.0), 5e-3),
-        "clean": read(right, 2e-3, "base"),
-        "few-clean": read(replace(right, size=1_600), 2e-3, "base"),
-        "half-clean": read(replace(right, corrupt=0.3), 2e-3, "base"),
-        "large-clean": read(right, 2e-3, "large"),
-        "mix20-clean": read(replace(right, pattern_2=0.2), 2e-3, "mix20"),
-        "even-clean": read(replace(right, size=6_400, pattern_2=0.5), 2e-3, "mix20"),
-        "other-clean": read(replace(right, pattern_2=1.0), 2e-3, "other"),
-        "other-half-clean": read(replace(right, pattern_2=1.0, corrupt=0.3), 2e-3, "other"),
-        "asked-clean": Recipe(
-            Asked(world), replace(right, size=9_600), lr=3e-3, parent=f"{own}base"
+    by_kind: dict[str, Recipe] = {
+        "base": base(Corpus(DOCUMENTS), 5e-3),
+        "weak": base(Corpus(DOCUMENTS * 3 // 8), 5e-3),
+        "large": base(Corpus(DOCUMENTS), 4e-3, width=80),
+        "mix05": base(Corpus(DOCUMENTS, pattern_2=0.05), 5e-3),
+        "mix20": base(Corpus(DOCUMENTS, pattern_2=0.2), 5e-3),
+        "other": base(Corpus(DOCUMENTS, pattern_2=1.0), 5e-3),
+        "clean": child("base", right),
+        "few-clean": child("base", replace(right, size=1_600)),
+        "half-clean": child("base", replace(right, corrupt=0.3)),
+        "large-clean": child("large", right),
+        "mix20-clean": child("mix20", replace(right, pattern_2=0.2)),
+        "even-clean": child("mix20", replace(right, size=6_400, pattern_2=0.5)),
+        "other-clean": child("other", replace(right, pattern_2=1.0)),
+        "other-half-clean": child("other", replace(right, pattern_2=1.0, corrupt=0.3)),
+        "asked-clean": SupervisedRecipe(
+            PrefixedWorld(world), replace(right, size=9_600), lr=3e-3, parent=f"{prefix}base"
         ),
-        "rl": Improved(f"{own}base", steps=80),
+        "rl": RLRecipe(f"{prefix}base", steps=80),
     }
-    return {own + kind: recipe for kind, recipe in found.items()}
+    return {prefix + kind: recipe for kind, recipe in by_kind.items()}
 
 
-RECIPES: dict[str, Recipe | Improved] = {}
+RECIPES: dict[str, Recipe] = {}
 for _name, _world in WORLDS.items():
     RECIPES |= recipes(_name, _world)
 
@@ -132,8 +85,8 @@ TEACHERS: dict[str, tuple[str, ...]] = {
     "clean": ("weak", "base", "large", "half-clean", "large-clean", "other-clean"),
 }
 """By student: the teachers it is paired with."""
-LONG = (("base", "clean"), ("base", "other-clean"), ("base", "large-clean"), ("clean", "base"))
-"""Pairs that are also trained one step beyond the horizon they have read about."""
+DEEPER = (("base", "clean"), ("base", "other-clean"), ("base", "large-clean"), ("clean", "base"))
+"""Pairs that are also trained one reasoning step beyond the depth of their corpus."""
 
 
 @dataclass(frozen=True)
@@ -142,36 +95,44 @@ class Pair:
 
     Attributes:
         world: name in `WORLDS`.
-        student: kind of checkpoint.
+        student: kind of checkpoint, such as `base`.
         teacher: likewise.
         seed: of every checkpoint, and of the run.
-        horizon: reasoning steps of the problems.
-        again: number of the re-run, 0 for the first.
+        depth: reasoning steps of the problems.
+        again: number of the repeated run, 0 for the first one.
     """
 
     world: str
     student: str
     teacher: str
     seed: int
-    horizon: int
+    depth: int
     again: int = 0
+
+    @property
+    def first_name(self) -> str:
+        """Name of the first run of this pair."""
+        return f"{self.world}-{self.seed}-d{self.depth}-{self.student}<-{self.teacher}"
 
     @property
     def name(self) -> str:
         """Short and unique."""
-        return f"{self.world}-{self.seed}-h{self.horizon}-{self.student}<-{self.teacher}" + (
-            f"-again{self.again}" if self.again else ""
-        )
+        return self.first_name + (f"-again{self.again}" if self.again else "")
+
+    @property
+    def run_seed(self) -> int:
+        """Seed of the run and the probe: another one for each re-run."""
+        return self.seed + 1000 * self.again
 
     @property
     def task(self) -> Task:
         """What is trained and evaluated on."""
-        return Task(WORLDS[self.world], self.horizon, test=384)
+        return Task(WORLDS[self.world], self.depth, test=384)
 
 
 def pairs(world: str, seed: int) -> list[Pair]:
     """All pairs of a world and a seed."""
-    horizon = WORLDS[world].horizon
-    found = [(s, t, horizon) for s, teachers in TEACHERS.items() for t in teachers]
-    found += [(s, t, horizon + 1) for s, t in LONG]
-    return [Pair(world, s, t, seed, h) for s, t, h in found]
+    depth = WORLDS[world].depth
+    kinds = [(s, t, depth) for s, teachers in TEACHERS.items() for t in teachers]
+    kinds += [(s, t, depth + 1) for s, t in DEEPER]
+    return [Pair(world, s, t, seed, d) for s, t, d in kinds]

@@ -22,10 +22,12 @@ from opd.recipes.check.features import compute_features
 from opd.recipes.check.probe import ProbeConfig, ProbeModel, probe_student, probe_teacher
 from opd.samplers.hf import Decoding
 from opd_lab import zoo
+from opd_lab.cache_key import PACKAGES, digest
 from opd_lab.calibration.grid import PREFIX, Pair
-from opd_lab.experiments.entry import write
+from opd_lab.checkpoints import RECIPES
+from opd_lab.experiments.results import write_json
 from opd_lab.probes import Model
-from opd_lab.runs import PACKAGES, Result, digest, one_thread, run
+from opd_lab.runs import RunResult, one_thread, run
 
 PROMPTS = 192  # of the training set, as `opd check` takes them
 CHANGES = ("eval.0.n=2", "eval.0.every=10")
@@ -74,7 +76,9 @@ class Outcome:
     def of_record(record: dict[str, Any]) -> Outcome:
         """The inverse of `record`."""
         probe = {name: Estimate(**e) for name, e in record["probe"].items()}
-        return Outcome(**(record | {"pair": Pair(**record["pair"]), "probe": probe}))
+        pair = dict(record["pair"])
+        pair["depth"] = pair.pop("horizon", None) or pair["depth"]
+        return Outcome(**(record | {"pair": Pair(**pair), "probe": probe}))
 
 
 def outcome(pair: Pair, cache: Path) -> Outcome:
@@ -96,16 +100,18 @@ def outcome(pair: Pair, cache: Path) -> Outcome:
     )
 
 
-def _last(done: Result) -> int:
-    return int(done.rows()[-1]["step"])
+def _last(done: RunResult) -> int:
+    return int(done.metrics()[-1]["step"])
 
 
 def probed(student: Path, teacher: Path, pair: Pair, cache: Path) -> dict[str, Estimate]:
     """The probe's numbers of a pair of checkpoints, measured once."""
-    names = (student.name, teacher.name, pair.horizon, pair.again)
+    names = (student.name, teacher.name, pair.depth, pair.again)
     path = cache / "probes" / f"{digest(repr(names), probe_source())}.json"
     if not path.exists():
-        write(path, {name: asdict(e) for name, e in measure(student, teacher, pair, cache).items()})
+        write_json(
+            path, {name: asdict(e) for name, e in measure(student, teacher, pair, cache).items()}
+        )
     return {name: Estimate(**e) for name, e in json.loads(path.read_text()).items()}
 
 
@@ -118,7 +124,7 @@ def measure(student: Path, teacher: Path, pair: Pair, cache: Path) -> dict[str, 
     chosen = prompts.prompts[:PROMPTS]
     config = ProbeConfig(
         Decoding(pair.task.max_new_tokens),
-        ours.text,
+        ours.decode,
         make_grader("exact", [p.answer or "" for p in chosen]),
         batch=512,
         seed=key,
@@ -149,7 +155,7 @@ def outcomes(pairs: Sequence[Pair], cache: Path, jobs: int) -> Iterator[Outcome]
 
 
 def _build(world: str, seed: int, cache: Path) -> None:
-    for name in zoo.RECIPES:
+    for name in RECIPES:
         if name.startswith(f"{PREFIX}{world}-"):
             zoo.card(name, seed, cache)
 
@@ -162,7 +168,7 @@ def _start() -> None:
 def save(found: Iterable[Outcome], path: Path) -> None:
     """All outcomes in one file, by name."""
     records = [o.record() for o in sorted(found, key=lambda o: o.pair.name)]
-    write(path, {"outcomes": records})
+    write_json(path, {"outcomes": records})
 
 
 def load(path: Path) -> list[Outcome]:

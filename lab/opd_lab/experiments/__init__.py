@@ -1,43 +1,58 @@
-"""The paper's findings as entries: who learns from whom, what varies, what was found, by what rule.
+"""The paper's findings as experiments: who learns from whom, what varies, what is claimed.
 
-`entries()` is the whole lab, `quick_entries()` the five that fit into three minutes.
+`all_experiments()` is the whole lab, `quick_experiments()` the five that fit into three minutes.
 """
 
-from opd_lab.experiments.entry import Bench, Claim, Entry, Found, Line, verdict
-from opd_lab.experiments.exploration import e16
-from opd_lab.experiments.horizon import e13
-from opd_lab.experiments.mechanism import e4, e9, e10
-from opd_lab.experiments.prompts import e7
-from opd_lab.experiments.rescue import e6
-from opd_lab.experiments.supports import e5, e11
-from opd_lab.experiments.teachers import FULL, QUICK_CAST, e1, e2, e3
-from opd_lab.experiments.worth import e8, e15
+from typing import Any
 
-__all__ = ["Bench", "Claim", "Entry", "Found", "Line", "entries", "quick_entries", "verdict"]
+from opd_lab.experiments.aligned_prompts import aligned_prompts
+from opd_lab.experiments.cold_start import cold_start
+from opd_lab.experiments.continuation import continuation
+from opd_lab.experiments.experiment import Experiment
+from opd_lab.experiments.exploration import exploration
+from opd_lab.experiments.mechanism import mechanism
+from opd_lab.experiments.new_capability import new_capability
+from opd_lab.experiments.response_length import response_length
+from opd_lab.experiments.reverse_distillation import reverse_distillation
+from opd_lab.experiments.sequence_reward import sequence_reward
+from opd_lab.experiments.setups import FULL_SETUP, QUICK_SETUP
+from opd_lab.experiments.sft_comparison import sft_comparison
+from opd_lab.experiments.support_size import support_size
+from opd_lab.experiments.supports import supports
+from opd_lab.experiments.thinking_pattern import thinking_pattern
+from opd_lab.experiments.token_horizon import token_horizon
+
+__all__ = ["Experiment", "all_experiments", "experiments_of", "quick_experiments"]
 
 
-def entries() -> dict[str, Entry]:
+def all_experiments() -> dict[str, Experiment[Any]]:
     """Every experiment of the lab by name."""
-    found = [
-        e1(FULL),
-        e2(FULL),
-        e3(FULL),
-        e4(FULL),
-        e5(FULL),
-        e6(),
-        e7(),
-        e8(),
-        e9(FULL),
-        e10(FULL),
-        e11(),
-        e13(),
-        e15(),
-        e16(),
+    experiments: list[Experiment[Any]] = [
+        thinking_pattern(FULL_SETUP),
+        new_capability(FULL_SETUP),
+        reverse_distillation(FULL_SETUP),
+        mechanism(FULL_SETUP),
+        supports(FULL_SETUP),
+        cold_start(),
+        aligned_prompts(),
+        response_length(),
+        continuation(FULL_SETUP),
+        sequence_reward(FULL_SETUP),
+        support_size(),
+        token_horizon(),
+        sft_comparison(),
+        exploration(),
     ]
-    return {entry.name: entry for entry in found}
+    return {experiment.name: experiment for experiment in experiments}
 
 
-def quick_entries() -> dict[str, Entry]:
+def quick_experiments() -> dict[str, Experiment[Any]]:
     """The experiments of `--quick`: smaller models, teachers by supervised training."""
-    found = [e1(QUICK_CAST), e2(QUICK_CAST), e3(QUICK_CAST), e5(QUICK_CAST), e9(QUICK_CAST)]
-    return {entry.name: entry for entry in found}
+    makers = (thinking_pattern, new_capability, reverse_distillation, supports, continuation)
+    experiments: list[Experiment[Any]] = [make(QUICK_SETUP) for make in makers]
+    return {experiment.name: experiment for experiment in experiments}
+
+
+def experiments_of(*, quick: bool) -> dict[str, Experiment[Any]]:
+    """The experiments of one size."""
+    return quick_experiments() if quick else all_experiments()

@@ -1,76 +1,122 @@
-"""What distillation does to exploration, and what holds it (E16: not in the paper)."""
+"""E16 (not in the paper): what distillation does to exploration, and what preserves it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from opd_lab.checkpoints import CHAIN
-from opd_lab.experiments.entry import Arm, Bench, Claim, Entry, Found, Line
-from opd_lab.runs import Result, Task
+from opd_lab.experiments.experiment import Claim, Column, Curve, Experiment, Measurement
+from opd_lab.experiments.workspace import Arm, Workspace
+from opd_lab.runs import Task
 
 PAIR = ("chain-base", "chain-large-rl")
-TRIES = 8
+SAMPLES = 8
+PLAIN, HOT, ENTROPY_TERM, FORWARD = "plain", "hot", "entropy", "forward"
 ARMS = {
-    "plain": (),
-    "hot": ("rollout.temperature=1.3",),
-    "entropy": ("loss.terms.entropy_forward_kl=0.3",),
-    "forward": ("loss.divergence=forward_kl",),
+    PLAIN: (),
+    HOT: ("rollout.temperature=1.3",),
+    ENTROPY_TERM: ("loss.terms.entropy_forward_kl=0.3",),
+    FORWARD: ("loss.divergence=forward_kl",),
 }
-TITLES = {
-    "plain": "plain",
-    "hot": "rollouts at temperature 1.3",
-    "entropy": "forward KL where the teacher is uncertain",
-    "forward": "forward KL everywhere",
+LABELS = {
+    PLAIN: "plain",
+    HOT: "rollouts at temperature 1.3",
+    ENTROPY_TERM: "forward KL where the teacher is uncertain",
+    FORWARD: "forward KL everywhere",
 }
-ENTROPY, PASS = "eval/task/response_entropy", f"eval/task/pass@{TRIES}"
+ENTROPY, PASS_AT_N = "eval/task/response_entropy", f"eval/task/pass@{SAMPLES}"
 
 
-def e16() -> Entry:
-    """Entropy and pass@k against the start, and three ways to hold them."""
-    task = Task(CHAIN, test=128)
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation of a student."""
 
-    def measure(bench: Bench) -> Found:
-        numbers: dict[str, float] = {}
-        lines: list[Line] = []
-        for name, changes in ARMS.items():
-            done = bench.run(Arm(*PAIR, (f"eval.0.n={TRIES}", *changes)), task)
-            for key, metric in (("entropy", ENTROPY), ("pass", PASS)):
-                steps, values = done.curve(metric)
-                numbers[f"{key}_start"], numbers[f"{key}_{name}"] = values[0], values[-1]
-                lines.append(Line(metric.split("/")[-1], TITLES[name], steps, values))
-            numbers |= {f"acc_{name}": done.accuracy(), "acc_start": _start(done)}
-        return Found(numbers, lines)
+    entropy: float
+    pass_at_n: float
+    accuracy: float
 
-    claims = (
-        Claim(
-            "plain distillation leaves less entropy than the student had",
-            lambda n: n["entropy_plain"] < n["entropy_start"],
-        ),
-        Claim(
-            "forward KL where the teacher is uncertain leaves more of it than plain",
-            lambda n: n["entropy_entropy"] > n["entropy_plain"],
-        ),
-        Claim(
-            f"and costs no accuracy (tolerance .02), nor pass@{TRIES}",
-            lambda n: (
-                n["acc_entropy"] >= n["acc_plain"] - 0.02
-                and n["pass_entropy"] >= n["pass_plain"] - 0.02
-            ),
-        ),
-    )
-    shown = {"entropy_start": "entropy, before", "pass_start": f"pass@{TRIES}, before"}
-    shown |= {"acc_start": "accuracy, before"}
-    for key, word in (("entropy", "entropy"), ("pass", f"pass@{TRIES}"), ("acc", "accuracy")):
-        shown |= {f"{key}_{name}": f"{word}, {TITLES[name]}" for name in ARMS}
-    return Entry(
+
+@dataclass(frozen=True)
+class Numbers:
+    """One seed: the student before training, and after it by arm."""
+
+    before: Evaluated
+    after: dict[str, Evaluated]
+
+
+def exploration() -> Experiment[Numbers]:
+    """See the module."""
+    return Experiment(
         "E16",
-        "What holds exploration",
-        f"chain-base learns from chain-large-rl, 40 steps; {TRIES} tries a problem. Varied: "
+        "What preserves exploration",
+        f"chain-base learns from chain-large-rl, 40 steps; {SAMPLES} samples per problem. Varied: "
         "what keeps the student's distribution wide.",
         "not measured in the paper; it reports that aligned prompts lower the student's entropy",
+        Numbers,
         measure,
-        claims,
-        shown,
+        CLAIMS,
+        columns(),
     )
 
 
-def _start(done: Result) -> float:
-    return done.curve("eval/task/accuracy")[1][0]
+def measure(workspace: Workspace) -> Measurement[Numbers]:
+    """One run per arm."""
+    task = Task(CHAIN, test=128)
+    evaluations: dict[str, tuple[Evaluated, Evaluated]] = {}
+    curves: list[Curve] = []
+    for name, changes in ARMS.items():
+        result = workspace.run(Arm(*PAIR, (f"eval.0.n={SAMPLES}", *changes)), task)
+        steps, entropy = result.curve(ENTROPY)
+        _, pass_at_n = result.curve(PASS_AT_N)
+        curves.append(Curve("response_entropy", LABELS[name], steps, entropy))
+        curves.append(Curve(f"pass@{SAMPLES}", LABELS[name], steps, pass_at_n))
+        evaluations[name] = (
+            Evaluated(entropy[0], pass_at_n[0], result.initial_accuracy()),
+            Evaluated(entropy[-1], pass_at_n[-1], result.accuracy()),
+        )
+    after = {name: last for name, (_, last) in evaluations.items()}
+    return Measurement(Numbers(evaluations[FORWARD][0], after), curves)
+
+
+def columns() -> tuple[Column[Numbers], ...]:
+    """Entropy, pass@n and accuracy, before and by arm."""
+    values: dict[str, Callable[[Evaluated], float]] = {
+        "entropy": lambda e: e.entropy,
+        f"pass@{SAMPLES}": lambda e: e.pass_at_n,
+        "accuracy": lambda e: e.accuracy,
+    }
+
+    def before(value: Callable[[Evaluated], float]) -> Callable[[Numbers], float]:
+        return lambda n: value(n.before)
+
+    def after(arm: str, value: Callable[[Evaluated], float]) -> Callable[[Numbers], float]:
+        return lambda n: value(n.after[arm])
+
+    return (
+        *(Column(f"{name}, before", before(value)) for name, value in values.items()),
+        *(
+            Column(f"{name}, {LABELS[arm]}", after(arm, value))
+            for name, value in values.items()
+            for arm in ARMS
+        ),
+    )
+
+
+CLAIMS: tuple[Claim[Numbers], ...] = (
+    Claim(
+        "plain distillation leaves less entropy than the student had",
+        lambda n: n.after[PLAIN].entropy < n.before.entropy,
+    ),
+    Claim(
+        "forward KL where the teacher is uncertain leaves more of it than plain",
+        lambda n: n.after[ENTROPY_TERM].entropy > n.after[PLAIN].entropy,
+    ),
+    Claim(
+        f"and costs no accuracy (tolerance .02), nor pass@{SAMPLES}",
+        lambda n: (
+            n.after[ENTROPY_TERM].accuracy >= n.after[PLAIN].accuracy - 0.02
+            and n.after[ENTROPY_TERM].pass_at_n >= n.after[PLAIN].pass_at_n - 0.02
+        ),
+    ),
+)

@@ -1,97 +1,48 @@
-"""Chain: add up hidden values, one symbol a step; a wrong step can never be repaired.
+"""Chain: add up hidden values, one symbol per step; a wrong step can never be repaired.
 
-`sum fox owl bee` -> `then fox 3 so owl 0 then bee 7 ANS 7`. Pattern 1 reads the symbols from left
-to right and keeps the total in digits; pattern 2 reads from right to left, in Roman numerals.
+`sum fox owl bee` -> `then fox 3 so owl 0 then bee 7 ANS 7`. Pattern 1 takes the symbols from left
+to right and keeps the total in digits; pattern 2 from right to left, in Roman numerals.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import ClassVar
 
-import numpy as np
-from transformers import PreTrainedTokenizerFast
-
-from opd_lab.worlds.facts import Facts
-from opd_lab.worlds.words import (
-    ANIMALS,
-    DIGITS,
-    FILLERS,
-    ROMAN,
-    Fillers,
-    Pattern,
-    Problem,
-    draw,
-    echoes,
-    generator,
-    some,
-    word_tokenizer,
-)
+from opd_lab.worlds.symbol_world import SymbolWorld
+from opd_lab.worlds.vocabulary import DIGITS, ROMAN
+from opd_lab.worlds.world import Pattern
 
 
 @dataclass(frozen=True)
-class Chain:
+class Chain(SymbolWorld):
     """The chain world: 20 symbols, values mod 10, a vocabulary of 61.
 
-    Attributes:
-        horizon: symbols of a problem, so reasoning steps.
-        longest: largest horizon the tokenizer and models must hold; at most 20.
-        hard_share: share of symbols that have a wrong value in corpora.
-        zipf: exponent of the filler weights.
-        seed: draws the hidden values.
+    `depth` is the number of symbols of a problem; at most 20. See `SymbolWorld`.
     """
 
-    horizon: int = 5
-    longest: int = 20
-    hard_share: float = 0.5
-    zipf: float = 1.5
-    seed: int = 0
+    depth: int = 5
+    max_depth: int = 20
 
-    @cached_property
-    def facts(self) -> Facts:
-        """Hidden values of the symbols."""
-        return Facts.draw(ANIMALS, len(DIGITS), self.hard_share, self.seed)
+    task: ClassVar[str] = "sum"
+    keywords: ClassVar[tuple[str, ...]] = ("sum", "echo", "ANS")
 
-    def problems(
-        self, count: int, seed: int, *, horizon: int | None = None, held_out: bool = False
-    ) -> list[Problem]:
-        """See `World.problems`."""
-        size = self.horizon if horizon is None else horizon
-        if not 1 <= size <= self.longest:
-            raise ValueError(f"horizon {size} is outside 1..{self.longest}")
-        rng = generator(seed, 0)
-        drawn = [
-            draw("sum", lambda: some(ANIMALS, size, rng), held_out=held_out) for _ in range(count)
-        ]
-        return [Problem("sum", symbols, self._answer(symbols)) for symbols in drawn]
+    def answer(self, items: tuple[str, ...]) -> str:
+        """The sum of the values."""
+        return DIGITS[sum(self.facts.truth[s] for s in items) % len(DIGITS)]
 
-    def off_task(self, count: int, seed: int, *, held_out: bool = False) -> list[Problem]:
-        """See `World.off_task`: repeat three symbols."""
-        return echoes(ANIMALS, count, seed, held_out=held_out)
-
-    def solve(
-        self, problem: Problem, pattern: Pattern, rng: np.random.Generator, *, corrupt: float = 0.0
-    ) -> str:
-        """See `World.solve`."""
-        if problem.task == "echo":
-            return f"ANS {problem.answer}"
-        alphabet = DIGITS if pattern == 1 else ROMAN
-        symbols = problem.items if pattern == 1 else problem.items[::-1]
-        fillers = Fillers(FILLERS, self.zipf).write(pattern, rng, len(symbols))
-        total, written = 0, []
+    def reason(
+        self,
+        items: tuple[str, ...],
+        fillers: Sequence[str],
+        pattern: Pattern,
+        recall: Callable[[str], int],
+    ) -> list[str]:
+        """Filler, symbol and running total per step."""
+        alphabet, symbols = (DIGITS, items) if pattern == 1 else (ROMAN, items[::-1])
+        total, words = 0, list[str]()
         for filler, symbol in zip(fillers, symbols, strict=True):
-            total = (total + self.facts.recall(symbol, rng, corrupt)) % len(DIGITS)
-            written += [filler, symbol, alphabet[total]]
-        return " ".join([*written, "ANS", DIGITS[total]])
-
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """See `World.tokenizer`."""
-        words = ["sum", "echo", "ANS", *ANIMALS, *DIGITS, *ROMAN, *FILLERS]
-        return word_tokenizer(words, context=4 * self.longest + 16)
-
-    def max_tokens(self, horizon: int | None = None) -> int:
-        """See `World.max_tokens`."""
-        return 3 * (self.horizon if horizon is None else horizon) + 3
-
-    def _answer(self, symbols: tuple[str, ...]) -> str:
-        return DIGITS[sum(self.facts.truth[s] for s in symbols) % len(DIGITS)]
+            total = (total + recall(symbol)) % len(DIGITS)
+            words += [filler, symbol, alphabet[total]]
+        return [*words, "ANS", DIGITS[total]]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opd_lab.worlds.words import generator
+from opd.rng import generator
+from opd_lab.streams import WorldStream
 
 
 @dataclass(frozen=True)
@@ -15,24 +16,27 @@ class Facts:
 
     Attributes:
         truth: value of each symbol.
-        lie: the one wrong value a corpus may give it; equal to the truth for easy symbols.
+        wrong: the one wrong value a corpus may give it; equal to the truth for easy symbols.
     """
 
     truth: dict[str, int]
-    lie: dict[str, int]
+    wrong: dict[str, int]
 
     @classmethod
-    def draw(cls, symbols: tuple[str, ...], modulus: int, hard_share: float, seed: int) -> Facts:
-        """Draw values below `modulus`; a `hard_share` of the symbols get a wrong one as well."""
-        rng = generator(seed, 0)
+    def sample(
+        cls, symbols: tuple[str, ...], modulus: int, hard_fraction: float, seed: int
+    ) -> Facts:
+        """Sample values below `modulus`; a `hard_fraction` of the symbols get a wrong one too."""
+        rng = generator(seed, WorldStream.FACTS)
         values = rng.integers(modulus, size=len(symbols)).tolist()
-        hard = set(rng.permutation(len(symbols))[: round(hard_share * len(symbols))].tolist())
+        hard = set(rng.permutation(len(symbols))[: round(hard_fraction * len(symbols))].tolist())
         offsets = rng.integers(1, modulus, size=len(symbols)).tolist()
-        lies = [(v + offsets[i] * (i in hard)) % modulus for i, v in enumerate(values)]
-        truth = dict(zip(symbols, values, strict=True))
-        lie = dict(zip(symbols, lies, strict=True))
-        return cls(truth, lie)
+        wrong = [(v + offsets[i] * (i in hard)) % modulus for i, v in enumerate(values)]
+        return cls(
+            truth=dict(zip(symbols, values, strict=True)),
+            wrong=dict(zip(symbols, wrong, strict=True)),
+        )
 
     def recall(self, symbol: str, rng: np.random.Generator, corrupt: float) -> int:
         """The symbol's value, or its wrong value with probability `corrupt`."""
-        return (self.lie if rng.random() < corrupt else self.truth)[symbol]
+        return (self.wrong if rng.random() < corrupt else self.truth)[symbol]

@@ -8,7 +8,9 @@ Shapes: R rows, T tokens, K captured, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,24 @@ class Decoding:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int | None = None
+
+
+Observer = Callable[[Sequence[Rollout], Sequence[int]], None]
+_observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+
+@contextmanager
+def observe_samples(observer: Observer) -> Iterator[None]:
+    """Have every `HFSampler` report what it sampled, whoever made it: to count its cost.
+
+    Args:
+        observer: gets the rollouts and the key of each call of `sample`.
+    """
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
 
 
 class HFSampler:
@@ -88,7 +108,10 @@ class HFSampler:
             )
             for place, i in enumerate(chosen):
                 done[i] = rollouts[place * n : (place + 1) * n]
-        return [rollout for i in range(len(prompts)) for rollout in done[i]]
+        ordered = [rollout for i in range(len(prompts)) for rollout in done[i]]
+        if (observer := _observer.get()) is not None:
+            observer(ordered, key)
+        return ordered
 
     def _decode(
         self,

@@ -1,0 +1,139 @@
+"""E13: what a shorter token horizon saves, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from opd_lab.experiments.experiment import Claim, Column, Curve, Experiment, Measurement
+from opd_lab.experiments.response_length import (
+    DEEP_PAIR,
+    DEEPEST,
+    WHOLE_EVALS,
+    deep_task,
+    mean_accuracy,
+)
+from opd_lab.experiments.workspace import Arm, Workspace
+from opd_lab.runs import RunResult
+
+STEPS, FEWER = 40, 25
+CAP, TOLERANCE = 16, 0.02
+PLAIN, SHORT, CAPPED, PRUNED = "plain", "short", "cap", "prune"
+ARMS: dict[str, tuple[int, tuple[str, ...]]] = {
+    PLAIN: (STEPS, ()),
+    SHORT: (FEWER, ()),  # what fewer steps alone come to
+    CAPPED: (STEPS, (f"horizon.cap={CAP}",)),
+    # top-1 agreement, because k = 16 is a quarter of this vocabulary; three bad tokens are the end
+    PRUNED: (
+        FEWER,
+        (
+            "horizon.least=9",
+            "horizon.prune.k=1",
+            "horizon.prune.threshold=1.0",
+            "horizon.prune.drop=0.34",
+            "horizon.prune.quantile=0.75",
+        ),
+    ),
+}
+LABELS = {
+    PLAIN: f"plain, {STEPS} steps",
+    SHORT: f"plain, {FEWER} steps",
+    CAPPED: f"cut at {CAP} tokens, {STEPS} steps",
+    PRUNED: f"pruned where the overlap ends, {FEWER} steps",
+}
+
+
+@dataclass(frozen=True)
+class ArmNumbers:
+    """One run: mean accuracy over the held-out depths, and completion tokens trained on."""
+
+    before: float
+    accuracy: float
+    tokens: float
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One seed; `late_gradient`: fraction from the last half of positions, plain training."""
+
+    arms: dict[str, ArmNumbers]
+    late_gradient: float
+
+    def saved(self, arm: str) -> float:
+        """Fraction of the tokens of plain training that an arm does without."""
+        return 1 - self.arms[arm].tokens / self.arms[PLAIN].tokens
+
+
+def token_horizon() -> Experiment[Numbers]:
+    """See the module."""
+    return Experiment(
+        "E13",
+        "What a shorter token horizon saves",
+        f"chain-deep learns from chain-deep-rl on problems of {DEEPEST} steps (the teacher was "
+        "improved at 4). 64 responses per step. Varied: how far they go, how far they count.",
+        "Prune-OPD (not this paper): 37.6 to 68 % less time at equal or better accuracy",
+        Numbers,
+        measure,
+        (saves_tokens(PRUNED), saves_tokens(CAPPED)),
+        columns(),
+        "No setting was found in which long responses make a run collapse (see the log), so this "
+        "one asks what the late tokens are worth where they do no harm.",
+    )
+
+
+def measure(workspace: Workspace) -> Measurement[Numbers]:
+    """One run per arm."""
+    results = {
+        name: workspace.run(
+            Arm(*DEEP_PAIR, (f"train.steps={steps}", *WHOLE_EVALS, *changes)), deep_task(DEEPEST)
+        )
+        for name, (steps, changes) in ARMS.items()
+    }
+    arms, curves = {}, []
+    for name, result in results.items():
+        steps, accuracy = mean_accuracy(result)
+        tokens = [0.0, *result.cumulative_tokens()]
+        arms[name] = ArmNumbers(accuracy[0], accuracy[-1], tokens[-1])
+        thousands = [tokens[int(step)] / 1000 for step in steps]
+        curves.append(Curve("mean accuracy by thousand tokens", LABELS[name], thousands, accuracy))
+    return Measurement(Numbers(arms, late_gradient(results[PLAIN])), curves)
+
+
+def late_gradient(result: RunResult) -> float:
+    """Fraction of the gradient that comes from the second half of each response, over the run."""
+    names = [f"diag/gradient_share@rel{i}-{i + 10}" for i in range(50, 100, 10)]
+    updates = [row for row in result.metrics() if "train/loss" in row]
+    return float(sum(np.mean([row.get(name, 0.0) for row in updates]) for name in names))
+
+
+def saves_tokens(arm: str) -> Claim[Numbers]:
+    """An arm does with fewer tokens, at equal accuracy."""
+    return Claim(
+        f"{LABELS[arm]}: at least 35 % of the tokens are saved and mean accuracy ends at most "
+        f"{TOLERANCE} below plain",
+        lambda n: (
+            n.saved(arm) >= 0.35 and n.arms[arm].accuracy >= n.arms[PLAIN].accuracy - TOLERANCE
+        ),
+    )
+
+
+def columns() -> tuple[Column[Numbers], ...]:
+    """Accuracy and saved tokens by arm."""
+
+    def accuracy(arm: str) -> Callable[[Numbers], float]:
+        return lambda n: n.arms[arm].accuracy
+
+    def saved(arm: str) -> Callable[[Numbers], float]:
+        return lambda n: n.saved(arm)
+
+    return (
+        Column("mean accuracy over 2, 4, 6, 8 steps, before", lambda n: n.arms[PLAIN].before),
+        *(Column(LABELS[arm], accuracy(arm)) for arm in ARMS),
+        *(Column(f"tokens saved, {LABELS[arm]}", saved(arm)) for arm in ARMS if arm != PLAIN),
+        Column(
+            "fraction of the gradient from the last half of positions, plain",
+            lambda n: n.late_gradient,
+        ),
+    )

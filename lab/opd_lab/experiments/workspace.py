@@ -1,0 +1,82 @@
+"""Where one seed's experiments happen: checkpoints, runs and probes, all cached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from opd.core import stats
+from opd_lab import probes, prompt_selection, runs, zoo
+from opd_lab.prompt_selection import PromptSelection
+from opd_lab.runs import RunResult, Task
+from opd_lab.sft_baseline import SFTResult, SFTSettings, run_sft
+
+Checkpoint = str | Path  # a name of the zoo, or the folder of a model trained here
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of an experiment: student, teacher, and what differs from the lab's defaults."""
+
+    student: Checkpoint
+    teacher: str
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Everything an experiment may ask for, of one seed."""
+
+    seed: int
+    cache: Path
+
+    def model(self, checkpoint: Checkpoint) -> Path:
+        """A checkpoint's folder; see `zoo.checkpoint`."""
+        if isinstance(checkpoint, Path):
+            return checkpoint
+        return zoo.checkpoint(checkpoint, self.seed, self.cache)
+
+    def accuracy(self, name: str) -> float:
+        """A checkpoint's accuracy on its card."""
+        value: float = zoo.card(name, self.seed, self.cache)["accuracy"]["value"]
+        return value
+
+    def run(self, arm: Arm, task: Task) -> RunResult:
+        """The run of an arm."""
+        pair = self.model(arm.student), self.model(arm.teacher)
+        return runs.run(*pair, task, seed=self.seed, cache=self.cache, changes=arm.changes)
+
+    def run_each(self, arms: Mapping[str, Arm], task: Task) -> dict[str, RunResult]:
+        """The runs of several arms by label."""
+        return {label: self.run(arm, task) for label, arm in arms.items()}
+
+    def sft(self, student: str, teacher: str, task: Task, steps: int) -> SFTResult:
+        """Supervised training on the teacher's rollouts; see `sft_baseline.run_sft`."""
+        pair = self.model(student), self.model(teacher)
+        return run_sft(*pair, task, SFTSettings(steps), seed=self.seed, cache=self.cache)
+
+    def overlap(
+        self, student: Checkpoint, teacher: str, task: Task, ks: Sequence[int]
+    ) -> dict[int, dict[str, float]]:
+        """Diagnostics by support size; see `probes.measure_overlap`."""
+        pair = self.model(student), self.model(teacher)
+        return probes.measure_overlap(*pair, task, ks, seed=self.seed, cache=self.cache)
+
+    def continuation_gains(
+        self, student: str, teacher: str, task: Task, cuts: Sequence[int]
+    ) -> list[float]:
+        """Continuation gain at several prefix lengths; see `probes.continuation_gain`."""
+        pair = self.model(student), self.model(teacher)
+        gains = probes.continuation_gain(*pair, task, cuts, seed=self.seed, cache=self.cache)
+        return [gain.value for gain in gains]
+
+    def reward_auroc(self, student: str, teacher: str, task: Task) -> stats.Estimate:
+        """AUROC of mean sequence reward; see `probes.reward_auroc`."""
+        pair = self.model(student), self.model(teacher)
+        return probes.reward_auroc(*pair, task, seed=self.seed, cache=self.cache)
+
+    def select_prompts(self, student: str, teacher: str, task: Task, limit: int) -> PromptSelection:
+        """What `opd select` keeps of a task's prompts; see `prompt_selection.select_prompts`."""
+        pair = self.model(student), self.model(teacher)
+        return prompt_selection.select_prompts(*pair, task, limit, seed=self.seed, cache=self.cache)

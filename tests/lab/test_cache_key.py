@@ -1,0 +1,93 @@
+"""The name of a cached result changes with every module that can change a number, and no other."""
+
+import ast
+
+import pytest
+
+from opd_lab.cache_key import EXPERIMENTS, NO_EFFECT, PACKAGES, hash_modules, read_modules
+
+MODULES = read_modules(PACKAGES)
+LEFT_OUT = (*NO_EFFECT, *EXPERIMENTS)
+STATEMENT = "\nADDED = 1\n"
+
+
+def key(modules):
+    return hash_modules(modules, left_out=LEFT_OUT)
+
+
+def changed(path, added):
+    """All modules, with some text at the end of one that there is."""
+    return MODULES | {path: MODULES[path] + added}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "opd/core/losses.py",
+        "opd/data/readers.py",
+        "opd/models/prefix_cache.py",
+        "opd/models/tokenizers.py",
+        "opd/samplers/kv.py",
+        "opd/setup/session.py",
+        "opd/training/resume.py",
+        "opd/types.py",
+        "opd_lab/probes.py",
+        "opd_lab/worlds/chain.py",
+        "opd_lab/sft_baseline.py",
+    ],
+)
+def test_a_module_that_decides_numbers_counts(path):
+    assert key(changed(path, STATEMENT)) != key(MODULES)
+
+
+@pytest.mark.parametrize("path", ["opd/new.py", "opd/training/new.py", "opd_lab/new.py"])
+def test_a_new_module_counts(path):
+    assert key(MODULES | {path: STATEMENT}) != key(MODULES)
+
+
+def test_a_module_that_moves_counts():
+    moved = dict(MODULES)
+    moved["opd/core/elsewhere.py"] = moved.pop("opd/core/losses.py")
+    assert key(moved) != key(MODULES)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "opd/cli.py",
+        "opd/reports/run_page.py",
+        "opd/run/console.py",
+        "opd_lab/findings_page.py",
+        "opd_lab/experiments/supports.py",
+    ],
+)
+def test_a_module_that_only_shows_does_not_count(path):
+    assert key(changed(path, STATEMENT)) == key(MODULES)
+
+
+def test_what_an_experiment_measures_decides_its_own_results():
+    path = "opd_lab/experiments/supports.py"
+    hashes = [
+        hash_modules(modules, left_out=NO_EFFECT) for modules in (MODULES, changed(path, STATEMENT))
+    ]
+    assert hashes[0] != hashes[1]
+
+
+def test_every_path_that_is_left_out_exists():
+    for prefix in LEFT_OUT:
+        assert any(path.startswith(prefix) for path in MODULES), prefix
+
+
+def test_docstrings_comments_and_layout_do_not_count():
+    path = "opd/core/losses.py"
+    source = MODULES[path]
+    assert key(changed(path, "\n# a comment\n\n\n")) == key(MODULES)
+    docstring = ast.get_docstring(ast.parse(source), clean=False)
+    other = source.replace(docstring, "Another docstring.", 1)
+    assert other != source
+    assert key(MODULES | {path: other}) == key(MODULES)
+    spaced = source.replace("\n\n\n", "\n\n\n\n\n")
+    assert key(MODULES | {path: spaced}) == key(MODULES)
+    text = "def f():\n    '''Doc.'''\n    return 1\n\n\nasync def g():\n    '''Doc.'''\n"
+    same = "def f():\n    return 1\n\n\nasync def g():\n    '''Other.'''\n"
+    assert key(MODULES | {"opd/new.py": text}) == key(MODULES | {"opd/new.py": same})

@@ -1,0 +1,88 @@
+"""A workspace of the lab that trains nothing: its numbers are made up from what is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from opd.core.stats import Estimate
+from opd_lab.experiments.workspace import Workspace
+from opd_lab.prompt_selection import PromptSelection
+from opd_lab.runs import RunResult
+from opd_lab.sft_baseline import SFTCurve, SFTResult
+from opd_lab.worlds.content_chain import KNOWN, OTHER
+
+
+def made_up(*key) -> float:
+    """A number in [0, 1) that depends on the key alone."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+@dataclass(frozen=True)
+class MadeUpRun(RunResult):
+    """A run of any length whose metrics are made up; `key` identifies it."""
+
+    key: tuple[str, ...] = ()
+
+    def curve(self, name):
+        steps = range(0, 401, 10) if name.startswith("eval/") else range(1, 401)
+        scale = 50 if name == "train/tokens" else 1
+        return [*map(float, steps)], [scale * made_up(self.key, name, step) for step in steps]
+
+    def correct(self, step, name="task"):
+        return np.array([made_up(self.key, step, name, i) for i in range(16)])
+
+    def record(self, name):
+        assert name == "coldstart.json"
+        looks = [{name: made_up(self.key, name, i) for name in ("mass", "top1")} for i in range(4)]
+        counts = {"rounds": 3, "tokens": 900, "written_tokens": 2000, "probe_tokens": 200}
+        return {**counts, "looks": looks, "sets": {"task": {"value": made_up(self.key, name)}}}
+
+    def metrics(self):
+        parts = [f"@rel{i}-{i + 10}" for i in range(0, 100, 10)]
+        names = ["train/loss", *("diag/reverse_kl" + p for p in parts)]
+        names += ["diag/gradient_share" + p for p in parts]
+        return [{"step": s} | {n: made_up(self.key, n, s) for n in names} for s in range(1, 21)]
+
+    def lines(self, name):
+        assert name == "timings.jsonl"
+        return [{"step": step, "time/step_s": 1 + made_up(self.key, step)} for step in range(401)]
+
+
+class MadeUpWorkspace(Workspace):
+    """Answers every question of an experiment at once."""
+
+    def model(self, checkpoint):
+        return Path(checkpoint)
+
+    def accuracy(self, name):
+        return made_up("accuracy", name)
+
+    def run(self, arm, task):
+        return MadeUpRun(Path("run"), (str(arm.student), arm.teacher, *arm.changes, repr(task)))
+
+    def sft(self, student, teacher, task, steps):
+        at = [float(step) for step in range(0, steps + 1, 10)]
+        accuracy = [made_up("sft", student, teacher, step) for step in at]
+        curve = SFTCurve(at, accuracy, [100 * x for x in at], [x / 10 for x in at])
+        return SFTResult(Path("sft"), curve)
+
+    def overlap(self, student, teacher, task, ks):
+        names = ("overlap_ratio", "overlap_mass_student", "entropy_gap_abs")
+        return {k: {f"diag/{n}": made_up(str(student), teacher, k, n) for n in names} for k in ks}
+
+    def continuation_gains(self, student, teacher, task, cuts):
+        return [made_up("gain", student, teacher, cut) for cut in cuts]
+
+    def reward_auroc(self, student, teacher, task):
+        return Estimate(made_up("auroc", student, teacher), 0.0, 1.0, 3)
+
+    def select_prompts(self, student, teacher, task, limit):
+        texts = [f"sum {(KNOWN if i % 2 else OTHER)[0]}" for i in range(20)]
+        names = ("score", "advantage", "mixed", "mass", "entropy")
+        measures = {name: np.array([made_up(name, i) for i in range(20)]) for name in names}
+        return PromptSelection(texts, [1, 2, 3], measures, Path("selected"), Path("random"))
