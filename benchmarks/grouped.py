@@ -21,7 +21,9 @@ from opd.core.batch import Batch
 from opd.core.objective import Objective
 from opd.models.lm import load_lm
 from opd.teachers.local import LocalTeacher
-from opd.training.step import Learner, accumulate, make_optimizer
+from opd.training.gradient import accumulate
+from opd.training.learner import Learner
+from opd.training.optimizer import make_optimizer
 from opd.types import Prompt, Rollout
 
 # prompts, tokens of a prompt, responses of each, longest response, budget of a micro-batch

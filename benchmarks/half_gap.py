@@ -103,9 +103,9 @@ class Race:
 
 def ours(args: argparse.Namespace, race: Race) -> None:
     from opd import config
+    from opd.recipes.distillation import distill
     from opd.run.console import Console
     from opd.setup.session import build
-    from opd.training.loop import train
 
     with tempfile.TemporaryDirectory() as folder:
         cfg = config.parse(
@@ -120,20 +120,20 @@ def ours(args: argparse.Namespace, race: Race) -> None:
                 "output": {"dir": f"{folder}/run", "save_every": 1000},
             }
         )  # fmt: skip
-        parts = build(cfg, resume=False, overwrite=False, console=Console("quiet"))
-        sync = parts.source.sampler.sync
+        session, completions = build(cfg, resume=False, overwrite=False, console=Console("quiet"))
+        sync = session.source.sampler.sync
 
         def synced(version: int) -> None:
             sync(version)
-            if version and race.step(parts.learner.student.causal):
-                parts.stop.set()
+            if version and race.step(session.learner.student.causal):
+                session.stop.set()
 
-        parts.source.sampler.sync = synced  # type: ignore[method-assign]
+        session.source.sampler.sync = synced  # type: ignore[method-assign]
         race.start()
         try:
-            train(parts)
+            distill(session, completions)
         except KeyboardInterrupt:
-            parts.folder.close()
+            session.folder.close()
 
 
 def theirs(args: argparse.Namespace, race: Race) -> None:

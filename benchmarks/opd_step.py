@@ -14,10 +14,10 @@ from harness import report, reset_peak, rss
 from replay import ReplayingSampler
 
 from opd import config
+from opd.recipes.distillation import distill
 from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
 from opd.setup.session import build
-from opd.training.loop import train
 
 
 def run_of(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -112,23 +112,23 @@ def main() -> None:
     bare = rss()
     with tempfile.TemporaryDirectory() as folder:
         cfg = config.parse(run_of(args, Path(folder)))
-        parts = build(cfg, resume=False, overwrite=False, console=Console("quiet"))
-        student, old = parts.learner.student, parts.source.sampler
+        session, completions = build(cfg, resume=False, overwrite=False, console=Console("quiet"))
+        student, old = session.learner.student, session.source.sampler
         trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
         held = 4 * trained + sum(
-            p.numel() * p.element_size() for p in parts.source.teacher.lm.model.parameters()
+            p.numel() * p.element_size() for p in session.source.teacher.lm.model.parameters()
         )
         sampler = Timed(
             old.lm, old.decoding, stop=frozenset(old.stop.tolist()), capture=old.capture,
             batch=old.batch, wanted=workload.lengths(args.requests, args.limit),
         )  # fmt: skip
         sampler.watch(Peaks(bare + held / 2**20, trained / 2**20))
-        parts.clock._tell = sampler.peaks
-        object.__setattr__(parts.source, "sampler", sampler)
-        train(parts)
-        parts.folder.close()
+        session.clock._tell = sampler.peaks
+        object.__setattr__(session.source, "sampler", sampler)
+        distill(session, completions)
+        session.folder.close()
         head = student.head.weight.numel()
-        asked = [len(p.ids) for p in parts.source.prompts.prompts for _ in range(args.n)]
+        asked = [len(p.ids) for p in session.source.prompts.prompts for _ in range(args.n)]
         fed = sum(p + n - 1 for p, n in zip(asked, sampler.wanted, strict=True))
         flops = 6.0 * (student.num_parameters() - head) * fed
         lines = read_jsonl(Path(folder) / "run" / "metrics.jsonl")[1:]

@@ -25,9 +25,11 @@ from opd.models.lm import LM, add_lora, enable_checkpointing, save_final
 from opd.run.disk import DISK
 from opd.run.folder import RunFolder
 from opd.samplers.hf import Decoding, HFSampler
-from opd.training.distributed import SharedSampler, join, leave
-from opd.training.resume import checkpoint, restore
-from opd.training.step import Learner, Refused, make_optimizer, update
+from opd.training.checkpoints import restore, write_checkpoint
+from opd.training.distributed import ShardedSampler, destroy_ranks, init_ranks
+from opd.training.learner import Learner
+from opd.training.optimizer import NonFiniteStep, make_optimizer
+from opd.training.step import update
 from opd.types import Prompt
 from test_update import experience, learner_of
 
@@ -72,7 +74,7 @@ def worst(a, b) -> float:
 
 def compare(kind: str, folder: Path) -> dict[str, float]:
     """Distances between a student trained alone and the same one in two pieces."""
-    ranks = join()
+    ranks = init_ranks()
     base = student_of(kind)
     model = tiny_model(1, dtype=base.causal.dtype)
     teacher = LM(model, model.config.vocab_size, "teacher")
@@ -105,9 +107,9 @@ def sampled(shared: Learner, alone: Learner, ranks) -> dict[str, float]:
     lms = (alone.student, shared.student)
     samplers = [HFSampler(lm, draw[0], **draw[1]) for lm in lms]
     plain = samplers[0].sample(prompts(), n=2, key=(5,))
-    both = SharedSampler(samplers[1], ranks, shared.student).sample(prompts(), n=2, key=(5,))
+    both = ShardedSampler(samplers[1], ranks, shared.student).sample(prompts(), n=2, key=(5,))
     with unsharded(shared.student):
-        if ranks.leads:
+        if ranks.is_main:
             samplers[1].sample(prompts(), n=1, key=(6,))
     same = [np.array_equal(a.ids, b.ids) for a, b in zip(plain, both, strict=True)]
     return {"same_rollouts": float(np.mean(same))}
@@ -116,12 +118,12 @@ def sampled(shared: Learner, alone: Learner, ranks) -> dict[str, float]:
 def saved(shared, alone, kind, folder, batches, ranks) -> dict[str, float]:
     """Checkpoint and final folder; both continue to the same student."""
     run = folder / kind
-    if ranks.leads:
+    if ranks.is_main:
         RunFolder.create(run, {"train": {"seed": 0}}).close()
     ranks.barrier()
-    held = RunFolder(run, {}, DISK) if ranks.leads else RunFolder.read_only(run, {})
+    held = RunFolder(run, {}, DISK) if ranks.is_main else RunFolder.read_only(run, {})
     before = weights(shared.student)
-    checkpoint(held, shared, STEPS, keep=1)
+    write_checkpoint(held, shared, STEPS, keep=1)
     ranks.barrier()
     after = trained(shared, batches[:1]), weights(shared.student)
     assert worst(before, after[1]) > 0
@@ -133,9 +135,9 @@ def saved(shared, alone, kind, folder, batches, ranks) -> dict[str, float]:
     other = replace(other, optimizer=make_optimizer(other.student, other.optim))
     restore(held, other)
     elsewhere = trained(other, batches[:1]), weights(other.student)
-    plain = gather_model(shared.student, keep=ranks.leads)
+    plain = gather_model(shared.student, keep=ranks.is_main)
     gap = 0.0
-    if ranks.leads:
+    if ranks.is_main:
         save_final(plain, tiny_tokenizer(), run / "final")
         final = load_file(run / "final" / "model.safetensors")
         merged = LM(copy.deepcopy(other.student.model), 40, "")
@@ -152,7 +154,7 @@ def saved(shared, alone, kind, folder, batches, ranks) -> dict[str, float]:
 
 def refused() -> dict[str, float]:
     """A score that is not finite at one process refuses the update of both."""
-    ranks = join()
+    ranks = init_ranks()
     student, model = student_of("tied"), tiny_model(1)
     teacher = LM(model, model.config.vocab_size, "teacher")
     batch = experience(student, teacher, Objective(k=4), prompts())
@@ -162,20 +164,20 @@ def refused() -> dict[str, float]:
     before = weights(student)
     try:
         update(shared, batch, 0)
-    except Refused:
+    except NonFiniteStep:
         return {"moved": worst(before, weights(student))}
     return {"moved": 1.0}
 
 
 def main() -> None:
     torch.use_deterministic_algorithms(True)
-    ranks = join()
+    ranks = init_ranks()
     out = Path(sys.argv[1])
     found = {kind: compare(kind, out.parent) for kind in sys.argv[2:]} | {"refused": refused()}
-    if ranks.leads:
+    if ranks.is_main:
         out.write_text(json.dumps(found))
     dist.barrier()
-    leave()
+    destroy_ranks()
     end(0)
 
 

@@ -69,7 +69,7 @@ def test_a_timed_step_changes_no_weight(tmp_path):
     from opd.commands.check.candidates import load_candidate
     from opd.commands.check.timing import StepTimer
     from opd.run.console import Console
-    from opd.setup.session import load_training_prompts
+    from opd.setup.prompts import load_training_prompts
 
     cfg = config.load(write(tmp_path / "run.yaml"))
     candidate = load_candidate(cfg, "teacher", None, tmp_path)

@@ -69,7 +69,7 @@ def test_a_mistake_is_told_with_its_fix(override, said):
     ],
 )
 def test_a_loss_that_makes_no_sense_is_refused_before_anything_is_loaded(overrides, said):
-    from opd.setup.session import make_objective
+    from opd.setup.objective import make_objective
 
     with pytest.raises(UserError, match=said):
         make_objective(config.parse(MINIMAL, overrides.split(" ")))

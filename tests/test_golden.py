@@ -15,11 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from opd import config
 from opd.demo.run_config import demo_config
-from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
-from opd.setup.session import build
+from support.runs import open_run
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNS = {
@@ -46,16 +44,16 @@ NAMES = (
 
 
 def measure(name: str, folder: Path) -> list[dict[str, float]]:
-    from opd.training.loop import train
+    from opd.recipes.distillation import distill
 
     data = demo_config(folder / "run")
     data["train"] |= {"steps": 5, "prompts_per_step": 4}
     data["loss"] |= RUNS[name]
     data["eval"] = []
     data["student"]["dtype"] = data["teacher"]["dtype"] = "float64"
-    parts = build(config.parse(data), resume=False, overwrite=False, console=Console("quiet"))
-    train(parts)
-    parts.folder.close()
+    session, completions = open_run(data)
+    distill(session, completions)
+    session.folder.close()
     lines = read_jsonl(folder / "run" / "metrics.jsonl")
     return [{n: line[n] for n in NAMES} for line in lines]
 

@@ -15,13 +15,12 @@ from opd.config import Grow, Prune
 from opd.core.batch import Batch
 from opd.demo.run_config import demo_config
 from opd.errors import UserError
-from opd.run.console import Console
+from opd.recipes.distillation import distill
 from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import Decoding, HFSampler
-from opd.setup.session import build
-from opd.training.horizon import Horizon, grown, next_cap, pruned, reach
-from opd.training.loop import train
+from opd.training.horizon import Horizon, growing_limit, next_cap, prune_weights, reach
 from opd.types import Prompt, Rollout, Scores
+from support.runs import open_run
 
 LONGEST = 24
 
@@ -42,27 +41,29 @@ def shared(*counts: int, k=4) -> Scores:
 
 def test_a_weight_falls_with_every_bad_position_and_never_rises():
     prune = Prune(k=4, threshold=0.6, drop=0.4)
-    weights = pruned(rollout(6), shared(4, 1, 3, 2, 4, 0), prune)
+    weights = prune_weights(rollout(6), shared(4, 1, 3, 2, 4, 0), prune)
     # bad: positions 1, 3 and 5 share a quarter, a half and nothing
     np.testing.assert_allclose(weights, [1, 0.6, 0.6, 0.2, 0.2, 0], atol=1e-6)
     assert reach(weights) == 5
 
 
 def test_the_published_default_dies_at_the_fiftieth_bad_position():
-    weights = pruned(rollout(60), shared(*[0] * 60), Prune(k=4))
+    weights = prune_weights(rollout(60), shared(*[0] * 60), Prune(k=4))
     assert reach(weights) == 49
     assert weights[0] == pytest.approx(0.98)
 
 
 def test_mass_measures_probability_where_ratio_counts_tokens():
     given = rollout(2), shared(1, 1)
-    assert (pruned(*given, Prune(k=4, threshold=0.6, drop=1.0)) == 0).all()  # ratio .25
-    assert (pruned(*given, Prune(k=4, threshold=0.6, drop=1.0, measure="mass")) == 1).all()  # .7
+    ratio = Prune(k=4, threshold=0.6, drop=1.0)
+    assert (prune_weights(*given, ratio) == 0).all()  # .25
+    mass = Prune(k=4, threshold=0.6, drop=1.0, measure="mass")
+    assert (prune_weights(*given, mass) == 1).all()  # .7
 
 
 def test_fewer_tokens_than_recorded_may_be_compared():
-    assert (pruned(rollout(1), shared(2), Prune(k=2, threshold=1.0, drop=1.0)) == 1).all()
-    assert (pruned(rollout(1), shared(2), Prune(k=4, threshold=1.0, drop=1.0)) == 0).all()
+    assert (prune_weights(rollout(1), shared(2), Prune(k=2, threshold=1.0, drop=1.0)) == 1).all()
+    assert (prune_weights(rollout(1), shared(2), Prune(k=4, threshold=1.0, drop=1.0)) == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_the_cap_is_where_nearly_all_have_died_or_ended(lengths, alive, finish, 
 
 def test_a_growing_horizon_grows_in_a_straight_line_and_stays():
     grow = Grow(start=4, until=10)
-    assert [grown(grow, LONGEST, s) for s in (0, 1, 5, 10, 99)] == [4, 6, 14, 24, 24]
+    assert [growing_limit(grow, LONGEST, s) for s in (0, 1, 5, 10, 99)] == [4, 6, 14, 24, 24]
 
 
 def settings(**values) -> config.Horizon:
@@ -91,11 +92,11 @@ def settings(**values) -> config.Horizon:
 def test_the_limit_is_the_smallest_of_all():
     horizon = Horizon(settings(cap=20, grow={"start": 4, "until": 10}), LONGEST)
     assert [horizon.limit(s) for s in (0, 5, 10)] == [4, 14, 20]
-    assert horizon.shortened(18).limit(10) == 18
-    assert horizon.shortened(1).limit(10) == 16  # horizon.least
+    assert horizon.shorten(18).limit(10) == 18
+    assert horizon.shorten(1).limit(10) == 16  # horizon.least
     assert Horizon(None, LONGEST).limit(3) == LONGEST
-    again = Horizon(horizon.settings, LONGEST).restored(horizon.shortened(18).state())
-    assert again == horizon.shortened(18)
+    again = Horizon(horizon.settings, LONGEST).restore(horizon.shorten(18).state())
+    assert again == horizon.shorten(18)
 
 
 def test_the_cap_follows_the_overlap_and_is_told():
@@ -135,14 +136,14 @@ def run_config(folder: Path, *, steps=6, **changes) -> dict:
 
 
 def run(data: dict, *, resume=False, upto=None) -> dict[str, str]:
-    parts = build(config.parse(data), resume=resume, overwrite=False, console=Console("quiet"))
-    parts.console.step = lambda now, *rest: parts.stop.set() if now == upto else None
+    session, completions = open_run(data, resume=resume)
+    session.console.step = lambda now, *rest: session.stop.set() if now == upto else None
     try:
-        train(parts)
+        distill(session, completions)
     except KeyboardInterrupt:
         assert upto is not None
     finally:
-        parts.folder.close()
+        session.folder.close()
     folder = Path(data["output"]["dir"])
     files = [folder / "metrics.jsonl", *sorted((folder / "checkpoints").rglob("*.safetensors"))]
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}

@@ -19,7 +19,12 @@ from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import TeacherDown
-from opd.training.distributed import ALONE, SharedSampler, SharedTeacher, heed_accelerate
+from opd.training.distributed import (
+    SINGLE,
+    ShardedSampler,
+    ShardedTeacher,
+    check_accelerate_launcher,
+)
 from opd.types import Want
 from support.ranks import ReplayedRanks, run_as_rank_zero
 
@@ -33,7 +38,7 @@ def test_shared_work_is_the_work(make_lm, make_prompts, size):
     sampler = HFSampler(lm, Decoding(6), stop=frozenset({1}), capture=4)
     alone = sampler.sample(prompts, n=2, key=(0, 1, 2))
     shared = run_as_rank_zero(
-        lambda ranks: SharedSampler(sampler, ranks, lm).sample(prompts, n=2, key=(0, 1, 2)), size
+        lambda ranks: ShardedSampler(sampler, ranks, lm).sample(prompts, n=2, key=(0, 1, 2)), size
     )
     for a, b in zip(alone, shared, strict=True):
         assert a.prompt == b.prompt
@@ -41,7 +46,7 @@ def test_shared_work_is_the_work(make_lm, make_prompts, size):
     teacher = LocalTeacher(make_lm(1))
     want = Want(sampled=True, support=True, full=[np.arange(len(r)) for r in alone])
     scores = teacher.score(alone, want)
-    shared = run_as_rank_zero(lambda ranks: SharedTeacher(teacher, ranks).score(alone, want), size)
+    shared = run_as_rank_zero(lambda ranks: ShardedTeacher(teacher, ranks).score(alone, want), size)
     for a, b in zip(scores, shared, strict=True):
         np.testing.assert_allclose(a.support, b.support, atol=1e-9)
         np.testing.assert_allclose(a.hidden.numpy(), b.hidden.numpy(), atol=1e-9)
@@ -64,18 +69,18 @@ def test_a_teacher_that_leaves_one_process_leaves_all_with_what_they_have(make_l
 
     want = Want(sampled=True)
     with pytest.raises(TeacherDown, match="no answer for 5 s") as down:
-        run_as_rank_zero(lambda ranks: SharedTeacher(Leaving(), ranks).score(rollouts, want), 2)
+        run_as_rank_zero(lambda ranks: ShardedTeacher(Leaving(), ranks).score(rollouts, want), 2)
     scored = [s is not None and s.sampled is not None for s in down.value.partial]
     assert scored == [True, False, True]
 
 
 def test_accelerate_and_the_configuration_must_agree_about_shards(monkeypatch):
-    heed_accelerate("none")
+    check_accelerate_launcher("none")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     with pytest.raises(UserError, match=r"student\.shard=fsdp2"):
-        heed_accelerate("none")
-    heed_accelerate("fsdp2")
+        check_accelerate_launcher("none")
+    check_accelerate_launcher("fsdp2")
     assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
 
 
@@ -83,7 +88,7 @@ def test_a_mistake_one_process_finds_is_raised_by_all():
     ranks = ReplayedRanks.of({1: [b"-its disk is full"]})
     with pytest.raises(UserError, match="its disk is full"):
         ranks.together(lambda: b"fine")
-    assert ALONE.together(lambda: b"x") == [b"x"]
+    assert SINGLE.together(lambda: b"x") == [b"x"]
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")

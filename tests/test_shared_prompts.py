@@ -27,8 +27,9 @@ from opd.models.prefix_cache import PrefixCache, supports_prefix_cache
 from opd.setup.session import make_learner
 from opd.teachers.local import LocalTeacher
 from opd.training.distributed import Ranks
-from opd.training.step import accumulate, accumulate_within_memory, update
-from opd.training.step import plan as planned
+from opd.training.gradient import accumulate
+from opd.training.gradient import plan_microbatches as planned
+from opd.training.step import accumulate_within_memory, update
 from opd.types import Want
 from test_update import OBJECTIVES, clone, experience, learner_of
 from test_update_memory import CPU_OOM, close, gradients, run_out_of_memory

@@ -10,11 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from opd import config
+from opd.recipes.distillation import distill
 from opd.run import checkpoint as store
-from opd.run.console import Console
-from opd.setup.session import build
-from opd.training.loop import train
+from support.runs import open_run
 from test_train import Counting, digest, run, run_config
 
 
@@ -34,11 +32,11 @@ class StopsAt(Counting):
 def test_a_stop_saves_the_step_and_the_run_goes_on_as_if_nothing_had_been(tmp_path):
     run(run_config(tmp_path / "straight"))
     data = run_config(tmp_path / "stopped")
-    parts = build(config.parse(data), resume=False, overwrite=False, console=Console("quiet"))
-    sampler = StopsAt(parts.source.sampler, parts.stop, 3)  # not a step that saves by itself
+    session, completions = open_run(data)
+    sampler = StopsAt(session.source.sampler, session.stop, 3)  # not a step that saves by itself
     with pytest.raises(KeyboardInterrupt):
-        train(replace(parts, source=replace(parts.source, sampler=sampler)))
-    parts.folder.close()
+        distill(replace(session, source=replace(session.source, sampler=sampler)), completions)
+    session.folder.close()
     assert store.newest(tmp_path / "stopped" / "checkpoints").step == 3
     run(data, resume=True)
     assert digest(tmp_path / "stopped") == digest(tmp_path / "straight")

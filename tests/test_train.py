@@ -17,15 +17,13 @@ import pytest
 import torch
 import yaml
 
-from opd import config
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
-from opd.run.console import Console
+from opd.recipes.distillation import distill
 from opd.run.jsonl import read_jsonl
-from opd.setup.session import build
+from opd.training.checkpoints import restore
 from opd.training.experience import sample, score
-from opd.training.loop import train
-from opd.training.resume import restore
+from support.runs import open_run
 
 FULL: dict = {}
 LORA = {"student": {"lora": {"rank": 4, "dropout": 0.1}}, "optim": {"lr": 0.005}}
@@ -51,11 +49,11 @@ def run_config(folder: Path, *, steps=6, **changes) -> dict:
 
 
 def run(data: dict, *, resume=False, overwrite=False) -> dict:
-    parts = build(config.parse(data), resume=resume, overwrite=overwrite, console=Console("quiet"))
+    session, completions = open_run(data, resume=resume, overwrite=overwrite)
     try:
-        return train(parts)
+        return distill(session, completions)
     finally:
-        parts.folder.close()
+        session.folder.close()
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -112,19 +110,19 @@ def test_a_step_on_disk_is_neither_generated_nor_scored_again(tmp_path):
     run(run_config(tmp_path / "straight", steps=4))
     data = run_config(tmp_path / "died", steps=4)
     run(run_config(tmp_path / "died", steps=2))
-    parts = build(config.parse(data), resume=True, overwrite=False, console=Console("quiet"))
+    session, completions = open_run(data, resume=True)
     # Died after step 3's rollouts and scores were on disk, before its update.
-    source, folder, objective = parts.source, parts.folder, parts.learner.objective
-    source.sampler.sync(restore(folder, parts.learner))
-    rollouts, _ = sample(source, folder, parts.cfg, 2)
-    score(source, folder, parts.cfg, objective, 2, rollouts, None)
+    source, folder, objective = session.source, session.folder, session.learner.objective
+    source.sampler.sync(restore(folder, session.learner))
+    rollouts, _ = sample(source, folder, 2)
+    score(source, folder, objective, 2, rollouts, None)
     folder.close()
 
-    parts = build(config.parse(data), resume=True, overwrite=False, console=Console("quiet"))
-    sampled, scored = Counting(parts.source.sampler), Counting(parts.source.teacher)
-    source = replace(parts.source, sampler=sampled, teacher=scored)
-    train(replace(parts, source=source))
-    parts.folder.close()
+    session, completions = open_run(data, resume=True)
+    sampled, scored = Counting(session.source.sampler), Counting(session.source.teacher)
+    source = replace(session.source, sampler=sampled, teacher=scored)
+    distill(replace(session, source=source), completions)
+    session.folder.close()
     assert (sampled.calls, scored.calls) == (1, 1)  # step 4 alone
     assert digest(tmp_path / "died") == digest(tmp_path / "straight")
 
@@ -132,15 +130,15 @@ def test_a_step_on_disk_is_neither_generated_nor_scored_again(tmp_path):
 def test_thinning_that_was_cut_off_is_made_up_for(tmp_path):
     run(run_config(tmp_path / "straight", steps=2))
     data = run_config(tmp_path / "died", steps=2)
-    parts = build(config.parse(data), resume=False, overwrite=False, console=Console("quiet"))
+    session, completions = open_run(data)
 
     def die(*args):
         raise KeyboardInterrupt
 
-    parts.folder.thin_rollouts = die  # after the last checkpoint, before its step files shrink
+    session.folder.thin_rollouts = die  # after the last checkpoint, before its step files shrink
     with pytest.raises(KeyboardInterrupt):
-        train(parts)
-    parts.folder.close()
+        distill(session, completions)
+    session.folder.close()
     run(data, resume=True)
     assert digest(tmp_path / "died") == digest(tmp_path / "straight")
 
@@ -236,21 +234,21 @@ def test_final_is_a_plain_hugging_face_folder(tmp_path):
 
     for name, changes, tolerance in (("full", FULL, 0.0), ("lora", LORA, 1e-5)):
         data = run_config(tmp_path / name, steps=2, **changes)
-        parts = build(config.parse(data), resume=False, overwrite=False, console=Console("quiet"))
-        train(parts)
-        parts.folder.close()
+        session, completions = open_run(data)
+        distill(session, completions)
+        session.folder.close()
         final = tmp_path / name / "final"
         model = AutoModelForCausalLM.from_pretrained(final)
         ids = torch.tensor([AutoTokenizer.from_pretrained(final)("SUM")["input_ids"] + [3, 9, 12]])
         with torch.no_grad():
-            trained = parts.learner.student.model(input_ids=ids).logits
+            trained = session.learner.student.model(input_ids=ids).logits
             assert (model(input_ids=ids).logits - trained).abs().max() <= tolerance
 
 
 def test_a_poisoned_run_stops_and_names_the_last_good_checkpoint(tmp_path):
     data = run_config(tmp_path / "run", steps=8, optim={"lr": 0.0005, "max_bad_steps": 2})
-    parts = build(config.parse(data), resume=False, overwrite=False, console=Console("quiet"))
-    teacher = parts.source.teacher
+    session, completions = open_run(data)
+    teacher = session.source.teacher
     scored = teacher.score
 
     class Poison:
@@ -266,10 +264,10 @@ def test_a_poisoned_run_stops_and_names_the_last_good_checkpoint(tmp_path):
                     s.support[:, 1] = -3e38
             return scores
 
-    parts = replace(parts, source=replace(parts.source, teacher=Poison()))
+    session = replace(session, source=replace(session.source, teacher=Poison()))
     with pytest.raises(UserError, match=r"2 updates in a row .*checkpoints/step-4\."):
-        train(parts)
-    parts.folder.close()
+        distill(session, completions)
+    session.folder.close()
     kept = sorted(p.name for p in (tmp_path / "run" / "refused").iterdir())
     assert kept == ["step-4.parquet", "step-5.parquet"]
     lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")

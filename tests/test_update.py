@@ -17,7 +17,10 @@ from opd.models.lm import LM, add_lora
 from opd.models.prefix_cache import supports_prefix_cache
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
-from opd.training.step import Learner, Refused, make_optimizer, micro_loss, update
+from opd.training.gradient import microbatch_loss
+from opd.training.learner import Learner
+from opd.training.optimizer import NonFiniteStep, make_optimizer
+from opd.training.step import update
 
 OBJECTIVES = {
     "paper": Objective(k=4),
@@ -105,7 +108,7 @@ def test_prompt_positions_get_no_gradient(make_lm, make_prompts, name):
     learner = learner_of(student, teacher, objective)
     micro = batch.microbatch(range(len(batch.rollouts)), student.device, k=4)
     hidden = student.hidden(micro.input_ids).detach().requires_grad_()
-    micro_loss(learner, micro, hidden[micro.rows, micro.cols]).backward()
+    microbatch_loss(learner, micro, hidden[micro.rows, micro.cols]).backward()
     predicts = torch.zeros(hidden.shape[:2], dtype=torch.bool)
     predicts[micro.rows, micro.cols] = True
     assert (hidden.grad[~predicts] == 0).all()
@@ -134,7 +137,7 @@ def test_what_is_not_finite_never_reaches_the_optimizer(make_lm, make_prompts, p
         next(iter(student.parameters().values())).data[5] = torch.nan
     learner = learner_of(student, teacher, objective)
     before = {n: p.detach().clone() for n, p in student.parameters().items()}
-    with pytest.raises(Refused):
+    with pytest.raises(NonFiniteStep):
         update(learner, batch, 0)
     for name, value in student.parameters().items():
         torch.testing.assert_close(value, before[name], equal_nan=True, rtol=0, atol=0)

@@ -15,7 +15,8 @@ from opd.core.microbatches import MicroBatchGroup
 from opd.core.objective import Objective
 from opd.errors import UserError
 from opd.models.lm import LM, add_lora
-from opd.training.step import Memory, accumulate_within_memory, update
+from opd.training.learner import MicroBatchSplits
+from opd.training.step import accumulate_within_memory, update
 from test_update import OBJECTIVES, clone, experience, learner_of
 
 CPU_OOM = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 9 bytes"
@@ -76,7 +77,7 @@ def test_micro_batches_are_halved_and_the_gradient_is_the_same(
     close(gradients(cut), gradients(plain))
     assert found[1].item() == pytest.approx(wanted[1].item(), rel=FLOAT64_SUM)
     assert max(seen) == 9
-    assert learner.memory.halvings == 2  # 9 rollouts, then 5, then 3
+    assert learner.splits.halvings == 2  # 9 rollouts, then 5, then 3
     assert "train.tokens_per_microbatch" in caplog.text
     failed = len(seen)
     accumulate_within_memory(learner, batch, 1)
@@ -99,11 +100,11 @@ def test_other_errors_are_not_taken_for_memory(make_lm, make_prompts):
     learner = learner_of(student, teacher, objective)
     with pytest.raises(RuntimeError, match="shapes"):
         update(learner, batch, 0)
-    assert learner.memory.halvings == 0
+    assert learner.splits.halvings == 0
 
 
 def test_cutting_loses_no_rollout():
-    found = Memory(2).cut([MicroBatchGroup([[4, 1, 7, 0, 2]]), MicroBatchGroup([[3]])])
+    found = MicroBatchSplits(2).apply([MicroBatchGroup([[4, 1, 7, 0, 2]]), MicroBatchGroup([[3]])])
     assert [group.microbatches for group in found] == [[[4, 1]], [[7]], [[0]], [[2]], [[3]]]
 
 

@@ -29,13 +29,14 @@ from opd.commands.auto import prepare
 from opd.commands.select import run_select
 from opd.config import Run
 from opd.errors import UserError
+from opd.recipes.distillation import distill
 from opd.rng import Stream
 from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import observe_samples
 from opd.setup.session import build
 from opd.training.evaluate import evaluate
-from opd.training.loop import Parts, train
+from opd.training.session import Session
 from opd.types import Rollout
 from opd_lab import zoo
 from opd_lab.auto_trial_table import RESCUES, Arm, ArmResult, Kind, Trial, render_trials
@@ -157,28 +158,28 @@ def prepare_arm(arm: Arm, data: dict[str, Any], scratch: Path) -> Run:
 
 def train_until(cfg: Run, meter: TokenMeter) -> float:
     """Train until the end or until the meter stops the run; return held-out accuracy."""
-    parts = build(cfg, resume=False, overwrite=False, console=QUIET)
+    session, completions = build(cfg, resume=False, overwrite=False, console=QUIET)
     if meter.stop.is_set():  # the preparation took everything
-        parts.stop.set()
-    meter.stop = parts.stop
+        session.stop.set()
+    meter.stop = session.stop
     try:
-        after: float = train(parts)["sets"]["task"]["after"]["value"]
+        after: float = distill(session, completions)["sets"]["task"]["after"]["value"]
         return after
     except KeyboardInterrupt:
-        return evaluate_student(parts)
+        return evaluate_student(session)
     finally:
-        parts.trackers.close()
-        parts.folder.close()
+        session.trackers.close()
+        session.folder.close()
 
 
-def evaluate_student(parts: Parts) -> float:
+def evaluate_student(session: Session) -> float:
     """Held-out accuracy of a student whose training was stopped."""
-    task = parts.evals[0]
+    task = session.evals[0]
     evaluation = evaluate(
-        parts.student_sampler(task),
+        session.student_sampler(task),
         task,
-        parts.source.decode,
-        seed=parts.cfg.train.seed,
+        session.source.decode,
+        seed=session.cfg.train.seed,
     )
     return evaluation.accuracy.value
 

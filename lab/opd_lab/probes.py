@@ -24,8 +24,7 @@ from opd.rng import key
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.training.evaluate import EvalTask, Evaluation, evaluate
-from opd.training.step import merge
-from opd.types import Metrics, Prompt, Rollout, Scores, Want
+from opd.types import Metrics, Prompt, Rollout, Scores, Want, add_means
 from opd_lab.runs import EXTRA_TOKENS, Task, one_thread
 from opd_lab.streams import LabStream
 from opd_lab.worlds import detect_pattern
@@ -127,7 +126,7 @@ def overlap_on_prompts(
             p = DenseDistribution(student.lm.head.logits(hidden)).log_probs()
             q = DenseDistribution(teacher.lm.head.logits(micro.teacher_hidden)).log_probs()
             for k, total in sums.items():
-                merge(
+                add_means(
                     total, diagnostics.overall(diagnostics.full_metrics(p, q, k=min(k, p.shape[1])))
                 )
     return {k: {name: mean.value for name, mean in total.items()} for k, total in sums.items()}

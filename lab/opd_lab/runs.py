@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from opd import config
+from opd.recipes.distillation import distill
 from opd.run.console import Console
 from opd.setup.session import build
-from opd.training.loop import train
 from opd_lab.cache_key import digest, source_hash
 from opd_lab.worlds import World, write_prompts
 
@@ -167,12 +167,12 @@ def run(
     made = Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent)) / "run"
     cfg = config.parse(run_config(student, teacher, task, seed, cache, made), changes)
     with one_thread():
-        parts = build(cfg, resume=False, overwrite=True, console=Console("quiet"))
+        session, completions = build(cfg, resume=False, overwrite=True, console=Console("quiet"))
         try:
-            train(parts)
+            distill(session, completions)
         finally:
-            parts.trackers.close()
-            parts.folder.close()
+            session.trackers.close()
+            session.folder.close()
     for unused in ("checkpoints", "rollouts"):
         shutil.rmtree(made / unused)
     publish(made, folder)

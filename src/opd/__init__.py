@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opd.commands.coldstart import run_coldstart as coldstart
     from opd.commands.select import run_select as select
-    from opd.commands.train import run_coldstart as coldstart
     from opd.commands.train import run_train as train
     from opd.config import load, parse
     from opd.errors import UserError
@@ -19,7 +19,7 @@ _HOMES = {
     "parse": ("opd.config", "parse"),
     "UserError": ("opd.errors", "UserError"),
     "train": ("opd.commands.train", "run_train"),
-    "coldstart": ("opd.commands.train", "run_coldstart"),
+    "coldstart": ("opd.commands.coldstart", "run_coldstart"),
     "select": ("opd.commands.select", "run_select"),
 }
 

@@ -91,7 +91,7 @@ def coldstart(
     json_lines: Json = False,
 ) -> None:
     """Imitate the teacher's completions until the student can learn on-policy."""
-    from opd.commands.train import run_coldstart
+    from opd.commands.coldstart import run_coldstart
     from opd.config import load
 
     cfg = load(file, overrides or ())
@@ -157,7 +157,7 @@ def evaluate(
     json_lines: Json = False,
 ) -> None:
     """Accuracy of student and teacher on the held-out sets, with intervals."""
-    from opd.commands.train import evaluate_target
+    from opd.commands.eval import evaluate_target
 
     evaluate_target(target, overrides or (), json_lines)
 
@@ -174,7 +174,8 @@ def serve_teacher(
     ] = None,
 ) -> None:
     """Serve teacher.model over HTTP, exact on tokens the student chose."""
-    from opd.commands.serve_teacher import score_ahead, serve
+    from opd.commands.score import score_ahead
+    from opd.commands.serve_teacher import serve
     from opd.config import load
 
     cfg = load(file, overrides or ())

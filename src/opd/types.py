@@ -221,6 +221,12 @@ class Mean:
 Metrics = dict[str, Mean]
 
 
+def add_means(into: Metrics, more: Metrics) -> None:
+    """Add exact means, name by name."""
+    for name, mean in more.items():
+        into[name] = into[name] + mean if name in into else mean
+
+
 @dataclass(frozen=True, slots=True)
 class Graded:
     """One graded completion of an evaluation."""

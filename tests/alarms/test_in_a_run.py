@@ -10,20 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opd import config
 from opd.alarms import RULES, Alarm, Rule, replay
 from opd.config import Alarms
 from opd.core.objective import Objective
 from opd.demo.run_config import PAIR, demo_config
+from opd.recipes.distillation import distill
 from opd.reports.terminal import render_text
 from opd.reports.training_summary import training_summary
 from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
-from opd.setup.session import build
 from opd.training.horizon import Horizon
-from opd.training.interventions import NOTHING, Course
-from opd.training.loop import train
+from opd.training.interventions import NO_ACTION, Adjustable
 from opd.types import Kind
+from support.runs import open_run
 
 STEPS = 11
 # A threshold nobody meets, so that the alarm comes for certain: at step 9, in windows of two.
@@ -44,15 +43,15 @@ def run_config(folder: Path, **changes) -> dict:
 
 def run(data: dict, *, resume: bool = False, upto: int | None = None) -> list[dict]:
     """Train, stopping after `upto` steps as Ctrl-C would; returns the lines of alarms.jsonl."""
-    parts = build(config.parse(data), resume=resume, overwrite=False, console=Console("quiet"))
+    session, completions = open_run(data, resume=resume)
     if upto is not None:
-        parts.console.step = lambda now, *rest: parts.stop.set() if now == upto else None
+        session.console.step = lambda now, *rest: session.stop.set() if now == upto else None
     try:
-        train(parts)
+        distill(session, completions)
     except KeyboardInterrupt:
         assert upto is not None
     finally:
-        parts.folder.close()
+        session.folder.close()
     return read_jsonl(Path(data["output"]["dir"]) / "alarms.jsonl")
 
 
@@ -90,41 +89,41 @@ def made_up(name: str, **evidence: float) -> tuple[Rule, Alarm]:
     return rule, Alarm(5, rule.name, rule.message, evidence, rule.remedy, "act")
 
 
-def course(**objective) -> Course:
+def course(**objective) -> Adjustable:
     kinds = frozenset({Kind.SAMPLED, Kind.SUPPORT})
-    return Course(Horizon(None, 100), Objective(**objective), kinds)
+    return Adjustable(Horizon(None, 100), Objective(**objective), kinds)
 
 
 def test_a_draining_support_is_answered_with_a_tail_bucket_once():
-    changed, words = course().answer(*made_up("support-mass-draining"), 5)
+    changed, words = course().act_on(*made_up("support-mass-draining"), 5)
     assert changed.objective.mode == "tail"
     assert "tail" in words
-    again, words = changed.answer(*made_up("support-mass-draining"), 6)
-    assert (again, words) == (changed, NOTHING)
-    assert course().restored(changed.state()) == changed
+    again, words = changed.act_on(*made_up("support-mass-draining"), 6)
+    assert (again, words) == (changed, NO_ACTION)
+    assert course().restore(changed.state()) == changed
 
 
 @pytest.mark.parametrize("support", ["full", "sampled"])
 def test_a_loss_without_an_outside_gets_no_tail(support):
     before = course(support=support)
-    assert before.answer(*made_up("support-mass-draining"), 5) == (before, NOTHING)
+    assert before.act_on(*made_up("support-mass-draining"), 5) == (before, NO_ACTION)
 
 
 def test_a_teacher_without_normalisers_gets_no_tail():
     before = replace(course(), kinds=frozenset({Kind.SUPPORT}))
-    assert before.answer(*made_up("support-mass-draining"), 5) == (before, NOTHING)
+    assert before.act_on(*made_up("support-mass-draining"), 5) == (before, NO_ACTION)
 
 
 def test_a_spike_is_answered_with_a_horizon_that_ends_where_it_begins():
-    changed, words = course().answer(*made_up("late-spike", position=40.0), 5)
+    changed, words = course().act_on(*made_up("late-spike", position=40.0), 5)
     assert changed.horizon.limit(6) == 40
     assert "40" in words
-    changed, _ = changed.answer(*made_up("repetition"), 6)
+    changed, _ = changed.act_on(*made_up("repetition"), 6)
     assert changed.horizon.limit(7) == 28
-    assert course().restored(changed.state()) == changed
-    least, words = changed.answer(*made_up("late-spike", position=3.0), 6)
+    assert course().restore(changed.state()) == changed
+    least, words = changed.act_on(*made_up("late-spike", position=3.0), 6)
     assert least.horizon.limit(7) == 16
-    assert least.answer(*made_up("repetition"), 7) == (least, NOTHING)
+    assert least.act_on(*made_up("repetition"), 7) == (least, NO_ACTION)
 
 
 def test_acting_alarms_change_the_run_and_come_back_bit_for_bit(tmp_path, monkeypatch):

@@ -20,26 +20,27 @@ import yaml
 from conftest import tiny_tokenizer
 from opd import config
 from opd.alarms import RULES, replay
-from opd.commands.train import run_coldstart
+from opd.commands.coldstart import run_coldstart
 from opd.config import Alarms, Coldstart, ServerTeacher
 from opd.data.duplicates import question_key
 from opd.data.sft_examples import example
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
 from opd.http import Endpoint, Http
-from opd.recipes.coldstart import Look, Supply, ended, enough, portions
+from opd.recipes.coldstart import CompletionSource, before_training
+from opd.recipes.coldstart.completions import with_student_end
+from opd.recipes.coldstart.phase import even_batches
+from opd.recipes.coldstart.progress import Overlap, reason_to_stop
+from opd.recipes.distillation import distill
 from opd.reports.read import read_run
 from opd.run import checkpoint as store
-from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
 from opd.run.rollouts import read_step
 from opd.samplers.hf import Decoding, HFSampler
-from opd.setup.coldstart_source import warm_up_of
-from opd.setup.pair import load_pair
-from opd.setup.remote_teacher import Remote
-from opd.setup.session import build, load_training_prompts
+from opd.setup.coldstart_source import require_one_process, teacher_sampler
+from opd.setup.remote_teacher import ServedTeacher
 from opd.teachers.vllm_api import VllmDialect
-from opd.training.loop import train
+from support.runs import open_run
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "samplers")]
 from test_vllm import LENGTH, STOP, FakeServer
@@ -69,15 +70,15 @@ def run_config(folder: Path, **cold) -> dict:
 
 
 def made(data: dict, *, resume=False):
-    return build(config.parse(data), resume=resume, overwrite=False, console=Console("quiet"))
+    return open_run(data, resume=resume)
 
 
 def run(data: dict, *, resume=False) -> dict:
-    parts = made(data, resume=resume)
+    session, completions = made(data, resume=resume)
     try:
-        return train(parts)
+        return distill(session, completions)
     finally:
-        parts.folder.close()
+        session.folder.close()
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +150,9 @@ def test_prompts_of_the_two_phases_are_disjoint(straight, home):
     folder, summary = straight
     files = (folder / "coldstart" / "rollouts").glob("*.parquet")
     learned = {question_key(r.prompt.text) for file in files for r in read_step(file)[0]}
-    parts = made(run_config(folder), resume=True)
-    asked = parts.warm_up(parts).source.prompts.prompts
-    parts.folder.close()
+    session, completions = made(run_config(folder), resume=True)
+    asked = before_training(session, completions).source.prompts.prompts
+    session.folder.close()
     assert not learned & {question_key(p.text) for p in asked}
     assert len(asked) == summary["coldstart"]["prompts_left"] == 2000 - len(learned)
 
@@ -159,15 +160,15 @@ def test_prompts_of_the_two_phases_are_disjoint(straight, home):
 @pytest.mark.parametrize("stop_after", ["first round", "handover"])
 def test_stopped_and_resumed_is_the_same_run(home, straight, stop_after):
     folder = home / f"stopped-{stop_after.replace(' ', '-')}"
-    parts = made(run_config(folder))
+    session, completions = made(run_config(folder))
     if stop_after == "first round":
-        parts.stop.set()
+        session.stop.set()
         with pytest.raises(KeyboardInterrupt):
-            train(parts)
-        parts.folder.close()
+            distill(session, completions)
+        session.folder.close()
         assert store.newest(folder / "coldstart" / "checkpoints").step == 2
     else:
-        parts.folder.close()
+        session.folder.close()
         record = run_coldstart(config.parse(run_config(folder)), resume=True, style="quiet")
         weights = safetensors(folder / "coldstart" / "student" / "model.safetensors")
         begun = safetensors(straight[0] / "checkpoints" / "step-0" / "student.safetensors")
@@ -179,22 +180,20 @@ def test_stopped_and_resumed_is_the_same_run(home, straight, stop_after):
 
 def test_completions_on_disk_are_not_written_again(home, straight):
     folder = home / "died"
-    parts = made(run_config(folder))
-    parts.stop.set()
+    session, completions = made(run_config(folder))
+    session.stop.set()
     with pytest.raises(KeyboardInterrupt):
-        train(parts)
-    parts.folder.close()
+        distill(session, completions)
+    session.folder.close()
     store.newest(folder / "coldstart" / "checkpoints").path.joinpath("MANIFEST.json").unlink()
     for path in (folder / "coldstart" / "checkpoints").iterdir():
         for file in path.iterdir():
             file.unlink()
         path.rmdir()
-    parts = made(run_config(folder), resume=True)
-    supply = parts.warm_up.keywords["supply"]
-    writer = Counting(supply.writer)
-    replace(parts, warm_up=None)
-    parts.warm_up.func(parts, replace(supply, writer=writer))
-    parts.folder.close()
+    session, completions = made(run_config(folder), resume=True)
+    writer = Counting(completions.sampler)
+    before_training(session, replace(completions, sampler=writer))
+    session.folder.close()
     assert writer.calls == 2  # rounds two and three; the first was on disk
     run(run_config(folder), resume=True)
     assert digest(folder) == digest(straight[0])
@@ -234,13 +233,22 @@ def _opd(file: Path) -> subprocess.Popen:
 def test_several_processes_take_over_where_one_has_warmed_up(straight, tmp_path):
     def begin(folder):
         cfg = config.parse(run_config(folder))
-        pair = load_pair(cfg)
-        prompts = load_training_prompts(cfg, pair, Console("quiet"))
-        return warm_up_of(cfg, pair, None, prompts, processes=2)
+        require_one_process(cfg, cfg.coldstart, 2)
 
     with pytest.raises(UserError, match=r"opd coldstart run\.yaml"):
         begin(tmp_path / "new")
-    assert begin(straight[0]) is not None
+    begin(straight[0])
+
+
+def test_a_teacher_that_only_scores_cannot_make_completions():
+    class OnlyScores:
+        cfg = config.parse(run_config(Path("unused")))
+
+        def teacher_sampler(self, decoding):
+            return None
+
+    with pytest.raises(UserError, match=r"coldstart\.path"):
+        teacher_sampler(OnlyScores(), OnlyScores.cfg.coldstart)
 
 
 def test_an_overlap_that_suffices_costs_no_token(tmp_path):
@@ -302,7 +310,7 @@ CFG = Coldstart(mass=0.95, top1=0.8, patience=2, min_rise=0.01)
     ],
 )
 def test_when_it_ends(looks, ends):
-    found = enough([Look(*look) for look in looks], CFG)
+    found = reason_to_stop([Overlap(*look) for look in looks], CFG)
     assert found is None if ends is None else ends in found
 
 
@@ -310,26 +318,24 @@ def test_a_vllm_teacher_writes_and_one_that_only_scores_does_not(make_lm, make_p
     server = FakeServer()
     http = Http(Endpoint("http://teacher.test", "teacher", "teacher.url"), transport=server)
     spec = ServerTeacher(url="http://teacher.test", model="base")
-    remote = Remote(spec, VllmDialect(http, "base", probe_support=False))
-    assert remote.writes
+    remote = ServedTeacher(spec, VllmDialect(http, "base", probe_support=False))
+    assert remote.generates
     tokenizer, stop = tiny_tokenizer(), frozenset({STOP})
-    writer = remote.writer(make_lm(), tokenizer, Decoding(LENGTH, 0.7, 0.95), stop)
+    writer = remote.sampler(make_lm(), tokenizer, Decoding(LENGTH, 0.7, 0.95), stop)
     first = writer.sample(make_prompts(3, 4), n=2, key=(0, 6, 0))
     again = writer.sample(make_prompts(3, 4), n=2, key=(0, 6, 0))
     assert [r.ids.tolist() for r in first] == [r.ids.tolist() for r in again]
     assert {r.finish for r in first} <= {"stop", "length"}
     asked = [body for path, body in server.calls if path == "/v1/completions"]
     assert {(b["model"], b["temperature"], b["top_p"]) for b in asked} == {("base", 0.7, 0.95)}
-    with pytest.raises(UserError, match=r"coldstart\.path"):
-        replace(remote, dialect=None).writer(make_lm(), tokenizer, Decoding(LENGTH), stop)
 
 
 def test_an_end_token_the_student_does_not_know_is_replaced():
-    supply = Supply([], [], None, [], None, frozenset({1}), 1)
+    supply = CompletionSource([], [], None, [], None, frozenset({1}), 1)
     rollout = example(0, [5], [7, 8, 2])
-    assert ended(rollout, supply).ids.tolist() == [7, 8, 1]
-    assert ended(replace(rollout, finish="length"), supply).ids.tolist() == [7, 8, 2]
-    assert ended(example(0, [5], [7, 1]), supply).ids.tolist() == [7, 1]
+    assert with_student_end(rollout, supply).ids.tolist() == [7, 8, 1]
+    assert with_student_end(replace(rollout, finish="length"), supply).ids.tolist() == [7, 8, 2]
+    assert with_student_end(example(0, [5], [7, 1]), supply).ids.tolist() == [7, 1]
     assert rollout.ids.tolist() == [7, 8, 2]
 
 
@@ -337,20 +343,20 @@ def test_an_end_token_the_student_does_not_know_is_replaced():
 def test_rounds_take_every_prompt_once(make_prompts, n, size):
     prompts = make_prompts(*[2] * 21)
     cfg = Coldstart(n=n, completions_per_round=size)
-    supply = Supply(prompts, [], HFSampler, [], None, frozenset({1}), 1)
+    supply = CompletionSource(prompts, [], HFSampler, [], None, frozenset({1}), 1)
     taken = [p.index for i in range(supply.rounds(cfg)) for p in supply.prompts_of(i, cfg)]
     assert taken == [*range(21)]
     assert all(len(supply.prompts_of(i, cfg)) * n <= max(n, size) for i in range(21))
     given = [example(i, [5], [1]) for i in range(21)]
-    supply = Supply([], given, None, [], None, frozenset({1}), 1)
+    supply = CompletionSource([], given, None, [], None, frozenset({1}), 1)
     taken = [r.prompt.index for i in range(supply.rounds(cfg)) for r in supply.given_of(i, cfg)]
     assert taken == [*range(21)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 64])
-def test_portions_use_everything_once_and_evenly(count):
+def test_batches_use_everything_once_and_evenly(count):
     examples = [example(i, [5], [1]) for i in range(count)]
-    parts = portions(examples, 4)
+    parts = even_batches(examples, 4)
     assert [r.prompt.index for part in parts for r in part] == [*range(count)]
     sizes = [len(part) for part in parts]
     assert not sizes or max(sizes) - min(sizes) <= 1
@@ -407,14 +413,14 @@ def test_an_alarm_begins_a_cold_start_and_training_goes_on_afresh(tmp_path):
 
 def interrupted(data: dict, when: str) -> None:
     """A run that Ctrl-C stops after step 4 or 5, or after the first round of the cold start."""
-    parts = made(data)
+    session, completions = made(data)
     at = {"at the alarm": 4, "later": 5}.get(when)
-    parts.console.step = lambda now, *rest: parts.stop.set() if now == at else None
+    session.console.step = lambda now, *rest: session.stop.set() if now == at else None
     if when == "in the phase":
-        parts.console.say = lambda text: parts.stop.set() if "round 1" in text else None
+        session.console.say = lambda text: session.stop.set() if "round 1" in text else None
     with pytest.raises(KeyboardInterrupt):
-        train(parts)
-    parts.folder.close()
+        distill(session, completions)
+    session.folder.close()
     phase = Path(data["output"]["dir"]) / "coldstart" / "checkpoints"
     assert phase.exists() == (when == "in the phase")
 

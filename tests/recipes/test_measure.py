@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from opd import config
 from opd.demo.run_config import demo_config
+from opd.recipes.distillation import distill
 from opd.recipes.measure import measure
-from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
 from opd.run.metric_names import OVERLAP
 from opd.run.rollouts import read_step
-from opd.setup.session import build
-from opd.training.loop import train
+from support.runs import open_run
 
 
 @pytest.mark.parametrize("support", ["teacher_topk", "student_topk"])
@@ -22,12 +20,12 @@ def test_saved_rollouts_give_the_logged_numbers(tmp_path, support):
     data["train"] |= {"steps": 1, "prompts_per_step": 4}
     data["output"]["rollout_sample"] = 1000
     data["loss"] = {"support": support, "k": 16}
-    parts = build(config.parse(data), resume=False, overwrite=False, console=Console("quiet"))
-    train(parts)
-    parts.folder.close()
+    session, completions = open_run(data)
+    distill(session, completions)
+    session.folder.close()
     (logged,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     rollouts, scores = read_step(tmp_path / "run" / "rollouts" / "step-1.parquet")
-    teacher = None if support == "teacher_topk" else parts.source.teacher
+    teacher = None if support == "teacher_topk" else session.source.teacher
     found = measure(rollouts, scores, teacher=teacher)
     assert set(found) == set(OVERLAP)
     for name, mean in found.items():

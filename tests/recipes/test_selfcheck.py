@@ -11,7 +11,8 @@ from opd.config import Optim
 from opd.core.objective import Objective
 from opd.recipes import invariants
 from opd.recipes.invariants import Subject, self_check
-from opd.training.step import Learner, make_optimizer
+from opd.training.learner import Learner
+from opd.training.optimizer import make_optimizer
 
 
 def subject(make_lm, make_prompts, dtype=torch.float64, **objective):

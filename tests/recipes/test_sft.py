@@ -13,8 +13,9 @@ from opd.core.batch import Batch
 from opd.core.microbatches import PASS_OVERHEAD, buckets
 from opd.data.sft_examples import choose, example
 from opd.errors import UserError
-from opd.recipes.sft import rate, sft
-from opd.training.step import Refused, completion_loss
+from opd.recipes.sft import sft
+from opd.training.gradient import completion_loss
+from opd.training.optimizer import NonFiniteStep, learning_rate
 from test_update_memory import CPU_OOM, run_out_of_memory
 
 FLOAT64_SUM = 1e-10  # a few hundred float64 terms, head and backbone in two orders
@@ -143,11 +144,11 @@ def test_every_pass_visits_every_example_once():
 
 
 def test_rate_warms_up_then_falls_to_zero():
-    warm = [rate(s, 104, 4, "cosine") for s in range(105)]
+    warm = [learning_rate(1.0, s, 4, "cosine", 104) for s in range(105)]
     assert warm[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert warm[54] == pytest.approx(0.5)
     assert warm[104] == pytest.approx(0.0)
-    assert rate(90, 104, 4, "constant") == 1.0
+    assert learning_rate(1.0, 90, 4) == 1.0
 
 
 def test_nonfinite_loss_never_reaches_the_weights(make_lm):
@@ -155,7 +156,7 @@ def test_nonfinite_loss_never_reaches_the_weights(make_lm):
     with torch.no_grad():
         lm.head.weight[7] = float("inf")
     before = {name: p.detach().clone() for name, p in lm.parameters().items()}
-    with pytest.raises(Refused, match="sft step 0"):
+    with pytest.raises(NonFiniteStep, match="supervised step 1"):
         list(sft(lm, examples(), steps=2, optim=Optim(lr=1e-2)))
     for name, weight in lm.parameters().items():
         assert torch.equal(weight, before[name])

@@ -18,7 +18,7 @@ from opd.run.bad_answers import Quarantine
 from opd.samplers.hf import Decoding
 from opd.samplers.replay import ReplaySampler
 from opd.samplers.vllm import VllmSampler, request_seed
-from opd.training.distributed import LedSampler
+from opd.training.distributed import RankZeroSampler
 from support.ranks import run_as_rank_zero
 
 K, LENGTH, STOP = 3, 6, 1
@@ -244,7 +244,7 @@ def test_one_process_speaks_with_a_rollout_server(make_lm, make_prompts, tmp_pat
     samplers = [sampler_of(s, lm, tmp_path) for s in servers]
 
     def led(ranks):
-        return LedSampler(samplers[ranks.rank], ranks, lm)
+        return RankZeroSampler(samplers[ranks.rank], ranks, lm)
 
     assert run_as_rank_zero(lambda ranks: led(ranks).sync(4), 3) is None
     found = run_as_rank_zero(lambda ranks: led(ranks).sample(prompts, n=2, key=(0,)), 3)

@@ -11,7 +11,7 @@ from opd import config
 from opd.errors import UserError
 from opd.run.console import Console
 from opd.setup import remote_teacher
-from opd.setup.session import make_objective
+from opd.setup.objective import make_objective, resolve_support
 from opd.teachers.handshake import HandshakeInputs, run_handshake
 from opd.teachers.opd_api import OpdDialect, is_opd
 from opd.teachers.vllm_api import VllmDialect
@@ -59,7 +59,7 @@ def test_auto_is_what_the_teacher_can_serve(capsys):
         (EXACT, "student_topk", "paper"),
         (STOCK, "teacher_topk", "tail"),
     ):
-        loss = remote_teacher.settle_support(run_of(support="auto"), kinds, Console("plain")).loss
+        loss = resolve_support(run_of(support="auto"), kinds, Console("plain")).loss
         assert (loss.support, loss.mode) == (support, mode)
     assert "cannot score the student's own tokens" in capsys.readouterr().out
 

@@ -12,17 +12,16 @@ import numpy as np
 import pytest
 
 from opd import config
-from opd.commands.serve_teacher import score_ahead
+from opd.commands.score import score_ahead
 from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.models import tokenizers
 from opd.models.lm import load_lm
-from opd.run.console import Console
+from opd.recipes.distillation import distill
 from opd.run.jsonl import read_jsonl
-from opd.setup.session import build
 from opd.teachers.remote import TeacherDown
 from opd.teachers.scoring_server import Scorer, TeacherServer, make_app
-from opd.training.loop import train
+from support.runs import open_run
 
 TOKEN = "token-of-the-demo"
 # One float32 forward batched another way; the update follows it.
@@ -40,13 +39,13 @@ def demo(folder: Path, **sections) -> dict:
 
 
 def run(data: dict, *, resume: bool = False) -> None:
-    parts = build(config.parse(data), resume=resume, overwrite=False, console=Console("quiet"))
+    session, completions = open_run(data, resume=resume)
     try:
-        train(parts)
+        distill(session, completions)
     finally:
-        parts.folder.close()
+        session.folder.close()
         if data["teacher"].get("url"):
-            parts.source.teacher.dialect.http.close()
+            session.source.teacher.dialect.http.close()
 
 
 class Served:
@@ -127,19 +126,19 @@ def test_a_teacher_that_goes_away_and_comes_back_changes_nothing(tmp_path, serve
     for data in (straight, broken):
         data["teacher"] = served.section()
     run(straight)
-    parts = build(config.parse(broken), resume=False, overwrite=False, console=Console("quiet"))
-    asked = parts.source.teacher.score
+    session, completions = open_run(broken)
+    asked = session.source.teacher.score
 
     def gone_in_step_two(rollouts, want):
         if rollouts[0].version == 1:
             served.stop()
         return asked(rollouts, want)
 
-    parts.source.teacher.score = gone_in_step_two
+    session.source.teacher.score = gone_in_step_two
     with pytest.raises(TeacherDown, match="--resume"):
-        train(parts)
-    parts.folder.close()
-    parts.source.teacher.dialect.http.close()
+        distill(session, completions)
+    session.folder.close()
+    session.source.teacher.dialect.http.close()
     assert (tmp_path / "broken" / "checkpoints" / "step-1").is_dir()
     served.start()
     run(broken, resume=True)
@@ -184,10 +183,10 @@ def test_a_cache_pays_for_nothing_twice(tmp_path, served):
     for name in ("first", "second"):
         data = demo(tmp_path / name)
         data["teacher"] = served.section(cache={"dir": str(tmp_path / "cache")})
-        parts = build(config.parse(data), resume=False, overwrite=False, console=Console("quiet"))
-        train(parts)
-        parts.folder.close()
-        parts.source.teacher.teacher.dialect.http.close()
+        session, completions = open_run(data)
+        distill(session, completions)
+        session.folder.close()
+        session.source.teacher.teacher.dialect.http.close()
     assert (tmp_path / "first" / "metrics.jsonl").read_bytes() == (
         tmp_path / "second" / "metrics.jsonl"
     ).read_bytes()

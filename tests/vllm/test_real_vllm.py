@@ -23,6 +23,7 @@ from opd.errors import UserError
 from opd.http import Endpoint, Http, Limits
 from opd.models import tokenizers
 from opd.models.lm import add_lora, load_lm
+from opd.recipes.distillation import distill
 from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import Decoding, HFSampler
@@ -33,7 +34,6 @@ from opd.teachers.handshake import HandshakeInputs, run_handshake
 from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import RemoteOptions, RemoteTeacher
 from opd.teachers.vllm_api import VllmDialect
-from opd.training.loop import train
 from opd.types import Prompt, Want
 
 pytestmark = [
@@ -329,8 +329,8 @@ def test_training_survives_a_crash_of_the_teacher_and_refuses_an_impostor(
     said: list[str] = []
     console = Console("plain")
     console.say = lambda text: (said.append(text), tell(f"  opd: {text}"))  # type: ignore[method-assign]
-    parts = build(config.parse(data), resume=False, overwrite=False, console=console)
-    ask = parts.source.teacher.score
+    session, completions = build(config.parse(data), resume=False, overwrite=False, console=console)
+    ask = session.source.teacher.score
 
     def crash_in_step_three(rollouts, want):
         if rollouts[0].version == 3:
@@ -339,11 +339,11 @@ def test_training_survives_a_crash_of_the_teacher_and_refuses_an_impostor(
             threading.Thread(target=teacher_server.start, daemon=True).start()
         return ask(rollouts, want)
 
-    parts.source.teacher.score = crash_in_step_three
-    train(parts)
-    parts.folder.close()
-    parts.source.teacher.dialect.http.close()
-    parts.source.sampler.http.close()
+    session.source.teacher.score = crash_in_step_three
+    distill(session, completions)
+    session.folder.close()
+    session.source.teacher.dialect.http.close()
+    session.source.sampler.http.close()
     lines = read_jsonl(place / "run" / "metrics.jsonl")
     times = read_jsonl(place / "run" / "timings.jsonl")
     tell("step  loss    overlap  drift/logp_gap  bytes/token  retries  step s")

@@ -20,7 +20,7 @@ from opd.reports.model_card import model_card
 from opd.reports.read import RunData, read_run
 from opd.run import checkpoint as store
 from opd.setup.pair import prepare_student
-from opd.training.guard import BEST
+from opd.training.interventions import BEST
 
 # Largest difference of a log-probability between the trained student and the reloaded folder.
 # Saved as trained, the same arithmetic gives the same numbers; merging adds a rounding of weights.

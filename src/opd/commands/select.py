@@ -41,14 +41,10 @@ from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.disk import write_bytes
 from opd.samplers.hf import Decoding, HFSampler
-from opd.setup import remote_teacher
-from opd.setup.pair import Pair, load_pair
-from opd.setup.session import (
-    load_training_prompts,
-    local_teacher,
-    make_objective,
-    room,
-)
+from opd.setup.models import Models, open_models
+from opd.setup.pair import Pair
+from opd.setup.prompts import load_training_prompts, max_prompt_tokens
+from opd.setup.samplers import rollout_decoding
 from opd.types import Prompt, Sampler, Teacher
 
 CONFIGURED = "prompts.template"
@@ -101,11 +97,11 @@ def run_select(cfg: Run, json_lines: bool = False) -> dict[str, Any]:
 def select(cfg: Run, spec: Select, console: Console) -> Selection:
     """The whole procedure, nothing written."""
     with ExitStack() as stack:
-        remote = remote_teacher.Remote.find(cfg)
-        pair = load_pair(cfg, remote)
+        models = open_models(cfg, console)
+        cfg, pair = models.cfg, models.pair
         prompts = load_training_prompts(cfg, pair, console)
         leaked, usable, again = _usable(cfg, spec, prompts)
-        teacher, writer = _teacher(cfg, pair, remote, prompts, stack, console)
+        teacher, writer = _teacher(models, prompts, stack, console)
         bench = _bench(cfg, spec, pair, teacher, writer, usable)
         template, tried = _templates(cfg, spec, pair, bench, usable, console)
         measured_on = _drawn(usable, spec.limit, cfg.train.seed)
@@ -162,31 +158,18 @@ def _drawn(prompts: Sequence[Prompt], limit: int | None, seed: int) -> list[Prom
 
 
 def _teacher(
-    cfg: Run,
-    pair: Pair,
-    remote: remote_teacher.Remote | None,
-    prompts: PromptSet,
-    stack: ExitStack,
-    console: Console,
+    models: Models, prompts: PromptSet, stack: ExitStack, console: Console
 ) -> tuple[Teacher, Sampler | None]:
-    """The teacher's ear and, if it can write, its pen."""
-    r = cfg.rollout
-    decoding = Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k)
-    if remote is None:
-        local = local_teacher(cfg, pair)
-        if local is None or pair.teacher is None:
-            raise UserError("opd select needs a teacher; teacher is null.")
-        return local, HFSampler(
-            pair.teacher, decoding, stop=pair.teacher_stop, capture=1, batch=r.batch
-        )
+    """The teacher as a scorer and, if it can generate, as a sampler."""
+    models.handshake(prompts)
     folder = Path(stack.enter_context(TemporaryDirectory()))
-    vocab = pair.student.vocab
-    remote.greet(cfg, make_objective(cfg), vocab, pair.tokenizer, prompts)
-    teacher = remote.teacher(cfg, vocab, folder, console, Clock())
-    if not remote.writes:
+    teacher = models.teacher(folder, console, Clock())
+    if teacher is None:
+        raise UserError("opd select needs a teacher; teacher is null.")
+    sampler = models.teacher_sampler(rollout_decoding(models.cfg))
+    if sampler is None:
         console.say("The teacher server only scores: prompts are ranked without its accuracy.")
-        return teacher, None
-    return teacher, remote.writer(pair.student, pair.tokenizer, decoding, pair.stop)
+    return teacher, sampler
 
 
 def _bench(
@@ -237,7 +220,7 @@ def _templates(
             template=template,
             chat=keywords,
             max_tokens=cfg.prompts.max_tokens,
-            context=room(pair, cfg.rollout.max_new_tokens, "rollout.max_new_tokens"),
+            context=max_prompt_tokens(pair, cfg.rollout.max_new_tokens, "rollout.max_new_tokens"),
         ).prompts
         for name, (template, keywords) in candidates.items()
     }

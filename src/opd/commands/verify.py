@@ -8,15 +8,15 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from opd.config import LocalTeacher, Run
+from opd.config import Run, ServerTeacher
 from opd.errors import UserError
 from opd.recipes.invariants import Subject, self_check
 from opd.run.clock import Clock
 from opd.run.console import Console
-from opd.setup import remote_teacher
-from opd.setup.pair import load_pair
-from opd.setup.session import load_training_prompts, make_learner, make_objective
-from opd.training.step import make_optimizer
+from opd.setup.models import open_models
+from opd.setup.prompts import load_training_prompts
+from opd.setup.session import make_learner
+from opd.training.optimizer import make_optimizer
 
 
 def subject_of(cfg: Run, local: str | None = None) -> Subject:
@@ -29,28 +29,24 @@ def subject_of(cfg: Run, local: str | None = None) -> Subject:
     Raises:
         UserError: as `opd.setup.session.build`; a run without a teacher; a server without `local`.
     """
-    remote = remote_teacher.Remote.find(cfg)
-    pair_cfg = cfg
-    if remote is not None:
-        if local is None:
-            raise UserError(
-                "The teacher is a server. Give the same model as a folder, so that its scores can "
-                "be compared: opd check run.yaml --self --local FOLDER"
-            )
-        pair_cfg = cfg.model_copy(update={"teacher": LocalTeacher(model=local)})
-    pair = load_pair(pair_cfg)
+    if isinstance(cfg.teacher, ServerTeacher) and local is None:
+        raise UserError(
+            "The teacher is a server. Give the same model as a folder, so that its scores can "
+            "be compared: opd check run.yaml --self --local FOLDER"
+        )
+    models = open_models(cfg, Console("quiet"), local=local)
+    cfg, pair = models.cfg, models.pair
     if pair.teacher is None:
         raise UserError("opd check --self needs a teacher model; teacher is null.")
     prompts = load_training_prompts(cfg, pair, Console("quiet"))
-    learner = make_learner(cfg, pair, make_objective(cfg), make_optimizer(pair.student, cfg.optim))
+    learner = make_learner(models, make_optimizer(pair.student, cfg.optim))
     shortest = sorted(prompts.prompts, key=lambda p: (len(p.ids), p.index))
     subject = Subject(learner, pair.teacher, shortest, pair.stop)
-    if remote is None:
+    if models.remote is None:
         return subject
-    vocab = pair.student.vocab
-    remote.greet(cfg, learner.objective, vocab, pair.tokenizer, prompts)
+    models.handshake(prompts)
     with tempfile.TemporaryDirectory() as folder:
-        server = remote.teacher(cfg, vocab, Path(folder), Console("quiet"), Clock())
+        server = models.teacher(Path(folder), Console("quiet"), Clock())
     return replace(subject, server=server)
 
 

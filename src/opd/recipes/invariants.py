@@ -21,7 +21,8 @@ from opd.models.prefix_cache import supports_prefix_cache
 from opd.rng import Stream, key
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
-from opd.training.step import Learner, fed, micro_loss
+from opd.training.gradient import forward, microbatch_loss
+from opd.training.learner import Learner
 from opd.types import Prompt, Rollout, Teacher
 
 PROMPTS, SAMPLES, TOKENS = 2, 2, 12
@@ -191,7 +192,7 @@ def _prompt_gradient(learner: Learner, batch: Batch) -> Verdict:
     with torch.no_grad():
         hidden = student.hidden(micro.input_ids)
     hidden.requires_grad_()
-    micro_loss(learner, micro, hidden[micro.rows, micro.cols]).backward()  # type: ignore[no-untyped-call]
+    microbatch_loss(learner, micro, hidden[micro.rows, micro.cols]).backward()  # type: ignore[no-untyped-call]
     student.model.zero_grad(set_to_none=True)
     assert hidden.grad is not None
     predicts = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
@@ -266,8 +267,8 @@ def _gradient(
     student = learner.student
     student.model.zero_grad(set_to_none=True)
     groups = groups or batch.plan(Budget(10**9), share_prompts=False)
-    for micro, hidden in fed(learner, batch, groups):
-        (micro_loss(learner, micro, hidden) / batch.num_tokens).backward()  # type: ignore[no-untyped-call]
+    for micro, hidden in forward(learner, batch, groups):
+        (microbatch_loss(learner, micro, hidden) / batch.num_tokens).backward()  # type: ignore[no-untyped-call]
     found = [
         torch.zeros_like(p) if p.grad is None else p.grad.clone()
         for p in student.parameters().values()

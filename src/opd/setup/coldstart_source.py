@@ -1,11 +1,8 @@
-"""Where the completions of a cold start come from: the teacher's own pen, or files."""
+"""Where the completions of a cold start come from: the teacher's sampler, or files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
@@ -14,133 +11,137 @@ from opd.data.graders import grader_for
 from opd.data.prompts import PromptSet, load_prompts
 from opd.data.sft_examples import load_gold
 from opd.errors import UserError
-from opd.models.lm import LM
-from opd.recipes.coldstart import Supply, interlude, warm_up
+from opd.recipes.coldstart import CompletionSource
 from opd.rng import Stream, generator
 from opd.run import checkpoint as store
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.hf import Decoding
 from opd.samplers.replay import read_rollouts
-from opd.setup import remote_teacher
-from opd.training.loop import Parts
+from opd.setup.models import Models
 from opd.types import Prompt, Rollout, Sampler
 
-if TYPE_CHECKING:
-    from opd.setup.pair import Pair
 
-
-def warm_up_of(
-    cfg: Run,
-    pair: Pair,
-    remote: remote_teacher.Remote | None,
-    prompts: PromptSet,
-    *,
-    processes: int,
-) -> Callable[..., Parts] | None:
-    """The cold start as the loop calls it, before the first step or after one; None without.
+def completion_source(
+    models: Models, prompts: PromptSet, *, processes: int
+) -> CompletionSource | None:
+    """The completions of the configured cold start; None without one.
 
     Args:
-        cfg: the run.
-        pair: student and, if it is in this process, teacher.
-        remote: a teacher behind HTTP.
+        models: student and teacher.
         prompts: training prompts.
         processes: how many make up the run.
 
     Raises:
         UserError: more than one process before the hand-over, prompts or completions that cannot be
-            read, ground truths missing for coldstart.answer=right, a teacher server that only
-            scores.
+            read, ground truths missing for coldstart.answer=right, a teacher that cannot generate.
     """
-    if cfg.coldstart is None:
-        return None
-    if processes > 1 and cfg.coldstart.when == "alarm":
-        raise UserError(
-            f"coldstart.when=alarm: a cold start runs in one process, and there are {processes}. "
-            "Start this run with one, or set coldstart.when=start."
-        )
-    if processes > 1 and store.newest(Path(cfg.output.dir) / "checkpoints") is None:
-        raise UserError(
-            f"The cold start runs in one process, and there are {processes}. Make it first: `opd "
-            "coldstart run.yaml`; then continue with torchrun ... opd train run.yaml --resume."
-        )
+    cfg, pair = models.cfg, models.pair
     cold = cfg.coldstart
-    given = given_completions(cfg, cold, pair.tokenizer)
-    own = [] if given else _prompts(cfg, cold, pair.tokenizer, pair.student, prompts)
-    length = cold.max_new_tokens or cfg.rollout.max_new_tokens
-    decoding = Decoding(length, cold.temperature, cold.top_p)
-    writer: Sampler | None = None
-    if not given and pair.teacher is not None:
-        writer = HFSampler(
-            pair.teacher, decoding, stop=pair.teacher_stop, capture=1, batch=cfg.rollout.batch
-        )
-    elif not given:
-        assert remote is not None
-        writer = remote.writer(pair.student, pair.tokenizer, decoding, pair.stop)
-    end = pair.tokenizer.eos_token_id
-    last = _order(len(prompts.prompts), cfg.train.seed)[-cold.probe_prompts :]
-    supply = Supply(
+    if cold is None:
+        return None
+    require_one_process(cfg, cold, processes)
+    given = given_completions(models, cold)
+    own = [] if given else _prompts(models, cold, prompts)
+    stop, end = pair.stop, pair.tokenizer.eos_token_id
+    order = _order(len(prompts.prompts), cfg.train.seed)
+    return CompletionSource(
         prompts=own,
         given=given,
-        writer=writer,
-        probe=[prompts.prompts[i] for i in last],
+        sampler=None if given else teacher_sampler(models, cold),
+        probe=[prompts.prompts[i] for i in order[-cold.probe_prompts :]],
         grader=grader_for(
             own or [r.prompt for r in given],
             cfg.prompts.grader,
             required_by="coldstart.answer=right" if cold.answer == "right" else None,
             remedy="set coldstart.answer=found",
         ),
-        stop=pair.stop,
-        end=end if end in pair.stop else min(pair.stop),
+        stop=stop,
+        end=end if end in stop else min(stop),
     )
-    return partial(warm_up if cold.when == "start" else interlude, supply=supply)
 
 
-def given_completions(cfg: Run, cold: Coldstart, tokenizer: Any) -> list[Rollout]:
-    """What coldstart.path holds, in an order drawn from train.seed; empty without a path."""
+def require_one_process(cfg: Run, cold: Coldstart, processes: int) -> None:
+    """Refuse a cold start by several processes, unless it is done.
+
+    Raises:
+        UserError: with the two commands that work.
+    """
+    if processes == 1:
+        return
+    if cold.when == "alarm":
+        raise UserError(
+            f"coldstart.when=alarm: a cold start runs in one process, and there are {processes}. "
+            "Start this run with one, or set coldstart.when=start."
+        )
+    if store.newest(Path(cfg.output.dir) / "checkpoints") is None:
+        raise UserError(
+            f"The cold start runs in one process, and there are {processes}. Make it first: `opd "
+            "coldstart run.yaml`; then continue with torchrun ... opd train run.yaml --resume."
+        )
+
+
+def given_completions(models: Models, cold: Coldstart) -> list[Rollout]:
+    """The completions of coldstart.path in random order; empty without a path."""
     if cold.path is None:
         return []
-    path = Path(cold.path)
+    cfg, path = models.cfg, Path(cold.path)
     if path.is_dir() or _is_rollout_file(path):
-        found = read_rollouts(path, key="coldstart.path")
+        completions = read_rollouts(path, key="coldstart.path")
     else:
-        found = load_gold(
+        completions = load_gold(
             cold.path,
-            tokenizer,
+            models.pair.tokenizer,
             template=cfg.prompts.template,
             chat=cfg.prompts.chat,
             max_tokens=cfg.prompts.max_tokens,
             key="coldstart.path",
         )
-    return [found[i] for i in _order(len(found), cfg.train.seed)]
+    return [completions[i] for i in _order(len(completions), cfg.train.seed)]
 
 
 def _is_rollout_file(path: Path) -> bool:
-    """A parquet file may hold rollouts or rows of prompt and completion; its columns tell."""
+    """Whether a parquet file holds rollouts and not rows of prompt and completion."""
     if path.suffix != ".parquet" or not path.is_file():
         return False
     return {"prompt_ids", "ids", "finish"} <= set(pq.read_schema(path).names)
 
 
-def _prompts(
-    cfg: Run, cold: Coldstart, tokenizer: Any, student: LM, prompts: PromptSet
-) -> list[Prompt]:
+def teacher_sampler(models: Models, cold: Coldstart) -> Sampler:
+    """The teacher's sampler with the phase's decoding.
+
+    Raises:
+        UserError: a teacher that cannot generate.
+    """
+    new_tokens = cold.max_new_tokens or models.cfg.rollout.max_new_tokens
+    sampler = models.teacher_sampler(Decoding(new_tokens, cold.temperature, cold.top_p))
+    if sampler is None:
+        raise UserError(
+            "The teacher server scores and does not generate, so it cannot make the completions of "
+            "a cold start. Serve the teacher with vLLM, use a teacher in this process, or give "
+            "completions in coldstart.path."
+        )
+    return sampler
+
+
+def _prompts(models: Models, cold: Coldstart, prompts: PromptSet) -> list[Prompt]:
     """The prompts the teacher answers, in order of use."""
+    cfg = models.cfg
     if cold.prompts is None:
         order = _order(len(prompts.prompts), cfg.train.seed)
-        most = max(1, int(cold.share * len(order)))
-        return [prompts.prompts[i] for i in order[:most]]
-    room = cold.max_new_tokens or cfg.rollout.max_new_tokens
-    found = load_prompts(
+        count = max(1, int(cold.share * len(order)))
+        return [prompts.prompts[i] for i in order[:count]]
+    new_tokens = cold.max_new_tokens or cfg.rollout.max_new_tokens
+    context = models.pair.student.context_length
+    own = load_prompts(
         cold.prompts,
-        tokenizer,
+        models.pair.tokenizer,
         template=cfg.prompts.template,
         chat=cfg.prompts.chat,
         max_tokens=cfg.prompts.max_tokens,
-        context=None if student.context_length is None else max(1, student.context_length - room),
+        context=None if context is None else max(1, context - new_tokens),
     ).prompts
-    return [found[i] for i in _order(len(found), cfg.train.seed)]
+    return [own[i] for i in _order(len(own), cfg.train.seed)]
 
 
 def _order(count: int, seed: int) -> list[int]:
-    rng = generator(seed, Stream.COLDSTART_ORDER)
-    order: list[int] = rng.permutation(count).tolist()
+    order: list[int] = generator(seed, Stream.COLDSTART_ORDER).permutation(count).tolist()
     return order

@@ -1,4 +1,4 @@
-"""Student and teacher, loaded and proved to speak of the same tokens."""
+"""Student and teacher, loaded and verified to share one vocabulary."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from opd.config import Run, ServerTeacher
 from opd.models import tokenizers
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
-from opd.setup import remote_teacher
+from opd.setup.remote_teacher import TeacherSource
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,8 @@ class Pair:
     teacher_stop: frozenset[int]
 
 
-def load_pair(
-    cfg: Run, remote: remote_teacher.Remote | None = None, student: LM | None = None
-) -> Pair:
-    """Load both models and prove that they speak of the same tokens.
+def load_pair(cfg: Run, remote: TeacherSource | None = None, student: LM | None = None) -> Pair:
+    """Load both models and verify that they share one vocabulary.
 
     Args:
         cfg: the run.
@@ -43,8 +41,8 @@ def load_pair(
     teacher_tok = None
     if spec is not None:
         teacher_tok = tokenizers.load_tokenizer(spec.model, spec.revision, key="teacher.model")
-    known = student
-    student = known or load_lm(
+    given = student
+    student = given or load_lm(
         cfg.student.model,
         revision=cfg.student.revision,
         dtype=cfg.student.dtype,
@@ -55,10 +53,10 @@ def load_pair(
     if spec is None or teacher_tok is None:
         vocab = min(student.vocab, tokenizers.vocab_size(student_tok))
         student = replace(student, vocab=vocab)
-        ends = remote.ends if remote else frozenset()
+        ends = remote.eos if remote else frozenset()
         if ends:
             stop = tokenizers.resolve_stop(student_tok, stop, ends, cfg.rollout.stop)
-        return Pair(known or prepare_student(cfg, student), None, student_tok, stop, ends or stop)
+        return Pair(given or prepare_student(cfg, student), None, student_tok, stop, ends or stop)
     teacher = load_lm(
         spec.model,
         revision=spec.revision,
@@ -74,7 +72,7 @@ def load_pair(
     for parameter in teacher.model.parameters():
         parameter.requires_grad_(False)
     return Pair(
-        known or prepare_student(cfg, replace(student, vocab=vocab)),
+        given or prepare_student(cfg, replace(student, vocab=vocab)),
         replace(teacher, vocab=vocab),
         student_tok,
         stop,

@@ -1,13 +1,13 @@
-"""From configuration to a teacher server that may teach: reach it, probe it, know it again.
+"""From configuration to a teacher server: connect, handshake, recognise it on resume.
 
-Everything here runs before the run folder exists, except `remember`.
+Everything here runs before the run folder exists, except `recognise_or_record`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,95 +41,120 @@ TEACHER = "teacher.json"
 
 
 @dataclass
-class Remote:
-    """A teacher behind HTTP, or its cache alone, on the way from configuration to `Teacher`."""
+class ServedTeacher:
+    """A teacher behind HTTP, on the way from configuration to `Teacher`.
 
-    spec: ServerTeacher | LocalTeacher
-    dialect: Dialect | None  # None: offline, nobody is asked
+    Attributes:
+        spec: the teacher section.
+        dialect: of its server.
+        hands: the result of its handshake; None before.
+    """
+
+    spec: ServerTeacher
+    dialect: Dialect
     hands: Handshake | None = None
-
-    @staticmethod
-    def find(cfg: Run) -> Remote | None:
-        """Find the server of the configuration; None for a teacher in this process or none."""
-        spec = cfg.teacher
-        if spec is None:
-            return None
-        if spec.cache is not None and spec.cache.offline:
-            return Remote(spec, None)
-        if isinstance(spec, LocalTeacher):
-            return None
-        return Remote(spec, reach(spec, temperature=cfg.loss.teacher_temperature))
 
     @property
     def kinds(self) -> frozenset[Kind]:
-        """What it can be asked for."""
-        return OfflineTeacher.kinds if self.dialect is None else self.dialect.kinds
+        """The kinds of scores it gives."""
+        return self.dialect.kinds
 
     @property
-    def ends(self) -> frozenset[int]:
+    def eos(self) -> frozenset[int]:
         """Ids that end its completions, where the server tells."""
         return self.dialect.eos if isinstance(self.dialect, OpdDialect) else frozenset()
 
     @property
-    def context(self) -> int | None:
-        """Longest sequence it scores, where known."""
-        return None if self.dialect is None else self.dialect.context
+    def generates(self) -> bool:
+        """Whether it completes prompts, beside scoring."""
+        return isinstance(self.dialect, VllmDialect)
 
-    def greet(
+    def handshake(
         self, cfg: Run, objective: Objective, vocab: int, tokenizer: Any, prompts: PromptSet
     ) -> None:
-        """Refuse a loss it cannot serve, then probe it; see `greet`."""
+        """Refuse a loss it cannot serve, then probe it for this run.
+
+        Raises:
+            UserError: every probe that failed, with its fix.
+        """
         require_kinds(objective, self.kinds)
-        if self.dialect is None or isinstance(self.spec, LocalTeacher):
-            return
-        self.hands = greet(
-            cfg,
-            self.spec,
-            self.dialect,
-            objective,
-            vocab=vocab,
-            encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False)),
-            material=[p.ids for p in prompts.prompts[:8]],
-            ends=[tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [],
-            longest=max(len(p.ids) for p in prompts.prompts) + cfg.rollout.max_new_tokens,
-        )
+        if isinstance(self.dialect, OpdDialect) and self.dialect.vocab != vocab:
+            raise UserError(
+                f"The teacher at {self.spec.url} has {self.dialect.vocab} tokens and the student "
+                f"{vocab}: other tokenizers. Serve a teacher of the student's family."
+            )
+        material = [p.ids for p in prompts.prompts[:8]]
+        try:
+            inputs = HandshakeInputs(
+                vocab,
+                lambda text: list(tokenizer.encode(text, add_special_tokens=False)),
+                material,
+                max(objective.want.topk, diagnostics_topk(cfg, vocab)),
+                max_length=max(len(p.ids) for p in prompts.prompts) + cfg.rollout.max_new_tokens,
+                eos=[tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [],
+            )
+            result = run_handshake(self.dialect, inputs)
+            self._probe_temperature(result, material[0], cfg.loss.teacher_temperature)
+        except Transient as error:
+            raise UserError(
+                f"teacher.url={self.spec.url}: the teacher stopped answering during the handshake "
+                f"({error})."
+            ) from None
+        if result.fatal:
+            self.dialect.http.close()
+        result.require(self.spec.url)
+        for probe in result.probes:
+            level = logging.WARNING if probe.level == "note" else logging.INFO
+            logger.log(level, "teacher %s: %s", probe.name, probe.message)
+        self.hands = result
+
+    def _probe_temperature(self, result: Handshake, ids: Sequence[int], temperature: float) -> None:
+        if isinstance(self.dialect, OpdDialect) and temperature != 1.0 and not result.fatal:
+            plain = OpdDialect(self.dialect.http)
+            probe_temperature(result, plain, self.dialect, ids, temperature)
 
     def teacher(
         self, cfg: Run, vocab: int, folder: Path, console: Console, clock: Clock
     ) -> Teacher:
-        """The teacher of the run; the run folder remembers which one it is."""
-        if self.dialect is None or self.hands is None or isinstance(self.spec, LocalTeacher):
-            return offline_teacher(cfg, self.spec, vocab=vocab, clock=clock)
-        made = make_teacher(
-            cfg, self.spec, self.dialect, self.hands, vocab=vocab, console=console, clock=clock
+        """The teacher of the run, behind its cache if it has one; the run folder remembers it.
+
+        Raises:
+            UserError: it is not the teacher this run began with.
+        """
+        hands = self.hands
+        assert hands is not None, "handshake first"
+        options = RemoteOptions(
+            topk_for_diagnostics=diagnostics_topk(cfg, vocab),
+            concurrency=self.spec.concurrency,
+            patience=self.spec.patience,
+            notify=console.say,
+            record=clock.note,
         )
-        made.quarantine = Quarantine(folder / FOLDER)
+        teacher = RemoteTeacher(
+            self.dialect, self.spec.model, vocab=vocab, expected=hands.teacher, options=options
+        )
+        teacher.quarantine = Quarantine(folder / FOLDER)
         try:
-            remember(folder, made, self.hands)
+            recognise_or_record(folder, teacher, hands)
         except UserError:
             self.dialect.http.close()
             raise
-        return with_cache(cfg, self.spec, made, clock)
+        cache = self.spec.cache
+        if cache is None:
+            return teacher
+        return CachedTeacher(
+            teacher,
+            Store(Path(cache.dir), int(cache.max_gb * 1e9)),
+            f"{teacher.expected.fingerprint} at {cfg.loss.teacher_temperature}",
+            topk_for_diagnostics=options.topk_for_diagnostics,
+            record=clock.note,
+        )
 
-    @property
-    def writes(self) -> bool:
-        """Whether it completes prompts, beside scoring."""
-        return isinstance(self.dialect, VllmDialect)
-
-    def writer(
+    def sampler(
         self, student: LM, tokenizer: Any, decoding: Decoding, stop: frozenset[int]
     ) -> VllmSampler:
-        """A sampler of the teacher's own completions.
-
-        Raises:
-            UserError: a server that only scores.
-        """
-        if not isinstance(self.dialect, VllmDialect) or isinstance(self.spec, LocalTeacher):
-            raise UserError(
-                "The teacher server scores and does not write, so it cannot make the completions "
-                "of a cold start. Serve the teacher with vLLM, use a teacher in this process, or "
-                "give completions in coldstart.path."
-            )
+        """A sampler of the teacher's own completions, where `generates`."""
+        assert isinstance(self.dialect, VllmDialect), "a server that only scores"
         return VllmSampler(
             self.dialect.http,
             self.spec.model,
@@ -143,7 +168,57 @@ class Remote:
         )
 
 
-def reach(spec: ServerTeacher, *, temperature: float = 1.0) -> Dialect:
+@dataclass
+class CachedScores:
+    """A teacher that is only its cache (teacher.cache.offline): nobody is asked."""
+
+    spec: ServerTeacher | LocalTeacher
+
+    kinds = OfflineTeacher.kinds
+    eos: frozenset[int] = frozenset()
+    generates = False
+
+    def handshake(
+        self, cfg: Run, objective: Objective, vocab: int, tokenizer: Any, prompts: PromptSet
+    ) -> None:
+        """Refuse a loss that a cache cannot serve."""
+        require_kinds(objective, self.kinds)
+
+    def teacher(
+        self, cfg: Run, vocab: int, folder: Path, console: Console, clock: Clock
+    ) -> Teacher:
+        """The cache as a teacher."""
+        cache = self.spec.cache
+        assert cache is not None
+        return OfflineTeacher(
+            Store(Path(cache.dir), int(cache.max_gb * 1e9)),
+            self.spec.model,
+            temperature=cfg.loss.teacher_temperature,
+            topk_for_diagnostics=diagnostics_topk(cfg, vocab),
+            record=clock.note,
+        )
+
+
+TeacherSource = ServedTeacher | CachedScores
+
+
+def find_remote_teacher(cfg: Run) -> TeacherSource | None:
+    """The configuration's teacher if it is not in this process; a server is contacted.
+
+    Raises:
+        UserError: see `connect`.
+    """
+    spec = cfg.teacher
+    if spec is None:
+        return None
+    if spec.cache is not None and spec.cache.offline:
+        return CachedScores(spec)
+    if isinstance(spec, LocalTeacher):
+        return None
+    return ServedTeacher(spec, connect(spec, temperature=cfg.loss.teacher_temperature))
+
+
+def connect(spec: ServerTeacher, *, temperature: float = 1.0) -> Dialect:
     """Find the server and which API it speaks.
 
     Raises:
@@ -178,27 +253,6 @@ def reach(spec: ServerTeacher, *, temperature: float = 1.0) -> Dialect:
         ) from None
 
 
-def settle_support(cfg: Run, kinds: frozenset[Kind], console: Console) -> Run:
-    """`loss.support: auto` as what the teacher can serve; a loss it cannot serve is refused.
-
-    Raises:
-        UserError: with the choices there are.
-    """
-    loss = cfg.loss
-    if loss.support == "auto":
-        if Kind.SUPPORT in kinds:
-            chosen: dict[str, Any] = {"support": "student_topk"}
-        else:
-            mode = "tail" if loss.mode == "paper" else loss.mode
-            chosen = {"support": "teacher_topk", "mode": mode}
-            console.say(
-                "loss.support=auto: this teacher server cannot score the student's own tokens; "
-                f"training on teacher_topk with loss.mode={mode}."
-            )
-        return cfg.model_copy(update={"loss": loss.model_copy(update=chosen)})
-    return cfg
-
-
 def require_kinds(objective: Objective, kinds: frozenset[Kind]) -> None:
     """Refuse a loss the teacher server cannot serve, before anything is paid for.
 
@@ -220,52 +274,6 @@ def require_kinds(objective: Objective, kinds: frozenset[Kind]) -> None:
         )
 
 
-def greet(
-    cfg: Run,
-    spec: ServerTeacher,
-    dialect: Dialect,
-    objective: Objective,
-    *,
-    vocab: int,
-    encode: Callable[[str], list[int]],
-    material: Sequence[Sequence[int]],
-    longest: int,
-    ends: Sequence[int],
-) -> Handshake:
-    """Probe the server for this run.
-
-    Raises:
-        UserError: every probe that failed, with its fix.
-    """
-    topk = max(objective.want.topk, diagnostics_topk(cfg, vocab))
-    if isinstance(dialect, OpdDialect) and dialect.vocab != vocab:
-        raise UserError(
-            f"The teacher at {spec.url} has {dialect.vocab} tokens and the student {vocab}: other "
-            "tokenizers. Serve a teacher of the student's family."
-        )
-    try:
-        inputs = HandshakeInputs(vocab, encode, material, topk, max_length=longest, eos=ends)
-        result = run_handshake(dialect, inputs)
-        temperature = cfg.loss.teacher_temperature
-        if isinstance(dialect, OpdDialect) and temperature != 1.0 and not result.fatal:
-            probe_temperature(result, OpdDialect(dialect.http), dialect, material[0], temperature)
-    except Transient as error:
-        raise UserError(
-            f"teacher.url={spec.url}: the teacher stopped answering during the handshake ({error})."
-        ) from None
-    if result.fatal:
-        dialect.http.close()
-    result.require(spec.url)
-    for probe in result.probes:
-        logger.log(
-            logging.WARNING if probe.level == "note" else logging.INFO,
-            "teacher %s: %s",
-            probe.name,
-            probe.message,
-        )
-    return result
-
-
 def diagnostics_topk(cfg: Run, vocab: int) -> int:
     """How many of the teacher's own top tokens the diagnostics want instead of everything."""
     if not cfg.diagnostics.positions or cfg.loss.teacher_temperature != 1.0:
@@ -273,57 +281,7 @@ def diagnostics_topk(cfg: Run, vocab: int) -> int:
     return min(cfg.diagnostics.k, vocab)
 
 
-def make_teacher(
-    cfg: Run,
-    spec: ServerTeacher,
-    dialect: Dialect,
-    hands: Handshake,
-    *,
-    vocab: int,
-    console: Console,
-    clock: Clock,
-) -> RemoteTeacher:
-    """The teacher of a run, as the server gives it."""
-    options = RemoteOptions(
-        topk_for_diagnostics=diagnostics_topk(cfg, vocab),
-        concurrency=spec.concurrency,
-        patience=spec.patience,
-        notify=console.say,
-        record=clock.note,
-    )
-    return RemoteTeacher(dialect, spec.model, vocab=vocab, expected=hands.teacher, options=options)
-
-
-def with_cache(cfg: Run, spec: ServerTeacher, teacher: RemoteTeacher, clock: Clock) -> Teacher:
-    """The teacher behind its cache, if it has one."""
-    if spec.cache is None:
-        return teacher
-    store = Store(Path(spec.cache.dir), int(spec.cache.max_gb * 1e9))
-    return CachedTeacher(
-        teacher,
-        store,
-        f"{teacher.expected.fingerprint} at {cfg.loss.teacher_temperature}",
-        topk_for_diagnostics=teacher.options.topk_for_diagnostics,
-        record=clock.note,
-    )
-
-
-def offline_teacher(
-    cfg: Run, spec: ServerTeacher | LocalTeacher, *, vocab: int, clock: Clock
-) -> Teacher:
-    """A teacher that is only its cache; nobody is asked."""
-    assert spec.cache is not None
-    store = Store(Path(spec.cache.dir), int(spec.cache.max_gb * 1e9))
-    return OfflineTeacher(
-        store,
-        spec.model,
-        temperature=cfg.loss.teacher_temperature,
-        topk_for_diagnostics=diagnostics_topk(cfg, vocab),
-        record=clock.note,
-    )
-
-
-def remember(folder: Path, teacher: RemoteTeacher, hands: Handshake) -> None:
+def recognise_or_record(folder: Path, teacher: RemoteTeacher, hands: Handshake) -> None:
     """Write teacher.json, or hold the teacher of a resumed run against it.
 
     Raises:
@@ -338,33 +296,3 @@ def remember(folder: Path, teacher: RemoteTeacher, hands: Handshake) -> None:
             raise UserError(f"The teacher stopped answering: {error}") from None
         return
     write_json(path, hands.to_json())
-
-
-def vllm_sampler(
-    cfg: Run, student: LM, tokenizer: Any, stop: frozenset[int], folder: Path
-) -> VllmSampler:
-    """Rollouts by a vLLM server that is given the student's weights after every step."""
-    r = cfg.rollout
-    assert r.url is not None
-    assert r.model is not None
-    http = Http(
-        Endpoint(
-            r.url.rstrip("/").removesuffix("/v1"),
-            role="rollout server",
-            key="rollout.url",
-            api_key=read_key(r.api_key_env, "rollout.api_key_env"),
-        ),
-        limits=Limits(answer=r.timeout),
-    )
-    return VllmSampler(
-        http,
-        r.model,
-        student,
-        tokenizer,
-        Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k),
-        stop=stop,
-        capture=min(cfg.loss.k, student.vocab),
-        sync_dir=folder / "sync" if r.sync_dir is None else Path(r.sync_dir),
-        concurrency=r.concurrency,
-        quarantine=Quarantine(folder / FOLDER),
-    )

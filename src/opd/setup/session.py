@@ -1,12 +1,10 @@
-"""Configuration to objects: the only place that knows both.
+"""From configuration to a session: the only place that knows both.
 
 Order matters: whatever can be wrong with the input is found before the run folder exists.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,181 +13,191 @@ import torch
 
 from opd import config
 from opd.alarms import Monitor
-from opd.config import EvalSet, Run
+from opd.config import Run
 from opd.core.diagnostics import position_edges
-from opd.core.objective import Objective
-from opd.data.graders import Grader, grader_for
-from opd.data.prompts import PromptSet, load_prompts
-from opd.data.sft_examples import load_gold
+from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.models import tokenizers
 from opd.models.fsdp import shard_model
-from opd.models.lm import LM, load_lm, rope_parameters
+from opd.models.lm import LM, load_lm
 from opd.models.prefix_cache import supports_prefix_cache
 from opd.models.token_text import token_texts
+from opd.models.tokenizers import make_decoder
+from opd.recipes.coldstart import CompletionSource
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.disk import require_space
+from opd.run.folder import RunFolder
 from opd.run.trackers import Trackers
-from opd.samplers.hf import Decoding, HFSampler
-from opd.samplers.replay import ReplaySampler, read_rollouts
 from opd.samplers.vllm import VllmSampler
-from opd.setup import remote_teacher
-from opd.setup.coldstart_source import warm_up_of
+from opd.setup.coldstart_source import completion_source
 from opd.setup.disk_estimate import bytes_needed
-from opd.setup.pair import Pair, load_pair
+from opd.setup.models import Models, open_models, teacher_logits, token_budget
+from opd.setup.prompts import (
+    load_eval_task,
+    load_sft_examples,
+    load_training_prompts,
+    training_grader,
+)
+from opd.setup.samplers import eval_sampler, student_sampler
 from opd.teachers.local import LocalTeacher
 from opd.training.distributed import (
-    ALONE,
-    LedSampler,
+    SINGLE,
     Ranks,
-    SharedSampler,
-    SharedTeacher,
-    heed_accelerate,
-    join,
+    RankZeroSampler,
+    ShardedSampler,
+    ShardedTeacher,
+    check_accelerate_launcher,
+    init_ranks,
     open_folder,
 )
-from opd.training.evaluate import EvalTask
-from opd.training.experience import Source
-from opd.training.guard import Guard
+from opd.training.experience import ExperienceSource, StepSize
 from opd.training.horizon import Horizon
-from opd.training.interventions import Course
-from opd.training.loop import Parts
-from opd.training.step import Learner, make_optimizer
-from opd.types import Kind, Rollout, Sampler
-
-logger = logging.getLogger(__name__)
-
-AUTO_TOKENS = 8192  # padded tokens per forward-backward when train.tokens_per_microbatch is auto
+from opd.training.interventions import Adjustable, Interventions
+from opd.training.learner import Learner
+from opd.training.optimizer import make_optimizer
+from opd.training.session import Session
+from opd.types import Kind, Sampler, Teacher
 
 
-def build(cfg: Run, *, resume: bool, overwrite: bool, console: Console) -> Parts:
-    """Everything `opd.training.loop.train` needs.
+def build(
+    cfg: Run, *, resume: bool, overwrite: bool, console: Console
+) -> tuple[Session, CompletionSource | None]:
+    """Everything `opd.recipes.distillation.distill` needs: a session, and a cold start's source.
 
     Raises:
         UserError: anything wrong with models, prompts, evaluation sets or the run folder.
     """
-    ranks = join()
-    heed_accelerate(cfg.student.shard)
-    remote = remote_teacher.Remote.find(cfg)
-    cfg = remote_teacher.settle_support(cfg, remote.kinds if remote else frozenset(Kind), console)
-    objective = make_objective(cfg)
-    pair = load_pair(cfg, remote)
+    ranks = init_ranks()
+    check_accelerate_launcher(cfg.student.shard)
+    models = open_models(cfg, console)
+    cfg, pair = models.cfg, models.pair
     prompts = load_training_prompts(cfg, pair, console)
-    evals = [load_eval_task(cfg, e, i, pair) for i, e in enumerate(cfg.eval)]
-    judge = make_judge(cfg, prompts)
-    gold = load_gold_of(cfg, pair)
-    reference = None
+    evals = [load_eval_task(cfg, spec, i, pair) for i, spec in enumerate(cfg.eval)]
+    require_prunable(models)
+    models.handshake(prompts)
+    completions = completion_source(models, prompts, processes=ranks.size)
+    if ranks.size > 1 and cfg.student.shard == "fsdp2":
+        shard_model(pair.student, ranks.size)
+    optimizer = make_optimizer(pair.student, cfg.optim)
+    out = Path(cfg.output.dir)
+    source = experience_source(models, prompts, student_sampler(cfg, pair, out))
+    require_space(out, bytes_needed(cfg, pair.student, pair.teacher))
+    resolved = config.dump(cfg)
+    folder = open_folder(cfg.output.dir, resolved, ranks, resume=resume, overwrite=overwrite)
+    folder.save_tokens(partial(token_texts, pair.tokenizer, pair.student.vocab))
+    clock = Clock(console.phase)
+    source = replace(source, teacher=models.teacher(folder.path, console, clock))
+    if ranks.size > 1:
+        source = distribute(source, ranks, pair.student)
+    trackers = Trackers(cfg.output.trackers if ranks.is_main else [], folder.path, resolved)
+    teacher_sampler = None
+    if pair.teacher is not None:
+        teacher_sampler = eval_sampler(cfg, pair.teacher, pair.teacher_stop, ranks)
+    session = Session(
+        cfg=cfg,
+        folder=folder,
+        source=source,
+        learner=make_learner(models, optimizer, ranks),
+        tokenizer=pair.tokenizer,
+        evals=evals,
+        student_sampler=eval_sampler(cfg, pair.student, pair.stop, ranks),
+        teacher_sampler=teacher_sampler,
+        console=console,
+        trackers=trackers,
+        clock=clock,
+        interventions=make_interventions(models, source.teacher, folder, console, trackers),
+    )
+    return session, completions
+
+
+def experience_source(models: Models, prompts: PromptSet, sampler: Sampler) -> ExperienceSource:
+    """Where rollouts and scores come from; its teacher is set once there is a run folder.
+
+    Raises:
+        UserError: a reference model or supervised examples that cannot be used.
+    """
+    cfg, pair = models.cfg, models.pair
+    special = None
+    if cfg.loss.terms.mask_special_tokens:
+        special = torch.tensor(pair.tokenizer.all_special_ids, dtype=torch.int32)
+    return ExperienceSource(
+        prompts=prompts,
+        sampler=sampler,
+        teacher=None,
+        reference=load_reference(models),
+        grader=training_grader(cfg, prompts),
+        special=special,
+        stop=torch.tensor(sorted(pair.stop), dtype=torch.int32),
+        sft_examples=load_sft_examples(cfg, pair),
+        decode=make_decoder(pair.tokenizer),
+        size=step_size(cfg),
+        prune=None if cfg.horizon is None else cfg.horizon.prune,
+    )
+
+
+def step_size(cfg: Run) -> StepSize:
+    """How much experience a step takes."""
+    return StepSize(
+        seed=cfg.train.seed,
+        prompts=cfg.train.prompts_per_step,
+        responses=cfg.rollout.n,
+        shuffle=cfg.prompts.shuffle,
+        diagnosed_positions=cfg.diagnostics.positions,
+    )
+
+
+def load_reference(models: Models) -> LocalTeacher | None:
+    """The model that loss.terms.reward_scale extrapolates from; None without.
+
+    Raises:
+        UserError: another tokenizer, or a loss that would keep its whole distribution.
+    """
+    cfg, objective, pair = models.cfg, models.objective, models.pair
     if objective.needs_reference and objective.needs_full_teacher:
         raise UserError(
             f"loss.terms.reward_scale={objective.reward_scale} with loss.support=full would keep "
             "the reference model's whole distribution too. Use loss.support=student_topk."
         )
-    if cfg.loss.terms.reference is not None:
-        lm = load_lm(
-            cfg.loss.terms.reference,
-            dtype="auto",
-            device=str(pair.student.device),
-            key="loss.terms.reference",
-        )
-        tokenizers.require_same(
-            pair.tokenizer,
-            tokenizers.load_tokenizer(cfg.loss.terms.reference, key="loss.terms.reference"),
-            student_vocab=pair.student.vocab,
-            teacher_vocab=lm.vocab,
-        )
-        reference = LocalTeacher(
-            replace(lm, vocab=pair.student.vocab), temperature=cfg.loss.teacher_temperature
-        )
-    prune = None if cfg.horizon is None else cfg.horizon.prune
-    if remote is not None and prune is not None and Kind.TOPK not in remote.kinds:
+    path, key = cfg.loss.terms.reference, "loss.terms.reference"
+    if path is None:
+        return None
+    lm = load_lm(path, dtype="auto", device=str(pair.student.device), key=key)
+    tokenizers.require_same(
+        pair.tokenizer,
+        tokenizers.load_tokenizer(path, key=key),
+        student_vocab=pair.student.vocab,
+        teacher_vocab=lm.vocab,
+    )
+    lm = replace(lm, vocab=pair.student.vocab)
+    return LocalTeacher(lm, temperature=cfg.loss.teacher_temperature)
+
+
+def require_prunable(models: Models) -> None:
+    """Refuse horizon.prune with a teacher server that does not give its top tokens."""
+    horizon, remote = models.cfg.horizon, models.remote
+    prunes = horizon is not None and horizon.prune is not None
+    if prunes and remote is not None and Kind.TOPK not in remote.kinds:
         raise UserError(
             "horizon.prune compares the top tokens of student and teacher, which this teacher "
-            "server does not tell. Leave it out, or use horizon.cap or horizon.grow."
+            "server does not give. Leave it out, or use horizon.cap or horizon.grow."
         )
-    if remote is not None:
-        remote.greet(cfg, objective, pair.student.vocab, pair.tokenizer, prompts)
-    cold_start = warm_up_of(cfg, pair, remote, prompts, processes=ranks.size)
-    waits = cfg.coldstart is not None and cfg.coldstart.when == "alarm"
-    if ranks.size > 1 and cfg.student.shard == "fsdp2":
-        shard_model(pair.student, ranks.size)
-    optimizer = make_optimizer(pair.student, cfg.optim)
-    sampler = student_sampler(cfg, pair, Path(cfg.output.dir))
-    require_space(Path(cfg.output.dir), bytes_needed(cfg, pair.student, pair.teacher))
-    folder = open_folder(
-        cfg.output.dir, config.dump(cfg), ranks, resume=resume, overwrite=overwrite
-    )
-    folder.save_tokens(partial(token_texts, pair.tokenizer, pair.student.vocab))
-    learner = make_learner(cfg, pair, objective, optimizer, ranks)
-    clock = Clock(console.phase)
-    source = Source(
-        prompts=prompts,
-        sampler=sampler,
-        teacher=remote.teacher(cfg, pair.student.vocab, folder.path, console, clock)
-        if remote is not None
-        else local_teacher(cfg, pair),
-        reference=reference,
-        judge=judge,
-        special=torch.tensor(pair.tokenizer.all_special_ids, dtype=torch.int32)
-        if cfg.loss.terms.mask_special_tokens
-        else None,
-        stop=torch.tensor(sorted(pair.stop), dtype=torch.int32),
-        gold=gold,
-        decode=tokenizers.make_decoder(pair.tokenizer),
-    )
-    if ranks.size > 1:
-        source = shared(source, ranks, pair.student)
-    trackers = Trackers(cfg.output.trackers if ranks.leads else [], folder.path, config.dump(cfg))
-    teacher = source.teacher
-    guard = Guard(
-        monitor=Monitor(cfg.alarms, cfg.train.steps),
-        course=Course(
-            horizon=Horizon(cfg.horizon, cfg.rollout.max_new_tokens),
-            objective=objective,
-            kinds=None if teacher is None else teacher.kinds,
-            cold_start="ready" if waits else "never",
-        ),
-        folder=folder,
-        console=console,
-        trackers=trackers,
-    )
-    return Parts(
-        cfg=cfg,
-        folder=folder,
-        source=source,
-        learner=learner,
-        tokenizer=pair.tokenizer,
-        evals=evals,
-        student_sampler=eval_sampler(cfg, pair.student, pair.stop, ranks),
-        teacher_sampler=None
-        if pair.teacher is None
-        else eval_sampler(cfg, pair.teacher, pair.teacher_stop, ranks),
-        console=console,
-        trackers=trackers,
-        clock=clock,
-        warm_up=None if waits else cold_start,
-        interlude=cold_start if waits else None,
-        guard=guard,
-    )
 
 
 def make_learner(
-    cfg: Run,
-    pair: Pair,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    ranks: Ranks = ALONE,
+    models: Models, optimizer: torch.optim.Optimizer, ranks: Ranks = SINGLE
 ) -> Learner:
     """What updates the student, as configured."""
+    cfg, pair = models.cfg, models.pair
     # Processes that planned their micro-batches differently would train rows twice, or never.
-    pair.student.prefix_cache_works = not ranks.agree(not supports_prefix_cache(pair.student))
+    pair.student.prefix_cache_works = not ranks.any_rank(not supports_prefix_cache(pair.student))
     return Learner(
         student=pair.student,
         optimizer=optimizer,
-        objective=objective,
+        objective=models.objective,
         optim=cfg.optim,
-        tokens_per_microbatch=budget(cfg),
-        teacher_logits=None if pair.teacher is None else logits_across(pair.teacher),
+        tokens_per_microbatch=token_budget(cfg),
+        teacher_logits=None if pair.teacher is None else teacher_logits(pair.teacher),
         teacher_temperature=cfg.loss.teacher_temperature,
         diagnostics_k=min(cfg.diagnostics.k, pair.student.vocab),
         position_edges=position_edges(cfg.rollout.max_new_tokens),
@@ -199,181 +207,34 @@ def make_learner(
     )
 
 
-def logits_across(teacher: LM) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The teacher's head as a function of hidden states that may live on another device."""
-    head = teacher.head
-    return lambda hidden: head.logits(hidden.to(teacher.device)).to(hidden.device)
-
-
-def load_gold_of(cfg: Run, pair: Pair) -> list[Rollout]:
-    """The completions of loss.terms.sft_path; none if it is not set."""
-    if cfg.loss.terms.sft_path is None:
-        return []
-    return load_gold(
-        cfg.loss.terms.sft_path,
-        pair.tokenizer,
-        template=cfg.prompts.template,
-        chat=cfg.prompts.chat,
-        max_tokens=cfg.prompts.max_tokens,
+def make_interventions(
+    models: Models,
+    teacher: Teacher | None,
+    folder: RunFolder,
+    console: Console,
+    trackers: Trackers,
+) -> Interventions:
+    """The alarms of a run, and what they may change."""
+    cfg = models.cfg
+    by_alarm = cfg.coldstart is not None and cfg.coldstart.when == "alarm"
+    adjustable = Adjustable(
+        horizon=Horizon(cfg.horizon, cfg.rollout.max_new_tokens),
+        objective=models.objective,
+        kinds=None if teacher is None else teacher.kinds,
+        cold_start="ready" if by_alarm else "never",
     )
+    monitor = Monitor(cfg.alarms, cfg.train.steps)
+    return Interventions(monitor, adjustable, folder, console, trackers)
 
 
-def local_teacher(cfg: Run, pair: Pair) -> LocalTeacher | None:
-    """The teacher in this process, if the run has one."""
-    if pair.teacher is None:
-        return None
-    heat = cfg.loss.teacher_temperature
-    return LocalTeacher(pair.teacher, tokens_per_batch=budget(cfg), temperature=heat)
-
-
-def make_objective(cfg: Run) -> Objective:
-    """The loss section and its terms as one objective."""
-    loss, terms = cfg.loss, cfg.loss.terms
-    return Objective(
-        divergence=loss.divergence,
-        support="student_topk" if loss.support == "auto" else loss.support,
-        k=loss.k,
-        mode=loss.mode,
-        estimator=loss.estimator,
-        beta=loss.beta,
-        weights=loss.weights,
-        normalize=loss.normalize,
-        allow_zero_gradient=loss.allow_zero_gradient,
-        reward_scale=terms.reward_scale,
-        entropy_forward_kl=terms.entropy_forward_kl,
-        position_decay=terms.position_decay,
-        outcome_weight=terms.outcome_weight,
-        student_temperature=loss.student_temperature,
-        sampling_temperature=cfg.rollout.temperature,
-        sampling_truncated=cfg.rollout.top_p < 1 or cfg.rollout.top_k is not None,
-    )
-
-
-def load_training_prompts(cfg: Run, pair: Pair, console: Console) -> PromptSet:
-    """The training prompts; what was dropped is said."""
-    found = load_prompts(
-        cfg.prompts.path,
-        pair.tokenizer,
-        template=cfg.prompts.template,
-        chat=cfg.prompts.chat,
-        max_tokens=cfg.prompts.max_tokens,
-        context=room(pair, cfg.rollout.max_new_tokens, "rollout.max_new_tokens"),
-    )
-    if found.dropped:
-        console.say(
-            f"{found.dropped} of {found.rows} prompts are longer than they may be and are left out "
-            f"(prompts.max_tokens={cfg.prompts.max_tokens})."
-        )
-    return found
-
-
-def load_eval_task(cfg: Run, spec: EvalSet, place: int, pair: Pair) -> EvalTask:
-    """One held-out set with its grader.
-
-    Raises:
-        UserError: a prompt without an answer.
-    """
-    new_tokens = spec.max_new_tokens or cfg.rollout.max_new_tokens
-    prompts = load_prompts(
-        spec.path,
-        pair.tokenizer,
-        template=spec.template,
-        chat=spec.chat,
-        max_tokens=cfg.prompts.max_tokens,
-        limit=spec.limit,
-        context=room(pair, new_tokens, f"eval.{place}.max_new_tokens"),
-    )
-    grader = grader_for(
-        prompts.prompts,
-        spec.grader,
-        required_by=f"eval.{place}.path={spec.path}",
-        remedy="drop the set",
-    )
-    assert grader is not None
-    return EvalTask(
-        label=spec.label,
-        prompts=prompts,
-        grader=grader,
-        decoding=Decoding(new_tokens, spec.temperature, spec.top_p),
-        n=spec.n,
-        every=spec.every,
-    )
-
-
-def make_judge(cfg: Run, prompts: PromptSet) -> Grader | None:
-    """A grader for training rollouts, when their prompts have answers.
-
-    Raises:
-        UserError: an outcome reward is asked for and there are no answers.
-    """
-    weight = cfg.loss.terms.outcome_weight
-    return grader_for(
-        prompts.prompts,
-        cfg.prompts.grader,
-        required_by=f"loss.terms.outcome_weight={weight}" if weight > 0 else None,
-        remedy="set the weight to 0",
-    )
-
-
-def room(pair: Pair, new_tokens: int, key: str) -> int | None:
-    """Longest prompt that leaves room for a completion in both models.
-
-    Raises:
-        UserError: when there is no room for any prompt.
-    """
-    here = [lm for lm in (pair.student, pair.teacher) if lm]
-    contexts = [lm.context_length for lm in here if lm.context_length]
-    if not contexts:
-        return None
-    left = min(contexts) - new_tokens
-    if left < 1:
-        turned = any(rope_parameters(lm.config, "longrope") for lm in here)
-        why = " (with longrope, those of the original context)" if turned else ""
-        raise UserError(
-            f"{key}={new_tokens} leaves no room for a prompt: the models read at most "
-            f"{min(contexts)} tokens{why}. Lower {key}."
-        )
-    return left
-
-
-def student_sampler(cfg: Run, pair: Pair, folder: Path) -> Sampler:
-    """The sampler of training rollouts; records as many top tokens as the loss needs."""
-    r = cfg.rollout
-    if r.engine == "vllm":
-        return remote_teacher.vllm_sampler(cfg, pair.student, pair.tokenizer, pair.stop, folder)
-    if r.path is not None:
-        given = read_rollouts(Path(r.path))
-        return ReplaySampler(given, Path(r.path), capture=cfg.loss.k, max_length=r.max_new_tokens)
-    decoding = Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k)
-    return HFSampler(pair.student, decoding, stop=pair.stop, capture=cfg.loss.k, batch=r.batch)
-
-
-def eval_sampler(
-    cfg: Run, lm: LM, stop: frozenset[int], ranks: Ranks = ALONE
-) -> Callable[[EvalTask], Sampler]:
-    """Samplers for held-out sets: they record only what evaluations report."""
-
-    def make(task: EvalTask) -> Sampler:
-        one = HFSampler(lm, task.decoding, stop=stop, capture=1, batch=cfg.rollout.batch)
-        return one if ranks.size == 1 else SharedSampler(one, ranks, lm)
-
-    return make
-
-
-def shared(source: Source, ranks: Ranks, student: LM) -> Source:
-    """Sampling and scoring shared out among processes."""
+def distribute(source: ExperienceSource, ranks: Ranks, student: LM) -> ExperienceSource:
+    """Sampling and scoring divided among processes."""
     teacher, reference, sampler = source.teacher, source.reference, source.sampler
     return replace(
         source,
-        sampler=LedSampler(sampler, ranks, student)
+        sampler=RankZeroSampler(sampler, ranks, student)
         if isinstance(sampler, VllmSampler)
-        else SharedSampler(sampler, ranks, student),
-        teacher=None if teacher is None else SharedTeacher(teacher, ranks),
-        reference=None if reference is None else SharedTeacher(reference, ranks),
+        else ShardedSampler(sampler, ranks, student),
+        teacher=None if teacher is None else ShardedTeacher(teacher, ranks),
+        reference=None if reference is None else ShardedTeacher(reference, ranks),
     )
-
-
-def budget(cfg: Run) -> int:
-    """Padded tokens per forward-backward."""
-    size = cfg.train.tokens_per_microbatch
-    return AUTO_TOKENS if size == "auto" else size

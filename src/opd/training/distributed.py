@@ -1,9 +1,9 @@
-"""Several processes, one run: shares of the work, sums of the gradients, one writer.
+"""Several processes, one run: sharded work, summed gradients, one writer.
 
 Started by torchrun or accelerate launch, one process a device (gloo on CPUs, the accelerator's own
 backend elsewhere).
-Prompts are shared out for sampling, rollouts for scoring, micro-batches for the update; after each
-of the three every process holds the same whole. What crosses between processes is array bytes and
+Prompts are sharded for sampling, rollouts for scoring, micro-batches for the update; after each of
+the three every process holds the same whole. What crosses between processes is array bytes and
 JSON, never pickled objects.
 """
 
@@ -29,11 +29,22 @@ from opd.run.folder import RunFolder
 from opd.run.rollouts import StepFile, decode, encode
 from opd.samplers.vllm import VllmSampler
 from opd.teachers.remote import TeacherDown
-from opd.types import Kind, Mean, Metrics, Prompt, Rollout, Sampler, Scores, Teacher, Want
+from opd.types import (
+    Kind,
+    Mean,
+    Metrics,
+    Prompt,
+    Rollout,
+    Sampler,
+    Scores,
+    Teacher,
+    Want,
+    add_means,
+)
 
 logger = logging.getLogger(__name__)
 
-WAIT = timedelta(minutes=60)  # longest one process may be ahead of another
+TIMEOUT = timedelta(minutes=60)  # longest one process may be ahead of another
 
 
 @dataclass(frozen=True)
@@ -44,17 +55,17 @@ class Ranks:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is rank zero, the process that writes files and messages."""
         return self.rank == 0
 
-    def share(self, count: int) -> range:
+    def shard(self, count: int) -> range:
         """Which of `count` things are this process's."""
         return range(self.rank, count, self.size)
 
     def idle(self, count: int) -> int:
         """How many fewer of `count` things this process has than the one with most."""
-        return -(-count // self.size) - len(self.share(count))
+        return -(-count // self.size) - len(self.shard(count))
 
     def gather(self, data: bytes) -> list[bytes]:
         """Every process's bytes, in order of rank, at every process."""
@@ -84,29 +95,28 @@ class Ranks:
                 p.grad = torch.zeros_like(p)
             dist.all_reduce(p.grad)  # a sum: each loss was divided by the tokens of the whole step
 
-    def merge(self, found: Metrics) -> Metrics:
+    def merge(self, metrics: Metrics) -> Metrics:
         """Exact means over the positions of all processes."""
         if self.size == 1:
-            return found
-        mine = json.dumps({name: [m.total, m.count] for name, m in found.items()})
+            return metrics
+        mine = json.dumps({name: [m.total, m.count] for name, m in metrics.items()})
         merged: Metrics = {}
         for part in self.gather(mine.encode()):
-            for name, (total, count) in json.loads(part).items():
-                more = Mean(total, count)
-                merged[name] = merged[name] + more if name in merged else more
+            means = json.loads(part).items()
+            add_means(merged, {name: Mean(total, count) for name, (total, count) in means})
         return merged
 
-    def agree(self, wish: bool) -> bool:
-        """Whether any process wishes it."""
-        return any(part == b"1" for part in self.gather(b"1" if wish else b"0"))
+    def any_rank(self, condition: bool) -> bool:
+        """Whether the condition holds at any process."""
+        return any(part == b"1" for part in self.gather(b"1" if condition else b"0"))
 
     def barrier(self) -> None:
         """Wait for all."""
         if self.size > 1:
             dist.barrier()
 
-    def together(self, work: Callable[[], bytes]) -> list[bytes]:
-        """Everybody's result of `work`; a mistake one process found is raised by all.
+    def run_everywhere(self, work: Callable[[], bytes]) -> list[bytes]:
+        """The results of `work` at every process; a UserError at one of them is raised by all.
 
         Without this the others would wait for a result that never comes.
         """
@@ -123,26 +133,26 @@ class Ranks:
         return [part[1:] for part in parts]
 
 
-ALONE = Ranks()
+SINGLE = Ranks()
 
 
-def join() -> Ranks:
-    """The processes torchrun started; `ALONE` without torchrun.
+def init_ranks() -> Ranks:
+    """The processes torchrun started; `SINGLE` without torchrun.
 
     Raises:
         UserError: torchrun's variables are there, and the processes do not find each other.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return ALONE
+        return SINGLE
     if not dist.is_initialized():
         accelerator = torch.accelerator.current_accelerator()
         try:
             if accelerator is None:
-                dist.init_process_group("gloo", timeout=WAIT)
+                dist.init_process_group("gloo", timeout=TIMEOUT)
             else:
                 torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
-                dist.init_process_group(timeout=WAIT)
+                dist.init_process_group(timeout=TIMEOUT)
         except (ValueError, RuntimeError) as error:
             raise UserError(
                 f"WORLD_SIZE={size}, and the processes do not find each other: {error}. Start them "
@@ -151,7 +161,7 @@ def join() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
-def heed_accelerate(shard: str) -> None:
+def check_accelerate_launcher(shard: str) -> None:
     """Bring what `accelerate launch --use_fsdp` says together with `student.shard`.
 
     Raises:
@@ -168,8 +178,8 @@ def heed_accelerate(shard: str) -> None:
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
-def leave() -> None:
-    """Part from the other processes, if there are any."""
+def destroy_ranks() -> None:
+    """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -185,19 +195,19 @@ def open_folder(
     made: list[RunFolder] = []
 
     def create() -> bytes:
-        if ranks.leads:
+        if ranks.is_main:
             made.append(RunFolder.create(path, config, resume=resume, overwrite=overwrite))
         return b""
 
-    ranks.together(create)
+    ranks.run_everywhere(create)
     return made[0] if made else RunFolder.read_only(path, config)
 
 
-class SharedSampler:
-    """`opd.types.Sampler` whose prompts are shared out; everybody gets all rollouts."""
+class ShardedSampler:
+    """`opd.types.Sampler` whose prompts are sharded; every process gets all rollouts."""
 
     def __init__(self, sampler: Sampler, ranks: Ranks, lm: LM) -> None:
-        """Share out `sampler`, which every process has and which draws from `lm`."""
+        """Shard the prompts of `sampler`, which every process has and which samples from `lm`."""
         self.sampler, self.ranks, self.lm = sampler, ranks, lm
 
     def sync(self, version: int) -> None:
@@ -208,27 +218,27 @@ class SharedSampler:
         self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
     ) -> list[Rollout]:
         """See `opd.types.Sampler.sample`: a rollout depends on key, prompt and weights alone."""
-        share = [prompts[i] for i in self.ranks.share(len(prompts))]
+        own = [prompts[i] for i in self.ranks.shard(len(prompts))]
 
         def work() -> bytes:
-            written = self.sampler.sample(share, n=n, key=key, limit=limit) if share else []
-            return _packed(written, None)
+            rollouts = self.sampler.sample(own, n=n, key=key, limit=limit) if own else []
+            return _packed(rollouts, None)
 
         with unsharded(self.lm):  # completions differ in length, so forwards do in number
-            packed = self.ranks.together(work)
+            packed = self.ranks.run_everywhere(work)
         parts = [_unpacked(part)[0] for part in packed]
-        found: list[Rollout] = []
+        rollouts: list[Rollout] = []
         for i in range(len(prompts)):
-            part, place = parts[i % self.ranks.size], i // self.ranks.size
-            found += part[place * n : (place + 1) * n]
-        return found
+            part, index = parts[i % self.ranks.size], i // self.ranks.size
+            rollouts += part[index * n : (index + 1) * n]
+        return rollouts
 
 
-class LedSampler:
-    """`opd.types.Sampler` of a server that one process speaks with; everybody gets all rollouts."""
+class RankZeroSampler:
+    """`opd.types.Sampler` of a server that rank zero talks to; every process gets all rollouts."""
 
     def __init__(self, sampler: VllmSampler, ranks: Ranks, student: LM) -> None:
-        """Let the leading process speak with the server of `sampler`."""
+        """Let rank zero talk to the server of `sampler`."""
         self.sampler, self.ranks, self.student = sampler, ranks, student
 
     def sync(self, version: int) -> None:
@@ -239,14 +249,14 @@ class LedSampler:
         """
         student: LM | None = self.student
         if self.student.sharded is not None:
-            student = gather_model(self.student, keep=self.ranks.leads)
+            student = gather_model(self.student, keep=self.ranks.is_main)
 
         def work() -> bytes:
-            if self.ranks.leads and student is not None:
+            if self.ranks.is_main and student is not None:
                 self.sampler.send(student, version)
             return b""
 
-        self.ranks.together(work)
+        self.ranks.run_everywhere(work)
 
     def sample(
         self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
@@ -258,18 +268,18 @@ class LedSampler:
         """
 
         def work() -> bytes:
-            if not self.ranks.leads:
+            if not self.ranks.is_main:
                 return b""
             return _packed(self.sampler.sample(prompts, n=n, key=key, limit=limit), None)
 
-        return _unpacked(self.ranks.together(work)[0])[0]
+        return _unpacked(self.ranks.run_everywhere(work)[0])[0]
 
 
-class SharedTeacher:
-    """`opd.types.Teacher` whose rollouts are shared out; everybody gets all scores."""
+class ShardedTeacher:
+    """`opd.types.Teacher` whose rollouts are sharded; every process gets all scores."""
 
     def __init__(self, teacher: Teacher, ranks: Ranks) -> None:
-        """Share out `teacher`, which every process has or can ask."""
+        """Shard the rollouts of `teacher`, which every process has or can ask."""
         self.teacher, self.ranks = teacher, ranks
         self.name, self.kinds = teacher.name, teacher.kinds
 
@@ -281,30 +291,30 @@ class SharedTeacher:
         Raises:
             TeacherDown: at every process if one met it, with what all of them have got.
         """
-        mine = self.ranks.share(len(rollouts))
-        share = [rollouts[i] for i in mine]
-        full = None if want.full is None else [want.full[i] for i in mine]
+        indices = self.ranks.shard(len(rollouts))
+        own = [rollouts[i] for i in indices]
+        full = None if want.full is None else [want.full[i] for i in indices]
 
         def work() -> bytes:
             scores: list[Scores] = []
-            away = b""
+            reason = b""
             try:
-                if share:
-                    scores = self.teacher.score(share, want._replace(full=full))
+                if own:
+                    scores = self.teacher.score(own, want._replace(full=full))
             except TeacherDown as down:
-                scores, away = [s or Scores() for s in down.partial], str(down).encode()
-            return len(away).to_bytes(4, "little") + away + _packed(share, scores)
+                scores, reason = [s or Scores() for s in down.partial], str(down).encode()
+            return len(reason).to_bytes(4, "little") + reason + _packed(own, scores)
 
         parts, reasons = [], []
-        for part in self.ranks.together(work):
+        for part in self.ranks.run_everywhere(work):
             end = 4 + int.from_bytes(part[:4], "little")
             reasons.append(part[4:end].decode())
             parts.append(_unpacked(part[end:])[1])
         size = self.ranks.size
-        found = [parts[i % size][i // size] for i in range(len(rollouts))]
-        if why := next(filter(None, reasons), None):
-            raise TeacherDown(why, list(found))
-        return found
+        scores = [parts[i % size][i // size] for i in range(len(rollouts))]
+        if reason := next(filter(None, reasons), None):
+            raise TeacherDown(reason, list(scores))
+        return scores
 
 
 def _packed(rollouts: Sequence[Rollout], scores: Sequence[Scores] | None) -> bytes:
@@ -329,7 +339,7 @@ def _device() -> torch.device:
     return torch.device(accelerator.type, torch.accelerator.current_device_index())
 
 
-def total_of(value: Tensor, ranks: Ranks) -> float:
+def sum_over_ranks(value: Tensor, ranks: Ranks) -> float:
     """The sum of one number over all processes, in order of rank."""
     if ranks.size == 1:
         return float(value)

@@ -41,7 +41,7 @@ class EvalTask:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation found; every number with its interval over prompts."""
+    """The result of one evaluation; every number with its interval over prompts."""
 
     label: str
     accuracy: stats.Estimate
@@ -54,7 +54,7 @@ class Evaluation:
 
     def values(self) -> dict[str, float]:
         """Numbers for metrics.jsonl, named eval/<set>/..."""
-        found = {
+        values = {
             "accuracy": self.accuracy.value,
             "accuracy_low": self.accuracy.low,
             "accuracy_high": self.accuracy.high,
@@ -62,8 +62,8 @@ class Evaluation:
             "truncated": self.truncated,
             "response_entropy": self.entropy.value,
         }
-        found |= {f"pass@{k}": e.value for k, e in self.pass_at.items()}
-        return {f"eval/{self.label}/{name}": value for name, value in found.items()}
+        values |= {f"pass@{k}": e.value for k, e in self.pass_at.items()}
+        return {f"eval/{self.label}/{name}": value for name, value in values.items()}
 
     @staticmethod
     def of_record(record: Mapping[str, Any], graded: Sequence[Graded]) -> Evaluation:
@@ -98,7 +98,7 @@ def evaluate(
     """Sample and grade one held-out set.
 
     Args:
-        sampler: writes completions with the task's decoding.
+        sampler: samples completions with the task's decoding.
         task: the set.
         decode: token ids to text, special tokens left out.
         seed: train.seed; the same for every step and model.
@@ -107,14 +107,14 @@ def evaluate(
     texts = [decode(r.ids.tolist()) for r in rollouts]
     grades = task.grader.grade(texts, [r.prompt.answer or "" for r in rollouts])
     graded = [
-        Graded(r.prompt.index, r.sample, g.correct, len(r), r.finish, text, asked(r))
+        Graded(r.prompt.index, r.sample, g.correct, len(r), r.finish, text, prompt_text(r))
         for r, g, text in zip(rollouts, grades, texts, strict=True)
     ]
     return summarise(task, rollouts, graded)
 
 
-def asked(rollout: Rollout) -> dict[str, str]:
-    """Prompt and answer for people, once a prompt."""
+def prompt_text(rollout: Rollout) -> dict[str, str]:
+    """Prompt and answer for people, once per prompt."""
     prompt = rollout.prompt
     return {} if rollout.sample else {"prompt": prompt.text, "answer": prompt.answer or ""}
 
@@ -142,23 +142,23 @@ def _ks(n: int) -> list[int]:
     return sorted({k for k in (2, 4, 8, 16, 32, 64) if k < n} | ({n} if n > 1 else set()))
 
 
-def recovery(found: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """Accuracy before, after and of the teacher, and the share of the gap that was recovered.
+def recovery(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Accuracy before, after and of the teacher, and the fraction of the gap that was recovered.
 
-    The share is None where no gap can be told: a teacher that is not distinguishably better leaves
-    nothing to recover, and the share of nothing has no bounds.
+    The fraction is None where there is no distinguishable gap: a teacher that is not better leaves
+    nothing to recover, and a fraction of nothing has no bounds.
     """
-    summary: dict[str, Any] = {who: asdict(e.accuracy) for who, e in found.items()}
-    if {"before", "after"} <= set(found):
-        pair = [found[who].correct.mean(1) for who in ("before", "after")]
+    summary: dict[str, Any] = {who: asdict(e.accuracy) for who, e in evaluations.items()}
+    if {"before", "after"} <= set(evaluations):
+        pair = [evaluations[who].correct.mean(1) for who in ("before", "after")]
         summary["change"] = asdict(stats.paired(*pair).difference)
-    if set(found) == {"before", "after", "teacher"}:
+    if set(evaluations) == {"before", "after", "teacher"}:
         before, after, teacher = (
-            found[who].correct.mean(1) for who in ("before", "after", "teacher")
+            evaluations[who].correct.mean(1) for who in ("before", "after", "teacher")
         )
         gap = teacher.mean() - before.mean()
-        share = stats.gap_recovery(before, after, teacher) if gap > 0 else None
-        if share is not None and not math.isfinite(share.high - share.low):
-            share = None
-        summary["gap_recovery"] = None if share is None else asdict(share)
+        fraction = stats.gap_recovery(before, after, teacher) if gap > 0 else None
+        if fraction is not None and not math.isfinite(fraction.high - fraction.low):
+            fraction = None
+        summary["gap_recovery"] = None if fraction is None else asdict(fraction)
     return summary

@@ -1,4 +1,4 @@
-"""One step's experience: prompts to rollouts to scores to an aligned batch.
+"""One step's experience: prompts to rollouts to scores to a batch.
 
 What is random here is a function of (seed, step, index). What is expensive is on disk before the
 update, so that a step that was interrupted is neither generated nor paid for twice.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd.config import Run
+from opd.config import Prune
 from opd.core import diagnostics, losses
 from opd.core.batch import Batch, check_scores
 from opd.core.objective import Objective
@@ -25,27 +25,62 @@ from opd.errors import UserError
 from opd.rng import Stream, generator, key
 from opd.run.folder import RunFolder
 from opd.teachers.remote import TeacherDown
-from opd.training.horizon import pruned
+from opd.training.horizon import prune_weights
 from opd.types import Mean, Metrics, Rollout, Sampler, Scores, Teacher
 
 
 @dataclass(frozen=True)
-class Source:
-    """What makes experience: the student's prompts and sampler, the teacher, the judge."""
+class StepSize:
+    """How much experience a step takes, and from which random stream.
+
+    Attributes:
+        seed: train.seed.
+        prompts: train.prompts_per_step.
+        responses: rollout.n.
+        shuffle: prompts.shuffle.
+        diagnosed_positions: diagnostics.positions.
+    """
+
+    seed: int
+    prompts: int
+    responses: int
+    shuffle: bool
+    diagnosed_positions: int
+
+
+@dataclass(frozen=True)
+class ExperienceSource:
+    """What makes experience.
+
+    Attributes:
+        prompts: training prompts.
+        sampler: of the student.
+        teacher: scores rollouts; None for a run on the outcome reward alone.
+        reference: the model that the reward is extrapolated from; None without.
+        grader: grades rollouts whose prompts have answers; None without.
+        special: token ids without loss (stop tokens excepted), int32; None: none.
+        stop: token ids that end a rollout, int32.
+        sft_examples: completions to imitate beside the distillation; may be empty.
+        decode: token ids to text.
+        size: of a step.
+        prune: weights by overlap (horizon.prune); None without.
+    """
 
     prompts: PromptSet
     sampler: Sampler
     teacher: Teacher | None
     reference: Teacher | None
-    judge: Grader | None  # grades rollouts whose prompts have answers
-    special: Tensor | None  # token ids without loss (stop tokens excepted); None: none
+    grader: Grader | None
+    special: Tensor | None
     stop: Tensor
-    gold: Sequence[Rollout]  # completions to imitate beside the distillation; may be empty
+    sft_examples: Sequence[Rollout]
     decode: Callable[[Sequence[int]], str]
+    size: StepSize
+    prune: Prune | None = None
 
 
 def sample(
-    source: Source, run: RunFolder, cfg: Run, step: int, limit: int | None = None
+    source: ExperienceSource, run: RunFolder, step: int, limit: int | None = None
 ) -> tuple[list[Rollout], list[Scores] | None]:
     """Rollouts of a step, of at most `limit` tokens.
 
@@ -54,55 +89,73 @@ def sample(
     saved = run.load_rollouts(step + 1, run.key(step + 1, step))
     if saved is not None:
         return saved
-    seed = cfg.train.seed
-    prompts = source.prompts.batch(
-        step, cfg.train.prompts_per_step, seed=seed, shuffle=cfg.prompts.shuffle
-    )
-    words = key(seed, Stream.ROLLOUT, step)
-    return source.sampler.sample(prompts, n=cfg.rollout.n, key=words, limit=limit), None
+    size = source.size
+    prompts = source.prompts.batch(step, size.prompts, seed=size.seed, shuffle=size.shuffle)
+    stream = key(size.seed, Stream.ROLLOUT, step)
+    return source.sampler.sample(prompts, n=size.responses, key=stream, limit=limit), None
 
 
 def score(
-    source: Source,
+    source: ExperienceSource,
     run: RunFolder,
-    cfg: Run,
     objective: Objective,
     step: int,
     rollouts: list[Rollout],
     scores: list[Scores] | None,
 ) -> Batch:
-    """The step's batch. Scores that were not on disk are asked for, then put there."""
+    """The step's batch. Scores that were not on disk are requested, then saved."""
     if scores is None or (source.teacher is not None and not all(map(is_scored, scores))):
-        texts = [source.decode(r.ids.tolist()) for r in rollouts]
-        made_from = run.key(step + 1, step)
-        try:
-            scores = ask(source, cfg, objective, step, rollouts, scores)
-        except TeacherDown as down:
-            kept = [s or Scores() for s in down.partial]
-            run.save_rollouts(step + 1, rollouts, kept, key=made_from, texts=texts)
-            raise
-        refuse_bad(rollouts, scores, source.teacher)
-        run.save_rollouts(step + 1, rollouts, scores, key=made_from, texts=texts)
+        scores = request_and_save(source, run, objective, step, rollouts, scores)
     reference = None
     if source.reference is not None:
         reference = source.reference.score(rollouts, objective.want._replace(topk=0))
-    rewards = None if source.judge is None else grade(source, source.judge, rollouts)
-    weights = token_weights(source, cfg, rollouts, scores)
+    rewards = None if source.grader is None else grade(source, source.grader, rollouts)
+    advantages = None
+    if rewards is not None:
+        advantages = outcome_advantages(rewards, source.size.responses)
+    weights = token_weights(source, rollouts, scores)
     return Batch(
         rollouts,
         None if source.teacher is None else scores,
         reference=reference,
         rewards=rewards,
-        advantages=None if rewards is None else outcome_advantages(rewards, cfg.rollout.n),
+        advantages=advantages,
         weights=weights.loss,
-        gold=gold_of(source, cfg, step),
+        gold=sft_examples_of(source, step),
         outcome_weights=weights.outcome,
         pruned=weights.pruned,
     )
 
 
+def request_and_save(
+    source: ExperienceSource,
+    run: RunFolder,
+    objective: Objective,
+    step: int,
+    rollouts: list[Rollout],
+    known: list[Scores] | None,
+) -> list[Scores]:
+    """The teacher's scores, written to the run folder; partial ones too if it goes away.
+
+    Raises:
+        TeacherDown: after saving what arrived.
+        UserError: scores that cannot be trained on; they are not saved.
+    """
+    texts = [source.decode(r.ids.tolist()) for r in rollouts]
+    made_from = run.key(step + 1, step)
+    try:
+        scores = request_scores(source, objective, step, rollouts, known)
+    except TeacherDown as down:
+        partial = [s or Scores() for s in down.partial]
+        run.save_rollouts(step + 1, rollouts, partial, key=made_from, texts=texts)
+        raise
+    require_usable(rollouts, scores, source.teacher)
+    run.save_rollouts(step + 1, rollouts, scores, key=made_from, texts=texts)
+    return scores
+
+
 class TokenWeights(NamedTuple):
-    """Arrays (T,) a rollout, as in `Batch`; None where all are 1."""
+    """Arrays (T,) per rollout, as in `Batch`; None where all are 1."""
 
     loss: list[np.ndarray] | None = None
     outcome: list[np.ndarray] | None = None
@@ -110,26 +163,26 @@ class TokenWeights(NamedTuple):
 
 
 def token_weights(
-    source: Source, cfg: Run, rollouts: Sequence[Rollout], scores: Sequence[Scores]
+    source: ExperienceSource, rollouts: Sequence[Rollout], scores: Sequence[Scores]
 ) -> TokenWeights:
-    """What special tokens and a dying overlap leave of each token's weight."""
+    """Each token's weight after special tokens and pruning by overlap."""
     plain = None if source.special is None else special_weights(source, rollouts)
-    prune = None if cfg.horizon is None else cfg.horizon.prune
+    prune = source.prune
     if prune is None:
         return TokenWeights(plain)
     plain = plain or [np.ones(len(r), dtype=np.float32) for r in rollouts]
-    left = [pruned(r, s, prune) for r, s in zip(rollouts, scores, strict=True)]
+    kept = [prune_weights(r, s, prune) for r, s in zip(rollouts, scores, strict=True)]
     base = np.float32(prune.base)
-    loss = [p * (w + base) for p, w in zip(plain, left, strict=True)]
+    loss = [p * (w + base) for p, w in zip(plain, kept, strict=True)]
     if prune.tail == "drop":
-        return TokenWeights(loss, None, left)
-    return TokenWeights(loss, [p * (1 - w) for p, w in zip(plain, left, strict=True)], left)
+        return TokenWeights(loss, None, kept)
+    return TokenWeights(loss, [p * (1 - w) for p, w in zip(plain, kept, strict=True)], kept)
 
 
-def refuse_bad(
+def require_usable(
     rollouts: Sequence[Rollout], scores: Sequence[Scores], teacher: Teacher | None
 ) -> None:
-    """Nothing that cannot be trained on is put on disk, where a resume would find it again.
+    """Refuse scores that cannot be trained on, before a resume could find them on disk.
 
     Raises:
         UserError: naming the teacher and what is wrong with its scores.
@@ -144,47 +197,46 @@ def refuse_bad(
         ) from None
 
 
-def ask(
-    source: Source,
-    cfg: Run,
+def request_scores(
+    source: ExperienceSource,
     objective: Objective,
     step: int,
     rollouts: Sequence[Rollout],
     known: Sequence[Scores] | None,
 ) -> list[Scores]:
-    """The teacher's scores; those an earlier attempt at the step brought home are not asked again.
+    """The teacher's scores; those that an earlier attempt at the step got are not asked again.
 
     Raises:
-        TeacherDown: with everything scored so far, one entry a rollout.
+        TeacherDown: with everything scored so far, one entry per rollout.
     """
-    found = list(known) if known is not None else [Scores()] * len(rollouts)
+    scores = list(known) if known is not None else [Scores()] * len(rollouts)
     if source.teacher is None:
-        return found
+        return scores
     positions = (
         [np.arange(len(r)) for r in rollouts]
         if objective.needs_full_teacher
-        else choose_positions(rollouts, cfg.diagnostics.positions, cfg.train.seed, step)
+        else choose_positions(rollouts, source.size.diagnosed_positions, source.size.seed, step)
     )
-    missing = [i for i, s in enumerate(found) if not is_scored(s)]
+    missing = [i for i, s in enumerate(scores) if not is_scored(s)]
     want = objective.want._replace(full=[positions[i] for i in missing])
-    if cfg.horizon is not None and cfg.horizon.prune is not None:
-        want = want._replace(topk=max(want.topk, cfg.horizon.prune.k))
+    if source.prune is not None:
+        want = want._replace(topk=max(want.topk, source.prune.k))
 
-    def place(given: Sequence[Scores | None]) -> list[Scores]:
-        for i, scores in zip(missing, given, strict=True):
-            found[i] = scores or found[i]
-        return found
+    def fill_in(answers: Sequence[Scores | None]) -> list[Scores]:
+        for i, answer in zip(missing, answers, strict=True):
+            scores[i] = answer or scores[i]
+        return scores
 
     try:
-        return place(source.teacher.score([rollouts[i] for i in missing], want))
+        return fill_in(source.teacher.score([rollouts[i] for i in missing], want))
     except TeacherDown as down:
-        raise TeacherDown(str(down), list(place(down.partial))) from None
+        raise TeacherDown(str(down), list(fill_in(down.partial))) from None
 
 
 def is_scored(scores: Scores) -> bool:
-    """Whether a teacher has said anything about the rollout."""
-    said = (scores.sampled, scores.support, scores.topk_logp, scores.hidden)
-    return any(x is not None for x in said)
+    """Whether a teacher has scored the rollout at all."""
+    fields = (scores.sampled, scores.support, scores.topk_logp, scores.hidden)
+    return any(x is not None for x in fields)
 
 
 def choose_positions(
@@ -201,30 +253,31 @@ def choose_positions(
     return [piece - (end - len(r)) for piece, end, r in zip(pieces, ends, rollouts, strict=True)]
 
 
-def grade(source: Source, judge: Grader, rollouts: Sequence[Rollout]) -> np.ndarray:
+def grade(source: ExperienceSource, grader: Grader, rollouts: Sequence[Rollout]) -> np.ndarray:
     """1 for a right answer, 0 for a wrong one, (number of rollouts,)."""
     texts = [source.decode(r.ids.tolist()) for r in rollouts]
-    grades = judge.grade(texts, [r.prompt.answer or "" for r in rollouts])
+    grades = grader.grade(texts, [r.prompt.answer or "" for r in rollouts])
     return np.array([float(g.correct) for g in grades])
 
 
-def outcome_advantages(rewards: np.ndarray, n: int) -> np.ndarray:
-    """Rewards as z-scores within each prompt's group of n rollouts."""
-    grouped = torch.from_numpy(rewards).reshape(-1, n)
+def outcome_advantages(rewards: np.ndarray, responses: int) -> np.ndarray:
+    """Rewards as z-scores within the responses of each prompt."""
+    grouped = torch.from_numpy(rewards).reshape(-1, responses)
     advantages: np.ndarray = losses.group_advantage(grouped).reshape(-1).numpy()
     return advantages.astype(np.float32)
 
 
-def gold_of(source: Source, cfg: Run, step: int) -> list[Rollout]:
-    """The gold examples of a step: as many as there are prompts."""
-    if not source.gold:
+def sft_examples_of(source: ExperienceSource, step: int) -> list[Rollout]:
+    """The supervised examples of a step: as many as there are prompts."""
+    if not source.sft_examples:
         return []
-    chosen = choose(len(source.gold), cfg.train.prompts_per_step, step, cfg.train.seed)
-    return [source.gold[i] for i in chosen]
+    size = source.size
+    chosen = choose(len(source.sft_examples), size.prompts, step, size.seed)
+    return [source.sft_examples[i] for i in chosen]
 
 
-def special_weights(source: Source, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
-    """Loss weights (T,) a rollout: 0 on special tokens that do not stop, 1 elsewhere."""
+def special_weights(source: ExperienceSource, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+    """Loss weights (T,) per rollout: 0 on special tokens that do not stop, 1 elsewhere."""
     assert source.special is not None
     ids = [torch.from_numpy(r.ids) for r in rollouts]
     keep = [losses.ordinary_tokens(x, source.special, source.stop) for x in ids]
@@ -232,16 +285,16 @@ def special_weights(source: Source, rollouts: Sequence[Rollout]) -> list[np.ndar
 
 
 def rollout_metrics(batch: Batch) -> Metrics:
-    """What the rollouts themselves say: length, truncation, repetition, entropy, reward."""
+    """Length, truncation, repetition, entropy and reward of the rollouts."""
     rollouts, count = batch.rollouts, len(batch.rollouts)
     entropy = float(sum(r.entropy.sum(dtype=np.float64) for r in rollouts))
-    found = {
+    metrics = {
         "rollout/length": Mean(batch.num_tokens, count),
         "rollout/truncated": Mean(sum(r.finish == "length" for r in rollouts), count),
         "rollout/repetition": Mean(sum(diagnostics.repetition(r.ids) for r in rollouts), count),
     }
-    if not np.isnan(entropy):  # a rollout server does not say
-        found["rollout/entropy"] = Mean(entropy, batch.num_tokens)
+    if not np.isnan(entropy):  # a rollout server does not report it
+        metrics["rollout/entropy"] = Mean(entropy, batch.num_tokens)
     if batch.rewards is not None:
-        found["rollout/reward"] = Mean(float(batch.rewards.sum()), count)
-    return found
+        metrics["rollout/reward"] = Mean(float(batch.rewards.sum()), count)
+    return metrics

@@ -19,9 +19,8 @@ from opd.recipes.check import compatibility
 from opd.recipes.check.compatibility import Finding
 from opd.run.clock import Clock
 from opd.run.console import Console
-from opd.setup import remote_teacher
-from opd.setup.pair import Pair, load_pair
-from opd.setup.session import make_objective
+from opd.setup.models import open_models
+from opd.setup.pair import Pair
 from opd.types import Teacher
 
 PROMPT_ROWS = 256  # of the prompt file, for templates and lengths
@@ -77,21 +76,19 @@ def load_candidate(cfg: Run, label: str, student: LM | None, scratch: Path) -> C
     findings = _check_tokenizers(cfg, cfg.teacher)
     if any(f.level == "failure" for f in findings):
         return Candidate(label, cfg, findings, None)
-    pair = load_pair(cfg, student=student)
+    models = open_models(cfg, Console("quiet"), student=student)
+    cfg, pair = models.cfg, models.pair
     assert pair.teacher is not None
     findings.append(compatibility.check_distinct(same_weights(pair.student, pair.teacher)))
     return Candidate(label, cfg, findings, pair)
 
 
 def _load_server(cfg: Run, label: str, student: LM | None, scratch: Path) -> Candidate:
-    remote = remote_teacher.Remote.find(cfg)
-    assert remote is not None
     quiet = Console("quiet")
-    cfg = remote_teacher.settle_support(cfg, remote.kinds, quiet)
-    pair = load_pair(cfg, remote, student=student)
-    prompts = _prompts(cfg, pair.tokenizer, cfg.prompts.chat)
-    remote.greet(cfg, make_objective(cfg), pair.student.vocab, pair.tokenizer, prompts)
-    server = remote.teacher(cfg, pair.student.vocab, scratch, quiet, Clock())
+    models = open_models(cfg, quiet, student=student)
+    cfg, pair = models.cfg, models.pair
+    models.handshake(_prompts(cfg, pair.tokenizer, cfg.prompts.chat))
+    server = models.teacher(scratch, quiet, Clock())
     findings = [Finding("tokens", "ok", "the server encodes known texts as the student does")]
     return Candidate(label, cfg, findings, pair, server)
 

@@ -22,9 +22,9 @@ from opd.recipes.check.probe import (
     probe_teacher,
 )
 from opd.samplers.hf import Decoding
+from opd.setup.models import token_budget
 from opd.setup.pair import Pair
-from opd.setup.session import budget as microbatch_tokens
-from opd.setup.session import load_eval_task
+from opd.setup.prompts import load_eval_task
 
 FIRST_ROUND = 8  # prompts; later rounds double as long as there is time
 MIN_PROMPTS = 32  # that a verdict rests on, however few tokens may be generated
@@ -108,7 +108,7 @@ def _probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfig:
         make_decoder(pair.tokenizer),
         grader,
         k=min(max(cfg.loss.k, cfg.diagnostics.k), pair.student.vocab),
-        tokens_per_batch=microbatch_tokens(cfg),
+        tokens_per_batch=token_budget(cfg),
         batch=r.batch,
         seed=cfg.train.seed,
     )

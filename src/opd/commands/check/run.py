@@ -41,7 +41,7 @@ from opd.recipes.check.verdict import (
 )
 from opd.run.console import Console
 from opd.setup.pair import Pair
-from opd.setup.session import load_training_prompts
+from opd.setup.prompts import load_training_prompts
 
 SHORT = 120.0  # seconds a check may take beside a run of less than half an hour ...
 LONG_RUN, LONG_FRACTION = 1800.0, 0.05  # ... and as a fraction of a longer one

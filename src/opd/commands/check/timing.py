@@ -19,18 +19,16 @@ from opd.recipes.check import cost
 from opd.recipes.check.cost import EvaluationCost, RunCost, StepTime
 from opd.rng import Stream
 from opd.setup.disk_estimate import bytes_needed, checkpoint_bytes
+from opd.setup.models import Models, local_teacher
+from opd.setup.objective import make_objective
 from opd.setup.pair import Pair
-from opd.setup.session import (
-    eval_sampler,
-    load_eval_task,
-    local_teacher,
-    make_learner,
-    make_objective,
-    student_sampler,
-)
+from opd.setup.prompts import load_eval_task
+from opd.setup.samplers import eval_sampler, student_sampler
+from opd.setup.session import make_learner, step_size
 from opd.training.evaluate import EvalTask
-from opd.training.experience import Source, ask
-from opd.training.step import make_optimizer, update
+from opd.training.experience import ExperienceSource, request_scores
+from opd.training.optimizer import make_optimizer
+from opd.training.step import update
 from opd.types import Sampler
 
 FIRST = 2  # prompts of the first step, which also warms everything up
@@ -47,19 +45,21 @@ class StepTimer:
         assert candidate.pair is not None
         cfg, pair = candidate.cfg, candidate.pair
         self.cfg, self.objective = cfg, make_objective(cfg)
-        learner = make_learner(cfg, pair, self.objective, make_optimizer(pair.student, cfg.optim))
+        models = Models(cfg, self.objective, pair, None)
+        learner = make_learner(models, make_optimizer(pair.student, cfg.optim))
         # Nothing is learned, everything is measured: AdamW multiplies by 1 and adds 0.
         self.learner = replace(learner, optim=cfg.optim.model_copy(update={"lr": 0.0}))
-        self.source = Source(
+        self.source = ExperienceSource(
             prompts=prompts,
             sampler=student_sampler(cfg, pair, scratch),
             teacher=candidate.server or local_teacher(cfg, pair),
             reference=None,
-            judge=None,
+            grader=None,
             special=None,
             stop=torch.tensor(sorted(pair.stop), dtype=torch.int32),
-            gold=[],
+            sft_examples=[],
             decode=make_decoder(pair.tokenizer),
+            size=step_size(cfg),
         )
 
     def step(self, count: int) -> StepTime:
@@ -74,7 +74,7 @@ class StepTimer:
             lambda: self.source.sampler.sample(chosen, n=cfg.rollout.n, key=key)
         )
         scores, scoring = cost.time_call(
-            lambda: ask(self.source, cfg, self.objective, 0, rollouts, None)
+            lambda: request_scores(self.source, self.objective, 0, rollouts, None)
         )
         batch = Batch(rollouts, scores)
         _, updating = cost.time_call(lambda: update(self.learner, batch, 0))

@@ -22,10 +22,10 @@ from opd.run.optimizer import (
     restore_group_settings,
     restore_optimizer,
 )
-from opd.training.step import Learner
+from opd.training.learner import Learner
 
 
-def checkpoint(
+def write_checkpoint(
     run: RunFolder,
     learner: Learner,
     step: int,
@@ -36,10 +36,10 @@ def checkpoint(
 ) -> None:
     """Write step-N, all or nothing, and prune older ones.
 
-    A sharded student is put together for it, so that any number of processes can go on from it.
+    A sharded student is assembled for it, so that any number of processes can go on from it.
 
     Args:
-        run: whose logs' ends are remembered.
+        run: whose log lengths are part of the state.
         learner: student and optimizer.
         step: updates made.
         keep: how many stay.
@@ -66,10 +66,10 @@ def checkpoint(
     store.save(folder or run.checkpoints, step, tensors, state, keep=keep, ops=run.ops)
 
 
-def last_good(run: RunFolder) -> str:
-    """Where the newest valid checkpoint is, in words."""
-    found = store.newest(run.checkpoints)
-    return "none yet" if found is None else str(found.path)
+def describe_newest(run: RunFolder) -> str:
+    """Where the newest valid checkpoint is, for messages."""
+    newest = store.newest(run.checkpoints)
+    return "none yet" if newest is None else str(newest.path)
 
 
 def restore(run: RunFolder, learner: Learner) -> int:
@@ -88,13 +88,13 @@ def load_student(learner: Learner, folder: Path) -> int | None:
     Returns:
         The step it was made at; None where there is no checkpoint.
     """
-    found = store.newest(folder)
-    if found is None:
+    newest = store.newest(folder)
+    if newest is None:
         return None
-    tensors, _ = found.load()
+    tensors, _ = newest.load()
     for name, parameter in learner.student.parameters().items():
         parameter.copy_(shard_like(tensors["student"][name], parameter))
-    return found.step
+    return newest.step
 
 
 @torch.no_grad()
@@ -112,12 +112,12 @@ def restore_phase(
     Returns:
         The step it was made at and its state; 0 and nothing where there is no checkpoint.
     """
-    found = store.newest(folder)
-    if found is None:
+    newest = store.newest(folder)
+    if newest is None:
         if cut:
             run.truncate_to({})
         return 0, {}
-    tensors, state = found.load()
+    tensors, state = newest.load()
     weights = learner.student.parameters()
     for name, parameter in weights.items():
         parameter.copy_(shard_like(tensors["student"][name], parameter))
@@ -125,4 +125,4 @@ def restore_phase(
     restore_group_settings(learner.optimizer, state["groups"])
     if cut:
         run.truncate_to(state["logs"])
-    return found.step, state
+    return newest.step, state

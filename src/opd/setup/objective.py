@@ -1,0 +1,57 @@
+"""The loss section of a configuration as an objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opd.config import Run
+from opd.core.objective import Objective
+from opd.run.console import Console
+from opd.types import Kind
+
+
+def resolve_support(cfg: Run, kinds: frozenset[Kind], console: Console) -> Run:
+    """Replace `loss.support: auto` by what a teacher that gives `kinds` can serve."""
+    loss = cfg.loss
+    if loss.support != "auto":
+        return cfg
+    if Kind.SUPPORT in kinds:
+        chosen: dict[str, Any] = {"support": "student_topk"}
+    else:
+        mode = "tail" if loss.mode == "paper" else loss.mode
+        chosen = {"support": "teacher_topk", "mode": mode}
+        console.say(
+            "loss.support=auto: this teacher server cannot score the student's own tokens; "
+            f"training on teacher_topk with loss.mode={mode}."
+        )
+    return cfg.model_copy(update={"loss": loss.model_copy(update=chosen)})
+
+
+def make_objective(cfg: Run) -> Objective:
+    """The loss section and its terms as one objective.
+
+    Raises:
+        ValueError: loss.support is still auto; see `resolve_support`.
+        UserError: a combination that is biased, undefined or trains nothing.
+    """
+    loss, terms = cfg.loss, cfg.loss.terms
+    if loss.support == "auto":
+        raise ValueError("loss.support=auto depends on the teacher: call resolve_support first")
+    return Objective(
+        divergence=loss.divergence,
+        support=loss.support,
+        k=loss.k,
+        mode=loss.mode,
+        estimator=loss.estimator,
+        beta=loss.beta,
+        weights=loss.weights,
+        normalize=loss.normalize,
+        allow_zero_gradient=loss.allow_zero_gradient,
+        reward_scale=terms.reward_scale,
+        entropy_forward_kl=terms.entropy_forward_kl,
+        position_decay=terms.position_decay,
+        outcome_weight=terms.outcome_weight,
+        student_temperature=loss.student_temperature,
+        sampling_temperature=cfg.rollout.temperature,
+        sampling_truncated=cfg.rollout.top_p < 1 or cfg.rollout.top_k is not None,
+    )

@@ -1,0 +1,120 @@
+"""Training prompts, held-out sets and supervised examples of a configuration."""
+
+from __future__ import annotations
+
+from opd.config import EvalSet, Run
+from opd.data.graders import Grader, grader_for
+from opd.data.prompts import PromptSet, load_prompts
+from opd.data.sft_examples import load_gold
+from opd.errors import UserError
+from opd.models.lm import rope_parameters
+from opd.run.console import Console
+from opd.samplers.hf import Decoding
+from opd.setup.pair import Pair
+from opd.training.evaluate import EvalTask
+from opd.types import Rollout
+
+
+def load_training_prompts(cfg: Run, pair: Pair, console: Console) -> PromptSet:
+    """The training prompts; a message says how many were dropped."""
+    prompts = load_prompts(
+        cfg.prompts.path,
+        pair.tokenizer,
+        template=cfg.prompts.template,
+        chat=cfg.prompts.chat,
+        max_tokens=cfg.prompts.max_tokens,
+        context=max_prompt_tokens(pair, cfg.rollout.max_new_tokens, "rollout.max_new_tokens"),
+    )
+    if prompts.dropped:
+        console.say(
+            f"{prompts.dropped} of {prompts.rows} prompts are longer than they may be and are left "
+            f"out (prompts.max_tokens={cfg.prompts.max_tokens})."
+        )
+    return prompts
+
+
+def load_eval_task(cfg: Run, spec: EvalSet, index: int, pair: Pair) -> EvalTask:
+    """The held-out set `eval.index` with its grader.
+
+    Raises:
+        UserError: a prompt without an answer.
+    """
+    new_tokens = spec.max_new_tokens or cfg.rollout.max_new_tokens
+    prompts = load_prompts(
+        spec.path,
+        pair.tokenizer,
+        template=spec.template,
+        chat=spec.chat,
+        max_tokens=cfg.prompts.max_tokens,
+        limit=spec.limit,
+        context=max_prompt_tokens(pair, new_tokens, f"eval.{index}.max_new_tokens"),
+    )
+    grader = grader_for(
+        prompts.prompts,
+        spec.grader,
+        required_by=f"eval.{index}.path={spec.path}",
+        remedy="drop the set",
+    )
+    assert grader is not None
+    return EvalTask(
+        label=spec.label,
+        prompts=prompts,
+        grader=grader,
+        decoding=Decoding(new_tokens, spec.temperature, spec.top_p),
+        n=spec.n,
+        every=spec.every,
+    )
+
+
+def training_grader(cfg: Run, prompts: PromptSet) -> Grader | None:
+    """A grader for training rollouts, when their prompts have answers.
+
+    Raises:
+        UserError: an outcome reward is asked for and there are no answers.
+    """
+    weight = cfg.loss.terms.outcome_weight
+    return grader_for(
+        prompts.prompts,
+        cfg.prompts.grader,
+        required_by=f"loss.terms.outcome_weight={weight}" if weight > 0 else None,
+        remedy="set the weight to 0",
+    )
+
+
+def load_sft_examples(cfg: Run, pair: Pair) -> list[Rollout]:
+    """The completions of loss.terms.sft_path; none if it is not set."""
+    if cfg.loss.terms.sft_path is None:
+        return []
+    return load_gold(
+        cfg.loss.terms.sft_path,
+        pair.tokenizer,
+        template=cfg.prompts.template,
+        chat=cfg.prompts.chat,
+        max_tokens=cfg.prompts.max_tokens,
+    )
+
+
+def max_prompt_tokens(pair: Pair, new_tokens: int, key: str) -> int | None:
+    """Longest prompt that leaves a completion of `new_tokens` in the context of both models.
+
+    Args:
+        pair: student and teacher.
+        new_tokens: of a completion.
+        key: that sets it, for the message.
+
+    Raises:
+        UserError: when no prompt fits.
+    """
+    models = [lm for lm in (pair.student, pair.teacher) if lm]
+    contexts = [lm.context_length for lm in models if lm.context_length]
+    if not contexts:
+        return None
+    left = min(contexts) - new_tokens
+    if left < 1:
+        longrope = any(rope_parameters(lm.config, "longrope") for lm in models)
+        note = " (with longrope, those of the original context)" if longrope else ""
+        raise UserError(
+            f"{key}={new_tokens} leaves no room for a prompt: the models read at most "
+            f"{min(contexts)} tokens{note}. Lower {key}."
+        )
+    return left

@@ -1,0 +1,78 @@
+"""Samplers of a configuration: training rollouts and held-out completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from opd.config import Run
+from opd.http import Endpoint, Http, Limits, read_key
+from opd.models.lm import LM
+from opd.run.bad_answers import FOLDER, Quarantine
+from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.replay import ReplaySampler, read_rollouts
+from opd.samplers.vllm import VllmSampler
+from opd.setup.pair import Pair
+from opd.training.distributed import SINGLE, Ranks, ShardedSampler
+from opd.training.evaluate import EvalTask
+from opd.types import Sampler
+
+
+def rollout_decoding(cfg: Run) -> Decoding:
+    """How training rollouts are sampled."""
+    r = cfg.rollout
+    return Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k)
+
+
+def student_sampler(cfg: Run, pair: Pair, folder: Path) -> Sampler:
+    """The sampler of training rollouts; records as many top tokens as the loss needs."""
+    r = cfg.rollout
+    if r.engine == "vllm":
+        return vllm_sampler(cfg, pair, folder)
+    if r.path is not None:
+        rollouts = read_rollouts(Path(r.path))
+        return ReplaySampler(
+            rollouts, Path(r.path), capture=cfg.loss.k, max_length=r.max_new_tokens
+        )
+    decoding = rollout_decoding(cfg)
+    return HFSampler(pair.student, decoding, stop=pair.stop, capture=cfg.loss.k, batch=r.batch)
+
+
+def eval_sampler(
+    cfg: Run, lm: LM, stop: frozenset[int], ranks: Ranks = SINGLE
+) -> Callable[[EvalTask], Sampler]:
+    """Samplers for held-out sets: they record only what evaluations report."""
+
+    def make(task: EvalTask) -> Sampler:
+        sampler = HFSampler(lm, task.decoding, stop=stop, capture=1, batch=cfg.rollout.batch)
+        return sampler if ranks.size == 1 else ShardedSampler(sampler, ranks, lm)
+
+    return make
+
+
+def vllm_sampler(cfg: Run, pair: Pair, folder: Path) -> VllmSampler:
+    """Rollouts by a vLLM server that is given the student's weights after every step."""
+    r = cfg.rollout
+    assert r.url is not None
+    assert r.model is not None
+    http = Http(
+        Endpoint(
+            r.url.rstrip("/").removesuffix("/v1"),
+            role="rollout server",
+            key="rollout.url",
+            api_key=read_key(r.api_key_env, "rollout.api_key_env"),
+        ),
+        limits=Limits(answer=r.timeout),
+    )
+    return VllmSampler(
+        http,
+        r.model,
+        pair.student,
+        pair.tokenizer,
+        rollout_decoding(cfg),
+        stop=pair.stop,
+        capture=min(cfg.loss.k, pair.student.vocab),
+        sync_dir=folder / "sync" if r.sync_dir is None else Path(r.sync_dir),
+        concurrency=r.concurrency,
+        quarantine=Quarantine(folder / FOLDER),
+    )

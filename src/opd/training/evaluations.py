@@ -1,0 +1,64 @@
+"""Evaluations of a run: when they are due, and where their results are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opd.training.evaluate import EvalTask, Evaluation, evaluate
+from opd.training.session import Session
+from opd.types import Sampler
+
+
+def evaluate_due(session: Session, step: int) -> None:
+    """Run the evaluations due after `step` updates: first, last, and every so often."""
+    accuracies = []  # of the sets that are evaluated along the way
+    for task in session.evals:
+        first_or_last = step in (0, session.steps)
+        if first_or_last or (task.every and step % task.every == 0):
+            with session.clock("evaluate"):
+                sampler = session.student_sampler(task)
+                evaluation = evaluate_once(session, task, step, task.label, sampler)
+            session.folder.log(step, evaluation.values())
+            session.interventions.monitor.add(evaluation.values())
+            session.trackers.log(step, evaluation.values())
+            session.console.evaluated(step, task.label, evaluation.accuracy)
+            accuracies += [evaluation.accuracy.value] if task.every else []
+    # At step 0 of a warm-started run the evaluation is of the student before the cold start.
+    if not accuracies or (step == 0 and session.warm_started):
+        return
+    if session.interventions.record_accuracy(step, sum(accuracies) / len(accuracies)):
+        session.save_best(step)
+
+
+def evaluate_teacher(session: Session) -> None:
+    """Evaluate the teacher, once a run: the top of the gap."""
+    if session.teacher_sampler is None:
+        return
+    for task in session.evals:
+        sampler = session.teacher_sampler(task)
+        evaluation = evaluate_once(session, task, 0, f"teacher-{task.label}", sampler)
+        session.console.evaluated(0, task.label, evaluation.accuracy, who="teacher")
+
+
+def evaluate_once(
+    session: Session, task: EvalTask, step: int, name: str, sampler: Sampler
+) -> Evaluation:
+    """One evaluation, kept in eval/ so that a resumed run does not pay for it again."""
+    key = result_key(session, task)
+    saved = session.folder.load_eval(step, name, key=key)
+    if saved is not None:
+        return Evaluation.of_record(*saved)
+    evaluation = evaluate(sampler, task, session.source.decode, seed=session.cfg.train.seed)
+    session.folder.save_eval(step, name, evaluation.record(), evaluation.graded, key=key)
+    return evaluation
+
+
+def load_evaluation(session: Session, task: EvalTask, step: int, name: str) -> Evaluation | None:
+    """A result that `evaluate_once` kept; None where there is none."""
+    saved = session.folder.load_eval(step, name, key=result_key(session, task))
+    return None if saved is None else Evaluation.of_record(*saved)
+
+
+def result_key(session: Session, task: EvalTask) -> dict[str, Any]:
+    """What a kept result depends on, besides the model."""
+    return task.key | {"seed": session.cfg.train.seed}

@@ -1,0 +1,83 @@
+"""The end of a run: which student is kept, its folder, and the summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opd.models.fsdp import gather_model
+from opd.models.lm import save_final
+from opd.training.checkpoints import load_student
+from opd.training.evaluate import recovery
+from opd.training.evaluations import evaluate_once, load_evaluation
+from opd.training.interventions import BEST
+from opd.training.session import Session
+
+NOT_EVALUATED_BEFORE = (
+    "no evaluation before training: the set was added or changed when the run was resumed"
+)
+
+
+def finish(session: Session, step: int) -> dict[str, Any]:
+    """Write final/ and summary.json: before, after, teacher and gap recovery of every set.
+
+    Args:
+        session: whose loop has ended.
+        step: updates made.
+
+    Returns:
+        The summary.
+    """
+    if session.interventions.stopped_by is not None:
+        step = restore_best(session, step)
+    save_student(session)
+    summary = summarise(session, step)
+    session.folder.save_summary(summary)
+    session.console.close()
+    return summary
+
+
+def restore_best(session: Session, step: int) -> int:
+    """After an alarm that ended the run, put the best student so far in place.
+
+    Returns:
+        The step it is of.
+    """
+    session.learner.ranks.barrier()  # one process wrote it
+    best = load_student(session.learner, session.folder.path / BEST)
+    kept = step if best is None else best
+    for task in session.evals:  # those that are not evaluated along the way
+        evaluate_once(session, task, kept, task.label, session.student_sampler(task))
+    return kept
+
+
+def save_student(session: Session) -> None:
+    """Write final/; a sharded student is assembled for it by all processes."""
+    student, folder = session.learner.student, session.folder
+    if student.sharded is not None:
+        student = gather_model(student, keep=folder.writes) or student
+    if folder.writes:
+        save_final(student, session.tokenizer, folder.path / "final")
+
+
+def summarise(session: Session, step: int) -> dict[str, Any]:
+    """Before, after, teacher and gap recovery of every held-out set, with intervals.
+
+    Args:
+        session: of the run.
+        step: of the student that is kept.
+    """
+    summary: dict[str, Any] = {"steps": step, "run": str(session.folder.path), "sets": {}}
+    if session.interventions.stopped_by is not None:
+        summary["stopped"] = session.interventions.stopped_by.record()
+    summary |= session.facts
+    for task in session.evals:
+        results = {
+            "before": load_evaluation(session, task, 0, task.label),
+            "after": load_evaluation(session, task, step, task.label),
+            "teacher": load_evaluation(session, task, 0, f"teacher-{task.label}"),
+        }
+        entry = recovery({who: result for who, result in results.items() if result is not None})
+        if results["before"] is None:
+            entry["note"] = NOT_EVALUATED_BEFORE
+        summary["sets"][task.label] = entry
+    return summary
