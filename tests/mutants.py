@@ -337,7 +337,7 @@ MUTANTS = [
     ),
     Mutant(
         "mean over the micro-batch instead of the step",
-        "training/step.py",
+        "training/gradient.py",
         "(total / denominator).backward()",
         "(total / len(micro.tokens.targets)).backward()",
         UPDATE,
@@ -372,7 +372,7 @@ MUTANTS = [
     ),
     Mutant(
         "shared prompts learn nothing",
-        "training/step.py",
+        "training/gradient.py",
         "        prompts.backward()\n",
         "",
         SHARED,

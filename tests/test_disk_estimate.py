@@ -6,8 +6,8 @@ import pytest
 
 import opd
 from opd import config
-from opd.commands.check.candidates import candidate
-from opd.commands.check.timing import plan
+from opd.commands.check.candidates import load_candidate
+from opd.commands.check.timing import run_cost
 from opd.demo.run_config import demo_config
 from opd.recipes.check.cost import StepTime
 from opd.setup.disk_estimate import bytes_needed, checkpoint_bytes
@@ -26,7 +26,7 @@ def small_run(folder, lora):
 def test_a_checkpoint_is_as_large_as_estimated(tmp_path, lora):
     """Weights that are trained and two moments of each: the base of a LoRA is not in it."""
     cfg = small_run(tmp_path / "run", lora)
-    who = candidate(cfg, "teacher", None, tmp_path)
+    who = load_candidate(cfg, "teacher", None, tmp_path)
     opd.train(cfg, style="quiet")
     (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
     actual = sum(p.stat().st_size for p in folder.iterdir())
@@ -37,6 +37,6 @@ def test_a_checkpoint_is_as_large_as_estimated(tmp_path, lora):
 @pytest.mark.parametrize("lora", SECTIONS.values(), ids=SECTIONS)
 def test_a_check_predicts_what_the_run_will_ask_for(tmp_path, lora):
     cfg = small_run(tmp_path / "run", lora)
-    who = candidate(cfg, "teacher", None, tmp_path)
-    predicted = plan(who, StepTime(1.0, 1.0, 1.0, tokens=8.0, share=1.0), [])
+    who = load_candidate(cfg, "teacher", None, tmp_path)
+    predicted = run_cost(who, StepTime(1.0, 1.0, 1.0, tokens=8.0, fraction=1.0), [])
     assert predicted.disk == bytes_needed(cfg, who.pair.student, who.pair.teacher)

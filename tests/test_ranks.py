@@ -87,8 +87,8 @@ def test_accelerate_and_the_configuration_must_agree_about_shards(monkeypatch):
 def test_a_mistake_one_process_finds_is_raised_by_all():
     ranks = ReplayedRanks.of({1: [b"-its disk is full"]})
     with pytest.raises(UserError, match="its disk is full"):
-        ranks.together(lambda: b"fine")
-    assert SINGLE.together(lambda: b"x") == [b"x"]
+        ranks.run_everywhere(lambda: b"fine")
+    assert SINGLE.run_everywhere(lambda: b"x") == [b"x"]
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")

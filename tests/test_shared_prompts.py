@@ -24,6 +24,7 @@ from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.models.lm import LM, add_lora, enable_checkpointing
 from opd.models.prefix_cache import PrefixCache, supports_prefix_cache
+from opd.setup.models import Models
 from opd.setup.session import make_learner
 from opd.teachers.local import LocalTeacher
 from opd.training.distributed import Ranks
@@ -259,14 +260,14 @@ def test_memory_that_runs_out_in_the_trial_is_not_an_answer(make_lm):
 
 def test_processes_agree_before_they_plan(make_lm, tmp_path):
     class Two(Ranks):
-        def agree(self, wish: bool) -> bool:
-            wishes.append(wish)
+        def any_rank(self, condition: bool) -> bool:
+            wishes.append(condition)
             return True  # the other one cannot
 
     cfg = config.parse(demo_config(tmp_path))
     lm, wishes = make_lm(0), []
     pair = SimpleNamespace(student=lm, teacher=None)
-    learner = make_learner(cfg, pair, OBJECTIVES["paper"], None, Two(0, 2))
+    learner = make_learner(Models(cfg, OBJECTIVES["paper"], pair, None), None, Two(0, 2))
     assert wishes == [False]
     assert not supports_prefix_cache(learner.student)
 

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 import httpx2
 import numpy as np
 import tenacity.nap
-from fake_vllm import (
+
+from opd.errors import UserError
+from opd.http import Transient
+from opd.teachers.handshake import HandshakeInputs, run_handshake
+from opd.teachers.remote import RemoteOptions, RemoteTeacher
+from opd.teachers.vllm_api import VllmDialect
+from opd.types import Want
+from support.fake_vllm import (
     VOCAB,
     Dripping,
     FakeClock,
@@ -26,13 +33,6 @@ from fake_vllm import (
     rollouts,
     truth,
 )
-
-from opd.errors import UserError
-from opd.http import Transient
-from opd.teachers.handshake import HandshakeInputs, run_handshake
-from opd.teachers.remote import RemoteOptions, RemoteTeacher
-from opd.teachers.vllm_api import VllmDialect
-from opd.types import Want
 
 PHASES = ("handshake", "middle", "last")
 PATIENCE = 120.0

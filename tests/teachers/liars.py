@@ -12,18 +12,6 @@ from collections.abc import Callable
 
 import httpx2
 import numpy as np
-from fake_vllm import (
-    EOS,
-    VOCAB,
-    FakeClock,
-    FakeVllm,
-    bigram,
-    client,
-    encode,
-    raw,
-    reply,
-    rollouts,
-)
 
 from opd.errors import UserError
 from opd.teachers import wire
@@ -35,6 +23,18 @@ from opd.teachers.probes import probe_temperature
 from opd.teachers.remote import RemoteOptions, RemoteTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Want
+from support.fake_vllm import (
+    EOS,
+    VOCAB,
+    FakeClock,
+    FakeVllm,
+    bigram,
+    client,
+    encode,
+    raw,
+    reply,
+    rollouts,
+)
 
 HONEST = bigram(0)
 OTHER = bigram(3, corpus="zebra quartz lynx vortex. " * 30)

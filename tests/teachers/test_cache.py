@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_vllm import rollouts
 
 from conftest import VOCAB
 from opd.errors import UserError
@@ -15,6 +14,7 @@ from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store, entry_key, 
 from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import TeacherDown
 from opd.types import Kind, Scores, Want
+from support.fake_vllm import rollouts
 
 WANT = Want(sampled=True, support=True, topk=4)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake_vllm import EOS, VOCAB, FakeClock, FakeVllm, bigram, client, encode
 from liars import FakeOpd
 
 from opd import config
@@ -16,6 +15,7 @@ from opd.teachers.handshake import HandshakeInputs, run_handshake
 from opd.teachers.opd_api import OpdDialect, is_opd
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Kind
+from support.fake_vllm import EOS, VOCAB, FakeClock, FakeVllm, bigram, client, encode
 
 STOCK = frozenset({Kind.SAMPLED, Kind.TOPK})
 EXACT = STOCK | {Kind.SUPPORT}

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fake_vllm import FakeClock, FakeVllm, client, rollouts
 
 from conftest import VOCAB, tiny_model, tiny_tokenizer
 from opd.http import Endpoint, Http
@@ -20,6 +19,7 @@ from opd.teachers.remote import RemoteTeacher
 from opd.teachers.scoring_server import Scorer, TeacherServer, make_app
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Kind, Want
+from support.fake_vllm import FakeClock, FakeVllm, client, rollouts
 
 TOLERANCE = 2e-6  # float64 models; the wire and the fake carry float64 values as they are
 TOKEN = "a-token-of-tests"

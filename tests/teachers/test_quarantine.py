@@ -8,7 +8,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from fake_vllm import VOCAB, FakeClock, FakeVllm, bigram, client, encode, raw, rollouts
 
 from opd.errors import UserError
 from opd.http import Endpoint, Http
@@ -18,6 +17,7 @@ from opd.teachers.handshake import HandshakeInputs, run_handshake
 from opd.teachers.remote import RemoteTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Want
+from support.fake_vllm import VOCAB, FakeClock, FakeVllm, bigram, client, encode, raw, rollouts
 
 
 def teacher_of(fake: FakeVllm, clock: FakeClock, quarantine: Quarantine) -> RemoteTeacher:

@@ -7,13 +7,13 @@ import asyncio
 import httpx2
 import numpy as np
 import pytest
-from fake_vllm import rollouts
 
 from conftest import VOCAB, tiny_model, tiny_tokenizer
 from opd.models.lm import LM
 from opd.teachers import wire
 from opd.teachers.opd_api import ANSWER_ARRAYS, CONTENT_TYPE, PROTOCOL, SCORE
 from opd.teachers.scoring_server import Scorer, fingerprint, make_app
+from support.fake_vllm import rollouts
 
 TOKEN = "right"
 

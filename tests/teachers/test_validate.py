@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_vllm import rollouts
 
 from conftest import VOCAB
 from opd.teachers.local import LocalTeacher
 from opd.teachers.validate import WrongAnswer, check_answer
 from opd.types import Want
+from support.fake_vllm import rollouts
 
 WANT = Want(sampled=True, support=True, topk=4)
 
