@@ -127,7 +127,7 @@ def test_neighbours_in_one_buffer_are_not_tied(tmp_path):
 
 def test_bad_group_names_are_refused(tmp_path):
     for name in ("", "../student", "a/b", ".hidden"):
-        with pytest.raises(ValueError, match="no name"):
+        with pytest.raises(ValueError, match="cannot name"):
             save(tmp_path, 1, {name: {}}, {})
 
 

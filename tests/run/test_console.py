@@ -10,7 +10,7 @@ from rich.console import Console as RichConsole
 
 from opd.core.stats import Estimate
 from opd.run.clock import Clock
-from opd.run.console import Console, Doing
+from opd.run.console import Console, PhaseColumn
 
 VALUES = {"diag/reverse_kl": 0.25, "diag/overlap_mass_student": 0.97, "rollout/length": 12.0}
 
@@ -55,11 +55,11 @@ def test_quiet_says_nothing():
 
 
 def test_clock_tells_phases_and_a_slow_teacher_stands_out():
-    doing = Doing()
-    clock = Clock(doing.note)
+    column = PhaseColumn()
+    clock = Clock(column.update)
     with clock("score"):
-        assert str(doing.render(None)).startswith("teacher scores")
-        doing._since -= 60
-        assert doing.render(None).style == "yellow"
-    assert doing.teacher_seconds is not None
-    assert str(doing.render(None)) == ""
+        assert str(column.render(None)).startswith("teacher scores")
+        column._since -= 60
+        assert column.render(None).style == "yellow"
+    assert column.teacher_seconds is not None
+    assert str(column.render(None)) == ""

@@ -8,7 +8,15 @@ import os
 
 import pytest
 
-from opd.run.disk import FileOps, alive, human_size, make_folder, remove, write_bytes, write_json
+from opd.run.disk import (
+    FileOps,
+    human_size,
+    make_folder,
+    process_exists,
+    remove,
+    write_bytes,
+    write_json,
+)
 from support.faulty_disk import Faulty, Forgetful, PowerCut, dead_process, raising
 
 
@@ -87,11 +95,11 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_bytes() == b"0123456789"
 
 
-def test_who_is_alive():
+def test_which_processes_exist():
     pid = dead_process()
-    assert alive(os.getpid())
-    assert alive(1)
-    assert not alive(pid)
+    assert process_exists(os.getpid())
+    assert process_exists(1)
+    assert not process_exists(pid)
 
 
 @pytest.mark.parametrize(

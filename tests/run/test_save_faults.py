@@ -20,7 +20,7 @@ import pytest
 from opd.errors import UserError
 from opd.run.checkpoint import newest
 from opd.run.disk import FileOps, require_space
-from opd.run.manifest import broken, candidates, save_files
+from opd.run.manifest import find_fault, list_checkpoints, save_files
 from support.faulty_disk import (
     Faulty,
     Forgetful,
@@ -204,7 +204,7 @@ def test_a_disk_that_forgets_catches_a_missing_fsync(tmp_path):
     disk = Careless(start, 0)
     save(start, 20, ops=disk)
     disk.after_power_cut(tmp_path / "left", names_survive=True)
-    assert broken(tmp_path / "left" / "step-20") is not None
+    assert find_fault(tmp_path / "left" / "step-20") is not None
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -212,7 +212,7 @@ def test_keeps_the_newest_and_never_loses_the_last(tmp_path, keep):
     for step in (10, 20, 30, 40):
         save(tmp_path, step, keep=keep)
         wanted = [s for s in (40, 30, 20, 10) if s <= step][:keep]
-        assert [s for s, _ in candidates(tmp_path)] == wanted
+        assert [s for s, _ in list_checkpoints(tmp_path)] == wanted
 
 
 def test_a_new_checkpoint_that_reads_back_wrong_deletes_nothing(tmp_path):
@@ -231,7 +231,7 @@ def test_broken_older_ones_do_not_count_and_go(tmp_path):
     save(tmp_path, 20, keep=3)
     (tmp_path / "step-20" / "state.json").unlink()
     save(tmp_path, 30, keep=2)
-    assert [s for s, _ in candidates(tmp_path)] == [30, 10]
+    assert [s for s, _ in list_checkpoints(tmp_path)] == [30, 10]
 
 
 def test_leftovers_of_dead_processes_go_and_of_living_ones_stay(tmp_path):

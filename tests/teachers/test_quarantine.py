@@ -69,7 +69,7 @@ def test_an_honest_teacher_leaves_nothing(tmp_path):
 
 
 def test_the_folder_stays_small_whatever_comes(tmp_path):
-    quarantine = Quarantine(tmp_path / "wrong", most=20_000, largest=3_000)
+    quarantine = Quarantine(tmp_path / "wrong", max_folder_bytes=20_000, max_file_bytes=3_000)
     told = [
         quarantine.keep([Exchange("/x", b"q" * 9_000, bytes([i]) * 9_000)], f"reason {i}")
         for i in range(10)

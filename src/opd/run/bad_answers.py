@@ -1,7 +1,7 @@
-"""What a server said when it said something wrong: kept as it came, for a person to look at.
+"""Wrong responses of a server, kept byte for byte for debugging.
 
-The bytes are hostile. They are never parsed here, files are named by us, and the folder is bounded:
-the first wrong answers tell most, so later ones are dropped.
+The bytes are untrusted: they are never parsed here, the file names are ours, and the size of the
+folder is bounded. The first wrong responses tell most, so later ones are dropped.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import NamedTuple
 from opd.run.disk import make_folder, write_bytes, write_json
 
 FOLDER = "wrong-answers"
-MOST = 16 * 2**20  # bytes of the whole folder
-LARGEST = 2**20  # bytes of one question or answer; the rest is cut off
+MAX_FOLDER_BYTES = 16 * 2**20
+MAX_FILE_BYTES = 2**20  # of one request or response; the rest is cut off
 
 
 class Exchange(NamedTuple):
-    """One question to a server and its answer, as bytes."""
+    """One request to a server and its response, as bytes."""
 
     path: str
     sent: bytes
@@ -28,47 +28,55 @@ class Exchange(NamedTuple):
 
 
 class Quarantine:
-    """A bounded folder of wrong answers; safe to use from several threads and processes."""
+    """A bounded folder of wrong responses; safe to use from several threads and processes."""
 
-    def __init__(self, folder: Path, *, most: int = MOST, largest: int = LARGEST) -> None:
-        """Keep in `folder`, which appears with the first wrong answer."""
-        self.folder, self.most, self.largest = folder, most, largest
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_folder_bytes: int = MAX_FOLDER_BYTES,
+        max_file_bytes: int = MAX_FILE_BYTES,
+    ) -> None:
+        """Keep in `folder`, which is made at the first wrong response."""
+        self.folder = folder
+        self.max_folder_bytes, self.max_file_bytes = max_folder_bytes, max_file_bytes
         self._lock = threading.Lock()
 
     def keep(self, exchanges: Sequence[Exchange], why: str) -> str:
-        """Write down what was asked and answered.
+        """Write requests and responses to a folder of their own.
 
         Args:
-            exchanges: of one request to the teacher, in order.
+            exchanges: of one call to the teacher, in order.
             why: the rule that was broken.
 
         Returns:
-            A sentence for the error: where it is, or why it is not there.
+            A sentence for the error message: where they are, or why they were not kept.
         """
         if not exchanges:
             return ""
-        parts = [(e, e.sent[: self.largest], e.received[: self.largest]) for e in exchanges]
-        digest = hashlib.sha256(b"\0".join([why.encode(), *(r for _, _, r in parts)])).hexdigest()
-        place = self.folder / digest[:12]
-        size = sum(len(sent) + len(received) for _, sent, received in parts)
+        limit = self.max_file_bytes
+        files = [(e.sent[:limit], e.received[:limit]) for e in exchanges]
+        digest = hashlib.sha256(b"\0".join([why.encode(), *(r for _, r in files)])).hexdigest()
+        folder = self.folder / digest[:12]
+        size = sum(len(sent) + len(received) for sent, received in files)
         try:
             with self._lock:
-                if not place.exists() and self._used() + size > self.most:
+                if not folder.exists() and self._used_bytes() + size > self.max_folder_bytes:
                     return f" {self.folder} is full, so the answer was not kept; empty it."
-                make_folder(place)
-                for i, (_, sent, received) in enumerate(parts):
-                    write_bytes(place / f"asked-{i}", sent)
-                    write_bytes(place / f"answered-{i}", received)
-                told = [
+                make_folder(folder)
+                for i, (sent, received) in enumerate(files):
+                    write_bytes(folder / f"asked-{i}", sent)
+                    write_bytes(folder / f"answered-{i}", received)
+                summaries = [
                     {"path": e.path, "bytes_sent": len(e.sent), "bytes_received": len(e.received)}
                     for e in exchanges
                 ]
-                write_json(place / "why.json", {"why": why, "exchanges": told})
+                write_json(folder / "why.json", {"why": why, "exchanges": summaries})
         except OSError as error:
             return f" The answer could not be kept in {self.folder}: {error}."
-        return f" The answer is kept in {place}."
+        return f" The answer is kept in {folder}."
 
-    def _used(self) -> int:
+    def _used_bytes(self) -> int:
         if not self.folder.is_dir():
             return 0
         return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())

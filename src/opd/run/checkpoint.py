@@ -1,6 +1,6 @@
-"""Checkpoints: named tensors and JSON state, bit for bit, in folders that are whole or absent.
+"""Checkpoints: named tensors and JSON state, bit for bit, in folders that are complete or absent.
 
-`step-N/` holds one safetensors file a group of tensors, `state.json`, and a manifest of sizes and
+`step-N/` holds one safetensors file per group of tensors, `state.json`, a manifest of sizes and
 hashes (see `manifest`). Nothing is pickled.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from opd.errors import UserError
 from opd.run.disk import CHUNK, DISK, FileOps, encode_json
-from opd.run.manifest import Pieces, broken, candidates, save_files
+from opd.run.manifest import Chunks, find_fault, list_checkpoints, save_files
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ class Checkpoint:
     """A checkpoint whose manifest verified.
 
     Attributes:
-        step: number of optimizer steps behind it.
+        step: number of optimizer steps done.
         path: its folder.
-        skipped: newer ones that are broken, as (folder, reason), newest first.
+        skipped: newer, broken ones as (folder, reason), newest first.
     """
 
     step: int
@@ -59,7 +59,7 @@ class Checkpoint:
     skipped: tuple[tuple[Path, str], ...] = ()
 
     def load(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Read back what `save` was given: (tensors by group on the CPU, state)."""
+        """Read back what `save` was given: tensors by group, on the CPU, and the state."""
         tensors = {
             file.stem: safetensors.torch.load_file(file)
             for file in sorted(self.path.glob("*.safetensors"))
@@ -83,7 +83,7 @@ def save(
         step: number of optimizer steps done.
         tensors: groups ("student", "optimizer") of named tensors; bits are preserved.
         state: JSON values.
-        keep: whole checkpoints left afterwards, the new one included; at least 1.
+        keep: complete checkpoints left afterwards, the new one included; at least 1.
         ops: the disk.
 
     Returns:
@@ -96,10 +96,10 @@ def save(
     """
     for group, named in tensors.items():
         if not GROUP.fullmatch(group):
-            raise ValueError(f"{group!r} is no name for a group of tensors")
+            raise ValueError(f"{group!r} cannot name a group of tensors")
         _refuse_shared(named)
     text = encode_json(dict(state))
-    files: dict[str, Pieces] = {f"{g}.safetensors": _encode(tensors[g]) for g in sorted(tensors)}
+    files: dict[str, Chunks] = {f"{g}.safetensors": _encode(tensors[g]) for g in sorted(tensors)}
     files[STATE] = [text]
     size = sum(t.nbytes for named in tensors.values() for t in named.values()) + len(text)
     return save_files(folder, step, files, size=size, keep=keep, ops=ops)
@@ -112,11 +112,11 @@ def newest(folder: Path) -> Checkpoint | None:
 
     Raises:
         UserError: when there are checkpoints and every one is broken; starting afresh would
-            then destroy what a person may still want to look at.
+            destroy what the user may still want to inspect.
     """
     skipped: list[tuple[Path, str]] = []
-    for step, path in candidates(folder):
-        reason = broken(path)
+    for step, path in list_checkpoints(folder):
+        reason = find_fault(path)
         if reason is None:
             return Checkpoint(step, path, tuple(skipped))
         skipped.append((path, reason))
@@ -124,14 +124,14 @@ def newest(folder: Path) -> Checkpoint | None:
     if skipped:
         listed = "\n".join(f"  {path}: {reason}" for path, reason in skipped)
         raise UserError(
-            f"No checkpoint in {folder} is whole:\n{listed}\nRestore one, or start again with "
+            f"No checkpoint in {folder} is complete:\n{listed}\nRestore one, or start again with "
             "--overwrite."
         )
     return None
 
 
 def _encode(named: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The safetensors file of `named` in pieces, so that no second copy of it is in memory."""
+    """The safetensors file of `named` in chunks, so that no second copy of it is in memory."""
     # Widest first, as the library does, so that every tensor starts at a multiple of its width.
     order = sorted(named, key=lambda n: (-named[n].element_size(), n))
     header: dict[str, Any] = {}
@@ -160,7 +160,7 @@ def _encode(named: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
 
 
 def _refuse_shared(named: Mapping[str, Tensor]) -> None:
-    """Two names of one memory would come back as two tensors, no longer tied."""
+    """Raise ValueError for two names of one memory: they would come back as two tensors."""
     spans = []
     for name, t in named.items():
         if t.numel():

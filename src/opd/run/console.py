@@ -1,4 +1,4 @@
-"""What a person sees while a run is going: one live line in a terminal, plain lines elsewhere."""
+"""Terminal output of a run: one live line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from opd.run.jsonl import json_safe
 
 Style = Literal["auto", "plain", "json", "quiet"]
 
-# (name in metrics.jsonl, label, format): what one step shows.
-SHOWN = (
+# (name in metrics.jsonl, label, format) of what is shown of each step.
+STEP_METRICS = (
     ("diag/reverse_kl", "KL", "{:.3f}"),
     ("diag/top1_agreement", "top-1", "{:.0%}"),
     ("diag/overlap_mass_student", "mass", "{:.1%}"),
@@ -27,8 +27,8 @@ SHOWN = (
     ("rollout/reward", "acc", "{:.0%}"),
 )
 
-DOING = {
-    "rollout": "student writes",
+PHASE_LABELS = {
+    "rollout": "student samples",
     "score": "teacher scores",
     "update": "update",
     "evaluate": "evaluation",
@@ -38,7 +38,7 @@ SLOW_TEACHER_S = 10.0
 
 
 class Console:
-    """Progress of one run. Text from models never reaches the terminal through here."""
+    """Progress of one run; text from models is never printed through it."""
 
     def __init__(self, style: Style = "auto") -> None:
         """Pick a style: `auto` is live in a terminal and plain when piped."""
@@ -46,24 +46,24 @@ class Console:
         self.style = style
         self.live = style == "auto" and self.out.is_terminal
         self._progress: Progress | None = None
-        self._began = (0.0, 0)
+        self._start = (0.0, 0)  # time and step
         self._steps = 0
-        self._doing = Doing()
+        self._phase = PhaseColumn()
         self._accuracy = ""
 
     def say(self, text: str) -> None:
-        """One line for people."""
+        """Print a line, unless the style is for machines or quiet."""
         if self.style not in ("json", "quiet"):
             self.out.print(escape(text), soft_wrap=True)
 
     def start(self, step: int, steps: int) -> None:
         """Begin at `step` of `steps`."""
-        self._began, self._steps = (time.monotonic(), step), steps
+        self._start, self._steps = (time.monotonic(), step), steps
         if self.live:
             self._progress = Progress(
                 TextColumn("[bold]step {task.completed}/{task.total}"),
                 BarColumn(bar_width=20),
-                self._doing,
+                self._phase,
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(),
                 console=self.out,
@@ -81,17 +81,17 @@ class Console:
             return
         parts = [
             f"{label} {form.format(value)}"
-            for name, label, form in SHOWN
+            for name, label, form in STEP_METRICS
             if (value := values.get(name)) is not None
         ]
-        if self._doing.teacher_seconds is not None:
-            parts.append(f"teacher {self._doing.teacher_seconds:.2g} s")
+        if self._phase.teacher_seconds is not None:
+            parts.append(f"teacher {self._phase.teacher_seconds:.2g} s")
         line = "  ".join([*parts, f"{tokens_per_second:.0f} tok/s", self._accuracy]).rstrip()
         if self._progress is not None:
             self._progress.update(self._task, completed=step, description=line)
         if not self.live or step == 1 or step % max(1, self._steps // 10) == 0:
-            left = "" if self.live else f"  {self._left(step)} left"
-            self.say(f"step {step:>4}/{self._steps}  {line}{left}")
+            remaining = "" if self.live else f"  {self._time_left(step)} left"
+            self.say(f"step {step:>4}/{self._steps}  {line}{remaining}")
 
     def evaluated(self, step: int, label: str, accuracy: Any, who: str = "student") -> None:
         """Show one evaluation: `accuracy` has value, low, high, n."""
@@ -111,13 +111,14 @@ class Console:
         if self.style == "json":
             self._json({"alarm": record["name"]} | dict(record))
             return
-        seen = ", ".join(f"{name} {value:.4g}" for name, value in record["evidence"].items())
-        self.say(f"step {record['step']:>4}  ALARM {record['name']}: {record['message']} ({seen})")
+        evidence = ", ".join(f"{name} {value:.4g}" for name, value in record["evidence"].items())
+        title = f"step {record['step']:>4}  ALARM {record['name']}"
+        self.say(f"{title}: {record['message']} ({evidence})")
         self.say(f"           Helps: {record['remedy']} Action: {record['action']}.")
 
     def phase(self, name: str, seconds: float | None) -> None:
-        """Hear that a phase of the step began (None) or took so many seconds; see `Clock`."""
-        self._doing.note(name, seconds)
+        """Show a phase of the step that begins (`seconds` is None) or has ended; see `Clock`."""
+        self._phase.update(name, seconds)
 
     def _json(self, record: Mapping[str, Any]) -> None:
         self.out.print_json(json.dumps(json_safe(record)), indent=None)
@@ -128,15 +129,15 @@ class Console:
             self._progress.stop()
             self._progress = None
 
-    def _left(self, step: int) -> str:
-        began, first = self._began
-        seconds = (time.monotonic() - began) / max(1, step - first) * (self._steps - step)
+    def _time_left(self, step: int) -> str:
+        started, first = self._start
+        seconds = (time.monotonic() - started) / max(1, step - first) * (self._steps - step)
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
-class Doing(ProgressColumn):
-    """What the run is doing at this moment, and for how long; a teacher that is slow stands out."""
+class PhaseColumn(ProgressColumn):
+    """The phase a step is in and its seconds so far; a slow teacher is highlighted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +146,7 @@ class Doing(ProgressColumn):
         self._phase = ""
         self._since = time.monotonic()
 
-    def note(self, name: str, seconds: float | None) -> None:
+    def update(self, name: str, seconds: float | None) -> None:
         """See `Console.phase`."""
         if seconds is None:
             self._phase, self._since = name, time.monotonic()
@@ -155,10 +156,10 @@ class Doing(ProgressColumn):
             self.teacher_seconds = seconds
 
     def render(self, task: Task) -> Text:
-        """For rich."""
+        """See `rich.progress.ProgressColumn.render`."""
         if not self._phase:
             return Text("")
-        waited = time.monotonic() - self._since
-        late = self._phase == "score" and waited > SLOW_TEACHER_S
-        shown = f"{DOING.get(self._phase, self._phase)} {waited:.0f} s"
-        return Text(shown, style="yellow" if late else "dim")
+        seconds = time.monotonic() - self._since
+        is_slow = self._phase == "score" and seconds > SLOW_TEACHER_S
+        label = f"{PHASE_LABELS.get(self._phase, self._phase)} {seconds:.0f} s"
+        return Text(label, style="yellow" if is_slow else "dim")

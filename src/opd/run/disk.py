@@ -1,4 +1,4 @@
-"""Durable file operations: what is written is whole on disk, or not there under its name.
+"""Durable file operations: a file under its name is complete, or it is not there.
 
 Every operation goes through `FileOps`, so that tests can fail or kill the N-th one, and a process
 that must not write gets `READ_ONLY`, which changes nothing. Temporary names end in `.tmp-<pid>`;
@@ -80,7 +80,7 @@ class FileOps:
         path.rmdir()
 
     def free(self, path: Path) -> int:
-        """Bytes free for us on the disk that holds `path`."""
+        """Free bytes on the disk that holds `path`."""
         return shutil.disk_usage(path).free
 
 
@@ -135,9 +135,12 @@ def make_folder(path: Path, ops: FileOps = DISK) -> None:
 
 
 def write_new(path: Path, chunks: Iterable[bytes | memoryview], ops: FileOps = DISK) -> str:
-    """Write a file in place, fsync it, and return the sha256 of what was meant to be written.
+    """Write a file in place and fsync it.
 
-    Not atomic: for files inside a folder that gets its name later. See `write_bytes`.
+    Not atomic: for files inside a folder that is renamed when it is complete. See `write_bytes`.
+
+    Returns:
+        The sha256 of the bytes that were passed in, whatever the disk made of them.
     """
     digest = hashlib.sha256()
     fd = ops.create(path)
@@ -169,22 +172,22 @@ def write_json(path: Path, value: Any, ops: FileOps = DISK) -> None:
 
 
 def encode_json(value: Any) -> bytes:
-    """JSON with sorted keys, ASCII only, floats by their shortest exact form."""
+    """JSON with sorted keys, ASCII only, floats in their shortest exact form."""
     return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode("ascii")
 
 
 def remove(path: Path, ops: FileOps = DISK) -> None:
-    """Remove a file or folder; a folder first loses its name, so nobody sees half of it."""
+    """Remove a file or folder; a folder is renamed first, so nobody sees half of it."""
     if not ops.writes:  # the walk below would look for the folder under its new name
         return
     if path.is_symlink() or not path.is_dir():
         ops.unlink(path)
         return
     if not TMP.search(path.name):
-        hidden = path.with_name(f"{path.name}.trash.tmp-{os.getpid()}")
-        ops.rename(path, hidden)
+        trash = path.with_name(f"{path.name}.trash.tmp-{os.getpid()}")
+        ops.rename(path, trash)
         ops.sync_folder(path.parent)
-        path = hidden
+        path = trash
     _remove_tree(path, ops)
 
 
@@ -197,8 +200,8 @@ def _remove_tree(path: Path, ops: FileOps) -> None:
     ops.rmdir(path)
 
 
-def alive(pid: int) -> bool:
-    """Whether a process with this id exists on this machine."""
+def process_exists(pid: int) -> bool:
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -211,15 +214,22 @@ def alive(pid: int) -> bool:
 def sweep(folder: Path, *, exclusive: bool = False, ops: FileOps = DISK) -> None:
     """Remove temporary files and folders of dead processes and of this one.
 
-    `exclusive`: the caller holds the lock of the run folder, so every one of them is stale
-    whatever its process id says (ids repeat in containers).
+    Args:
+        folder: whose entries are looked at; it may be absent.
+        exclusive: the caller holds the lock of the run folder, so every temporary entry is stale
+            whatever its process id says (ids repeat in containers).
+        ops: the disk.
     """
     if not folder.is_dir():
         return
     for entry in sorted(folder.iterdir()):
-        found = TMP.search(entry.name)
-        if found and (exclusive or int(found[1]) == os.getpid() or not alive(int(found[1]))):
+        match = TMP.search(entry.name)
+        if match and (exclusive or _is_stale(int(match[1]))):
             remove(entry, ops)
+
+
+def _is_stale(pid: int) -> bool:
+    return pid == os.getpid() or not process_exists(pid)
 
 
 def file_sha256(path: Path) -> str:
@@ -235,12 +245,12 @@ def require_space(path: Path, needed: int, ops: FileOps = DISK) -> None:
     """Check that `needed` bytes are free where `path` is, or will be.
 
     Raises:
-        UserError: naming needed and free.
+        UserError: naming needed and free bytes.
     """
-    place = path.absolute()
-    while not place.is_dir():
-        place = place.parent
-    free = ops.free(place)
+    folder = path.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    free = ops.free(folder)
     if free < needed:
         raise UserError(
             f"Not enough disk space for {path}: {human_size(needed)} needed, "
@@ -250,7 +260,7 @@ def require_space(path: Path, needed: int, ops: FileOps = DISK) -> None:
 
 
 def human_size(size: float) -> str:
-    """A byte count for people."""
+    """A byte count with its unit, as in "1.5 GB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, code, command line. Never a secret."""
+"""The environment of a run: versions, machine, git commit, command line; secrets removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("opd", "torch", "transformers", "peft", "safetensors", "numpy", "pya
 
 
 def environment(seed: int | None) -> dict[str, Any]:
-    """The content of `env.json`."""
+    """Collect the content of `env.json`."""
     return {
         "versions": package_versions(),
         "platform": platform.platform(),
@@ -30,7 +30,7 @@ def environment(seed: int | None) -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and cleanness of the checkout around `folder`; None outside one or without git."""
+    """Commit of the checkout around `folder` and whether it is dirty; None outside one."""
     sha = _git(folder, "rev-parse", "HEAD")
     if sha is None:
         return None
@@ -38,19 +38,19 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     return {"sha": sha, "dirty": changes != ""}
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def _git(folder: Path, *args: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        process = subprocess.run(
+            ["git", *args], cwd=folder, capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 @cache
 def package_versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that decide numbers, without importing them."""
+    """Versions of Python and of the packages that affect numbers, without importing them."""
     return {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES}
 
 

@@ -1,4 +1,4 @@
-"""Results of an evaluation: a JSON file for the numbers, a parquet file for the graded samples."""
+"""Results of an evaluation: a JSON file of the numbers, a parquet file of the graded samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from opd.types import Graded
 log = logging.getLogger(__name__)
 
 # What this module adds to a result; the rest of the JSON file is the result itself.
-OWN = ("step", "name", "key", "samples_sha256", "sha256")
+RESERVED = ("step", "name", "key", "samples_sha256", "sha256")
 
 
 def save(
@@ -31,10 +31,10 @@ def save(
     key: dict[str, Any],
     ops: FileOps,
 ) -> None:
-    """See `RunFolder.save_eval`. The JSON file comes last: with it the evaluation exists."""
-    if taken := set(OWN) & set(result):
-        raise ValueError(f"{sorted(taken)} are names of the file's own")
-    data = _encode(samples)
+    """See `RunFolder.save_eval`. The JSON file is written last: with it the evaluation exists."""
+    if taken := set(RESERVED) & set(result):
+        raise ValueError(f"{sorted(taken)} are reserved names of the file")
+    data = _encode_samples(samples)
     record = json_safe(result)
     sha256 = hashlib.sha256(data).hexdigest()
     record |= {"step": step, "name": name, "key": key, "samples_sha256": sha256}
@@ -55,21 +55,21 @@ def load(
         record = json.loads(path.read_bytes())
         data = path.with_suffix(".parquet").read_bytes()
         sha256 = record.pop("sha256")
-        own = {k: record[k] for k in OWN if k != "sha256"}
+        reserved = {k: record[k] for k in RESERVED if k != "sha256"}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         log.warning("Ignoring broken evaluation %s: %s.", path, error)
         return None
     actual = (hashlib.sha256(encode_json(record)), hashlib.sha256(data))
-    if tuple(h.hexdigest() for h in actual) != (sha256, own["samples_sha256"]):
+    if tuple(h.hexdigest() for h in actual) != (sha256, reserved["samples_sha256"]):
         log.warning("Ignoring broken evaluation %s: a sha256 differs.", path)
         return None
-    if own["key"] != json.loads(json.dumps(key)):
+    if reserved["key"] != json.loads(json.dumps(key)):
         return None
-    result = {k: v for k, v in record.items() if k not in OWN}
-    return json_restore(result), _decode(data)
+    result = {k: v for k, v in record.items() if k not in RESERVED}
+    return json_restore(result), _decode_samples(data)
 
 
-def _encode(samples: Sequence[Graded]) -> bytes:
+def _encode_samples(samples: Sequence[Graded]) -> bytes:
     columns: dict[str, Any] = {
         "prompt_index": pa.array([g.prompt_index for g in samples], pa.int64()),
         "sample": pa.array([g.sample for g in samples], pa.int64()),
@@ -82,12 +82,12 @@ def _encode(samples: Sequence[Graded]) -> bytes:
     return to_parquet(columns, {})
 
 
-def _decode(data: bytes) -> list[Graded]:
+def _decode_samples(data: bytes) -> list[Graded]:
     table, _ = from_parquet(data)
-    plain = table.select(["prompt_index", "sample", "correct", "length", "finish"]).to_pylist()
+    fields = ["prompt_index", "sample", "correct", "length", "finish"]
     texts = [text for (text,) in read_texts(table, ["text"])]
     extras = [json_restore(json.loads(e)) for e in table.column("extra").to_pylist()]
     return [
         Graded(**row, text=text or "", extra=extra)
-        for row, text, extra in zip(plain, texts, extras, strict=True)
+        for row, text, extra in zip(table.select(fields).to_pylist(), texts, extras, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The run folder: everything a run leaves behind, whole or absent, with one writer at a time."""
+"""The run folder: everything a run writes, complete or absent, with one writer at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from opd.run.layout import (
     check_record,
 )
 from opd.run.lock import Lock
-from opd.run.preflight import NAME, bad_name, check_name, check_place, clear, config_hash
+from opd.run.preflight import check_folder, check_name, clear, config_hash, require_safe_name
 from opd.run.redact import redact
 
 if TYPE_CHECKING:
@@ -90,18 +90,18 @@ class RunFolder:
         Raises:
             UserError: the folder has content and neither flag is set, or both are; another
                 process writes it; it is no run folder; the configuration changed in keys that
-                decide the numbers; the name could mislead.
+                affect the numbers; the name is not a plain file name.
         """
         path = Path(path)
         if resume and overwrite:
             raise UserError("--resume and --overwrite exclude each other: continue, or start over?")
         check_name(path)
         resolved = _resolved(config)
-        check_place(path, resolved, resume, overwrite)
+        check_folder(path, resolved, resume, overwrite)
         make_folder(path, ops)
         lock = Lock(path)
         try:
-            check_place(path, resolved, resume, overwrite)  # it may have changed before the lock
+            check_folder(path, resolved, resume, overwrite)  # it may have changed before the lock
             folder = cls(path, resolved, ops, lock)
             folder._prepare(overwrite)
         except BaseException:
@@ -134,7 +134,7 @@ class RunFolder:
             make_folder(self.path / name, self.ops)
         self._write_env()
         self._adopt_check()
-        # Last of all: a folder without it holds nothing yet, so a start cut short can be repeated.
+        # Last: a folder without it holds nothing yet, so an interrupted start can be repeated.
         write_json(self.path / CONFIG, self.config, self.ops)
         for name in JOURNALS:
             self._journals[name] = Journal(self.path / name, self.ops)
@@ -156,7 +156,7 @@ class RunFolder:
         write_json(path, first | {"resumed": [*first["resumed"], now]}, self.ops)
 
     def log(self, step: int, values: Mapping[str, float | int | str | None]) -> None:
-        """Append a step to `metrics.jsonl`: only what seed and data determine."""
+        """Append a step to `metrics.jsonl`: only values that seed and data determine."""
         self._append_step("metrics.jsonl", step, values)
 
     def time(self, step: int, values: Mapping[str, float | int | str | None]) -> None:
@@ -169,7 +169,7 @@ class RunFolder:
 
     def _append_step(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         if "step" in values:
-            raise ValueError("'step' is given by its own argument")
+            raise ValueError("'step' is an argument of its own")
         self._append(name, {"step": step, **values})
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
@@ -177,16 +177,16 @@ class RunFolder:
             self._journals[name].append(record)
 
     def offsets(self) -> dict[str, int]:
-        """Bytes of each log so far, durably on disk; part of a checkpoint's state."""
+        """Flush the logs to disk and return their lengths in bytes, for a checkpoint's state."""
         return {name: journal.sync() for name, journal in self._journals.items()}
 
     def truncate_to(self, offsets: Mapping[str, int]) -> None:
-        """Cut the logs to what a checkpoint knew; `{}` empties them (no checkpoint yet)."""
+        """Cut the logs to their lengths at a checkpoint; `{}` empties them (no checkpoint yet)."""
         for name, journal in self._journals.items():
             journal.truncate(offsets.get(name, 0))
 
     def key(self, step: int, version: int) -> dict[str, Any]:
-        """What the rollouts of a step depend on: seed, step, student version, configuration."""
+        """The key of a step's rollouts: seed, step, student version, configuration."""
         return {
             "seed": self.config.get("train", {}).get("seed"),
             "step": step,
@@ -203,7 +203,7 @@ class RunFolder:
         key: Mapping[str, Any],
         texts: Sequence[str] | None = None,
     ) -> None:
-        """Write `rollouts/step-N.parquet`; `texts` are the completions for people."""
+        """Write `rollouts/step-N.parquet`; `texts` are the decoded completions."""
         if not self.writes:
             return
         completions = None if texts is None else list(texts)
@@ -213,26 +213,32 @@ class RunFolder:
     def load_rollouts(
         self, step: int, key: Mapping[str, Any]
     ) -> tuple[list[Rollout], list[Scores]] | None:
-        """The rollouts and scores of a step, or None when they must be made.
+        """Load the rollouts and scores of a step.
 
-        That is when the file is absent, thinned, broken or of another key; broken and foreign ones
-        are named in a warning.
+        Returns:
+            None when the file is absent, thinned, broken or of another key; a warning names broken
+            files and other keys.
         """
         return rollouts.load(self._rollout_path(step), key)
 
     def thin_rollouts(self, upto_step: int, keep: int) -> None:
         """Shrink the files of steps up to `upto_step` to `keep` rollouts without hidden states.
 
-        Call it once a valid checkpoint has made those steps final. The choice depends on the step
-        alone. Broken files are removed with a warning.
+        Call it when a valid checkpoint has made those steps final. Which rollouts are kept depends
+        on the step alone. Broken files are removed with a warning.
         """
         if self.writes:
             rollouts.thin(self.path / "rollouts", upto_step, keep, self.ops)
 
     def forget(self, phase: str, after: int) -> None:
-        """Remove what a phase that begins after a step must not find.
+        """Remove what is stale when a phase begins after a step.
 
-        Its own checkpoints of another attempt, and rollouts of later steps by the student before.
+        That is: checkpoints of an earlier attempt at the phase, and rollouts of later steps, which
+        were sampled from the student before the phase.
+
+        Args:
+            phase: its name, and that of its folder.
+            after: updates made before the phase.
         """
         old = self.path / phase / "checkpoints"
         if old.exists():
@@ -243,37 +249,38 @@ class RunFolder:
                 remove(path, self.ops)
 
     def keep_rollouts(self, step: int) -> Path:
-        """Copy the file of a refused step to `refused/`, where nothing shrinks it.
+        """Copy the file of a skipped update to `refused/`, where it is not thinned.
 
         Raises:
             FileNotFoundError: when `save_rollouts` never wrote that step.
         """
         source = self._rollout_path(step)
-        kept = self.path / REFUSED / source.name
-        if not self.writes:
-            return kept
-        make_folder(kept.parent, self.ops)
-        write_bytes(kept, source.read_bytes(), self.ops)
-        return kept
+        copy = self.path / REFUSED / source.name
+        if self.writes:
+            make_folder(copy.parent, self.ops)
+            write_bytes(copy, source.read_bytes(), self.ops)
+        return copy
 
     def save_tokens(self, texts: Callable[[], Sequence[str]]) -> None:
-        """Write what every token id says, unless an earlier part of the run did."""
+        """Write the text of every token id, unless an earlier part of the run did."""
         if self.writes and not (self.path / token_texts.TOKENS).exists():
             token_texts.save(self.path, texts(), self.ops)
 
     def save_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write `summary.json`, the end of the run in numbers."""
+        """Write `summary.json`, the final numbers of the run."""
         write_json(self.path / "summary.json", json_safe(summary), self.ops)
 
     def _adopt_check(self) -> None:
-        """Take in what `opd check` said about this very pair, so that the report can tell it."""
+        """Copy the record of an `opd check` of the same two models, so that reports can show it."""
         try:
-            found = json.loads(check_record(self.path).read_text("utf-8"))
+            record = json.loads(check_record(self.path).read_text("utf-8"))
         except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
             return
-        models = {who: (self.config.get(who) or {}).get("model") for who in ("student", "teacher")}
-        if isinstance(found, dict) and found.get("pair") == models:
-            write_json(self.path / "check.json", found, self.ops)
+        models = {
+            role: (self.config.get(role) or {}).get("model") for role in ("student", "teacher")
+        }
+        if isinstance(record, dict) and record.get("pair") == models:
+            write_json(self.path / "check.json", record, self.ops)
 
     def save_eval(
         self,
@@ -289,14 +296,13 @@ class RunFolder:
         Raises:
             UserError: when `name` is not a plain file name.
         """
-        if not NAME.fullmatch(name):
-            raise UserError(bad_name(name, "eval set", "eval.N.name"))
+        require_safe_name(name, "eval set", "eval.N.name")
         evals.save(self.path / "eval", step, name, result, samples, dict(key or {}), self.ops)
 
     def load_eval(
         self, step: int, name: str, *, key: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, Any], list[Graded]] | None:
-        """What `save_eval` wrote, or None when absent, broken (warned) or of another key."""
+        """Load what `save_eval` wrote; None when absent, broken (warned of) or of another key."""
         return evals.load(self.path / "eval", step, name, dict(key or {}))
 
     def _rollout_path(self, step: int) -> Path:

@@ -1,4 +1,4 @@
-"""Append-only JSON lines: metrics, timings, alarms. One line a record, never a half one read."""
+"""Append-only JSON lines for metrics, timings and alarms; a partial last line is not read."""
 
 from __future__ import annotations
 
@@ -29,35 +29,36 @@ def json_safe(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     if NONFINITE in record:
         raise ValueError(f"{NONFINITE!r} is the name under which NaN and inf are listed")
-    found: dict[str, str] = {}
-    safe: dict[str, Any] = {k: _safe(v, k, found) for k, v in record.items()}
-    return safe | {NONFINITE: found} if found else safe
+    nonfinite: dict[str, str] = {}
+    safe: dict[str, Any] = {k: _replace_nonfinite(v, k, nonfinite) for k, v in record.items()}
+    return safe | {NONFINITE: nonfinite} if nonfinite else safe
 
 
-def _safe(value: Any, path: str, found: dict[str, str]) -> Any:
+def _replace_nonfinite(value: Any, path: str, nonfinite: dict[str, str]) -> Any:
+    """A copy of `value` with null for NaN and infinities, which go to `nonfinite` by path."""
     if isinstance(value, float) and not math.isfinite(value):
-        found[path] = str(float(value))
+        nonfinite[path] = str(float(value))
         return None
     if isinstance(value, Mapping):
-        return {k: _safe(v, f"{path}.{k}", found) for k, v in value.items()}
+        return {k: _replace_nonfinite(v, f"{path}.{k}", nonfinite) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_safe(v, f"{path}.{i}", found) for i, v in enumerate(value)]
+        return [_replace_nonfinite(v, f"{path}.{i}", nonfinite) for i, v in enumerate(value)]
     return value
 
 
 def json_restore(record: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `json_safe`."""
-    found = record.get(NONFINITE, {})
-    return {k: _restore(v, k, found) for k, v in record.items() if k != NONFINITE}
+    nonfinite = record.get(NONFINITE, {})
+    return {k: _restore(v, k, nonfinite) for k, v in record.items() if k != NONFINITE}
 
 
-def _restore(value: Any, path: str, found: Mapping[str, str]) -> Any:
-    if value is None and path in found:
-        return float(found[path])
+def _restore(value: Any, path: str, nonfinite: Mapping[str, str]) -> Any:
+    if value is None and path in nonfinite:
+        return float(nonfinite[path])
     if isinstance(value, dict):
-        return {k: _restore(v, f"{path}.{k}", found) for k, v in value.items()}
+        return {k: _restore(v, f"{path}.{k}", nonfinite) for k, v in value.items()}
     if isinstance(value, list):
-        return [_restore(v, f"{path}.{i}", found) for i, v in enumerate(value)]
+        return [_restore(v, f"{path}.{i}", nonfinite) for i, v in enumerate(value)]
     return value
 
 
@@ -76,21 +77,21 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def encode_line(record: Mapping[str, Any]) -> bytes:
-    """One line: sorted keys, ASCII, floats by their shortest exact form, no NaN literals."""
+    """One line: sorted keys, ASCII, floats in their shortest exact form, no NaN literals."""
     text = json.dumps(json_safe(record), sort_keys=True, allow_nan=False)
     return text.encode("ascii") + b"\n"
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every whole record of a file; a last line without its newline was never finished.
+    """Every complete record of a file; a last line without its newline was not finished.
 
     Raises:
         UserError: for a line that is not a JSON object, with its number.
     """
-    return list(_lines(path)) if path.exists() else []
+    return list(_read_lines(path)) if path.exists() else []
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
@@ -111,7 +112,7 @@ class Journal:
         self.path = path
         self._ops = ops
         self._fd = ops.append(path)
-        self.truncate(self._whole())
+        self.truncate(self._complete_bytes())
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record, in one write."""
@@ -120,12 +121,12 @@ class Journal:
         self.offset += len(line)
 
     def sync(self) -> int:
-        """Wait until everything is on the disk; return the length in bytes."""
+        """Wait until every record is on the disk; return the length in bytes."""
         self._ops.fsync(self._fd)
         return self.offset
 
     def truncate(self, offset: int) -> None:
-        """Forget what came after `offset` bytes: steps that will be done again."""
+        """Drop what came after `offset` bytes: steps that will be repeated."""
         size = self.path.stat().st_size
         if size < offset:
             log.warning(
@@ -142,7 +143,7 @@ class Journal:
         """Release the file."""
         os.close(self._fd)
 
-    def _whole(self) -> int:
-        """Length without a half last line."""
+    def _complete_bytes(self) -> int:
+        """Length without a last line that was not finished."""
         data = self.path.read_bytes()
         return data.rfind(b"\n") + 1

@@ -1,7 +1,7 @@
-"""Folders `step-N` that are whole or absent: manifest last, one rename, old ones removed after.
+"""Folders `step-N` that are complete or absent: manifest last, one rename, then pruning.
 
-Knows files, not tensors (see `checkpoint`), and needs no torch. While `step-N` is being replaced by
-another `step-N`, the first is called `step-N.old`.
+Handles files, not tensors (see `checkpoint`), and needs no torch. While `step-N` is being replaced
+by another `step-N`, the first is named `step-N.old`.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ MANIFEST = "MANIFEST.json"
 NAME = re.compile(r"step-(\d+)(\.old)?")
 SLACK = 1 << 20  # headers, manifest, file-system blocks
 
-Pieces = Iterable[bytes | memoryview]
+Chunks = Iterable[bytes | memoryview]
 
 
 def save_files(
-    folder: Path, step: int, files: Mapping[str, Pieces], *, size: int, keep: int, ops: FileOps
+    folder: Path, step: int, files: Mapping[str, Chunks], *, size: int, keep: int, ops: FileOps
 ) -> Path:
     """Write `folder/step-N` durably, verify it, then remove all but the newest `keep`.
 
     Args:
         folder: where the checkpoints are, created if absent.
         step: number of optimizer steps done.
-        files: content by name, in pieces.
+        files: content by name, in chunks.
         size: bytes that must be free.
-        keep: whole checkpoints left afterwards, the new one included; at least 1.
+        keep: complete checkpoints left afterwards, the new one included; at least 1.
         ops: the disk.
 
     Raises:
@@ -67,37 +67,42 @@ def save_files(
         _remove_or_warn(tmp, ops)
         if error.errno in DISK_FULL:
             raise UserError(
-                f"Disk full while saving {final}. Earlier checkpoints are whole. Free some space "
-                "and run again with --resume."
+                f"Disk full while saving {final}. Earlier checkpoints are complete. Free some "
+                "space and run again with --resume."
             ) from error
         raise
-    if reason := broken(final):
+    if reason := find_fault(final):
         raise OSError(f"{final} does not read back as written ({reason}); is the disk failing?")
     _prune(folder, step, keep, ops)
     return final
 
 
-def candidates(folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every checkpoint by name, newest first, a replaced one after its heir."""
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every checkpoint by name, newest first, `step-N.old` after `step-N`."""
     if not folder.is_dir():
         return []
-    found = [(NAME.fullmatch(p.name), p) for p in folder.iterdir() if p.is_dir()]
-    ranked = [(int(m[1]), m[2] is None, p) for m, p in found if m]
+    matches = [(NAME.fullmatch(p.name), p) for p in folder.iterdir() if p.is_dir()]
+    ranked = [(int(m[1]), m[2] is None, p) for m, p in matches if m]
     return [(step, path) for step, _, path in sorted(ranked, reverse=True)]
 
 
-def broken(path: Path, *, hashes: bool = True) -> str | None:
-    """Why a checkpoint folder cannot be trusted, or None when its manifest verifies.
+def find_fault(path: Path, *, hashes: bool = True) -> str | None:
+    """Verify a checkpoint folder against its manifest.
 
-    `hashes=False` compares names and sizes only.
+    Args:
+        path: the folder.
+        hashes: whether to compare sha256 sums too, not names and sizes alone.
+
+    Returns:
+        Why it cannot be trusted; None when it verifies.
     """
     try:
-        return _fault(path, hashes)
+        return _compare_with_manifest(path, hashes)
     except OSError as error:
         return f"cannot be read: {error}"
 
 
-def _fault(path: Path, hashes: bool) -> str | None:
+def _compare_with_manifest(path: Path, hashes: bool) -> str | None:
     if not (path / MANIFEST).is_file():
         return f"{MANIFEST} is missing"
     try:
@@ -108,12 +113,13 @@ def _fault(path: Path, hashes: bool) -> str | None:
         return f"{MANIFEST} is not a manifest"
     if schema != SCHEMA:
         return f"{MANIFEST} has schema {schema}, this opd reads {SCHEMA}"
-    named = NAME.fullmatch(path.name)
-    if not named or step != int(named[1]):
+    match = NAME.fullmatch(path.name)
+    if not match or step != int(match[1]):
         return f"{MANIFEST} is of step {step}"
-    there = {f.name for f in path.iterdir()}
-    if odd := sorted(there ^ {*files, MANIFEST}):
-        return f"{odd[0]} is {'missing' if odd[0] in files else 'not in ' + MANIFEST}"
+    present = {f.name for f in path.iterdir()}
+    if different := sorted(present ^ {*files, MANIFEST}):
+        name = different[0]
+        return f"{name} is {'missing' if name in files else 'not in ' + MANIFEST}"
     for name, (size, sha256) in files.items():
         actual = (path / name).stat().st_size
         if actual != size:
@@ -123,13 +129,13 @@ def _fault(path: Path, hashes: bool) -> str | None:
     return None
 
 
-def _write(tmp: Path, step: int, files: Mapping[str, Pieces], ops: FileOps) -> None:
+def _write(tmp: Path, step: int, files: Mapping[str, Chunks], ops: FileOps) -> None:
     ops.mkdir(tmp)
-    listed: dict[str, dict[str, int | str]] = {}
-    for name, pieces in files.items():
-        sha256 = write_new(tmp / name, pieces, ops)
-        listed[name] = {"size": (tmp / name).stat().st_size, "sha256": sha256}
-    manifest = {"schema": SCHEMA, "step": step, "files": listed, "versions": package_versions()}
+    entries: dict[str, dict[str, int | str]] = {}
+    for name, chunks in files.items():
+        sha256 = write_new(tmp / name, chunks, ops)
+        entries[name] = {"size": (tmp / name).stat().st_size, "sha256": sha256}
+    manifest = {"schema": SCHEMA, "step": step, "files": entries, "versions": package_versions()}
     write_new(tmp / MANIFEST, [encode_json(manifest)], ops)
     ops.sync_folder(tmp)
 
@@ -137,7 +143,7 @@ def _write(tmp: Path, step: int, files: Mapping[str, Pieces], ops: FileOps) -> N
 def _publish(tmp: Path, final: Path, ops: FileOps) -> None:
     if final.exists():
         old = final.with_name(f"{final.name}.old")
-        if old.exists() and broken(final) is not None:
+        if old.exists() and find_fault(final) is not None:
             remove(final, ops)
         else:
             if old.exists():
@@ -149,20 +155,20 @@ def _publish(tmp: Path, final: Path, ops: FileOps) -> None:
 
 
 def _prune(folder: Path, step: int, keep: int, ops: FileOps) -> None:
-    """Remove what the new one replaced, then older ones beyond `keep` and broken older ones."""
-    left = keep - 1
-    for older, path in candidates(folder):
+    """Remove what the new checkpoint replaced, and older ones that are broken or beyond `keep`."""
+    remaining = keep - 1
+    for older, path in list_checkpoints(folder):
         if older > step or path.name == f"step-{step}":
             continue
-        # An older one counts if it looks whole; its hashes need no reading, the new one's were.
-        if older < step and left > 0 and broken(path, hashes=False) is None:
-            left -= 1
+        # An older one counts if names and sizes fit; the hashes of the new one were compared.
+        if older < step and remaining > 0 and find_fault(path, hashes=False) is None:
+            remaining -= 1
         else:
             _remove_or_warn(path, ops)
 
 
 def _remove_or_warn(path: Path, ops: FileOps) -> None:
-    """Housekeeping never loses a checkpoint that is already safe, so its failure is a warning."""
+    """A failure is a warning: the new checkpoint is safe already."""
     try:
         if path.exists():
             remove(path, ops)

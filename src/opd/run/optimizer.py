@@ -1,4 +1,9 @@
-"""AdamW's state as named tensors and plain JSON, and back, bit for bit."""
+"""AdamW's state as named tensors and plain JSON, and back, bit for bit.
+
+The helpers of `torch.distributed.checkpoint.state_dict` do not fit: they step an optimizer that has
+no state yet, give parameters that were never stepped a step count of 1, and hold several times the
+memory.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +16,15 @@ from torch import Tensor
 from opd.models.fsdp import shard_like
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-OWN = ("params", "fused", "foreach")  # of this process: what it steps, and how
-# What a parameter group may hold: numbers, switches and pairs. Everything goes to state.json.
+LOCAL_SETTINGS = ("params", "fused", "foreach")  # of this process and device
+# Numbers, booleans and pairs, all of which go to state.json.
 Groups = list[dict[str, Any]]
 
 
 def flatten_optimizer(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> dict[str, Tensor]:
-    """The state tensors under `<moment>/<parameter name>`; parameters never stepped have none.
+    """Name the state tensors `<moment>/<parameter name>`; parameters never stepped have none.
 
     Args:
         optimizer: AdamW without amsgrad.
@@ -50,36 +55,34 @@ def restore_optimizer(
         KeyError: when `tensors` has state of a parameter the optimizer does not hold.
         ValueError: when a shape or dtype differs from the parameter's.
     """
-    left = dict(tensors)
+    remaining = dict(tensors)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = names[parameter]
-            found = {m: left.pop(f"{m}/{name}") for m in MOMENTS if f"{m}/{name}" in left}
-            if not found:
+            state = {m: remaining.pop(f"{m}/{name}") for m in MOMENTS if f"{m}/{name}" in remaining}
+            if not state:
                 continue
             for moment in ("exp_avg", "exp_avg_sq"):
-                seen = (found[moment].shape, found[moment].dtype)
-                if seen != (parameter.shape, parameter.dtype):
-                    raise ValueError(
-                        f"{moment} of {name} is {seen}, the parameter "
-                        f"{(parameter.shape, parameter.dtype)}"
-                    )
+                actual = (state[moment].shape, state[moment].dtype)
+                expected = (parameter.shape, parameter.dtype)
+                if actual != expected:
+                    raise ValueError(f"{moment} of {name} is {actual}, the parameter {expected}")
                 # Clones: the optimizer updates in place, the caller's tensors stay as they are.
-                found[moment] = shard_like(found[moment], parameter).clone(
+                state[moment] = shard_like(state[moment], parameter).clone(
                     memory_format=torch.preserve_format
                 )
             # AdamW keeps its counter on the CPU unless it is fused or captured.
             on_device = group["fused"] or group["capturable"]
-            found["step"] = found["step"].to(parameter.device if on_device else "cpu").clone()
-            optimizer.state[parameter] = found
-    if left:
-        raise KeyError(f"optimizer state of unknown parameters: {sorted(left)[:5]}")
+            state["step"] = state["step"].to(parameter.device if on_device else "cpu").clone()
+            optimizer.state[parameter] = state
+    if remaining:
+        raise KeyError(f"optimizer state of unknown parameters: {sorted(remaining)[:5]}")
 
 
 def group_settings(optimizer: torch.optim.Optimizer) -> Groups:
     """The hyperparameters of every parameter group, as JSON values."""
     return [
-        {k: list(v) if isinstance(v, tuple) else v for k, v in g.items() if k not in OWN}
+        {k: list(v) if isinstance(v, tuple) else v for k, v in g.items() if k not in LOCAL_SETTINGS}
         for g in optimizer.param_groups
     ]
 
@@ -88,6 +91,6 @@ def restore_group_settings(optimizer: torch.optim.Optimizer, settings: Groups) -
     """Set the hyperparameters that `group_settings` returned."""
     for group, saved in zip(optimizer.param_groups, settings, strict=True):
         for key, value in saved.items():
-            if key in OWN:  # of a checkpoint from another device
+            if key in LOCAL_SETTINGS:  # of a checkpoint from another device
                 continue
             group[key] = tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Whether a folder may become, continue or replace a run, and what makes two runs the same."""
+"""Whether a folder may become, continue or replace a run, and which configurations are equal."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from opd.run.layout import CONFIG, ENV, FOLDERS
 from opd.run.lock import LOCK
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-# What may change between the parts of one run: where and how often it writes, how long it goes on,
-# what it is measured on, on how many devices the student lies. Everything else decides the numbers.
+# What may change on resume: where and how often the run writes, its number of steps, its evaluation
+# sets, how the student is sharded. Every other key affects the numbers.
 FREE_KEYS = ("output", "train.steps", "eval", "alarms", "check", "student.shard")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """The sha256 of everything in a configuration that decides the numbers.
+    """The sha256 of everything in a configuration that affects the numbers.
 
     Keys at their default are left out, so that a key of a later version changes nothing.
     """
-    fixed = {k: v for k, v in flatten(_dumped(config, False)).items() if not _is_free(k)}
+    values = flatten(_with_defaults(config, False))
+    fixed = {k: v for k, v in values.items() if not _is_free(k)}
     return hashlib.sha256(encode_json(fixed)).hexdigest()
 
 
-def _dumped(config: Mapping[str, Any], defaults: bool) -> dict[str, Any]:
-    """A configuration with all its defaults or none; one of another schema as it is."""
+def _with_defaults(config: Mapping[str, Any], defaults: bool) -> dict[str, Any]:
+    """A configuration with all defaults or none; one of another schema is returned as it is."""
     try:
         run = Run.model_validate(config)
     except ValidationError:
@@ -48,19 +49,26 @@ def _is_free(key: str) -> bool:
 
 def check_name(path: Path) -> None:
     """Raise UserError unless the folder's own name is plain."""
-    if path.name not in ("", "..") and not NAME.fullmatch(path.name):
-        raise UserError(bad_name(path.name, "run folder", "output.dir"))
+    if path.name not in ("", ".."):
+        require_safe_name(path.name, "run folder", "output.dir")
 
 
-def bad_name(name: str, what: str, key: str) -> str:
-    """The message for a name that could leave its folder or mislead."""
-    return (
-        f"{name!r} is not a safe name for a {what}: use letters, digits, '.', '_' and '-', "
-        f"starting with a letter or digit, at most 128. Set {key}."
-    )
+def require_safe_name(name: str, kind: str, key: str) -> None:
+    """Raise UserError for a name that could leave its folder or mislead.
+
+    Args:
+        name: of a file or folder.
+        kind: what it names, for the message.
+        key: the configuration key to change.
+    """
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} is not a safe name for a {kind}: use letters, digits, '.', '_' and '-', "
+            f"starting with a letter or digit, at most 128. Set {key}."
+        )
 
 
-def check_place(path: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:
+def check_folder(path: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:
     """Raise UserError unless a run of `config` may be written at `path`; change nothing."""
     if not path.exists():
         return
@@ -68,7 +76,7 @@ def check_place(path: Path, config: dict[str, Any], resume: bool, overwrite: boo
         raise UserError(f"{path} is a file; output.dir must name a folder.")
     content = [p for p in path.iterdir() if p.name != LOCK and not TMP.search(p.name)]
     if all(p.name == ENV or (p.name in FOLDERS and _is_empty(p)) for p in content):
-        return  # empty, or a start that was cut short before it wrote anything of value
+        return  # empty, or left by a start that was interrupted before it wrote anything of value
     if not resume and not overwrite:
         raise UserError(
             f"{path} already has content. Continue that run with --resume, delete it and start "
@@ -88,8 +96,8 @@ def _is_run_folder(path: Path) -> bool:
     """A model folder has a config.json too; only a run has our env.json beside it."""
     try:
         env = json.loads((path / ENV).read_text("utf-8"))
-        stored = json.loads((path / CONFIG).read_text("utf-8"))
-        return isinstance(stored, dict) and "opd" in env["versions"]
+        config = json.loads((path / CONFIG).read_text("utf-8"))
+        return isinstance(config, dict) and "opd" in env["versions"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -99,8 +107,8 @@ def _is_empty(path: Path) -> bool:
 
 
 def _check_config(path: Path, config: dict[str, Any]) -> None:
-    before = flatten(_dumped(json.loads((path / CONFIG).read_text("utf-8")), True))
-    now = flatten(_dumped(config, True))
+    before = flatten(_with_defaults(json.loads((path / CONFIG).read_text("utf-8")), True))
+    now = flatten(_with_defaults(config, True))
     changed = [k for k in sorted(before.keys() | now.keys()) if not _is_free(k)]
     absent = "(absent)"
     lines = [
@@ -119,9 +127,9 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
 
 
 def clear(path: Path, ops: FileOps) -> None:
-    """Delete a run: checkpoints first, the two files that mark it last.
+    """Delete a run: checkpoints first, last the two files that make it a run folder.
 
-    So a deletion cut short can be repeated, and never leaves a checkpoint without its logs.
+    An interrupted deletion can be repeated, and never leaves a checkpoint without its logs.
     """
     last = [LOCK, ENV, CONFIG]
     names = sorted((p.name for p in path.iterdir() if p.name not in last), key=_checkpoints_first)

@@ -1,6 +1,6 @@
-"""One parquet file a step: rollouts and teacher scores, bit for bit, readable by people.
+"""One parquet file per step: rollouts, teacher scores and their texts, bit for bit.
 
-Written before the update, so that a resumed step neither generates nor pays a teacher again.
+Written before the update, so that a resumed step neither samples nor asks the teacher again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,15 @@ TEXTS = ("prompt", "answer", "source", "completion")
 
 @dataclass(frozen=True)
 class StepFile:
-    """The content of one step's file; `texts` are the completions for people."""
+    """The content of one step's file.
+
+    Attributes:
+        batch: rollouts.
+        scores: of each rollout.
+        texts: decoded completions, for readers of the file; None if they were not decoded.
+        key: what the rollouts depend on, see `RunFolder.key`.
+        thinned: only a sample of the rollouts is left, without hidden states.
+    """
 
     batch: list[Rollout]
     scores: list[Scores]
@@ -49,7 +57,7 @@ class StepFile:
 
 
 def encode(step: StepFile) -> bytes:
-    """The parquet file of one step.
+    """Encode the parquet file of one step.
 
     Raises:
         ValueError: when lengths differ, or one field has arrays of several dtypes.
@@ -77,13 +85,17 @@ def encode(step: StepFile) -> bytes:
         columns |= array_columns(name, [getattr(r, name) for r in batch], dims)
     for name, dims in _SCORE_DIMS.items():
         columns |= array_columns(TEACHER + name, [getattr(s, name) for s in scores], dims)
-    columns |= _hidden_columns([s.hidden for s in scores])
+    columns |= _encode_hidden([s.hidden for s in scores])
     meta = {"schema": SCHEMA, "key": step.key, "thinned": step.thinned}
     return to_parquet(columns, meta)
 
 
 def decode(data: bytes, *, hidden_states: bool = True) -> StepFile:
-    """The inverse of `encode`; without `hidden_states` those stay None and torch stays away.
+    """Decode the parquet file of one step.
+
+    Args:
+        data: what `encode` returned.
+        hidden_states: whether to read them, which needs torch; otherwise they are None.
 
     Raises:
         ValueError: for a damaged file, or one of another schema.
@@ -94,25 +106,24 @@ def decode(data: bytes, *, hidden_states: bool = True) -> StepFile:
     texts = read_texts(table, TEXTS)
     rollout_arrays = {n: read_arrays(table, n, d) for n, d in _ROLLOUT_DIMS.items()}
     score_arrays = {n: read_arrays(table, TEACHER + n, d) for n, d in _SCORE_DIMS.items()}
-    hidden = _read_hidden(table) if hidden_states else [None] * len(table)
+    hidden = _decode_hidden(table) if hidden_states else [None] * len(table)
     batch, scores = [], []
-    for i, row in enumerate(table.select(_PLAIN).to_pylist()):
+    for i, row in enumerate(table.select(_SCALARS).to_pylist()):
         text, answer, source, _ = texts[i]
         ids = tuple(row["prompt_ids"])
         prompt = Prompt(row["prompt_index"], ids, text or "", answer, source or "")
-        given: dict[str, Any] = {n: arrays[i] for n, arrays in rollout_arrays.items()}
-        plain: dict[str, Any] = {n: row[n] for n in ("sample", "finish", "version")}
-        batch.append(Rollout(prompt=prompt, **plain, **given))
-        known: dict[str, Any] = {n: arrays[i] for n, arrays in score_arrays.items()}
-        scores.append(Scores(**known, hidden=hidden[i]))
-    said = [t[3] for t in texts]
-    completions = [t for t in said if t is not None]
-    whole = completions if len(completions) == len(said) else None
-    return StepFile(batch, scores, whole, meta["key"], meta["thinned"])
+        fields: dict[str, Any] = {n: row[n] for n in ("sample", "finish", "version")}
+        fields |= {n: arrays[i] for n, arrays in rollout_arrays.items()}
+        batch.append(Rollout(prompt=prompt, **fields))
+        score_fields: dict[str, Any] = {n: arrays[i] for n, arrays in score_arrays.items()}
+        scores.append(Scores(**score_fields, hidden=hidden[i]))
+    completions = [t[3] for t in texts if t[3] is not None]
+    decoded = completions if len(completions) == len(texts) else None
+    return StepFile(batch, scores, decoded, meta["key"], meta["thinned"])
 
 
 def read_step(path: Path) -> tuple[list[Rollout], list[Scores]]:
-    """What a step file holds, whole or thinned, whatever run it is of: for looking, not resuming.
+    """Read a step file, complete or thinned, of any run: for analysis, not for resuming.
 
     Raises:
         ValueError: for a damaged file.
@@ -126,9 +137,9 @@ def load(path: Path, key: Mapping[str, Any]) -> tuple[list[Rollout], list[Scores
     step = _read(path)
     if step is None or step.thinned:
         return None
-    wanted = json.loads(json.dumps(dict(key)))
-    if step.key != wanted:
-        log.warning("Not using %s: it is of %s, wanted is %s.", path, step.key, wanted)
+    expected = json.loads(json.dumps(dict(key)))
+    if step.key != expected:
+        log.warning("Not using %s: its key is %s, expected is %s.", path, step.key, expected)
         return None
     return step.batch, step.scores
 
@@ -136,8 +147,8 @@ def load(path: Path, key: Mapping[str, Any]) -> tuple[list[Rollout], list[Scores
 def thin(folder: Path, upto_step: int, keep: int, ops: FileOps = DISK) -> None:
     """See `RunFolder.thin_rollouts`."""
     for path in sorted(folder.iterdir()):
-        named = FILE.fullmatch(path.name)
-        if not named or int(named[1]) > upto_step:
+        match = FILE.fullmatch(path.name)
+        if not match or int(match[1]) > upto_step:
             continue
         step = _read(path) if keep > 0 else None
         if step is None:
@@ -145,14 +156,14 @@ def thin(folder: Path, upto_step: int, keep: int, ops: FileOps = DISK) -> None:
             continue
         if step.thinned:
             continue
-        chosen = _choose(int(named[1]), len(step.batch), keep)
-        texts = None if step.texts is None else [step.texts[i] for i in chosen]
-        scores = [replace(step.scores[i], hidden=None) for i in chosen]
-        small = StepFile([step.batch[i] for i in chosen], scores, texts, step.key, thinned=True)
-        write_bytes(path, encode(small), ops)
+        kept = _sample_indices(int(match[1]), len(step.batch), keep)
+        texts = None if step.texts is None else [step.texts[i] for i in kept]
+        scores = [replace(step.scores[i], hidden=None) for i in kept]
+        thinned = StepFile([step.batch[i] for i in kept], scores, texts, step.key, thinned=True)
+        write_bytes(path, encode(thinned), ops)
 
 
-def _choose(step: int, count: int, keep: int) -> list[int]:
+def _sample_indices(step: int, count: int, keep: int) -> list[int]:
     rng = generator(0, Stream.KEPT_ROLLOUTS, step, count)
     return sorted(rng.choice(count, size=min(keep, count), replace=False).tolist())
 
@@ -168,7 +179,7 @@ def _read(path: Path) -> StepFile | None:
 
 
 TEACHER = "teacher_"
-_PLAIN = ["prompt_index", "prompt_ids", "sample", "finish", "version"]
+_SCALARS = ["prompt_index", "prompt_ids", "sample", "finish", "version"]
 _ROLLOUT_DIMS = {"ids": 1, "logp": 1, "entropy": 1, "topk_ids": 2, "topk_logp": 2}
 _SCORE_DIMS = {**SCORE_FIELDS, "positions": 1}
 
@@ -180,7 +191,7 @@ def _tensor_bytes(tensor: torch.Tensor) -> bytes:
     return bytes(flat.view(torch.uint8).numpy().tobytes()) if flat.numel() else b""
 
 
-def _hidden_columns(hidden: Sequence[torch.Tensor | None]) -> dict[str, Any]:
+def _encode_hidden(hidden: Sequence[torch.Tensor | None]) -> dict[str, Any]:
     raw = [None if h is None else _tensor_bytes(h) for h in hidden]
     shapes = [None if h is None else list(h.shape) for h in hidden]
     dtypes = [None if h is None else str(h.dtype).removeprefix("torch.") for h in hidden]
@@ -191,20 +202,20 @@ def _hidden_columns(hidden: Sequence[torch.Tensor | None]) -> dict[str, Any]:
     }
 
 
-def _read_hidden(table: Any) -> list[torch.Tensor | None]:
+def _decode_hidden(table: Any) -> list[torch.Tensor | None]:
     names = ["teacher_hidden", "teacher_hidden_shape", "teacher_hidden_dtype"]
     rows = list(zip(*(table.column(n).to_pylist() for n in names), strict=True))
     if all(raw is None for raw, _, _ in rows):
         return [None] * len(rows)
     import torch
 
-    known = {"float64": torch.float64, "float32": torch.float32}
-    known |= {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    dtypes = {"float64": torch.float64, "float32": torch.float32}
+    dtypes |= {"bfloat16": torch.bfloat16, "float16": torch.float16}
     return [
         None
         if raw is None
-        else torch.frombuffer(bytearray(raw), dtype=known[dtype]).reshape(shape)
+        else torch.frombuffer(bytearray(raw), dtype=dtypes[dtype]).reshape(shape)
         if raw
-        else torch.empty(shape, dtype=known[dtype])
+        else torch.empty(shape, dtype=dtypes[dtype])
         for raw, shape, dtype in rows
     ]

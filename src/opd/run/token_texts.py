@@ -1,4 +1,4 @@
-"""What every token id says, once a run, so that reports show tokens without a tokenizer."""
+"""The text of every token id, written once per run: reports show tokens without a tokenizer."""
 
 from __future__ import annotations
 

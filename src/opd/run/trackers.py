@@ -1,4 +1,4 @@
-"""Optional sinks beside `metrics.jsonl`, which stays the truth: tensorboard, wandb, trackio."""
+"""Optional copies of `metrics.jsonl`, which stays authoritative: tensorboard, wandb, trackio."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Value = float | int | str | None
 
 
 class Sink(Protocol):
-    """Somewhere that metrics also go."""
+    """A destination that metrics are copied to."""
 
     def log(self, step: int, values: dict[str, Value]) -> None:
-        """Send one step."""
+        """Send the metrics of one step."""
         ...
 
     def close(self) -> None:
@@ -50,9 +50,9 @@ class TensorBoard:
 class Hosted:
     """wandb and trackio, which share their calls; WANDB_MODE=offline works as usual."""
 
-    def __init__(self, package: str, name: str, config: dict[str, Any], **where: str) -> None:
+    def __init__(self, package: str, name: str, config: dict[str, Any], **options: str) -> None:
         module = importlib.import_module(package)
-        self._run = module.init(project="opd", name=name, config=config, **where)
+        self._run = module.init(project="opd", name=name, config=config, **options)
 
     def log(self, step: int, values: dict[str, Value]) -> None:
         """See `Sink.log`."""
@@ -64,7 +64,7 @@ class Hosted:
 
 
 class Trackers:
-    """All sinks of a run; one that fails is named once and dropped, training goes on.
+    """All sinks of a run; one that fails is dropped with a warning, and training goes on.
 
     Args:
         names: of tensorboard, wandb, trackio.
@@ -79,15 +79,15 @@ class Trackers:
         for name in names:
             _require(name)
         self._sinks: dict[str, Sink] = {}
-        sent = redact(dict(config))
+        public_config = redact(dict(config))
         for name in names:
-            self._guard(name, partial(self._open, name, folder, sent))
+            self._guard(name, partial(self._open, name, folder, public_config))
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
         """Send one step to every sink that still works."""
-        clean: dict[str, Value] = redact(dict(values))
+        public_values: dict[str, Value] = redact(dict(values))
         for name, sink in list(self._sinks.items()):
-            self._guard(name, partial(sink.log, step, clean))
+            self._guard(name, partial(sink.log, step, public_values))
 
     def close(self) -> None:
         """Finish every sink."""
@@ -103,10 +103,11 @@ class Trackers:
         else:
             self._sinks[name] = Hosted(name, folder.name, config)
 
-    def _guard(self, name: str, act: Callable[[], None]) -> None:
+    def _guard(self, name: str, action: Callable[[], None]) -> None:
+        """Run `action`; a sink whose action raises is dropped."""
         try:
-            act()
-        # Sinks talk to networks and raise what they like; none of it may stop a training run.
+            action()
+        # Sinks use networks and may raise anything; none of it may stop a training run.
         except Exception as error:  # noqa: BLE001
             self._sinks.pop(name, None)
             log.warning("Tracker %s failed and is dropped: %s", name, redact_text(str(error)))
