@@ -14,12 +14,13 @@ import pytest
 
 from opd.core.stats import Estimate
 from opd.recipes.check.forecast import load_model
-from opd_lab.calibration import grid
-from opd_lab.calibration.commands import FEATURES, FIT, HELD_OUT, wanted
-from opd_lab.calibration.fitting import fit, values
+from opd.recipes.check.verdict import GO, NO_GO
+from opd_lab.calibration import grid, page
+from opd_lab.calibration.commands import FEATURES, FIT, HELD_OUT, pairs_of
+from opd_lab.calibration.fitting import fit
 from opd_lab.calibration.grid import Pair
-from opd_lab.calibration.judging import judgement
-from opd_lab.calibration.outcomes import Outcome, load
+from opd_lab.calibration.judging import judge_model
+from opd_lab.calibration.outcomes import Outcome, first_runs, load_outcomes, save_outcomes
 from opd_lab.checkpoints import RECIPES
 from opd_lab.worlds import Chain, PrefixedWorld
 
@@ -27,26 +28,26 @@ STORED = Path(__file__).parent / "outcomes.json"
 
 
 def of(groups):
-    found = [o for o in load(STORED) if (o.pair.world, o.pair.seed) in groups]
-    assert len(found) == len(wanted(groups))
+    found = [o for o in load_outcomes(STORED) if (o.pair.world, o.pair.seed) in groups]
+    assert len(found) == len(pairs_of(groups))
     return found
 
 
 def test_the_promises_hold_on_pairs_nobody_fitted():
-    found = judgement(load_model(), of(HELD_OUT))
+    found = judge_model(load_model(), of(HELD_OUT))
     assert found.pairs >= 60
     assert found.spearman >= 0.85
     assert found.spearman > found.gain_spearman
     assert found.auroc.value >= 0.9
     assert found.coverage_p > 0.05
-    assert found.plain >= 0.6
-    assert found.wrong_dont <= 0.03 * found.verdicts["don't"]
-    assert found.wrong_go <= 0.03 * found.verdicts["go"]
+    assert found.decided >= 0.6
+    assert found.wrong_no_go <= 0.03 * found.verdicts[NO_GO]
+    assert found.wrong_go <= 0.03 * found.verdicts[GO]
 
 
 def test_the_shipped_model_is_the_fit():
     shipped = load_model()
-    again = fit([o for o in of(FIT) if not o.pair.again], FEATURES)
+    again = fit(first_runs(of(FIT)), FEATURES)
     assert again.bias == pytest.approx(shipped.bias, abs=1e-3)
     for ours, theirs in zip(again.terms, shipped.terms, strict=True):
         assert ours.weight == pytest.approx(theirs.weight, abs=1e-3)
@@ -56,8 +57,8 @@ def test_the_shipped_model_is_the_fit():
 def test_a_world_of_the_held_out_pairs_was_never_fitted():
     assert not {world for world, _ in HELD_OUT} <= {world for world, _ in FIT}
     assert not set(HELD_OUT) & set(FIT)
-    first = [p for p in wanted(FIT) + wanted(HELD_OUT) if not p.again]
-    again = [p for p in wanted(FIT) + wanted(HELD_OUT) if p.again]
+    first = [p for p in pairs_of(FIT) + pairs_of(HELD_OUT) if not p.repetition]
+    again = [p for p in pairs_of(FIT) + pairs_of(HELD_OUT) if p.repetition]
     assert len(first) >= 180
     assert len(again) >= 60
 
@@ -80,7 +81,7 @@ def test_the_fit_finds_the_formula_that_made_the_outcomes():
     found = [made(s, t) for s in (0.1, 0.3, 0.5, 0.7, 0.9) for t in (0.1, 0.5, 0.9)]
     model = fit(found, ["log_distance"])
     for o in found:  # nearly: the ridge pulls the weight down a little
-        assert model.accuracy_after(values(o)) == pytest.approx(o.after, abs=0.03)
+        assert model.accuracy_after(o.values) == pytest.approx(o.after, abs=0.03)
     assert model.terms[0].weight < -1
 
 
@@ -105,10 +106,28 @@ def test_another_template_keeps_problems_answers_and_sides():
 
 
 def test_outcomes_survive_their_file(tmp_path):
-    from opd_lab.calibration.outcomes import save
-
     found = [made(0.5, 0.9), replace(made(0.2, 0.4), seconds=2.0)]
-    save(found, tmp_path / "o.json")
-    assert sorted(load(tmp_path / "o.json"), key=lambda o: o.after) == sorted(
+    save_outcomes(found, tmp_path / "o.json")
+    assert sorted(load_outcomes(tmp_path / "o.json"), key=lambda o: o.after) == sorted(
         found, key=lambda o: o.after
     )
+
+
+def test_page_shows_targets_model_and_every_held_out_pair(tmp_path):
+    """Features that are not stored are made up: the ablation fits them, nothing judges them."""
+    rng = np.random.default_rng(0)
+
+    def completed(outcome):
+        names = {*page.SINGLE_FEATURES, *page.ALTERNATIVES} - set(outcome.probe)
+        made_up = {name: Estimate(rng.random(), 0.0, 1.0, 9) for name in sorted(names)}
+        return replace(outcome, probe=outcome.probe | made_up)
+
+    fitted, held_out = ([completed(o) for o in of(groups)] for groups in (FIT, HELD_OUT))
+    facts = {"Command": "opd lab calibrate"}
+    path = page.write_page(tmp_path / "check.md", load_model(), fitted, held_out, facts)
+    lines = path.read_text("utf-8").splitlines()
+    assert any(line.startswith("| as shipped | 0.961 |") for line in lines)
+    assert "after = s * weighted_teacher_accuracy + (1 - s) * 0.00 * student" in lines
+    pairs = [line for line in lines if line.startswith(("| chain-22-d", "| route-20-d"))]
+    assert len(pairs) == len(first_runs(held_out))
+    assert sum("(wrong)" in line.replace("\\", "") for line in pairs) == 1

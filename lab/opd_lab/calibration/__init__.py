@@ -1,5 +1,5 @@
-"""`opd lab calibrate`: what `opd check` says, held against what training then did.
+"""`opd lab calibrate`: what `opd check` predicts, compared with what training then does.
 
-grid (who learns from whom) - outcomes (probe and run of each pair) - fitting (the prospect, on some
-worlds and seeds) - judging (its promises, on others) - page (docs/check.md).
+grid (the pairs) - outcomes (probe and run of each pair) - fitting (the forecast, on some worlds and
+seeds) - judging (its targets, on others) - page (docs/check.md).
 """

@@ -99,7 +99,7 @@ class Pair:
         teacher: likewise.
         seed: of every checkpoint, and of the run.
         depth: reasoning steps of the problems.
-        again: number of the repeated run, 0 for the first one.
+        repetition: number of the repeated run, 0 for the first one.
     """
 
     world: str
@@ -107,7 +107,7 @@ class Pair:
     teacher: str
     seed: int
     depth: int
-    again: int = 0
+    repetition: int = 0
 
     @property
     def first_name(self) -> str:
@@ -117,12 +117,12 @@ class Pair:
     @property
     def name(self) -> str:
         """Short and unique."""
-        return self.first_name + (f"-again{self.again}" if self.again else "")
+        return self.first_name + (f"-repeat{self.repetition}" if self.repetition else "")
 
     @property
     def run_seed(self) -> int:
-        """Seed of the run and the probe: another one for each re-run."""
-        return self.seed + 1000 * self.again
+        """Seed of the run and the probe: another one for each repetition."""
+        return self.seed + 1000 * self.repetition
 
     @property
     def task(self) -> Task:

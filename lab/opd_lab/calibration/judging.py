@@ -1,8 +1,8 @@
-"""Holding what the check says against what training did, on pairs nobody fitted."""
+"""Comparing what the check predicts with what training did, on pairs it was not fitted on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,18 @@ from scipy import stats as scipy_stats
 from opd.core import stats
 from opd.core.stats import Estimate
 from opd.recipes.check.forecast import ForecastModel, predict
-from opd.recipes.check.verdict import NEGLIGIBLE, WORTHWHILE, judge
-from opd_lab.calibration.fitting import values
-from opd_lab.calibration.outcomes import Outcome
+from opd.recipes.check.verdict import (
+    CHANGES,
+    GO,
+    NEGLIGIBLE,
+    NO_GO,
+    WORTHWHILE,
+    Verdict,
+    judge,
+)
+from opd_lab.calibration.outcomes import Outcome, first_runs
 
-HEADROOM = 0.1  # a lead from which on a recovery means anything
-Score = Callable[[Outcome], float]
+MIN_GAP = 0.1  # accuracy gap from which on a recovery is meaningful
 
 
 @dataclass(frozen=True)
@@ -24,95 +30,103 @@ class Judgement:
     """How right the check was.
 
     Attributes:
-        pairs: how many.
-        headroom: of them, with a lead of `HEADROOM` or more.
-        spearman: rank correlation of expected and realised accuracy change.
+        pairs: number of pairs.
+        with_gap: of them, with a gap of `MIN_GAP` or more.
+        spearman: rank correlation of predicted and realised accuracy change.
         gain_spearman: of continuation gain alone.
-        ceiling: of a run with its re-run on another seed, on `again` pairs.
-        again: how many were re-run.
-        auroc: of the expected recovery for "recovers at least half".
+        ceiling: of a run with its repetition on another seed, on `repeated` pairs.
+        repeated: number of repeated pairs.
+        auroc: of the predicted recovery for "recovers at least half".
         gap_auroc: of the benchmark gap for the same.
-        covered: share of changes inside their 90 % interval, n pairs.
+        coverage: fraction of changes inside their 90 % interval.
         coverage_p: two-sided binomial test against 90 %.
-        error: mean |expected - realised| change.
+        error: mean |predicted - realised| change.
         verdicts: how often each was given.
-        wrong_dont: "don't" to pairs that recovered more than half.
-        wrong_go: "go" to pairs that recovered less than a fifth.
+        wrong_no_go: no-gos to pairs that recovered more than half.
+        wrong_go: gos to pairs that recovered less than a fifth.
     """
 
     pairs: int
-    headroom: int
+    with_gap: int
     spearman: float
     gain_spearman: float
     ceiling: float
-    again: int
+    repeated: int
     auroc: Estimate
     gap_auroc: Estimate
-    covered: float
+    coverage: float
     coverage_p: float
     error: float
     verdicts: Mapping[str, int]
-    wrong_dont: int
+    wrong_no_go: int
     wrong_go: int
 
     @property
-    def plain(self) -> float:
-        """Share of pairs given a plain go or don't."""
-        return (self.verdicts["go"] + self.verdicts["don't"]) / self.pairs
+    def decided(self) -> float:
+        """Fraction of pairs given a plain go or no-go."""
+        return (self.verdicts[GO] + self.verdicts[NO_GO]) / self.pairs
 
 
-def judgement(model: ForecastModel, outcomes: Sequence[Outcome]) -> Judgement:
-    """Judge a model on first runs; re-runs give the noise ceiling."""
-    first = [o for o in outcomes if not o.pair.again]
-    told = [predict(model, o.probe) for o in first]
+def judge_model(model: ForecastModel, outcomes: Sequence[Outcome]) -> Judgement:
+    """Judge a model on first runs; repeated ones give the noise ceiling."""
+    first = first_runs(outcomes)
+    forecasts = [predict(model, o.probe) for o in first]
     changes = np.array([o.change for o in first])
-    expected = np.array([p.change.value for p in told if p.change is not None])
-    inside = [
-        p.change.low <= o.change <= p.change.high
-        for p, o in zip(told, first, strict=True)
-        if p.change is not None
-    ]
-    roomy = [i for i, o in enumerate(first) if o.lead >= HEADROOM]
-    half = [float(first[i].recovery >= WORTHWHILE) for i in roomy]
-    said = [judge(p, o.probe) for p, o in zip(told, first, strict=True)]
-    again = {o.pair.name.rsplit("-again", 1)[0]: o.change for o in outcomes if o.pair.again}
-    twice = [(o.change, again[o.pair.name]) for o in first if o.pair.name in again]
+    intervals = [forecast.change for forecast in forecasts if forecast.change is not None]
+    predicted = np.array([interval.value for interval in intervals])
+    inside = [i.low <= c <= i.high for i, c in zip(intervals, changes, strict=True)]
+    with_gap = [i for i, o in enumerate(first) if o.gap >= MIN_GAP]
+    recovers_half = [float(first[i].recovery >= WORTHWHILE) for i in with_gap]
+    verdicts = [judge(f, o.probe) for f, o in zip(forecasts, first, strict=True)]
+    wrong = [v for v, o in zip(verdicts, first, strict=True) if not is_right(v, o)]
+    ceiling, repeated = _ceiling(outcomes)
     return Judgement(
         pairs=len(first),
-        headroom=len(roomy),
-        spearman=_rank(expected, changes),
-        gain_spearman=_rank([values(o)["continuation_gain"] for o in first], changes),
-        ceiling=_rank(*zip(*twice, strict=True)) if len(twice) > 2 else float("nan"),
-        again=len(twice),
-        auroc=stats.auroc([expected[i] / _lead(first[i]) for i in roomy], half),
-        gap_auroc=stats.auroc([values(first[i])["gap"] for i in roomy], half),
-        covered=float(np.mean(inside)),
-        coverage_p=float(scipy_stats.binomtest(sum(inside), len(inside), 0.9).pvalue),
-        error=float(np.abs(expected - changes).mean()),
-        verdicts={v: said.count(v) for v in ("go", "go with changes", "don't")},
-        wrong_dont=sum(said[i] == "don't" and first[i].recovery > WORTHWHILE for i in roomy),
-        wrong_go=sum(
-            v == "go" and (o.lead < HEADROOM or o.recovery < NEGLIGIBLE)
-            for v, o in zip(said, first, strict=True)
+        with_gap=len(with_gap),
+        spearman=_rank_correlation(predicted, changes),
+        gain_spearman=_rank_correlation([o.values["continuation_gain"] for o in first], changes),
+        ceiling=ceiling,
+        repeated=repeated,
+        # The probe's own estimate of the gap, because that is what the check divides by.
+        auroc=stats.auroc(
+            [predicted[i] / max(first[i].values["gap"], 0.01) for i in with_gap], recovers_half
         ),
+        gap_auroc=stats.auroc([first[i].values["gap"] for i in with_gap], recovers_half),
+        coverage=float(np.mean(inside)),
+        coverage_p=float(scipy_stats.binomtest(sum(inside), len(inside), 0.9).pvalue),
+        error=float(np.abs(predicted - changes).mean()),
+        verdicts={v: verdicts.count(v) for v in (GO, CHANGES, NO_GO)},
+        wrong_no_go=wrong.count(NO_GO),
+        wrong_go=wrong.count(GO),
     )
 
 
-def _lead(outcome: Outcome) -> float:
-    """The probe's own estimate of the lead, which is what the check divides by."""
-    return max(values(outcome)["gap"], 0.01)
+def is_right(verdict: Verdict, outcome: Outcome) -> bool:
+    """Whether a verdict was right: a go must recover something, a no-go no more than half."""
+    if verdict == GO:
+        return outcome.gap >= MIN_GAP and outcome.recovery >= NEGLIGIBLE
+    return verdict != NO_GO or outcome.gap < MIN_GAP or outcome.recovery <= WORTHWHILE
 
 
-def _rank(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+def _ceiling(outcomes: Sequence[Outcome]) -> tuple[float, int]:
+    """Rank correlation of a run with its repetition, and on how many pairs."""
+    repeated = {o.pair.first_name: o.change for o in outcomes if o.pair.repetition}
+    changes = [
+        (o.change, repeated[o.pair.name]) for o in first_runs(outcomes) if o.pair.name in repeated
+    ]
+    if len(changes) < 3:
+        return float("nan"), len(changes)
+    return _rank_correlation(*zip(*changes, strict=True)), len(changes)
+
+
+def _rank_correlation(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
     return float(scipy_stats.spearmanr(a, b).statistic)
 
 
-def single_feature(outcomes: Sequence[Outcome], name: str) -> tuple[float, Estimate]:
-    """Spearman with the change, and AUROC for recovering half, of one number of the probe alone."""
-    first = [o for o in outcomes if not o.pair.again]
-    found = np.array([values(o)[name] for o in first])
-    known = ~np.isnan(found)
-    changes = np.array([o.change for o in first])
-    roomy = [i for i, o in enumerate(first) if o.lead >= HEADROOM and known[i]]
-    half = [float(first[i].recovery >= WORTHWHILE) for i in roomy]
-    return _rank(found[known], changes[known]), stats.auroc([found[i] for i in roomy], half)
+def judge_feature(outcomes: Sequence[Outcome], name: str) -> tuple[float, Estimate]:
+    """One feature of the probe alone: Spearman with the change, AUROC for recovering half."""
+    known = [o for o in first_runs(outcomes) if not np.isnan(o.values[name])]
+    spearman = _rank_correlation([o.values[name] for o in known], [o.change for o in known])
+    with_gap = [o for o in known if o.gap >= MIN_GAP]
+    recovers_half = [float(o.recovery >= WORTHWHILE) for o in with_gap]
+    return spearman, stats.auroc([o.values[name] for o in with_gap], recovers_half)
