@@ -336,6 +336,27 @@ MUTANTS = [
         BATCH + UPDATE,
     ),
     Mutant(
+        "padding rows of a wide head sampled",
+        "models/head.py",
+        "return project(hidden, self.weight[: self.vocab], bias)",
+        "return project(hidden, self.weight, bias)",
+        ("test_cli.py",),
+    ),
+    Mutant(
+        "padding rows of a wide head trained",
+        "models/head.py",
+        "if self.vocab < weight.shape[0]:",
+        "if False:",
+        ("test_cli.py",),
+    ),
+    Mutant(
+        "a head that is not compared with the model's own logits",
+        "models/lm.py",
+        "if not gap <= tolerance",
+        "if False and not gap <= tolerance",
+        ("models/test_lm.py",),
+    ),
+    Mutant(
         "mean over the micro-batch instead of the step",
         "training/gradient.py",
         "(total / denominator).backward()",

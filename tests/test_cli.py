@@ -131,19 +131,59 @@ def test_a_mistake_is_a_message(place, name):
         assert [p.name for p in Path("run").iterdir()] == ["precious.txt"]
 
 
-def test_a_wider_padded_head_is_masked(place):
+PADDING = 7  # rows of a head beyond the tokenizer's ids
+
+
+def widened(name: str, source: str) -> None:
+    """A shipped model with padding rows that would win every draw if they took part."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    wide = AutoModelForCausalLM.from_pretrained(PAIR / "teacher")
+    wide = AutoModelForCausalLM.from_pretrained(PAIR / source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        wide.resize_token_embeddings(wide.config.vocab_size + 7, mean_resizing=False)
-    wide.save_pretrained("wide")
-    for file in (PAIR / "teacher").glob("tok*"):
-        shutil.copy(file, "wide")
-    result = CliRunner().invoke(app, ["train", "run.yaml", "--quiet", "teacher.model=wide"])
-    assert result.exit_code == 0, result.exception
+        wide.resize_token_embeddings(wide.config.vocab_size + PADDING, mean_resizing=False)
+        rows = wide.get_output_embeddings().weight.data[-PADDING:]
+        rows.copy_(20 * torch.randn(rows.shape))
+    wide.save_pretrained(name)
+    for file in (*(PAIR / source).glob("tok*"), PAIR / source / "chat_template.jinja"):
+        shutil.copy(file, name)
+
+
+@pytest.mark.parametrize("loss", ["loss.support=student_topk", "loss.support=full"])
+def test_a_wider_padded_head_is_masked(place, loss):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from opd.run.rollouts import read_step
+
+    models = {}
+    for run, folder in (("plain", PAIR), ("wide", place)):
+        if run == "wide":
+            widened("student", "student")
+            widened("teacher", "teacher")
+        words = ["train", "run.yaml", "--quiet", loss, "optim.weight_decay=0", "optim.lr=0.01"]
+        words += [f"output.dir={run}", *(f"{m}.model={folder / m}" for m in ("student", "teacher"))]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.exception
+        models[run] = AutoModelForCausalLM.from_pretrained(f"{run}/final")
+    vocab = models["plain"].config.vocab_size
+    (rollouts, scores), (expected, _) = (
+        read_step(next(Path(f"{run}/rollouts").glob("*.parquet"))) for run in ("wide", "plain")
+    )
+    assert [r.ids.tolist() for r in rollouts] == [r.ids.tolist() for r in expected]
+    for array in (*(r.topk_ids for r in rollouts), *(s.topk_ids for s in scores)):
+        assert array is None or array.max() < vocab
+    before = AutoModelForCausalLM.from_pretrained("student").get_output_embeddings().weight
+    after = models["wide"].get_output_embeddings().weight
+    assert torch.equal(after[vocab:], before[vocab:])  # never trained
+    assert not torch.equal(after[:vocab], before[:vocab])
+    torch.testing.assert_close(after[:vocab], models["plain"].get_output_embeddings().weight)
+    metrics = [
+        json.loads(Path(f"{run}/metrics.jsonl").read_text().splitlines()[-1])
+        for run in ("wide", "plain")
+    ]
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-4, abs=1e-6)
 
 
 def test_init_never_overwrites(place):

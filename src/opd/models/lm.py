@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from opd.errors import UserError
@@ -154,8 +155,8 @@ def load_lm(
         key: configuration key named in errors.
 
     Raises:
-        UserError: no such model, not a causal LM, pickled weights only, or logits that are not
-            head(backbone).
+        UserError: no such model, not a causal LM, pickled or damaged weights, float16, or logits
+            that are not head(backbone).
     """
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise UserError(f"{key}={name}: the folder has no config.json; give a Hugging Face folder.")
@@ -168,7 +169,7 @@ def load_lm(
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
             f"{key}={name}: cannot be loaded as a causal language model: {first}\n"
@@ -198,22 +199,22 @@ def check_head(lm: LM, key: str) -> None:
         UserError: with the largest difference seen.
     """
     ids = torch.arange(8, device=lm.device)[None] % lm.vocab
-    whole = lm.causal(input_ids=ids, use_cache=False).logits[0, :, : lm.vocab].float()
+    expected = lm.causal(input_ids=ids, use_cache=False).logits[0, :, : lm.vocab].float()
     try:
-        split = lm.head.logits(lm.hidden(ids)[0]).float()
+        logits = lm.head.logits(lm.hidden(ids)[0]).float()
     except AttributeError as error:
         raise UserError(
             f"{key}={lm.name}: {type(lm.causal).__name__} has no backbone that gives hidden states "
             f"apart from its head ({error}), which every loss here needs."
         ) from None
-    gap = (whole - split).abs().max().item()
+    gap = (expected - logits).abs().max().item()
     # bf16 rounds a logit of 16 by up to 0.06; anything larger is another function.
-    tolerance = 0.1 if whole.dtype != lm.causal.dtype else 1e-3
-    if not gap <= tolerance * max(1.0, whole.abs().max().item() / 16):
+    tolerance = 0.1 if lm.causal.dtype == torch.bfloat16 else 1e-3
+    if not gap <= tolerance * max(1.0, expected.abs().max().item() / 16):  # NaN is refused too
         raise UserError(
-            f"{key}={lm.name}: this architecture ({type(lm.causal).__name__}) reshapes its logits "
-            f"in a way opd does not know (largest difference {gap:.3g}). Training would optimise "
-            "the wrong distribution, so it is refused."
+            f"{key}={lm.name}: this architecture ({type(lm.causal).__name__}) transforms its "
+            f"logits in a way opd does not know (largest difference {gap:.3g}). Training would "
+            "optimise the wrong distribution, so it is refused."
         )
 
 
