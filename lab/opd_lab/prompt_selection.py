@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from opd.commands.select import Selection, rows_of, select, write_rows
+from opd.commands.select.result import Selection
+from opd.commands.select.rows import output_rows, write_rows
+from opd.commands.select.run import select
 from opd.config import parse
 from opd.run.console import Console
 from opd_lab.cache_key import digest
@@ -57,7 +59,7 @@ def select_prompts(
     random_rows = rows[: len(selection.aligned) + len(selection.others)]
     random = _content_path(cache, "random", random_rows)
     random.write_text("\n".join(random_rows) + "\n", encoding="utf-8")
-    selected_rows = rows_of(cfg, cfg.select, selection)
+    selected_rows = output_rows(cfg, cfg.select, selection)
     selected = _content_path(cache, "selected", [repr(row) for row in selected_rows])
     write_rows(selected, selected_rows)
     return PromptSelection(
@@ -76,9 +78,9 @@ def _content_path(cache: Path, name: str, lines: list[str]) -> Path:
 
 def _measures(selection: Selection) -> dict[str, np.ndarray]:
     return {
-        "score": selection.ranked.score,
-        "advantage": selection.ranked.advantage,
-        "mixed": selection.ranked.mixed,
-        "mass": selection.measured.mass,
-        "entropy": -selection.measured.teacher_entropy,
+        "score": selection.ranking.score,
+        "advantage": selection.ranking.advantage,
+        "mixed": selection.ranking.mixed,
+        "mass": selection.measurements.overlap_mass,
+        "entropy": -selection.measurements.teacher_entropy,
     }

@@ -17,23 +17,23 @@ from transformers import AutoTokenizer
 from opd import config
 from opd.commands.select import run_select
 from opd.config import Select
+from opd.core.stats import pass_at_k_values
 from opd.data.graders import make_grader
 from opd.data.prompts import load_prompts
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
 from opd.models.tokenizers import make_decoder
 from opd.recipes.select import (
-    Bench,
-    Measured,
-    Ranked,
-    choose,
+    Measurements,
+    MeasurementSetup,
+    Ranking,
+    choose_prompts,
     compare_templates,
     measure_prompts,
-    mixed_at,
-    mixture,
-    pass_at,
-    rank,
-    shrunk,
+    mixed_probability,
+    mixture_entropy,
+    rank_prompts,
+    shrink,
 )
 from opd.reports.select_page import select_document
 from opd.samplers.hf import Decoding, HFSampler
@@ -45,12 +45,12 @@ FLOAT32_SUM = 1e-5  # a float32 model read twice, in batches of other shapes
 
 @pytest.mark.parametrize("right", range(6))
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_pass_and_mixed_are_shares_of_all_draws(right, k):
+def test_pass_and_mixed_are_fractions_of_all_draws(right, k):
     outcomes = [1] * right + [0] * (5 - right)
     draws = [sum(d) for d in itertools.combinations(outcomes, k)]
     given = np.array([float(right)])
-    assert pass_at(given, 5, k)[0] == pytest.approx(np.mean([d > 0 for d in draws]))
-    assert mixed_at(given, 5, k)[0] == pytest.approx(np.mean([0 < d < k for d in draws]))
+    assert pass_at_k_values(given, 5, k)[0] == pytest.approx(np.mean([d > 0 for d in draws]))
+    assert mixed_probability(given, 5, k)[0] == pytest.approx(np.mean([0 < d < k for d in draws]))
 
 
 def test_shrinkage_is_that_of_the_prior_the_prompts_came_from():
@@ -58,19 +58,18 @@ def test_shrinkage_is_that_of_the_prior_the_prompts_came_from():
     right = betabinom.rvs(n, a, b, size=4000, random_state=0).astype(float)
     expected = (right + a) / (n + a + b)
     # moments of 4,000 prompts give the prior's strength to a few per cent
-    np.testing.assert_allclose(shrunk(right, n), expected, atol=0.02)
+    np.testing.assert_allclose(shrink(right, n), expected, atol=0.02)
 
 
 def test_shrinkage_at_its_limits():
     rng = np.random.default_rng(0)
     same = rng.binomial(8, 0.3, 500).astype(float)
-    same += 0
-    spread = shrunk(same, 8)
+    spread = shrink(same, 8)
     assert np.ptp(spread) < 0.15 < np.ptp(same / 8)  # prompts alike: almost all is noise
     apart = np.repeat([0.0, 8.0], 50)
-    np.testing.assert_allclose(shrunk(apart, 8), apart / 8, atol=0.02)
-    assert shrunk(np.full(10, 8.0), 8).tolist() == [1.0] * 10
-    assert np.allclose(shrunk(np.array([4.0, 4.0, 4.0, 4.0]), 8), 0.5)  # less than chance
+    np.testing.assert_allclose(shrink(apart, 8), apart / 8, atol=0.02)
+    assert shrink(np.full(10, 8.0), 8).tolist() == [1.0] * 10
+    assert np.allclose(shrink(np.array([4.0, 4.0, 4.0, 4.0]), 8), 0.5)  # less than chance
 
 
 def spec(**changes):
@@ -79,86 +78,103 @@ def spec(**changes):
 
 def measured(count=6, **changes):
     base = {
-        "student": np.array([0.0, 1, 2, 3, 4, 0])[:count],
-        "teacher": np.array([4.0, 4, 4, 4, 4, 0])[:count],
-        "mass": np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.99])[:count],
+        "student_correct": np.array([0.0, 1, 2, 3, 4, 0])[:count],
+        "teacher_correct": np.array([4.0, 4, 4, 4, 4, 0])[:count],
+        "overlap_mass": np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.99])[:count],
         "student_entropy": np.full(count, 0.5),
         "teacher_entropy": np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])[:count],
     }
-    return Measured(**base | changes)
+    return Measurements(**base | changes)
 
 
 def test_each_weight_ranks_by_its_own_measure():
     only = {"advantage": 0.0, "learnability": 0.0, "alignment": 0.0}
-    by_advantage = rank(measured(), spec(**only | {"advantage": 1.0}))
+    by_advantage = rank_prompts(measured(), spec(**only | {"advantage": 1.0}))
     assert np.argmax(by_advantage.score) == 0
-    by_mixed = rank(measured(), spec(**only | {"learnability": 1.0}))
+    by_mixed = rank_prompts(measured(), spec(**only | {"learnability": 1.0}))
     assert np.argmax(by_mixed.score) == 2
-    by_mass = rank(measured(teacher_entropy=np.full(6, np.nan)), spec(**only | {"alignment": 1.0}))
+    by_mass = rank_prompts(
+        measured(teacher_entropy=np.full(6, np.nan)), spec(**only | {"alignment": 1.0})
+    )
     assert np.argsort(-by_mass.score).tolist() == [5, 0, 1, 2, 3, 4]
-    both = rank(measured(), spec(**only | {"alignment": 1.0}))
+    both = rank_prompts(measured(), spec(**only | {"alignment": 1.0}))
     assert np.argmax(both.score) == 0  # entropy pulls the sixth down
 
 
-def test_what_is_missing_has_no_part_in_the_score():
-    nothing = np.full(6, np.nan)
-    found = rank(measured(student=nothing, teacher=nothing), spec())
-    assert np.isnan(found.advantage).all()
-    alone = rank(measured(), spec(advantage=0.0, learnability=0.0))
-    np.testing.assert_allclose(found.score, alone.score)
+def test_a_missing_measure_has_no_part_in_the_score():
+    unknown = np.full(6, np.nan)
+    ungraded = measured(student_correct=unknown, teacher_correct=unknown)
+    ranking = rank_prompts(ungraded, spec())
+    assert np.isnan(ranking.advantage).all()
+    assert np.isnan(ranking.mixed).all()
+    assert np.isnan(ranking.pass_at_k).all()
+    alone = rank_prompts(measured(), spec(advantage=0.0, learnability=0.0))
+    np.testing.assert_allclose(ranking.score, alone.score)
 
 
 def ranked(scores, advantage):
     values = np.array(scores, dtype=float)
-    return Ranked(np.array(advantage, dtype=float), values, values, values)
+    return Ranking(np.array(advantage, dtype=float), values, values, values)
 
 
-def test_the_choice_keeps_its_shares_and_never_calls_a_worse_teacher_aligned():
+def test_the_choice_keeps_its_fractions_and_never_calls_a_worse_teacher_aligned():
     scores = np.arange(40) / 40
     advantage = np.where(np.arange(40) % 4 == 3, -0.1, 0.5)
-    aligned, others = choose(ranked(scores, advantage), spec(keep=0.5, ood_share=0.25), seed=0)
+    aligned, others = choose_prompts(
+        ranked(scores, advantage), spec(keep=0.5, ood_share=0.25), seed=0
+    )
     assert (len(aligned), len(others)) == (15, 5)
     assert all(advantage[i] > 0 for i in aligned)
     assert aligned == sorted(aligned, key=lambda i: -scores[i])
     assert aligned[0] == 38
     assert not set(aligned) & set(others)
-    assert choose(ranked(scores, advantage), spec(keep=0.5), seed=0)[1] == others
-    assert choose(ranked(scores, advantage), spec(keep=0.5), seed=1)[1] != others
-    whole, none = choose(ranked(scores, advantage), spec(keep=1.0, ood_share=0.0), seed=0)
+    assert choose_prompts(ranked(scores, advantage), spec(keep=0.5), seed=0)[1] == others
+    assert choose_prompts(ranked(scores, advantage), spec(keep=0.5), seed=1)[1] != others
+    whole, none = choose_prompts(ranked(scores, advantage), spec(keep=1.0, ood_share=0.0), seed=0)
     assert (len(whole), none) == (30, [])
-    assert choose(ranked(scores, -np.ones(40)), spec(), seed=0) == ([], [])
+    assert choose_prompts(ranked(scores, -np.ones(40)), spec(), seed=0) == ([], [])
 
 
 def test_entropy_of_a_mixture_is_between_its_parts():
-    found = mixture(measured(), [0, 1], [0.0, 0.5, 1.0])
-    assert found.teacher == pytest.approx([0.15, 0.3, 0.45])
-    assert found.student == pytest.approx([0.5, 0.5, 0.5])
+    mixture = mixture_entropy(measured(), [0, 1], [0.0, 0.5, 1.0])
+    assert mixture.teacher == pytest.approx([0.15, 0.3, 0.45])
+    assert mixture.student == pytest.approx([0.5, 0.5, 0.5])
 
 
 def test_a_template_is_changed_only_beyond_noise():
     base = measured(
         60,
-        student=np.full(60, 2.0),
-        teacher=np.tile([3.0, 4.0, 5.0], 20),
-        mass=np.tile([0.79, 0.81], 30),
+        student_correct=np.full(60, 2.0),
+        teacher_correct=np.tile([3.0, 4.0, 5.0], 20),
+        overlap_mass=np.tile([0.79, 0.81], 30),
         student_entropy=np.full(60, 0.5),
         teacher_entropy=np.full(60, 0.5),
     )
     noise = np.tile([1.0, -1.0, 0.0, 0.0, 1.0, -1.0], 10)
-    same = replace(base, teacher=base.teacher + noise, mass=base.mass + noise / 50)
-    closer = replace(base, mass=base.mass + 0.1)
-    better = replace(base, teacher=base.teacher + 2 + noise, mass=base.mass - 0.3)
-    worse = replace(base, teacher=base.teacher - 2 + noise, mass=base.mass + 0.15)
-    for others, picked in (
+    same = replace(
+        base,
+        teacher_correct=base.teacher_correct + noise,
+        overlap_mass=base.overlap_mass + noise / 50,
+    )
+    closer = replace(base, overlap_mass=base.overlap_mass + 0.1)
+    better = replace(
+        base, teacher_correct=base.teacher_correct + 2 + noise, overlap_mass=base.overlap_mass - 0.3
+    )
+    worse = replace(
+        base,
+        teacher_correct=base.teacher_correct - 2 + noise,
+        overlap_mass=base.overlap_mass + 0.15,
+    )
+    for others, expected in (
         ({"same": same}, "now"),
         ({"closer": closer}, "closer"),
         ({"worse": worse}, "now"),
         ({"closer": closer, "better": better, "worse": worse}, "better"),
     ):
-        name, tried = compare_templates({"now": base, **others}, 8)
-        assert name == picked
-        assert [t.name for t in tried] == ["now", *others]
-        assert tried[0].better.value == tried[0].closer.value == 0
+        name, results = compare_templates({"now": base, **others}, 8)
+        assert name == expected
+        assert [t.name for t in results] == ["now", *others]
+        assert results[0].accuracy_difference.value == results[0].overlap_difference.value == 0
 
 
 def run_config(folder, **changes):
@@ -178,17 +194,17 @@ def test_measures_are_those_of_each_prompt_alone(tmp_path):
         cfg.prompts.path, pair.tokenizer, template=None, chat={}, max_tokens=32, limit=3
     ).prompts
     student = HFSampler(pair.student, Decoding(24), stop=pair.stop, capture=4)
-    bench = Bench(
+    setup = MeasurementSetup(
         student=student,
-        writer=HFSampler(pair.teacher, Decoding(24), stop=pair.teacher_stop, capture=1),
+        teacher_sampler=HFSampler(pair.teacher, Decoding(24), stop=pair.teacher_stop, capture=1),
         teacher=LocalTeacher(pair.teacher),
         grader=make_grader("exact", [p.answer for p in prompts]),
         decode=make_decoder(pair.tokenizer),
         n=2,
         k=4,
     )
-    found = measure_prompts(bench, prompts, (0, 9))
-    for place, prompt in enumerate(prompts):
+    measurements = measure_prompts(setup, prompts, (0, 9))
+    for index, prompt in enumerate(prompts):
         rollouts = student.sample([prompt], n=2, key=(0, 9))
         masses, entropies = [], []
         for r in rollouts:
@@ -200,11 +216,13 @@ def test_measures_are_those_of_each_prompt_alone(tmp_path):
                 shared = [j for j, i in enumerate(r.topk_ids[t].tolist()) if i in top[t]]
                 masses.append(sum(np.exp(float(r.topk_logp[t, j])) for j in shared))
             entropies += (-(theirs * theirs.log()).sum(-1)).tolist()
-        assert found.mass[place] == pytest.approx(np.mean(masses), abs=FLOAT32_SUM)
-        assert found.teacher_entropy[place] == pytest.approx(np.mean(entropies), abs=FLOAT32_SUM)
-        right = [bench.decode(r.ids.tolist()).split()[-1] == prompt.answer for r in rollouts]
-        assert found.student[place] == sum(right)
-    assert (found.teacher == 2).all()  # the demo's teacher answers 98.8 %
+        assert measurements.overlap_mass[index] == pytest.approx(np.mean(masses), abs=FLOAT32_SUM)
+        assert measurements.teacher_entropy[index] == pytest.approx(
+            np.mean(entropies), abs=FLOAT32_SUM
+        )
+        right = [setup.decode(r.ids.tolist()).split()[-1] == prompt.answer for r in rollouts]
+        assert measurements.student_correct[index] == sum(right)
+    assert (measurements.teacher_correct == 2).all()  # the demo's teacher answers 98.8 %
 
 
 def teacher_of_another_template(folder):
@@ -262,7 +280,7 @@ def test_parquet_and_prompts_without_answers(tmp_path):
     assert len(select_document(record, source="prompts.jsonl").sections) == 2
 
 
-def test_nothing_to_learn_is_said(tmp_path):
+def test_nothing_to_learn_is_an_error(tmp_path):
     data = run_config(tmp_path)
     data["teacher"] = data["student"]
     rows = [r | {"answer": "never"} for r in rows_in(data["prompts"]["path"])[:20]]
@@ -274,13 +292,13 @@ def test_nothing_to_learn_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ("select.output=x.csv", "must end in"),
         ("select.k=9", "as many responses"),
         ("select={output: x.jsonl, advantage: 0, learnability: 0, alignment: 0}", "all 0"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(tmp_path, change, says):
-    with pytest.raises(UserError, match=says):
+def test_settings_that_cannot_work_are_refused(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
         config.parse(run_config(tmp_path), [change])

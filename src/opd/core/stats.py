@@ -80,6 +80,21 @@ def mean(values: ArrayLike, *, level: float = 0.95) -> Estimate:
     return Estimate(centre, centre - half / count**0.5, centre + half / count**0.5, count)
 
 
+def pass_at_k_values(correct: ArrayLike, n: int, k: int) -> np.ndarray:
+    """Unbiased pass@k of each prompt: 1 - C(n-c, k)/C(n, k); NaN where `correct` is.
+
+    Args:
+        correct: (P,) c, correct samples of n.
+        n: samples per prompt.
+        k: 1 to n.
+    """
+    # C(n-c, k)/C(n, k) as a product of k factors (n-c-i)/(n-i): exact enough at any n.
+    i = np.arange(k)
+    factors = (n - np.asarray(correct, dtype=float)[:, None] - i) / (n - i)
+    values: np.ndarray = 1 - np.clip(factors, 0.0, None).prod(1)
+    return values
+
+
 def pass_at_k(
     correct: ArrayLike, k: int, *, level: float = 0.95, seed: int = 0, resamples: int = 2000
 ) -> Estimate:
@@ -102,10 +117,7 @@ def pass_at_k(
     n = matrix.shape[1]
     if not 1 <= k <= n:
         raise ValueError(f"pass@k needs 1 <= k <= n = {n} samples a prompt, got k = {k}")
-    # C(n-c, k)/C(n, k) as a product of k factors (n-c-i)/(n-i): exact enough at any n.
-    i = np.arange(k)
-    factors = (n - matrix.sum(1)[:, None] - i) / (n - i)
-    values = 1 - np.clip(factors, 0.0, None).prod(1)
+    values = pass_at_k_values(matrix.sum(1), n, k)
     if np.ptp(values) == 0 and values[0] in (0.0, 1.0):
         end = float(values[0])
         return Estimate(end, *_clopper_pearson(end, len(values), level), len(values))

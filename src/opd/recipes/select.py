@@ -1,9 +1,9 @@
-"""Which prompts this teacher can teach this student on: measured, ranked, mixed, told why.
+"""Which prompts this teacher can teach this student on: measured, ranked, chosen.
 
-Paper section 5.2. Three things are measured a prompt, with n responses of each model: how much
-more often the teacher is right (accuracies shrunk to their mean), whether the student gets there at
-times (mixed outcomes), and whether the two speak alike (overlap mass, and the teacher's entropy, on
-the student's own rollouts). Shapes: P prompts, n responses a prompt, k tokens a position.
+Paper section 5.2. Three things are measured per prompt, with n completions of each model: how much
+more accurate the teacher is (accuracies shrunk to their mean), whether the student is correct at
+times (mixed outcomes), and whether the two models agree (overlap mass, and the teacher's entropy,
+on the student's own rollouts). Shapes: P prompts, n completions per prompt, k tokens per position.
 """
 
 from __future__ import annotations
@@ -13,40 +13,39 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import comb
 from scipy.stats import rankdata
 
 from opd.config import Select
 from opd.core import diagnostics
-from opd.core.stats import Estimate, paired
+from opd.core.stats import Estimate, paired, pass_at_k_values
 from opd.data.graders import Grader
 from opd.recipes.measure import tops
 from opd.rng import Stream, generator
 from opd.types import Prompt, Rollout, Sampler, Scores, Teacher, Want
 
-# They separate this randomness from training's.
 CHUNK = 64  # prompts sampled and scored at once
-MASS = "diag/overlap_mass_student"
+OVERLAP_MASS = "diag/overlap_mass_student"
+UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"), 0)
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What measures: two pens, a teacher's ear, a grader.
+class MeasurementSetup:
+    """The models and the grader that prompts are measured with.
 
     Attributes:
         student: samples as in training; records at least k top tokens.
-        writer: the teacher's own pen; None for a teacher that only scores.
+        teacher_sampler: samples the teacher; None for a teacher that only scores.
         teacher: scores the student's rollouts.
         grader: None where prompts have no ground truths.
         decode: token ids to text.
-        n: responses a prompt of each.
+        n: completions per prompt of each model.
         k: support size of the overlap.
     """
 
     student: Sampler
-    writer: Sampler | None
+    teacher_sampler: Sampler | None
     teacher: Teacher
     grader: Grader | None
     decode: Callable[[Sequence[int]], str]
@@ -55,123 +54,142 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was found a prompt, (P,) each; NaN where it could not be.
+class Measurements:
+    """Measurements of P prompts, (P,) each; NaN where one is not possible.
 
     Attributes:
-        student: right responses of n.
-        teacher: likewise.
-        mass: the student's overlap mass on its own rollouts.
-        student_entropy: nats a token there.
+        student_correct: correct completions of n.
+        teacher_correct: likewise.
+        overlap_mass: of the student on its own rollouts.
+        student_entropy: nats per token there.
         teacher_entropy: the teacher's, at the same tokens.
     """
 
-    student: Floats
-    teacher: Floats
-    mass: Floats
+    student_correct: Floats
+    teacher_correct: Floats
+    overlap_mass: Floats
     student_entropy: Floats
     teacher_entropy: Floats
 
 
-def measure_prompts(bench: Bench, prompts: Sequence[Prompt], key: Sequence[int]) -> Measured:
-    """Sample, grade and score, a few prompts at a time."""
+def measure_prompts(
+    setup: MeasurementSetup, prompts: Sequence[Prompt], key: Sequence[int]
+) -> Measurements:
+    """Sample, grade and score, a few prompts at a time.
+
+    Args:
+        setup: models and grader.
+        prompts: P prompts.
+        key: of the random numbers of both models.
+    """
     parts = []
     for start in range(0, len(prompts), CHUNK):
-        some = prompts[start : start + CHUNK]
-        written = bench.student.sample(some, n=bench.n, key=key)
-        theirs = [] if bench.writer is None else bench.writer.sample(some, n=bench.n, key=key)
-        scores = bench.teacher.score(written, Want(topk=bench.k))
-        outcomes = [_right(bench, r, len(some)) for r in (written, theirs)]
-        parts.append(np.stack([*outcomes, *_overlap(written, scores, bench.k, len(some))]))
-    return Measured(*np.concatenate(parts, axis=1))
+        chunk = prompts[start : start + CHUNK]
+        rollouts = setup.student.sample(chunk, n=setup.n, key=key)
+        teacher_rollouts = (
+            []
+            if setup.teacher_sampler is None
+            else setup.teacher_sampler.sample(chunk, n=setup.n, key=key)
+        )
+        scores = setup.teacher.score(rollouts, Want(topk=setup.k))
+        outcomes = [_count_correct(setup, r, len(chunk)) for r in (rollouts, teacher_rollouts)]
+        parts.append(np.stack([*outcomes, *_overlap(rollouts, scores, setup.k, len(chunk))]))
+    return Measurements(*np.concatenate(parts, axis=1))
 
 
-def _right(bench: Bench, rollouts: Sequence[Rollout], count: int) -> Floats:
-    """Right responses a prompt."""
-    if bench.grader is None or not rollouts:
+def _count_correct(setup: MeasurementSetup, rollouts: Sequence[Rollout], count: int) -> Floats:
+    """Correct completions of each of `count` prompts."""
+    if setup.grader is None or not rollouts:
         return np.full(count, np.nan)
-    texts = [bench.decode(r.ids.tolist()) for r in rollouts]
-    grades = bench.grader.grade(texts, [r.prompt.answer or "" for r in rollouts])
-    right: Floats = np.array([float(g.correct) for g in grades]).reshape(count, -1).sum(1)
-    return right
+    texts = [setup.decode(r.ids.tolist()) for r in rollouts]
+    grades = setup.grader.grade(texts, [r.prompt.answer or "" for r in rollouts])
+    correct: Floats = np.array([float(g.correct) for g in grades]).reshape(count, -1).sum(1)
+    return correct
 
 
 def _overlap(
     rollouts: Sequence[Rollout], scores: Sequence[Scores], k: int, count: int
 ) -> list[Floats]:
-    """Overlap mass and both entropies a prompt, over all tokens of its rollouts."""
+    """Overlap mass and both entropies per prompt, over all tokens of its rollouts."""
     lengths = [len(r) for r in rollouts]
-    owner = np.repeat(np.arange(len(rollouts)) * count // len(rollouts), lengths)
-    tokens = np.bincount(owner, minlength=count)
+    prompt_of_token = np.repeat(np.arange(len(rollouts)) * count // len(rollouts), lengths)
+    tokens = np.bincount(prompt_of_token, minlength=count)
     student = tops([(r.topk_ids, r.topk_logp) for r in rollouts], k)
     teacher = tops([(s.topk_ids, s.topk_logp) for s in scores], k)
-    mass = diagnostics.overlap_metrics(student, teacher)[MASS].total.double().numpy()
-    theirs = [s.entropy for s in scores]
-    values = [mass, np.concatenate([r.entropy for r in rollouts])]
-    values.append(
-        np.full(len(owner), np.nan)
-        if any(e is None for e in theirs)
-        else np.concatenate([e for e in theirs if e is not None])
+    mass = diagnostics.overlap_metrics(student, teacher)[OVERLAP_MASS].total.double().numpy()
+    teacher_entropies = [s.entropy for s in scores if s.entropy is not None]
+    values = (
+        mass,
+        np.concatenate([r.entropy for r in rollouts]),
+        np.concatenate(teacher_entropies)
+        if len(teacher_entropies) == len(scores)
+        else np.full(len(prompt_of_token), np.nan),
     )
-    return [np.bincount(owner, v, minlength=count) / np.maximum(tokens, 1) for v in values]
+    return [
+        np.bincount(prompt_of_token, v, minlength=count) / np.maximum(tokens, 1) for v in values
+    ]
 
 
-def shrunk(right: Floats, n: int) -> Floats:
-    """Accuracies of P prompts from n responses each, shrunk towards their mean.
+def shrink(correct: Floats, n: int) -> Floats:
+    """Accuracies of P prompts from n completions each, shrunk towards their mean.
 
     Posterior mean under a beta prior fitted to all prompts by moments: with intra-prompt
-    correlation rho, (right + s m) / (n + s), s = (1 - rho) / rho. Where prompts differ no more than
-    chance would have it (rho <= 0), everything is the mean m.
+    correlation rho, (correct + s m) / (n + s), s = (1 - rho) / rho. Where prompts differ no more
+    than chance would have it (rho <= 0), everything is the mean m.
+
+    Args:
+        correct: (P,) correct completions of n.
+        n: completions per prompt.
     """
-    m = float(right.mean()) / n
+    m = float(correct.mean()) / n
     spread = m * (1 - m)
     if not spread > 0:
-        return right / n
-    rho = (float((right / n).var(ddof=1)) * n / spread - 1) / (n - 1)
+        return correct / n
+    rho = (float((correct / n).var(ddof=1)) * n / spread - 1) / (n - 1)
     if rho <= 0:
-        return np.full_like(right, m)
+        return np.full_like(correct, m)
     strength = (1 - min(rho, 1.0)) / min(rho, 1.0)
-    posterior: Floats = (right + strength * m) / (n + strength)
+    posterior: Floats = (correct + strength * m) / (n + strength)
     return posterior
 
 
-def pass_at(right: Floats, n: int, k: int) -> Floats:
-    """Unbiased pass@k a prompt: some of k responses is right; NaN where nothing was graded."""
-    found: Floats = 1 - comb(n - right, k) / comb(n, k)
-    return np.where(np.isnan(right), np.nan, found)  # SciPy takes NaN choose k for 0
-
-
-def mixed_at(right: Floats, n: int, k: int) -> Floats:
-    """Unbiased chance a prompt that k responses hold a right and a wrong one."""
-    found: Floats = pass_at(right, n, k) - comb(right, k) / comb(n, k)
-    return found
+def mixed_probability(correct: Floats, n: int, k: int) -> Floats:
+    """Unbiased probability per prompt that k completions hold a correct and an incorrect one."""
+    some_correct = pass_at_k_values(correct, n, k)
+    some_incorrect = pass_at_k_values(n - correct, n, k)
+    mixed: Floats = some_correct + some_incorrect - 1
+    return mixed
 
 
 @dataclass(frozen=True)
-class Ranked:
+class Ranking:
     """Prompts by how much there is to learn on them, (P,) each; higher is better.
 
     Attributes:
-        advantage: teacher minus student, both shrunk; NaN without grades of both.
-        pass_at: the student's pass@k; NaN without grades.
-        mixed: learnability: see `mixed_at`.
+        advantage: teacher minus student accuracy, both shrunk; NaN without grades of both.
+        pass_at_k: the student's; NaN without grades.
+        mixed: learnability: see `mixed_probability`.
         score: weighted mean of percentile ranks of advantage, learnability and alignment.
     """
 
     advantage: Floats
-    pass_at: Floats
+    pass_at_k: Floats
     mixed: Floats
     score: Floats
 
 
-def rank(found: Measured, cfg: Select) -> Ranked:
-    """Put prompts in order; a measure that is missing has no part in it."""
-    advantage = shrunk(found.teacher, cfg.n) - shrunk(found.student, cfg.n)
-    mixed = mixed_at(found.student, cfg.n, cfg.k)
+def rank_prompts(measurements: Measurements, cfg: Select) -> Ranking:
+    """Score prompts; a measure that is missing has no part in the score."""
+    advantage = shrink(measurements.teacher_correct, cfg.n) - shrink(
+        measurements.student_correct, cfg.n
+    )
+    mixed = mixed_probability(measurements.student_correct, cfg.n, cfg.k)
     ranks = {
         "advantage": _percentile(advantage),
         "learnability": _percentile(mixed),
-        "alignment": _mean_of([_percentile(found.mass), _percentile(-found.teacher_entropy)]),
+        "alignment": _mean_of_known(
+            [_percentile(measurements.overlap_mass), _percentile(-measurements.teacher_entropy)]
+        ),
     }
     weights = {
         "advantage": cfg.advantage,
@@ -182,110 +200,126 @@ def rank(found: Measured, cfg: Select) -> Ranked:
     score = np.zeros(len(advantage))
     for name in known:
         score += weights[name] * ranks[name] / sum(weights[each] for each in known)
-    return Ranked(advantage, pass_at(found.student, cfg.n, cfg.k), mixed, score)
+    pass_at_k = pass_at_k_values(measurements.student_correct, cfg.n, cfg.k)
+    return Ranking(advantage, pass_at_k, mixed, score)
 
 
 def _percentile(values: Floats) -> Floats:
-    """Ranks in (0, 1], ties shared; NaN if any value is."""
+    """Ranks in (0, 1], equal for ties; NaN if any value is."""
     if np.isnan(values).any():
         return np.full(len(values), np.nan)
-    found: Floats = rankdata(values) / len(values)
-    return found
+    ranks: Floats = rankdata(values) / len(values)
+    return ranks
 
 
-def _mean_of(ranks: Sequence[Floats]) -> Floats:
+def _mean_of_known(ranks: Sequence[Floats]) -> Floats:
     known = [r for r in ranks if not np.isnan(r).any()]
     return np.mean(known, axis=0) if known else ranks[0]
 
 
-def choose(ranked: Ranked, cfg: Select, seed: int) -> tuple[list[int], list[int]]:
-    """Places of the aligned prompts, best first, and of those drawn from the rest, in order.
+def choose_prompts(ranking: Ranking, cfg: Select, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the aligned prompts, best first, and of those drawn from the rest, in order.
 
     Never aligned: a prompt on which the teacher is not better than the student.
     """
-    count = len(ranked.score)
-    order = np.lexsort((np.arange(count), -ranked.score)).tolist()
-    better = [i for i in order if not ranked.advantage[i] <= 0]
-    wanted = max(1, round(cfg.keep * count))
-    best = max(1, round((1 - cfg.ood_share) * wanted))
-    aligned = better[:best]
+    count = len(ranking.score)
+    order = np.lexsort((np.arange(count), -ranking.score)).tolist()
+    better = [i for i in order if not ranking.advantage[i] <= 0]
+    kept = max(1, round(cfg.keep * count))
+    max_aligned = max(1, round((1 - cfg.ood_share) * kept))
+    aligned = better[:max_aligned]
     rest = sorted(set(range(count)) - set(aligned))
-    others = min(len(rest), round((wanted - best) * len(aligned) / best))
+    others = min(len(rest), round((kept - max_aligned) * len(aligned) / max_aligned))
     rng = generator(seed, Stream.SELECT_OTHERS)
     return aligned, sorted(rng.choice(rest, others, replace=False).tolist()) if others else []
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What entropy a share of other prompts costs or saves, per token and in nats.
+    """Entropy on student rollouts by the fraction of prompts from the rest, nats per token.
 
     Attributes:
-        shares: of other prompts.
-        teacher: the teacher's entropy on student rollouts at each share: what the student is drawn
-            towards; NaN where the teacher does not tell.
-        student: the student's own there, before training.
+        fractions: of prompts from the rest.
+        teacher: the teacher's entropy at each fraction: what the student is drawn towards; NaN
+            where the teacher does not report it.
+        student: the student's own, before training.
     """
 
-    shares: list[float]
+    fractions: list[float]
     teacher: list[float]
     student: list[float]
 
 
-def mixture(found: Measured, aligned: Sequence[int], shares: Sequence[float]) -> Mixture:
-    """Expected entropies when a share of the prompts is drawn from those not aligned."""
-    inside = np.zeros(len(found.mass), dtype=bool)
+def mixture_entropy(
+    measurements: Measurements, aligned: Sequence[int], fractions: Sequence[float]
+) -> Mixture:
+    """Expected entropies if a fraction of the prompts is drawn from those not aligned."""
+    inside = np.zeros(len(measurements.overlap_mass), dtype=bool)
     inside[list(aligned)] = True
 
-    def at(values: Floats) -> list[float]:
-        here = float(values[inside].mean())
-        there = float(values[~inside].mean()) if not inside.all() else here
-        return [(1 - s) * here + s * there for s in shares]
+    def interpolate(values: Floats) -> list[float]:
+        at_aligned = float(values[inside].mean())
+        at_rest = float(values[~inside].mean()) if not inside.all() else at_aligned
+        return [(1 - f) * at_aligned + f * at_rest for f in fractions]
 
-    return Mixture(list(shares), at(found.teacher_entropy), at(found.student_entropy))
+    return Mixture(
+        list(fractions),
+        interpolate(measurements.teacher_entropy),
+        interpolate(measurements.student_entropy),
+    )
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A candidate template against the configured one, paired prompt by prompt.
+class TemplateResult:
+    """A candidate template compared with the configured one, paired prompt by prompt.
 
     Attributes:
         name: the template.
-        teacher: the teacher's accuracy with it.
-        mass: the student's overlap mass.
-        better: difference in teacher accuracy to the configured template, with its interval.
-        closer: difference in overlap mass, likewise.
+        teacher_accuracy: with it.
+        overlap_mass: of the student with it.
+        accuracy_difference: in teacher accuracy to the configured template, with its interval.
+        overlap_difference: in overlap mass, likewise.
     """
 
     name: str
-    teacher: float
-    mass: float
-    better: Estimate
-    closer: Estimate
+    teacher_accuracy: float
+    overlap_mass: float
+    accuracy_difference: Estimate
+    overlap_difference: Estimate
 
 
-def compare_templates(found: Mapping[str, Measured], n: int) -> tuple[str, list[Tried]]:
-    """The template to use, and what was found of each; the first is the configured one.
+def compare_templates(
+    measurements: Mapping[str, Measurements], n: int
+) -> tuple[str, list[TemplateResult]]:
+    """The template to use, and the result of each.
 
-    Another one is picked only if the teacher is more often right with it, or as often and the
-    overlap mass higher: in both cases by an interval that excludes 0.
+    Another one than the configured is chosen only if the teacher is more accurate with it, or as
+    accurate and the overlap mass higher: in both cases by an interval that excludes 0.
+
+    Args:
+        measurements: by template; the first is the configured one.
+        n: completions per prompt.
     """
-    base = next(iter(found.values()))
-    tried = []
-    for name, each in found.items():
-        known = not np.isnan(each.teacher).any()
-        better = paired(base.teacher / n, each.teacher / n) if known else None
-        nothing = Estimate(float("nan"), float("nan"), float("nan"), 0)
-        tried.append(
-            Tried(
+    base = next(iter(measurements.values()))
+    results = []
+    for name, each in measurements.items():
+        known = not np.isnan(each.teacher_correct).any()
+        results.append(
+            TemplateResult(
                 name,
-                float(each.teacher.mean()) / n,
-                float(each.mass.mean()),
-                nothing if better is None else better.difference,
-                paired(base.mass, each.mass).difference,
+                float(each.teacher_correct.mean()) / n,
+                float(each.overlap_mass.mean()),
+                paired(base.teacher_correct / n, each.teacher_correct / n).difference
+                if known
+                else UNKNOWN,
+                paired(base.overlap_mass, each.overlap_mass).difference,
             )
         )
-    right = [t for t in tried if t.better.low > 0]
-    close = [t for t in tried if t.closer.low > 0 and not t.better.high < 0]
-    if right:
-        return max(right, key=lambda t: t.better.value).name, tried
-    return (max(close, key=lambda t: t.closer.value) if close else tried[0]).name, tried
+    accurate = [r for r in results if r.accuracy_difference.low > 0]
+    if accurate:
+        return max(accurate, key=lambda r: r.accuracy_difference.value).name, results
+    closer = [
+        r for r in results if r.overlap_difference.low > 0 and not r.accuracy_difference.high < 0
+    ]
+    chosen = max(closer, key=lambda r: r.overlap_difference.value) if closer else results[0]
+    return chosen.name, results

@@ -26,10 +26,10 @@ def select_document(record: Mapping[str, Any], *, source: str) -> Document:
     """Verdict, prompt groups, templates, entropy by mixing ratio, leaked evaluation prompts.
 
     Args:
-        record: as `opd.commands.select.record_of` makes it.
+        record: as `opd.commands.select.record` makes it.
         source: path of the prompts, shown as the subtitle.
     """
-    headline, *more = record["said"]
+    headline, *more = record["summary"]
     verdict = Verdict(headline, "good", [], [Sentence(text) for text in more])
     sections = [
         Section("verdict", "Selected prompts", [verdict]),
@@ -76,13 +76,13 @@ def _entropy_by_mixture(mixture: Mapping[str, Sequence[float | None]]) -> Chart 
     lines, legend = [], []
     for style, (key, label) in enumerate(labels.items(), 1):
         if None not in mixture[key]:
-            x, y = np.array(mixture["shares"]), np.array(mixture[key])
+            x, y = np.array(mixture["fractions"]), np.array(mixture[key])
             lines.append(Line(x, y, style, points=True))
             legend.append(Legend(f"line-{style}", label))
     if not lines:
         return None
     title = "Entropy in nats by fraction of prompts from the rest"
-    return Chart(title, curves("entropy-by-share", lines), dict(mixture), legend)
+    return Chart(title, curves("entropy-by-fraction", lines), dict(mixture), legend)
 
 
 def _advantage_by_rank(ranking: Mapping[str, Any]) -> Chart | None:
@@ -105,10 +105,10 @@ def _templates(record: Mapping[str, Any]) -> Table:
         rows.append(
             [
                 template["name"] + selected,
-                _cell(template["teacher"]),
-                _with_interval(template["better"]),
-                _cell(template["mass"]),
-                _with_interval(template["closer"]),
+                _cell(template["teacher_accuracy"]),
+                _with_interval(template["accuracy_difference"]),
+                _cell(template["overlap_mass"]),
+                _with_interval(template["overlap_difference"]),
             ]
         )
     return Table(

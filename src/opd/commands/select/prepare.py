@@ -1,0 +1,94 @@
+"""What a selection begins with: prompts without leaks and repeats, the models that measure them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from opd import rng
+from opd.config import Run, Select
+from opd.data.duplicates import Leak, leaks, questions_of, repeats
+from opd.data.graders import grader_for
+from opd.data.prompts import PromptSet
+from opd.errors import UserError
+from opd.models.tokenizers import make_decoder
+from opd.recipes.select import MeasurementSetup
+from opd.rng import Stream
+from opd.run.clock import Clock
+from opd.run.console import Console
+from opd.samplers.hf import HFSampler
+from opd.setup.models import Models
+from opd.setup.samplers import rollout_decoding
+from opd.types import Prompt
+
+
+def drop_duplicates(
+    cfg: Run, spec: Select, prompts: PromptSet
+) -> tuple[list[Prompt], list[Leak], dict[int, int]]:
+    """The usable prompts, what evaluation sets contain of them, and repeated ones.
+
+    Raises:
+        UserError: fewer than two prompts are left.
+    """
+    paths = [(e.label, e.path) for e in cfg.eval] + [(Path(p).stem, p) for p in spec.against]
+    indices = {p.index for p in prompts.prompts}
+    questions = [q for q in questions_of(cfg.prompts.path) if q.index in indices]
+    leaked = leaks(questions, [(label, questions_of(p)) for label, p in paths], near=spec.near)
+    leaked_rows = {leak.row for leak in leaked}
+    repeated = repeats([q for q in questions if q.index not in leaked_rows], near=spec.near)
+    usable = [p for p in prompts.prompts if p.index not in leaked_rows and p.index not in repeated]
+    if len(usable) < 2:
+        raise UserError(
+            f"{cfg.prompts.path}: {len(usable)} prompts are left of {len(prompts.prompts)} after "
+            f"{len(leaked_rows)} that evaluation sets contain and {len(repeated)} repeated ones."
+        )
+    return usable, leaked, repeated
+
+
+def subsample(prompts: Sequence[Prompt], limit: int | None, seed: int) -> list[Prompt]:
+    """At most `limit` prompts, drawn by the seed, in order."""
+    if limit is None or limit >= len(prompts):
+        return list(prompts)
+    generator = rng.generator(seed, Stream.SELECT_LIMIT)
+    indices = generator.choice(len(prompts), limit, replace=False).tolist()
+    return [prompts[i] for i in sorted(indices)]
+
+
+def measurement_setup(
+    models: Models, spec: Select, usable: Sequence[Prompt], folder: Path, console: Console
+) -> MeasurementSetup:
+    """The samplers, the teacher and the grader of a selection.
+
+    Args:
+        models: student and teacher, after the handshake.
+        spec: the select section.
+        usable: the prompts to measure; graded if all of them have answers.
+        folder: for what a server's identity needs.
+        console: told where the teacher only scores.
+
+    Raises:
+        UserError: no teacher, or a student that is sampled by a server.
+    """
+    cfg, pair = models.cfg, models.pair
+    if cfg.rollout.engine != "hf":
+        raise UserError(
+            f"rollout.engine={cfg.rollout.engine}: opd select samples the student in this process. "
+            "Run it with rollout.engine=hf (and rollout.url, rollout.model, rollout.path null)."
+        )
+    teacher = models.teacher(folder, console, Clock())
+    if teacher is None:
+        raise UserError("opd select needs a teacher; teacher is null.")
+    decoding, k = rollout_decoding(cfg), min(cfg.diagnostics.k, pair.student.vocab)
+    teacher_sampler = models.teacher_sampler(decoding)
+    if teacher_sampler is None:
+        console.say("The teacher server only scores: prompts are ranked without its accuracy.")
+    student = HFSampler(pair.student, decoding, stop=pair.stop, capture=k, batch=cfg.rollout.batch)
+    return MeasurementSetup(
+        student=student,
+        teacher_sampler=teacher_sampler,
+        teacher=teacher,
+        grader=grader_for(usable, cfg.prompts.grader),
+        decode=make_decoder(pair.tokenizer),
+        n=spec.n,
+        k=k,
+    )
