@@ -10,7 +10,7 @@ import torch
 
 from opd import config
 from opd.commands.select import run_select
-from opd.commands.verify import run_self_check
+from opd.commands.verify import run_verify
 from opd.demo.run_config import demo_config
 from opd.http import Http
 from opd.models.lm import load_lm
@@ -66,4 +66,4 @@ def test_select_settles_the_loss_as_training_does(stock_vllm, tmp_path):
 
 def test_verify_settles_the_loss_as_training_does(stock_vllm):
     data, local = stock_vllm
-    assert run_self_check(config.parse(data), json_lines=False, local=local)
+    assert run_verify(config.parse(data), local=local)

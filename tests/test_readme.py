@@ -47,7 +47,7 @@ def fill_in(file: Path) -> None:
 def test_commands_of_the_readme_work(tmp_path):
     found = commands()
     assert [c.split()[1] for c in found] == [
-        "init", "check", "check", "train", "train", "eval", "report", "export",
+        "init", "check", "verify", "train", "train", "eval", "report", "export",
     ]  # fmt: skip
     for command in found:
         done = opd(command.split()[1:], tmp_path)

@@ -32,6 +32,10 @@ Overrides = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing while it runs.")]
+Local = Annotated[
+    str | None,
+    typer.Option(help="Folder of the model a teacher server serves, to compare its scores with."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.")]
 
 
@@ -124,29 +128,38 @@ def check(
     apply: Annotated[
         Path | None, typer.Option(help="Write the file with the advice followed.")
     ] = None,
-    self_: Annotated[
-        bool, typer.Option("--self", help="The invariants of the mathematics, on this pair.")
-    ] = False,
-    local: Annotated[
-        str | None, typer.Option(help="With --self: folder of the model a teacher server serves.")
-    ] = None,
+    self_: Annotated[bool, typer.Option("--self", help="The same as opd verify.")] = False,
+    local: Local = None,
     json_lines: Json = False,
 ) -> None:
     """Before a run: will this teacher, or which of these, help this student on these prompts?
 
-    Ends with 1 if the answer is don't.
+    Exits with 1 for a no-go.
     """
     if self_:
-        from opd.commands.verify import run_self_check
-        from opd.config import load
-
-        if not run_self_check(load(file, overrides or ()), json_lines, local):
-            raise typer.Exit(1)
+        verify(file, overrides, local, json_lines)
         return
+    if local is not None:
+        raise UserError("--local belongs to opd verify, or to opd check --self.")
     from opd.commands.check import run_check
 
     result = run_check(file, overrides or (), budget=budget, apply=apply, json_lines=json_lines)
     if result.best.verdict == "don't":
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    local: Local = None,
+    json_lines: Json = False,
+) -> None:
+    """The invariants of the mathematics, checked on this pair. Exits with 1 if one is broken."""
+    from opd.commands.verify import run_verify
+    from opd.config import load
+
+    if not run_verify(load(file, overrides or ()), json_lines=json_lines, local=local):
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""`opd check --self`: the configured pair, made ready for the invariants, and what they said."""
+"""`opd verify`: the invariants of the mathematics, checked on the configured pair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from opd.config import Run, ServerTeacher
 from opd.errors import UserError
-from opd.recipes.invariants import Subject, self_check
+from opd.recipes.invariants import Subject, check_invariants
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.setup.models import open_models
@@ -19,25 +19,26 @@ from opd.setup.session import make_learner
 from opd.training.optimizer import make_optimizer
 
 
-def subject_of(cfg: Run, local: str | None = None) -> Subject:
-    """The pair as the invariants look at it: no run folder, the shortest prompts.
+def load_subject(cfg: Run, local: str | None = None) -> Subject:
+    """The configured pair with its shortest prompts; no run folder is made.
 
     Args:
         cfg: the run.
-        local: folder of the model a teacher server serves, to hold its scores against.
+        local: folder of the model a teacher server serves, to compare its scores with.
 
     Raises:
-        UserError: as `opd.setup.session.build`; a run without a teacher; a server without `local`.
+        UserError: as `opd.setup.models.open_models`; a run without a teacher; a server without
+            `local`.
     """
     if isinstance(cfg.teacher, ServerTeacher) and local is None:
         raise UserError(
             "The teacher is a server. Give the same model as a folder, so that its scores can "
-            "be compared: opd check run.yaml --self --local FOLDER"
+            "be compared: opd verify run.yaml --local FOLDER"
         )
     models = open_models(cfg, Console("quiet"), local=local)
     cfg, pair = models.cfg, models.pair
     if pair.teacher is None:
-        raise UserError("opd check --self needs a teacher model; teacher is null.")
+        raise UserError("opd verify needs a teacher model; teacher is null.")
     prompts = load_training_prompts(cfg, pair, Console("quiet"))
     learner = make_learner(models, make_optimizer(pair.student, cfg.optim))
     shortest = sorted(prompts.prompts, key=lambda p: (len(p.ids), p.index))
@@ -50,20 +51,32 @@ def subject_of(cfg: Run, local: str | None = None) -> Subject:
     return replace(subject, server=server)
 
 
-def run_self_check(cfg: Run, json_lines: bool, local: str | None = None) -> bool:
-    """Run the invariants on the configured pair and say what was found; True if all hold."""
+def run_verify(cfg: Run, *, json_lines: bool = False, local: str | None = None) -> bool:
+    """Check the invariants on the configured pair and print the results.
+
+    Args:
+        cfg: the run.
+        json_lines: print a line of JSON instead of text.
+        local: see `load_subject`.
+
+    Returns:
+        Whether all of them hold.
+
+    Raises:
+        UserError: as `load_subject`.
+    """
     console = Console("json" if json_lines else "plain")
-    subject = subject_of(cfg, local)
-    began = time.monotonic()
-    verdicts = self_check(subject)
-    holding = sum(v.holds for v in verdicts)
+    subject = load_subject(cfg, local)
+    started = time.monotonic()
+    results = check_invariants(subject)
+    holding = sum(r.holds for r in results)
     if json_lines:
-        found = [asdict(v) | {"holds": v.holds} for v in verdicts]
-        console.out.print_json(json.dumps(found), indent=None)
-        return holding == len(verdicts)
-    for v in verdicts:
-        console.say(f"{'holds ' if v.holds else 'BROKEN'}  {v.name}")
-        console.say(f"        {v.measured:.3g}, allowed {v.allowed:.3g}: {v.meaning}")
-    took = time.monotonic() - began
-    console.say(f"{holding} of {len(verdicts)} invariants hold on this pair ({took:.0f} s).")
-    return holding == len(verdicts)
+        records = [asdict(r) | {"holds": r.holds} for r in results]
+        console.out.print_json(json.dumps(records), indent=None)
+        return holding == len(results)
+    for r in results:
+        console.say(f"{'holds ' if r.holds else 'BROKEN'}  {r.name}")
+        console.say(f"        {r.measured:.3g}, allowed {r.allowed:.3g}: {r.meaning}")
+    seconds = time.monotonic() - started
+    console.say(f"{holding} of {len(results)} invariants hold on this pair ({seconds:.0f} s).")
+    return holding == len(results)

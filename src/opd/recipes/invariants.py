@@ -1,4 +1,4 @@
-"""`opd check --self`: the invariants of the mathematics, run on the user's own pair.
+"""`opd verify`: the invariants of the mathematics, checked on the user's own pair.
 
 Each is a statement that must hold whatever the models are; a violation means that training would
 optimise something else than the configuration says. Shapes: N positions, H hidden, V vocabulary.
@@ -29,8 +29,15 @@ PROMPTS, SAMPLES, TOKENS = 2, 2, 12
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One invariant: what must hold, what was measured, and the largest value that passes."""
+class InvariantResult:
+    """One invariant.
+
+    Attributes:
+        name: what must hold.
+        measured: how far it is from that.
+        allowed: largest value that passes.
+        meaning: what was measured, with its unit.
+    """
 
     name: str
     measured: float
@@ -45,42 +52,50 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked: the pair as a run would use it."""
+    """The pair as a run would use it.
+
+    Attributes:
+        learner: updates the student.
+        teacher: the model in this process.
+        prompts: of which the first few are used.
+        stop: token ids that end a completion.
+        server: a configured teacher server, to be compared with `teacher`.
+    """
 
     learner: Learner
     teacher: LM
     prompts: Sequence[Prompt]
     stop: frozenset[int]
-    server: Teacher | None = None  # a configured teacher server, to hold against the local model
+    server: Teacher | None = None
 
 
-def self_check(subject: Subject) -> list[Verdict]:
-    """Run every invariant on a few short rollouts of the student.
+def check_invariants(subject: Subject) -> list[InvariantResult]:
+    """Check every invariant on a few short rollouts of the student.
 
     Returns:
-        One verdict an invariant, in the order of one prompt's way through a step.
+        One result per invariant, in the order in which a training step depends on them.
     """
-    # The outcome reward needs graded groups, and says nothing about the teacher: left out here.
+    # The outcome reward needs graded groups, and does not depend on the teacher: left out here.
     objective = replace(subject.learner.objective, outcome_weight=0.0)
     learner = replace(subject.learner, objective=objective)
-    rollouts = _rollouts(subject)
-    heat = learner.teacher_temperature
-    batch = score(learner, LocalTeacher(subject.teacher, temperature=heat), rollouts)
-    noise = rounding(learner.student)
-    verdicts = [
-        _shift(learner.student, batch, noise),
-        _sampler(learner.student, rollouts, noise),
-        _composition(subject, rollouts),
-        *_same_model(learner, rollouts, noise),
-        _prompt_gradient(learner, batch),
-        *_split(learner, batch, subject.teacher, noise),
+    rollouts = _sample(subject)
+    teacher = LocalTeacher(subject.teacher, temperature=learner.teacher_temperature)
+    batch = _score(learner, teacher, rollouts)
+    tolerance = logp_tolerance(learner.student)
+    results = [
+        _check_shift(learner.student, batch, tolerance),
+        _check_sampler(learner.student, rollouts, tolerance),
+        _check_batch_independence(subject, rollouts),
+        *_check_equal_teacher(learner, rollouts, tolerance),
+        _check_prompt_gradient(learner, batch),
+        *_check_micro_batches(learner, batch, subject.teacher, tolerance),
     ]
     if subject.server is not None:
-        verdicts.append(_server(subject, rollouts, noise))
-    return verdicts
+        results.append(_check_server(subject.server, teacher, learner, rollouts))
+    return results
 
 
-def rounding(lm: LM) -> float:
+def logp_tolerance(lm: LM) -> float:
     """Largest log-prob difference that two orders of summation explain, in nats.
 
     Logits are of the order of 20 and carry about three significant digits in bf16, seven in fp32.
@@ -88,95 +103,99 @@ def rounding(lm: LM) -> float:
     return {torch.float64: 1e-8, torch.float32: 2e-3}.get(lm.causal.dtype, 0.5)
 
 
-def score(learner: Learner, teacher: Teacher, rollouts: Sequence[Rollout]) -> Batch:
-    """Rollouts and everything the loss asks of the teacher, aligned."""
+def _score(learner: Learner, teacher: Teacher, rollouts: Sequence[Rollout]) -> Batch:
+    """Rollouts with everything the loss needs of the teacher."""
     full = [np.arange(len(r)) for r in rollouts]
     return Batch(rollouts, teacher.score(rollouts, learner.objective.want._replace(full=full)))
 
 
-def _rollouts(subject: Subject, batch: int = 64) -> list[Rollout]:
+def _sample(subject: Subject, rows: int = 64) -> list[Rollout]:
+    """A few short rollouts, `rows` of them decoded at once."""
     sampler = HFSampler(
         subject.learner.student,
         Decoding(TOKENS),
         stop=subject.stop,
         capture=subject.learner.objective.k,
-        batch=batch,
+        batch=rows,
     )
     return sampler.sample(subject.prompts[:PROMPTS], n=SAMPLES, key=key(0, Stream.INVARIANTS))
 
 
 @torch.no_grad()
-def _fresh(lm: LM, rollout: Rollout) -> torch.Tensor:
-    """Log-probs (T,) of the sampled tokens by the model's own whole forward, nothing of ours.
+def _reference_logp(lm: LM, rollout: Rollout) -> torch.Tensor:
+    """Log-probs (T,) of the sampled tokens by the model's own forward pass and none of our code.
 
     Its shift is deliberately not `core.batch.predicting_positions`, which is what it checks.
     """
     ids = torch.tensor([[*rollout.prompt.ids, *rollout.ids.tolist()]], device=lm.device)
     first = len(rollout.prompt.ids) - 1
     logits = lm.causal(input_ids=ids, use_cache=False).logits[0, first:-1, : lm.vocab]
-    drawn = torch.from_numpy(rollout.ids).long().to(lm.device)
-    found: torch.Tensor = logits.double().log_softmax(-1).gather(1, drawn[:, None])[:, 0].cpu()
-    return found
+    sampled = torch.from_numpy(rollout.ids).long().to(lm.device)
+    logp: torch.Tensor = logits.double().log_softmax(-1).gather(1, sampled[:, None])[:, 0].cpu()
+    return logp
 
 
 @torch.no_grad()
-def _shift(student: LM, batch: Batch, noise: float) -> Verdict:
+def _check_shift(student: LM, batch: Batch, tolerance: float) -> InvariantResult:
     micro = batch.microbatch(range(len(batch.rollouts)), student.device, k=1)
     states = student.hidden(micro.input_ids)[micro.rows, micro.cols]
     logp = student.head.logits(states).double().log_softmax(-1)
-    ours = logp.gather(1, micro.tokens.targets[:, None])[:, 0].cpu()
-    fresh = torch.cat([_fresh(student, r) for r in batch.rollouts])
-    return Verdict(
+    sampled_logp = logp.gather(1, micro.tokens.targets[:, None])[:, 0].cpu()
+    reference = torch.cat([_reference_logp(student, r) for r in batch.rollouts])
+    return InvariantResult(
         "every completion token is predicted by the position before it",
-        float((ours - fresh).abs().max()),
-        noise,
-        "largest difference to the model's own forward, nats",
+        float((sampled_logp - reference).abs().max()),
+        tolerance,
+        "largest difference to the model's own forward pass, nats",
     )
 
 
-def _sampler(student: LM, rollouts: Sequence[Rollout], noise: float) -> Verdict:
-    gaps = [np.abs(_fresh(student, r).numpy() - r.logp).max() for r in rollouts if len(r)]
-    return Verdict(
+def _check_sampler(student: LM, rollouts: Sequence[Rollout], tolerance: float) -> InvariantResult:
+    gaps = [np.abs(_reference_logp(student, r).numpy() - r.logp).max() for r in rollouts if len(r)]
+    return InvariantResult(
         "the sampler's log-probs are the trainer's",
         float(max(gaps)),
-        noise,
+        tolerance,
         "largest difference, nats",
     )
 
 
-def _composition(subject: Subject, rollouts: Sequence[Rollout]) -> Verdict:
-    alone = _rollouts(subject, batch=1)
+def _check_batch_independence(subject: Subject, rollouts: Sequence[Rollout]) -> InvariantResult:
+    alone = _sample(subject, rows=1)
     differ = sum(a.ids.tolist() != b.ids.tolist() for a, b in zip(rollouts, alone, strict=True))
-    # A draw within rounding of a boundary may fall on either side below fp64.
+    # Below fp64 a random number within rounding of a boundary may select either token.
     exact = subject.learner.student.causal.dtype == torch.float64
-    return Verdict(
+    return InvariantResult(
         "a rollout does not depend on its batch",
         differ / len(rollouts),
         0.0 if exact else 0.5,
-        "share of rollouts that differ when sampled alone (rounding may flip a rare draw)",
+        "fraction of rollouts that differ when sampled alone (rounding may change a rare token)",
     )
 
 
-def _same_model(learner: Learner, rollouts: Sequence[Rollout], noise: float) -> list[Verdict]:
+def _check_equal_teacher(
+    learner: Learner, rollouts: Sequence[Rollout], tolerance: float
+) -> list[InvariantResult]:
     if learner.objective.entropy_forward_kl is not None:
-        return []  # a truncated forward KL pulls even at the teacher; there is nothing to hold
-    heat = learner.objective.student_temperature
-    logits = learner.student.head.logits
-    twin = replace(learner, teacher_logits=logits, teacher_temperature=heat)
-    batch = score(twin, LocalTeacher(learner.student, temperature=heat), rollouts)
-    gradient, other = _gradient(twin, batch), _gradient(twin, _shuffled(batch))
+        return []  # a truncated forward KL has a gradient even at the teacher
+    temperature = learner.objective.student_temperature
+    equal = replace(
+        learner, teacher_logits=learner.student.head.logits, teacher_temperature=temperature
+    )
+    batch = _score(equal, LocalTeacher(learner.student, temperature=temperature), rollouts)
+    norm, misaligned = (_norm(_gradient(equal, b)) for b in (batch, _misalign(batch)))
     return [
-        Verdict(
+        InvariantResult(
             "a teacher equal to the student teaches nothing",
-            _norm(gradient) / max(_norm(other), 1e-30),
-            max(noise, 1e-3),
-            "gradient norm, as a share of the norm when its scores are given to other tokens",
+            norm / max(misaligned, 1e-30),
+            max(tolerance, 1e-3),
+            "gradient norm, relative to the norm when its scores are given to other tokens",
         )
     ]
 
 
-def _shuffled(batch: Batch) -> Batch:
-    """The same scores on the wrong positions: what a misaligned teacher would look like."""
+def _misalign(batch: Batch) -> Batch:
+    """The same scores on the wrong positions, as those of a misaligned teacher."""
     assert batch.scores is not None
     moved = []
     for s in batch.scores:
@@ -186,7 +205,7 @@ def _shuffled(batch: Batch) -> Batch:
     return replace(batch, scores=moved)
 
 
-def _prompt_gradient(learner: Learner, batch: Batch) -> Verdict:
+def _check_prompt_gradient(learner: Learner, batch: Batch) -> InvariantResult:
     student = learner.student
     micro = batch.microbatch(range(len(batch.rollouts)), student.device, k=learner.objective.k)
     with torch.no_grad():
@@ -197,7 +216,7 @@ def _prompt_gradient(learner: Learner, batch: Batch) -> Verdict:
     assert hidden.grad is not None
     predicts = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
     predicts[micro.rows, micro.cols] = True
-    return Verdict(
+    return InvariantResult(
         "prompt and padding positions get no gradient",
         float(hidden.grad[~predicts].abs().max()) if (~predicts).any() else 0.0,
         0.0,
@@ -205,55 +224,56 @@ def _prompt_gradient(learner: Learner, batch: Batch) -> Verdict:
     )
 
 
-def _split(learner: Learner, batch: Batch, teacher: LM, noise: float) -> list[Verdict]:
+def _check_micro_batches(
+    learner: Learner, batch: Batch, teacher: LM, tolerance: float
+) -> list[InvariantResult]:
     weights = list(teacher.model.parameters())
-    before = [p.detach().double().sum().item() for p in weights]
+    sums = [p.detach().double().sum().item() for p in weights]
     whole = _gradient(learner, batch)
-    moved = [
-        abs(p.detach().double().sum().item() - b) + (0.0 if p.grad is None else 1.0)
-        for p, b in zip(weights, before, strict=True)
+    teacher_changes = [
+        abs(p.detach().double().sum().item() - before) + (0.0 if p.grad is None else 1.0)
+        for p, before in zip(weights, sums, strict=True)
     ]
     others = [_gradient(learner, batch, batch.plan(Budget(1), share_prompts=False))]
     if supports_prefix_cache(learner.student):
-        others.append(_gradient(learner, batch, [_prompts_once(batch)]))
+        others.append(_gradient(learner, batch, [_shared_prompts(batch)]))
     difference = max(_norm([a - b for a, b in zip(whole, other, strict=True)]) for other in others)
     return [
-        Verdict(
+        InvariantResult(
             "any split into micro-batches is the same update",
             difference / max(_norm(whole), 1e-30),
-            max(noise, 1e-6),
-            "largest gradient difference: in one, row by row, each prompt run once; relative",
+            max(tolerance, 1e-6),
+            "largest relative gradient difference: one micro-batch, row by row, shared prompts",
         ),
-        Verdict(
-            "the teacher gets no gradient and does not move",
-            max(moved),
+        InvariantResult(
+            "the teacher gets no gradient and does not change",
+            max(teacher_changes),
             0.0,
-            "change of its weights plus gradients found; exactly 0",
+            "change of its weights plus number of its gradients; exactly 0",
         ),
     ]
 
 
-def _server(subject: Subject, rollouts: Sequence[Rollout], noise: float) -> Verdict:
-    assert subject.server is not None
-    want = subject.learner.objective.want._replace(sampled=True)
-    heat = subject.learner.teacher_temperature
-    local = LocalTeacher(subject.teacher, temperature=heat).score(rollouts, want)
-    remote = subject.server.score(rollouts, want)
-    gaps = [
+def _check_server(
+    server: Teacher, teacher: LocalTeacher, learner: Learner, rollouts: Sequence[Rollout]
+) -> InvariantResult:
+    want = learner.objective.want._replace(sampled=True)
+    local, remote = teacher.score(rollouts, want), server.score(rollouts, want)
+    differences = [
         np.abs(a.sampled - b.sampled).max()
         for a, b in zip(local, remote, strict=True)
         if a.sampled is not None and b.sampled is not None and len(a.sampled)
     ]
-    return Verdict(
+    return InvariantResult(
         "the teacher server scores as the local model does",
-        float(max(gaps)),
-        noise,
+        float(max(differences)),
+        logp_tolerance(learner.student),
         "largest difference, nats",
     )
 
 
-def _prompts_once(batch: Batch) -> MicroBatchGroup:
-    """The whole step with shared prompts, whatever it costs."""
+def _shared_prompts(batch: Batch) -> MicroBatchGroup:
+    """The whole step as one group with shared prompts, whatever its memory."""
     rows = [row for row, rollout in enumerate(batch.rollouts) if len(rollout)]
     rows_of = rows_by_prompt([batch.rollouts[row].prompt.ids for row in rows])
     prompt_rows = [[rows[i] for i in own] for own in rows_of.values()]
@@ -269,12 +289,12 @@ def _gradient(
     groups = groups or batch.plan(Budget(10**9), share_prompts=False)
     for micro, hidden in forward(learner, batch, groups):
         (microbatch_loss(learner, micro, hidden) / batch.num_tokens).backward()  # type: ignore[no-untyped-call]
-    found = [
+    gradient = [
         torch.zeros_like(p) if p.grad is None else p.grad.clone()
         for p in student.parameters().values()
     ]
     student.model.zero_grad(set_to_none=True)
-    return found
+    return gradient
 
 
 def _norm(gradient: Sequence[torch.Tensor]) -> float:
