@@ -15,14 +15,14 @@ AnswerRule = Literal["auto", "ignore", "found", "marked", "right"]
 
 
 class Check(Section):
-    """What `opd check` may be told beside the run itself."""
+    """What `opd check` compares the teacher with, and how much it measures."""
 
     origin: str | None = None
-    """The student's own ancestor, or a sibling trained on the same data. If the teacher cannot be
-    told from it on the student's rollouts, training leads back to it (paper section 3.3)."""
+    """The student's base model, or a sibling trained on the same data. A teacher that does not
+    differ from it on the student's rollouts undoes the student's training (paper section 3.3)."""
     prompts: int = Field(256, ge=8)
-    """Most training prompts the check looks at; the budget may end earlier, and recipe: auto when
-    the check has written a fiftieth of the tokens of the run."""
+    """Maximum number of training prompts in the check; the budget may end it earlier, and so does
+    recipe: auto at a fiftieth of the tokens of the run."""
 
 
 class Coldstart(Section):
@@ -102,18 +102,19 @@ class Select(Section):
     """
 
     output: str
-    """Prompt file to write, .jsonl or .parquet. Beside it: a page with the measurements (.html) and
-    its JSON twin (.json)."""
+    """Prompt file to write, .jsonl or .parquet. Beside it: a report of the measurements (.html) and
+    its JSON sidecar (.json)."""
     limit: int | None = Field(2000, ge=1)
-    """Most prompts measured, drawn by train.seed; null: all. The cost: 2 n responses each."""
+    """Maximum number of prompts to measure, drawn by train.seed; null: all. Each costs 2 n
+    completions."""
     n: int = Field(8, ge=2)
-    """Responses a prompt, of the student and of the teacher, sampled as in training."""
+    """Completions per prompt, of the student and of the teacher, sampled as in training."""
     k: int = Field(4, ge=1)
     """k of pass@k; at most n."""
     keep: float = Field(0.5, gt=0, le=1)
-    """Share of the usable prompts that is kept."""
+    """Fraction of the usable prompts that is kept."""
     ood_share: float = Field(0.25, ge=0, lt=1)
-    """Share of the kept ones drawn from the rest. Paper: mix, but no ratio; see docs/recipes.md."""
+    """Fraction of the kept ones drawn from the rest. Paper: mix, but no ratio; docs/recipes.md."""
     advantage: float = Field(1.0, ge=0)
     """Weight of the rank by teacher advantage: accuracies, each shrunk to its mean."""
     learnability: float = Field(0.5, ge=0)
