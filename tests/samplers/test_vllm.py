@@ -17,7 +17,7 @@ from opd.models.lm import add_lora
 from opd.run.bad_answers import Quarantine
 from opd.samplers.hf import Decoding
 from opd.samplers.replay import ReplaySampler
-from opd.samplers.vllm import VllmSampler, request_seed
+from opd.samplers.vllm import RolloutServer, VllmSampler, request_seed
 from opd.training.distributed import RankZeroSampler
 from support.ranks import run_as_rank_zero
 
@@ -95,11 +95,11 @@ def sampler_of(server, lm, tmp_path, **changes) -> VllmSampler:
         timer=Timer(),
         transport=server,
     )
-    decoding = Decoding(LENGTH)
-    options = {"stop": frozenset({STOP}), "capture": K, "sync_dir": tmp_path / "sync"}
-    return VllmSampler(
-        http, "base", lm, tiny_tokenizer(), decoding, **(options | {"concurrency": 3} | changes)
+    rollout_server = RolloutServer(
+        http, "base", **({"sync_dir": tmp_path / "sync", "concurrency": 3} | changes)
     )
+    stop = frozenset({STOP})
+    return VllmSampler(rollout_server, lm, tiny_tokenizer(), Decoding(LENGTH), stop=stop, capture=K)
 
 
 @pytest.fixture

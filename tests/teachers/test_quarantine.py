@@ -57,7 +57,7 @@ def test_before_there_is_a_run_folder_the_handshake_quotes_the_lie():
     dialect = VllmDialect(client(fake, clock), "m")
     fake.lie = above_zero
     hands = run_handshake(dialect, HandshakeInputs(VOCAB, encode, topk=2))
-    with pytest.raises(UserError, match=r'It said: \{"model": "m"'):
+    with pytest.raises(UserError, match=r'The answer begins: \{"model": "m"'):
         hands.require("url")
 
 

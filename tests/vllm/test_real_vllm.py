@@ -27,7 +27,7 @@ from opd.recipes.distillation import distill
 from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import Decoding, HFSampler
-from opd.samplers.vllm import VllmSampler
+from opd.samplers.vllm import RolloutServer, VllmSampler
 from opd.setup.session import build
 from opd.teachers.dialect import TeacherRecord
 from opd.teachers.handshake import HandshakeInputs, run_handshake
@@ -261,9 +261,8 @@ def scale(lm, part: str) -> None:
 def sampler_of(server: RealVllm, lm, tokenizer, sync: Path) -> VllmSampler:
     http = Http(Endpoint(server.url.removesuffix("/v1"), "rollout server", "rollout.url"))
     stop = tokenizers.eos_ids(tokenizer, lm.causal.generation_config)
-    return VllmSampler(
-        http, "student", lm, tokenizer, Decoding(24), stop=stop, capture=16, sync_dir=sync
-    )
+    rollout_server = RolloutServer(http, "student", sync)
+    return VllmSampler(rollout_server, lm, tokenizer, Decoding(24), stop=stop, capture=16)
 
 
 def drift(lm, rollouts) -> float:

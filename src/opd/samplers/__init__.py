@@ -1,1 +1,1 @@
-"""Engines that write rollouts with the student."""
+"""Samplers of rollouts: this process, a vLLM server, recorded files."""

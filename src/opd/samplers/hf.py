@@ -1,9 +1,9 @@
-"""Rollouts by the model in this process: our own decode loop on its key-value cache.
+"""Rollouts by the model in this process: a decode loop on its key-value cache.
 
-Each prompt is prefilled once for all its responses; a finished row leaves the batch; what the loss
-and the diagnostics want to know about the student (top-k ids, log-probs, entropy) is taken from
-the logits that drew the token, at no extra pass.
-Shapes: R rows, T tokens, K captured, V vocabulary.
+Each prompt is prefilled once for all its responses; a finished row leaves the batch; the student's
+statistics for loss and diagnostics (top-k ids, log-probs, entropy) are computed from the logits
+that the token is sampled from, without another forward pass.
+Shapes: R rows, T tokens, K captured top tokens, V vocabulary, P prompt length, H hidden size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,14 +26,14 @@ from opd.rng import generator_of
 from opd.samplers.kv import growing_cache
 from opd.types import Prompt, Rollout
 
-# Rows are dropped from the batch once this share of it has finished: dropping copies the cache.
-_COMPACT_SHARE = 1 / 8
-_CDF_BLOCK = 128  # tokens whose probabilities are summed before a token is looked for
+# Finished rows leave the batch once they are this fraction of it: removing rows copies the cache.
+_COMPACT_FRACTION = 1 / 8
+_CDF_BLOCK = 128  # tokens per partial sum of `invert_cdf`
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are drawn. Temperature 0 is greedy."""
+    """How tokens are sampled. Temperature 0 is greedy."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -60,7 +60,7 @@ def observe_samples(observer: Observer) -> Iterator[None]:
 
 
 class HFSampler:
-    """`opd.types.Sampler` for a model in this process; it always reads the live weights."""
+    """`opd.types.Sampler` for a model in this process; it uses the current weights."""
 
     def __init__(
         self, lm: LM, decoding: Decoding, *, stop: frozenset[int], capture: int, batch: int = 128
@@ -71,14 +71,14 @@ class HFSampler:
             lm: the student (or a teacher that is to be evaluated).
             decoding: temperature, truncation and length.
             stop: token ids that end a completion; they are part of it.
-            capture: K, how many of the student's top tokens to record a position.
-            batch: most rows decoded at once.
+            capture: K, how many of the student's top tokens to record per position.
+            batch: maximum rows decoded at once.
         """
         for layer in growing_cache(lm.config).layers:
             if not hasattr(layer, "batch_select_indices"):
                 raise UserError(
                     f"{lm.name}: its {type(layer).__name__} cache cannot drop or repeat rows, as "
-                    "sampling n responses a prompt needs. Models with linear attention or state "
+                    "sampling n responses per prompt needs. Models with linear attention or state "
                     "spaces cannot be sampled here."
                 )
         self.lm, self.decoding, self.batch = lm, decoding, batch
@@ -95,20 +95,20 @@ class HFSampler:
         self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
     ) -> list[Rollout]:
         """See `opd.types.Sampler.sample`."""
-        longest = self.decoding.max_new_tokens
-        limit = longest if limit is None else min(limit, longest)
-        groups = max(1, self.batch // n)
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
-        firsts = first_samples(prompts, n)
-        done: dict[int, list[Rollout]] = {}
-        for start in range(0, len(order), groups):
-            chosen = order[start : start + groups]
-            rollouts = self._decode(
-                [prompts[i] for i in chosen], [firsts[i] for i in chosen], n, key, limit
+        max_length = self.decoding.max_new_tokens
+        limit = max_length if limit is None else min(limit, max_length)
+        prompts_per_batch = max(1, self.batch // n)
+        by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
+        first = first_samples(prompts, n)
+        rollouts: dict[int, list[Rollout]] = {}
+        for start in range(0, len(by_length), prompts_per_batch):
+            batch = by_length[start : start + prompts_per_batch]
+            decoded = self._decode(
+                [prompts[i] for i in batch], [first[i] for i in batch], n, key, limit
             )
-            for place, i in enumerate(chosen):
-                done[i] = rollouts[place * n : (place + 1) * n]
-        ordered = [rollout for i in range(len(prompts)) for rollout in done[i]]
+            for row, i in enumerate(batch):
+                rollouts[i] = decoded[row * n : (row + 1) * n]
+        ordered = [rollout for i in range(len(prompts)) for rollout in rollouts[i]]
         if (observer := _observer.get()) is not None:
             observer(ordered, key)
         return ordered
@@ -116,20 +116,20 @@ class HFSampler:
     def _decode(
         self,
         prompts: Sequence[Prompt],
-        firsts: Sequence[int],
+        first: Sequence[int],
         n: int,
         key: Sequence[int],
         limit: int,
     ) -> list[Rollout]:
         device = self.lm.device
         requests = [
-            (p, first + j) for p, first in zip(prompts, firsts, strict=True) for j in range(n)
+            (p, sample + j) for p, sample in zip(prompts, first, strict=True) for j in range(n)
         ]
         uniforms = torch.from_numpy(
             np.stack([uniform(key, p.index, s, limit) for p, s in requests])
         ).to(device)
         dtype = accumulation_dtype(self.lm.causal.dtype)
-        tape = _Tape(len(requests), limit, self.capture, dtype, device)
+        recorder = _Recorder(len(requests), limit, self.capture, dtype, device)
         cache = growing_cache(self.lm.config)
         hidden, mask = self._prefill(prompts, cache, n)
         position = mask.sum(1)
@@ -140,11 +140,13 @@ class HFSampler:
         head = self.lm.head
         for t in range(limit):
             logits = head.logits(hidden)
-            tokens = self._draw(logits, uniforms[active, t], tape, active[alive], alive, t)
+            tokens = self._sample_tokens(
+                logits, uniforms[active, t], recorder, active[alive], alive, t
+            )
             alive = alive & ~torch.isin(tokens, self.stop)
             if t + 1 == limit or not alive.any():
                 break
-            if (~alive).sum() >= max(1, _COMPACT_SHARE * len(alive)):
+            if (~alive).sum() >= max(1, _COMPACT_FRACTION * len(alive)):
                 rows = alive.nonzero().squeeze(1)
                 cache.batch_select_indices(rows)
                 active, tokens, position, mask = (x[rows] for x in (active, tokens, position, mask))
@@ -156,7 +158,7 @@ class HFSampler:
                 past_key_values=cache,
                 use_cache=True,
             )[:, -1]
-        return tape.rollouts(requests, self.stop, self.version)
+        return recorder.rollouts(requests, self.stop, self.version)
 
     def _prefill(self, prompts: Sequence[Prompt], cache: Any, n: int) -> tuple[Tensor, Tensor]:
         """Hidden state (R, H) of each prompt's last token and mask (R, P), repeated n times."""
@@ -178,33 +180,53 @@ class HFSampler:
             cache.batch_repeat_interleave(n)
         return hidden.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
 
-    def _draw(
-        self, logits: Tensor, uniforms: Tensor, tape: _Tape, rows: Tensor, alive: Tensor, t: int
+    def _sample_tokens(
+        self,
+        logits: Tensor,
+        uniforms: Tensor,
+        recorder: _Recorder,
+        rows: Tensor,
+        alive: Tensor,
+        t: int,
     ) -> Tensor:
-        """Draw one token a row (R,) and put what is known about it on the tape."""
+        """Sample one token per row of logits (R, V), and record it.
+
+        Args:
+            logits: (R, V) of the rows in the batch.
+            uniforms: (R,) one uniform number per row.
+            recorder: takes tokens and statistics of the rows that go on.
+            rows: the recorder's indices of those.
+            alive: (R,) which rows of the batch they are.
+            t: index of the token in its completion.
+
+        Returns:
+            Token ids (R,).
+        """
         logits = at_least_float32(logits)
-        heat = self.decoding.temperature
-        logp = torch.log_softmax(logits / heat if heat not in (0.0, 1.0) else logits, -1)
+        temperature = self.decoding.temperature
+        scaled = logits / temperature if temperature not in (0.0, 1.0) else logits
+        logp = torch.log_softmax(scaled, -1)
         probs = logp.exp()
-        if heat == 0:
+        if temperature == 0:
             tokens = logp.argmax(-1)
         else:
             tokens = invert_cdf(truncate(probs, self.decoding), uniforms)
         entropy = -(probs * logp).sum(-1)
-        best, ids = topk(logp, self.capture)
-        drawn = logp.gather(1, tokens[:, None]).squeeze(1)
-        tape.write(rows, t, *(x[alive] for x in (tokens, drawn, entropy, ids, best)))
+        topk_logp, topk_ids = topk(logp, self.capture)
+        sampled = logp.gather(1, tokens[:, None]).squeeze(1)
+        statistics = (tokens, sampled, entropy, topk_ids, topk_logp)
+        recorder.write(rows, t, _Statistics(*(x[alive] for x in statistics)))
         return tokens
 
 
 def first_samples(prompts: Sequence[Prompt], n: int) -> list[int]:
-    """Number of the first response of each prompt: a prompt that comes twice is sampled anew."""
-    seen: dict[int, int] = {}
-    firsts = []
+    """Sample index of the first response of each prompt; a repeated prompt goes on counting."""
+    counts: dict[int, int] = {}
+    first = []
     for prompt in prompts:
-        firsts.append(seen.get(prompt.index, 0))
-        seen[prompt.index] = firsts[-1] + n
-    return firsts
+        first.append(counts.get(prompt.index, 0))
+        counts[prompt.index] = first[-1] + n
+    return first
 
 
 def uniform(key: Sequence[int], prompt: int, sample: int, count: int) -> np.ndarray:
@@ -229,8 +251,8 @@ def invert_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Token ids (R,) where the cumulative sum of probs (R, V) first exceeds uniforms (R,).
 
     A row's token depends on that row alone, so batch composition cannot change it. Sums are in
-    float64: in float32 the rest of a large vocabulary would be lost in rounding. First the block of
-    tokens is found, then the token in it: a running sum over the whole row costs ten times that.
+    float64: in float32 the tail of a large vocabulary would be lost to rounding. First the block of
+    tokens is found, then the token in it; a cumulative sum of the whole row is ten times slower.
     """
     rows, vocab = probs.shape
     if vocab % _CDF_BLOCK:
@@ -241,8 +263,8 @@ def invert_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     block = _first_above(ends, target)
     before = ends.gather(1, (block - 1).clamp(min=0)) * (block > 0)
     inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _CDF_BLOCK)).squeeze(1)
-    place = _first_above(inside.cumsum(-1, dtype=torch.float64), target - before)
-    return (block * _CDF_BLOCK + place).squeeze(1).clamp(max=vocab - 1)
+    offset = _first_above(inside.cumsum(-1, dtype=torch.float64), target - before)
+    return (block * _CDF_BLOCK + offset).squeeze(1).clamp(max=vocab - 1)
 
 
 def _first_above(sums: Tensor, target: Tensor) -> Tensor:
@@ -250,13 +272,23 @@ def _first_above(sums: Tensor, target: Tensor) -> Tensor:
 
     Rounding may leave none above it: then the last that rose, never an entry of probability 0.
     """
-    found = torch.searchsorted(sums, target, right=True)
+    index = torch.searchsorted(sums, target, right=True)
     last = torch.searchsorted(sums, sums[:, -1:].contiguous())
-    return torch.minimum(found, last).clamp(max=sums.shape[1] - 1)  # sums that are not finite
+    return torch.minimum(index, last).clamp(max=sums.shape[1] - 1)  # sums that are not finite
 
 
-class _Tape:
-    """What was drawn, row by row and token by token, on the model's device."""
+class _Statistics(NamedTuple):
+    """One token per row, with the student's statistics of it; (R,) or (R, K)."""
+
+    ids: Tensor
+    logp: Tensor
+    entropy: Tensor
+    topk_ids: Tensor
+    topk_logp: Tensor
+
+
+class _Recorder:
+    """Sampled tokens and their statistics, by row and token, on the model's device."""
 
     def __init__(
         self, rows: int, limit: int, capture: int, dtype: torch.dtype, device: torch.device
@@ -268,36 +300,27 @@ class _Tape:
         self.topk_ids = torch.zeros(rows, limit, capture, dtype=torch.int32, device=device)
         self.topk_logp = torch.zeros(rows, limit, capture, dtype=dtype, device=device)
 
-    def write(
-        self,
-        rows: Tensor,
-        t: int,
-        ids: Tensor,
-        logp: Tensor,
-        entropy: Tensor,
-        topk_ids: Tensor,
-        topk_logp: Tensor,
-    ) -> None:
+    def write(self, rows: Tensor, t: int, token: _Statistics) -> None:
         self.length[rows] = t + 1
-        self.ids[rows, t] = ids.int()
-        self.logp[rows, t] = logp
-        self.entropy[rows, t] = entropy
-        self.topk_ids[rows, t] = topk_ids.int()
-        self.topk_logp[rows, t] = topk_logp
+        self.ids[rows, t] = token.ids.int()
+        self.logp[rows, t] = token.logp
+        self.entropy[rows, t] = token.entropy
+        self.topk_ids[rows, t] = token.topk_ids.int()
+        self.topk_logp[rows, t] = token.topk_logp
 
     def rollouts(
         self, requests: Sequence[tuple[Prompt, int]], stop: Tensor, version: int
     ) -> list[Rollout]:
         lengths = self.length.tolist()
-        ends = set(stop.tolist())
+        stop_ids = set(stop.tolist())
         ids, logp, entropy, topk_ids, topk_logp = (
             x.cpu().numpy()
             for x in (self.ids, self.logp, self.entropy, self.topk_ids, self.topk_logp)
         )
         if not all(np.isfinite(logp[r, :n]).all() for r, n in enumerate(lengths)):
             raise UserError(
-                "The model's logits are not finite on some prompt: nothing drawn from them means "
-                "anything. Check the model (student.dtype, a diverged checkpoint)."
+                "The model's logits are not finite on some prompt, so tokens sampled from them are "
+                "meaningless. Check the model (student.dtype, a diverged checkpoint)."
             )
         return [
             Rollout(
@@ -308,7 +331,7 @@ class _Tape:
                 entropy[r, :n].copy(),
                 topk_ids[r, :n].copy(),
                 topk_logp[r, :n].copy(),
-                "stop" if n and int(ids[r, n - 1]) in ends else "length",
+                "stop" if n and int(ids[r, n - 1]) in stop_ids else "length",
                 version,
             )
             for r, ((prompt, sample), n) in enumerate(zip(requests, lengths, strict=True))

@@ -1,4 +1,4 @@
-"""A key-value cache that grows in place: appending one token never copies the tokens before it."""
+"""A key-value cache that grows in place: appending one token does not copy the earlier tokens."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-_FIRST = 64  # tokens of room beyond the prompt before the first doubling
+_MIN_RESERVE = 64  # tokens reserved beyond the prompt
 
 
-class SlabLayer(DynamicLayer):  # type: ignore[misc]
-    """`DynamicLayer` whose keys and values are views of buffers with room to spare.
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """`DynamicLayer` whose keys and values are views of buffers with spare capacity.
 
     The stock layer concatenates at every token, which copies the whole cache each time: quadratic
-    in the length of the answer.
+    in the length of the completion.
     """
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Start empty; the first update decides shape, dtype and device."""
+        """Start empty; the first update sets shape, dtype and device."""
         super().lazy_initialization(key_states, value_states)
-        self._slabs: tuple[Tensor, Tensor] | None = None
+        self._buffers: tuple[Tensor, Tensor] | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -30,37 +30,39 @@ class SlabLayer(DynamicLayer):  # type: ignore[misc]
             self.lazy_initialization(key_states, value_states)
         used = self.get_seq_length()
         total = used + key_states.shape[2]
-        if self._slabs is None or total > self._slabs[0].shape[2]:
-            self._grow(key_states, value_states, used, max(total + _FIRST, 2 * used))
-        assert self._slabs is not None
-        keys, values = self._slabs
+        if self._buffers is None or total > self._buffers[0].shape[2]:
+            self._grow(key_states, value_states, used, max(total + _MIN_RESERVE, 2 * used))
+        assert self._buffers is not None
+        keys, values = self._buffers
         keys[:, :, used:total] = key_states
         values[:, :, used:total] = value_states
         self.keys, self.values = keys[:, :, :total], values[:, :, :total]
         return self.keys, self.values
 
-    def _grow(self, key_states: Tensor, value_states: Tensor, used: int, room: int) -> None:
-        slabs = []
+    def _grow(self, key_states: Tensor, value_states: Tensor, used: int, capacity: int) -> None:
+        buffers = []
         for old, new in ((self.keys, key_states), (self.values, value_states)):
-            slab = new.new_empty(*new.shape[:2], room, new.shape[3])
+            buffer = new.new_empty(*new.shape[:2], capacity, new.shape[3])
             if used:
-                slab[:, :, :used] = old
-            slabs.append(slab)
-        self._slabs = (slabs[0], slabs[1])
+                buffer[:, :, :used] = old
+            buffers.append(buffer)
+        self._buffers = (buffers[0], buffers[1])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row; buffers are made anew at the next update."""
+        """Repeat every row; buffers are reallocated at the next update."""
         super().batch_repeat_interleave(repeats)
-        self._slabs = None
+        self._buffers = None
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only some rows; buffers are made anew at the next update."""
+        """Keep only some rows; buffers are reallocated at the next update."""
         super().batch_select_indices(indices)
-        self._slabs = None
+        self._buffers = None
 
 
 def growing_cache(config: Any) -> DynamicCache:
-    """A cache for this model: slabs for plain attention, the stock layers for anything else."""
+    """A cache for this model: `GrowingLayer` for plain attention, else the stock layers."""
     cache = DynamicCache(config=config)
-    cache.layers = [SlabLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [
+        GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
     return cache

@@ -23,7 +23,7 @@ from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.disk import write_json
 from opd.samplers.hf import Decoding
-from opd.samplers.vllm import VllmSampler
+from opd.samplers.vllm import RolloutServer, VllmSampler
 from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store
 from opd.teachers.dialect import Dialect, TeacherRecord
 from opd.teachers.handshake import HandshakeInputs, run_handshake
@@ -155,17 +155,13 @@ class ServedTeacher:
     ) -> VllmSampler:
         """A sampler of the teacher's own completions, where `generates`."""
         assert isinstance(self.dialect, VllmDialect), "a server that only scores"
-        return VllmSampler(
+        server = RolloutServer(
             self.dialect.http,
             self.spec.model,
-            student,
-            tokenizer,
-            decoding,
-            stop=stop,
-            capture=1,
-            sync_dir=Path(),  # a teacher is never given weights
+            sync_dir=Path(),  # a teacher is never sent weights
             concurrency=self.spec.concurrency,
         )
+        return VllmSampler(server, student, tokenizer, decoding, stop=stop, capture=1)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from opd.models.lm import LM
 from opd.run.bad_answers import FOLDER, Quarantine
 from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.replay import ReplaySampler, read_rollouts
-from opd.samplers.vllm import VllmSampler
+from opd.samplers.vllm import RolloutServer, VllmSampler
 from opd.setup.pair import Pair
 from opd.training.distributed import SINGLE, Ranks, ShardedSampler
 from opd.training.evaluate import EvalTask
@@ -64,15 +64,19 @@ def vllm_sampler(cfg: Run, pair: Pair, folder: Path) -> VllmSampler:
         ),
         limits=Limits(answer=r.timeout),
     )
-    return VllmSampler(
+    server = RolloutServer(
         http,
         r.model,
+        sync_dir=folder / "sync" if r.sync_dir is None else Path(r.sync_dir),
+        concurrency=r.concurrency,
+        quarantine=Quarantine(folder / FOLDER),
+    )
+    capture = min(cfg.loss.k, pair.student.vocab)
+    return VllmSampler(
+        server,
         pair.student,
         pair.tokenizer,
         rollout_decoding(cfg),
         stop=pair.stop,
-        capture=min(cfg.loss.k, pair.student.vocab),
-        sync_dir=folder / "sync" if r.sync_dir is None else Path(r.sync_dir),
-        concurrency=r.concurrency,
-        quarantine=Quarantine(folder / FOLDER),
+        capture=capture,
     )

@@ -19,7 +19,6 @@ class Dialect(Protocol):
     http: Http
     kinds: frozenset[Kind]
     context: int | None  # maximum tokens of prompt + completion
-    max_topk: int | None  # maximum top tokens per position, if the server states it
 
     def identity(self, *, once: bool = False) -> str:
         """Model name and whatever else distinguishes two teachers. `once`: no retries."""

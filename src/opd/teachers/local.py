@@ -1,8 +1,9 @@
 """A frozen teacher in this process: exact scores, of every kind.
 
-Support scores cost K head rows a position; whatever needs a normaliser costs one chunked head pass
-that is never stored. Full treatment keeps hidden states at the asked positions, so that the loss or
-the diagnostics can put them through the head chunk by chunk. Shapes: N positions, H hidden width.
+Support scores cost K head rows per position; whatever needs a normaliser costs one chunked pass of
+the head whose logits are never stored. `Want.full` returns hidden states at the positions asked
+for, so that the loss or the diagnostics can apply the head chunk by chunk.
+Shapes: T completion tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class LocalTeacher:
 
         Args:
             lm: the frozen model; its weights are never changed.
-            tokens_per_batch: padded tokens a forward.
+            tokens_per_batch: padded tokens per forward.
             temperature: divides the logits before every score (loss.teacher_temperature).
         """
         self.lm, self.name = lm, lm.name
@@ -50,11 +51,11 @@ class LocalTeacher:
         scores: dict[int, Scores] = {}
         for i, states in self._states(rollouts):
             full = None if want.full is None else want.full[i]
-            scores[i] = self._one(rollouts[i], states, want, full)
+            scores[i] = self._score_one(rollouts[i], states, want, full)
         return [scores[i] for i in range(len(rollouts))]
 
     def _states(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[int, Tensor]]:
-        """Each rollout's number and its hidden states (T, H), in the order they are made."""
+        """Each rollout's index and hidden states (T, H), in the order they are computed."""
         prompts = [r.prompt.ids for r in rollouts]
         inputs = [r.ids[:-1].tolist() for r in rollouts]
         device = self.lm.device
@@ -79,53 +80,57 @@ class LocalTeacher:
                     # Of a shared prompt there is one state, that of its last token.
                     before = len(prompts[i]) if cache is None else 1
                     yield i, hidden[row, predicting_positions(before, len(rollouts[i]))]
-            del cache  # before the next one's keys and values are made
+            del cache  # before the next one's keys and values are computed
 
-    def _one(self, rollout: Rollout, states: Tensor, want: Want, full: np.ndarray | None) -> Scores:
+    def _score_one(
+        self, rollout: Rollout, states: Tensor, want: Want, full: np.ndarray | None
+    ) -> Scores:
         """Scores of one rollout from its hidden states (T, H)."""
-        head, found = self.lm.head, {}
+        head, arrays = self.lm.head, {}
         if want.support and not want.normaliser:
             ids = torch.from_numpy(rollout.topk_ids.astype(np.int64)).to(states.device)
-            found["support"] = _numpy(head.logits_of(states, ids) / self.temperature)
+            arrays["support"] = _numpy(head.logits_of(states, ids) / self.temperature)
         if want.normaliser:
-            found |= self._normalised(rollout, states, want)
+            arrays |= self._normalised_scores(rollout, states, want)
         positions, hidden = None, None
         if full is not None:
             positions = full.astype(np.int32)
             hidden = states[torch.from_numpy(positions).long().to(states.device)].clone()
-        return Scores(**found, positions=positions, hidden=hidden)
+        return Scores(**arrays, positions=positions, hidden=hidden)
 
-    def _normalised(self, rollout: Rollout, states: Tensor, want: Want) -> dict[str, np.ndarray]:
-        """One chunked head pass: log_z, entropy, the drawn token's log-prob, own top-k.
+    def _normalised_scores(
+        self, rollout: Rollout, states: Tensor, want: Want
+    ) -> dict[str, np.ndarray]:
+        """One chunked head pass: log_z, entropy, the sampled token's log-prob, own top-k.
 
-        Scores come from where the student's will: whole rows if the loss is normalised (`sampled`),
-        else the exact K rows. In bf16 the two differ by rounding, which would be noise where
-        student and teacher agree.
+        Scores are computed in the same way as the student's will be: from whole rows of logits if
+        the loss is normalised (`sampled`), else from the exact K rows of the head. In bf16 the two
+        differ by rounding, which would be noise where student and teacher agree.
         """
-        drawn = torch.from_numpy(rollout.ids.astype(np.int64)).to(states.device)
+        sampled = torch.from_numpy(rollout.ids.astype(np.int64)).to(states.device)
         support = torch.from_numpy(rollout.topk_ids.astype(np.int64)).to(states.device)
         k = max(1, min(want.topk, self.lm.vocab))
         columns: dict[str, list[Tensor]] = {}
         # one empty chunk for an empty completion, so that every column exists
         for part in chunk_slices(len(rollout), self.lm.vocab) or [slice(0, 0)]:
-            view = DenseDistribution(self.lm.head.logits(states[part]), self.temperature)
-            logp = view.log_probs()
-            found = {
-                "log_z": view.log_z(),
+            dense = DenseDistribution(self.lm.head.logits(states[part]), self.temperature)
+            logp = dense.log_probs()
+            chunk = {
+                "log_z": dense.log_z(),
                 "entropy": -(logp.exp() * logp).sum(-1),
-                "sampled": logp.gather(1, drawn[part, None]).squeeze(1),
+                "sampled": logp.gather(1, sampled[part, None]).squeeze(1),
             }
             scores = (
-                view.scores
+                dense.scores
                 if want.sampled
                 else HeadDistribution(self.lm.head, states[part], self.temperature).scores
             )
             if want.support:
-                found["support"] = scores(support[part])
+                chunk["support"] = scores(support[part])
             if want.topk:
                 _, ids = topk(logp, k)
-                found |= {"topk_ids": ids.int(), "topk_logp": scores(ids) - view.log_z()[:, None]}
-            for name, values in found.items():
+                chunk |= {"topk_ids": ids.int(), "topk_logp": scores(ids) - dense.log_z()[:, None]}
+            for name, values in chunk.items():
                 columns.setdefault(name, []).append(values)
         return {name: _numpy(torch.cat(parts)) for name, parts in columns.items()}
 

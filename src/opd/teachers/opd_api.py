@@ -29,10 +29,9 @@ ANSWER_ARRAYS = (CHECKSUMS, *SCORE_FIELDS)
 
 
 class OpdDialect:
-    """`opd.teachers.remote.Dialect` of `opd serve-teacher`."""
+    """`opd.teachers.dialect.Dialect` of `opd serve-teacher`."""
 
     kinds = frozenset({Kind.SAMPLED, Kind.SUPPORT, Kind.TOPK})
-    max_topk: int | None = None
 
     def __init__(self, http: Http, *, temperature: float = 1.0) -> None:
         """Read the server's model, vocabulary size and limits.

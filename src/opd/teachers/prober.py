@@ -125,6 +125,6 @@ class Prober:
     def _add_wrong_answer(self, error: WrongAnswer, answer: bytes) -> None:
         """Record it. There is no run folder yet to keep the answer in: its beginning is quoted."""
         is_json = answer.lstrip()[:1] in (b"{", b"[")
-        quote = f" It said: {clean(answer[:QUOTED])}" if is_json else ""
+        quote = f" The answer begins: {clean(answer[:QUOTED])}" if is_json else ""
         fix = "Nothing can be trained on that; vLLM and `opd serve-teacher` give good scores."
         self.result.add("answers", "fatal", f"{error}. {fix}{quote}")

@@ -18,21 +18,26 @@ import numpy as np
 from opd.core.batch import predicting_positions
 from opd.errors import UserError
 from opd.http import Http, Refusal, clean
+from opd.http.vllm import COMPLETIONS, MIN_LOGPROB, MODELS, model_cards, only_choice
 from opd.teachers.validate import ABOVE_ZERO, WrongAnswer
 from opd.types import Kind, Rollout, Scores, Want
 
-COMPLETIONS, MODELS, TOKENIZE = "/v1/completions", "/v1/models", "/tokenize"
-GENERATE = "/inference/v1/generate"
-IMPOSSIBLE = -9998.0  # vLLM writes -9999 for minus infinity
+TOKENIZE, GENERATE = "/tokenize", "/inference/v1/generate"
+
+
+Row = dict[int, tuple[float, int]]  # token id -> (log-prob, rank)
 
 
 class VllmDialect:
-    """`opd.teachers.remote.Dialect` of a stock vLLM server."""
-
-    max_topk: int | None = None
+    """`opd.teachers.dialect.Dialect` of a stock vLLM server."""
 
     def __init__(self, http: Http, model: str, *, probe_support: bool = True) -> None:
-        """Find the model and whether student-chosen ids can be scored.
+        """Find the model, and whether student-chosen ids can be scored.
+
+        Args:
+            http: client of the server's root.
+            model: the name under which the server serves the teacher.
+            probe_support: False: do not try the route for student-chosen ids.
 
         Raises:
             Transient: no answer.
@@ -41,14 +46,15 @@ class VllmDialect:
         self.http, self.model = http, model
         card = self._card(once=False)
         length = card.get("max_model_len")
-        # One token is always generated beside the scored ones.
+        # One token is always generated after the scored ones.
         self.context = length - 1 if type(length) is int else None
-        self.chosen_ids = probe_support and self._offers_chosen_ids()
-        own = {Kind.SAMPLED, Kind.TOPK}
-        self.kinds = frozenset(own | {Kind.SUPPORT} if self.chosen_ids else own)
+        kinds = {Kind.SAMPLED, Kind.TOPK}
+        if probe_support and self._scores_support():
+            kinds.add(Kind.SUPPORT)
+        self.kinds = frozenset(kinds)
 
     def identity(self, *, once: bool = False) -> str:
-        """See `Dialect.identity`; `created` is the time of asking and says nothing."""
+        """See `Dialect.identity`; `created` is the time of the request, so it is left out."""
         card = self._card(once=once)
         return f"{card['id']} root={card.get('root')} length={card.get('max_model_len')}"
 
@@ -65,24 +71,24 @@ class VllmDialect:
         return tokens if isinstance(tokens, list) else None
 
     def batches(self, rollouts: Sequence[Rollout]) -> list[list[int]]:
-        """See `Dialect.batches`; one sequence a request, so that a retry repeats little."""
+        """See `Dialect.batches`; one sequence per request, so that a retry repeats little."""
         return [[i] for i in range(len(rollouts))]
 
     def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
         """See `Dialect.score`."""
-        return [self._one(rollout, want) for rollout in rollouts]
+        return [self._score_one(rollout, want) for rollout in rollouts]
 
-    def _one(self, rollout: Rollout, want: Want) -> Scores:
-        found: dict[str, Any] = {}
+    def _score_one(self, rollout: Rollout, want: Want) -> Scores:
+        arrays: dict[str, Any] = {}
         if want.sampled or want.topk or not want.support:
-            found |= self._completion(rollout, want)
+            arrays |= self._score_sampled(rollout, want)
         if want.support:
-            found["support"] = self._chosen(rollout)
-            found["log_z"] = np.zeros(len(rollout), dtype=np.float32)
-        return Scores(**found)
+            arrays["support"] = self._score_support(rollout)
+            arrays["log_z"] = np.zeros(len(rollout), dtype=np.float32)
+        return Scores(**arrays)
 
-    def _completion(self, rollout: Rollout, want: Want) -> dict[str, Any]:
-        """Sampled-token log-probs and the teacher's own top k."""
+    def _score_sampled(self, rollout: Rollout, want: Want) -> dict[str, np.ndarray]:
+        """Log-probs of the sampled tokens, and the teacher's own top k."""
         ids = [*rollout.prompt.ids, *rollout.ids.tolist()]
         body = {
             "model": self.model,
@@ -92,27 +98,27 @@ class VllmDialect:
             "prompt_logprobs": max(1, want.topk),
             "return_token_ids": True,
         }
-        choice = _only_choice(self.http.post_json(COMPLETIONS, body))
-        echoed = choice.get("prompt_token_ids")
-        if echoed is not None and echoed != ids:
+        choice = only_choice(self.http.post_json(COMPLETIONS, body))
+        if choice is None:
+            raise WrongAnswer("the answer does not hold exactly one choice")
+        echo = choice.get("prompt_token_ids")
+        if echo is not None and echo != ids:
             raise WrongAnswer("the scored ids are not the ids that were sent")
-        rows = _rows(choice.get("prompt_logprobs"), len(ids))[len(rollout.prompt.ids) :]
-        drawn = rollout.ids.tolist()
-        found: dict[str, Any] = {
-            "sampled": np.array(
-                [_of(row, i, t) for t, (row, i) in enumerate(zip(rows, drawn, strict=True))],
-                dtype=np.float32,
-            )
-        }
+        rows = _parse_rows(choice.get("prompt_logprobs"), len(ids))[len(rollout.prompt.ids) :]
+        sampled = [
+            _sampled_logp(row, token, t)
+            for t, (row, token) in enumerate(zip(rows, rollout.ids.tolist(), strict=True))
+        ]
+        arrays: dict[str, np.ndarray] = {"sampled": np.array(sampled, dtype=np.float32)}
         if want.topk:
-            tops = [_top(row, want.topk, t) for t, row in enumerate(rows)]
-            width = (len(tops), want.topk)
-            found["topk_ids"] = np.array([i for i, _ in tops], dtype=np.int32).reshape(width)
-            found["topk_logp"] = np.array([p for _, p in tops], dtype=np.float32).reshape(width)
-        return found
+            best = [_best(row, want.topk, t) for t, row in enumerate(rows)]
+            shape = (len(best), want.topk)
+            arrays["topk_ids"] = np.array([i for i, _ in best], dtype=np.int32).reshape(shape)
+            arrays["topk_logp"] = np.array([p for _, p in best], dtype=np.float32).reshape(shape)
+        return arrays
 
-    def _chosen(self, rollout: Rollout) -> np.ndarray:
-        """Log-probs (T, K) of the student's own ids."""
+    def _score_support(self, rollout: Rollout) -> np.ndarray:
+        """Log-probs (T, K) of the ids the student chose."""
         ids = [*rollout.prompt.ids, *rollout.ids.tolist()]
         scored = predicting_positions(len(rollout.prompt.ids), len(rollout))
         body = {
@@ -126,43 +132,43 @@ class VllmDialect:
             },
         }
         answer = self.http.post_json(GENERATE, body)
-        values = _npy(answer.get("prompt_token_id_logprobs") if isinstance(answer, dict) else None)
+        encoded = answer.get("prompt_token_id_logprobs") if isinstance(answer, dict) else None
+        values = _decode_array(encoded)
         if values.shape != rollout.topk_ids.shape:
             raise WrongAnswer(
-                f"chosen ids have shape {values.shape} for a support of {rollout.topk_ids.shape}"
+                f"scores of chosen ids have shape {values.shape} for a support of "
+                f"{rollout.topk_ids.shape}"
             )
         return values.astype(np.float32)
 
-    def _offers_chosen_ids(self) -> bool:
+    def _scores_support(self) -> bool:
         """Try the documented route on three tokens; a refusal of any kind means no."""
         support = np.array([[1, 2], [2, 3]], dtype=np.int32)
         try:
-            self._chosen(Rollout.of_ids([1], [1, 2], topk_ids=support))
+            self._score_support(Rollout.of_ids([1], [1, 2], topk_ids=support))
         except (Refusal, WrongAnswer):
             return False
         return True
 
     def _card(self, *, once: bool) -> dict[str, Any]:
-        listed = self.http.get_json(MODELS, once=once)
-        cards = listed.get("data") if isinstance(listed, dict) else None
-        if not isinstance(cards, list):
+        cards = model_cards(self.http, once=once)
+        if cards is None:
             raise UserError(
                 f"{self.http.key}={self.http.url}: {MODELS} lists no models; this is neither vLLM "
                 "nor `opd serve-teacher`."
             )
-        known = {str(c.get("id")): c for c in cards if isinstance(c, dict)}
-        if self.model not in known:
+        if self.model not in cards:
             section = self.http.section
             raise UserError(
                 f"{section}.model={self.model}: the server at {self.http.url} serves "
-                f"{', '.join(clean(n) for n in known) or 'nothing'}. Set {section}.model to one of "
+                f"{', '.join(clean(n) for n in cards) or 'nothing'}. Set {section}.model to one of "
                 "these, or start the server with --served-model-name."
             )
-        return dict(known[self.model])
+        return cards[self.model]
 
 
-def _npy(text: Any) -> np.ndarray:
-    """An array in base64 of its .npy form; what could hold objects is refused."""
+def _decode_array(text: Any) -> np.ndarray:
+    """An array from the base64 of a .npy file; arrays of objects are refused."""
     if not isinstance(text, str):
         raise WrongAnswer("no scores of chosen ids: this server ignores the request for them")
     try:
@@ -171,19 +177,12 @@ def _npy(text: Any) -> np.ndarray:
     except (ValueError, EOFError) as error:
         raise WrongAnswer(f"scores of chosen ids are damaged: {error}") from None
     if values.dtype.kind != "f":
-        raise WrongAnswer(f"scores of chosen ids are of type {values.dtype}")
+        raise WrongAnswer(f"scores of chosen ids have dtype {values.dtype}")
     return values
 
 
-def _only_choice(answer: Any) -> dict[str, Any]:
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise WrongAnswer("the answer does not hold exactly one choice")
-    return choices[0]
-
-
-def _rows(rows: Any, count: int) -> list[dict[int, tuple[float, int]]]:
-    """Position to {id: (log-prob, rank)}; the first position has none."""
+def _parse_rows(rows: Any, count: int) -> list[Row]:
+    """One row per position; that of the first token is empty."""
     if rows is None:
         raise WrongAnswer("no prompt_logprobs: this server ignores the request for them")
     if not isinstance(rows, list) or len(rows) != count:
@@ -191,10 +190,10 @@ def _rows(rows: Any, count: int) -> list[dict[int, tuple[float, int]]]:
         raise WrongAnswer(f"{size} positions for {count} tokens")
     if rows[0] is not None:
         raise WrongAnswer("the first token has a score, so positions are shifted")
-    return [{}, *(_table(row) for row in rows[1:])]
+    return [{}, *(_parse_row(row) for row in rows[1:])]
 
 
-def _table(row: Any) -> dict[int, tuple[float, int]]:
+def _parse_row(row: Any) -> Row:
     if not isinstance(row, dict):
         raise WrongAnswer("a position without log-probs")
     try:
@@ -203,17 +202,17 @@ def _table(row: Any) -> dict[int, tuple[float, int]]:
         raise WrongAnswer("log-probs of another form than vLLM's") from None
 
 
-def _of(row: dict[int, tuple[float, int]], token: int, t: int) -> float:
+def _sampled_logp(row: Row, token: int, t: int) -> float:
     if token not in row:
-        raise WrongAnswer(f"token {t} (id {token}) has no score among those of its position")
+        raise WrongAnswer(f"token {t} (id {token}) has no log-prob among those of its position")
     value = row[token][0]
-    if not math.isfinite(value) or value < IMPOSSIBLE:
-        raise WrongAnswer(f"token {t} (id {token}) has log-prob {value}: no probability at all")
+    if not math.isfinite(value) or value < MIN_LOGPROB:
+        raise WrongAnswer(f"token {t} (id {token}) has log-prob {value}: its probability is 0")
     return value
 
 
-def _top(row: dict[int, tuple[float, int]], k: int, t: int) -> tuple[list[int], list[float]]:
-    """The k most probable of a position; the actual token may stand beside them."""
+def _best(row: Row, k: int, t: int) -> tuple[list[int], list[float]]:
+    """The k most probable tokens of a position; the sampled token may be in the row as well."""
     if len(row) not in (k, k + 1):
         raise WrongAnswer(f"{len(row)} top tokens at token {t}, {k} were asked for")
     ranked = sorted(row.items(), key=lambda item: -item[1][0])

@@ -1,0 +1,32 @@
+"""What scoring and sampling share of vLLM's API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opd.http.client import Http
+
+COMPLETIONS, MODELS = "/v1/completions", "/v1/models"
+MIN_LOGPROB = -9998.0  # vLLM sends -9999 for minus infinity
+
+
+def model_cards(http: Http, *, once: bool = False) -> dict[str, dict[str, Any]] | None:
+    """The models a server lists, by name; None if the answer is no list of models.
+
+    Raises:
+        Transient: no answer.
+        Refusal: no such route.
+    """
+    answer = http.get_json(MODELS, once=once)
+    cards = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(cards, list):
+        return None
+    return {str(card.get("id")): dict(card) for card in cards if isinstance(card, dict)}
+
+
+def only_choice(answer: Any) -> dict[str, Any] | None:
+    """The choice of a completion with exactly one; None for any other answer."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        return None
+    return choices[0]
