@@ -11,7 +11,7 @@ import torch
 from opd.config import Optim
 from opd.core.batch import Batch
 from opd.core.microbatches import PASS_OVERHEAD, buckets
-from opd.data.sft_examples import choose, example
+from opd.data.sft_examples import example
 from opd.errors import UserError
 from opd.recipes.sft import sft
 from opd.training.gradient import completion_loss
@@ -133,14 +133,6 @@ def test_leaving_early_equals_a_shorter_run(make_lm):
     assert losses == list(sft(short, examples(), steps=3, optim=optim))
     for name, weight in early.parameters().items():
         assert torch.equal(weight, short.parameters()[name])
-
-
-def test_every_pass_visits_every_example_once():
-    places = [i for step in range(6) for i in choose(10, 5, step, seed=3)]
-    passes = [places[start : start + 10] for start in (0, 10, 20)]
-    assert all(sorted(p) == list(range(10)) for p in passes)
-    assert passes[0] != passes[1] != passes[2]
-    assert choose(10, 5, 1, seed=4) != places[5:10]
 
 
 def test_rate_warms_up_then_falls_to_zero():

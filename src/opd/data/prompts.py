@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +18,10 @@ from typing import Any, Literal
 import jinja2
 
 from opd.data.answers import gold
+from opd.data.order import batch_indices
 from opd.data.readers import Row, columns, kind, read_rows, require_one_kind
 from opd.errors import UserError
-from opd.rng import Stream, generator
+from opd.rng import Stream
 from opd.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -58,23 +59,13 @@ class PromptSet:
     special_text: int = 0
 
     def batch(self, step: int, size: int, *, seed: int, shuffle: bool) -> list[Prompt]:
-        """The prompts of one step: no state, so a resumed run needs no replay.
-
-        Every pass over the set is a permutation of its own, from (seed, pass), or file order. A
-        batch that reaches the end of a pass goes on in the next.
-        """
+        """The prompts of one step; `shuffle=False` repeats the order of the file."""
         total = len(self.prompts)
-        places = range(step * size, (step + 1) * size)
-        orders = {
-            epoch: self._order(seed, epoch) if shuffle else range(total)
-            for epoch in sorted({place // total for place in places})
-        }
-        return [self.prompts[orders[place // total][place % total]] for place in places]
-
-    def _order(self, seed: int, epoch: int) -> Sequence[int]:
-        rng = generator(seed, Stream.PROMPT_ORDER, epoch)
-        order: list[int] = rng.permutation(len(self.prompts)).tolist()
-        return order
+        if shuffle:
+            indices = batch_indices(total, size, step, seed=seed, stream=Stream.PROMPT_ORDER)
+        else:
+            indices = [(step * size + i) % total for i in range(size)]
+        return [self.prompts[i] for i in indices]
 
 
 def load_prompts(

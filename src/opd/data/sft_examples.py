@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from opd.data.prompts import load_prompts
 from opd.data.readers import read_rows
 from opd.errors import UserError
-from opd.rng import Stream, generator
 from opd.types import Prompt, Rollout
 
 
@@ -56,17 +53,6 @@ def load_gold(
         else:
             found.append(Rollout.of_ids(prompt, [*ids, tokenizer.eos_token_id], finish="stop"))
     return found
-
-
-def choose(count: int, batch: int, step: int, seed: int) -> list[int]:
-    """Which examples a step trains on: consecutive places of an endless row of permutations."""
-    places = range(step * batch, (step + 1) * batch)
-    orders = {p: _order(count, p, seed) for p in {place // count for place in places}}
-    return [int(orders[place // count][place % count]) for place in places]
-
-
-def _order(count: int, epoch: int, seed: int) -> np.ndarray:
-    return generator(seed, Stream.SFT_ORDER, epoch).permutation(count)
 
 
 def _completion(values: dict[str, Any], place: str, key: str) -> str:

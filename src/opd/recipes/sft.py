@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from opd.config import Optim
-from opd.data.sft_examples import choose
+from opd.data.order import batch_indices
 from opd.models.lm import LM
+from opd.rng import Stream
 from opd.training.learner import Learner
 from opd.training.optimizer import Schedule, learning_rate, make_optimizer
 from opd.training.step import supervised_update
@@ -61,6 +62,6 @@ def sft(
         seed=seed,
     )
     for step in range(steps):
-        chosen = [examples[i] for i in choose(len(examples), batch, step, seed)]
+        indices = batch_indices(len(examples), batch, step, seed=seed, stream=Stream.SFT_ORDER)
         lr = learning_rate(optim.lr, step, optim.warmup, schedule, steps)
-        yield supervised_update(learner, chosen, step, lr=lr).loss
+        yield supervised_update(learner, [examples[i] for i in indices], step, lr=lr).loss

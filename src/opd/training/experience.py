@@ -19,8 +19,8 @@ from opd.core import diagnostics, losses
 from opd.core.batch import Batch, check_scores
 from opd.core.objective import Objective
 from opd.data.graders import Grader
+from opd.data.order import batch_indices
 from opd.data.prompts import PromptSet
-from opd.data.sft_examples import choose
 from opd.errors import UserError
 from opd.rng import Stream, generator, key
 from opd.run.folder import RunFolder
@@ -271,9 +271,11 @@ def sft_examples_of(source: ExperienceSource, step: int) -> list[Rollout]:
     """The supervised examples of a step: as many as there are prompts."""
     if not source.sft_examples:
         return []
-    size = source.size
-    chosen = choose(len(source.sft_examples), size.prompts, step, size.seed)
-    return [source.sft_examples[i] for i in chosen]
+    examples, size = source.sft_examples, source.size
+    indices = batch_indices(
+        len(examples), size.prompts, step, seed=size.seed, stream=Stream.SFT_ORDER
+    )
+    return [examples[i] for i in indices]
 
 
 def special_weights(source: ExperienceSource, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
