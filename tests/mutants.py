@@ -422,8 +422,8 @@ MUTANTS = [
     Mutant(
         "every block is given the teacher's first rows",
         "core/chunked.py",
-        "(theirs[rows],)",
-        "(theirs[: rows.stop - rows.start],)",
+        "(teacher_logits[rows],)",
+        "(teacher_logits[: rows.stop - rows.start],)",
         CHUNKED,
     ),
 ]

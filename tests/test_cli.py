@@ -74,10 +74,12 @@ def other_ends():
     return ["teacher.model=other"]
 
 
-def text(name: str, content: str):
+def text(name: str, content: str, *overrides: str):
+    """Write a file; the run uses it as its prompts, or as `overrides` say."""
+
     def make():
         Path(name).write_text(content)
-        return [f"prompts.path={name}"]
+        return list(overrides) or [f"prompts.path={name}"]
 
     return make
 
@@ -97,13 +99,13 @@ MISTAKES = {
     "empty file": (text("empty.jsonl", ""), r"empty\.jsonl is empty"),
     "missing column": (text("c.jsonl", '{"text": "x"}\n'), r"Found: text.*Allowed: prompt"),
     "no tokenizer": (no_tokenizer, "has no tokenizer"),
-    "tokenizers differ": (swapped_tokens, "token"),
+    "tokenizers differ": (swapped_tokens, "different tokenizers.*2 tokens differ"),
     "ends differ": (other_ends, r"rollout\.stop=union"),
     "no room": (lambda: ["rollout.max_new_tokens=5000"], "leaves no room"),
     "prompts too long": (lambda: ["prompts.max_tokens=2"], r"Raise prompts\.max_tokens"),
     "folder exists": (taken, "--overwrite"),
     "eval without answers": (
-        lambda: [*text("e.jsonl", '{"prompt": "a"}\n')()[:0], "eval=[{path: e.jsonl}]"],
+        text("e.jsonl", '{"prompt": "a"}\n', "eval=[{path: e.jsonl}]"),
         "needs an answer for every prompt",
     ),
     "reward without answers": (

@@ -150,7 +150,7 @@ def test_a_head_too_narrow_for_its_tokens_is_refused(who):
 def test_differences_are_counted_and_the_first_three_shown():
     teacher = words({w: i for i, w in enumerate(["<s>", *reversed(WORDS[1:])])})
     (ids,) = (
-        f for f in compare(words(), teacher, student_vocab=18, teacher_vocab=18) if f.what == "ids"
+        f for f in compare(words(), teacher, student_vocab=18, teacher_vocab=18) if f.kind == "ids"
     )
     moved = [w for i, w in enumerate(WORDS) if i and i != 18 - i]
     assert ids.message.startswith(f"{len(moved)} tokens differ")
@@ -177,7 +177,7 @@ def test_harmless_differences_are_findings(name, what):
         student_vocab=width(student) + more_s,
         teacher_vocab=width(teacher) + more_t,
     )
-    assert what in {f.what for f in found}
+    assert what in {f.kind for f in found}
     assert not any(f.fatal for f in found)
 
 
@@ -261,7 +261,7 @@ def test_folders_without_a_usable_tokenizer(tmp_path, fill, message):
         ("./models/none", "no such folder"),
         ("/models/none", "no such folder"),
         ("a/b/c", "no such folder"),
-        ("nobody-here/nothing", "neither a folder here nor a model the hub gives us"),
+        ("nobody-here/nothing", "neither a local folder nor a model that the hub returns"),
     ],
 )
 def test_names_that_lead_nowhere(name, message):

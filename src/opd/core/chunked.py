@@ -1,7 +1,8 @@
-"""Losses that look at the whole vocabulary, a chunk of positions at a time.
+"""Losses over the whole vocabulary, computed a chunk of positions at a time.
 
-The gradient is made in the forward pass, chunk by chunk, while the chunk's logits exist: one matmul
-forward and two backward, nothing of shape [N, V] kept. Shapes: N positions, H hidden, V vocabulary.
+The gradient is computed in the forward pass, chunk by chunk, while the chunk's logits exist: one
+matmul forward and two backward, nothing of shape [N, V] kept.
+Shapes: N positions, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from opd.core.precision import accumulation_dtype
 
 # One chunk of fp32 logits: 16M elements = 64 MB, whatever the vocabulary.
 CHUNK_ELEMENTS = 16 * 2**20
-# A processor goes through the loss's dozens of elementwise passes in its cache (2 MB in fp32); an
-# accelerator would only wait for more kernels.
+# On a CPU the loss's dozens of elementwise passes stay in cache (2 MB in fp32); on an accelerator
+# smaller blocks would only mean more kernels.
 CPU_BLOCK_ELEMENTS = 2**19
 
 LossOfLogits = Callable[..., Tensor]
@@ -32,7 +33,7 @@ def chunk_slices(positions: int, vocab: int) -> list[slice]:
 
 
 def row_blocks(logits: Tensor) -> list[slice]:
-    """Slices of a chunk's rows (n, V) that elementwise work should take at a time."""
+    """Slices of a chunk's rows (n, V) for elementwise work."""
     rows, vocab = logits.shape
     step = max(1, CPU_BLOCK_ELEMENTS // vocab) if logits.device.type == "cpu" else max(1, rows)
     return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
@@ -54,7 +55,7 @@ def chunked_sum(
         hidden: (N, H).
         weight: (V, H).
         bias: (V,) or None.
-        teacher: (part) -> logits (n, V), asked once a chunk, without gradient.
+        teacher: (part) -> logits (n, V), called once per chunk, without gradient.
 
     Returns:
         Scalar, at least fp32. Zero positions give 0 with a graph.
@@ -83,9 +84,9 @@ class _ChunkedSum(torch.autograd.Function):
         for part in chunk_slices(hidden.shape[0], weight.shape[0]):
             chunk = hidden[part]
             logits = project(chunk, weight, bias).detach()
-            theirs = None if teacher is None else teacher(part)
+            teacher_logits = None if teacher is None else teacher(part)
             for rows in row_blocks(logits):
-                total += _differentiate(loss, logits, theirs, rows, part.start, needed)
+                total += _differentiate(loss, logits, teacher_logits, rows, part.start, needed)
             if grad_hidden is not None:
                 grad_hidden[part] = logits @ weight
             if grad_weight is not None:
@@ -102,27 +103,27 @@ class _ChunkedSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = upstream
-        grads, ctx.grads = ctx.grads, None  # scaled in place: the head's would be copied otherwise
+        grads, ctx.grads = ctx.grads, None  # scaled in place, to save a copy of the head's
         return (*(None if g is None else g.mul_(scale.to(g.dtype)) for g in grads), None, None)
 
 
 def _differentiate(
     loss: LossOfLogits,
     logits: Tensor,
-    theirs: Tensor | None,
+    teacher_logits: Tensor | None,
     rows: slice,
     start: int,
     needed: bool,
 ) -> Tensor:
     """Sum of the loss over some rows of a chunk; their logits become its gradient in place."""
     part = slice(start + rows.start, start + rows.stop)
-    given = () if theirs is None else (theirs[rows],)
+    given = () if teacher_logits is None else (teacher_logits[rows],)
     raw = logits[rows].detach().requires_grad_(needed)
     with torch.set_grad_enabled(needed):
         value = loss(raw, part, *given).sum()
     if value.requires_grad:
         logits[rows] = torch.autograd.grad(value, raw)[0]
-    else:  # nothing to learn here, such as a term that is masked everywhere
+    else:  # no gradient, such as a term that is masked everywhere
         logits[rows] = 0
     return value.detach()
 

@@ -1,4 +1,4 @@
-"""Losses, one formula one function: log-probs in, one value per position out.
+"""Losses, one function per formula: log-probs in, one value per position out.
 
 No reduction over positions, no models, no configuration. Shapes: `...` positions, W candidate
 tokens (a support, or the whole vocabulary), n rollouts of a prompt. p is the student's
@@ -6,9 +6,9 @@ distribution, q the teacher's.
 
 Conventions shared by all functions here:
 
-- Inputs are log-probs (`renormalise` makes them from log-scores); they are raised to at least fp32.
+- Inputs are log-probs (`renormalise` makes them from log-scores), converted to at least fp32.
 - `where` marks the entries that exist. Everything else may hold -inf, NaN or garbage: inputs are
-  masked before any arithmetic, so neither value nor gradient sees it.
+  masked before any arithmetic, so neither value nor gradient depends on it.
 - An entry of probability 0 adds 0. A teacher that excludes (-inf) a token the student can produce
   gives +inf: that is the true divergence.
 - Gradient flows into the student argument; the teacher argument is treated as data by the caller.
@@ -58,7 +58,7 @@ def renormalise(scores: Tensor, where: Tensor | None = None) -> Tensor:
         position without valid entries).
     """
     possible = _possible(scores, where)
-    # A finite stand-in for -inf: log-softmax over nothing but -inf has NaN gradients.
+    # A finite value instead of -inf: log-softmax over -inf alone has NaN gradients.
     floor = torch.finfo(accumulation_dtype(scores.dtype)).min / 4
     normal = torch.log_softmax(_masked(scores, possible, floor), -1)
     return torch.where(possible, normal, -torch.inf)
@@ -67,22 +67,22 @@ def renormalise(scores: Tensor, where: Tensor | None = None) -> Tensor:
 def with_tail(logp: Tensor, where: Tensor | None = None) -> Tensor:
     """Append one bucket holding all the mass outside the support: an exact coarser distribution.
 
-    log(1 - sum p) is taken by log1p or expm1, whichever keeps digits. A sum of floats is known to
-    one unit of rounding, so the tail's mass is never taken below that: otherwise rounding a peaked
-    teacher's tail to 0 would cost +inf. (Tail bucket: TA-OPD, arXiv 2608.14728.)
+    log(1 - sum p) is computed by log1p or expm1, whichever keeps digits. A sum of floats is known
+    to one unit of rounding, so the tail's mass is never smaller than that: otherwise a peaked
+    teacher's tail, rounded to 0, would cost +inf. (Tail bucket: TA-OPD, arXiv 2608.14728.)
 
     Args:
         logp: (..., W) log-probs normalised over the whole vocabulary, not over the support.
         where: (..., W) bool, valid entries; None: all.
 
     Returns:
-        (..., W + 1) log-probs; invalid entries -inf. Without valid entries the tail has it all.
+        (..., W + 1) log-probs; invalid entries -inf. Without valid entries the tail has all mass.
     """
     possible = _possible(logp, where)
     finfo = torch.finfo(accumulation_dtype(logp.dtype))
     inside = torch.logsumexp(_masked(logp, possible, finfo.min / 4), -1, keepdim=True)
     inside = inside.clamp(max=-finfo.eps)
-    near = inside > _LOG_HALF  # each branch is fed safe numbers: where() alone would leak NaN
+    near = inside > _LOG_HALF  # each branch gets safe inputs: where() alone would leak NaN
     by_expm1 = torch.log(-torch.expm1(torch.where(near, inside, -1.0)))
     by_log1p = torch.log1p(-torch.exp(torch.where(near, -1.0, inside)))
     tail = torch.where(near, by_expm1, by_log1p)
@@ -100,7 +100,7 @@ def reverse_kl(student: Tensor, teacher: Tensor, where: Tensor | None = None) ->
     Returns:
         (...) nats. The gradient is that of the value; nothing is detached.
     """
-    if where is None and all_possible(student):  # half the passes, and so half the time
+    if where is None and all_possible(student):  # half the passes over memory
         p, q = at_least_float32(student), at_least_float32(teacher)
         divergence: Tensor = torch.linalg.vecdot(p.exp(), p - q)
         return divergence
@@ -163,13 +163,13 @@ def score_function(advantage: Tensor, logp: Tensor) -> Tensor:
 def k1(logp: Tensor, teacher_logp: Tensor) -> Tensor:
     """Sampled-token reverse KL by score function; paper Eq. 3.
 
-    For a token drawn from p at the same temperature, untruncated: value log p - log q, whose
+    For a token sampled from p at the same temperature, untruncated: value log p - log q, whose
     expectation is the reverse KL; expected gradient exactly the reverse KL's at that position.
     (Backpropagating through log p - log q itself would have expected gradient 0.)
 
     Args:
-        logp: (...) log p of the drawn token; differentiable.
-        teacher_logp: (...) log q of the drawn token.
+        logp: (...) log p of the sampled token; differentiable.
+        teacher_logp: (...) log q of the sampled token.
     """
     return score_function(at_least_float32(teacher_logp) - at_least_float32(logp), logp)
 
@@ -186,9 +186,9 @@ def k2(logp: Tensor, teacher_logp: Tensor) -> Tensor:
 def k3_forward(logp: Tensor, teacher_logp: Tensor) -> Tensor:
     """Sampled q/p - 1 - log(q/p), differentiated through: expected gradient of the FORWARD KL.
 
-    The value is a low-variance unbiased estimate of the reverse KL, which is how it comes to be
-    taken for a reverse-KL loss; the gradient is -(q/p) grad log p in expectation, i.e. forward KL,
-    with weights q/p that are heavy-tailed. Arguments as in `k1`.
+    The value is a low-variance unbiased estimate of the reverse KL, hence often mistaken for a
+    reverse-KL loss; the gradient is -(q/p) grad log p in expectation, i.e. forward KL, with weights
+    q/p that are heavy-tailed. Arguments as in `k1`.
     """
     ratio = at_least_float32(teacher_logp) - at_least_float32(logp)
     return torch.expm1(ratio) - ratio

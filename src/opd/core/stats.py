@@ -1,7 +1,7 @@
 """Estimates with intervals for evaluations: numpy and scipy only, no torch.
 
 Samples of one prompt are not independent, so every interval treats the prompt as the unit.
-Shapes: P prompts, n samples a prompt. Intervals are two-sided at `level`; randomness comes from
+Shapes: P prompts, n samples per prompt. Intervals are two-sided at `level`; randomness comes from
 `seed` alone.
 """
 
@@ -57,8 +57,8 @@ def avg_at_n(correct: ArrayLike, *, level: float = 0.95) -> Estimate:
     spread = mean * (1 - mean)
     if spread > 0:
         tail = (1 + level) / 2
-        few = stats.t.ppf(tail, prompts * samples - 1) / stats.t.ppf(tail, prompts - 1)
-        effective = spread / variance * few**2 if variance > 0 else prompts * samples
+        t_ratio = stats.t.ppf(tail, prompts * samples - 1) / stats.t.ppf(tail, prompts - 1)
+        effective = spread / variance * t_ratio**2 if variance > 0 else prompts * samples
         effective = min(max(effective, 1.0), prompts * samples)
     else:
         effective = prompts
@@ -66,7 +66,7 @@ def avg_at_n(correct: ArrayLike, *, level: float = 0.95) -> Estimate:
 
 
 def mean(values: ArrayLike, *, level: float = 0.95) -> Estimate:
-    """Mean of one number a prompt, Student-t interval over prompts; infinitely wide for one prompt.
+    """Mean of one number per prompt, Student-t interval over prompts; infinite for one prompt.
 
     Args:
         values: (P,) such as the mean completion length of each prompt's samples.
@@ -100,8 +100,8 @@ def pass_at_k(
 ) -> Estimate:
     """Unbiased pass@k: mean over prompts of 1 - C(n-c, k)/C(n, k), c of n samples correct.
 
-    From arXiv 2107.03374. Interval: percentile bootstrap over prompts; where every prompt has 0 or
-    every prompt 1, and a bootstrap would have width 0, Clopper-Pearson's.
+    From arXiv 2107.03374. Interval: percentile bootstrap over prompts; Clopper-Pearson's where all
+    prompts have 0 or all have 1, and a bootstrap would have width 0.
 
     Args:
         correct: (P, n) of 0/1.
@@ -116,11 +116,11 @@ def pass_at_k(
     matrix = _matrix(correct)
     n = matrix.shape[1]
     if not 1 <= k <= n:
-        raise ValueError(f"pass@k needs 1 <= k <= n = {n} samples a prompt, got k = {k}")
+        raise ValueError(f"pass@k needs 1 <= k <= n = {n} samples per prompt, got k = {k}")
     values = pass_at_k_values(matrix.sum(1), n, k)
     if np.ptp(values) == 0 and values[0] in (0.0, 1.0):
-        end = float(values[0])
-        return Estimate(end, *_clopper_pearson(end, len(values), level), len(values))
+        value = float(values[0])
+        return Estimate(value, *_clopper_pearson(value, len(values), level), len(values))
     means = values[_resample(len(values), resamples, seed)].mean(1)
     return Estimate(float(values.mean()), *_percentiles(means, level), len(values))
 
@@ -134,11 +134,11 @@ def gap_recovery(
     seed: int = 0,
     resamples: int = 4000,
 ) -> Estimate:
-    """Share of the teacher's lead that training recovered; paper section 3.2.
+    """Fraction of the gap to the teacher that training closed; paper section 3.2.
 
     (after - before) / (teacher - before) of mean accuracies. Interval: percentile bootstrap over
-    prompts, all three drawn together. Where the lead itself is not distinguishable from 0 the share
-    is unbounded, and so is the interval.
+    prompts, the same prompts for all three. Where the gap itself is not distinguishable from 0 the
+    fraction is unbounded, and so is the interval.
 
     Args:
         before: (P,) accuracy of the student at each prompt before training.
@@ -150,17 +150,17 @@ def gap_recovery(
     """
     table = np.stack([_vector(before), _vector(after), _vector(teacher)])
     means = table.mean(1)
-    lead = float(means[2] - means[0])
-    value = float(means[1] - means[0]) / lead if lead else math.nan
+    gap = float(means[2] - means[0])
+    value = float(means[1] - means[0]) / gap if gap else math.nan
     prompts = table.shape[1]
-    drawn = table[:, _resample(prompts, resamples, seed)].mean(2)
-    leads = drawn[2] - drawn[0]
-    low, high = _percentiles(leads, level)
+    resampled = table[:, _resample(prompts, resamples, seed)].mean(2)
+    gaps = resampled[2] - resampled[0]
+    low, high = _percentiles(gaps, level)
     if low <= 0 <= high:
         return Estimate(value, -math.inf, math.inf, prompts)
-    sure = leads != 0
-    shares = (drawn[1] - drawn[0])[sure] / leads[sure]
-    return Estimate(value, *_percentiles(shares, level), prompts)
+    nonzero = gaps != 0
+    fractions = (resampled[1] - resampled[0])[nonzero] / gaps[nonzero]
+    return Estimate(value, *_percentiles(fractions, level), prompts)
 
 
 def auroc(
@@ -188,7 +188,7 @@ def auroc(
     if m == 0 or n == 0:
         return Estimate(math.nan, math.nan, math.nan, units)
     overall = stats.rankdata(values)
-    # Placements: share of the other class beaten by each positive; beating each negative.
+    # Placements: fraction of the other class below each positive; above each negative.
     of_positive = (overall[truth] - stats.rankdata(values[truth])) / n
     of_negative = 1 - (overall[~truth] - stats.rankdata(values[~truth])) / m
     area = float(of_positive.mean())
@@ -215,7 +215,7 @@ def paired(
 ) -> Paired:
     """Compare two runs on the same prompts: mean of b - a, t interval, sign-flip test.
 
-    The test permutes which run a prompt's pair belongs to (exact when 2^P fits in `resamples`).
+    The test swaps the runs of a prompt at random (exact when 2^P <= `resamples`).
 
     Args:
         a: (P,) per-prompt accuracy of one run.
@@ -256,7 +256,7 @@ def _matrix(correct: ArrayLike) -> Floats:
 def _vector(values: ArrayLike) -> Floats:
     vector = np.asarray(values, dtype=np.float64)
     if vector.ndim != 1 or len(vector) == 0:
-        raise ValueError(f"expected one value a unit and at least one unit; got {vector.shape}")
+        raise ValueError(f"expected one value per unit and at least one unit; got {vector.shape}")
     return vector
 
 

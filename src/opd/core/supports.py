@@ -1,7 +1,7 @@
 """Which candidate tokens a top-k loss compares at a position: ids and a validity mask.
 
-Widths never depend on the data: a support smaller than its width is a mask, so that no step has to
-wait for a count. Shapes: N positions, k tokens of each model, W candidates.
+Widths never depend on the data: a smaller support is a mask, so that no step has to wait for the
+device to count. Shapes: N positions, k tokens of each model, W candidates.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Candidates(NamedTuple):
 
 
 def contains(ids: Tensor, others: Tensor) -> Tensor:
-    """For each of `ids` (N, A), whether it stands in the same row of `others` (N, B): (N, A)."""
+    """For each of `ids` (N, A), whether it is in the same row of `others` (N, B): (N, A)."""
     return (ids[:, :, None] == others[:, None, :]).any(-1)
 
 
@@ -33,7 +33,7 @@ def candidates(
 
     | support | ids | valid |
     |---|---|---|
-    | sampled | the drawn token | all |
+    | sampled | the sampled token | all |
     | student_topk | student's k | all |
     | teacher_topk | teacher's k | all |
     | intersection | student's k | those the teacher also has |
@@ -42,12 +42,12 @@ def candidates(
 
     Args:
         support: a name of the table.
-        targets: (N,) drawn tokens.
+        targets: (N,) sampled tokens.
         student_topk: (N, k).
         teacher_topk: (N, k); may be None for sampled and student_topk.
 
     Returns:
-        (N, 1), (N, k) or (N, 2k) candidates; a token is valid at most once a row.
+        (N, 1), (N, k) or (N, 2k) candidates; a token is valid at most once per row.
 
     Raises:
         ValueError: for `full`, which has no candidates, or a missing teacher_topk.
@@ -67,8 +67,8 @@ def candidates(
         return Candidates(student_topk, shared)
     new = ~contains(teacher_topk, student_topk)
     ids = torch.cat([student_topk, teacher_topk], 1)
-    own = torch.ones_like(shared) if support == "union" else ~shared
-    return Candidates(ids, torch.cat([own, new], 1))
+    of_student = torch.ones_like(shared) if support == "union" else ~shared
+    return Candidates(ids, torch.cat([of_student, new], 1))
 
 
 def _all(ids: Tensor) -> Candidates:

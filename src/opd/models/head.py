@@ -155,11 +155,11 @@ class HeadDistribution:
         return self.head.logits_of(self.hidden, ids) / self.temperature
 
     def log_z(self) -> Tensor:
-        """One whole head row a position; for small N only (losses go through core.chunked)."""
+        """Logits of the whole vocabulary; for small N only (losses use `Head.chunked_sum`)."""
         return self._dense().log_z()
 
     def log_probs(self) -> Tensor:
-        """One whole head row a position; for small N only (losses go through core.chunked)."""
+        """Logits of the whole vocabulary; for small N only (losses use `Head.chunked_sum`)."""
         return self._dense().log_probs()
 
     def _dense(self) -> DenseDistribution:

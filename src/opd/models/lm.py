@@ -110,7 +110,7 @@ def context_length_of(config: Any) -> int | None:
     """Longest sequence that a model's config allows and computes independently of its batch.
 
     With longrope (Phi-3, Phi-4-mini) one row beyond the original context changes the rotation of
-    every token of its call: scores would depend on the micro-batch, and decoding would read keys
+    every token of its call: scores would depend on the micro-batch, and decoding would use keys
     rotated in another way. So those models end at their original context here.
     """
     lengths = [getattr(config, "max_position_embeddings", None)]

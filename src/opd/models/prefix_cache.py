@@ -42,7 +42,7 @@ class PrefixCache:
         rows = torch.arange(len(prompts), device=lm.device)
         states = [x for layer in cache.layers for x in (layer.keys, layer.values)]
         self._computed = [hidden[rows, self._lengths - 1], *map(self._align_right, states)]
-        # What responses read: leaves without a graph, on which their gradients are summed.
+        # What responses attend to: leaves without a graph, on which their gradients are summed.
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in self._computed]
         self._last_hidden, *self._states = leaves
 

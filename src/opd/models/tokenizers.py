@@ -1,7 +1,7 @@
-"""Do these two models speak of the same tokens, and where does a completion end?
+"""Whether two models share a tokenizer, and which tokens end a completion.
 
-Teacher and student exchange token ids, never text, so a teacher with another vocabulary would be
-trained against silently. Everything here compares tokenizers; heads are known by their width.
+Teacher and student exchange token ids, never text, so training against a teacher with another
+vocabulary would go wrong silently. Everything here compares tokenizers and the sizes of heads.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
-SHOWN = 3  # differences shown in full; the rest are counted
-# Equal vocabularies do not make equal tokenizers: merges, normalisers and pre-tokenizers also
-# decide, and show themselves on text like this.
+SHOWN = 3  # differences shown in a message; the rest are counted
+# Equal vocabularies do not make equal tokenizers: merges, normalisers and pre-tokenizers matter
+# too, and differences show on texts like these.
 PROBES = (
     "The quick brown fox jumps over the lazy dog.",
     " leading space,  two spaces,\ttab\nnewline\r\n\n\nthree newlines ",
@@ -45,16 +45,16 @@ PROBES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing a comparison found.
+class Difference:
+    """One difference between two tokenizers.
 
     Attributes:
-        what: ids, added, special, merges, encoding, wrapping, head, eos, pad or template.
-        message: for people.
+        kind: ids, added, special, merges, encoding, wrapping, head, eos, pad or template.
+        message: a sentence about it.
         fatal: whether distillation over these tokenizers would train on wrong tokens.
     """
 
-    what: str
+    kind: str
     message: str
     fatal: bool
 
@@ -86,7 +86,7 @@ def load_tokenizer(path: str, revision: str | None = None, *, key: str = "model"
             str(folder) if local else path, revision=revision, trust_remote_code=False
         )
     except Exception as error:
-        # The tokenizers library raises Exception itself, no subclass, on a file it cannot read.
+        # The tokenizers library raises plain Exception on a file it cannot parse.
         if not (isinstance(error, OSError | ValueError | KeyError) or type(error) is Exception):
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -95,10 +95,10 @@ def load_tokenizer(path: str, revision: str | None = None, *, key: str = "model"
                 f"{key}={path}: the tokenizer in this folder cannot be read: {first}\n"
                 "Save it again with tokenizer.save_pretrained(folder)."
             ) from None
-        at = "" if revision is None else f" and the revision {revision!r}"
+        and_revision = "" if revision is None else f" and the revision {revision!r}"
         raise UserError(
-            f"{key}={path}: neither a folder here nor a model the hub gives us: {first}\n"
-            f"Check the spelling{at}, or download the model and give its folder."
+            f"{key}={path}: neither a local folder nor a model that the hub returns: {first}\n"
+            f"Check the spelling{and_revision}, or download the model and give its folder."
         ) from None
 
 
@@ -118,25 +118,26 @@ def eos_ids(tokenizer: Any, generation_config: Any | None) -> frozenset[int]:
     Raises:
         UserError: there are none.
     """
-    found: set[int] = set()
+    ids: set[int] = set()
     if tokenizer.eos_token_id is not None:
-        found.add(int(tokenizer.eos_token_id))
-    listed = None if generation_config is None else generation_config.eos_token_id
-    if listed is not None:
-        found |= {int(i) for i in (listed if isinstance(listed, list | tuple) else [listed])}
-    if not found:
+        ids.add(int(tokenizer.eos_token_id))
+    configured = None if generation_config is None else generation_config.eos_token_id
+    if configured is not None:
+        several = isinstance(configured, list | tuple)
+        ids |= {int(i) for i in (configured if several else [configured])}
+    if not ids:
         raise UserError(
             f"The model {tokenizer.name_or_path!r} has no end token, so no completion would ever "
             "end. Set eos_token_id in its generation_config.json, or eos_token in "
             "tokenizer_config.json."
         )
-    return frozenset(found)
+    return frozenset(ids)
 
 
 def compare(
     student_tok: Any, teacher_tok: Any, *, student_vocab: int, teacher_vocab: int
-) -> list[Finding]:
-    """Everything that differs between two tokenizers, and what it means.
+) -> list[Difference]:
+    """All differences between two tokenizers.
 
     Args:
         student_tok: the student's tokenizer.
@@ -144,33 +145,29 @@ def compare(
         student_vocab: rows of the student's output head; may exceed the tokenizer's ids.
         teacher_vocab: rows of the teacher's output head.
     """
-    findings = [
+    differences = [
         _ids(student_tok.get_vocab(), teacher_tok.get_vocab()),
         _added(student_tok, teacher_tok),
         *(_special(student_tok, teacher_tok, name) for name in ("bos", "unk", "eos", "pad")),
-        *(
-            _head(who, tok, width)
-            for who, tok, width in (
-                ("student", student_tok, student_vocab),
-                ("teacher", teacher_tok, teacher_vocab),
-            )
-        ),
-        _widths(student_vocab, teacher_vocab),
-        *(_pad_is_eos(w, t) for w, t in (("student", student_tok), ("teacher", teacher_tok))),
+        _head("student", student_tok, student_vocab),
+        _head("teacher", teacher_tok, teacher_vocab),
+        _head_sizes(student_vocab, teacher_vocab),
+        _pad_is_eos("student", student_tok),
+        _pad_is_eos("teacher", teacher_tok),
         _template(student_tok, teacher_tok),
     ]
-    found = [f for f in findings if f is not None]
-    # Different ids encode differently of course; these are for what the ids do not show.
-    if not any(f.fatal for f in found):
+    result = [d for d in differences if d is not None]
+    # Different ids mean different encodings; these are for what the ids do not show.
+    if not any(d.fatal for d in result):
         hidden = (_merges(student_tok, teacher_tok), *_encodings(student_tok, teacher_tok))
-        found += [f for f in hidden if f is not None]
-    return found
+        result += [d for d in hidden if d is not None]
+    return result
 
 
 def require_same(
     student_tok: Any, teacher_tok: Any, *, student_vocab: int, teacher_vocab: int
 ) -> int:
-    """Refuse a pair whose ids mean different things.
+    """Check that equal ids mean equal tokens.
 
     Returns:
         The usable vocabulary: ids from there on are padding of a wider head, to be masked.
@@ -178,16 +175,16 @@ def require_same(
     Raises:
         UserError: with how many tokens differ and the first of them.
     """
-    found = compare(
+    differences = compare(
         student_tok, teacher_tok, student_vocab=student_vocab, teacher_vocab=teacher_vocab
     )
-    for finding in found:
-        logger.info("tokenizers: %s", finding.message)
-    fatal = [f.message for f in found if f.fatal]
+    for difference in differences:
+        logger.info("tokenizers: %s", difference.message)
+    fatal = [d.message for d in differences if d.fatal]
     if fatal:
         raise UserError(
             "student.model and teacher.model have different tokenizers, so the teacher would score "
-            "other tokens than the student wrote:\n  "
+            "other tokens than the student sampled:\n  "
             + "\n  ".join(fatal)
             + "\nChoose a teacher of the same family (student.model, teacher.model)."
         )
@@ -206,10 +203,10 @@ def resolve_stop(
         tokenizer: spells the ids in the error.
         student_eos: ids that end the student's completions.
         teacher_eos: ids that end the teacher's.
-        choice: rollout.stop; None demands that the two agree.
+        choice: rollout.stop; None requires that the two agree.
 
     Raises:
-        UserError: they differ and no choice was made.
+        UserError: they differ and `choice` is None.
     """
     if student_eos == teacher_eos or choice == "student":
         return student_eos
@@ -219,52 +216,52 @@ def resolve_stop(
         return student_eos | teacher_eos
     raise UserError(
         "The models end a completion with different tokens and rollout.stop is not set:\n"
-        f"  student: {_spelled(tokenizer, student_eos)}\n"
-        f"  teacher: {_spelled(tokenizer, teacher_eos)}\n"
-        "A student that is taught to write an end token which stops nobody writes on for ever: "
-        "lengths have been seen to explode within a few dozen steps. Choose one:\n"
-        "  rollout.stop=student  ends where the student would; the teacher may find its end "
-        "unlikely\n"
-        "  rollout.stop=teacher  ends where the teacher would; the student must learn that token, "
-        "and rollouts run to the limit until it does\n"
-        "  rollout.stop=union    ends at any of them; nothing runs on, both ends are trained"
+        f"  student: {_spell(tokenizer, student_eos)}\n"
+        f"  teacher: {_spell(tokenizer, teacher_eos)}\n"
+        "A student that learns an end token which does not stop its rollouts never ends them: "
+        "lengths explode within a few dozen steps. Choose one:\n"
+        "  rollout.stop=student  the student's end tokens; the teacher may give them low "
+        "probability\n"
+        "  rollout.stop=teacher  the teacher's end tokens; until the student has learned them, its "
+        "rollouts run to the length limit\n"
+        "  rollout.stop=union    the end tokens of both; every rollout can end, both are trained"
     )
 
 
-def _spelled(tokenizer: Any, ids: Iterable[int]) -> str:
+def _spell(tokenizer: Any, ids: Iterable[int]) -> str:
     return ", ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in sorted(ids))
 
 
-def _listed(differences: list[str]) -> str:
+def _join(differences: list[str]) -> str:
     more = len(differences) - SHOWN
     return "; ".join(differences[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _ids(student: dict[str, int], teacher: dict[str, int]) -> Finding | None:
+def _ids(student: dict[str, int], teacher: dict[str, int]) -> Difference | None:
     differing = [t for t in student.keys() | teacher.keys() if student.get(t) != teacher.get(t)]
     if not differing:
         return None
 
-    def place(token: str) -> tuple[int, str]:
+    def by_id(token: str) -> tuple[int, str]:
         return min(i for v in (student, teacher) if (i := v.get(token)) is not None), token
 
     lines = [
         f"{token!r} is {student.get(token, 'absent')} for the student and "
         f"{teacher.get(token, 'absent')} for the teacher"
-        for token in sorted(differing, key=place)
+        for token in sorted(differing, key=by_id)
     ]
-    return Finding(
+    return Difference(
         "ids",
         f"{len(differing)} tokens differ (student {len(student)}, teacher {len(teacher)} tokens): "
-        + _listed(lines),
+        + _join(lines),
         True,
     )
 
 
-def _added(student_tok: Any, teacher_tok: Any) -> Finding | None:
-    """Added tokens match text before the vocabulary does; `special` ones are left out of texts.
+def _added(student_tok: Any, teacher_tok: Any) -> Difference | None:
+    """Added tokens are matched before the vocabulary; `special` ones are left out of decoded text.
 
-    End and pad tokens are added by their role, which `_special` judges.
+    End and pad tokens are compared by their role, in `_special`.
     """
     roles = {i for tok in (student_tok, teacher_tok) for i in (tok.eos_token_id, tok.pad_token_id)}
     student, teacher = (
@@ -277,18 +274,18 @@ def _added(student_tok: Any, teacher_tok: Any) -> Finding | None:
     if not differing:
         return None
 
-    def told(entry: tuple[str, bool] | None) -> str:
+    def describe(entry: tuple[str, bool] | None) -> str:
         return "not added" if entry is None else f"{entry[0]!r}{' (special)' * entry[1]}"
 
     lines = [
-        f"id {i} is {told(student.get(i))} for the student and {told(teacher.get(i))} for the "
-        "teacher"
+        f"id {i} is {describe(student.get(i))} for the student and "
+        f"{describe(teacher.get(i))} for the teacher"
         for i in differing
     ]
-    return Finding("added", f"{len(differing)} added tokens differ: {_listed(lines)}", True)
+    return Difference("added", f"{len(differing)} added tokens differ: {_join(lines)}", True)
 
 
-def _special(student_tok: Any, teacher_tok: Any, name: str) -> Finding | None:
+def _special(student_tok: Any, teacher_tok: Any, name: str) -> Difference | None:
     ids = {
         "bos": (student_tok.bos_token_id, teacher_tok.bos_token_id),
         "unk": (student_tok.unk_token_id, teacher_tok.unk_token_id),
@@ -299,57 +296,57 @@ def _special(student_tok: Any, teacher_tok: Any, name: str) -> Finding | None:
         return None
     seen = f"the {name} token is {ids[0]} for the student and {ids[1]} for the teacher"
     if name == "eos":
-        return Finding("eos", f"{seen}; rollout.stop decides where rollouts end", False)
+        return Difference("eos", f"{seen}; rollout.stop decides where rollouts end", False)
     if name == "pad":
-        return Finding("pad", f"{seen}; padding is known by masks, so nothing depends on it", False)
-    return Finding("special", seen, True)
+        return Difference("pad", f"{seen}; padding is masked, so nothing depends on it", False)
+    return Difference("special", seen, True)
 
 
-def _head(who: str, tokenizer: Any, width: int) -> Finding | None:
+def _head(role: str, tokenizer: Any, width: int) -> Difference | None:
     need = vocab_size(tokenizer)
     if width >= need:
         return None
-    return Finding(
+    return Difference(
         "head",
-        f"the {who}'s head has {width} rows for {need} token ids: token {width} "
+        f"the {role}'s head has {width} rows for {need} token ids: token {width} "
         f"({tokenizer.convert_ids_to_tokens(width)!r}) could never be scored",
         True,
     )
 
 
-def _widths(student: int, teacher: int) -> Finding | None:
+def _head_sizes(student: int, teacher: int) -> Difference | None:
     if student == teacher:
         return None
-    return Finding(
+    return Difference(
         "head",
         f"the heads have {student} (student) and {teacher} (teacher) rows; the padding is masked",
         False,
     )
 
 
-def _pad_is_eos(who: str, tokenizer: Any) -> Finding | None:
+def _pad_is_eos(role: str, tokenizer: Any) -> Difference | None:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id != tokenizer.eos_token_id:
         return None
-    return Finding(
+    return Difference(
         "pad",
-        f"the {who} pads with its end token {tokenizer.pad_token_id}; a real end still counts, "
-        "because padding is known by masks and never by id",
+        f"the {role} pads with its end token {tokenizer.pad_token_id}; a real end still counts, "
+        "because padding is masked by position and never by id",
         False,
     )
 
 
-def _template(student_tok: Any, teacher_tok: Any) -> Finding | None:
+def _template(student_tok: Any, teacher_tok: Any) -> Difference | None:
     if student_tok.chat_template == teacher_tok.chat_template:
         return None
-    return Finding(
+    return Difference(
         "template",
-        "the chat templates differ; prompts are rendered with the student's, which the teacher may "
-        "not be used to",
+        "the chat templates differ; prompts are rendered with the student's, which may be "
+        "unusual for the teacher",
         False,
     )
 
 
-def _merges(student_tok: Any, teacher_tok: Any) -> Finding | None:
+def _merges(student_tok: Any, teacher_tok: Any) -> Difference | None:
     student, teacher = (
         json.loads(tok.backend_tokenizer.to_str())["model"].get("merges") if tok.is_fast else None
         for tok in (student_tok, teacher_tok)
@@ -361,7 +358,7 @@ def _merges(student_tok: Any, teacher_tok: Any) -> Finding | None:
         min(len(student), len(teacher)),
     )
     seen = [m[rank] if rank < len(m) else "none" for m in (student, teacher)]
-    return Finding(
+    return Difference(
         "merges",
         f"the merges differ from number {rank} on: {seen[0]} for the student, {seen[1]} for the "
         "teacher, so the same text becomes other ids",
@@ -369,7 +366,7 @@ def _merges(student_tok: Any, teacher_tok: Any) -> Finding | None:
     )
 
 
-def _encodings(student_tok: Any, teacher_tok: Any) -> list[Finding]:
+def _encodings(student_tok: Any, teacher_tok: Any) -> list[Difference]:
     lines = []
     for text in PROBES:
         student, teacher = (
@@ -380,13 +377,13 @@ def _encodings(student_tok: Any, teacher_tok: Any) -> list[Finding]:
                 f"{text!r} becomes {student[:6]}.. for the student, {teacher[:6]}.. for the teacher"
             )
     if lines:
-        told = f"{len(lines)} of {len(PROBES)} probe texts become different ids: {_listed(lines)}"
-        return [Finding("encoding", told, True)]
-    whole = [tok.encode(PROBES[0]) for tok in (student_tok, teacher_tok)]
-    if whole[0] == whole[1]:
+        message = f"{len(lines)} of {len(PROBES)} probe texts become different ids: {_join(lines)}"
+        return [Difference("encoding", message, True)]
+    encoded = [tok.encode(PROBES[0]) for tok in (student_tok, teacher_tok)]
+    if encoded[0] == encoded[1]:
         return []
-    told = (
-        f"plain text becomes {whole[0][:4]}.. for the student, {whole[1][:4]}.. for the teacher: "
-        "one adds special tokens and the other does not; prompts follow the student"
+    message = (
+        f"plain text becomes {encoded[0][:4]}.. for the student and {encoded[1][:4]}.. for the "
+        "teacher: one adds special tokens and the other does not; prompts follow the student"
     )
-    return [Finding("wrapping", told, False)]
+    return [Difference("wrapping", message, False)]

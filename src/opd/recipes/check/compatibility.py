@@ -49,9 +49,9 @@ def check_tokens(
         student_tok, teacher_tok, student_vocab=student_vocab, teacher_vocab=teacher_vocab
     )
     findings = [
-        Finding("tokens", "failure" if d.fatal else "note", d.message, FIXES.get(d.what, ""))
+        Finding("tokens", "failure" if d.fatal else "note", d.message, FIXES.get(d.kind, ""))
         for d in differences
-        if d.what not in ("template", "eos")  # see `check_template` and `check_end_tokens`
+        if d.kind not in ("template", "eos")  # see `check_template` and `check_end_tokens`
     ]
     if not any(f.level == "failure" for f in findings):
         count = tokenizers.vocab_size(student_tok)
