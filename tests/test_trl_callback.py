@@ -76,7 +76,7 @@ def test_trl_leaves_a_run_that_can_be_reported(trained):
     folder, trainer = trained
     run = read_run(folder)
     assert run.done == STEPS
-    assert not run.alive
+    assert not run.is_running
     missing = set(metric_names.FULL + metric_names.OVERLAP + metric_names.SAMPLED) - run.names()
     assert not missing
     # The student's own entropy as TRL logs it, computed by its own code on the same tokens.
@@ -90,11 +90,11 @@ def test_trl_leaves_a_run_that_can_be_reported(trained):
 def test_diagnostics_agree_with_a_direct_computation(trained):
     """Mean log q - log p of the kept tokens is the logged token reward: every rollout was kept."""
     from opd.reports.read import read_run
-    from opd.reports.token_view import scored
+    from opd.reports.token_view import scored_rollouts
 
     folder, _ = trained
     run = read_run(folder)
     rewards = run.series("diag/token_reward")
     for step, logged in zip(rewards.steps, rewards.values, strict=True):
-        advantage = np.concatenate([s.advantage for s in scored(run, int(step))])
+        advantage = np.concatenate([s.advantage for s in scored_rollouts(run, int(step))])
         np.testing.assert_allclose(advantage.mean(), logged, atol=1e-5)

@@ -26,7 +26,7 @@ from opd.reports.document import (
 from opd.reports.formatting import minus, plain, seconds
 from opd.reports.html import write_report
 from opd.reports.markdown import render_markdown
-from opd.reports.plots import LINES, Line, curves
+from opd.reports.plots import MAX_LINES, Line, Scale, curves
 from opd_lab.experiments.experiment import Experiment, mean_over_seeds, verdict
 from opd_lab.experiments.results import SeedResult, numbers_of
 from opd_lab.figure import Points, draw_figure, group_curves, is_log_x, is_log_y
@@ -176,12 +176,12 @@ def _chart_name(experiment: str, panel: str) -> str:
 def _chart(name: str, panel: str, labels: Mapping[str, Points]) -> Chart:
     lines, legend, data = [], [], dict[str, Any]()
     for index, (label, (x, y)) in enumerate(labels.items()):
-        style = index % LINES + 1
+        style = index % MAX_LINES + 1
         mean = {"x": x, "y": y.mean(0), "low": y.min(0), "high": y.max(0)}
-        lines.append(Line(**mean, style=style, whole=True, dashed=index >= LINES))
+        lines.append(Line(**mean, style=style, whole=True, dashed=index >= MAX_LINES))
         legend.append(Legend(f"line-{style}", label))
         data[label] = {key: values.tolist() for key, values in mean.items()}
-    svg = curves(name, lines, log_y=is_log_y(panel), log_x=is_log_x(panel))
+    svg = curves(name, lines, scale=Scale(log_x=is_log_x(panel), log_y=is_log_y(panel)))
     several = any(len(y) > 1 for _, y in labels.values())
     note = "Mean over seeds; shaded from the lowest to the highest." if several else ""
     return Chart(panel, svg, data, legend, note, name)

@@ -202,34 +202,34 @@ def serve_teacher(
 def report(
     run: RunFolder,
     live: Annotated[
-        bool, typer.Option("--live", help="Rewrite the page until the run ends.")
+        bool, typer.Option("--live", help="Rewrite the report until the run ends.")
     ] = False,
 ) -> None:
-    """One self-contained page of a run, finished or not, and its JSON twin."""
+    """A self-contained HTML report of a run, finished or not, with a JSON sidecar."""
     from opd.commands import report as commands
 
     if live:
-        commands.report_while_alive(run, every=20.0, say=typer.echo)
+        commands.live_report(run, interval=20.0, say=typer.echo)
     typer.echo(commands.report(run))
 
 
 @app.command()
 def watch(
     run: RunFolder,
-    every: Annotated[float, typer.Option(help="Seconds between looks.")] = 2.0,
+    every: Annotated[float, typer.Option(help="Seconds between two views.")] = 2.0,
 ) -> None:
     """A live view of a run in the terminal."""
-    from opd.commands.watch import watch as look
+    from opd.commands import watch as commands
 
-    look(run, every=every)
+    commands.watch(run, interval=every)
 
 
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is the base.")],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+    out: Annotated[Path, typer.Option(help="The report to write.")] = Path("compare.html"),
 ) -> None:
-    """Two runs or more, paired prompt by prompt, on one page."""
+    """Two runs or more, paired prompt by prompt, in one report."""
     from opd.commands import report as commands
 
     typer.echo(commands.compare(runs, out))

@@ -400,10 +400,10 @@ def test_an_alarm_begins_a_cold_start_and_training_goes_on_afresh(tmp_path):
     assert not (folder / "coldstart" / "checkpoints").exists()
     # Rules look at the student of today, live and in a replay.
     assert [a.step for a in replay(rows, Alarms(action="act", window=2), 7)] == [4]
-    told = read_run(folder)
-    assert told.phases == [(0, "on-policy"), (4, "coldstart"), (4, "on-policy")]
-    assert told.series("time/step_s").steps.tolist() == list(range(1, 8))
-    assert told.spent("time/step_s", cold_start=True) > 0
+    data = read_run(folder)
+    assert data.phases == [(0, "on-policy"), (4, "coldstart"), (4, "on-policy")]
+    assert data.series("time/step_s").steps.tolist() == list(range(1, 8))
+    assert data.total("time/step_s", cold_start=True) > 0
     for stop in ("at the alarm", "in the phase", "later"):
         half = tmp_path / stop.replace(" ", "-")
         interrupted(when_alarmed(half), stop)

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from opd.commands.watch import watch
-from opd.reports.alarms import alarms, is_phase, phases, starts
-from opd.reports.figures import marks
+from opd.reports.alarm_log import alarm_texts, first_steps, is_phase, phases
+from opd.reports.charts import marks
 from opd.reports.read import read_run
-from opd.reports.run_page import document
+from opd.reports.run_page import run_document
 from opd.reports.verdict import verdict
 
 FULL = {
@@ -25,10 +25,10 @@ FULL = {
 
 
 def test_a_full_line_keeps_every_word():
-    (found,) = alarms([FULL])
+    (found,) = alarm_texts([FULL])
     assert (found.step, found.name, found.message) == (7, "overlap mass falling", "It fell.")
     assert found.evidence == "last_fifth 0.5, first 0.75"
-    assert (found.remedy, found.acted) == ("Use loss.mode=tail.", "tail bucket on")
+    assert (found.remedy, found.intervention) == ("Use loss.mode=tail.", "tail bucket on")
 
 
 @pytest.mark.parametrize(
@@ -43,19 +43,19 @@ def test_a_full_line_keeps_every_word():
     ],
 )
 def test_lines_of_other_versions_are_alarms_too(record, evidence):
-    (found,) = alarms([record])
+    (found,) = alarm_texts([record])
     assert found.evidence == evidence
-    assert found.acted == ""
+    assert found.intervention == ""
 
 
-def test_an_alarm_that_ended_the_run_says_so():
-    assert alarms([FULL | {"action": "stop"}])[0].acted == "ended the run"
+def test_an_alarm_that_stopped_the_run_says_so():
+    assert alarm_texts([FULL | {"action": "stop"}])[0].intervention == "stopped the run"
 
 
 def test_an_alarm_that_goes_on_is_marked_once():
     names = {1: "a", 2: "a", 3: "b", 4: "a"}
-    found = alarms([{"step": s, "name": n} for s, n in names.items()])
-    assert starts(found) == [1, 3, 4]
+    found = alarm_texts([{"step": s, "name": n} for s, n in names.items()])
+    assert first_steps(found) == [1, 3, 4]
 
 
 def test_phases_come_from_either_journal():
@@ -70,15 +70,18 @@ def test_page_marks_curves_and_lists_remedies(make_run):
     run = read_run(make_run())
     assert marks(run).alarms == [5, 12]
     assert marks(run).phases == [4]
-    sidecar = document(run).record()
+    sidecar = run_document(run).record()
     table = next(p for p in sidecar["sections"]["picture"]["parts"] if p.get("caption") == "Alarms")
     assert [row[0]["value"] for row in table["rows"]] == [5, 6, 12]
     assert table["rows"][0][2]["evidence"] == "seen 0.625"
     assert table["rows"][0][3:] == ["remedy", "acted"]
-    found = verdict(run)
-    assert any("3 alarms (alarm), the first at step 5" in s.text for s in found.sentences)
-    assert found.advice[0].text == "remedy"
-    legends = [e.text for s in document(run).sections for p in s.parts if p.kind == "charts"
+    result = verdict(run)
+    (sentence,) = (s for s in result.sentences if s.text == "message")
+    evidence = "alarm alarm, first at step 5, 3 times: seen 0.625; at step 5: acted"
+    assert sentence.evidence == evidence
+    assert sentence.values == {"alarm": "alarm", "steps": [5, 6, 12]}
+    assert result.advice[0].text == "remedy"
+    legends = [e.text for s in run_document(run).sections for p in s.parts if p.kind == "charts"
                for c in p.items for e in c.legend]  # fmt: skip
     assert "alarm begins" in legends
     assert "phase from step 4" in legends
@@ -88,7 +91,7 @@ def test_watch_shows_alarm_remedy_and_phase(make_run, capsys):
     watch(make_run(), console=Console(highlight=False, width=200, force_terminal=False))
     out = capsys.readouterr().out
     assert "alarm at step 12: alarm" in out
-    assert "Helps: remedy" in out
+    assert "Remedy: remedy" in out
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", ""])
@@ -97,6 +100,6 @@ def test_a_damaged_check_is_named_and_left_out(make_run, text):
     (path / "check.json").write_text(text)
     run = read_run(path)
     assert run.check is None
-    assert any("check.json" in gap for gap in run.gaps)
+    assert any("check.json" in gap for gap in run.problems)
     (path / "check.json").write_text(json.dumps({"verdict": "go"}))
     assert read_run(path).check == {"verdict": "go"}

@@ -16,7 +16,7 @@ def costs(path, price=None) -> dict:
     run = read_run(path)
     run.config["output"]["price_per_hour"] = price
     tables = [p for p in cost_sections(run)[0].parts if p.kind == "table"]
-    table = next(t for t in tables if t.caption == "What it cost")
+    table = next(t for t in tables if t.caption == "Totals")
     return {row[0]: row[1] for row in table.rows}
 
 
@@ -24,10 +24,10 @@ def test_seconds_tokens_and_calls_are_sums(good):
     found = costs(good)
     assert found["machine time"].value == STEPS * 1.0
     assert found["completion tokens trained on"].value == STEPS * 100
-    assert found["completions the teacher scored"].value == STEPS * 64 * 4
+    assert found["completions scored by the teacher"].value == STEPS * 64 * 4
     # Before, after and the teacher; two answers to a prompt, five tokens each.
-    assert found["completion tokens written for evaluations"].value == 3 * PROMPTS * 2 * 5
-    assert "3 evaluations" in found["completion tokens written for evaluations"].note
+    assert found["completion tokens of evaluations"].value == 3 * PROMPTS * 2 * 5
+    assert "3 evaluations" in found["completion tokens of evaluations"].note
     assert "money" not in found
 
 
@@ -38,7 +38,7 @@ def test_money_is_price_times_time_with_its_basis(good, price, shown):
     money = costs(good, price)["money"]
     assert money.value == pytest.approx(price * STEPS / 3600)
     assert money.text == shown
-    assert f"{price:g} USD an hour (output.price_per_hour)" in money.note
+    assert f"{price:g} USD per hour (output.price_per_hour)" in money.note
 
 
 def test_a_teacher_server_is_counted_in_requests(make_run):
@@ -50,5 +50,5 @@ def test_a_teacher_server_is_counted_in_requests(make_run):
             run.time(step, values | {"teacher/cache_hits": 0.5, "time/step_s": 1.0})
     found = costs(path)
     assert found["requests to the teacher server"].value == 16
-    assert found["of them repeated"].value == 1
+    assert found["of them retries"].value == 1
     assert found["completions whose scores were cached"].value == 0.5

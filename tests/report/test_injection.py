@@ -12,7 +12,7 @@ from opd.commands.report import compare, report
 from opd.commands.watch import watch
 from opd.reports.html import TEMPLATES, render_html
 from opd.reports.read import read_run
-from opd.reports.run_page import document
+from opd.reports.run_page import run_document
 from opd.reports.sanitize import for_terminal, visible
 from support.hostile_text import HOSTILE
 from support.html_reports import check_html
@@ -42,7 +42,7 @@ def few() -> dict:
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_each_hostile_text_in_every_field_stays_text(make_run, text):
     path = make_run(text=lambda place: f"{place} {text}", sampled=True, series=few(), steps=6)
-    html = render_html(document(read_run(path)))
+    html = render_html(run_document(read_run(path)))
     joined = bare("".join(check_html(html).text))
     for place in PLACES:
         assert bare(visible(f"{place} {text}")) in joined, place
@@ -64,7 +64,7 @@ def test_all_hostile_texts_in_every_field_stay_text(make_run):
     assert shown == f"question {everything}"
 
 
-def test_hostile_text_in_the_comparison(make_run, tmp_path):
+def test_hostile_text_in_the_compare_document(make_run, tmp_path):
     everything = " ".join(HOSTILE)
     paths = [
         make_run(n, text=lambda p, n=n: f"{p} {n} {everything}", series=few(), steps=6)

@@ -14,13 +14,14 @@ import pytest
 from opd.commands.report import report, report_after_training
 from opd.config import dump, parse
 from opd.errors import UserError
-from opd.reports.figures import by_position
+from opd.reports.chart_specs import DIAGNOSTIC_CHARTS, HEALTHY_RANGES
+from opd.reports.charts import by_position
+from opd.reports.config_table import config_rows
 from opd.reports.formatting import p_value
 from opd.reports.html import TEMPLATES, render_html
-from opd.reports.plots import Line, _limits, curves, heat, moving_mean
-from opd.reports.ranges import HEALTHY, PICTURES
+from opd.reports.plots import Line, _y_limits, curves, heatmap, moving_mean
 from opd.reports.read import read_run
-from opd.reports.run_page import config_rows, document
+from opd.reports.run_page import run_document
 from opd.run.folder import RunFolder
 from support.html_reports import (
     check_html,
@@ -92,33 +93,33 @@ def test_twin_has_the_curves_themselves(page, good):
     assert found["values"] == run.series("diag/reverse_kl").values.tolist()
 
 
-@pytest.mark.parametrize("name", HEALTHY)
+@pytest.mark.parametrize("name", HEALTHY_RANGES)
 def test_a_range_is_shaded_only_with_the_source_docs_give(name):
     row = next(
         r for r in METRICS_DOC.read_text("utf-8").splitlines() if r.startswith(f"| `{name}`")
     )
     cells = row.replace("\\|", "").split("|")
-    assert f"{HEALTHY[name].low:g}" in cells[4]
-    assert HEALTHY[name].source in cells[4]
+    assert f"{HEALTHY_RANGES[name].low:g}" in cells[4]
+    assert HEALTHY_RANGES[name].source in cells[4]
 
 
 def test_every_chart_is_of_a_documented_name():
     text = METRICS_DOC.read_text("utf-8")
-    for picture in PICTURES:
+    for picture in DIAGNOSTIC_CHARTS:
         for name, _ in picture.lines:
             assert f"`{name}`" in text
 
 
-def test_page_reloads_itself_only_while_the_run_is_alive(good, make_run):
-    assert 'http-equiv="refresh"' not in render_html(document(read_run(good)))
+def test_page_reloads_itself_only_while_the_run_is_in_progress(good, make_run):
+    assert 'http-equiv="refresh"' not in render_html(run_document(read_run(good)))
     path = make_run("live", planned=40)
     settings = json.loads((path / "config.json").read_text("utf-8"))
     with RunFolder.create(path, settings, resume=True):
         run = read_run(path)
-        assert run.alive
-        assert 'http-equiv="refresh"' in render_html(document(run))
-    assert not read_run(path).alive
-    assert 'http-equiv="refresh"' not in render_html(document(read_run(path)))
+        assert run.is_running
+        assert 'http-equiv="refresh"' in render_html(run_document(run))
+    assert not read_run(path).is_running
+    assert 'http-equiv="refresh"' not in render_html(run_document(read_run(path)))
 
 
 def test_a_damaged_folder_is_still_reported_and_says_what_is_missing(make_run):
@@ -128,7 +129,7 @@ def test_a_damaged_folder_is_still_reported_and_says_what_is_missing(make_run):
     (path / "eval" / "step-20-task.parquet").write_bytes(b"broken")
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"half a line')
-    html = render_html(document(read_run(path)))
+    html = render_html(run_document(read_run(path)))
     assert "step-20-task.json is damaged" in html
     assert "tokens.parquet is absent or damaged" in html
 
@@ -151,10 +152,10 @@ def test_a_run_of_another_version_is_shown_and_said_to_be_one(make_run):
 
     path = make_run()
     edit(path, older)
-    html = render_html(document(read_run(path)))
+    html = render_html(run_document(read_run(path)))
     assert "Made by opd 0.0.3" in html
     assert "section_of_then.x" in html
-    assert "the teacher scored" not in html  # nobody knows how many answers a prompt had
+    assert "scored by the teacher" not in html  # nobody knows how many answers a prompt had
 
 
 @pytest.mark.parametrize("key", ["student", "train", "output"])
@@ -177,7 +178,7 @@ def test_places_that_are_no_run_are_told_apart(good, tmp_path):
 
 def test_an_empty_run_has_a_page(make_run):
     path = make_run(steps=0, accuracy={0: 0.2})
-    assert "Too early to say" in render_html(document(read_run(path)))
+    assert "Too early to say" in render_html(run_document(read_run(path)))
 
 
 def test_a_report_that_fails_is_told_and_nothing_is_raised(tmp_path):
@@ -197,7 +198,7 @@ def test_report_needs_no_torch(good, tmp_path):
 
 def test_size_of_300_steps_stays_below_3_mb(make_run):
     rng = np.random.default_rng(0)
-    names = [name for picture in PICTURES for name, _ in picture.lines]
+    names = [name for picture in DIAGNOSTIC_CHARTS for name, _ in picture.lines]
     names += ["rollout/length", "rollout/truncated", "rollout/repetition", "rollout/reward"]
     heat_names = ("student_entropy", "teacher_entropy", "overlap_ratio", "reverse_kl")
     names += [f"diag/{n}@pos{a}-{a + 9}" for n in heat_names for a in range(0, 80, 10)]
@@ -236,7 +237,7 @@ def test_drawings_are_the_same_twice_and_use_the_pages_colours():
     assert draw() == draw()
     assert "var(--healthy)" in draw()
     assert "#" not in re.sub(r"url\(#|\"#|&#", "", draw())
-    assert "data:image/png" in heat("b", np.ones((2, 30)), x, [0, 5, 10])
+    assert "data:image/png" in heatmap("b", np.ones((2, 30)), x, [0, 5, 10])
 
 
 def test_moving_mean_against_a_loop():
@@ -259,10 +260,10 @@ def test_the_axis_shows_where_a_healthy_range_ends():
     x = np.arange(10.0)
     near, far = (Line(x, np.full(10, 0.999)), Line(x, np.full(10, 0.2)))
     for lines in ([near], [far], [near, far]):
-        low, high = _limits(lines, [0.97, 1.0])
+        low, high = _y_limits(lines, [0.97, 1.0])
         assert low < min(0.97, *(line.y.min() for line in lines))
         assert high > 1.0
-    assert _limits([Line(x, np.zeros(10))], []) == (-1.0, 1.0)
+    assert _y_limits([Line(x, np.zeros(10))], []) == (-1.0, 1.0)
 
 
 def luminance(colour: str) -> float:

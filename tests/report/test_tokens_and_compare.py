@@ -10,13 +10,13 @@ import pytest
 from opd.commands.report import compare
 from opd.core import stats
 from opd.errors import UserError
-from opd.reports.compare_page import comparison, pairable, spent
+from opd.reports.compare_page import compare_document, cumulative, why_not_comparable
 from opd.reports.read import read_run
-from opd.reports.token_view import EDGES, SHADES, advantages, scored, shade, token_view
+from opd.reports.token_view import EDGES, SHADES, advantages, scored_rollouts, shade, token_view
 
 
 def test_advantage_on_the_support_against_a_loop(good):
-    for one in scored(read_run(good), 4):
+    for one in scored_rollouts(read_run(good), 4):
         rollout, scores = one.rollout, one.scores
         for t, token in enumerate(rollout.ids):
             where = [i for i, v in enumerate(rollout.topk_ids[t]) if v == token]
@@ -30,7 +30,7 @@ def test_advantage_on_the_support_against_a_loop(good):
 
 
 def test_advantage_is_exact_where_the_teacher_was_normalised(make_run):
-    one = scored(read_run(make_run(sampled=True)), 1)[0]
+    one = scored_rollouts(read_run(make_run(sampled=True)), 1)[0]
     assert one.exact
     np.testing.assert_allclose(
         one.advantage, one.scores.sampled.astype(float) - one.rollout.logp.astype(float)
@@ -46,7 +46,7 @@ def test_view_shows_worst_median_and_best_of_early_middle_and_late(good):
         for part in ("Early", "Middle", "Late")
         for rank in ("worst", "median", "best")
     ]
-    early = [s.mean for step in range(1, 6) for s in scored(run, step)]
+    early = [s.mean for step in range(1, 6) for s in scored_rollouts(run, step)]
     assert f"{min(early):.3g}".replace("-", "\u2212") in view.items[0].note
     assert f"{max(early):.3g}".replace("-", "\u2212") in view.items[2].note
 
@@ -61,7 +61,7 @@ def test_shade_is_symmetric_and_monotone(value):
 
 def test_paired_difference_is_that_of_core_stats(make_run, tmp_path):
     a, b = (read_run(make_run(n, accuracy={0: 0.2, 20: x})) for n, x in (("a", 0.4), ("b", 0.7)))
-    found = comparison([a, b]).record()["sections"]["verdict"]["parts"][0]
+    found = compare_document([a, b]).record()["sections"]["verdict"]["parts"][0]
     expected = stats.paired(
         a.evals[0].student[-1].per_prompt, b.evals[0].student[-1].per_prompt
     ).difference
@@ -84,31 +84,31 @@ def test_the_headline_is_about_all_runs(make_run, ends, tone, headline):
         read_run(make_run(name, accuracy={0: 0.2, 20: end}))
         for name, end in zip("abc", ends, strict=False)
     ]
-    found = comparison(runs).record()["sections"]["verdict"]["parts"][0]
+    found = compare_document(runs).record()["sections"]["verdict"]["parts"][0]
     assert (found["tone"], found["headline"]) == (tone, headline)
 
 
 def test_students_that_began_apart_are_named_and_gains_shown(make_run):
     runs = [read_run(make_run(n, accuracy={0: x, 20: 0.8})) for n, x in (("a", 0.2), ("b", 0.6))]
-    sections = comparison(runs).record()["sections"]
+    sections = compare_document(runs).record()["sections"]
     said = [s["text"] for s in sections["verdict"]["parts"][0]["sentences"]]
-    assert "b began with another student than a: compare what each gained." in said
+    assert "b started with another student than a: compare the gains." in said
     gained = [row[4]["shown"] for row in sections["accuracy"]["parts"][0]["rows"]]
     assert gained == ["+60.0 points", "+20.0 points"]
 
 
 def test_sets_of_other_prompts_are_not_paired(make_run):
     a, b = (read_run(make_run(n)) for n in ("a", "b"))
-    assert pairable(a.evals[0], b.evals[0]) is None
+    assert why_not_comparable(a.evals[0], b.evals[0]) is None
     for e in b.evals[0].student:
         e.key["prompts"] = "another digest"
-    assert pairable(a.evals[0], b.evals[0]) == "the prompts differ"
+    assert why_not_comparable(a.evals[0], b.evals[0]) == "the prompts differ"
 
 
 def test_cost_is_counted_up_to_the_step(good):
     run = read_run(good)
     np.testing.assert_allclose(
-        spent(run, "train/tokens", np.array([0.0, 5.0, 20.0])), [0, 500, 2000]
+        cumulative(run, "train/tokens", np.array([0.0, 5.0, 20.0])), [0, 500, 2000]
     )
 
 
@@ -123,7 +123,7 @@ def test_comparison_lists_differing_keys_only(make_run, tmp_path):
 
 def test_one_run_is_nothing_to_compare(good):
     with pytest.raises(UserError, match="2 to 6 run folders"):
-        comparison([read_run(good)])
+        compare_document([read_run(good)])
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from opd.reports.coldstart_section import coldstart_sections
 from opd.reports.cost import cost_sections
 from opd.reports.html import render_html
 from opd.reports.read import read_run
-from opd.reports.run_page import document
+from opd.reports.run_page import run_document
 from opd.reports.verdict import verdict
 from opd.run.folder import RunFolder
 from support.html_reports import not_in_sidecar
@@ -58,7 +58,7 @@ def test_cold_start_has_its_own_axis(warmed):
 
 def test_its_time_is_part_of_the_cost_and_not_of_the_curves(warmed):
     tables = [p for p in cost_sections(warmed)[0].parts if p.kind == "table"]
-    table = next(t for t in tables if t.caption == "What it cost")
+    table = next(t for t in tables if t.caption == "Totals")
     cells = {row[0]: row[1].value for row in table.rows}
     assert cells["machine time"] == STEPS * 1.0 + 6.0
     assert cells["of the machine time, the cold start"] == 6.0
@@ -66,18 +66,18 @@ def test_its_time_is_part_of_the_cost_and_not_of_the_curves(warmed):
 
 
 def test_the_student_between_the_phases_is_shown(warmed):
-    assert warmed.evals[0].warmed.accuracy.value == pytest.approx(0.5)
-    html, sidecar = render_html(document(warmed)), document(warmed).record()
+    assert warmed.evals[0].after_coldstart.accuracy.value == pytest.approx(0.5)
+    html, sidecar = render_html(run_document(warmed)), run_document(warmed).record()
     assert "after the cold start" in html
     assert not not_in_sidecar(html, sidecar)
     chart = sidecar["sections"]["accuracy"]["parts"][0]["charts"][0]["data"]
     assert chart["steps"] == [0, 0, 20]
     assert chart["accuracy"] == pytest.approx([0.2, 0.5, 0.8])
     said = [s.text for s in verdict(warmed).sentences]
-    assert "It began with a cold start: 1,234 tokens of the teacher's were imitated." in said
+    assert "It began with a cold start: 1,234 off-policy tokens of the teacher." in said
 
 
 def test_a_run_without_one_has_no_such_section(good):
     run = read_run(good)
     assert coldstart_sections(run) == []
-    assert run.evals[0].warmed is None
+    assert run.evals[0].after_coldstart is None

@@ -1,9 +1,9 @@
-"""Run folders made by hand: every field's text chosen by the test, numbers from a seed."""
+"""Run folders written by hand: every text chosen by the test, numbers from a seed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ Text = Callable[[str], str]
 
 
 def plain(place: str) -> str:
+    """The text of a field is its name."""
     return place
 
 
@@ -32,8 +33,11 @@ def write_run(
     sampled: bool = False,
     planned: int = STEPS,
     steps: int = STEPS,
+    alarm_steps: Sequence[int] = (5, 6, 12),
+    settings: dict | None = None,
 ) -> None:
-    settings = config.dump(config.parse(raw_config(path, text, planned, seed)))
+    raw = raw_config(path, text, planned, seed) | (settings or {})
+    settings = config.dump(config.parse(raw))
     rng = np.random.default_rng(seed)
     with RunFolder.create(path, settings) as run:
         run.save_tokens(lambda: [text(f"token{i}") for i in range(VOCAB)])
@@ -42,14 +46,16 @@ def write_run(
         write_eval(run, 0, "teacher-task", teacher, text)
         for step in range(1, steps + 1):
             values = {name: f(step) for name, f in (series or good_run()).items()}
-            run.log(step, values | {"phase": text("phase") if step > 3 else "coldstart"})
+            if step == 4:
+                run.log(step, {"phase": text("phase")})
+            run.log(step, values)
             times = {"time/rollout_s": 0.5, "time/score_s": 0.2, "time/step_s": 1.0}
             run.time(step, times | {"time/tokens_per_s": 100.0, "memory/peak_rss_mib": 50.0})
             batch = [rollout(rng, step, i, text) for i in range(3)]
             scores = [score(rng, sampled) for _ in batch]
             texts = [text("completion") for _ in batch]
             run.save_rollouts(step, batch, scores, key={}, texts=texts)
-        for step in (5, 6, 12):
+        for step in alarm_steps:
             run.alarm(alarm(step, text))
     (path / "check.json").write_text(json.dumps(check(text)), encoding="utf-8")
 

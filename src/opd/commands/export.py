@@ -78,7 +78,7 @@ def export_run(run: Path, out: Path | None = None, *, merge: bool = False) -> Ex
     if out.exists():
         raise UserError(f"{out} exists and stays as it is. Give another folder with --out.")
     # A run that an alarm has stopped keeps its best student in a folder of its own.
-    checkpoint = store.newest(run / ("checkpoints" if data.ended_by is None else BEST))
+    checkpoint = store.newest(run / ("checkpoints" if data.stopped_by is None else BEST))
     if checkpoint is None:
         raise UserError(f"{run} has no valid checkpoint to export; let `opd train` save one.")
     cfg = config.parse(data.config, where=str(run / "config.json"))

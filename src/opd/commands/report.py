@@ -1,4 +1,4 @@
-"""What `opd report`, `opd watch` and `opd compare` do."""
+"""`opd report` and `opd compare`: reports of run folders as HTML with a JSON sidecar."""
 
 from __future__ import annotations
 
@@ -8,51 +8,62 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from opd.errors import UserError
-from opd.reports.compare_page import comparison
+from opd.reports.compare_page import compare_document
 from opd.reports.html import write_report
 from opd.reports.read import read_run
-from opd.reports.run_page import document
+from opd.reports.run_page import run_document
 
 logger = logging.getLogger(__name__)
 
-PAGE = "report.html"
+REPORT = "report.html"
 
 
 def report(path: Path) -> Path:
-    """Write `report.html` and `report.json` into a run folder; return the page's path.
+    """Write `report.html` and `report.json` into a run folder; return the path of the HTML.
 
     Raises:
         UserError: no run folder.
     """
-    return write_report(document(read_run(path)), path / PAGE)
+    return write_report(run_document(read_run(path)), path / REPORT)
 
 
-def report_while_alive(path: Path, *, every: float, say: Callable[[str], None]) -> Path:
-    """Write the page again and again, until the run ends: then a last time, without refresh."""
-    page = report(path)
-    say(f"{page} reloads itself while the run goes on.")
-    while read_run(path).alive:
-        time.sleep(every)
+def live_report(path: Path, *, interval: float, say: Callable[[str], None]) -> Path:
+    """Rewrite the report until the run ends, and a last time after that, without reloading.
+
+    Args:
+        path: the run folder.
+        interval: seconds between two reports.
+        say: prints a line.
+    """
+    html = report(path)
+    say(f"{html} reloads itself while the run is in progress.")
+    while read_run(path).is_running:
+        time.sleep(interval)
         report(path)
     return report(path)
 
 
 def report_after_training(path: Path, say: Callable[[str], None]) -> None:
-    """Write the page at the end of a run. Whatever goes wrong is told; the run stays whole."""
+    """Write the report at the end of a run. Errors are printed, not raised: the run is complete.
+
+    Args:
+        path: the run folder.
+        say: prints a line.
+    """
     try:
-        say(f"Report:        {report(path)}")
+        say(f"Report: {report(path)}")
     except UserError as error:
         say(f"No report was written: {error}")
-    # A page is never worth the run it is about.
+    # A failing report must not fail the run it is about.
     except Exception as error:
-        logger.warning("No report was written, the run itself is whole: %s", error, exc_info=True)
-        say(f"No report was written: {type(error).__name__}. `opd report {path}` tries again.")
+        logger.warning("No report was written, the run is complete: %s", error, exc_info=True)
+        say(f"No report was written: {type(error).__name__}. Try again with `opd report {path}`.")
 
 
 def compare(paths: Sequence[Path], out: Path) -> Path:
-    """Write the page that compares runs; return its path.
+    """Write the report that compares runs; return its path.
 
     Raises:
         UserError: too few runs, or one that is no run folder.
     """
-    return write_report(comparison([read_run(path) for path in paths]), out)
+    return write_report(compare_document([read_run(path) for path in paths]), out)

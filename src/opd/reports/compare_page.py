@@ -1,4 +1,4 @@
-"""Two runs or more on one page: paired differences, accuracy against what it cost, curves, keys."""
+"""The comparison of several runs: paired differences, accuracy against cost, curves, settings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from opd.core import stats
 from opd.errors import UserError
+from opd.reports.chart_specs import DIAGNOSTIC_CHARTS, ROLLOUT_CHARTS, ChartSpec
 from opd.reports.document import (
     Cell,
     Chart,
@@ -26,10 +27,18 @@ from opd.reports.document import (
     Tone,
     Verdict,
 )
-from opd.reports.formatting import estimate, p_value, plain, points, points_range, seconds
-from opd.reports.plots import LINES, Line, curves
-from opd.reports.ranges import PICTURES, ROLLOUTS, Picture
-from opd.reports.read import EvalSet, Evaluated, RunData
+from opd.reports.eval_sets import EvalResult, EvalSet
+from opd.reports.formatting import (
+    estimate,
+    p_value,
+    plain,
+    points,
+    points_range,
+    seconds,
+    setting,
+)
+from opd.reports.plots import LINEAR, MAX_LINES, PERCENT, Line, curves
+from opd.reports.read import RunData
 from opd.run.jsonl import flatten
 
 Floats = NDArray[np.float64]
@@ -37,20 +46,20 @@ Floats = NDArray[np.float64]
 _UNSET = "unset"
 
 
-def comparison(runs: Sequence[RunData]) -> Document:
-    """One page for runs; the first is what the others are measured against.
+def compare_document(runs: Sequence[RunData]) -> Document:
+    """The report of several runs; the first is the base that the others are compared with.
 
     Raises:
         UserError: fewer than two runs, or more than there are line colours.
     """
-    if not 2 <= len(runs) <= LINES:
-        raise UserError(f"opd compare takes 2 to {LINES} run folders, got {len(runs)}.")
+    if not 2 <= len(runs) <= MAX_LINES:
+        raise UserError(f"opd compare takes 2 to {MAX_LINES} run folders, got {len(runs)}.")
     names = unique_names(runs)
     sections = [
         Section("verdict", "Which is better?", [_verdict(runs, names)]),
-        Section("accuracy", "Accuracy on the same prompts", _accuracy(runs, names)),
-        Section("cost", "Accuracy against what it cost", [Charts(_against_cost(runs, names))]),
-        Section("picture", "Curves", [Charts(_overlaid(runs, names))]),
+        Section("accuracy", "Accuracy on the same prompts", _accuracy_tables(runs, names)),
+        Section("cost", "Accuracy against cost", [Charts(_cost_charts(runs, names))]),
+        Section("picture", "Curves", [Charts(_curve_charts(runs, names))]),
         Section("setup", "What differs in the configuration", [_differences(runs, names)]),
     ]
     return Document(title=" against ".join(names), subtitle=f"{len(runs)} runs", sections=sections)
@@ -62,78 +71,83 @@ def unique_names(runs: Sequence[RunData]) -> list[str]:
     return [f"{n} ({i + 1})" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
 
-def pairable(a: EvalSet, b: EvalSet) -> str | None:
+def why_not_comparable(a: EvalSet, b: EvalSet) -> str | None:
     """Why two sets cannot be paired, or None: same prompts, same decoding, same count.
 
-    The sampling seed may differ: two runs of different seeds are still about the same prompts.
+    The sampling seed may differ: two runs of different seeds still have the same prompts.
     """
     if not a.student or not b.student:
         return "one of the runs never evaluated it"
-    first, second = a.last, b.last
+    first, second = a.final, b.final
     if first.key.get("prompts") != second.key.get("prompts"):
         return "the prompts differ"
-    differ = [
+    differing = [
         k
         for k in sorted(first.key.keys() | second.key.keys())
         if k != "seed" and first.key.get(k) != second.key.get(k)
     ]
-    return f"the evaluations differ in {', '.join(differ)}" if differ else None
+    return f"the evaluations differ in {', '.join(differing)}" if differing else None
 
 
-def _shared(runs: Sequence[RunData]) -> list[str]:
+def _common_sets(runs: Sequence[RunData]) -> list[str]:
     labels = [[task.label for task in run.evals] for run in runs]
     return [label for label in labels[0] if all(label in others for others in labels)]
 
 
-def _task(run: RunData, label: str) -> EvalSet:
+def _eval_set(run: RunData, label: str) -> EvalSet:
     return next(task for task in run.evals if task.label == label)
 
 
 def _verdict(runs: Sequence[RunData], names: Sequence[str]) -> Verdict:
-    labels = _shared(runs)
+    labels = _common_sets(runs)
     if not labels:
-        return Verdict("The runs share no held-out set.", "unclear", [], [])
-    sentences, first = [], dict[str, stats.Estimate]()
+        return Verdict("The runs have no held-out set in common.", "unclear", [], [])
+    sentences, differences = [], dict[str, stats.Estimate]()  # those on the first set
     for label in labels:
-        base = _task(runs[0], label)
+        base = _eval_set(runs[0], label)
         for run, name in zip(runs[1:], names[1:], strict=True):
-            other = _task(run, label)
-            why = pairable(base, other)
-            if why is not None:
-                sentences.append(Sentence(f"{label}: not compared with {name}: {why}."))
+            other = _eval_set(run, label)
+            reason = why_not_comparable(base, other)
+            if reason is not None:
+                sentences.append(Sentence(f"{label}: not compared with {name}: {reason}."))
                 continue
-            found = stats.paired(base.last.per_prompt, other.last.per_prompt)
-            sentences.append(_said(label, names[0], name, found))
+            paired = stats.paired(base.final.per_prompt, other.final.per_prompt)
+            sentences.append(_comparison(label, names[0], name, paired))
             if label == labels[0]:
-                first[name] = found.difference
-    tone, headline = _headline(names[0], labels[0], first)
-    sentences += _beginnings(runs, names, labels[0])
-    base = _task(runs[0], labels[0])
+                differences[name] = paired.difference
+    tone, headline = _headline(names[0], labels[0], differences)
+    sentences += _different_starts(runs, names, labels[0])
+    base = _eval_set(runs[0], labels[0])
     tiles = [
-        _tile(name, _task(run, labels[0]))
+        _tile(name, _eval_set(run, labels[0]))
         for name, run in zip(names, runs, strict=True)
-        if _task(run, labels[0]).student
+        if _eval_set(run, labels[0]).student
     ]
-    count = base.last.accuracy.n if base.student else 0
+    count = base.final.accuracy.n if base.student else 0
     caption = f"Accuracy on {labels[0]}, {count:,} prompts, with its 95% interval."
     return Verdict(headline, tone, tiles, sentences, caption=caption)
 
 
 def _tile(name: str, task: EvalSet) -> Tile:
-    last = task.last
-    found = estimate(last.accuracy)
-    note = f"{found.note}, after {last.step:,} steps"
-    return Tile(name, Number(found.value, found.text, note))
+    accuracy = estimate(task.final.accuracy)
+    note = f"{accuracy.note}, after {task.final.step:,} steps"
+    return Tile(name, Number(accuracy.value, accuracy.text, note))
 
 
 def _headline(base: str, label: str, others: Mapping[str, stats.Estimate]) -> tuple[Tone, str]:
-    """Which is better, the difference of each other run from the base given."""
+    """Which run is better.
+
+    Args:
+        base: name of the first run.
+        label: of the held-out set.
+        others: difference of each other run from the base.
+    """
     if not others:
         return "unclear", "No set could be compared prompt by prompt."
     best = max(others, key=lambda name: others[name].value)
     if others[best].low > 0:
         return "good", f"{best} is better than {base} on {label}."
-    worse = [name for name, gap in others.items() if gap.high < 0]
+    worse = [name for name, difference in others.items() if difference.high < 0]
     if len(worse) < len(others):
         rest = ", ".join(name for name in others if name not in worse)
         return "unclear", f"No measurable difference between {base} and {rest} on {label}."
@@ -142,151 +156,147 @@ def _headline(base: str, label: str, others: Mapping[str, stats.Estimate]) -> tu
     return "good", f"{base} is better than the other {len(worse)} on {label}."
 
 
-def _beginnings(runs: Sequence[RunData], names: Sequence[str], label: str) -> list[Sentence]:
-    """A word of warning where runs did not begin with the same student."""
-    said = []
-    base = _task(runs[0], label)
+def _different_starts(runs: Sequence[RunData], names: Sequence[str], label: str) -> list[Sentence]:
+    """A warning for every run that did not start with the student of the base."""
+    sentences = []
+    base = _eval_set(runs[0], label)
     for run, name in zip(runs[1:], names[1:], strict=True):
-        other = _task(run, label)
-        if pairable(base, other) is not None:
+        other = _eval_set(run, label)
+        if why_not_comparable(base, other) is not None:
             continue
-        gap = stats.paired(base.student[0].per_prompt, other.student[0].per_prompt).difference
-        if gap.low > 0 or gap.high < 0:
-            said.append(
+        start, other_start = base.student[0].per_prompt, other.student[0].per_prompt
+        difference = stats.paired(start, other_start).difference
+        value, low, high = difference.value, difference.low, difference.high
+        if low > 0 or high < 0:
+            sentences.append(
                 Sentence(
-                    f"{name} began with another student than {names[0]}: compare what each gained.",
-                    f"before training {points(gap.value)}, {points_range(gap.low, gap.high)}",
-                    {"difference": gap.value, "low": gap.low, "high": gap.high},
+                    f"{name} started with another student than {names[0]}: compare the gains.",
+                    f"before training {points(value)}, {points_range(low, high)}",
+                    {"difference": value, "low": low, "high": high},
                 )
             )
-    return said
+    return sentences
 
 
-def _said(label: str, base: str, name: str, found: stats.Paired) -> Sentence:
-    gap = found.difference
-    word = (
-        f"better than {base}"
-        if gap.low > 0
-        else f"worse than {base}"
-        if gap.high < 0
-        else f"not measurably different from {base}"
-    )
+def _comparison(label: str, base: str, name: str, paired: stats.Paired) -> Sentence:
+    difference = paired.difference
+    if difference.low > 0:
+        relation = "better than"
+    elif difference.high < 0:
+        relation = "worse than"
+    else:
+        relation = "not measurably different from"
+    values = {key: getattr(difference, key) for key in ("low", "high", "n")}
     return Sentence(
-        f"{label}: {name} is {word}.",
-        f"{points(gap.value)}, {points_range(gap.low, gap.high)}, {p_value(found.p_value)}, "
-        f"paired over {gap.n:,} prompts",
-        {"difference": gap.value, "low": gap.low, "high": gap.high, "n": gap.n}
-        | {"p": found.p_value},
+        f"{label}: {name} is {relation} {base}.",
+        f"{points(difference.value)}, {points_range(difference.low, difference.high)}, "
+        f"{p_value(paired.p_value)}, paired over {difference.n:,} prompts",
+        {"difference": difference.value} | values | {"p": paired.p_value},
     )
 
 
-def _accuracy(runs: Sequence[RunData], names: Sequence[str]) -> list[Part]:
+def _accuracy_tables(runs: Sequence[RunData], names: Sequence[str]) -> list[Part]:
     parts: list[Part] = []
-    for label in _shared(runs):
-        tasks = [_task(run, label) for run in runs]
+    for label in _common_sets(runs):
+        tasks = [_eval_set(run, label) for run in runs]
         rows: list[list[Cell]] = []
         for name, task in zip(names, tasks, strict=True):
             if task.student:
-                first, last = task.student[0], task.last
+                first, final = task.student[0], task.final
                 teacher: Cell = estimate(task.teacher.accuracy) if task.teacher else ""
-                cells = [estimate(first.accuracy), estimate(last.accuracy)]
-                steps = Number(last.step, f"{last.step:,}")
-                rows.append([name, steps, *cells, _gained(first, last), teacher])
-        columns = ("run", "steps", "before", "after", "gained", "teacher")
+                accuracies = [estimate(first.accuracy), estimate(final.accuracy)]
+                steps = Number(final.step, f"{final.step:,}")
+                rows.append([name, steps, *accuracies, _gain(first, final), teacher])
+        columns = ("run", "steps", "before", "after", "gain", "teacher")
         parts.append(Table(label, columns, rows))
-    return parts or [Note("The runs share no held-out set.")]
+    return parts or [Note("The runs have no held-out set in common.")]
 
 
-def _gained(first: Evaluated, last: Evaluated) -> Cell:
-    if first.step == last.step:
+def _gain(first: EvalResult, final: EvalResult) -> Cell:
+    if first.step == final.step:
         return ""
-    gap = stats.paired(first.per_prompt, last.per_prompt).difference
-    return Number(gap.value, points(gap.value), points_range(gap.low, gap.high))
+    gain = stats.paired(first.per_prompt, final.per_prompt).difference
+    return Number(gain.value, points(gain.value), points_range(gain.low, gain.high))
 
 
-def _legend(names: Sequence[str]) -> list[Legend]:
-    return [Legend(f"line-{i}", name) for i, name in enumerate(names, 1)]
+def _cost_charts(runs: Sequence[RunData], names: Sequence[str]) -> list[Chart]:
+    costs = {"train/tokens": "completion tokens", "time/step_s": "seconds"}
+    return [
+        _cost_chart(runs, names, label, cost, unit)
+        for label in _common_sets(runs)
+        for cost, unit in costs.items()
+    ]
 
 
-def _against_cost(runs: Sequence[RunData], names: Sequence[str]) -> list[Chart]:
-    charts = []
-    costs = (("train/tokens", "completion tokens"), ("time/step_s", "seconds"))
-    for label in _shared(runs):
-        for cost, words in costs:
-            lines, data = [], {}
-            for i, (run, name) in enumerate(zip(runs, names, strict=True), 1):
-                found = _task(run, label).student
-                steps = np.array([e.step for e in found], dtype=np.float64)
-                x = spent(run, cost, steps)
-                y, low, high = (
-                    np.array([getattr(e.accuracy, end) for e in found])
-                    for end in ("value", "low", "high")
-                )
-                lines.append(Line(x, y, i, low=low, high=high, points=True))
-                data[name] = {"spent": x.tolist(), "accuracy": y.tolist()}
-                data[name] |= {"low": low.tolist(), "high": high.tolist()}
-            svg = curves(f"{label}-{cost}", lines, percent=True)
-            title = f"{label} against {words}"
-            charts.append(Chart(title, svg, data, _legend(names), f"{words} spent so far"))
-    return charts
+def _cost_chart(
+    runs: Sequence[RunData], names: Sequence[str], label: str, cost: str, unit: str
+) -> Chart:
+    """Accuracy on one set against one cost, a line per run."""
+    lines, data = [], {}
+    for style, (run, name) in enumerate(zip(runs, names, strict=True), 1):
+        results = _eval_set(run, label).student
+        x = cumulative(run, cost, np.array([e.step for e in results], dtype=np.float64))
+        y, low, high = (
+            np.array([getattr(e.accuracy, part) for e in results])
+            for part in ("value", "low", "high")
+        )
+        lines.append(Line(x, y, style, low=low, high=high, points=True))
+        data[name] = {"spent": x.tolist(), "accuracy": y.tolist()}
+        data[name] |= {"low": low.tolist(), "high": high.tolist()}
+    svg = curves(f"{label}-{cost}", lines, scale=PERCENT)
+    legend = [Legend(f"line-{style}", name) for style, name in enumerate(names, 1)]
+    return Chart(f"{label} against {unit}", svg, data, legend, f"{unit} so far")
 
 
-def spent(run: RunData, cost: str, steps: Floats) -> Floats:
-    """Sum of a cost over all steps up to each of `steps`."""
+def cumulative(run: RunData, cost: str, steps: Floats) -> Floats:
+    """Sum of a cost over all steps up to and including each of `steps`."""
     series = run.series(cost)
     sums = np.concatenate([[0.0], np.cumsum(series.values)])
-    found: Floats = sums[np.searchsorted(series.steps, steps, side="right")]
-    return found
+    values: Floats = sums[np.searchsorted(series.steps, steps, side="right")]
+    return values
 
 
-def _overlaid(runs: Sequence[RunData], names: Sequence[str]) -> list[Chart]:
-    charts = [_overlay(runs, names, picture) for picture in (*PICTURES, *ROLLOUTS)]
+def _curve_charts(runs: Sequence[RunData], names: Sequence[str]) -> list[Chart]:
+    specs = (*DIAGNOSTIC_CHARTS, *ROLLOUT_CHARTS)
+    charts = [_curve_chart(runs, names, spec) for spec in specs]
     return [chart for chart in charts if chart is not None]
 
 
-def _overlay(runs: Sequence[RunData], names: Sequence[str], picture: Picture) -> Chart | None:
-    key, words = picture.lines[0]
+def _curve_chart(runs: Sequence[RunData], names: Sequence[str], spec: ChartSpec) -> Chart | None:
+    """The first metric of a chart, a line per run; None where no run logged it."""
+    metric, label = spec.lines[0]
     lines, legend, data = [], [], dict[str, Any]()
-    for i, (run, name) in enumerate(zip(runs, names, strict=True), 1):
-        series = run.series(key)
+    for style, (run, name) in enumerate(zip(runs, names, strict=True), 1):
+        series = run.series(metric)
         if len(series):
-            lines.append(Line(series.steps, series.values, i))
-            legend.append(Legend(f"line-{i}", name))
+            lines.append(Line(series.steps, series.values, style))
+            legend.append(Legend(f"line-{style}", name))
             data[name] = {"steps": series.steps.tolist(), "values": series.values.tolist()}
     if not lines:
         return None
-    svg = curves(picture.title, lines, percent=picture.percent)
-    return Chart(picture.title, svg, data, legend, f"{words}. {picture.note}", key)
+    svg = curves(spec.title, lines, scale=PERCENT if spec.percent else LINEAR)
+    return Chart(spec.title, svg, data, legend, f"{label}. {spec.note}", metric)
 
 
 def _differences(runs: Sequence[RunData], names: Sequence[str]) -> Table:
-    flat = [flatten(run.config) for run in runs]
-    keys = sorted({key for settings in flat for key in settings})
-    rows: list[list[Cell]] = []
-    for key in keys:
-        values = [settings.get(key, _UNSET) for settings in flat]
-        if any(value != values[0] for value in values):
-            rows.append([key, *(_cell(value) for value in values)])
+    """Settings and versions that differ, and the totals of every run."""
+    settings = [flatten(run.config) for run in runs]
     versions = [flatten(run.env.get("versions", {})) for run in runs]
-    for key in sorted({k for v in versions for k in v}):
-        values = [v.get(key, _UNSET) for v in versions]
-        if any(value != values[0] for value in values):
-            rows.append([f"version of {key}", *(_cell(value) for value in values)])
-    for name, shown in (("train/tokens", _count), ("time/step_s", _duration)):
-        words = "completion tokens" if name == "train/tokens" else "machine time"
-        rows.append([words, *(shown(float(run.series(name).values.sum())) for run in runs)])
+    rows = _differing_rows(settings) + _differing_rows(versions, prefix="version of ")
+    tokens, times = (
+        [float(run.series(name).values.sum()) for run in runs]
+        for name in ("train/tokens", "time/step_s")
+    )
+    rows.append(["completion tokens", *(plain(count) for count in tokens)])
+    rows.append(["machine time", *(Number(time, seconds(time)) for time in times)])
     return Table("Keys", ("", *names), rows)
 
 
-def _cell(value: Any) -> Cell:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return Number(value, f"{value:g}" if isinstance(value, float) else str(value))
-    return str(value)
-
-
-def _count(value: float) -> Cell:
-    return plain(value)
-
-
-def _duration(value: float) -> Cell:
-    return Number(value, seconds(value))
+def _differing_rows(settings: Sequence[Mapping[str, Any]], prefix: str = "") -> list[list[Cell]]:
+    """Keys whose values differ between runs, with the value of each."""
+    rows: list[list[Cell]] = []
+    for key in sorted({key for values in settings for key in values}):
+        values = [run.get(key, _UNSET) for run in settings]
+        if any(value != values[0] for value in values):
+            rows.append([f"{prefix}{key}", *(setting(value) for value in values)])
+    return rows

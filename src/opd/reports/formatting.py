@@ -1,4 +1,4 @@
-"""How numbers are written for people."""
+"""How numbers are formatted."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ NONE = Number(None, "\u2013")
 
 
 def minus(text: str) -> str:
-    """Numbers with the sign that is as wide as a plus."""
+    """The text with minus signs, which are as wide as plus signs, instead of hyphens."""
     return text.replace("-", "\u2212")
 
 
 def percent(value: float) -> Number:
-    """A share of 1 in percent, one decimal."""
+    """A fraction of 1 in percent, one decimal."""
     return Number(value, _percent(value))
 
 
@@ -25,17 +25,17 @@ def _percent(value: float) -> str:
 
 
 def points(value: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
+    """A difference of fractions in percentage points, with its sign."""
     return minus(f"{100 * value:+.1f} points")
 
 
 def points_range(low: float, high: float) -> str:
-    """The 95 % interval of a difference of shares."""
+    """The 95 % interval of a difference of fractions."""
     return minus(f"95% interval {100 * low:+.1f} to {100 * high:+.1f}")
 
 
 def plain(value: float, digits: int = 3) -> Number:
-    """A number of so many significant digits."""
+    """A number with `digits` significant digits; whole numbers with all of theirs."""
     if not math.isfinite(value):
         return Number(value, "not bounded" if math.isinf(value) else "not a number")
     if value == int(value) and abs(value) < 1e15:
@@ -44,30 +44,37 @@ def plain(value: float, digits: int = 3) -> Number:
 
 
 def p_value(value: float) -> str:
-    """A p-value; a permutation test has no very small ones, so below 0.001 none is told."""
+    """A p-value; those of a permutation test are not resolved below 0.001."""
     return "p < 0.001" if value < 0.001 else f"p = {plain(value, 2).text}"
 
 
 def interval(low: float, high: float) -> str:
-    """A 95 % interval of shares."""
+    """A 95 % interval of fractions."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return "interval not bounded"
     return minus(f"{100 * low:.1f} to {100 * high:.1f}%")
 
 
-def estimate(found: Estimate) -> Number:
-    """A share with its interval."""
-    return Number(found.value, _percent(found.value), interval(found.low, found.high))
+def estimate(value: Estimate) -> Number:
+    """A fraction with its interval."""
+    return Number(value.value, _percent(value.value), interval(value.low, value.high))
 
 
-def length(found: Estimate) -> Number:
+def length(value: Estimate) -> Number:
     """A mean number of tokens with its interval."""
-    note = f"{plain(found.low).text} to {plain(found.high).text}"
-    return Number(found.value, plain(found.value).text, note)
+    note = f"{plain(value.low).text} to {plain(value.high).text}"
+    return Number(value.value, plain(value.value).text, note)
+
+
+def setting(value: object) -> str | Number:
+    """A value of the configuration."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return Number(value, f"{value:g}" if isinstance(value, float) else str(value))
 
 
 def seconds(value: float) -> str:
-    """A duration in the two units that matter."""
+    """A duration in its two largest units."""
     whole = round(value)
     if value < 1:
         return f"{1000 * value:.0f} ms"

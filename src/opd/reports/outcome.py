@@ -1,4 +1,4 @@
-"""A held-out set before and after, and what can be said of the difference."""
+"""A held-out set before and after training, and the statistics of the difference."""
 
 from __future__ import annotations
 
@@ -6,43 +6,52 @@ from dataclasses import dataclass
 
 from opd.core import stats
 from opd.core.stats import Estimate
-from opd.reports.read import EvalSet
+from opd.reports.eval_sets import EvalSet
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A held-out set before and after, with what can be said of the difference."""
+    """What training changed on one held-out set.
+
+    Attributes:
+        task: the set with its evaluations.
+        gain: student after minus student before; None without an evaluation after.
+        lead: teacher minus student before; None without an evaluation of the teacher.
+        recovery: fraction of the lead that was recovered (paper section 3.2); None without a lead.
+    """
 
     task: EvalSet
     gain: stats.Paired | None
-    lead: stats.Paired | None  # teacher over the student before
-    share: Estimate | None
+    lead: stats.Paired | None
+    recovery: Estimate | None
 
     @property
     def before(self) -> Estimate:
-        """The student before training."""
+        """Accuracy of the student before training."""
         return self.task.student[0].accuracy
 
     @property
     def after(self) -> Estimate:
-        """The student at its latest evaluation, or the one that was kept."""
-        return self.task.last.accuracy
+        """Accuracy of the student that the run keeps."""
+        return self.task.final.accuracy
 
 
 def outcome(task: EvalSet) -> Outcome | None:
-    """What a set shows; None when the student was never measured on it."""
+    """The outcome on a set; None when the student was never evaluated on it."""
     if not task.student:
         return None
-    first, last, teacher = task.student[0], task.last, task.teacher
-    gain = stats.paired(first.per_prompt, last.per_prompt) if first.step < last.step else None
-    lead = None if teacher is None else stats.paired(first.per_prompt, teacher.per_prompt)
-    share = None
-    if teacher is not None and gain is not None and lead is not None and lead.difference.value > 0:
-        share = stats.gap_recovery(first.per_prompt, last.per_prompt, teacher.per_prompt)
-    return Outcome(task, gain, lead, share)
+    before, final, teacher = task.student[0], task.final, task.teacher
+    gain = lead = recovery = None
+    if before.step < final.step:
+        gain = stats.paired(before.per_prompt, final.per_prompt)
+    if teacher is not None:
+        lead = stats.paired(before.per_prompt, teacher.per_prompt)
+        if gain is not None and lead.difference.value > 0:
+            recovery = stats.gap_recovery(before.per_prompt, final.per_prompt, teacher.per_prompt)
+    return Outcome(task, gain, lead, recovery)
 
 
-def answers(task: EvalSet) -> str:
-    """How many answers to a prompt."""
-    count = task.settings.get("n")
-    return "1 answer each" if count == 1 else f"{count} answers each"
+def samples_text(task: EvalSet) -> str:
+    """How many samples per prompt."""
+    n = task.settings.get("n")
+    return "1 sample each" if n == 1 else f"{n} samples each"

@@ -1,7 +1,7 @@
-"""Static SVG by matplotlib: lines over steps, and position-by-step maps.
+"""Static SVG by matplotlib: line plots over steps, and heatmaps of position by step.
 
-Only numbers of axes are drawn, never a text from a run. Colours are written as variables of the
-page's style sheet, so that one drawing serves light and dark.
+Only axis numbers are drawn, never a text from a run. Colours are variables of the style sheet, so
+that one drawing serves the light and the dark theme.
 """
 
 from __future__ import annotations
@@ -37,29 +37,53 @@ _VARIABLES = {
     "#220003": "--phase",
 }
 _COLOUR = {name: code for code, name in _VARIABLES.items()}
-LINES = 6
-_LONG = re.compile(r"-?\d+\.\d{3,}")
-OUTER = (2, 98)  # percentiles of a map's cells at which its colours end
-_SIZE = (4.2, 2.15)  # inches at 72 points; the page scales it to its column
+MAX_LINES = 6
+_LONG_DECIMAL = re.compile(r"-?\d+\.\d{3,}")
+COLOUR_PERCENTILES = (2, 98)  # of the cells of a heatmap, at which its colour scale ends
+_SIZE = (4.2, 2.15)  # inches at 72 points; HTML scales it to the column
 
 
 @dataclass(frozen=True)
 class Line:
-    """One series: `style` 1..LINES picks the colour; an interval is drawn as bars or a band."""
+    """One series, arrays (n,) each.
+
+    Attributes:
+        x: steps, tokens or seconds.
+        y: values.
+        style: 1 to MAX_LINES, selects the colour.
+        low: lower end of the interval, drawn as error bars or as a band.
+        high: upper end.
+        points: for few measurements: dots with error bars.
+        dashed: draw a dashed line.
+        whole: draw every value; otherwise a long series is drawn faint with its moving mean on top.
+    """
 
     x: Floats
     y: Floats
     style: int = 1
     low: Floats | None = None
     high: Floats | None = None
-    points: bool = False  # few measurements: dots with error bars
+    points: bool = False
     dashed: bool = False
-    whole: bool = False  # every value drawn strongly, none averaged away
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How the axes of a line plot are scaled: y in percent, logarithmic x (base 2) or y."""
+
+    percent: bool = False
+    log_x: bool = False
+    log_y: bool = False
+
+
+LINEAR = Scale()
+PERCENT = Scale(percent=True)
 
 
 @dataclass(frozen=True)
 class Marks:
-    """Steps at which something happened."""
+    """Steps marked by vertical lines."""
 
     alarms: Sequence[float] = ()
     phases: Sequence[float] = ()
@@ -72,55 +96,51 @@ def curves(
     band: tuple[float, float] | None = None,
     level: float | None = None,
     marks: Marks | None = None,
-    percent: bool = False,
-    log_x: bool = False,
-    log_y: bool = False,
+    scale: Scale = LINEAR,
 ) -> Markup:
     """Lines over steps (or tokens, or seconds).
 
     Args:
-        name: makes the ids inside the drawing unique on its page.
-        lines: what to draw; a long one is drawn faint with its moving mean on top.
+        name: makes the ids inside the SVG unique within the document.
+        lines: to draw.
         band: healthy range to shade.
         level: horizontal dashed line, such as the teacher's accuracy.
         marks: vertical lines.
-        percent: write the y axis in percent.
-        log_x: logarithmic x axis, base 2.
-        log_y: logarithmic y axis.
+        scale: of the axes.
     """
     figure, axes = _figure()
     for line in lines:
-        _draw(axes, line)
+        _draw_line(axes, line)
     if level is not None:
         axes.axhline(level, color=_COLOUR["--muted"], linewidth=1, linestyle=(0, (4, 3)))
     if band is not None:
         axes.axhspan(*band, color=_COLOUR["--healthy"], linewidth=0, zorder=0)
-    if log_y:
+    if scale.log_y:
         axes.set_yscale("log")
     else:
-        axes.set_ylim(*_limits(lines, [*(band or ()), *([] if level is None else [level])]))
-    if log_x:
+        axes.set_ylim(*_y_limits(lines, [*(band or ()), *([] if level is None else [level])]))
+    if scale.log_x:
         axes.set_xscale("log", base=2)
     for step in marks.phases if marks else ():
         axes.axvline(step, color=_COLOUR["--phase"], linewidth=1.2, linestyle=(0, (1, 2)))
     for step in marks.alarms if marks else ():
         axes.axvline(step, color=_COLOUR["--alarm"], linewidth=1)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.10g}")
-    if percent:
+    if scale.percent:
         axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g}%")
     return _svg(figure, name)
 
 
-def _limits(lines: Sequence[Line], others: Sequence[float]) -> tuple[float, float]:
-    """Lower and upper end of the y axis: everything drawn, and a margin."""
-    drawn = [v for line in lines for v in (line.y, line.low, line.high) if v is not None]
-    values = np.concatenate([*drawn, np.array(others, dtype=np.float64)])
+def _y_limits(lines: Sequence[Line], others: Sequence[float]) -> tuple[float, float]:
+    """Lower and upper end of the y axis: every value, and a margin."""
+    arrays = [v for line in lines for v in (line.y, line.low, line.high) if v is not None]
+    values = np.concatenate([*arrays, np.array(others, dtype=np.float64)])
     low, high = float(values.min()), float(values.max())
     margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
     return low - margin, high + margin
 
 
-def _draw(axes: Any, line: Line) -> None:
+def _draw_line(axes: Any, line: Line) -> None:
     colour = _COLOUR[f"--line-{line.style}"]
     if line.points:
         if line.low is not None and line.high is not None:
@@ -149,24 +169,24 @@ def moving_mean(values: Floats, window: int) -> Floats:
     return means
 
 
-def _size_alone(match: re.Match[str]) -> str:
+def _font_size_only(match: re.Match[str]) -> str:
     return f"font-size: {match[1]}px;" if match[1] else ""
 
 
-def heat(name: str, matrix: Floats, steps: Floats, edges: Sequence[int]) -> Markup:
+def heatmap(name: str, matrix: Floats, steps: Floats, edges: Sequence[int]) -> Markup:
     """Position (rows, first at the bottom) by step (columns); NaN cells stay empty.
 
     Args:
-        name: makes ids unique.
+        name: makes the ids inside the SVG unique within the document.
         matrix: (bins, steps).
         steps: (steps,) in order.
         edges: (bins + 1,) first position of each bin, and the end.
     """
     figure, axes = _figure()
-    # Equal spacing is assumed by an image; steps are consecutive wherever rollouts were diagnosed.
+    # An image assumes equal spacing: steps are consecutive wherever rollouts were diagnosed.
     extent = (float(steps[0]) - 0.5, float(steps[-1]) + 0.5, float(edges[0]), float(edges[-1]))
-    # A few cells of one token would use up the colours: the ends of the scale stand for the rest.
-    ends = np.nanpercentile(matrix, OUTER)
+    # A few cells of one token would use up the colour scale: values beyond its ends are clipped.
+    ends = np.nanpercentile(matrix, COLOUR_PERCENTILES)
     image = axes.imshow(
         matrix,
         vmin=ends[0],
@@ -191,8 +211,8 @@ def _figure() -> tuple[Figure, Any]:
     axes = figure.add_subplot()
     axes.grid(True, color=_COLOUR["--grid"], linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(_whole_numbers(6))
-    axes.yaxis.set_major_locator(_whole_numbers(5, integer=False))
+    axes.xaxis.set_major_locator(_tick_locator(6))
+    axes.yaxis.set_major_locator(_tick_locator(5, integer=False))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -202,7 +222,7 @@ def _figure() -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _whole_numbers(count: int, *, integer: bool = True) -> Any:
+def _tick_locator(count: int, *, integer: bool = True) -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(count, integer=integer, steps=[1, 2, 5, 10])
@@ -219,19 +239,21 @@ def _svg(figure: Figure, name: str) -> Markup:
 
     sink = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}):
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(sink, format="svg", transparent=True, metadata=nothing)
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(sink, format="svg", transparent=True, metadata=no_metadata)
     text = sink.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
-    text = re.sub(r"font(?:-family)?: (?:(\d+)px )?'[^;\"]*;?", _size_alone, text)
+    text = re.sub(r"font(?:-family)?: (?:(\d+)px )?'[^;\"]*;?", _font_size_only, text)
     text = re.sub(r'\bid="(?![pm][0-9a-f]{10}")[^"]*"', "", text)  # nothing refers to the others
     text = re.sub(r'transform="rotate\(-0 [^"]*"', "", text)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text)
-    text = re.sub(r'"[^"<]*"', lambda m: _LONG.sub(lambda n: f"{float(n[0]):.2f}", m[0]), text)
+    text = re.sub(
+        r'"[^"<]*"', lambda m: _LONG_DECIMAL.sub(lambda n: f"{float(n[0]):.2f}", m[0]), text
+    )
     text = re.sub(r"\s+xmlns(?::xlink)?=\"[^\"]*\"|<!--.*?-->", "", text, flags=re.DOTALL)
     for code, variable in _VARIABLES.items():
         text = text.replace(code, f"var({variable})")
-    # Safe: matplotlib made it, from numbers alone.
+    # Safe: made by matplotlib from numbers only.
     return Markup(re.sub(r">\s+<", "><", text).strip())

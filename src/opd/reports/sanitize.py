@@ -1,4 +1,4 @@
-"""Text of models and servers, made safe to look at: nothing invisible, nothing that acts."""
+"""Text of models and servers made safe to show: no invisible characters, no terminal commands."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _HIDDEN = frozenset(("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"))
 
 
 def visible(text: str) -> str:
-    """The text with every character that would not show replaced by one that does.
+    """The text with every invisible character replaced by a visible one.
 
-    Control characters become their pictures (U+2400 on), others such as bidi overrides, zero-width
-    and unassigned characters their number in brackets. New lines and tabs stay.
+    Control characters become control pictures (U+2400 on), others such as bidi overrides,
+    zero-width and unassigned characters their code point in brackets. New lines and tabs stay.
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c in _KEPT else _shown(c) for c in text)
+    return "".join(c if c in _KEPT else _visible_char(c) for c in text)
 
 
-def _shown(char: str) -> str:
+def _visible_char(char: str) -> str:
     if unicodedata.category(char) not in _HIDDEN:
         return char
     code = ord(char)
@@ -37,11 +37,10 @@ def _shown(char: str) -> str:
 
 
 def for_terminal(text: str) -> str:
-    """One line without terminal commands and without invisible characters."""
-    bare = _TERMINAL.sub("", text)
-    return "".join(_shown(c) for c in bare)
+    """The text as one line without terminal commands and invisible characters."""
+    return "".join(_visible_char(c) for c in _TERMINAL.sub("", text))
 
 
 def short_name(model: str) -> str:
-    """A hub name as it is, a local path by its last part."""
+    """A hub name unchanged, the last part of a local path."""
     return PurePath(model).name if model.startswith(("/", ".", "~")) else model

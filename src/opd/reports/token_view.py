@@ -1,4 +1,4 @@
-"""The token view: which rollouts are shown, and what the teacher thought of each token."""
+"""The token view: which rollouts are shown, and the teacher's advantage of every token."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from opd.reports.document import Legend, ShownRollout, Tokens, TokenSpan
 from opd.reports.formatting import minus, plain
@@ -17,9 +18,9 @@ from opd.types import Rollout, Scores
 
 Floats = NDArray[np.float64]
 
-WINDOW = 5  # steps of each part of the run that rollouts are picked from
-ENDS = 180  # tokens shown at each end of a long completion
-ROWS = 8  # tokens of each model in the panel
+STEPS_PER_PART = 5  # of the early, middle and late part from which rollouts are selected
+END_TOKENS = 180  # shown at each end of a long completion
+PANEL_ROWS = 8  # tokens of each model in the panel
 EDGES = (0.1, 0.5, 2.0)  # nats: where the colours change
 SHADES = ("n3", "n2", "n1", "z", "p1", "p2", "p3")
 
@@ -28,8 +29,17 @@ ON_SUPPORT = "log q \u2013 log p of the token, both renormalised on the student'
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A rollout with the teacher's advantage (T,), NaN where it cannot be known."""
+class ScoredRollout:
+    """A rollout with the teacher's advantage of every token.
+
+    Attributes:
+        step: at which it was sampled.
+        rollout: the sampled tokens.
+        scores: of the teacher.
+        text: of the completion.
+        advantage: log q - log p in nats, (T,); NaN where it is unknown.
+        exact: whether it is over the whole vocabulary, not renormalised on the top k.
+    """
 
     step: int
     rollout: Rollout
@@ -47,106 +57,110 @@ class Scored:
 
 def token_view(run: RunData) -> Tokens | None:
     """Worst, median and best rollouts of early, middle and late steps; None without scores."""
-    steps = run.rollout_steps()
-    shown, seen = [], set[int]()
-    for part, chosen in _parts(steps).items():
-        ranked = [s for step in chosen if step not in seen for s in scored(run, step)]
-        seen |= set(chosen)
-        ranked = sorted((s for s in ranked if np.isfinite(s.mean)), key=lambda s: s.mean)
-        for rank, one in _ends_and_middle(ranked):
-            shown.append((f"{part}, {rank}", one))
-    if not shown:
+    selected, used_steps = [], set[int]()
+    for part, steps in _parts(run.rollout_steps()).items():
+        candidates = [r for s in steps if s not in used_steps for r in scored_rollouts(run, s)]
+        used_steps |= set(steps)
+        ranked = sorted((r for r in candidates if np.isfinite(r.mean)), key=lambda r: r.mean)
+        selected += [(f"{part}, {rank}", r) for rank, r in _worst_median_best(ranked)]
+    if not selected:
         return None
     texts: dict[str, str] = {}
-    items = [_shown(title, one, run.tokens, texts) for title, one in shown]
-    exact = all(one.exact for _, one in shown)
+    items = [_shown(title, scored, run.token_texts, texts) for title, scored in selected]
+    exact = all(scored.exact for _, scored in selected)
     note = (
-        f"Colour is the teacher's advantage, {EXACT if exact else ON_SUPPORT}, in nats. Picked by "
-        "their mean over the rollout, among those that stayed in the run folder."
+        f"Colour is the teacher's advantage, {EXACT if exact else ON_SUPPORT}, in nats. Selected "
+        "by its mean over the rollout, among the rollouts that are in the run folder."
     )
     return Tokens(items, _legend(), texts, note)
 
 
 def _parts(steps: Sequence[int]) -> dict[str, Sequence[int]]:
+    """Early, middle and late steps; all steps where there are few."""
     if not steps:
         return {}
-    middle = len(steps) // 2
-    around = slice(max(0, middle - WINDOW // 2), middle + WINDOW // 2 + 1)
-    parts = {"Early": steps[:WINDOW], "Middle": steps[around], "Late": steps[-WINDOW:]}
-    return parts if len(steps) >= 3 * WINDOW else {"All steps": steps}
+    if len(steps) < 3 * STEPS_PER_PART:
+        return {"All steps": steps}
+    middle, half = len(steps) // 2, STEPS_PER_PART // 2
+    return {
+        "Early": steps[:STEPS_PER_PART],
+        "Middle": steps[middle - half : middle + half + 1],
+        "Late": steps[-STEPS_PER_PART:],
+    }
 
 
-def _ends_and_middle(ranked: Sequence[Scored]) -> list[tuple[str, Scored]]:
+def _worst_median_best(ranked: Sequence[ScoredRollout]) -> list[tuple[str, ScoredRollout]]:
     if len(ranked) < 3:
-        return [("only", one) for one in ranked]
+        return [("only", scored) for scored in ranked]
     return [("worst", ranked[0]), ("median", ranked[len(ranked) // 2]), ("best", ranked[-1])]
 
 
-def scored(run: RunData, step: int) -> list[Scored]:
-    """The rollouts of a step with their advantages; none when the teacher's scores are not there.
+def scored_rollouts(run: RunData, step: int) -> list[ScoredRollout]:
+    """The rollouts of a step with their advantages; none without scores of the teacher.
 
     Args:
-        run: where they are read from.
-        step: its number, from 1.
+        run: the run.
+        step: from 1.
     """
     file = run.rollout_file(step)
     if file is None:
         return []
     texts = file.texts or [""] * len(file.batch)
-    found = []
+    scored = []
     for rollout, scores, text in zip(file.batch, file.scores, texts, strict=True):
         advantage = advantages(rollout, scores)
         if advantage is not None and len(rollout):
             exact = scores.sampled is not None
-            found.append(Scored(step, rollout, scores, text, advantage, exact))
-    return found
+            scored.append(ScoredRollout(step, rollout, scores, text, advantage, exact))
+    return scored
 
 
 def advantages(rollout: Rollout, scores: Scores) -> Floats | None:
-    """The teacher's log q - log p of each drawn token, (T,), in nats.
+    """The teacher's log q - log p of each sampled token, (T,), in nats.
 
-    Exact where the teacher gave normalised log-probs; else both sides are renormalised on the
-    student's top k, and a token outside it is NaN.
+    Exact where the teacher returned normalised log-probs; otherwise both sides are renormalised on
+    the student's top k, and a token outside it is NaN. None without either.
     """
     if scores.sampled is not None:
         return scores.sampled.astype(np.float64) - rollout.logp.astype(np.float64)
     if scores.support is None:
         return None
-    p, q = on_support(rollout.topk_logp), on_support(scores.support)
-    drawn = rollout.topk_ids == rollout.ids[:, None]
-    found: Floats = np.where(drawn.any(1), np.where(drawn, q - p, 0.0).sum(1), np.nan)
-    return found
+    p, q = renormalised(rollout.topk_logp), renormalised(scores.support)
+    is_sampled = rollout.topk_ids == rollout.ids[:, None]
+    difference = np.where(is_sampled, q - p, 0.0).sum(1)
+    advantage: Floats = np.where(is_sampled.any(1), difference, np.nan)
+    return advantage
 
 
-def on_support(scores: NDArray[Any]) -> Floats:
-    """Log-scores (T, K) as log-probabilities renormalised over K."""
-    wide = scores.astype(np.float64)
-    top = wide.max(1, keepdims=True)
-    found: Floats = wide - top - np.log(np.exp(wide - top).sum(1, keepdims=True))
-    return found
+def renormalised(scores: NDArray[Any]) -> Floats:
+    """Log-scores (T, K) as log-probabilities over K, (T, K) in float64."""
+    logp: Floats = log_softmax(scores.astype(np.float64), axis=1)
+    return logp
 
 
 def _shown(
-    title: str, one: Scored, names: Sequence[str] | None, texts: dict[str, str]
+    title: str, scored: ScoredRollout, token_texts: Sequence[str] | None, texts: dict[str, str]
 ) -> ShownRollout:
-    length = len(one.rollout)
-    kept = list(range(length))
-    if length > 2 * ENDS:
-        kept = [*range(ENDS), *range(length - ENDS, length)]
+    """A rollout for the document; texts of the tokens it shows are added to `texts`."""
+    length = len(scored.rollout)
+    positions = list(range(length))
+    if length > 2 * END_TOKENS:
+        positions = [*range(END_TOKENS), *range(length - END_TOKENS, length)]
     spans = []
-    for i in kept:
-        value = one.advantage[i]
+    for i in positions:
+        value = scored.advantage[i]
         known = bool(np.isfinite(value))
-        said = minus(f"{value:+.2f} nats") if known else "outside the student's top k"
-        text = _text(int(one.rollout.ids[i]), names).replace("\n", "\u23ce\n")
-        spans.append(TokenSpan(text, shade(value), said, i))
+        tooltip = minus(f"{value:+.2f} nats") if known else "outside the student's top k"
+        text = _text(int(scored.rollout.ids[i]), token_texts).replace("\n", "\u23ce\n")
+        spans.append(TokenSpan(text, shade(value), tooltip, i))
+    truncated = scored.rollout.finish == "length"
     note = (
-        f"step {one.step}, mean advantage {plain(one.mean).text} nats, {length:,} tokens"
-        f"{', cut by the token limit' if one.rollout.finish == 'length' else ''}"
+        f"step {scored.step}, mean advantage {plain(scored.mean).text} nats, {length:,} tokens"
+        f"{', truncated by the token limit' if truncated else ''}"
     )
-    details = [_details(one, i, names, texts) for i in kept]
-    prompt = one.rollout.prompt.text
-    return ShownRollout(title, note, prompt, spans, length - len(kept), details)
+    details = [_details(scored, i, token_texts, texts) for i in positions]
+    prompt = scored.rollout.prompt.text
+    return ShownRollout(title, note, prompt, spans, length - len(positions), details)
 
 
 def shade(value: float) -> str:
@@ -159,31 +173,31 @@ def shade(value: float) -> str:
 
 def _legend() -> list[Legend]:
     a, b, c = EDGES
-    words = (
-        f"the teacher likes it less: {c:g} nats or more",
+    labels = (
+        f"less likely under the teacher: {c:g} nats or more",
         f"{b:g} to {c:g}",
         f"{a:g} to {b:g}",
         f"less than {a:g} either way",
         f"{a:g} to {b:g}",
         f"{b:g} to {c:g}",
-        f"the teacher likes it more: {c:g} or more",
+        f"more likely under the teacher: {c:g} or more",
     )
     return [
-        *(Legend(s, w) for s, w in zip(SHADES, words, strict=True)),
+        *(Legend(style, label) for style, label in zip(SHADES, labels, strict=True)),
         Legend("out", "not in the student's top k: unknown"),
     ]
 
 
 def _details(
-    one: Scored, i: int, names: Sequence[str] | None, texts: dict[str, str]
+    scored: ScoredRollout, i: int, token_texts: Sequence[str] | None, texts: dict[str, str]
 ) -> dict[str, Any]:
-    """What the panel shows for one token; probabilities with four decimals."""
-    rollout, scores = one.rollout, one.scores
+    """What the panel shows for the token at position i; probabilities with four decimals."""
+    rollout, scores = scored.rollout, scored.scores
     student = np.exp(rollout.topk_logp[i].astype(np.float64))
     row: dict[str, Any] = {
         "i": i,
         "t": int(rollout.ids[i]),
-        "a": _rounded(one.advantage[i]),
+        "a": _rounded(scored.advantage[i]),
         "p": _rounded(float(np.exp(rollout.logp[i]))),
         "h": _rounded(float(rollout.entropy[i])),
     }
@@ -191,18 +205,18 @@ def _details(
         row["s"] = _top(rollout.topk_ids[i], student)
         row["q"] = _top(scores.topk_ids[i], np.exp(scores.topk_logp[i].astype(np.float64)))
     elif scores.support is not None:
-        both = (on_support(rollout.topk_logp[i : i + 1]), on_support(scores.support[i : i + 1]))
-        row["s"], row["q"] = (_top(rollout.topk_ids[i], np.exp(side[0])) for side in both)
-        row["m"] = _rounded(float(student.sum()))  # what the renormalised student stands for
+        both = (renormalised(rollout.topk_logp[i : i + 1]), renormalised(scores.support[i : i + 1]))
+        row["s"], row["q"] = (_top(rollout.topk_ids[i], np.exp(logp[0])) for logp in both)
+        row["m"] = _rounded(float(student.sum()))  # probability on which both are renormalised
     else:
         row["s"] = _top(rollout.topk_ids[i], student)
     for token in {row["t"], *(pair[0] for key in ("s", "q") for pair in row.get(key, ()))}:
-        texts[str(token)] = visible(_text(token, names))
+        texts[str(token)] = visible(_text(token, token_texts))
     return row
 
 
 def _top(ids: NDArray[Any], probabilities: Floats) -> list[list[float]]:
-    order = np.argsort(-probabilities, kind="stable")[:ROWS]
+    order = np.argsort(-probabilities, kind="stable")[:PANEL_ROWS]
     return [[int(ids[j]), _rounded(float(probabilities[j])) or 0.0] for j in order]
 
 
@@ -210,7 +224,7 @@ def _rounded(value: float) -> float | None:
     return round(float(value), 4) if np.isfinite(value) else None
 
 
-def _text(token: int, names: Sequence[str] | None) -> str:
-    if names is None or token >= len(names):
+def _text(token: int, token_texts: Sequence[str] | None) -> str:
+    if token_texts is None or token >= len(token_texts):
         return f"#{token}"
-    return names[token]
+    return token_texts[token]

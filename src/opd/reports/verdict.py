@@ -1,6 +1,6 @@
-"""Did it work, how much was recovered, what limited it, what to try next.
+"""The verdict of a run: did it work, how much was recovered, what limited it, what to try next.
 
-Rules on numbers with intervals, each sentence with its evidence.
+Every sentence rests on numbers with intervals and states them as its evidence.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from opd.core.stats import Estimate
 from opd.reports.coldstart_section import coldstart_sentence
 from opd.reports.document import Number, Sentence, Tile, Tone, Verdict
-from opd.reports.findings import change, limits, worked
+from opd.reports.findings import approached_teacher, findings, gap_closed
 from opd.reports.formatting import (
     NONE,
     estimate,
@@ -21,50 +20,55 @@ from opd.reports.formatting import (
     points,
     points_range,
 )
-from opd.reports.outcome import Outcome, answers, outcome
+from opd.reports.outcome import Outcome, outcome, samples_text
 from opd.reports.read import RunData
 
-RESUME = "Go on where it stopped: `opd train ... --resume`, with the same run.yaml."
-FORGOT = (
-    "To forget less elsewhere: mix other prompts into prompts.path, lower optim.lr, or stop "
+MAX_ADVICE = 3
+RESUME = "Continue where it stopped: `opd train ... --resume`, with the same run.yaml."
+FORGETTING = (
+    "To forget less on other tasks: mix other prompts into prompts.path, lower optim.lr, or stop "
     "earlier."
 )
 
 
 def verdict(run: RunData) -> Verdict:
-    """The answer in words for a run, finished or not."""
-    found = [o for task in run.evals if (o := outcome(task)) is not None]
-    main = found[0] if found else None
+    """The verdict of a run, finished or not."""
+    outcomes = [o for task in run.evals if (o := outcome(task)) is not None]
+    main, others = (outcomes[0] if outcomes else None), outcomes[1:]
     tone, headline = _headline(run, main)
-    began = coldstart_sentence(run)
-    sentences = [*_state(run), *_accuracy(main), *_forgetting(found[1:])]
-    sentences += [] if began is None else [began]
-    held = limits(run, main)
-    sentences += [limit for limit, _ in held]
-    advice = [do for _, do in held if do is not None]
-    if run.state == "stopped" and run.ended_by is None:
+    found = findings(run, main)
+    coldstart = coldstart_sentence(run)
+    sentences = [
+        *_state(run),
+        *_accuracy(main),
+        *_other_sets(others),
+        *([] if coldstart is None else [coldstart]),
+        *(finding.sentence for finding in found),
+    ]
+    advice = [finding.advice for finding in found if finding.advice is not None]
+    if run.state == "stopped" and run.stopped_by is None:
         advice.insert(0, Sentence(RESUME))
-    if any(o.gain is not None and o.gain.difference.high < 0 for o in found[1:]):
-        advice.append(Sentence(FORGOT))
-    return Verdict(headline, tone, _tiles(main), sentences, advice[:3], _measured(main))
+    if any(o.gain is not None and o.gain.difference.high < 0 for o in others):
+        advice.append(Sentence(FORGETTING))
+    return Verdict(headline, tone, _tiles(main), sentences, advice[:MAX_ADVICE], _caption(main))
 
 
-def _measured(main: Outcome | None) -> str:
+def _caption(main: Outcome | None) -> str:
     if main is None:
         return ""
     task = main.task
     return (
-        f"Accuracy on {task.label}: {main.before.n:,} prompts, {answers(task)}; "
-        f"grader: {task.grader}. Below each number its 95% interval."
+        f"Accuracy on {task.label}: {main.before.n:,} prompts, {samples_text(task)}; "
+        f"grader: {task.grader}. The 95% interval is below each number."
     )
 
 
 def _headline(run: RunData, main: Outcome | None) -> tuple[Tone, str]:
-    if main is not None and run.kept == 0:
-        return "bad", f"No step made it better on {main.task.label}: the student stays as it came."
+    if main is not None and run.kept_step == 0:
+        label = main.task.label
+        return "bad", f"No step was better on {label}: the untouched student is kept."
     if main is None or main.gain is None:
-        kl = change(run.series("diag/reverse_kl"))
-        if kl is not None and kl.fell:
+        if approached_teacher(run):
             return "unclear", "The student moved towards the teacher; accuracy was not compared."
         return "unclear", "Too early to say: no accuracy before and after to compare."
     gain, label = main.gain.difference, main.task.label
@@ -72,9 +76,9 @@ def _headline(run: RunData, main: Outcome | None) -> tuple[Tone, str]:
         return "bad", f"It made the student worse on {label}."
     if gain.low <= 0:
         return "unclear", f"No measurable change on {label}."
-    if main.share is None:
+    if main.recovery is None:
         return "good", f"The student improved on {label}."
-    if worked(main):
+    if gap_closed(main):
         return "good", f"It worked: most of the gap to the teacher on {label} is closed."
     return "good", f"It helped: part of the gap to the teacher on {label} is closed."
 
@@ -82,39 +86,40 @@ def _headline(run: RunData, main: Outcome | None) -> tuple[Tone, str]:
 def _tiles(main: Outcome | None) -> list[Tile]:
     if main is None:
         return [Tile("accuracy", Number(None, NONE.text, "no held-out set was evaluated"))]
-    last = main.task.last.step
-    tiles = [_tile("before", main.before)]
+    tiles = [Tile("before", estimate(main.before))]
     if main.gain is not None:
-        tiles.append(_tile(f"after {last} steps", main.after))
+        tiles.append(Tile(f"after {main.task.final.step} steps", estimate(main.after)))
     if main.task.teacher is not None:
-        tiles.append(_tile("teacher", main.task.teacher.accuracy))
-    if main.share is not None:
-        bounded = math.isfinite(main.share.low) and math.isfinite(main.share.high)
-        shown = percent(main.share.value).text if bounded else "unclear"
-        width = interval(main.share.low, main.share.high)
-        tiles.append(Tile("of the gap recovered", Number(main.share.value, shown, width)))
-    elif main.lead is not None:
-        why = "not known before the next evaluation"
-        why = why if main.gain is None else "the teacher was not ahead"
-        tiles.append(Tile("of the gap recovered", Number(None, NONE.text, why)))
-    return tiles
+        tiles.append(Tile("teacher", estimate(main.task.teacher.accuracy)))
+    recovery = _recovery(main)
+    return tiles if recovery is None else [*tiles, Tile("of the gap recovered", recovery)]
 
 
-def _tile(label: str, found: Estimate) -> Tile:
-    return Tile(label, estimate(found))
+def _recovery(main: Outcome) -> Number | None:
+    """Gap recovery, or why there is none; None without a teacher."""
+    if main.recovery is not None:
+        low, high = main.recovery.low, main.recovery.high
+        bounded = math.isfinite(low) and math.isfinite(high)
+        text = percent(main.recovery.value).text if bounded else "unclear"
+        return Number(main.recovery.value, text, interval(low, high))
+    if main.lead is None:
+        return None
+    not_yet = "not known before the next evaluation"
+    return Number(None, NONE.text, not_yet if main.gain is None else "the teacher was not ahead")
 
 
 def _state(run: RunData) -> list[Sentence]:
     steps = {"done": run.done, "planned": run.planned}
-    if run.alive:
-        text = f"The run is going on: {run.done} of {run.planned} steps."
-    elif run.ended_by is not None:
+    if run.is_running:
+        text = f"The run is in progress: {run.done} of {run.planned} steps."
+    elif run.stopped_by is not None:
+        alarm = run.stopped_by
         text = (
-            f"The alarm {run.ended_by.name} ended the run after {run.done} of {run.planned} steps; "
-            f"the student of step {run.kept}, the best so far, is kept."
+            f"The alarm {alarm.name} stopped the run after {run.done} of {run.planned} steps; the "
+            f"student of step {run.kept_step}, the best so far, is kept."
         )
-        evidence = " ".join(filter(None, [run.ended_by.message, run.ended_by.evidence]))
-        return [Sentence(text, evidence, steps | {"kept": run.kept})]
+        evidence = " ".join(filter(None, [alarm.message, alarm.evidence]))
+        return [Sentence(text, evidence, steps | {"kept": run.kept_step})]
     elif run.done < run.planned:
         text = f"The run stopped early, after {run.done} of {run.planned} steps."
     else:
@@ -123,15 +128,16 @@ def _state(run: RunData) -> list[Sentence]:
 
 
 def _accuracy(main: Outcome | None) -> list[Sentence]:
+    """Gain and lead on the first held-out set."""
     if main is None:
         return []
-    said, label = [], main.task.label
+    sentences, label = [], main.task.label
     if main.gain is not None:
         gain = main.gain.difference
-        change_of = "rose" if gain.value > 0 else "fell" if gain.value < 0 else "stayed"
-        said.append(
+        verb = "rose" if gain.value > 0 else "fell" if gain.value < 0 else "stayed"
+        sentences.append(
             Sentence(
-                f"Accuracy on {label} {change_of} from {percent(main.before.value).text} to "
+                f"Accuracy on {label} {verb} from {percent(main.before.value).text} to "
                 f"{percent(main.after.value).text}.",
                 f"{points(gain.value)}, {points_range(gain.low, gain.high)}, "
                 f"{p_value(main.gain.p_value)}, paired over {gain.n:,} prompts",
@@ -141,32 +147,33 @@ def _accuracy(main: Outcome | None) -> list[Sentence]:
         )
     if main.lead is not None and main.lead.difference.low <= 0:
         lead = main.lead.difference
-        behind = lead.high < 0
-        said.append(
+        comparison = "worse than" if lead.high < 0 else "not measurably better than"
+        sentences.append(
             Sentence(
-                f"The teacher was {'worse than' if behind else 'not measurably better than'} the "
-                f"student on {label}: there was no gap to recover.",
+                f"The teacher was {comparison} the student on {label}: there was no gap to "
+                "recover.",
                 f"teacher minus student before training {points(lead.value)}, "
                 f"{points_range(lead.low, lead.high)}",
                 {"lead": lead.value, "low": lead.low, "high": lead.high},
             )
         )
-    return said
+    return sentences
 
 
-def _forgetting(others: Sequence[Outcome]) -> list[Sentence]:
-    said = []
-    for other in others:
+def _other_sets(outcomes: Sequence[Outcome]) -> list[Sentence]:
+    """Gains and losses on the other held-out sets."""
+    sentences = []
+    for other in outcomes:
         if other.gain is None:
             continue
         gain, label = other.gain.difference, other.task.label
         if gain.high < 0:
-            text = f"It cost something elsewhere: {label} fell by {-100 * gain.value:.1f} points."
+            text = f"Accuracy on another set fell: {label} by {-100 * gain.value:.1f} points."
         elif gain.low > 0:
             text = f"{label} improved too, by {100 * gain.value:.1f} points."
         else:
             text = f"No measurable change on {label}."
-        said.append(
+        sentences.append(
             Sentence(
                 text,
                 f"{percent(other.before.value).text} \u2192 {percent(other.after.value).text}, "
@@ -175,4 +182,4 @@ def _forgetting(others: Sequence[Outcome]) -> list[Sentence]:
                 {"difference": gain.value, "low": gain.low, "high": gain.high, "n": gain.n},
             )
         )
-    return said
+    return sentences

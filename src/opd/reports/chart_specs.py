@@ -1,6 +1,6 @@
-"""Charts of the paper's picture, and the ranges that docs/metrics.md has a source for.
+"""Which charts a report has, and the healthy ranges with a source in docs/metrics.md.
 
-A test compares the ranges with that page. No range here without a source there.
+A test compares the ranges with that document: no range here without a source there.
 """
 
 from __future__ import annotations
@@ -9,96 +9,104 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Healthy:
-    """A range that somebody published, or that follows from the formula."""
+class HealthyRange:
+    """A range that was published, or that follows from the formula."""
 
     low: float
     high: float
     source: str
 
 
-# The paper's good run stayed at 0.97-0.99; both masses are at most 1, and more is no worse.
-HEALTHY = {
-    "diag/overlap_mass_student": Healthy(0.97, 1.0, "paper B.1"),
-    "diag/overlap_mass_teacher": Healthy(0.97, 1.0, "paper B.1"),
-    "coldstart/overlap_mass_student": Healthy(0.97, 1.0, "paper B.1"),
-    "diag/support_mass": Healthy(0.97, 1.0, "follows from Eq. 9"),
+# The paper's good run stayed at 0.97-0.99; both masses are at most 1, and higher is no worse.
+HEALTHY_RANGES = {
+    "diag/overlap_mass_student": HealthyRange(0.97, 1.0, "paper B.1"),
+    "diag/overlap_mass_teacher": HealthyRange(0.97, 1.0, "paper B.1"),
+    "coldstart/overlap_mass_student": HealthyRange(0.97, 1.0, "paper B.1"),
+    "diag/support_mass": HealthyRange(0.97, 1.0, "follows from Eq. 9"),
 }
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One chart of curves: names of metrics.jsonl with their legends, and how to read them."""
+class ChartSpec:
+    """One line chart.
+
+    Attributes:
+        title: of the chart.
+        lines: metric names with their legends.
+        note: how to read it.
+        percent: whether the y axis is in percent.
+        marked: whether alarms and phases of the run are marked: its x axis is the run's steps.
+    """
 
     title: str
     lines: tuple[tuple[str, str], ...]
     note: str
     percent: bool = False
-    marked: bool = True  # with the run's alarms and phases; its x axis is the run's steps
+    marked: bool = True
 
 
-PICTURES = (
-    Picture(
+DIAGNOSTIC_CHARTS = (
+    ChartSpec(
         "Overlap ratio (Eq. 6)",
         (("diag/overlap_ratio", "overlap ratio"),),
         "Should rise; its level says little (paper 4.2).",
     ),
-    Picture(
+    ChartSpec(
         "Overlap mass (Eq. 9, 10)",
         (
             ("diag/overlap_mass_student", "of the student"),
             ("diag/overlap_mass_teacher", "of the teacher"),
         ),
-        "Probability on the tokens both rank in their top k.",
+        "Probability of the tokens that both models rank in their top k.",
     ),
-    Picture(
+    ChartSpec(
         "Overlap-token advantage (Eq. 7)",
         (("diag/overlap_advantage", "nats"),),
         "Rises to 0 from below (paper 4.2). Ignores everything outside the overlap.",
     ),
-    Picture(
+    ChartSpec(
         "Entropy gap (Eq. 8)",
         (("diag/entropy_gap_abs", "mean of |H(q) \u2013 H(p)|, nats"),),
         "Narrows in a good run (paper 4.2).",
     ),
-    Picture(
+    ChartSpec(
         "Entropy",
         (("diag/student_entropy", "student"), ("diag/teacher_entropy", "teacher")),
-        "Both on the student's own text, nats.",
+        "Both on the student's own completions, nats.",
     ),
-    Picture(
+    ChartSpec(
         "Reverse KL",
         (("diag/reverse_kl", "whole vocabulary, nats"),),
-        "Falls. Small from the start and flat is the failing run (paper B.2).",
+        "Should fall. In the failing run it is small from the start and flat (paper B.2).",
     ),
-    Picture(
+    ChartSpec(
         "Support mass",
         (
             ("diag/support_mass", "student's top k, of the student"),
             ("diag/teacher_support_mass", "student's top k, of the teacher"),
         ),
-        "What a loss on the top k can see.",
+        "Probability that a loss on the top k covers.",
     ),
-    Picture(
+    ChartSpec(
         "Gradient norm",
         (("train/grad_norm", "before clipping"),),
         "Large and sustained in a good run (paper B.2).",
     ),
-    Picture(
+    ChartSpec(
         "Training loss",
         (("train/loss", "per completion token"),),
         "Starts large, falls, flattens (paper B.2).",
     ),
 )
 
-# Bounds stand in where a teacher gives its top k alone, under their own names.
-BOUNDS = (
-    Picture(
+# Bounds replace values where a teacher returns only its top k; they have names of their own.
+BOUND_CHARTS = (
+    ChartSpec(
         "Reverse KL, lower bound",
         (("bound/reverse_kl_lower", "nats"),),
         "From two top-k lists; the full value is at least this.",
     ),
-    Picture(
+    ChartSpec(
         "Teacher's mass on the student's top k",
         (
             ("bound/teacher_support_mass_lower", "at least"),
@@ -108,43 +116,43 @@ BOUNDS = (
     ),
 )
 
-ROLLOUTS = (
-    Picture("Length", (("rollout/length", "completion tokens"),), "Mean of the step's rollouts."),
-    Picture(
-        "Cut by the token limit",
-        (("rollout/truncated", "share of rollouts"),),
-        "Rising: the student forgets to stop.",
+ROLLOUT_CHARTS = (
+    ChartSpec("Length", (("rollout/length", "completion tokens"),), "Mean of the step's rollouts."),
+    ChartSpec(
+        "Truncated by the token limit",
+        (("rollout/truncated", "fraction of rollouts"),),
+        "Rising: the student no longer ends its completions.",
         percent=True,
     ),
-    Picture(
+    ChartSpec(
         "Repetition",
         (("rollout/repetition", "repeated 4-grams"),),
         "Rising with length: degenerate loops.",
         percent=True,
     ),
-    Picture(
-        "Right answers while training",
-        (("rollout/reward", "share of rollouts"),),
-        "On training prompts, sampled as trained.",
+    ChartSpec(
+        "Accuracy on training prompts",
+        (("rollout/reward", "fraction of rollouts"),),
+        "Of the rollouts that are trained on.",
         percent=True,
     ),
 )
 
-COLDSTART = (
-    Picture(
+COLDSTART_CHARTS = (
+    ChartSpec(
         "Overlap mass",
         (("coldstart/overlap_mass_student", "of the student, on its own rollouts"),),
-        "Should rise: then on-policy training has something to work on.",
+        "Should rise: on-policy training needs tokens that both models rank high.",
         marked=False,
     ),
-    Picture(
+    ChartSpec(
         "Top-1 agreement",
-        (("coldstart/top1_agreement", "share of positions"),),
+        (("coldstart/top1_agreement", "fraction of positions"),),
         "On the same rollouts as the overlap mass.",
         percent=True,
         marked=False,
     ),
-    Picture(
+    ChartSpec(
         "Imitation loss",
         (("coldstart/loss", "cross-entropy per token"),),
         "On the teacher's completions.",
@@ -152,29 +160,29 @@ COLDSTART = (
     ),
 )
 
-HORIZON = (
-    Picture(
-        "Longest rollout allowed",
-        (("horizon/limit", "tokens"), ("horizon/reach", "tokens that carry weight")),
-        "Nothing beyond it is written, scored or trained.",
+HORIZON_CHARTS = (
+    ChartSpec(
+        "Maximum rollout length",
+        (("horizon/limit", "tokens"), ("horizon/reach", "tokens with a weight above 0")),
+        "Nothing beyond it is generated, scored or trained.",
     ),
-    Picture(
-        "Cut by the horizon",
-        (("horizon/cut", "share of rollouts"),),
-        "Their answers are missing: right answers while training count them as wrong.",
+    ChartSpec(
+        "Truncated by the horizon",
+        (("horizon/cut", "fraction of rollouts"),),
+        "Their answers are missing: accuracy on training prompts counts them as wrong.",
         percent=True,
     ),
-    Picture(
-        "Weight left by pruning",
-        (("horizon/weight", "mean of a token"),),
-        "Near 0, nearly nothing is trained.",
+    ChartSpec(
+        "Weight after pruning",
+        (("horizon/weight", "mean over tokens"),),
+        "Near 0 almost nothing is trained.",
     ),
 )
 
-HEAT = (
+HEATMAPS = (
     ("diag/student_entropy", "Student entropy, nats"),
     ("diag/teacher_entropy", "Teacher entropy, nats"),
     ("diag/overlap_ratio", "Overlap ratio"),
     ("diag/reverse_kl", "Reverse KL, nats"),
-    ("diag/gradient_share", "Share of the gradient"),
+    ("diag/gradient_share", "Fraction of the gradient"),
 )
