@@ -1,4 +1,4 @@
-"""What `opd check` promises, held against stored outcomes; the grid and the fit themselves.
+"""The targets of `opd check`, judged on stored outcomes; the grid and the fit themselves.
 
 `outcomes.json` holds probe and outcome of every pair of the calibration (`opd lab calibrate`).
 A change of the model, of the formula or of the verdict's thresholds is judged here in a second.
@@ -27,27 +27,27 @@ from opd_lab.worlds import Chain, PrefixedWorld
 STORED = Path(__file__).parent / "outcomes.json"
 
 
-def of(groups):
-    found = [o for o in load_outcomes(STORED) if (o.pair.world, o.pair.seed) in groups]
-    assert len(found) == len(pairs_of(groups))
-    return found
+def outcomes_of(groups):
+    outcomes = [o for o in load_outcomes(STORED) if (o.pair.world, o.pair.seed) in groups]
+    assert len(outcomes) == len(pairs_of(groups))
+    return outcomes
 
 
-def test_the_promises_hold_on_pairs_nobody_fitted():
-    found = judge_model(load_model(), of(HELD_OUT))
-    assert found.pairs >= 60
-    assert found.spearman >= 0.85
-    assert found.spearman > found.gain_spearman
-    assert found.auroc.value >= 0.9
-    assert found.coverage_p > 0.05
-    assert found.decided >= 0.6
-    assert found.wrong_no_go <= 0.03 * found.verdicts[NO_GO]
-    assert found.wrong_go <= 0.03 * found.verdicts[GO]
+def test_the_targets_are_met_on_held_out_pairs():
+    judgement = judge_model(load_model(), outcomes_of(HELD_OUT))
+    assert judgement.pairs >= 60
+    assert judgement.spearman >= 0.85
+    assert judgement.spearman > judgement.gain_spearman
+    assert judgement.auroc.value >= 0.9
+    assert judgement.coverage_p > 0.05
+    assert judgement.decided >= 0.6
+    assert judgement.wrong_no_go <= 0.03 * judgement.verdicts[NO_GO]
+    assert judgement.wrong_go <= 0.03 * judgement.verdicts[GO]
 
 
 def test_the_shipped_model_is_the_fit():
     shipped = load_model()
-    again = fit(first_runs(of(FIT)), FEATURES)
+    again = fit(first_runs(outcomes_of(FIT)), FEATURES)
     assert again.bias == pytest.approx(shipped.bias, abs=1e-3)
     for ours, theirs in zip(again.terms, shipped.terms, strict=True):
         assert ours.weight == pytest.approx(theirs.weight, abs=1e-3)
@@ -57,30 +57,30 @@ def test_the_shipped_model_is_the_fit():
 def test_a_world_of_the_held_out_pairs_was_never_fitted():
     assert not {world for world, _ in HELD_OUT} <= {world for world, _ in FIT}
     assert not set(HELD_OUT) & set(FIT)
-    first = [p for p in pairs_of(FIT) + pairs_of(HELD_OUT) if not p.repetition]
-    again = [p for p in pairs_of(FIT) + pairs_of(HELD_OUT) if p.repetition]
+    first = [p for p in pairs_outcomes_of(FIT) + pairs_outcomes_of(HELD_OUT) if not p.repetition]
+    again = [p for p in pairs_outcomes_of(FIT) + pairs_outcomes_of(HELD_OUT) if p.repetition]
     assert len(first) >= 180
     assert len(again) >= 60
 
 
-def made(share, teacher, student=0.2, keep=0.3):
+def make_outcome(transfer, teacher, student=0.2, keep=0.3):
     """An outcome that obeys the formula exactly."""
-    after = share * teacher + (1 - share) * keep * student
-    distance = -float(np.log(share / (1 - share)))
+    after = transfer * teacher + (1 - transfer) * keep * student
+    distance = -float(np.log(transfer / (1 - transfer)))
     probe = {
         "weighted_teacher_accuracy": teacher,
         "student_accuracy": student,
         "log_distance": distance,
     }
-    pair = Pair("chain", "base", f"t{share}{teacher}", 0, 4)
+    pair = Pair("chain", "base", f"t{transfer}{teacher}", 0, 4)
     estimates = {n: Estimate(v, v - 0.01, v + 0.01, 9) for n, v in probe.items()}
     return Outcome(pair, estimates, student, after, teacher, 1.0)
 
 
 def test_the_fit_finds_the_formula_that_made_the_outcomes():
-    found = [made(s, t) for s in (0.1, 0.3, 0.5, 0.7, 0.9) for t in (0.1, 0.5, 0.9)]
-    model = fit(found, ["log_distance"])
-    for o in found:  # nearly: the ridge pulls the weight down a little
+    outcomes = [make_outcome(s, t) for s in (0.1, 0.3, 0.5, 0.7, 0.9) for t in (0.1, 0.5, 0.9)]
+    model = fit(outcomes, ["log_distance"])
+    for o in outcomes:  # nearly: the ridge pulls the weight down a little
         assert model.accuracy_after(o.values) == pytest.approx(o.after, abs=0.03)
     assert model.terms[0].weight < -1
 
@@ -106,10 +106,10 @@ def test_another_template_keeps_problems_answers_and_sides():
 
 
 def test_outcomes_survive_their_file(tmp_path):
-    found = [made(0.5, 0.9), replace(made(0.2, 0.4), seconds=2.0)]
-    save_outcomes(found, tmp_path / "o.json")
+    outcomes = [make_outcome(0.5, 0.9), replace(make_outcome(0.2, 0.4), seconds=2.0)]
+    save_outcomes(outcomes, tmp_path / "o.json")
     assert sorted(load_outcomes(tmp_path / "o.json"), key=lambda o: o.after) == sorted(
-        found, key=lambda o: o.after
+        outcomes, key=lambda o: o.after
     )
 
 
@@ -122,7 +122,7 @@ def test_page_shows_targets_model_and_every_held_out_pair(tmp_path):
         made_up = {name: Estimate(rng.random(), 0.0, 1.0, 9) for name in sorted(names)}
         return replace(outcome, probe=outcome.probe | made_up)
 
-    fitted, held_out = ([completed(o) for o in of(groups)] for groups in (FIT, HELD_OUT))
+    fitted, held_out = ([completed(o) for o in outcomes_of(groups)] for groups in (FIT, HELD_OUT))
     facts = {"Command": "opd lab calibrate"}
     path = page.write_page(tmp_path / "check.md", load_model(), fitted, held_out, facts)
     lines = path.read_text("utf-8").splitlines()

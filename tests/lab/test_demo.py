@@ -68,18 +68,18 @@ def test_accuracy_of_the_pair(role, sum_range, min_echo):
 
     def accuracy(problems):
         chats = [[{"role": "user", "content": p.text}] for p in problems]
-        asked = tokenizer.apply_chat_template(
+        encoded = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            out = model.generate(**asked, do_sample=True, top_k=0, max_new_tokens=24)
-        told = tokenizer.batch_decode(
-            out[:, asked["input_ids"].shape[1] :], skip_special_tokens=True
+            out = model.generate(**encoded, do_sample=True, top_k=0, max_new_tokens=24)
+        texts = tokenizer.batch_decode(
+            out[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True
         )
         right = [
             text.rpartition("ANS")[2].strip() == p.answer
-            for text, p in zip(told, problems, strict=True)
+            for text, p in zip(texts, problems, strict=True)
         ]
         return sum(right) / len(right)
 

@@ -56,23 +56,23 @@ def test_a_run_is_kept_and_never_made_twice(tiny):
 
 def test_results_read_what_the_run_logged(tiny):
     pair = zoo.build("a", 0, tiny), zoo.build("b", 0, tiny)
-    done = runs.run(*pair, TASK, seed=0, cache=tiny, changes=SHORT)
-    assert done.curve("eval/task/accuracy")[0] == [0, 1, 2]
-    assert done.accuracy() == pytest.approx(done.correct(2).mean())
-    assert done.cumulative_tokens()[-1] == sum(done.curve("train/tokens")[1])
-    assert done.seconds() > 0
-    assert (done.path / "final" / "model.safetensors").is_file()
+    result = runs.run(*pair, TASK, seed=0, cache=tiny, changes=SHORT)
+    assert result.curve("eval/task/accuracy")[0] == [0, 1, 2]
+    assert result.accuracy() == pytest.approx(result.correct(2).mean())
+    assert result.cumulative_tokens()[-1] == sum(result.curve("train/tokens")[1])
+    assert result.seconds() > 0
+    assert (result.path / "final" / "model.safetensors").is_file()
 
 
 def test_positions_are_found_however_many_evaluations_come_first(tiny):
     pair = zoo.build("a", 0, tiny), zoo.build("b", 0, tiny)
     task = Task(SMALL, eval_depths=(1, 2), train=64, test=32)
-    done = runs.run(*pair, task, seed=0, cache=tiny, changes=(*SHORT, "eval.1.every=1"))
-    names = position_metrics(done)
+    result = runs.run(*pair, task, seed=0, cache=tiny, changes=(*SHORT, "eval.1.every=1"))
+    names = position_metrics(result)
     assert [name.partition("@")[2] for name in names] == [
         f"rel{i}-{i + 10}" for i in range(0, 100, 10)
     ]
-    assert all(np.isfinite(curve.y).all() for curve in kl_curves(done))
+    assert all(np.isfinite(curve.y).all() for curve in kl_curves(result))
 
 
 def test_outcome_reward_moves_the_weights_and_is_deterministic(tiny, tmp_path_factory):
@@ -83,12 +83,12 @@ def test_outcome_reward_moves_the_weights_and_is_deterministic(tiny, tmp_path_fa
     assert weights[1] == weights[2]
 
 
-def test_card_tells_accuracy_and_is_measured_once(tiny):
-    found = zoo.card("a", 0, tiny)
-    assert 0 <= found["accuracy"]["low"] <= found["accuracy"]["high"] <= 1
-    assert found["seconds"] >= 0
+def test_card_has_the_accuracy_and_is_measured_once(tiny):
+    card = zoo.card("a", 0, tiny)
+    assert 0 <= card["accuracy"]["low"] <= card["accuracy"]["high"] <= 1
+    assert card["seconds"] >= 0
     path = zoo.build("a", 0, tiny).with_suffix(".json")
-    path.write_text(json.dumps(found | {"pattern_2": 0.25}))
+    path.write_text(json.dumps(card | {"pattern_2": 0.25}))
     assert zoo.card("a", 0, tiny)["pattern_2"] == 0.25
 
 
@@ -101,14 +101,14 @@ def test_supervised_baseline_counts_tokens_and_leaves_its_parents_alone(tiny):
     student, teacher = zoo.build("a", 0, tiny), zoo.build("b", 0, tiny)
     before = [(p / "model.safetensors").read_bytes() for p in (student, teacher)]
     settings = SFTSettings(steps=4, batch=8, every=2)
-    done = run_sft(student, teacher, TASK, settings, seed=0, cache=tiny)
-    curve = done.curve
+    result = run_sft(student, teacher, TASK, settings, seed=0, cache=tiny)
+    curve = result.curve
     assert curve.steps == [0, 2, 4]
     assert curve.tokens[0] == 0 < curve.tokens[1] == curve.tokens[2] / 2
     assert curve.seconds[0] == 0 < curve.seconds[1] < curve.seconds[2]
     assert [(p / "model.safetensors").read_bytes() for p in (student, teacher)] == before
-    assert (done.path / "model.safetensors").read_bytes() != before[0]
-    assert run_sft(student, teacher, TASK, settings, seed=0, cache=tiny) == done
+    assert (result.path / "model.safetensors").read_bytes() != before[0]
+    assert run_sft(student, teacher, TASK, settings, seed=0, cache=tiny) == result
 
 
 def test_a_model_agrees_with_itself(tiny):
@@ -122,8 +122,8 @@ def test_a_model_agrees_with_itself(tiny):
 
 def test_auroc_of_a_model_with_itself_is_chance(tiny):
     """All rewards are 0 but for rounding: the interval holds a half, unless a class is missing."""
-    found = probes.reward_auroc(*[zoo.build("a", 0, tiny)] * 2, TASK, seed=0, cache=tiny)
-    assert np.isnan(found.value) or found.low <= 0.5 <= found.high
+    auroc = probes.reward_auroc(*[zoo.build("a", 0, tiny)] * 2, TASK, seed=0, cache=tiny)
+    assert np.isnan(auroc.value) or auroc.low <= 0.5 <= auroc.high
 
 
 @pytest.mark.parametrize(("cut", "length"), [(0, 0), (4, 4), (8, 7), (50, 7)])

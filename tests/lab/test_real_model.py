@@ -37,21 +37,21 @@ def spec(*changes):
 
 
 def accuracies(cfg, record_property):
-    found = run_train(cfg, overwrite=True, style="quiet")["sets"]["heldout"]
-    for who in ("before", "after", "teacher"):
-        record_property(who, found[who])
-    return found
+    accuracy = run_train(cfg, overwrite=True, style="quiet")["sets"]["heldout"]
+    for model in ("before", "after", "teacher"):
+        record_property(model, accuracy[model])
+    return accuracy
 
 
 def test_compatible_teacher_is_learned_from(tmp_path, record_property):
-    found = accuracies(spec(f"output.dir={tmp_path / 'run'}"), record_property)
-    assert found["after"]["low"] > found["before"]["high"]
+    accuracy = accuracies(spec(f"output.dir={tmp_path / 'run'}"), record_property)
+    assert accuracy["after"]["low"] > accuracy["before"]["high"]
 
 
 def test_reverse_distillation_undoes_the_skill(tmp_path, record_property):
     """The improved model, taught by its own base, loses what it had."""
     cfg = spec()
-    found = accuracies(
+    accuracy = accuracies(
         spec(
             f"student.model={cfg.teacher.model}",
             f"teacher.model={cfg.student.model}",
@@ -59,48 +59,49 @@ def test_reverse_distillation_undoes_the_skill(tmp_path, record_property):
         ),
         record_property,
     )
-    assert found["after"]["high"] < found["before"]["low"]
+    assert accuracy["after"]["high"] < accuracy["before"]["low"]
 
 
 @pytest.fixture(scope="module")
-def strangers(tmp_path_factory):
-    """A student that half knows how to sort, in one line, and a teacher that thinks otherwise.
+def mismatched(tmp_path_factory):
+    """A student that half knows how to sort, and a teacher of another thinking pattern.
 
-    The teacher first sorts downwards, with other signs, and answers then.
+    The student sorts in one line; the teacher first sorts downwards, with other signs, and answers
+    then.
     """
-    home, cfg = tmp_path_factory.mktemp("strangers"), spec()
+    home, cfg = tmp_path_factory.mktemp("mismatched"), spec()
     lines = (Path(FOLDER) / "data/teacher.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    otherwise = [row | {"answer": downwards(row["answer"])} for row in rows]
-    half = imitated(cfg.student.model, rows[: 16 * HALF], home / "half")
-    return half, imitated(cfg.student.model, otherwise, home / "other")
+    other_rows = [row | {"answer": downwards(row["answer"])} for row in rows]
+    half = train_supervised(cfg.student.model, rows[: 16 * HALF], home / "half")
+    return half, train_supervised(cfg.student.model, other_rows, home / "other")
 
 
-def strangers_run(student, teacher, out, *changes):
+def mismatched_run(student, teacher, out, *changes):
     models = (f"student.model={student}", f"teacher.model={teacher}", f"output.dir={out}")
     return spec(*models, "rollout.max_new_tokens=48", *changes)
 
 
-def test_an_incompatible_pattern_is_not_learned(strangers, tmp_path, record_property):
-    """Paper E1: of two able teachers, the one that thinks otherwise teaches less."""
-    half, other = strangers
-    found = {}
-    for who, teacher in (("alike", spec().teacher.model), ("otherwise", str(other))):
-        run = strangers_run(half, teacher, tmp_path / who)
-        found[who] = run_train(run, overwrite=True, style="quiet")["sets"]["heldout"]
-        record_property(who, found[who])
-    assert found["otherwise"]["teacher"]["low"] > found["otherwise"]["before"]["high"]
-    assert found["alike"]["after"]["low"] > found["otherwise"]["after"]["high"]
+def test_an_incompatible_pattern_is_not_learned(mismatched, tmp_path, record_property):
+    """Paper E1: of two able teachers, the one of another pattern teaches less."""
+    half, other = mismatched
+    accuracy = {}
+    for pattern, teacher in (("same", spec().teacher.model), ("other", str(other))):
+        run = mismatched_run(half, teacher, tmp_path / pattern)
+        accuracy[pattern] = run_train(run, overwrite=True, style="quiet")["sets"]["heldout"]
+        record_property(pattern, accuracy[pattern])
+    assert accuracy["other"]["teacher"]["low"] > accuracy["other"]["before"]["high"]
+    assert accuracy["same"]["after"]["low"] > accuracy["other"]["after"]["high"]
 
 
-def test_recipe_auto_rescues_the_strangers(strangers, tmp_path, record_property):
+def test_recipe_auto_rescues_a_mismatched_pair(mismatched, tmp_path, record_property):
     """The pair of the test before, which plain training ruins: the check asks for a cold start."""
-    cfg = strangers_run(*strangers, tmp_path / "auto", "recipe=auto", "train.steps=12")
+    cfg = mismatched_run(*mismatched, tmp_path / "auto", "recipe=auto", "train.steps=12")
     summary = run_train(cfg, overwrite=True, style="quiet")
-    found = summary["sets"]["heldout"]
-    record_property("auto", found)
+    accuracy = summary["sets"]["heldout"]
+    record_property("auto", accuracy)
     record_property("coldstart", summary["coldstart"])
-    assert found["after"]["low"] > found["before"]["high"]
+    assert accuracy["after"]["low"] > accuracy["before"]["high"]
 
 
 def downwards(answer):
@@ -108,7 +109,7 @@ def downwards(answer):
     return f"{' > '.join(reversed(numbers))}. Answer: {answer}"
 
 
-def imitated(base, rows, out):
+def train_supervised(base, rows, out):
     """The base after one pass over rows of prompt and answer, 16 a step."""
     prompts_file = out.with_suffix(".jsonl")
     prompts_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -138,8 +139,8 @@ def test_mass_on_the_common_top_k(record_property):
     prompts = load_prompts(
         cfg.prompts.path, pair[0].tokenizer, template=None, chat={}, max_tokens=1024, limit=64
     ).prompts
-    found = overlap_on_prompts(pair, prompts, cfg.rollout.max_new_tokens, KS, seed=0)
-    masses = [found[k]["diag/overlap_mass_student"] for k in KS]
+    by_k = overlap_on_prompts(pair, prompts, cfg.rollout.max_new_tokens, KS, seed=0)
+    masses = [by_k[k]["diag/overlap_mass_student"] for k in KS]
     record_property("mass", dict(zip(KS, masses, strict=True)))
     assert masses == sorted(masses)
     assert masses[KS.index(16)] > 0.8

@@ -60,7 +60,7 @@ def test_fraction_of_right_answers_follows_from_the_wrong_facts(world, pattern):
 
 @each_world
 def test_patterns_share_no_intermediate_words(world):
-    """Running totals of the two patterns are written in different alphabets."""
+    """Running totals of the two patterns use different alphabets."""
     problem = world.problems(1, 0)[0]
     first, second = (world.solve(problem, p, rng()).partition("ANS")[0].split() for p in PATTERNS)
     assert set(first) & set(DIGITS)
@@ -155,8 +155,8 @@ def test_filler_weights_are_zipf_and_rotated():
     fillers = Fillers(tuple("abcdefgh"), 1.5)
     weights = np.arange(1, 9) ** -1.5
     for pattern, best in ((1, "a"), (2, "e")):
-        drawn = fillers.sample(pattern, rng(), 20_000)
-        assert drawn.count(best) / 20_000 == pytest.approx(1 / weights.sum(), abs=0.015)
+        sampled = fillers.sample(pattern, rng(), 20_000)
+        assert sampled.count(best) / 20_000 == pytest.approx(1 / weights.sum(), abs=0.015)
 
 
 def test_draft_errors_of_the_ledger_can_be_repaired():

@@ -78,7 +78,7 @@ def _fit_weights(outcomes: Sequence[Outcome], names: Sequence[str]) -> ForecastM
 
 
 def _range(model: ForecastModel, outcome: Outcome) -> float:
-    """Accuracy between no transfer and a whole one."""
+    """Predicted accuracy at full transfer, minus that at none; absolute."""
     values = outcome.values
     return abs(values["weighted_teacher_accuracy"] - model.keep * values["student_accuracy"])
 

@@ -1,6 +1,6 @@
 """The paper's findings as experiments: who learns from whom, what varies, what is claimed.
 
-`all_experiments()` is the whole lab, `quick_experiments()` the five that fit into three minutes.
+`all_experiments()` is the full lab, `quick_experiments()` the five that take three minutes.
 """
 
 from typing import Any

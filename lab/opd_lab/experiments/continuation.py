@@ -30,7 +30,7 @@ class Numbers:
 
     Attributes:
         gain: continuation gain by reasoning steps of the prefix.
-        repairable: by part of the ledger's completion, in the whole lab alone.
+        repairable: by part of the ledger's completion, in the full setup only.
     """
 
     gain: list[float]

@@ -29,7 +29,7 @@ class Numbers:
     recovery: float
     overlap_same_data: float
     overlap_improved: float
-    half: HalfImproved | None  # in the whole lab alone
+    half: HalfImproved | None  # in the full setup only
 
 
 def new_capability(setup: Setup) -> Experiment[Numbers]:

@@ -1,4 +1,4 @@
-"""The checkpoints and settings of experiments that exist in two sizes: whole, and quick."""
+"""The checkpoints and settings of experiments that exist in two sizes: full and quick."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Setup:
 
     @property
     def other_pattern(self) -> Arm:
-        """A run that should fail: the teacher thinks otherwise."""
+        """A run that should fail: the teacher follows the other pattern."""
         return self.arm(self.base, self.other)
 
     @property

@@ -48,7 +48,7 @@ class Numbers:
     intersection: float
     difference: float
     reference_difference: float
-    teacher: float | None  # in the whole lab alone, like the union
+    teacher: float | None  # in the full setup only, like the union
     union: float | None
     difference_grad_norm: float
     reference_difference_grad_norm: float
@@ -93,7 +93,7 @@ def supports(setup: Setup) -> Experiment[Numbers]:
         Numbers,
         measure,
         CLAIMS,
-        (*COLUMNS[:2], *(() if quick else WHOLE_COLUMNS), *COLUMNS[2:]),
+        (*COLUMNS[:2], *(() if quick else FULL_COLUMNS), *COLUMNS[2:]),
         "" if quick else REMARK,
     )
 
@@ -130,7 +130,7 @@ COLUMNS: tuple[Column[Numbers], ...] = (
     Column("as in the code", lambda n: n.reference_difference_grad_norm),
     Column("mass on the intersection at the start", lambda n: n.mass_start),
 )
-WHOLE_COLUMNS: tuple[Column[Numbers], ...] = (
+FULL_COLUMNS: tuple[Column[Numbers], ...] = (
     Column(TEACHER, lambda n: _known(n.teacher)),
     Column(UNION, lambda n: _known(n.union)),
 )

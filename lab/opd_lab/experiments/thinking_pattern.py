@@ -17,7 +17,7 @@ PANELS = {
     TOP1: "overlap ratio, k = 1",
     OVERLAP: "overlap ratio, k = 16",
 }
-# Students whose corpus holds a little of the other pattern; in the whole lab alone.
+# Students whose corpus holds a little of the other pattern; in the full setup only.
 TRACES = {"chain-mix03": "other pattern, trace of .03", "chain-mix10": "trace of .10"}
 
 

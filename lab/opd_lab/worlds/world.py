@@ -54,7 +54,7 @@ class World(Protocol):
 
     @property
     def depth(self) -> int:
-        """Reasoning steps of a problem unless asked otherwise."""
+        """Default number of reasoning steps of a problem."""
         ...
 
     def problems(
