@@ -1,8 +1,8 @@
-"""A prompt run once for its n responses, or with each: the teacher's scoring and the update.
+"""Prompts prefilled once for their n responses, or with each: the teacher's scoring, the update.
 
 Both sides are `LocalTeacher.score` and `opd.training.step.accumulate`, default loss and
-diagnostics on; one of them may not share prompts. Prompts are a fifth longer or shorter than
-said; responses have the recorded lengths. Gradient norms must agree.
+diagnostics on; one of them may not reuse prefixes. Prompt lengths vary by a fifth; responses have
+the recorded lengths. Gradient norms must agree.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-from harness import BUILD, median, parser, publish, repeat, report, run_sides, spread, table
+from harness import BUILD, make_parser, median, publish, repeat, report, run_sides, spread, table
 from workload import lengths, make_teacher, tiny_pair
 
 from opd.config import Optim
@@ -38,26 +38,26 @@ K, VOCAB = 16, 4000
 WAYS = ("with each", "once")
 
 
-def rollouts(count: int, prompt: int, n: int, longest: int) -> list[Rollout]:
+def make_rollouts(count: int, prompt_length: int, n: int, longest: int) -> list[Rollout]:
     """Random tokens; prompts of uneven length, responses of the recorded ones."""
-    random, found = np.random.default_rng(0), []
+    random, rollouts = np.random.default_rng(0), []
     wanted = cycle(lengths(128, longest))
     for index in range(count):
-        ids = random.integers(3, VOCAB, int(prompt * random.uniform(0.8, 1.2)))
-        asked = Prompt(index, tuple(ids.tolist()), "")
+        ids = random.integers(3, VOCAB, int(prompt_length * random.uniform(0.8, 1.2)))
+        prompt = Prompt(index, tuple(ids.tolist()), "")
         for sample in range(n):
             t = next(wanted)
             top = np.stack([random.permutation(VOCAB)[:K] for _ in range(t)]).astype(np.int32)
             logp = np.full((t, K), -3.0, np.float32)
-            found.append(
-                Rollout(asked, sample, top[:, 0].copy(), logp[:, 0].copy(), -logp[:, 0], top, logp,
+            rollouts.append(
+                Rollout(prompt, sample, top[:, 0].copy(), logp[:, 0].copy(), -logp[:, 0], top, logp,
                         "length")
             )  # fmt: skip
-    return found
+    return rollouts
 
 
 def side(args) -> None:
-    count, prompt, n, longest, budget = args.shape
+    *shape, budget = args.shape
     student, teacher = (load_lm(str(f), dtype=args.dtype) for f in (args.model, args.teacher))
     if args.side == "with each":
         student.prefix_cache_works = teacher.prefix_cache_works = False
@@ -67,15 +67,15 @@ def side(args) -> None:
         optim=Optim(), tokens_per_microbatch=budget, teacher_logits=teacher.head.logits,
         teacher_temperature=1.0, diagnostics_k=K, position_edges=[0, 8, 64, 128],
     )  # fmt: skip
-    written = rollouts(count, prompt, n, longest)
+    rollouts = make_rollouts(*shape)
     random = np.random.default_rng(1)
-    full = [np.flatnonzero(random.random(len(r)) < 0.25) for r in written]
+    full = [np.flatnonzero(random.random(len(r)) < 0.25) for r in rollouts]
 
     def step() -> dict[str, float]:
         began = time.perf_counter()
-        scores = LocalTeacher(teacher).score(written, objective.want._replace(full=full))
+        scores = LocalTeacher(teacher).score(rollouts, objective.want._replace(full=full))
         scored = time.perf_counter()
-        accumulate(learner, Batch(written, scores), 0)
+        accumulate(learner, Batch(rollouts, scores), 0)
         done = time.perf_counter()
         grads = [p.grad for p in student.parameters().values()]
         norm = sum(float(g.double().square().sum()) for g in grads) ** 0.5
@@ -85,12 +85,12 @@ def side(args) -> None:
 
 
 def main() -> None:
-    words = parser(__doc__)
-    words.add_argument("--model", type=Path, default=BUILD / "student")
-    words.add_argument("--teacher", type=Path)
-    words.add_argument("--dtype", default="float32")
-    words.add_argument("--shape", type=int, nargs=5, help="one shape only")
-    args = words.parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", type=Path, default=BUILD / "student")
+    parser.add_argument("--teacher", type=Path)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--shape", type=int, nargs=5, help="one shape only")
+    args = parser.parse_args()
     if args.side:
         return side(args)
     if args.quick:
@@ -103,16 +103,16 @@ def main() -> None:
     for shape in shapes:
         rest = [*models, "--shape", *map(str, shape)]
         sides = {way: [sys.executable, __file__, "--side", way, *rest] for way in WAYS}
-        found = data[str(shape)] = run_sides(sides, args)
-        norms = [found[way][0]["norm"] for way in WAYS]
-        # Of a gradient in bf16, sums in another order move some thousandths.
+        by_side = data[str(shape)] = run_sides(sides, args)
+        norms = [by_side[way][0]["norm"] for way in WAYS]
+        # In bf16 another order of summation changes a gradient by some thousandths.
         if abs(norms[0] - norms[1]) > (1e-4 if args.dtype == "float32" else 2e-2) * norms[0]:
             sys.exit(f"gradient norms {norms}: not the same gradient")
-        for way, samples in found.items():
+        for way, samples in by_side.items():
             lines.append(
                 [*shape, way, median(samples), spread(samples)]
                 + [
-                    median(found[WAYS[0]], name) / median(samples, name)
+                    median(by_side[WAYS[0]], name) / median(samples, name)
                     for name in ("seconds", "score", "update", "extra_mib")
                 ]
             )

@@ -1,9 +1,9 @@
-"""Wall time until half of the gap to the teacher is closed: the SmolLM2 example, ours and TRL's.
+"""Wall time until half of the gap to the teacher is closed, on the SmolLM2 example: opd and TRL.
 
 Both sides train the base of the example from its teacher with their own loops on the same prompts,
 at the same rate, 16 prompts x 2 completions a step; ours with the default configuration, TRL with
-its full-vocabulary reverse KL. Every `--every` steps the clock stands still and the same greedy
-`generate` answers the same held-out problems. One run a side: a race, not a median.
+its full-vocabulary reverse KL. Every `--every` steps the clock stops and the same greedy
+`generate` answers the same held-out problems. One run per side, so no median.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import HERE, parser, publish, report, run_sides, table, trl_python
+from harness import HERE, make_parser, publish, report, run_sides, table, trl_python
 
 PROMPTS, COPIES, LIMIT, RATE, MICRO = 16, 2, 32, 3e-5, 8
 
 
 class Race:
-    """Stops the clock every few steps, asks the held-out problems, and says when half is there."""
+    """Stops the clock every few steps, evaluates, and reports when half of the gap is closed."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,20 +44,20 @@ class Race:
         self.began = time.perf_counter()
 
     def step(self, model: Any) -> bool:
-        """After an optimizer step: whether the goal is reached."""
+        """Call after an optimizer step; returns whether the goal is reached."""
         self.seconds += time.perf_counter() - self.began
         self.steps += 1
         done = False
         if self.steps % self.every == 0:
             self.curve.append((self.steps, self.seconds, self.accuracy(model)))
             done = self.curve[-1][2] >= self.goal
-            told = ", ".join(f"{s}: {a:.2f} at {t:.0f} s" for s, t, a in self.curve)
-            print(told, file=sys.stderr, flush=True)
+            progress = ", ".join(f"{s}: {a:.2f} at {t:.0f} s" for s, t, a in self.curve)
+            print(progress, file=sys.stderr, flush=True)
         self.start()
         return done
 
     def result(self) -> list[dict[str, float]]:
-        """Time to the goal by a straight line between the last two looks.
+        """Time to the goal, interpolated linearly between the last two evaluations.
 
         Raises:
             SystemExit: the goal was not reached.
@@ -65,11 +65,11 @@ class Race:
         (s0, t0, a0), (s1, t1, a1) = self.curve[-2:]
         if a1 < self.goal:
             sys.exit(f"{a1:.2f} after {s1} steps, {t1:.0f} s: half of the gap is {self.goal:.2f}")
-        share = (self.goal - a0) / (a1 - a0)
+        fraction = (self.goal - a0) / (a1 - a0)
         return [
             {
-                "seconds": t0 + share * (t1 - t0),
-                "steps": s0 + share * (s1 - s0),
+                "seconds": t0 + fraction * (t1 - t0),
+                "steps": s0 + fraction * (s1 - s0),
                 "goal": self.goal,
                 "last": a1,
                 "step_s": t1 / s1,
@@ -82,7 +82,7 @@ class Race:
         model.eval()
         for i in range(0, len(self.rows), 50):
             rows = self.rows[i : i + 50]
-            given = self.tokenizer.apply_chat_template(
+            inputs = self.tokenizer.apply_chat_template(
                 [row["prompt"] for row in rows],
                 add_generation_prompt=True,
                 padding=True,
@@ -90,11 +90,11 @@ class Race:
                 return_dict=True,
             )
             out = model.generate(
-                **given, do_sample=False, max_new_tokens=LIMIT,
+                **inputs, do_sample=False, max_new_tokens=LIMIT,
                 pad_token_id=self.tokenizer.eos_token_id,
             )  # fmt: skip
             texts = self.tokenizer.batch_decode(
-                out[:, given["input_ids"].shape[1] :], skip_special_tokens=True
+                out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
             )
             right += sum(t.strip() == r["answer"] for t, r in zip(texts, rows, strict=True))
         model.train(training)
@@ -115,7 +115,7 @@ def ours(args: argparse.Namespace, race: Race) -> None:
                 "prompts": {"path": str(args.data / "train.jsonl"), "shuffle": False},
                 "rollout": {"n": COPIES, "max_new_tokens": LIMIT},
                 "optim": {"lr": RATE},
-                "train": {"steps": args.most, "prompts_per_step": PROMPTS,
+                "train": {"steps": args.max_steps, "prompts_per_step": PROMPTS,
                           "tokens_per_microbatch": MICRO * (60 + LIMIT)},
                 "output": {"dir": f"{folder}/run", "save_every": 1000},
             }
@@ -142,8 +142,8 @@ def theirs(args: argparse.Namespace, race: Race) -> None:
     from trl import DistillationConfig, DistillationTrainer
 
     lines = (args.data / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    asked = [{"prompt": json.loads(line)["prompt"]} for line in lines]
-    rows = [row for row in asked[: PROMPTS * args.most] for _ in range(COPIES)]
+    prompts = [{"prompt": json.loads(line)["prompt"]} for line in lines]
+    rows = [row for row in prompts[: PROMPTS * args.max_steps] for _ in range(COPIES)]
     student, teacher = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         for folder in (args.base, args.teacher)
@@ -163,7 +163,7 @@ def theirs(args: argparse.Namespace, race: Race) -> None:
             per_device_train_batch_size=MICRO,
             gradient_accumulation_steps=PROMPTS * COPIES // MICRO,
             max_completion_length=LIMIT,
-            max_steps=args.most,
+            max_steps=args.max_steps,
             learning_rate=RATE,
             weight_decay=0.01,
             lr_scheduler_type="constant",
@@ -186,15 +186,15 @@ def theirs(args: argparse.Namespace, race: Race) -> None:
 
 
 def main() -> None:
-    args_of = parser(__doc__)
-    args_of.add_argument("--run", type=Path, help="output folder of examples/smollm2/run.py")
-    args_of.add_argument("--base", type=Path, default=HERE.parent / "examples/smollm2/base")
-    args_of.add_argument("--teacher", type=Path)
-    args_of.add_argument("--data", type=Path)
-    args_of.add_argument("--problems", type=int, default=100)
-    args_of.add_argument("--every", type=int, default=2)
-    args_of.add_argument("--most", type=int, default=24, help="steps after which nobody goes on")
-    args = args_of.parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--run", type=Path, help="output folder of examples/smollm2/run.py")
+    parser.add_argument("--base", type=Path, default=HERE.parent / "examples/smollm2/base")
+    parser.add_argument("--teacher", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--problems", type=int, default=100)
+    parser.add_argument("--every", type=int, default=2)
+    parser.add_argument("--max-steps", type=int, default=24, help="steps after which to give up")
+    args = parser.parse_args()
     if args.side:
         race = Race(args)
         {"opd": ours, "TRL": theirs}[args.side](args, race)
@@ -203,20 +203,20 @@ def main() -> None:
         sys.exit("Give --run FOLDER, the output of examples/smollm2/run.py.")
     rest = ["--base", str(args.base), "--teacher", str(args.run / "teacher"),
             "--data", str(args.run / "data"), "--problems", str(args.problems),
-            "--every", str(args.every), "--most", str(args.most)]  # fmt: skip
+            "--every", str(args.every), "--max-steps", str(args.max_steps)]  # fmt: skip
     pythons = {"opd": sys.executable, "TRL": trl_python(args)}
     sides = {name: [python, __file__, "--side", name, *rest] for name, python in pythons.items()}
     args.rounds = args.samples = 1
-    found = run_sides(sides, args)
+    by_side = run_sides(sides, args)
     lines = [
         [
             name, one["seconds"], one["steps"], one["step_s"], one["goal"], one["last"],
-            found["TRL"][0]["seconds"] / one["seconds"],
+            by_side["TRL"][0]["seconds"] / one["seconds"],
         ]
-        for name, (one,) in found.items()
+        for name, (one,) in by_side.items()
     ]  # fmt: skip
-    header = ["side", "s to half", "steps", "s a step", "goal", "accuracy then", "TRL / this"]
-    publish(args, "half-gap", table(header, lines), {"samples": found})
+    header = ["side", "s to half", "steps", "s per step", "goal", "accuracy then", "TRL / this"]
+    publish(args, "half-gap", table(header, lines), {"samples": by_side})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What every benchmark shares: fresh processes, alternating order, medians, tables, JSON.
 
 A side is a command. It warms up by itself, times itself, and prints one line `RESULT {json}` with
-`samples`: a list of numbers by name, one entry a timed repetition. Sides are called in turn, the
-order turned around every round, so that a machine that slows down does so for everybody.
+`samples`: a list of numbers by name, one entry per timed repetition. Sides run in turn, in reversed
+order every other round, so that a machine that slows down does so for all of them.
 """
 
 from __future__ import annotations
@@ -29,51 +29,51 @@ Sample = dict[str, float]
 Sides = Mapping[str, Sequence[str]]
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The words every benchmark understands."""
-    made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    made.add_argument("--quick", action="store_true", help="tiny shapes: does it run at all")
-    made.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    made.add_argument("--rounds", type=int, default=2, help="fresh processes of each side")
-    made.add_argument("--samples", type=int, default=5, help="timed repetitions of each in all")
-    made.add_argument("--reps", type=int, default=1, help=argparse.SUPPRESS)  # of one process
-    made.add_argument("--trl", default=str(HERE.parent / ".venv-trl"), help="venv with TRL")
-    made.add_argument("--out", type=Path, default=BUILD, help="folder of the JSON files")
-    made.add_argument("--side", default=None, help=argparse.SUPPRESS)
-    return made
+def make_parser(doc: str | None) -> argparse.ArgumentParser:
+    """The command-line arguments that every benchmark has."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, to see whether it runs")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=2, help="fresh processes of each side")
+    parser.add_argument("--samples", type=int, default=5, help="timed repetitions of each in all")
+    parser.add_argument("--reps", type=int, default=1, help=argparse.SUPPRESS)  # of one process
+    parser.add_argument("--trl", default=str(HERE.parent / ".venv-trl"), help="venv with TRL")
+    parser.add_argument("--out", type=Path, default=BUILD, help="folder of the JSON files")
+    parser.add_argument("--side", default=None, help=argparse.SUPPRESS)
+    return parser
 
 
 def trl_python(args: argparse.Namespace) -> str:
-    """Python of the opponent's environment."""
+    """Python of TRL's environment."""
     python = Path(args.trl) / "bin" / "python"
     if not python.is_file():
-        sys.exit(f"{python} is missing: `make bench` installs the opponent, or give --trl FOLDER.")
+        sys.exit(f"{python} is missing: `make bench` installs TRL there, or give --trl FOLDER.")
     return str(python)
 
 
 def run_sides(
     sides: Sides, args: argparse.Namespace, *, threads: int | None = None
 ) -> dict[str, list[Sample]]:
-    """Call every side in `args.rounds` fresh processes, which share `args.samples` repetitions."""
-    found: dict[str, list[Sample]] = {name: [] for name in sides}
+    """Run every side in `args.rounds` fresh processes, `args.samples` repetitions in all."""
+    by_side: dict[str, list[Sample]] = {name: [] for name in sides}
     for turn in range(args.rounds):
         order = list(sides) if turn % 2 == 0 else list(reversed(sides))
         reps = len(range(turn, args.samples, args.rounds))
         for name in order:
             began = time.monotonic()
             samples = run_side([*sides[name], "--reps", str(reps)], threads or args.threads)
-            found[name] += samples
-            told = ", ".join(f"{s['seconds']:.3g} s" for s in samples)
+            by_side[name] += samples
+            times = ", ".join(f"{s['seconds']:.3g} s" for s in samples)
             print(
-                f"  round {turn + 1} {name}: {told} ({time.monotonic() - began:.0f} s in all)",
+                f"  round {turn + 1} {name}: {times} ({time.monotonic() - began:.0f} s in all)",
                 file=sys.stderr,
                 flush=True,
             )
-    return found
+    return by_side
 
 
 def run_side(command: Sequence[str], threads: int) -> list[Sample]:
-    """One fresh process; the samples it reports."""
+    """Run one fresh process and return the samples it prints."""
     count = str(threads)
     env = os.environ | {
         "OMP_NUM_THREADS": count,
@@ -91,23 +91,23 @@ def run_side(command: Sequence[str], threads: int) -> list[Sample]:
 
 
 def report(samples: Sequence[Sample]) -> None:
-    """What a side says when it is done."""
+    """Print the samples of a side, for the process that runs it."""
     print(RESULT + json.dumps({"samples": list(samples)}), flush=True)
 
 
 def median(samples: Sequence[Sample], name: str = "seconds") -> float:
-    """Median of one number over the repetitions."""
+    """Median over the repetitions."""
     return statistics.median(s[name] for s in samples)
 
 
 def spread(samples: Sequence[Sample], name: str = "seconds") -> str:
-    """Smallest and largest, for people."""
+    """Smallest and largest value as text."""
     values = [s[name] for s in samples]
     return f"{min(values):.3g}-{max(values):.3g}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A markdown table; floats in three digits."""
+    """A Markdown table; floats with three digits."""
 
     def cell(x: Any) -> str:
         return f"{x:.3g}" if isinstance(x, float) else str(x)
@@ -117,13 +117,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def publish(args: argparse.Namespace, name: str, text: str, data: Mapping[str, Any]) -> None:
-    """Print the table, and put it with every sample and the environment into a JSON file."""
+    """Print the table, and write it with every sample and the environment to a JSON file."""
     quick = " (quick: the numbers mean nothing)" if args.quick else ""
     print(f"\n## {name}{quick}\n\n{text}\n", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    whole = {"name": name, "quick": args.quick, "environment": environment(args), "table": text}
+    record = {"name": name, "quick": args.quick, "environment": environment(args), "table": text}
     path = args.out / f"{name}{'-quick' if args.quick else ''}.json"
-    path.write_text(json.dumps(whole | dict(data), indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(record | dict(data), indent=1) + "\n", encoding="utf-8")
 
 
 def environment(args: argparse.Namespace) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def rss(field: str = "VmRSS") -> float:
-    """MiB of this process now (VmRSS) or at most since `reset_peak` (VmHWM)."""
+    """Memory of this process in MiB: now (VmRSS), or the peak since `reset_peak` (VmHWM)."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) / 1024
@@ -161,13 +161,13 @@ def rss(field: str = "VmRSS") -> float:
 
 
 def reset_peak() -> None:
-    """Forget the peak so far (Linux)."""
+    """Reset the peak of memory (Linux)."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 @contextmanager
 def timed(into: Sample):
-    """Wall seconds, and MiB by which memory rose above what was held before."""
+    """Measure wall seconds, and the MiB by which memory rose above its level before."""
     reset_peak()
     before, began = rss(), time.perf_counter()
     yield
@@ -180,12 +180,12 @@ def repeat(
     reps: int,
     warm_up: Callable[[], object] | None = None,
 ) -> list[Sample]:
-    """Warm up once (on less work, if somebody says what), then time `reps` calls."""
+    """Warm up once (by `warm_up`, if given), then time `reps` calls of `work`."""
     (warm_up or work)()
     samples = []
     for _ in range(reps):
         sample: Sample = {}
         with timed(sample):
-            found = work()
-        samples.append(sample | dict(found or {}))
+            numbers = work()
+        samples.append(sample | dict(numbers or {}))
     return samples

@@ -1,6 +1,6 @@
 """The loss alone: forward, and backward to hidden states and head weight, against TRL.
 
-Three of ours: the default (renormalised on the student's top 16, which the sampler handed over),
+Three of ours: the default (renormalised on the student's top 16, which the sampler recorded),
 the tail bucket (needs both normalisers), and the whole vocabulary, which is TRL's own objective.
 """
 
@@ -10,7 +10,17 @@ import argparse
 import sys
 
 import torch
-from harness import median, parser, publish, repeat, report, run_sides, spread, table, trl_python
+from harness import (
+    make_parser,
+    median,
+    publish,
+    repeat,
+    report,
+    run_sides,
+    spread,
+    table,
+    trl_python,
+)
 
 WIDTH, K = 576, 16
 OURS = ("default", "tail", "full")
@@ -34,12 +44,12 @@ def tensors(positions: int, vocab: int) -> dict[str, torch.Tensor]:
 
 
 def gradients(x: dict[str, torch.Tensor], value: torch.Tensor) -> dict[str, float]:
-    """Backward, and what is compared between the sides."""
+    """Backward; loss and gradient norms, which the sides are compared by."""
     value.backward()
-    found = {"loss": value.item(), "grad_hidden": x["hidden"].grad.norm().item()}
-    found["grad_weight"] = x["student"].grad.norm().item()
+    norms = {"loss": value.item(), "grad_hidden": x["hidden"].grad.norm().item()}
+    norms["grad_weight"] = x["student"].grad.norm().item()
     x["hidden"].grad = x["student"].grad = None
-    return found
+    return norms
 
 
 def ours(kind: str, x: dict[str, torch.Tensor]):
@@ -58,42 +68,43 @@ def ours(kind: str, x: dict[str, torch.Tensor]):
     teacher = Head(x["teacher"], None, vocab)
     with torch.no_grad():
         ids = torch.cat(
-            [student.full(x["hidden"][s]).topk(K, -1).indices for s in chunk_slices(count, vocab)]
+            [student.logits(x["hidden"][s]).topk(K, -1).indices for s in chunk_slices(count, vocab)]
         )
     ones = torch.ones(count)
-    at = CompletionTokens(ids[:, 0], ids, None, ones, ids[:, 0], None, None, ones)
+    tokens = CompletionTokens(ids[:, 0], ids, None, ones, ids[:, 0], None, None, ones)
 
     def theirs(part):
-        return teacher.full(x["theirs"][part])
+        return teacher.logits(x["theirs"][part])
 
-    def told():
-        """What a teacher hands over for the tail: scores on the ids, and the normaliser."""
-        found = []
+    def teacher_scores():
+        """What a teacher returns for the tail: scores of the ids, and the normaliser."""
+        chunks = []
         for part in chunk_slices(count, vocab):
             dense = DenseDistribution(theirs(part))
-            found.append((dense.scores(ids[part]), dense.log_z()))
-        return tuple(torch.cat(x) for x in zip(*found, strict=True))
+            chunks.append((dense.scores(ids[part]), dense.log_z()))
+        return tuple(torch.cat(x) for x in zip(*chunks, strict=True))
 
     def of_logits(logits, part, *whole):
-        here = CompletionTokens(*(None if v is None else v[part] for v in at))
+        chunk = CompletionTokens(*(None if v is None else v[part] for v in tokens))
         if whole:
-            view = DenseDistribution(*whole)
+            given = DenseDistribution(*whole)
         else:
-            scores, log_z = handed[0]
-            view = KnownScores([(ids[part], scores[part])], log_z[part])
-        return objective.per_position(DenseDistribution(logits), view, here)
+            scores, log_z = returned[0]
+            given = KnownScores([(ids[part], scores[part])], log_z[part])
+        return objective.per_position(DenseDistribution(logits), given, chunk)
 
-    handed = []
+    returned = []
 
     def step():
         if kind == "tail":
-            handed[:] = [told()]
+            returned[:] = [teacher_scores()]
         if kind == "default":
             with torch.no_grad():
-                given = teacher.rows(x["theirs"], ids)
+                scores = teacher.logits_of(x["theirs"], ids)
             x["student"].grad = torch.zeros_like(x["student"])
-            view = HeadDistribution(student, x["hidden"])
-            total = objective.per_position(view, KnownScores([(ids, given)]), at).sum()
+            distribution = HeadDistribution(student, x["hidden"])
+            given = KnownScores([(ids, scores)])
+            total = objective.per_position(distribution, given, tokens).sum()
         else:
             total = student.chunked_sum(of_logits, x["hidden"], theirs if kind == "full" else None)
         return gradients(x, total / count)
@@ -147,14 +158,14 @@ def compare(args: argparse.Namespace, positions: int, vocab: int) -> tuple[list,
     sides["trl"] = [trl_python(args), __file__, "--side", "trl", *shape]
     if positions * vocab <= args.gkd:
         sides["gkd"] = [trl_python(args), __file__, "--side", "gkd", *shape]
-    found = run_sides(sides, args)
+    by_side = run_sides(sides, args)
     for name in ("loss", "grad_hidden", "grad_weight"):
-        mine, other = found["full"][0][name], found["trl"][0][name]
+        mine, other = by_side["full"][0][name], by_side["trl"][0][name]
         if abs(mine - other) > 1e-4 * abs(other):
             sys.exit(f"{name}: full vocabulary {mine}, TRL {other}: not the same objective")
     grad = vocab * WIDTH * 4 / 2**20
-    base, lines = found["trl"], []
-    for name, samples in found.items():
+    base, lines = by_side["trl"], []
+    for name, samples in by_side.items():
         memory = median(samples, "extra_mib")
         without = memory - grad
         lines.append(
@@ -164,15 +175,20 @@ def compare(args: argparse.Namespace, positions: int, vocab: int) -> tuple[list,
                 without / (median(base, "extra_mib") - grad), len(samples),
             ]
         )  # fmt: skip
-    return lines, found
+    return lines, by_side
 
 
 def main() -> None:
-    args_of = parser(__doc__)
-    args_of.add_argument("--positions", type=int, nargs="*", default=[2048, 8192])
-    args_of.add_argument("--vocab", type=int, nargs="*", default=[49_152, 151_936, 262_144])
-    args_of.add_argument("--gkd", type=float, default=1.1e8, help="most logits for full-logits GKD")
-    args = args_of.parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--positions", type=int, nargs="*", default=[2048, 8192])
+    parser.add_argument("--vocab", type=int, nargs="*", default=[49_152, 151_936, 262_144])
+    parser.add_argument(
+        "--gkd",
+        type=float,
+        default=1.1e8,
+        help="largest number of logits for GKD, which keeps them all",
+    )
+    args = parser.parse_args()
     if args.side:
         args.positions, args.vocab = args.positions[0], args.vocab[0]
         return child(args)

@@ -20,8 +20,8 @@ from opd.run.jsonl import read_jsonl
 from opd.setup.session import build
 
 
-def run_of(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Defaults, but for what the comparison fixes: models, lengths, micro-batch, precision."""
+def run_config(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The default configuration with the comparison's models, lengths, micro-batch, precision."""
     prompts = folder / "prompts.jsonl"
     rows = workload.rows(args.requests // args.n, large=args.large)
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -45,36 +45,37 @@ def run_of(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 class Peaks:
-    """MiB above what has to be held, phase by phase: what the loop's clock tells when.
+    """Peak memory in MiB by phase of a step, above the memory that has to be allocated.
 
-    Weights, gradients, moments and teacher have to be held; gradients in the update alone.
+    Weights, moments and teacher have to be in memory all the time, gradients in the update.
+    Called by the loop's clock when a phase begins or ends.
     """
 
     def __init__(self, base: float, gradients: float) -> None:
         self.base, self.gradients = base, gradients
-        self.at, self.found = "between", dict[str, float]()
+        self.phase, self.peaks = "between", dict[str, float]()
 
     def __call__(self, phase: str, seconds: float | None) -> None:
         self._mark()
-        self.at = phase if seconds is None else "between"
+        self.phase = phase if seconds is None else "between"
 
     def _mark(self) -> None:
-        name = f"{self.at}_mib"
-        self.found[name] = max(self.found.get(name, -self.base), rss("VmHWM") - self.base)
+        name = f"{self.phase}_mib"
+        self.peaks[name] = max(self.peaks.get(name, -self.base), rss("VmHWM") - self.base)
         reset_peak()
 
     def take(self) -> dict[str, float]:
-        """Peaks of a step, the highest of all as `above_mib`, and what is held when it is over."""
+        """Peaks of a step, the highest as `above_mib`, and memory after the step (`rest_mib`)."""
         self._mark()
-        found, self.found = self.found | {"rest_mib": rss() - self.base}, {}
-        above = max(found.values())
-        for name in found.keys() - {"update_mib"}:
-            found[name] += self.gradients
-        return found | {"above_mib": above}
+        peaks, self.peaks = self.peaks | {"rest_mib": rss() - self.base}, {}
+        above = max(peaks.values())
+        for name in peaks.keys() - {"update_mib"}:
+            peaks[name] += self.gradients
+        return peaks | {"above_mib": above}
 
 
 class Timed(ReplayingSampler):
-    """Recorded lengths, and a stop-watch read whenever a step is over."""
+    """Recorded lengths, and a stopwatch that is read after every step."""
 
     def watch(self, peaks: Peaks) -> None:
         self.recorded, self.wanted = self.wanted, [min(n, workload.WARM_UP) for n in self.wanted]
@@ -88,49 +89,49 @@ class Timed(ReplayingSampler):
         if version == 1:
             self.wanted = self.recorded
         if version > 1:
-            told = {"seconds": now - self.began, "tokens": sum(self.wanted)}
-            self.samples.append(told | peaks)
+            times = {"seconds": now - self.began, "tokens": sum(self.wanted)}
+            self.samples.append(times | peaks)
         self.began = time.perf_counter()
 
 
 def main() -> None:
-    words = argparse.ArgumentParser()
-    words.add_argument("--student", required=True)
-    words.add_argument("--teacher", required=True)
-    words.add_argument("--requests", type=int, required=True)
-    words.add_argument("--limit", type=int, required=True)
-    words.add_argument("--tokens", type=int, default=0)
-    words.add_argument("--reps", type=int, required=True)
-    words.add_argument("--n", type=int, default=1)
-    words.add_argument("--dtype", default="float32")
-    words.add_argument("--loss", default="default")
-    words.add_argument("--large", action="store_true")
-    words.add_argument("--checkpointing", action="store_true")
-    args = words.parse_args()
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  as TRL's side has it
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--student", required=True)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--requests", type=int, required=True)
+    parser.add_argument("--limit", type=int, required=True)
+    parser.add_argument("--tokens", type=int, default=0)
+    parser.add_argument("--reps", type=int, required=True)
+    parser.add_argument("--n", type=int, default=1)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--loss", default="default")
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true")
+    args = parser.parse_args()
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  TRL's side imports them too
 
-    bare = rss()
+    base = rss()
     with tempfile.TemporaryDirectory() as folder:
-        cfg = config.parse(run_of(args, Path(folder)))
+        cfg = config.parse(run_config(args, Path(folder)))
         session, completions = build(cfg, resume=False, overwrite=False, console=Console("quiet"))
         student, old = session.learner.student, session.source.sampler
         trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
-        held = 4 * trained + sum(
+        allocated = 4 * trained + sum(
             p.numel() * p.element_size() for p in session.source.teacher.lm.model.parameters()
         )
         sampler = Timed(
             old.lm, old.decoding, stop=frozenset(old.stop.tolist()), capture=old.capture,
             batch=old.batch, wanted=workload.lengths(args.requests, args.limit),
         )  # fmt: skip
-        sampler.watch(Peaks(bare + held / 2**20, trained / 2**20))
+        sampler.watch(Peaks(base + allocated / 2**20, trained / 2**20))
         session.clock._tell = sampler.peaks
         object.__setattr__(session.source, "sampler", sampler)
         distill(session, completions)
         session.folder.close()
         head = student.head.weight.numel()
-        asked = [len(p.ids) for p in session.source.prompts.prompts for _ in range(args.n)]
-        fed = sum(p + n - 1 for p, n in zip(asked, sampler.wanted, strict=True))
-        flops = 6.0 * (student.num_parameters() - head) * fed
+        prompt_lengths = [len(p.ids) for p in session.source.prompts.prompts for _ in range(args.n)]
+        num_tokens = sum(p + n - 1 for p, n in zip(prompt_lengths, sampler.wanted, strict=True))
+        flops = 6.0 * (student.num_parameters() - head) * num_tokens
         lines = read_jsonl(Path(folder) / "run" / "metrics.jsonl")[1:]
         clocks = read_jsonl(Path(folder) / "run" / "timings.jsonl")[1:]
     for sample, line, clock in zip(sampler.samples, lines, clocks, strict=True):

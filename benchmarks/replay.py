@@ -1,7 +1,7 @@
-"""Making both sides end every completion where the recording did.
+"""Samplers that end every completion at its recorded length.
 
-The end token is impossible before, certain at the recorded length, and neither side is told
-anything else: tokens are still drawn from the model.
+The end token is impossible before that length and certain at it; otherwise tokens are still sampled
+from the model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class EndAt:
 
 try:
     from opd.samplers.hf import HFSampler
-except ImportError:  # the opponent's environment has no opd
+except ImportError:  # TRL's environment has no opd
     HFSampler = object  # type: ignore[assignment,misc]
 
 

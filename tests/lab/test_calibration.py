@@ -57,8 +57,8 @@ def test_the_shipped_model_is_the_fit():
 def test_a_world_of_the_held_out_pairs_was_never_fitted():
     assert not {world for world, _ in HELD_OUT} <= {world for world, _ in FIT}
     assert not set(HELD_OUT) & set(FIT)
-    first = [p for p in pairs_outcomes_of(FIT) + pairs_outcomes_of(HELD_OUT) if not p.repetition]
-    again = [p for p in pairs_outcomes_of(FIT) + pairs_outcomes_of(HELD_OUT) if p.repetition]
+    first = [p for p in pairs_of(FIT) + pairs_of(HELD_OUT) if not p.repetition]
+    again = [p for p in pairs_of(FIT) + pairs_of(HELD_OUT) if p.repetition]
     assert len(first) >= 180
     assert len(again) >= 60
 
