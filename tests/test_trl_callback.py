@@ -34,9 +34,7 @@ def trained(tmp_path, monkeypatch, make_lm):
     datasets = pytest.importorskip("datasets")
     import torch
 
-    # pytest puts tests/ on the path, where TRL would take a folder named vllm for the package.
-    tests = str(Path(__file__).parent)
-    monkeypatch.setattr(sys, "path", [str(EXAMPLE), *(p for p in sys.path if p != tests)])
+    monkeypatch.syspath_prepend(EXAMPLE)
     from diagnosed import DiagnosedTrainer
     from trl import DistillationConfig
 

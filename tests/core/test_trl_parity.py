@@ -6,7 +6,6 @@ Run as a script, it prints the table. TRL is not a dependency: without it everyt
 import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,15 +13,10 @@ import torch
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 trl = pytest.importorskip("trl")
 
-# pytest puts tests/ on the path, where TRL would take a folder named vllm for the package.
-_TESTS, _PATH = str(Path(__file__).parents[1]), list(sys.path)
-sys.path[:] = [entry for entry in sys.path if entry != _TESTS]
 from trl.experimental.gkd.gkd_trainer import GKDTrainer  # noqa: E402
 from trl.experimental.iw_opd.iw_opd_trainer import IWOPDTrainer  # noqa: E402
 from trl.experimental.sdpo import loss_utils as sdpo  # noqa: E402
 from trl.trainer.distillation_trainer import _chunked_divergence_loss  # noqa: E402
-
-sys.path[:] = _PATH
 
 from opd.core import losses  # noqa: E402
 from opd.core.distributions import DenseDistribution  # noqa: E402

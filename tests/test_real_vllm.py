@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from real_server import RealVllm
 
 from opd import config
 from opd.errors import UserError
@@ -35,6 +34,7 @@ from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import RemoteOptions, RemoteTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Prompt, Want
+from support.real_vllm import RealVllm
 
 pytestmark = [
     pytest.mark.slow,
