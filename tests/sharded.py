@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from conftest import tiny_model, tiny_tokenizer
 from opd.cli import end
 from opd.core.objective import Objective
-from opd.data.sft_examples import example
+from opd.data.sft_examples import make_example
 from opd.models.fsdp import full_tensor, gather_model, shard_model, unsharded
 from opd.models.lm import LM, add_lora, enable_checkpointing, save_final
 from opd.run.disk import DISK
@@ -79,7 +79,7 @@ def compare(kind: str, folder: Path) -> dict[str, float]:
     model = tiny_model(1, dtype=base.causal.dtype)
     teacher = LM(model, model.config.vocab_size, "teacher")
     objective = Objective(k=4) if kind != "untied" else Objective(k=4, mode="tail")
-    gold = [example(i, p.ids, [7, 8, 9 + i, 1]) for i, p in enumerate(prompts())]
+    gold = [make_example(i, p.ids, [7, 8, 9 + i, 1]) for i, p in enumerate(prompts())]
     # 10 tokens: eleven micro-batches or so, an odd number for two processes.
     batches = [experience(base, teacher, objective, prompts(), seed=s) for s in range(STEPS)]
     batches[1] = replace(batches[1], gold=gold)

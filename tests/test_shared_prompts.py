@@ -19,7 +19,7 @@ from conftest import VOCAB
 from opd import config
 from opd.core.batch import Batch
 from opd.core.microbatches import Budget, MicroBatchGroup, plan_microbatches
-from opd.data.sft_examples import example
+from opd.data.sft_examples import make_example
 from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.models.lm import LM, add_lora, enable_checkpointing
@@ -243,7 +243,7 @@ def test_a_step_without_rollouts_runs_out_of_memory_in_words(make_lm, make_promp
                 topk_ids=r.topk_ids[:0], topk_logp=r.topk_logp[:0])
         for r in batch.rollouts
     ]  # fmt: skip
-    batch = Batch(empty, gold=[example(0, (3, 4), [7, 8, 1])])
+    batch = Batch(empty, gold=[make_example(0, (3, 4), [7, 8, 1])])
     learner = learner_of(student, teacher, objective)
     run_out_of_memory(student, RuntimeError(CPU_OOM), 0, "forward")
     with pytest.raises(UserError, match="Out of memory"):

@@ -12,7 +12,7 @@ import torch
 from opd.config import Optim
 from opd.core.batch import Batch
 from opd.core.objective import Objective
-from opd.data.sft_examples import example
+from opd.data.sft_examples import make_example
 from opd.models.lm import LM, add_lora
 from opd.models.prefix_cache import supports_prefix_cache
 from opd.samplers.hf import Decoding, HFSampler
@@ -182,7 +182,7 @@ def test_learning_brings_the_student_to_its_teacher(make_lm, make_prompts):
 def test_gold_completions_add_their_own_mean_cross_entropy(make_lm, make_prompts):
     student, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES["paper"]
     batch = experience(student, teacher, objective, make_prompts(3, 8))
-    gold = [example(0, (5, 6), (7, 8, 1)), example(1, (9,), (10, 1))]
+    gold = [make_example(0, (5, 6), (7, 8, 1)), make_example(1, (9,), (10, 1))]
     weighted = replace(learner_of(clone(student), teacher, objective), sft_weight=0.5)
     plain = update(learner_of(clone(student), teacher, objective), batch, 0)
     found = update(weighted, replace(batch, gold=gold), 0)
@@ -200,7 +200,7 @@ def test_gold_completions_do_not_need_diagnostics(make_lm, make_prompts):
     batch = experience(student, teacher, objective, make_prompts(3))
     bare = [replace(s, hidden=None, positions=None) for s in batch.scores]
     weighted = replace(learner_of(clone(student), teacher, objective), sft_weight=0.5)
-    found = update(weighted, replace(batch, scores=bare, gold=[example(0, (5,), (7, 1))]), 0)
+    found = update(weighted, replace(batch, scores=bare, gold=[make_example(0, (5,), (7, 1))]), 0)
     assert "drift/ratio" not in found
     assert found["train/sft_loss"].value > 0
 

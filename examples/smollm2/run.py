@@ -49,7 +49,7 @@ def train_teacher(base: Path, pairs: Path, out: Path, seed: int) -> Path:
         return out
     from opd.config import Optim
     from opd.data.prompts import load_prompts
-    from opd.data.sft_examples import example
+    from opd.data.sft_examples import make_example
     from opd.models.lm import load_lm, save_final
     from opd.models.tokenizers import load_tokenizer
     from opd.recipes.sft import sft
@@ -57,7 +57,7 @@ def train_teacher(base: Path, pairs: Path, out: Path, seed: int) -> Path:
     tokenizer, model = load_tokenizer(str(base)), load_lm(str(base), dtype="float32")
     prompts = load_prompts(str(pairs), tokenizer, template=None, chat={}, max_tokens=128).prompts
     examples = [
-        example(p.index, p.ids, [*tokenizer(p.answer).input_ids, tokenizer.eos_token_id])
+        make_example(p.index, p.ids, [*tokenizer(p.answer).input_ids, tokenizer.eos_token_id])
         for p in prompts
     ]
     optim = Optim(lr=SFT["lr"], warmup=SFT["warmup"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from opd.data.sft_examples import example
+from opd.data.sft_examples import make_example
 from opd.rng import generator
 from opd.types import Rollout
 from opd_lab.streams import WorldStream
@@ -63,6 +63,6 @@ def encode(
     texts = [text for _, text in documents]
     completion_ids = tokenizer(texts, add_special_tokens=False).input_ids
     return [
-        example(i, prompt, [*completion, tokenizer.eos_token_id])
+        make_example(i, prompt, [*completion, tokenizer.eos_token_id])
         for i, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True))
     ]

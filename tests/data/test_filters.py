@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from opd.data.duplicates import question_key, without
-from opd.data.filters import circles, sift
+from opd.data.duplicates import exclude_questions, question_key
+from opd.data.filters import filter_completions, find_repetition
 from opd.data.graders import make_grader
-from opd.data.sft_examples import example
+from opd.data.sft_examples import make_example
 from opd.types import Prompt
 
 
@@ -40,29 +40,29 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_published_rules(name):
     text, why = CASES[name]
-    found = circles(text)
+    found = find_repetition(text)
     assert found is None if why is None else found.startswith(why)
 
 
 def test_a_block_on_end_counts_in_long_texts_alone():
     # 3 x 50 characters: two equal windows of a hundred at most, so the other rules are silent
     block = prose(50, 9) * 3
-    assert circles(prose(4849) + block) is None
-    assert circles(prose(4851) + block).startswith("50 characters")
-    assert circles(prose(4951) + block[:149]) is None
+    assert find_repetition(prose(4849) + block) is None
+    assert find_repetition(prose(4851) + block).startswith("50 characters")
+    assert find_repetition(prose(4951) + block[:149]) is None
 
 
 def test_what_compresses_tenfold_counts_when_very_long():
     rng = random.Random(1)
     words = [prose(5, i) for i in range(2)]  # a bit in six characters, yet no window comes thrice
     text = " ".join(rng.choice(words) for _ in range(3000))
-    assert circles(text).startswith("the text can be compressed")
-    assert circles(text[:10_000]) is None
+    assert find_repetition(text).startswith("the text compresses")
+    assert find_repetition(text[:10_000]) is None
 
 
 def test_linear_in_the_length():
     began = time.monotonic()
-    circles(prose(400_000))
+    find_repetition(prose(400_000))
     assert time.monotonic() - began < 5
 
 
@@ -79,13 +79,13 @@ TEXTS = {
 def sifted(answer, grader, most=None):
     examples = []
     for name in TEXTS:
-        made = example(name, [5], [name, 1])
+        made = make_example(name, [5], [name, 1])
         examples.append(_with(made, answer="3", finish="length" if name == 6 else "stop"))
-    kept, counts = sift(
+    kept, counts = filter_completions(
         examples,
         lambda ids: TEXTS[ids[0]],
         answer=answer,
-        most_repetition=most,
+        max_repetition=most,
         grader=grader,
     )
     return [int(r.ids[0]) for r in kept], {why: n for why, n in counts.items() if n}
@@ -121,12 +121,14 @@ def test_counts_by_the_first_reason(answer, grader, kept, counts):
 
 
 def test_token_repetition_is_an_option():
-    looping = example(0, [5], [7, 8, 9, 3] * 5)
+    looping = make_example(0, [5], [7, 8, 9, 3] * 5)
     settings = {"answer": "ignore", "grader": None}
     text = {"decode": lambda ids: "short"}
-    assert sift([looping], **text, most_repetition=None, **settings)[0]
-    assert sift([looping], **text, most_repetition=0.8, **settings)[0]  # 13 of 17 are repeats
-    kept, counts = sift([looping], **text, most_repetition=0.7, **settings)
+    assert filter_completions([looping], **text, max_repetition=None, **settings)[0]
+    assert filter_completions([looping], **text, max_repetition=0.8, **settings)[
+        0
+    ]  # 13 of 17 are repeats
+    kept, counts = filter_completions([looping], **text, max_repetition=0.7, **settings)
     assert (kept, counts["repetitive"]) == ([], 1)
 
 
@@ -135,10 +137,12 @@ def test_same_question_in_other_dress():
     assert question_key("2+2") != question_key("2+3")
     assert question_key("?!") == "?!" != question_key("!?")
     prompts = [Prompt(i, (i,), text) for i, text in enumerate(["Ask A.", "ask b", "ASK  A"])]
-    assert [p.index for p in without(prompts, [Prompt(9, (9,), "ask a")])] == [1]
+    assert [p.index for p in exclude_questions(prompts, [Prompt(9, (9,), "ask a")])] == [1]
 
 
 def test_empty_rollouts_are_left_out():
-    empty = example(0, [5], np.zeros(0, dtype=np.int32))
-    kept, counts = sift([empty], lambda ids: "", answer="ignore", most_repetition=None, grader=None)
+    empty = make_example(0, [5], np.zeros(0, dtype=np.int32))
+    kept, counts = filter_completions(
+        [empty], lambda ids: "", answer="ignore", max_repetition=None, grader=None
+    )
     assert (kept, counts["truncated"]) == ([], 1)

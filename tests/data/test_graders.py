@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd.data import graders
-from opd.data.answers import extract, gold, whole_number
+from opd.data.answers import extract_answer, final_answer, parse_number
 from opd.data.graders import grader_for, make_grader
 from opd.data.math_sandbox import WORKER
 from opd.errors import MissingDependency, UserError
@@ -67,7 +67,7 @@ def verdict(grader, text, answer):
     ],
 )
 def test_where_the_answer_stands(text, expected, marked):
-    found = extract(text)
+    found = extract_answer(text)
     assert (found.text, found.marked) == (expected, marked)
 
 
@@ -111,14 +111,14 @@ def test_where_the_answer_stands(text, expected, marked):
     ],
 )
 def test_what_number_a_text_is(text, value):
-    found = whole_number(text)
+    found = parse_number(text)
     assert (None if found is None else found.value) == (None if value is None else Fraction(value))
 
 
 @given(st.fractions(), st.sampled_from(["{} ", "x = {}", "${}$", "{}.", "is {} apples"]))
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_a_fraction_is_read_as_itself(value, dress):
-    found = whole_number(dress.format(value))
+    found = parse_number(dress.format(value))
     assert found is not None
     assert found.value == value
 
@@ -235,7 +235,7 @@ def test_latex_without_math_verify_says_what_to_install(monkeypatch):
     [("2 and 2\n#### 72", "72"), (r"So \boxed{x}.", "x"), ("7", "7"), ("Answer: 7", "Answer: 7")],
 )
 def test_worked_solutions_give_their_answer(solution, answer):
-    assert gold(solution) == answer
+    assert final_answer(solution) == answer
 
 
 TOWERS = [r"9^{9^{9}}", r"10^{10^{10^{10}}}"]

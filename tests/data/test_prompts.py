@@ -147,7 +147,7 @@ def test_long_prompts_are_dropped_and_counted(load):
     found = load(*({"prompt": "x" * n} for n in (3, 9, 4, 10, 5)), max_tokens=5)
     assert [p.index for p in found.prompts] == [0, 2, 4]
     assert (found.dropped, found.rows) == (2, 5)
-    assert load(*({"prompt": "x" * n} for n in (3, 5)), context=4).dropped == 1
+    assert load(*({"prompt": "x" * n} for n in (3, 5)), max_tokens=4).dropped == 1
 
 
 def test_limit_counts_prompts_that_are_kept(load):
@@ -188,7 +188,7 @@ REFUSED = [
     ([{"prompt": "a", "answer": True}], {}, r"answer must be text or a number, found true"),
     ([{"prompt": "a\ud800"}], {}, r"line 1: .*lone surrogate, U\+D800"),
     ([{"prompt": "long"}], {"max_tokens": 3}, r"all 1 prompts are longer than 3 .*shortest has 4"),
-    ([{"prompt": "long"}], {"context": 2}, r"lower rollout.max_new_tokens"),
+    ([{"prompt": "long"}], {"max_tokens": 2}, r"context is the limit.*lower rollout.max_new_tok"),
     ([{"prompt": "a"}], {"template": "Solve: {question}"}, r"write \{problem\} in it"),
     ([{"prompt": "a"}], {"chat": {"tokenize": True}}, r"tokenize cannot be set"),
     (
@@ -196,7 +196,7 @@ REFUSED = [
         {"tok": tokenizer(None), "chat": {"enable_thinking": False}},
         r"no chat template.*prompts.chat: null",
     ),
-    ([{"messages": [USER, REPLY, USER]}], {}, r"several turns cannot be written as plain text"),
+    ([{"messages": [USER, REPLY, USER]}], {}, r"several turns cannot be rendered as plain text"),
     (
         [{"prompt": [SYSTEM, USER]}],
         {"tok": tokenizer("{{ raise_exception('no system role') }}"), "chat": {}},

@@ -9,14 +9,14 @@ import pytest
 from opd.data.duplicates import (
     BANDS,
     ROWS,
-    Near,
-    leaks,
+    NearDuplicateIndex,
+    exclude_questions,
+    find_leaks,
+    find_repeats,
     question_key,
-    repeats,
     shingles,
     similarity,
-    unframed,
-    without,
+    strip_common_frame,
 )
 from opd.types import Prompt
 
@@ -32,7 +32,7 @@ def test_letters_and_digits_are_the_question():
     assert question_key("What is\n 2+2 ?") == question_key("what is 2 + 2?")
     assert question_key("2+2") != question_key("2+3")
     assert question_key("?!") == "?!" != question_key("!?")
-    kept = without(prompts("Ask A.", "ask b", "ASK  A"), prompts("ask a"))
+    kept = exclude_questions(prompts("Ask A.", "ask b", "ASK  A"), prompts("ask a"))
     assert [p.index for p in kept] == [11]
 
 
@@ -48,8 +48,8 @@ def test_letters_and_digits_are_the_question():
     ],
 )
 def test_what_all_share_is_a_frame(texts, bare):
-    assert [t.strip() for t in unframed(texts, least=2)] == bare
-    assert unframed(texts) == texts
+    assert [t.strip() for t in strip_common_frame(texts, min_texts=2)] == bare
+    assert strip_common_frame(texts) == texts
 
 
 def test_shingles_are_runs_of_six_as_a_set():
@@ -70,13 +70,13 @@ TEXT = "A farmer has 12 cows and sells a third of them; how many cows does the f
 
 
 def test_near_means_similar_with_the_same_numbers():
-    index = Near(0.8)
+    index = NearDuplicateIndex(0.8)
     index.add(5, TEXT)
     assert index.find(TEXT.replace("still have", "still own")) == 5
     assert index.find(TEXT.replace("12", "15")) is None
     assert index.find("A baker has 12 loaves and eats them all.") is None
-    assert Near(0.99).find(TEXT) is None
-    strict = Near(1.0)
+    assert NearDuplicateIndex(0.99).find(TEXT) is None
+    strict = NearDuplicateIndex(1.0)
     strict.add(5, TEXT)
     assert strict.find(TEXT.replace("still have", "still own")) is None
     assert strict.find(TEXT.upper()) == 5
@@ -92,7 +92,7 @@ def test_similar_pairs_are_hardly_ever_missed():
             for k, w in enumerate(words)
         ]
         changed = [*words[:-2], "other", "ending"]
-        index = Near(0.8)
+        index = NearDuplicateIndex(0.8)
         index.add(0, " ".join(words))
         missed += index.find(" ".join(changed)) is None
     assert missed == 0
@@ -112,23 +112,24 @@ def test_leaks_see_through_templates_on_both_sides():
         TEXT.replace("cows?", "cows ?") + " Think.",
         *(f"{word} is it? Think." for word in ("Why", *NAMING)),
     )
-    found = leaks(train, [("set", held_out)], near=0.8)
+    found = find_leaks(train, [("set", held_out)], near=0.8)
     assert [(x.row, x.label, x.eval_row, x.exact) for x in found] == [
         (10, "set", 10, True),
         (11, "set", 11, True),
     ]
     changed = prompts(TEXT.replace("still have", "still own"), "Why?")
-    (near,) = leaks(train, [("set", changed)], near=0.8)
+    (near,) = find_leaks(train, [("set", changed)], near=0.8)
     assert (near.row, near.exact) == (11, False)
-    assert leaks(train, [("set", changed)], near=1.0) == []
+    assert find_leaks(train, [("set", changed)], near=1.0) == []
 
 
 def test_a_question_with_another_answer_is_no_repeat():
     texts = ["Find x in A.", "find x in a", "Find x in A!", "Find y in B."]
-    found = repeats(prompts(*texts, answers=["1", "1", "2", "1"]), near=1.0)
+    found = find_repeats(prompts(*texts, answers=["1", "1", "2", "1"]), near=1.0)
     assert found == {11: 10}
-    assert repeats(prompts(TEXT, TEXT.replace("still have", "still own")), near=0.8) == {11: 10}
-    other = repeats(prompts(TEXT, TEXT.replace("have", "own"), answers=["8", "9"]), near=0.8)
+    changed = prompts(TEXT, TEXT.replace("still have", "still own"))
+    assert find_repeats(changed, near=0.8) == {11: 10}
+    other = find_repeats(prompts(TEXT, TEXT.replace("have", "own"), answers=["8", "9"]), near=0.8)
     assert other == {}
 
 
@@ -156,7 +157,7 @@ def dapo(rows=None):
 def test_seven_problems_of_math_500_stand_in_the_dapo_set():
     rows = [5742, 5840, 6090, 6170, 6216, 9454, 16667, 17762, *range(0, 17_900, 60)]
     train, held_out = dapo(rows)
-    found = [x for x in leaks(train, [("math500", held_out)], near=1.0) if x.exact]
+    found = [x for x in find_leaks(train, [("math500", held_out)], near=1.0) if x.exact]
     assert len({x.eval_row for x in found}) == 7
     assert [x.row for x in found] == [*range(8)]  # one of the seven stands there twice
 
@@ -164,8 +165,8 @@ def test_seven_problems_of_math_500_stand_in_the_dapo_set():
 @pytest.mark.slow
 def test_no_other_of_the_whole_dapo_set():
     train, held_out = dapo()
-    found = leaks(train, [("math500", held_out)], near=0.8)
+    found = find_leaks(train, [("math500", held_out)], near=0.8)
     assert len({x.eval_row for x in found if x.exact}) == 7
     assert len([x for x in found if not x.exact]) == 6
-    again = repeats(train, near=1.0)
+    again = find_repeats(train, near=1.0)
     assert 1400 < len(again) < 1900

@@ -15,7 +15,7 @@ from opd import config
 from opd.commands.train import run_train
 from opd.config import Optim
 from opd.data.prompts import load_prompts
-from opd.data.sft_examples import example
+from opd.data.sft_examples import make_example
 from opd.models.lm import load_lm, save_final
 from opd.models.tokenizers import load_tokenizer
 from opd.recipes.sft import sft
@@ -118,7 +118,7 @@ def train_supervised(base, rows, out):
         str(prompts_file), tokenizer, template=None, chat={}, max_tokens=128
     ).prompts
     examples = [
-        example(p.index, p.ids, [*tokenizer(p.answer).input_ids, tokenizer.eos_token_id])
+        make_example(p.index, p.ids, [*tokenizer(p.answer).input_ids, tokenizer.eos_token_id])
         for p in prompts
     ]
     optim = Optim(lr=1e-4, warmup=3)

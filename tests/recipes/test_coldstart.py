@@ -23,7 +23,7 @@ from opd.alarms import RULES, replay
 from opd.commands.coldstart import run_coldstart
 from opd.config import Alarms, Coldstart, ServerTeacher
 from opd.data.duplicates import question_key
-from opd.data.sft_examples import example
+from opd.data.sft_examples import make_example
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
 from opd.http import Endpoint, Http
@@ -332,10 +332,10 @@ def test_a_vllm_teacher_writes_and_one_that_only_scores_does_not(make_lm, make_p
 
 def test_an_end_token_the_student_does_not_know_is_replaced():
     supply = CompletionSource([], [], None, [], None, frozenset({1}), 1)
-    rollout = example(0, [5], [7, 8, 2])
+    rollout = make_example(0, [5], [7, 8, 2])
     assert with_student_end(rollout, supply).ids.tolist() == [7, 8, 1]
     assert with_student_end(replace(rollout, finish="length"), supply).ids.tolist() == [7, 8, 2]
-    assert with_student_end(example(0, [5], [7, 1]), supply).ids.tolist() == [7, 1]
+    assert with_student_end(make_example(0, [5], [7, 1]), supply).ids.tolist() == [7, 1]
     assert rollout.ids.tolist() == [7, 8, 2]
 
 
@@ -347,7 +347,7 @@ def test_rounds_take_every_prompt_once(make_prompts, n, size):
     taken = [p.index for i in range(supply.rounds(cfg)) for p in supply.prompts_of(i, cfg)]
     assert taken == [*range(21)]
     assert all(len(supply.prompts_of(i, cfg)) * n <= max(n, size) for i in range(21))
-    given = [example(i, [5], [1]) for i in range(21)]
+    given = [make_example(i, [5], [1]) for i in range(21)]
     supply = CompletionSource([], given, None, [], None, frozenset({1}), 1)
     taken = [r.prompt.index for i in range(supply.rounds(cfg)) for r in supply.given_of(i, cfg)]
     assert taken == [*range(21)]
@@ -355,7 +355,7 @@ def test_rounds_take_every_prompt_once(make_prompts, n, size):
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 64])
 def test_batches_use_everything_once_and_evenly(count):
-    examples = [example(i, [5], [1]) for i in range(count)]
+    examples = [make_example(i, [5], [1]) for i in range(count)]
     parts = even_batches(examples, 4)
     assert [r.prompt.index for part in parts for r in part] == [*range(count)]
     sizes = [len(part) for part in parts]

@@ -11,7 +11,7 @@ import torch
 from opd.config import Optim
 from opd.core.batch import Batch
 from opd.core.microbatches import PASS_OVERHEAD, buckets
-from opd.data.sft_examples import example
+from opd.data.sft_examples import make_example
 from opd.errors import UserError
 from opd.recipes.sft import sft
 from opd.training.gradient import completion_loss
@@ -25,7 +25,7 @@ LENGTHS = [(1, 1), (7, 2), (3, 9), (2, 4), (5, 1)]  # prompt, completion
 def examples(seed=0, lengths=LENGTHS):
     rng = np.random.default_rng(seed)
     return [
-        example(i, rng.integers(3, 40, p).tolist(), rng.integers(3, 40, c).tolist())
+        make_example(i, rng.integers(3, 40, p).tolist(), rng.integers(3, 40, c).tolist())
         for i, (p, c) in enumerate(lengths)
     ]
 
@@ -65,7 +65,7 @@ def test_prompt_tokens_are_read_but_not_learned(make_lm):
     expected = -lm.model(input_ids=ids).logits[0, -1].log_softmax(-1)[row.ids[0]].item()
     assert loss == pytest.approx(expected, abs=1e-9)
     (other,) = examples(seed=1, lengths=[(6, 1)])
-    moved = example(0, other.prompt.ids, row.ids.tolist())
+    moved = make_example(0, other.prompt.ids, row.ids.tolist())
     (changed,) = sft(make_lm(), [moved], steps=1, batch=1, optim=Optim(lr=1e-12))
     assert abs(changed - loss) > 0.01
 
@@ -173,7 +173,7 @@ def test_memory_that_runs_out_cuts_micro_batches_for_good(make_lm, caplog):
         list(sft(cut, examples(), **given))
 
 
-@pytest.mark.parametrize("wrong", [[], [example(0, [3], [])]])
+@pytest.mark.parametrize("wrong", [[], [make_example(0, [3], [])]])
 def test_nothing_to_learn_is_an_error(make_lm, wrong):
     with pytest.raises(ValueError, match="non-empty completion"):
         list(sft(make_lm(), wrong, steps=1, optim=Optim(lr=1e-2)))

@@ -1,6 +1,6 @@
-"""Reading an answer out of text: where it stands, and what number it is.
+"""Extraction of an answer from text, and parsing of numbers.
 
-Text comes from models, so every step here is linear in its length and nothing is evaluated.
+Text comes from models, so every step is linear in its length and nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox)\s?\{([^{}]*)\}")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """An answer read from a completion; `marked` tells whether a marker announced it."""
+class ExtractedAnswer:
+    """The answer in a completion; `marked` tells whether a marker announced it."""
 
     text: str
     marked: bool
 
 
-def extract(text: str) -> Found:
-    r"""The answer in a completion: what the last marker announces, else the last line.
+def extract_answer(text: str) -> ExtractedAnswer:
+    r"""Extract the answer from a completion: what the last marker announces, else the last line.
 
     Markers: `\boxed{..}`, `<answer>..</answer>`, `Answer: ..`, `ANS ..` and `#### ..` (the rest
     of the line). The one that starts last counts.
@@ -47,17 +47,20 @@ def extract(text: str) -> Found:
     marks = deque(_MARK.finditer(text, 0 if box is None else box[0]), maxlen=1)
     mark = marks[0] if marks else None
     if mark is not None and (box is None or mark.start() > box[0]):
-        return Found(_announced(text, mark), True)
+        return ExtractedAnswer(_text_after(mark), True)
     if box is not None:
-        return Found(box[1], True)
+        return ExtractedAnswer(box[1], True)
     lines = text.rstrip().rsplit("\n", 1)
-    return Found(lines[-1].strip()[-MAX_ANSWER:], False)
+    return ExtractedAnswer(lines[-1].strip()[-MAX_ANSWER:], False)
 
 
-def gold(text: str) -> str:
+def final_answer(text: str) -> str:
     r"""The bare answer of a ground truth that is a worked solution (`#### 72`, `\boxed{72}`)."""
-    found = extract(text) if _BOX in text or "####" in text else None
-    return found.text if found is not None and found.marked and found.text else text.strip()
+    if _BOX in text or "####" in text:
+        answer = extract_answer(text)
+        if answer.marked and answer.text:
+            return answer.text
+    return text.strip()
 
 
 def _last_box(text: str) -> tuple[int, str] | None:
@@ -67,17 +70,18 @@ def _last_box(text: str) -> tuple[int, str] | None:
         start = text.rfind(_BOX, 0, end)
         if start < 0:
             return None
-        depth, inside = 1, start + len(_BOX)
-        for place in range(inside, min(len(text), inside + MAX_ANSWER)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
+        depth, content = 1, start + len(_BOX)
+        for i in range(content, min(len(text), content + MAX_ANSWER)):
+            depth += {"{": 1, "}": -1}.get(text[i], 0)
             if depth == 0:
-                return start, text[inside:place].strip()
+                return start, text[content:i].strip()
         end = start
     return None
 
 
-def _announced(text: str, mark: re.Match[str]) -> str:
-    rest = text[mark.end() : mark.end() + MAX_ANSWER]
+def _text_after(mark: re.Match[str]) -> str:
+    """The answer that follows a marker: up to the closing tag, or the rest of the line."""
+    rest = mark.string[mark.end() : mark.end() + MAX_ANSWER]
     if mark["tag"]:
         return re.split(r"</answer>", rest, maxsplit=1, flags=re.IGNORECASE)[0].strip()
     rest = rest.lstrip(" *_\t\r\n")
@@ -85,7 +89,7 @@ def _announced(text: str, mark: re.Match[str]) -> str:
 
 
 def normalise(text: str) -> str:
-    r"""Make answers equal that differ in dress alone: case, spaces, `$`, `\text`, full stop."""
+    r"""Remove differences of formatting: case, spaces, `$`, `\text`, full stop."""
     text = unicodedata.normalize("NFC", text[:MAX_ANSWER]).replace("\u2212", "-")
     text = re.sub(r"\\(?:left|right|displaystyle|[,;:! ])(?![a-zA-Z])", "", text)
     text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text)
@@ -96,7 +100,7 @@ def normalise(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number as written; a percent sign is kept apart, because people drop it."""
+    """A number as written; a percent sign is separate, because it is often dropped."""
 
     text: str
     value: Fraction
@@ -108,14 +112,14 @@ class Number:
             return True
         if self.percent == other.percent:
             return False
-        return self._plain() == other._plain()
+        return self._fraction() == other._fraction()
 
-    def _plain(self) -> Fraction:
+    def _fraction(self) -> Fraction:
         return self.value / 100 if self.percent else self.value
 
 
-def whole_number(text: str) -> Number | None:
-    r"""The number a text consists of, words and units aside; None for anything else.
+def parse_number(text: str) -> Number | None:
+    r"""Parse a text that is one number, words and units aside; None for anything else.
 
     `x = 1,234`, `\frac{3}{4}`, `-0.5 cm`, `$12`, `50\%`; never `\sqrt{3}`, `2^3` or `3 or 5`.
     """
@@ -124,22 +128,23 @@ def whole_number(text: str) -> Number | None:
     text = _plain_digits(text).rsplit("=", 1)[-1]
     start = _end_of_words(text)
     match = _NUMBER.match(text, start)
-    if match is None or not _filled(match) or text[max(0, start - 1) : start].isalpha():
+    if match is None or not _has_digits(match) or text[max(0, start - 1) : start].isalpha():
         return None
-    rest = _UNIT.fullmatch(text, match.end())
-    return None if rest is None else _value(match)
+    unit = _UNIT.fullmatch(text, match.end())
+    return None if unit is None else _to_number(match)
 
 
 def last_number(text: str) -> Number | None:
     """The last number anywhere in a text."""
-    found = None
+    number = None
     for match in _NUMBER.finditer(_plain_digits(text[-MAX_ANSWER:])):
-        if _filled(match):
-            found = _value(match) or found
-    return found
+        if _has_digits(match):
+            number = _to_number(match) or number
+    return number
 
 
 def _plain_digits(text: str) -> str:
+    """Text without LaTeX around numbers, signs and units."""
     text = unicodedata.normalize("NFC", text).replace("\u2212", "-")
     text = text.replace("\\%", "%").replace("{,}", ",").replace("\\,", "").replace("\\!", "")
     text = text.replace("\\$", "$").replace("^\\circ", "°").replace("^{\\circ}", "°")
@@ -147,15 +152,16 @@ def _plain_digits(text: str) -> str:
 
 
 def _end_of_words(text: str) -> int:
+    """Where words before a number end."""
     words = _WORDS.match(text)
     return 0 if words is None else words.end()
 
 
-def _filled(match: re.Match[str]) -> bool:
+def _has_digits(match: re.Match[str]) -> bool:
     return any(match[part] is not None for part in ("a", "whole", "dec"))
 
 
-def _value(match: re.Match[str]) -> Number | None:
+def _to_number(match: re.Match[str]) -> Number | None:
     if match["a"] is not None:
         top, bottom = Fraction(int(match["a"])), int(match["b"])
     else:

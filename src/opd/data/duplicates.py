@@ -1,8 +1,8 @@
-"""When two prompts ask the same question, however they are dressed.
+"""Duplicate questions, whatever their template and layout.
 
-Two keys tell: letters and digits of the whole text, and those of what is left of it without the
-frame that all prompts of its set share (a template). Nearly equal questions are found by MinHash
-and judged by their exact similarity. Texts are only compared, never run.
+Two keys decide: letters and digits of the whole text, and those of the text without the frame that
+all prompts of its set share (a template). Near duplicates are found by MinHash and decided by their
+exact Jaccard similarity. Texts are only compared, never run.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from opd.data.readers import read_rows
 from opd.rng import Stream, generator
 from opd.types import Prompt
 
-RUN = 6  # letters and digits a shingle
-BANDS, ROWS = 16, 4  # at a similarity of .8 all but 1 pair in 5,000 meets in a band
+SHINGLE_LENGTH = 6  # letters and digits
+BANDS, ROWS = 16, 4  # at a similarity of .8 all but 1 pair in 5,000 share a bucket
 _NUMBER = re.compile(r"\d+")
 
 
 def question_key(text: str) -> str:
-    """Letters and digits of a text, case folded: equal for questions that differ in layout alone.
+    """Letters and digits of a text, case folded: equal for questions of different layout.
 
-    A text without any letter or digit is its own key.
+    The key of a text without any letter or digit is the text.
     """
     return "".join(c for c in text.casefold() if c.isalnum()) or text
 
 
-def questions_of(path: str) -> list[Prompt]:
-    """What the rows of a prompt file ask, before any template: their last user turns, not encoded.
+def load_questions(path: str) -> list[Prompt]:
+    """Read the last user turns of a prompt file, without template and not tokenized.
 
     Raises:
         UserError: as `opd.data.prompts.load_prompts`, for what concerns rows.
@@ -45,39 +45,39 @@ def questions_of(path: str) -> list[Prompt]:
     ]
 
 
-def without(prompts: Sequence[Prompt], used: Iterable[Prompt]) -> tuple[Prompt, ...]:
-    """The prompts whose question is none of the used ones'."""
+def exclude_questions(prompts: Sequence[Prompt], used: Iterable[Prompt]) -> tuple[Prompt, ...]:
+    """The prompts that ask none of the questions of `used`."""
     keys = {question_key(p.text) for p in used}
     return tuple(p for p in prompts if question_key(p.text) not in keys)
 
 
-def unframed(texts: Sequence[str], *, least: int = 8) -> list[str]:
+def strip_common_frame(texts: Sequence[str], *, min_texts: int = 8) -> list[str]:
     """Texts without the beginning and the end that all of them share, cut between words.
 
-    Fewer than `least` different texts may share more than a frame, and are left alone.
+    Fewer than `min_texts` different texts may share more than a frame, and stay as they are.
     """
-    if len(set(texts)) < max(2, least):
+    if len(set(texts)) < max(2, min_texts):
         return list(texts)
-    start = _common(texts)
-    end = _common([t[len(start) :][::-1] for t in texts])[::-1]
+    start = _common_prefix(texts)
+    end = _common_prefix([t[len(start) :][::-1] for t in texts])[::-1]
     head = len(start) - len(re.split(r"\s", start)[-1])
     tail = len(end) - len(re.split(r"\s", end)[0])
     return [t[head : len(t) - tail] for t in texts]
 
 
-def _common(texts: Sequence[str]) -> str:
-    """The longest beginning of all texts: that of the first and last in order."""
+def _common_prefix(texts: Sequence[str]) -> str:
+    """The longest prefix of all texts: that of the first and last in sorted order."""
     first, last = min(texts), max(texts)
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
-    return first[:same] if same is not None else min(first, last, key=len)
+    shorter = min(len(first), len(last))
+    return first[: next((i for i in range(shorter) if first[i] != last[i]), shorter)]
 
 
 def shingles(key: str) -> np.ndarray:
-    """Distinct hashes of all runs of RUN characters of a key, uint64 (n,); sorted."""
+    """Distinct hashes of all SHINGLE_LENGTH consecutive characters, uint64 (n,), sorted."""
     codes = np.frombuffer(key.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    wide = np.pad(codes, (0, max(0, RUN - len(codes)))).astype(np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(wide, RUN)
-    powers = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, RUN + 1, dtype=np.uint64)
+    wide = np.pad(codes, (0, max(0, SHINGLE_LENGTH - len(codes)))).astype(np.uint64)
+    windows = np.lib.stride_tricks.sliding_window_view(wide, SHINGLE_LENGTH)
+    powers = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, SHINGLE_LENGTH + 1, dtype=np.uint64)
     return np.unique((windows * powers).sum(1, dtype=np.uint64))
 
 
@@ -87,15 +87,15 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
     return common / (len(a) + len(b) - common)
 
 
-class Near:
-    """Questions met so far, to be asked for a near duplicate.
+class NearDuplicateIndex:
+    """Questions seen so far, searched for near duplicates by MinHash and LSH banding.
 
     Only questions with the same numbers in the same order can be duplicates: a problem with other
     numbers is another problem.
     """
 
     def __init__(self, threshold: float) -> None:
-        """Hold duplicates to be at least `threshold` similar."""
+        """Duplicates have a Jaccard similarity of `threshold` or more."""
         rng = generator(0, Stream.MINHASH)
         odd = rng.integers(2**63, size=BANDS * ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._multipliers, self.threshold = odd, threshold
@@ -103,25 +103,28 @@ class Near:
         self._buckets: dict[tuple[object, ...], list[int]] = {}
 
     def add(self, name: int, text: str) -> None:
-        """Remember a question under a number."""
-        found = shingles(question_key(text))
-        self._shingles[name] = found
-        for bucket in self._places(text, found):
+        """Add a question under a number."""
+        hashes = shingles(question_key(text))
+        self._shingles[name] = hashes
+        for bucket in self._buckets_of(text, hashes):
             self._buckets.setdefault(bucket, []).append(name)
 
     def find(self, text: str) -> int | None:
-        """The most similar question met so far, if it is similar enough."""
-        mine = shingles(question_key(text))
-        met = {n for place in self._places(text, mine) for n in self._buckets.get(place, ())}
-        best = max(((similarity(mine, self._shingles[n]), -n) for n in met), default=(0.0, 0))
-        return -best[1] if met and best[0] >= self.threshold else None
+        """The number of the most similar question, the earliest of equals; None below threshold."""
+        hashes = shingles(question_key(text))
+        buckets = self._buckets_of(text, hashes)
+        candidates = {n for bucket in buckets for n in self._buckets.get(bucket, ())}
+        if not candidates:
+            return None
+        score, negative = max((similarity(hashes, self._shingles[n]), -n) for n in candidates)
+        return -negative if score >= self.threshold else None
 
-    def _places(self, text: str, found: np.ndarray) -> list[tuple[object, ...]]:
+    def _buckets_of(self, text: str, hashes: np.ndarray) -> list[tuple[object, ...]]:
         # Multiply-shift hashing: the upper half of a product by an odd number.
-        mixed = (found[:, None] * self._multipliers[None, :]) >> np.uint64(32)
-        least = mixed.min(0).reshape(BANDS, ROWS)
+        mixed = (hashes[:, None] * self._multipliers[None, :]) >> np.uint64(32)
+        minima = mixed.min(0).reshape(BANDS, ROWS)
         numbers = tuple(_NUMBER.findall(text))
-        return [(band, row.tobytes(), numbers) for band, row in enumerate(least)]
+        return [(band, row.tobytes(), numbers) for band, row in enumerate(minima)]
 
 
 @dataclass(frozen=True)
@@ -141,52 +144,61 @@ class Leak:
     exact: bool
 
 
-def leaks(
+def find_leaks(
     prompts: Sequence[Prompt], held_out: Sequence[tuple[str, Sequence[Prompt]]], *, near: float
 ) -> list[Leak]:
-    """Training prompts whose question stands in an evaluation set, one entry a prompt and set.
+    """Find training prompts whose question is in an evaluation set, one entry per prompt and set.
 
     Args:
         prompts: of training.
         held_out: evaluation sets by label.
         near: similarity from which questions with the same numbers count.
     """
-    bare = unframed([p.text for p in prompts])
-    found = []
-    for label, others in held_out:
-        theirs = unframed([p.text for p in others])
-        keys: dict[str, int] = {}
-        index = Near(near)
-        for place, (prompt, text) in enumerate(zip(others, theirs, strict=True)):
-            for key in (question_key(prompt.text), question_key(text)):
-                keys.setdefault(key, place)
-            index.add(place, text)
-        for prompt, text in zip(prompts, bare, strict=True):
-            at = [keys[k] for k in map(question_key, (prompt.text, text)) if k in keys]
-            meant = at[0] if at else index.find(text)
-            if meant is not None:
-                found.append(Leak(prompt.index, label, others[meant].index, bool(at)))
-    return found
+    texts = strip_common_frame([p.text for p in prompts])
+    leaks = []
+    for label, eval_prompts in held_out:
+        exact, similar = _index(eval_prompts, near)
+        for prompt, text in zip(prompts, texts, strict=True):
+            keys = (question_key(prompt.text), question_key(text))
+            match = next((exact[k] for k in keys if k in exact), None)
+            is_exact = match is not None
+            if match is None:
+                match = similar.find(text)
+            if match is not None:
+                leaks.append(Leak(prompt.index, label, eval_prompts[match].index, is_exact))
+    return leaks
 
 
-def repeats(prompts: Sequence[Prompt], *, near: float) -> dict[int, int]:
-    """Prompts that ask what an earlier one asks: {index: index of the earlier one}.
+def _index(prompts: Sequence[Prompt], near: float) -> tuple[dict[str, int], NearDuplicateIndex]:
+    """Positions of the prompts by their keys, and an index of their near duplicates."""
+    exact: dict[str, int] = {}
+    similar = NearDuplicateIndex(near)
+    texts = strip_common_frame([p.text for p in prompts])
+    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        for key in (question_key(prompt.text), question_key(text)):
+            exact.setdefault(key, i)
+        similar.add(i, text)
+    return exact, similar
 
-    Never of another ground truth: two answers to one question are two questions to a grader.
+
+def find_repeats(prompts: Sequence[Prompt], *, near: float) -> dict[int, int]:
+    """Find prompts that ask what an earlier one asks: {index: index of the earlier one}.
+
+    Prompts of different ground truths are never repeats: a grader tells them apart.
     """
-    index, firsts = Near(near), {}
-    seen: dict[tuple[str, str | None], int] = {}
-    bare = unframed([p.text for p in prompts])
-    for place, (prompt, text) in enumerate(zip(prompts, bare, strict=True)):
+    similar, repeats = NearDuplicateIndex(near), {}
+    exact: dict[tuple[str, str | None], int] = {}
+    texts = strip_common_frame([p.text for p in prompts])
+    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         key = (question_key(text), prompt.answer)
-        earlier = seen.get(key)
+        earlier = exact.get(key)
         if earlier is None:
-            earlier = index.find(text)
+            earlier = similar.find(text)
             if earlier is not None and prompts[earlier].answer != prompt.answer:
                 earlier = None
         if earlier is None:
-            seen[key] = place
-            index.add(place, text)
+            exact[key] = i
+            similar.add(i, text)
         else:
-            firsts[prompt.index] = prompts[earlier].index
-    return firsts
+            repeats[prompt.index] = prompts[earlier].index
+    return repeats

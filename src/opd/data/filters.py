@@ -1,6 +1,6 @@
-"""Which completions are not worth imitating: cut off, going round in circles, without an answer.
+"""Filters of completions to imitate: truncated, repetitive, without an answer, incorrect.
 
-The rules for circles are published ones: those of the code of arXiv 2604.13016, on characters, and
+The rules for repetition are published: those of the code of arXiv 2604.13016, on characters, and
 the compression test of arXiv 2604.08527. Text comes from models, so each is linear in its length.
 """
 
@@ -12,91 +12,104 @@ from collections.abc import Callable, Sequence
 
 from opd.config import AnswerRule
 from opd.core.diagnostics import repetition
-from opd.data import answers as reading
+from opd.data.answers import extract_answer, last_number
 from opd.data.graders import Grader
 from opd.types import Rollout
 
 REASONS = ("truncated", "repetitive", "no_answer", "incorrect")
 
-LINE, LINES = 20, 5  # a line of at least so many characters may stand fewer than so many times
-WINDOW, STRIDE, WINDOWS = 100, 10, 3
-LONG, BLOCK, BLOCKS = 5000, 50, 3  # in texts longer than LONG
-SQUEEZED_LENGTH, SQUEEZED = 10_000, 10.0  # characters, and compression ratio
+# Lengths in characters; a text is repetitive from so many occurrences on.
+LINE_LENGTH, LINE_REPEATS = 20, 5
+WINDOW_LENGTH, WINDOW_STRIDE, WINDOW_REPEATS = 100, 10, 3
+BLOCK_LENGTH, BLOCK_REPEATS, BLOCK_MIN_TEXT = 50, 3, 5000
+COMPRESSION_RATIO, COMPRESSION_MIN_TEXT = 10.0, 10_000
 
 
-def circles(text: str) -> str | None:
-    """Which of the published rules calls a text repetitive; None if none does."""
-    lines = Counter(line for raw in text.split("\n") if len(line := raw.strip()) >= LINE)
-    if lines and max(lines.values()) >= LINES:
-        return f"a line of {LINE} or more characters stands {LINES} times or more"
-    starts = range(0, len(text) - WINDOW + 1, STRIDE)
-    windows = Counter(text[i : i + WINDOW] for i in starts)
-    if windows and max(windows.values()) >= WINDOWS:
-        return f"{WINDOW} characters stand {WINDOWS} times or more"
-    if len(text) > LONG and _back_to_back(text):
-        return f"{BLOCK} characters are repeated {BLOCKS} times on end"
-    if len(text) > SQUEEZED_LENGTH:
+def find_repetition(text: str) -> str | None:
+    """Name the published rule by which a text is repetitive; None if none applies."""
+    lines = Counter(line for raw in text.split("\n") if len(line := raw.strip()) >= LINE_LENGTH)
+    if lines and max(lines.values()) >= LINE_REPEATS:
+        return f"a line of {LINE_LENGTH} or more characters occurs {LINE_REPEATS} times or more"
+    starts = range(0, len(text) - WINDOW_LENGTH + 1, WINDOW_STRIDE)
+    windows = Counter(text[i : i + WINDOW_LENGTH] for i in starts)
+    if windows and max(windows.values()) >= WINDOW_REPEATS:
+        return f"{WINDOW_LENGTH} characters occur {WINDOW_REPEATS} times or more"
+    if len(text) > BLOCK_MIN_TEXT and _repeats_block(text):
+        return f"{BLOCK_LENGTH} characters are repeated {BLOCK_REPEATS} times in a row"
+    if len(text) > COMPRESSION_MIN_TEXT:
         data = text.encode("utf-8", "surrogatepass")
-        if len(data) / len(zlib.compress(data)) > SQUEEZED:
-            return f"the text can be compressed to less than a tenth ({SQUEEZED:g} : 1)"
+        if len(data) / len(zlib.compress(data)) > COMPRESSION_RATIO:
+            return f"the text compresses to less than a tenth ({COMPRESSION_RATIO:g} : 1)"
     return None
 
 
-def _back_to_back(text: str) -> bool:
-    """Whether some BLOCK characters stand BLOCKS times in a row: as many equal pairs at a lag."""
+def _repeats_block(text: str) -> bool:
+    """Whether BLOCK_LENGTH characters occur BLOCK_REPEATS times in a row.
+
+    Then that many characters in a row equal those BLOCK_LENGTH before them.
+    """
     run = 0
-    for here, there in zip(text, text[BLOCK:], strict=False):
-        run = run + 1 if here == there else 0
-        if run >= BLOCK * (BLOCKS - 1):
+    for char, later in zip(text, text[BLOCK_LENGTH:], strict=False):
+        run = run + 1 if char == later else 0
+        if run >= BLOCK_LENGTH * (BLOCK_REPEATS - 1):
             return True
     return False
 
 
-def sift(
+def filter_completions(
     examples: Sequence[Rollout],
     decode: Callable[[Sequence[int]], str],
     *,
     answer: AnswerRule,
-    most_repetition: float | None,
+    max_repetition: float | None,
     grader: Grader | None,
 ) -> tuple[list[Rollout], dict[str, int]]:
-    """Keep what is worth imitating, and count what is not by its first reason.
+    """Keep completions worth imitating, and count the others by the first reason against them.
 
     Args:
         examples: completions, such as a teacher's rollouts.
         decode: token ids to text, special tokens left out.
         answer: what an answer must be. auto: `marked` for mathematics in LaTeX, else `found`.
-        most_repetition: largest share of repeated token 4-grams; None: the published rules alone.
+        max_repetition: largest fraction of repeated token 4-grams; None: the published rules
+            alone.
         grader: for prompts with ground truths; needed for `right`.
 
     Returns:
-        The kept ones in order, and {reason: count} over `REASONS`.
+        The kept completions in order, and {reason: count} over `REASONS`.
     """
     counts = dict.fromkeys(REASONS, 0)
     kept = []
     for example in examples:
-        why = _why_not(example, decode(example.ids.tolist()), answer, most_repetition, grader)
-        if why is None:
+        reason = _reason_against(
+            example, decode(example.ids.tolist()), answer, max_repetition, grader
+        )
+        if reason is None:
             kept.append(example)
         else:
-            counts[why] += 1
+            counts[reason] += 1
     return kept, counts
 
 
-def _why_not(
-    example: Rollout, text: str, answer: AnswerRule, most: float | None, grader: Grader | None
+def _reason_against(
+    example: Rollout,
+    text: str,
+    answer: AnswerRule,
+    max_repetition: float | None,
+    grader: Grader | None,
 ) -> str | None:
     if example.finish == "length" or not len(example):
         return "truncated"
-    if circles(text) is not None or (most is not None and repetition(example.ids) > most):
+    if find_repetition(text) is not None:
+        return "repetitive"
+    if max_repetition is not None and repetition(example.ids) > max_repetition:
         return "repetitive"
     if answer == "ignore":
         return None
     kind = None if grader is None else grader.kind
-    found = reading.extract(text)
+    extracted = extract_answer(text)
     strict = answer == "marked" or (answer == "auto" and kind == "math")
-    numberless = kind == "number" and not found.marked and reading.last_number(text) is None
-    if not found.text or numberless or (strict and not found.marked):
+    no_number = kind == "number" and not extracted.marked and last_number(text) is None
+    if not extracted.text or no_number or (strict and not extracted.marked):
         return "no_answer"
     if answer != "right":
         return None

@@ -1,4 +1,4 @@
-r"""Is this completion right? Grading model text, which may be wrong, odd or hostile.
+r"""Graders: whether a completion is correct. Model text may be malformed or hostile.
 
 `exact` and `number` compare text and exact fractions here. `math` asks math-verify, which parses
 LaTeX with sympy: one `\boxed{9^{9^{9}}}` can hold Python's lock inside a single C call for hours,
@@ -13,12 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from opd.data import answers as reading
+from opd.data.answers import (
+    ExtractedAnswer,
+    extract_answer,
+    last_number,
+    normalise,
+    parse_number,
+)
 from opd.data.math_sandbox import MathProcess
 from opd.errors import MissingDependency, UserError
 from opd.types import GraderKind, Prompt
 
-TIME_LIMIT = 5.0  # seconds a text; math-verify needs about 0.1 for honest algebra
+TIME_LIMIT = 5.0  # seconds per text; math-verify needs about 0.1 for ordinary algebra
 
 _LATEX = re.compile(r"[\\^_{}$]|[0-9a-z]\s*[-+*=<>]\s*[0-9a-z]|[(\[].*,.*[)\]]", re.IGNORECASE)
 
@@ -29,8 +35,8 @@ class Grade:
 
     Attributes:
         correct: whether the answer was found and is right.
-        extracted: what was taken for the answer.
-        reason: why, in a few words.
+        extracted: the answer taken from the completion.
+        reason: for the verdict, in a few words.
     """
 
     correct: bool
@@ -65,52 +71,53 @@ class Grader:
 
         Args:
             texts: completions, as decoded.
-            answers: ground truths, one a text.
+            answers: ground truths, one per text.
 
         Returns:
-            One Grade a text, in order. A text that cannot be judged in time is wrong.
+            One Grade per text, in order. A text that cannot be graded in time is wrong.
         """
-        known: dict[tuple[str, str], Grade] = {}  # responses to one prompt often agree
-        for pair in zip(texts, answers, strict=True):
-            if pair not in known:
-                known[pair] = self._one(*pair)
-        return [known[pair] for pair in zip(texts, answers, strict=True)]
+        grades: dict[tuple[str, str], Grade] = {}  # responses to one prompt are often equal
+        for text, truth in zip(texts, answers, strict=True):
+            if (text, truth) not in grades:
+                grades[text, truth] = self._grade_one(text, truth)
+        return [grades[pair] for pair in zip(texts, answers, strict=True)]
 
-    def _one(self, text: str, answer: str) -> Grade:
-        found = reading.extract(text)
-        if not found.text:
+    def _grade_one(self, text: str, truth: str) -> Grade:
+        answer = extract_answer(text)
+        if not answer.text:
             return Grade(False, "", "no answer")
         if self.kind == "number":
-            return _number(text, found, answer)
-        grade = _exact(found, answer)
+            return _compare_numbers(text, answer, truth)
+        grade = _compare_texts(answer, truth)
         if grade.correct or self._process is None:
             return grade
-        left, right = reading.whole_number(found.text), reading.whole_number(answer)
-        if left is not None and right is not None and left.equals(right):
-            return Grade(True, found.text, "equal numbers")
-        correct, reason = self._process.equal(found.text, answer, marked=found.marked)
-        return Grade(correct, found.text, reason)
+        number, true_number = parse_number(answer.text), parse_number(truth)
+        if number is not None and true_number is not None and number.equals(true_number):
+            return Grade(True, answer.text, "equal numbers")
+        correct, reason = self._process.compare(answer.text, truth, marked=answer.marked)
+        return Grade(correct, answer.text, reason)
 
 
-def _exact(found: reading.Found, answer: str) -> Grade:
-    want = reading.normalise(answer)
-    if reading.normalise(found.text) == want:
-        return Grade(True, found.text, "equal text")
-    last = found.text.split()[-1]
-    if not found.marked and reading.normalise(last) == want:
+def _compare_texts(answer: ExtractedAnswer, truth: str) -> Grade:
+    expected = normalise(truth)
+    if normalise(answer.text) == expected:
+        return Grade(True, answer.text, "equal text")
+    last = answer.text.split()[-1]
+    if not answer.marked and normalise(last) == expected:
         return Grade(True, last, "equal last word")
-    return Grade(False, found.text, "different text")
+    return Grade(False, answer.text, "different text")
 
 
-def _number(text: str, found: reading.Found, answer: str) -> Grade:
-    want = reading.whole_number(answer)
-    if want is None:
-        return Grade(False, found.text, f"the ground truth {answer[:40]!r} is not a number")
-    got = reading.whole_number(found.text) if found.marked else reading.last_number(text)
-    if got is None:
-        return Grade(False, found.text, "not one number")
-    shown = found.text if found.marked else got.text
-    return Grade(got.equals(want), shown, "equal numbers" if got.equals(want) else "another number")
+def _compare_numbers(text: str, answer: ExtractedAnswer, truth: str) -> Grade:
+    expected = parse_number(truth)
+    if expected is None:
+        return Grade(False, answer.text, f"the ground truth {truth[:40]!r} is not a number")
+    number = parse_number(answer.text) if answer.marked else last_number(text)
+    if number is None:
+        return Grade(False, answer.text, "not one number")
+    correct = number.equals(expected)
+    extracted = answer.text if answer.marked else number.text
+    return Grade(correct, extracted, "equal numbers" if correct else "another number")
 
 
 def make_grader(
@@ -119,28 +126,28 @@ def make_grader(
     *,
     limit: float = TIME_LIMIT,
 ) -> Grader:
-    """A grader fit for these ground truths.
+    """Make a grader fit for these ground truths.
 
     Args:
         kind: `auto` takes `number` where every ground truth is one number, `math` where any looks
             like mathematics, else `exact`.
         answers: all ground truths of the prompt set.
-        limit: most seconds the math checker may spend on one text.
+        limit: seconds that the math checker may spend on one text.
 
     Raises:
         UserError: `number` for ground truths that are not numbers.
         MissingDependency: `math` without math-verify.
     """
-    odd = next((a for a in answers if reading.whole_number(a) is None), None)
+    not_a_number = next((a for a in answers if parse_number(a) is None), None)
     if kind == "auto":
-        if odd is None:
+        if not_a_number is None:
             kind = "number"
         else:
             kind = "math" if any(_LATEX.search(a) for a in answers) else "exact"
-    if kind == "number" and odd is not None:
+    if kind == "number" and not_a_number is not None:
         raise UserError(
-            f"grader=number, but the ground truth {odd[:80]!r} is not a number. Use grader: math "
-            "(LaTeX), exact (text), or auto."
+            f"grader=number, but the ground truth {not_a_number[:80]!r} is not a number. Use "
+            "grader: math (LaTeX), exact (text), or auto."
         )
     if kind == "math" and importlib.util.find_spec("math_verify") is None:
         raise MissingDependency("math-verify", needed_for="Grading LaTeX answers", extra="math")
@@ -154,7 +161,7 @@ def grader_for(
     required_by: str | None = None,
     remedy: str = "",
 ) -> Grader | None:
-    """A grader fit for the ground truths of these prompts, or None when one of them has none.
+    """Make a grader fit for the ground truths of these prompts; None when one of them has none.
 
     Args:
         prompts: to be graded.

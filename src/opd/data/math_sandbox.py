@@ -1,7 +1,8 @@
-"""A child process that compares two mathematical expressions, and is killed when it takes too long.
+"""A child process that compares two mathematical expressions, and is killed at its time limit.
 
 JSON lines over pipes, one request at a time. The child (`math_worker.py`) is started by its file,
-so it imports neither torch nor anything else of ours.
+so it imports neither torch nor anything else of opd. A process pool does not do: its children
+inherit the environment with its API keys, and what they send is unpickled.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ WORKER = Path(__file__).with_name("math_worker.py")
 START_LIMIT = 120.0  # seconds to import sympy on a busy machine; not part of a text's limit
 MEMORY = 2 * 2**30  # bytes of address space
 MAX_REPLY = 4096  # bytes
-# API keys have no business in a process that reads hostile text.
+# A process that reads hostile text gets no API keys.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "TMPDIR", "LD_LIBRARY_PATH")
 
 
@@ -34,17 +35,20 @@ class MathProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[..., MathProcess] | None = None
 
-    def equal(self, text: str, answer: str, *, marked: bool) -> tuple[bool, str]:
-        """Whether two expressions are equal, and why (not).
+    def compare(self, text: str, answer: str, *, marked: bool) -> tuple[bool, str]:
+        """Compare two expressions.
 
         Args:
             text: the expression itself when `marked`, else a sentence that ends with it.
             answer: ground truth, LaTeX.
             marked: see `text`.
+
+        Returns:
+            Whether they are equal, and the reason.
         """
         if len(text) > MAX_ANSWER or len(answer) > MAX_ANSWER:
             return False, f"longer than {MAX_ANSWER} characters"
-        child = self._running()
+        child = self._running_child()
         request = json.dumps({"text": text, "answer": answer, "marked": marked}) + "\n"
         assert child.stdin is not None
         try:
@@ -53,7 +57,7 @@ class MathProcess:
         except BrokenPipeError:
             self.close()
             return False, "the checker died"
-        line = self._line(child, self.limit)
+        line = self._read_line(child, self.limit)
         if line is None:
             self.close()
             return False, "timed out"
@@ -69,7 +73,7 @@ class MathProcess:
             self._finalizer()
         self._child = self._finalizer = None
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running_child(self) -> subprocess.Popen[bytes]:
         if self._child is not None:
             return self._child
         self._child = subprocess.Popen(
@@ -80,30 +84,30 @@ class MathProcess:
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         )
         self.starts += 1
-        self._finalizer = weakref.finalize(self, _end, self._child)
-        ready = self._line(self._child, START_LIMIT)
+        self._finalizer = weakref.finalize(self, _kill, self._child)
+        ready = self._read_line(self._child, START_LIMIT)
         if not ready or json.loads(ready) != {"ready": True}:
             self.close()
             raise RuntimeError(f"the math checker did not start: {ready!r}")
         return self._child
 
     @staticmethod
-    def _line(child: subprocess.Popen[bytes], limit: float) -> bytes | None:
-        """One line of the child's; None when time is up, b"" when it has ended."""
+    def _read_line(child: subprocess.Popen[bytes], limit: float) -> bytes | None:
+        """One line from the child; None when time is up, b"" when it has ended."""
         assert child.stdout is not None
-        fd, end, got = child.stdout.fileno(), time.monotonic() + limit, b""
-        while not got.endswith(b"\n"):
-            left = end - time.monotonic()
-            if left <= 0 or not select.select([fd], [], [], left)[0]:
+        fd, deadline, line = child.stdout.fileno(), time.monotonic() + limit, b""
+        while not line.endswith(b"\n"):
+            seconds = deadline - time.monotonic()
+            if seconds <= 0 or not select.select([fd], [], [], seconds)[0]:
                 return None
-            piece = os.read(fd, MAX_REPLY)
-            if not piece or len(got) > MAX_REPLY:
+            chunk = os.read(fd, MAX_REPLY)
+            if not chunk or len(line) > MAX_REPLY:
                 return b""
-            got += piece
-        return got
+            line += chunk
+        return line
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _kill(child: subprocess.Popen[bytes]) -> None:
     child.kill()
     child.wait()
     for pipe in (child.stdin, child.stdout):

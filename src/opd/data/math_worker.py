@@ -1,8 +1,8 @@
 """The child of `math_sandbox`: {"text", "answer", "marked"} in, {"equal", "reason"} out.
 
-JSON lines. Runs by its file name, imports only math-verify and the standard library. It reads what
-a model wrote, so it can neither write files, open sockets nor start processes, and its memory and
-CPU time are limited: were the parent killed, a child lost in a huge power still ends by itself.
+JSON lines. Runs by its file name, imports only math-verify and the standard library. It reads model
+text, so it can neither write files, open sockets nor start processes, and its memory and CPU time
+are limited: if the parent is killed, a child inside a huge power still ends by itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(memory: int, seconds: float) -> None:
     """Answer requests until the parent closes the pipe."""
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # whatever the libraries print must not look like a reply
-    equal = load()
+    compare = load()
     confine(memory)
     send(replies, {"ready": True})
     for line in sys.stdin:
@@ -39,8 +39,8 @@ def main(memory: int, seconds: float) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.RLIM_INFINITY))
         request = json.loads(line)
         try:
-            found = equal(request["text"], request["answer"], request["marked"])
-            reply = {"equal": found, "reason": "equal" if found else "not equal"}
+            is_equal = compare(request["text"], request["answer"], request["marked"])
+            reply = {"equal": is_equal, "reason": "equal" if is_equal else "not equal"}
         except MemoryError:
             reply = {"equal": False, "reason": "out of memory"}
         except RecursionError:
@@ -49,22 +49,22 @@ def main(memory: int, seconds: float) -> None:
 
 
 def load() -> Callable[[str, str, bool], bool]:
-    """The comparison, warmed up: grammars and sympy modules are read before files are closed."""
+    """Load the comparison and run it once: grammars and modules are read before `confine`."""
     import math_verify
 
     # Timeouts off: math-verify's are signals, which cannot interrupt one long C call.
-    def equal(text: str, answer: str, marked: bool) -> bool:
-        gold = math_verify.parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
-        found = math_verify.parse(f"\\boxed{{{text}}}" if marked else text, parsing_timeout=None)
-        return bool(math_verify.verify(gold, found, timeout_seconds=None))
+    def compare(text: str, answer: str, marked: bool) -> bool:
+        truth = math_verify.parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
+        given = math_verify.parse(f"\\boxed{{{text}}}" if marked else text, parsing_timeout=None)
+        return bool(math_verify.verify(truth, given, timeout_seconds=None))
 
-    equal("\\frac{1}{2}", "x^2+\\sqrt{2}", True)
-    equal("it is $2$ or 3", "5", False)
-    return equal
+    compare("\\frac{1}{2}", "x^2+\\sqrt{2}", True)
+    compare("it is $2$ or 3", "5", False)
+    return compare
 
 
 def confine(memory: int) -> None:
-    """Give up what a calculator does not need."""
+    """Drop permissions and limit memory: a calculator needs neither files nor processes."""
     if sys.platform != "darwin":  # where address space cannot be limited
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

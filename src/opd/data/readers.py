@@ -1,7 +1,7 @@
-"""Rows from files people have: JSONL, JSON, parquet, CSV, or a hub dataset.
+"""Rows of JSONL, JSON, parquet and CSV files, or of a hub dataset.
 
-Every complaint says where: file, line or row, what was found, what was expected. What the columns
-mean is `opd.data.prompts`' business.
+Every error names file and line or row, what was found and what was expected. `opd.data.prompts`
+interprets the columns.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Row:
 
     Attributes:
         index: 0-based row number; blank lines do not count.
-        place: where a person finds it, as in "train.jsonl, line 3".
+        location: for messages, as in "train.jsonl, line 3".
         values: its columns.
     """
 
     index: int
-    place: str
+    location: str
     values: dict[str, Any]
 
 
@@ -48,7 +48,7 @@ def read_rows(path: str) -> list[Row]:
         MissingDependency: a hub dataset without the package `datasets`.
     """
     if path.startswith(HUB):
-        return _filled(path, _numbered(path, _hub(path)))
+        return _require_rows(path, _rows(path, _read_hub(path)))
     file = Path(path).expanduser()
     if not file.exists():
         raise UserError(f"No such file: {path}. For a dataset on the hub write {HUB}owner/name.")
@@ -61,32 +61,27 @@ def read_rows(path: str) -> list[Row]:
             f"Allowed: {', '.join(SUFFIXES)}, or {HUB}owner/name[:split]."
         )
     if suffix == ".parquet":
-        rows = _numbered(path, _parquet(file))
+        rows = _rows(path, _read_parquet(file))
     else:
-        text = _text(file)
-        if suffix == ".json":
-            found = _json(path, text)
-        elif suffix == ".csv":
-            found = _csv(path, text)
-        else:
-            found = _jsonl(path, text)
-        rows = [Row(i, place, values) for i, (place, values) in enumerate(found)]
-    return _filled(path, rows)
+        parsers = {".json": _parse_json, ".csv": _parse_csv}
+        located = parsers.get(suffix, _parse_jsonl)(path, _read_text(file))
+        rows = [Row(i, location, values) for i, (location, values) in enumerate(located)]
+    return _require_rows(path, rows)
 
 
-def _filled(path: str, rows: list[Row]) -> list[Row]:
+def _require_rows(path: str, rows: list[Row]) -> list[Row]:
     if not rows:
         raise UserError(f"{path} holds no rows. Each row is one prompt.")
     return rows
 
 
-def columns(rows: list[Row]) -> list[str]:
+def column_names(rows: list[Row]) -> list[str]:
     """Names of all columns, in order of first appearance."""
     return list(dict.fromkeys(name for row in rows for name in row.values))
 
 
-def kind(value: Any) -> str:
-    """What a value is, in JSON's words."""
+def json_type(value: Any) -> str:
+    """The JSON type of a value, in words."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -100,26 +95,26 @@ def kind(value: Any) -> str:
     return "an object" if isinstance(value, dict) else type(value).__name__
 
 
-def require_one_kind(rows: list[Row], column: str) -> None:
-    """Refuse a column that is text here and a list there.
+def require_one_type(rows: list[Row], column: str) -> None:
+    """Check that a column has one type in all rows.
 
     Raises:
-        UserError: naming the first two rows that disagree.
+        UserError: naming the first two rows that differ.
     """
     first: dict[str, Row] = {}
     for row in rows:
         value = row.values.get(column)
         if value is not None:
-            first.setdefault(kind(value), row)
+            first.setdefault(json_type(value), row)
     if len(first) > 1:
-        (a, row_a), (b, row_b) = list(first.items())[:2]
+        (type_a, row_a), (type_b, row_b) = list(first.items())[:2]
         raise UserError(
-            f"Column {column!r} changes its type: {a} in {row_a.place}, {b} in {row_b.place}. "
-            "Give every row the same type."
+            f"Column {column!r} changes its type: {type_a} in {row_a.location}, {type_b} in "
+            f"{row_b.location}. Give every row the same type."
         )
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     """The file as text; a byte order mark is dropped."""
     try:
         data = file.read_bytes()
@@ -143,8 +138,8 @@ def _text(file: Path) -> str:
         ) from None
 
 
-def _jsonl(path: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    good, bad = [], []
+def _parse_jsonl(path: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    rows, errors = [], []
     # Only \n ends a line: str.splitlines would also break inside a string at U+2028.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -152,38 +147,38 @@ def _jsonl(path: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             value = _loads(line)
         except (ValueError, RecursionError) as error:
-            bad.append((number, _why(error)))
+            errors.append((number, _describe(error)))
             continue
         if isinstance(value, dict):
-            good.append((f"{path}, line {number}", value))
+            rows.append((f"{path}, line {number}", value))
         else:
-            bad.append((number, f"found {kind(value)}"))
-    if bad:
-        number, why = bad[0]
-        more = f" ({len(bad)} lines are bad.)" if len(bad) > 1 else ""
+            errors.append((number, f"found {json_type(value)}"))
+    if errors:
+        number, reason = errors[0]
+        more = f" ({len(errors)} lines are bad.)" if len(errors) > 1 else ""
         raise UserError(
-            f"{path}, line {number}: expected one JSON object, {why}.{more}\n"
+            f"{path}, line {number}: expected one JSON object, {reason}.{more}\n"
             'A row looks like {"prompt": "...", "answer": "..."}.'
         )
-    return iter(good)
+    return iter(rows)
 
 
-def _json(path: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parse_json(path: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         data = _loads(text)
     except (ValueError, RecursionError) as error:
         hint = " One object a line? Name the file .jsonl." if "Extra data" in str(error) else ""
-        raise UserError(f"{path}: not valid JSON, {_why(error)}.{hint}") from None
+        raise UserError(f"{path}: not valid JSON, {_describe(error)}.{hint}") from None
     if not isinstance(data, list):
-        raise UserError(f"{path}: expected a list of objects at the top, found {kind(data)}.")
+        raise UserError(f"{path}: expected a list of objects at the top, found {json_type(data)}.")
     for i, value in enumerate(data):
         if not isinstance(value, dict):
-            raise UserError(f"{path}, row {i}: expected an object, found {kind(value)}.")
+            raise UserError(f"{path}, row {i}: expected an object, found {json_type(value)}.")
         yield f"{path}, row {i}", value
 
 
 def _loads(text: str) -> Any:
-    """Strict JSON: NaN and Infinity are not JSON, whatever Python thinks."""
+    """Parse strict JSON: without NaN and Infinity, which Python's parser accepts."""
     return json.loads(text, parse_constant=_refuse_constant)
 
 
@@ -191,7 +186,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _why(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         lines = f"line {error.lineno}, " if error.lineno > 1 else ""
         return f"{error.msg} at {lines}column {error.colno}"
@@ -200,7 +195,7 @@ def _why(error: Exception) -> str:
     return str(error)
 
 
-def _csv(path: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parse_csv(path: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     line = 1
@@ -222,7 +217,7 @@ def _csv(path: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path}, line {line}: not valid CSV: {error}.") from None
 
 
-def _parquet(file: Path) -> list[dict[str, Any]]:
+def _read_parquet(file: Path) -> list[dict[str, Any]]:
     try:
         table = pq.read_table(file)
         rows: list[dict[str, Any]] = table.to_pylist()
@@ -232,7 +227,7 @@ def _parquet(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _hub(path: str) -> list[dict[str, Any]]:
+def _read_hub(path: str) -> list[dict[str, Any]]:
     name, _, split = path.removeprefix(HUB).partition(":")
     if not name:
         raise UserError(f"{path!r} names no dataset; write {HUB}owner/name[:split].")
@@ -250,5 +245,5 @@ def _hub(path: str) -> list[dict[str, Any]]:
         ) from None
 
 
-def _numbered(path: str, found: list[dict[str, Any]]) -> list[Row]:
-    return [Row(i, f"{path}, row {i}", values) for i, values in enumerate(found)]
+def _rows(path: str, records: list[dict[str, Any]]) -> list[Row]:
+    return [Row(i, f"{path}, row {i}", values) for i, values in enumerate(records)]

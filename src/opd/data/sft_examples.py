@@ -1,4 +1,4 @@
-"""Completions that nobody sampled: gold or teacher data to imitate, in the form of rollouts."""
+"""Supervised examples: given completions to imitate, in the form of rollouts."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from opd.data.prompts import load_prompts
-from opd.data.readers import read_rows
+from opd.data.readers import Row, read_rows
 from opd.errors import UserError
 from opd.types import Prompt, Rollout
 
 
-def example(index: int, prompt: Sequence[int], completion: Sequence[int]) -> Rollout:
+def make_example(index: int, prompt: Sequence[int], completion: Sequence[int]) -> Rollout:
     """A completion to imitate, from token ids; they end with a stop token."""
     return Rollout.of_ids(Prompt(index, tuple(prompt), ""), completion, finish="stop")
 
 
-def load_gold(
+def read_sft_examples(
     path: str,
     tokenizer: Any,
     *,
@@ -42,28 +42,27 @@ def load_gold(
     """
     prompts = load_prompts(path, tokenizer, template=template, chat=chat, max_tokens=max_tokens)
     rows = {row.index: row for row in read_rows(path)}
-    found = []
+    examples = []
     for prompt in prompts.prompts:
         row = rows[prompt.index]
-        text = _completion(row.values, row.place, key)
+        text = _completion_of(row, key)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        cut = "length" in (row.values.get("finish"), row.values.get("finish_reason"))
-        if cut:
-            found.append(Rollout.of_ids(prompt, ids))
+        if "length" in (row.values.get("finish"), row.values.get("finish_reason")):
+            examples.append(Rollout.of_ids(prompt, ids))
         else:
-            found.append(Rollout.of_ids(prompt, [*ids, tokenizer.eos_token_id], finish="stop"))
-    return found
+            examples.append(Rollout.of_ids(prompt, [*ids, tokenizer.eos_token_id], finish="stop"))
+    return examples
 
 
-def _completion(values: dict[str, Any], place: str, key: str) -> str:
-    given = values.get("completion")
-    if given is None and isinstance(values.get("messages"), list) and values["messages"]:
-        last = values["messages"][-1]
+def _completion_of(row: Row, key: str) -> str:
+    text, messages = row.values.get("completion"), row.values.get("messages")
+    if text is None and isinstance(messages, list) and messages:
+        last = messages[-1]
         if isinstance(last, dict) and last.get("role") == "assistant":
-            given = last.get("content")
-    if not isinstance(given, str) or not given:
+            text = last.get("content")
+    if not isinstance(text, str) or not text:
         raise UserError(
-            f"{place}: no completion to learn. Rows of {key} need a `completion`, or "
+            f"{row.location}: no completion to learn. Rows of {key} need a `completion`, or "
             "`messages` that end with an assistant turn."
         )
-    return given
+    return text

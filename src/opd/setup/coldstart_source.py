@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from opd.config import Coldstart, Run
 from opd.data.graders import grader_for
 from opd.data.prompts import PromptSet, load_prompts
-from opd.data.sft_examples import load_gold
+from opd.data.sft_examples import read_sft_examples
 from opd.errors import UserError
 from opd.recipes.coldstart import CompletionSource
 from opd.rng import Stream, generator
@@ -87,7 +87,7 @@ def given_completions(models: Models, cold: Coldstart) -> list[Rollout]:
     if path.is_dir() or _is_rollout_file(path):
         completions = read_rollouts(path, key="coldstart.path")
     else:
-        completions = load_gold(
+        completions = read_sft_examples(
             cold.path,
             models.pair.tokenizer,
             template=cfg.prompts.template,
@@ -130,14 +130,15 @@ def _prompts(models: Models, cold: Coldstart, prompts: PromptSet) -> list[Prompt
         count = max(1, int(cold.share * len(order)))
         return [prompts.prompts[i] for i in order[:count]]
     new_tokens = cold.max_new_tokens or cfg.rollout.max_new_tokens
-    context = models.pair.student.context_length
+    context, max_tokens = models.pair.student.context_length, cfg.prompts.max_tokens
+    if context is not None:
+        max_tokens = min(max_tokens, max(1, context - new_tokens))
     own = load_prompts(
         cold.prompts,
         models.pair.tokenizer,
         template=cfg.prompts.template,
         chat=cfg.prompts.chat,
-        max_tokens=cfg.prompts.max_tokens,
-        context=None if context is None else max(1, context - new_tokens),
+        max_tokens=max_tokens,
     ).prompts
     return [own[i] for i in _order(len(own), cfg.train.seed)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from opd.config import EvalSet, Run
 from opd.data.graders import Grader, grader_for
 from opd.data.prompts import PromptSet, load_prompts
-from opd.data.sft_examples import load_gold
+from opd.data.sft_examples import read_sft_examples
 from opd.errors import UserError
 from opd.models.lm import rope_parameters
 from opd.run.console import Console
@@ -22,8 +22,9 @@ def load_training_prompts(cfg: Run, pair: Pair, console: Console) -> PromptSet:
         pair.tokenizer,
         template=cfg.prompts.template,
         chat=cfg.prompts.chat,
-        max_tokens=cfg.prompts.max_tokens,
-        context=max_prompt_tokens(pair, cfg.rollout.max_new_tokens, "rollout.max_new_tokens"),
+        max_tokens=max_prompt_tokens(
+            cfg, pair, cfg.rollout.max_new_tokens, "rollout.max_new_tokens"
+        ),
     )
     if prompts.dropped:
         console.say(
@@ -45,9 +46,8 @@ def load_eval_task(cfg: Run, spec: EvalSet, index: int, pair: Pair) -> EvalTask:
         pair.tokenizer,
         template=spec.template,
         chat=spec.chat,
-        max_tokens=cfg.prompts.max_tokens,
+        max_tokens=max_prompt_tokens(cfg, pair, new_tokens, f"eval.{index}.max_new_tokens"),
         limit=spec.limit,
-        context=max_prompt_tokens(pair, new_tokens, f"eval.{index}.max_new_tokens"),
     )
     grader = grader_for(
         prompts.prompts,
@@ -85,7 +85,7 @@ def load_sft_examples(cfg: Run, pair: Pair) -> list[Rollout]:
     """The completions of loss.terms.sft_path; none if it is not set."""
     if cfg.loss.terms.sft_path is None:
         return []
-    return load_gold(
+    return read_sft_examples(
         cfg.loss.terms.sft_path,
         pair.tokenizer,
         template=cfg.prompts.template,
@@ -94,10 +94,11 @@ def load_sft_examples(cfg: Run, pair: Pair) -> list[Rollout]:
     )
 
 
-def max_prompt_tokens(pair: Pair, new_tokens: int, key: str) -> int | None:
-    """Longest prompt that leaves a completion of `new_tokens` in the context of both models.
+def max_prompt_tokens(cfg: Run, pair: Pair, new_tokens: int, key: str) -> int:
+    """Longest prompt: prompts.max_tokens, or what the context of both models leaves.
 
     Args:
+        cfg: the run.
         pair: student and teacher.
         new_tokens: of a completion.
         key: that sets it, for the message.
@@ -108,7 +109,7 @@ def max_prompt_tokens(pair: Pair, new_tokens: int, key: str) -> int | None:
     models = [lm for lm in (pair.student, pair.teacher) if lm]
     contexts = [lm.context_length for lm in models if lm.context_length]
     if not contexts:
-        return None
+        return cfg.prompts.max_tokens
     left = min(contexts) - new_tokens
     if left < 1:
         longrope = any(rope_parameters(lm.config, "longrope") for lm in models)
@@ -117,4 +118,4 @@ def max_prompt_tokens(pair: Pair, new_tokens: int, key: str) -> int | None:
             f"{key}={new_tokens} leaves no room for a prompt: the models read at most "
             f"{min(contexts)} tokens{note}. Lower {key}."
         )
-    return left
+    return min(left, cfg.prompts.max_tokens)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from opd import rng
 from opd.config import Run, Select
-from opd.data.duplicates import Leak, leaks, questions_of, repeats
+from opd.data.duplicates import Leak, find_leaks, find_repeats, load_questions
 from opd.data.graders import grader_for
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
@@ -32,10 +32,11 @@ def drop_duplicates(
     """
     paths = [(e.label, e.path) for e in cfg.eval] + [(Path(p).stem, p) for p in spec.against]
     indices = {p.index for p in prompts.prompts}
-    questions = [q for q in questions_of(cfg.prompts.path) if q.index in indices]
-    leaked = leaks(questions, [(label, questions_of(p)) for label, p in paths], near=spec.near)
+    questions = [q for q in load_questions(cfg.prompts.path) if q.index in indices]
+    held_out = [(label, load_questions(path)) for label, path in paths]
+    leaked = find_leaks(questions, held_out, near=spec.near)
     leaked_rows = {leak.row for leak in leaked}
-    repeated = repeats([q for q in questions if q.index not in leaked_rows], near=spec.near)
+    repeated = find_repeats([q for q in questions if q.index not in leaked_rows], near=spec.near)
     usable = [p for p in prompts.prompts if p.index not in leaked_rows and p.index not in repeated]
     if len(usable) < 2:
         raise UserError(

@@ -90,8 +90,9 @@ def _load(cfg: Run, pair: Pair, template: Template) -> Sequence[Prompt]:
         pair.tokenizer,
         template=template[0],
         chat=template[1],
-        max_tokens=cfg.prompts.max_tokens,
-        context=max_prompt_tokens(pair, cfg.rollout.max_new_tokens, "rollout.max_new_tokens"),
+        max_tokens=max_prompt_tokens(
+            cfg, pair, cfg.rollout.max_new_tokens, "rollout.max_new_tokens"
+        ),
     ).prompts
 
 

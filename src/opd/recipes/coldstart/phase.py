@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from opd.config import Coldstart
-from opd.data.duplicates import without
-from opd.data.filters import REASONS, sift
+from opd.data.duplicates import exclude_questions
+from opd.data.filters import REASONS, filter_completions
 from opd.errors import UserError
 from opd.recipes.coldstart.completions import CompletionSource, completions_of_round
 from opd.recipes.coldstart.progress import (
@@ -113,7 +113,7 @@ def hand_over(session: Session, source: CompletionSource, cfg: Coldstart) -> Ses
     experience = session.source
     if cfg.disjoint:
         used = [p for i in range(record["rounds"]) for p in source.prompts_of(i, cfg)]
-        left = without(experience.prompts.prompts, used)
+        left = exclude_questions(experience.prompts.prompts, used)
         if not left:
             raise UserError(
                 f"The cold start used every question of {session.cfg.prompts.path}. Give it "
@@ -195,11 +195,11 @@ def run_round(
     assert cfg is not None
     with session.clock("rollout"):
         completions = completions_of_round(session, source, cfg, progress.rounds)
-    kept, counts = sift(
+    kept, counts = filter_completions(
         completions,
         session.source.decode,
         answer=cfg.answer,
-        most_repetition=cfg.repetition,
+        max_repetition=cfg.repetition,
         grader=source.grader,
     )
     left_out = {reason: progress.left_out[reason] + counts[reason] for reason in REASONS}
