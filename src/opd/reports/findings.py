@@ -37,9 +37,9 @@ def findings(run: RunData, main: Outcome | None) -> list[Finding]:
         main: outcome on its first held-out set.
     """
     optional = (_skipped_updates(run), _no_lead(main), _still_rising(run, main))
-    found = [*_alarms(run), *(finding for finding in optional if finding is not None)]
-    if found or not gap_closed(main):
-        return found
+    results = [*_alarms(run), *(finding for finding in optional if finding is not None)]
+    if results or not gap_closed(main):
+        return results
     return [Finding(Sentence("Nothing in the metrics shows what limits the rest of the gap."))]
 
 
@@ -62,11 +62,11 @@ def _alarms(run: RunData) -> list[Finding]:
     kinds: dict[str, list[AlarmText]] = {}
     for alarm in run.alarms:
         kinds.setdefault(alarm.name, []).append(alarm)
-    found = [_alarm(alarms, run.replayed) for alarms in list(kinds.values())[:MAX_ALARMS]]
+    results = [_alarm(alarms, run.replayed) for alarms in list(kinds.values())[:MAX_ALARMS]]
     if len(kinds) > MAX_ALARMS:
         text = f"{len(kinds) - MAX_ALARMS} more kinds of alarms were raised, see the table below."
-        found.append(Finding(Sentence(text, "", {"alarms": list(kinds)[MAX_ALARMS:]})))
-    return found
+        results.append(Finding(Sentence(text, "", {"alarms": list(kinds)[MAX_ALARMS:]})))
+    return results
 
 
 def _alarm(alarms: Sequence[AlarmText], replayed: bool) -> Finding:

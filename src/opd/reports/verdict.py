@@ -36,16 +36,16 @@ def verdict(run: RunData) -> Verdict:
     outcomes = [o for task in run.evals if (o := outcome(task)) is not None]
     main, others = (outcomes[0] if outcomes else None), outcomes[1:]
     tone, headline = _headline(run, main)
-    found = findings(run, main)
+    results = findings(run, main)
     coldstart = coldstart_sentence(run)
     sentences = [
         *_state(run),
         *_accuracy(main),
         *_other_sets(others),
         *([] if coldstart is None else [coldstart]),
-        *(finding.sentence for finding in found),
+        *(finding.sentence for finding in results),
     ]
-    advice = [finding.advice for finding in found if finding.advice is not None]
+    advice = [finding.advice for finding in results if finding.advice is not None]
     if run.state == "stopped" and run.stopped_by is None:
         advice.insert(0, Sentence(RESUME))
     if any(o.gain is not None and o.gain.difference.high < 0 for o in others):

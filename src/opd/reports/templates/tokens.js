@@ -9,23 +9,23 @@
     if (name) node.className = name;
     return node;
   };
-  const share = (p) => (p >= 0.0001 ? (100 * p).toFixed(p < 0.1 ? 2 : 1) + "%" : "<0.01%");
+  const percent = (p) => (p >= 0.0001 ? (100 * p).toFixed(p < 0.1 ? 2 : 1) + "%" : "<0.01%");
   const text = (id) => data.texts[id].replace(/ /g, "\u2423").replace(/\n/g, "\u23ce");
-  const cell = (pair, drawn, colour) => {
+  const cell = (pair, sampled, colour) => {
     const td = make("td");
     if (!pair) return td;
-    const line = make("span", undefined, pair[0] === drawn ? "drawn" : "");
+    const line = make("span", undefined, pair[0] === sampled ? "sampled" : "");
     const width = (100 * pair[1]).toFixed(1) + "%";
     line.style.background = `linear-gradient(90deg, var(${colour}) ${width}, transparent ${width})`;
-    line.append(make("code", text(pair[0])), make("span", share(pair[1])));
+    line.append(make("code", text(pair[0])), make("span", percent(pair[1])));
     td.append(line);
     return td;
   };
   const show = (row) => {
     panel.replaceChildren();
-    const said = row.a === null ? "advantage unknown" : `advantage ${row.a > 0 ? "+" : ""}${row.a.toFixed(2)} nats`.replace("-", "\u2212");
-    panel.append(make("p", `Token ${row.i + 1}: ${text(row.t)}  ${said}`));
-    panel.append(make("p", `The student gave it ${share(row.p)}; its entropy here is ${row.h.toFixed(2)} nats.`, "note"));
+    const advantage = row.a === null ? "advantage unknown" : `advantage ${row.a > 0 ? "+" : ""}${row.a.toFixed(2)} nats`.replace("-", "\u2212");
+    panel.append(make("p", `Token ${row.i + 1}: ${text(row.t)}  ${advantage}`));
+    panel.append(make("p", `Probability under the student: ${percent(row.p)}; the student's entropy at this position: ${row.h.toFixed(2)} nats.`, "note"));
     const table = make("table");
     const head = table.insertRow();
     head.append(make("th", "student"), make("th", row.q ? "teacher" : "teacher: top k not kept"));
@@ -33,7 +33,7 @@
       table.insertRow().append(cell(row.s[i], row.t, "--n1"), cell((row.q || [])[i], row.t, "--p1"));
     panel.append(table);
     if (row.m !== undefined)
-      panel.append(make("p", `Both renormalised on the student's top k, which holds ${share(row.m)} of its probability.`, "note"));
+      panel.append(make("p", `Both renormalised on the student's top k, which holds ${percent(row.m)} of its probability.`, "note"));
   };
   const panel = document.querySelector(".panel");
   const spans = [...document.querySelectorAll(".rollout .t")];
@@ -49,18 +49,18 @@
     show(rows[current]);
   };
   const first = data.rollouts[0];
-  let least = 0;
-  first.forEach((row, i) => { if ((row.a ?? 0) < (first[least].a ?? 0)) least = i; });
+  let lowest = 0;
+  first.forEach((row, i) => { if ((row.a ?? 0) < (first[lowest].a ?? 0)) lowest = i; });
   panel.hidden = false;
-  select(least, false);
-  const place = (event) => spans.indexOf(event.target.closest?.(".t"));
+  select(lowest, false);
+  const indexOf = (event) => spans.indexOf(event.target.closest?.(".t"));
   for (const kind of ["mouseover", "click", "focusin"])
     document.addEventListener(kind, (event) => {
-      const i = place(event);
+      const i = indexOf(event);
       if (i >= 0 && i !== current) select(i, false);
     });
   document.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (step && place(event) >= 0) { event.preventDefault(); select(current + step, true); }
+    if (step && indexOf(event) >= 0) { event.preventDefault(); select(current + step, true); }
   });
 })();
