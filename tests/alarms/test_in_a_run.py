@@ -73,11 +73,11 @@ def test_alarms_are_recorded_once_and_survive_an_interruption(tmp_path):
 def test_an_alarm_is_said_with_numbers_and_remedy(capsys, style):
     record = {"step": 3, "name": "repetition", "message": "Loops.", "evidence": {"now": 0.25}}
     Console(style).alarm(record | {"remedy": "Shorten.", "action": "warn"})
-    said = capsys.readouterr().out
+    text = capsys.readouterr().out
     for word in ("repetition", "Loops.", "0.25", "Shorten.", "warn"):
-        assert word in said
+        assert word in text
     if style == "json":
-        assert json.loads(said)["alarm"] == "repetition"
+        assert json.loads(text)["alarm"] == "repetition"
 
 
 def test_off_is_silent(tmp_path):
@@ -162,9 +162,9 @@ def test_a_stop_keeps_the_best_student(tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == best
     assert summary["stopped"]["name"] == alarms[0]["name"]
-    said = " ".join(render_text(training_summary(summary)))
-    assert alarms[0]["name"] in said
-    assert f"that of step {best}" in said
+    text = " ".join(render_text(training_summary(summary)))
+    assert alarms[0]["name"] in text
+    assert f"that of step {best}" in text
     assert summary["sets"]["sum"]["after"]["value"] == accuracy[best] > accuracy[max(accuracy)]
     (kept,) = (tmp_path / "run" / "best").iterdir()
     assert kept.name == f"step-{best}"

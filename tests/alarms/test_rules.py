@@ -1,4 +1,4 @@
-"""Each rule on made-up metric rows: it sees its trouble, and keeps quiet about a good run."""
+"""Each rule on synthetic metric rows: it raises its alarm, and none on a good run."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def spike(t: float) -> dict[str, float]:
     }
 
 
-def evaluations(*found: tuple[int, float, float]) -> list[dict]:
+def evaluations(*points: tuple[int, float, float]) -> list[dict]:
     """Rows of (step, accuracy, pass@4) with a wide interval."""
     made = []
-    for step, accuracy, passed in found:
+    for step, accuracy, passed in points:
         ends = {"accuracy": accuracy, "accuracy_low": accuracy - 0.2, "pass@4": passed}
         ends |= {"accuracy_high": accuracy + 0.2, "pass@1": accuracy}
         made.append({"step": step} | {f"eval/task/{n}": v for n, v in ends.items()})
@@ -95,7 +95,7 @@ BAD = {
 
 def rows(trouble=None, *, steps=STEPS, noise=0.02, seed=0) -> list[dict]:
     rng = np.random.Generator(np.random.Philox(seed))
-    found = []
+    table = []
     for step in range(1, steps + 1):
         t = (step - 1) / steps
         values = good(t) | (trouble(t) if trouble else {})
@@ -103,8 +103,8 @@ def rows(trouble=None, *, steps=STEPS, noise=0.02, seed=0) -> list[dict]:
         for name in ("top1_agreement", "overlap_ratio", "overlap_mass_student", "support_mass"):
             v = values[f"diag/{name}"]  # noise of a share near 1 is on its distance from 1
             shaken[f"diag/{name}"] = 1 - (1 - v) * (1 + noise * rng.standard_normal())
-        found.append({"step": step} | shaken)
-    return found
+        table.append({"step": step} | shaken)
+    return table
 
 
 def names(alarms) -> set[str]:
@@ -118,9 +118,9 @@ def test_a_good_run_is_left_alone(seed):
 
 @pytest.mark.parametrize("name", BAD)
 def test_each_rule_sees_its_trouble_with_numbers_and_a_remedy(name):
-    found = [a for a in replay(rows(BAD[name]), Alarms(), STEPS) if a.name == name]
-    assert found, "not seen"
-    first = found[0]
+    alarms = [a for a in replay(rows(BAD[name]), Alarms(), STEPS) if a.name == name]
+    assert alarms, "not raised"
+    first = alarms[0]
     assert 2 * window_size(Alarms(), STEPS) < first.step <= STEPS
     assert first.evidence
     assert all(math.isfinite(v) for v in first.evidence.values())
@@ -154,12 +154,12 @@ def test_a_distance_that_fell_at_once_and_stays_large_is_stagnation_too():
 def test_a_student_that_gets_better_is_not_told_that_it_learns_nothing(name):
     better = rows(lambda t: BAD[name](t) | {"rollout/reward": 0.3 + 0.5 * t})
     assert replay(better, Alarms(), STEPS) == []
-    found = rows(BAD[name])
+    table = rows(BAD[name])
     for step, accuracy in ((0, 0.2), (8, 0.6)):
         ends = {"accuracy": accuracy, "accuracy_low": accuracy - 0.05}
         ends |= {"accuracy_high": accuracy + 0.05}
-        found.append({"step": step} | {f"eval/task/{n}": v for n, v in ends.items()})
-    assert replay(sorted(found, key=lambda row: row["step"]), Alarms(), STEPS) == []
+        table.append({"step": step} | {f"eval/task/{n}": v for n, v in ends.items()})
+    assert replay(sorted(table, key=lambda row: row["step"]), Alarms(), STEPS) == []
 
 
 @pytest.mark.parametrize(("needed", "alarmed"), [(30.0, False), (70.0, True)])
@@ -169,17 +169,17 @@ def test_rollouts_that_are_all_cut_are_an_alarm_if_evaluation_needs_three_times_
     cut = rows(lambda t: {"rollout/truncated": 1.0, "rollout/length": 20.0})
     row = {"step": 0} | {f"eval/task/{n}": 0.5 for n in ("accuracy", "accuracy_low")}
     row |= {"eval/task/accuracy_high": 0.5, "eval/task/length": needed}
-    found = names(replay([row, *cut], Alarms(), STEPS))
-    assert found == ({"truncation"} if alarmed else set())
+    raised = names(replay([row, *cut], Alarms(), STEPS))
+    assert raised == ({"truncation"} if alarmed else set())
 
 
 def test_fewer_problems_solved_by_any_try_is_an_alarm_unless_once_or_with_accuracy():
-    def found(*rest: tuple[int, float, float]) -> set[str]:
+    def raised(*rest: tuple[int, float, float]) -> set[str]:
         return names(replay(together(rows(), evaluations((0, 0.4, 0.8), *rest)), Alarms(), STEPS))
 
-    assert found((10, 0.45, 0.6), (20, 0.5, 0.6)) == {"diversity-falling"}
-    assert found((10, 0.45, 0.6), (20, 0.5, 0.78)) == set()
-    assert found((10, 0.35, 0.6), (20, 0.3, 0.6)) == set()
+    assert raised((10, 0.45, 0.6), (20, 0.5, 0.6)) == {"diversity-falling"}
+    assert raised((10, 0.45, 0.6), (20, 0.5, 0.78)) == set()
+    assert raised((10, 0.35, 0.6), (20, 0.3, 0.6)) == set()
 
 
 def test_a_level_alone_is_no_alarm():
@@ -191,14 +191,14 @@ def test_a_level_alone_is_no_alarm():
 
 
 def test_held_out_accuracy_is_watched_too():
-    found = rows()
+    table = rows()
     for step, accuracy in ((0, 0.8), (20, 0.4)):
         row = {"step": step, "eval/off-task/accuracy": accuracy}
         row |= {"eval/off-task/accuracy_low": accuracy - 0.05}
         row |= {"eval/off-task/accuracy_high": accuracy + 0.05}
-        found.append(row)
-    found.sort(key=lambda row: row["step"])
-    (alarm,) = replay(found, Alarms(), STEPS)
+        table.append(row)
+    table.sort(key=lambda row: row["step"])
+    (alarm,) = replay(table, Alarms(), STEPS)
     assert (alarm.name, alarm.step) == ("reverse-distillation", 21)
     assert alarm.evidence["off-task_start"] == 0.8
 
@@ -206,11 +206,11 @@ def test_held_out_accuracy_is_watched_too():
 @pytest.mark.parametrize("split", [1, 9, 17, 18, 39])
 def test_whoever_comes_in_the_middle_sees_the_same_alarms(split):
     # What a resumed run does: earlier rows from the file, later ones as they come.
-    found = rows(BAD["reverse-distillation"])
-    straight = replay(found, Alarms(), STEPS)
+    table = rows(BAD["reverse-distillation"])
+    straight = replay(table, Alarms(), STEPS)
     monitor = Monitor(Alarms(), STEPS)
-    alarms = monitor.replay([json.loads(encode_line(row)) for row in found[:split]])
-    for row in found[split:]:
+    alarms = monitor.replay([json.loads(encode_line(row)) for row in table[:split]])
+    for row in table[split:]:
         monitor.add(row)
         alarms += [alarm for _, alarm in monitor.check(row["step"])]
     assert alarms == straight
@@ -218,8 +218,8 @@ def test_whoever_comes_in_the_middle_sees_the_same_alarms(split):
 
 
 def test_an_alarm_is_raised_once_while_its_condition_lasts():
-    found = replay(rows(BAD["repetition"], steps=200), Alarms(), 200)
-    assert [a.name for a in found].count("repetition") == 1
+    alarms = replay(rows(BAD["repetition"], steps=200), Alarms(), 200)
+    assert [a.name for a in alarms].count("repetition") == 1
 
 
 def test_thresholds_can_be_changed():
@@ -228,15 +228,15 @@ def test_thresholds_can_be_changed():
 
 
 def test_what_is_not_finite_or_not_there_is_left_out():
-    found = rows(BAD["repetition"])
-    found[3] |= {
+    table = rows(BAD["repetition"])
+    table[3] |= {
         "train/loss": None,
         "nonfinite": {"train/loss": "nan"},
         "diag/reverse_kl": math.nan,
     }
-    for row in found[:20]:
+    for row in table[:20]:
         del row["diag/top1_agreement"]
-    assert names(replay(found, Alarms(), STEPS)) == {"repetition"}
+    assert names(replay(table, Alarms(), STEPS)) == {"repetition"}
 
 
 def test_rows_of_a_warm_up_belong_to_another_phase():

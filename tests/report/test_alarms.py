@@ -1,4 +1,4 @@
-"""Alarms and phases: every form of the journal's lines, and what page and terminal say of them."""
+"""Alarms and phases: every form of the journal's lines, in the report and in the terminal."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ FULL = {
 
 
 def test_a_full_line_keeps_every_word():
-    (found,) = alarm_texts([FULL])
-    assert (found.step, found.name, found.message) == (7, "overlap mass falling", "It fell.")
-    assert found.evidence == "last_fifth 0.5, first 0.75"
-    assert (found.remedy, found.intervention) == ("Use loss.mode=tail.", "tail bucket on")
+    (alarm,) = alarm_texts([FULL])
+    assert (alarm.step, alarm.name, alarm.message) == (7, "overlap mass falling", "It fell.")
+    assert alarm.evidence == "last_fifth 0.5, first 0.75"
+    assert (alarm.remedy, alarm.intervention) == ("Use loss.mode=tail.", "tail bucket on")
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,9 @@ def test_a_full_line_keeps_every_word():
     ],
 )
 def test_lines_of_other_versions_are_alarms_too(record, evidence):
-    (found,) = alarm_texts([record])
-    assert found.evidence == evidence
-    assert found.intervention == ""
+    (alarm,) = alarm_texts([record])
+    assert alarm.evidence == evidence
+    assert alarm.intervention == ""
 
 
 def test_an_alarm_that_stopped_the_run_says_so():
@@ -54,8 +54,8 @@ def test_an_alarm_that_stopped_the_run_says_so():
 
 def test_an_alarm_that_goes_on_is_marked_once():
     names = {1: "a", 2: "a", 3: "b", 4: "a"}
-    found = alarm_texts([{"step": s, "name": n} for s, n in names.items()])
-    assert first_steps(found) == [1, 3, 4]
+    alarms = alarm_texts([{"step": s, "name": n} for s, n in names.items()])
+    assert first_steps(alarms) == [1, 3, 4]
 
 
 def test_phases_come_from_either_journal():

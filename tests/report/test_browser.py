@@ -22,7 +22,7 @@ def armed(text: str) -> str:
 @pytest.fixture
 def hostile_page(make_run):
     everything = armed("\n".join(HOSTILE))
-    return report(make_run(text=lambda place: f"{place} {everything}", sampled=True))
+    return report(make_run(text=lambda field: f"{field} {everything}", sampled=True))
 
 
 def test_hostile_text_sends_nothing_and_runs_nothing(hostile_page):
@@ -55,10 +55,10 @@ def test_verdict_and_intervals_are_on_the_first_screen_and_nothing_overflows(
     make_run, width, height
 ):
     page = report(make_run())
-    found = measure(page, width, height, [".headline", ".tiles", ".tokens", ".chart svg"])
-    assert found[".tiles"][1] <= height
-    assert 0 < found[".headline"][1] < found[".tiles"][1]
-    assert found["page"][0] <= width
+    ends = measure(page, width, height, [".headline", ".tiles", ".tokens", ".chart svg"])
+    assert ends[".tiles"][1] <= height
+    assert 0 < ends[".headline"][1] < ends[".tiles"][1]
+    assert ends["page"][0] <= width
 
 
 @pytest.mark.parametrize("width", [1440, 390])

@@ -21,14 +21,14 @@ def costs(path, price=None) -> dict:
 
 
 def test_seconds_tokens_and_calls_are_sums(good):
-    found = costs(good)
-    assert found["machine time"].value == STEPS * 1.0
-    assert found["completion tokens trained on"].value == STEPS * 100
-    assert found["completions scored by the teacher"].value == STEPS * 64 * 4
+    totals = costs(good)
+    assert totals["machine time"].value == STEPS * 1.0
+    assert totals["completion tokens trained on"].value == STEPS * 100
+    assert totals["completions scored by the teacher"].value == STEPS * 64 * 4
     # Before, after and the teacher; two answers to a prompt, five tokens each.
-    assert found["completion tokens of evaluations"].value == 3 * PROMPTS * 2 * 5
-    assert "3 evaluations" in found["completion tokens of evaluations"].note
-    assert "money" not in found
+    assert totals["completion tokens of evaluations"].value == 3 * PROMPTS * 2 * 5
+    assert "3 evaluations" in totals["completion tokens of evaluations"].note
+    assert "money" not in totals
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_teacher_server_is_counted_in_requests(make_run):
         for step in (21, 22):
             values = {"teacher/requests": 8, "teacher/retries": step - 21}
             run.time(step, values | {"teacher/cache_hits": 0.5, "time/step_s": 1.0})
-    found = costs(path)
-    assert found["requests to the teacher server"].value == 16
-    assert found["of them retries"].value == 1
-    assert found["completions whose scores were cached"].value == 0.5
+    totals = costs(path)
+    assert totals["requests to the teacher server"].value == 16
+    assert totals["of them retries"].value == 1
+    assert totals["completions whose scores were cached"].value == 0.5

@@ -17,7 +17,7 @@ from opd.reports.sanitize import for_terminal, visible
 from support.hostile_text import HOSTILE
 from support.html_reports import check_html
 
-PLACES = (
+FIELDS = (
     *("student", "question", "truth", "answer-0", "prompt", "token1"),
     *("message", "alarm", "seen", "remedy", "acted"),
     *("reason", "advice", "key", "number"),
@@ -41,22 +41,22 @@ def few() -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_each_hostile_text_in_every_field_stays_text(make_run, text):
-    path = make_run(text=lambda place: f"{place} {text}", sampled=True, series=few(), steps=6)
+    path = make_run(text=lambda field: f"{field} {text}", sampled=True, series=few(), steps=6)
     html = render_html(run_document(read_run(path)))
     joined = bare("".join(check_html(html).text))
-    for place in PLACES:
-        assert bare(visible(f"{place} {text}")) in joined, place
+    for field in FIELDS:
+        assert bare(visible(f"{field} {text}")) in joined, field
     assert not UNSEEN.search(html)
 
 
 def test_all_hostile_texts_in_every_field_stay_text(make_run):
     everything = " ".join(HOSTILE)
-    path = make_run(text=lambda place: f"{place} {everything}", series=few(), steps=6)
+    path = make_run(text=lambda field: f"{field} {everything}", series=few(), steps=6)
     html = report(path).read_text("utf-8")
     joined = bare("".join(check_html(html).text))
-    for place in PLACES:
-        if not place.startswith("answer"):  # long answers are shortened
-            assert bare(visible(f"{place} {everything}")) in joined, place
+    for field in FIELDS:
+        if not field.startswith("answer"):  # long answers are shortened
+            assert bare(visible(f"{field} {everything}")) in joined, field
     assert not UNSEEN.search(html)
     data = (path / "report.json").read_bytes()
     assert data.isascii()
@@ -87,7 +87,7 @@ def test_terminal_commands_are_removed_whole():
 
 
 def test_watch_prints_hostile_runs_as_letters(make_run, capsys):
-    path = make_run(text=lambda place: f"{place} {HOSTILE[54]}[bold]markup[/bold]")
+    path = make_run(text=lambda field: f"{field} {HOSTILE[54]}[bold]markup[/bold]")
     watch(path, console=Console(highlight=False, width=200, force_terminal=False))
     out = capsys.readouterr().out
     assert "\x1b" not in out

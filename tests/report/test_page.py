@@ -50,14 +50,14 @@ def test_verdict_comes_first_then_accuracy_and_the_rest(page):
     ]
 
 
-def test_every_number_shown_is_in_the_twin(page):
+def test_every_number_shown_is_in_the_sidecar(page):
     html, sidecar = page
     assert len(visible_numbers(html)) > 100
     assert not not_in_sidecar(html, sidecar)
     assert panel_rollouts(html) == sidecar_rollouts(sidecar) != []
 
 
-def test_a_number_that_only_the_page_has_is_found(page):
+def test_a_number_that_only_the_html_has_is_detected(page):
     html, sidecar = page
     assert not_in_sidecar(html.replace("<h2", "<p>12.3456</p><h2", 1), sidecar) == {"12.3456"}
     assert not_in_sidecar(html.replace('title="', 'title="98765 ', 1), sidecar) == {"98765"}
@@ -67,7 +67,7 @@ PAGES = sorted(GALLERY.glob("*.html"))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=[p.stem for p in PAGES])
-def test_every_number_of_the_gallery_is_in_its_twin(path):
+def test_every_number_of_the_gallery_is_in_its_sidecar(path):
     html = path.read_text("utf-8")
     sidecar = json.loads(path.with_suffix(".json").read_text("utf-8"))
     assert not not_in_sidecar(html, sidecar)
@@ -80,7 +80,7 @@ def test_the_gallery_has_every_kind_of_run():
     assert {p.stem for p in PAGES} >= names
 
 
-def test_twin_has_the_curves_themselves(page, good):
+def test_sidecar_has_the_curves_themselves(page, good):
     _, sidecar = page
     run = read_run(good)
     charts = {
@@ -89,8 +89,8 @@ def test_twin_has_the_curves_themselves(page, good):
         if part["kind"] == "charts"
         for c in part["charts"]
     }
-    found = charts["diag/reverse_kl"]["diag/reverse_kl"]
-    assert found["values"] == run.series("diag/reverse_kl").values.tolist()
+    curve = charts["diag/reverse_kl"]["diag/reverse_kl"]
+    assert curve["values"] == run.series("diag/reverse_kl").values.tolist()
 
 
 @pytest.mark.parametrize("name", HEALTHY_RANGES)
@@ -122,7 +122,7 @@ def test_page_reloads_itself_only_while_the_run_is_in_progress(good, make_run):
     assert 'http-equiv="refresh"' not in render_html(run_document(read_run(path)))
 
 
-def test_a_damaged_folder_is_still_reported_and_says_what_is_missing(make_run):
+def test_a_damaged_folder_is_still_reported_and_lists_what_is_missing(make_run):
     path = make_run()
     (path / "tokens.parquet").write_bytes(b"broken")
     (path / "rollouts" / "step-3.parquet").write_bytes(b"broken")
@@ -137,36 +137,36 @@ def test_a_damaged_folder_is_still_reported_and_says_what_is_missing(make_run):
 def edit(path, change) -> None:
     for name in ("config", "env"):
         file = path / f"{name}.json"
-        found = json.loads(file.read_text("utf-8"))
-        change(name, found)
-        file.write_text(json.dumps(found))
+        record = json.loads(file.read_text("utf-8"))
+        change(name, record)
+        file.write_text(json.dumps(record))
 
 
-def test_a_run_of_another_version_is_shown_and_said_to_be_one(make_run):
-    def older(name, found):
+def test_a_run_of_another_version_is_shown_and_named_as_one(make_run):
+    def older(name, record):
         if name == "env":
-            found["versions"]["opd"] = "0.0.3"
+            record["versions"]["opd"] = "0.0.3"
         else:
-            found |= {"section_of_then": {"x": 1}, "rollout": {"temperature": 1.0}}
-            del found["diagnostics"]
+            record |= {"removed_section": {"x": 1}, "rollout": {"temperature": 1.0}}
+            del record["diagnostics"]
 
     path = make_run()
     edit(path, older)
     html = render_html(run_document(read_run(path)))
     assert "Made by opd 0.0.3" in html
-    assert "section_of_then.x" in html
+    assert "removed_section.x" in html
     assert "scored by the teacher" not in html  # nobody knows how many answers a prompt had
 
 
 @pytest.mark.parametrize("key", ["student", "train", "output"])
-def test_a_folder_without_the_least_is_refused_by_name(make_run, key):
+def test_a_folder_without_required_keys_is_refused_by_name(make_run, key):
     path = make_run()
-    edit(path, lambda _, found: found.pop(key, None))
+    edit(path, lambda _, record: record.pop(key, None))
     with pytest.raises(UserError, match=rf"has no {key}\."):
         read_run(path)
 
 
-def test_places_that_are_no_run_are_told_apart(good, tmp_path):
+def test_paths_that_are_no_run_are_distinguished(good, tmp_path):
     for path, words in (
         (tmp_path / "absent", "there is no such folder"),
         (tmp_path, "it has no config.json"),
@@ -181,10 +181,10 @@ def test_an_empty_run_has_a_page(make_run):
     assert "Too early to say" in render_html(run_document(read_run(path)))
 
 
-def test_a_report_that_fails_is_told_and_nothing_is_raised(tmp_path):
-    said: list[str] = []
-    report_after_training(tmp_path / "absent", said.append)
-    assert "No report was written" in said[0]
+def test_a_report_that_fails_is_reported_and_nothing_is_raised(tmp_path):
+    lines: list[str] = []
+    report_after_training(tmp_path / "absent", lines.append)
+    assert "No report was written" in lines[0]
 
 
 def test_report_needs_no_torch(good, tmp_path):
@@ -224,9 +224,9 @@ def test_config_rows_list_what_differs_and_the_default(tmp_path):
 
 
 def test_position_matrix_has_gaps_where_nothing_was_logged(good):
-    found = by_position(read_run(good), "diag/student_entropy")
-    assert found is not None
-    matrix, steps, edges = found
+    binned = by_position(read_run(good), "diag/student_entropy")
+    assert binned is not None
+    matrix, steps, edges = binned
     assert edges == [0, 3, 6]
     np.testing.assert_allclose(matrix[0], 0.5 + 0.01 * steps)
 
@@ -286,7 +286,7 @@ def test_contrast_measure():
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_text_and_lines_can_be_seen(theme):
-    """WCAG 2 AA: text 4.5, what is drawn 3; tokens on each of their colours."""
+    """WCAG 2 AA: text 4.5, lines 3; tokens on each of their colours."""
     style = (TEMPLATES / "report.css").read_text("utf-8")
     block = re.findall(r":root \{(.*?)\n\s*\}", style, re.DOTALL)[theme]
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]+)", block))

@@ -36,7 +36,7 @@ def texts(html: str) -> str:
     return " ".join(" ".join(check_html(html).text).split())
 
 
-def test_a_page_of_any_sections_has_the_same_policy_and_its_twin(tmp_path):
+def test_a_page_of_any_sections_has_the_same_policy_and_its_sidecar(tmp_path):
     table = Table(
         "Teachers", ("teacher", "accuracy"), [["a", estimate(Estimate(0.5, 0.4, 0.6, 9))]]
     )
@@ -47,21 +47,21 @@ def test_a_page_of_any_sections_has_the_same_policy_and_its_twin(tmp_path):
     document = Document("lab", "", sections, source="the lab's runs")
     page = write_report(document, tmp_path / "new" / "lab.html")
     html = page.read_text("utf-8")
-    found = texts(html)
+    text = texts(html)
     for words in ("Take teacher a.", "50.0% 40.0 to 60.0%", "from the lab's runs"):
-        assert words.replace(" ", "") in found.replace(" ", "")
+        assert words.replace(" ", "") in text.replace(" ", "")
     sidecar = json.loads(page.with_suffix(".json").read_text("utf-8"))
     rows = sidecar["sections"]["teachers"]["parts"]
     assert rows[0]["rows"][0][1] == {"value": 0.5, "shown": "50.0%", "note": "40.0 to 60.0%"}
 
 
 @pytest.mark.parametrize(
-    ("said", "tone"), [("go", "good"), ("go with changes", "unclear"), ("don't", "bad")]
+    ("label", "tone"), [("go", "good"), ("go with changes", "unclear"), ("don't", "bad")]
 )
-def test_a_check_says_verdict_reasons_advice_and_numbers(said, tone):
-    document = check_document(CHECK | {"verdict": said})
+def test_a_check_shows_verdict_reasons_advice_and_numbers(label, tone):
+    document = check_document(CHECK | {"verdict": label})
     assert document.sections[0].parts[0].tone == tone
-    found = texts(render_html(document))
+    text = texts(render_html(document))
     for words in (
         "the teacher is ahead by 0.3",
         "Start shorter.",
@@ -70,7 +70,7 @@ def test_a_check_says_verdict_reasons_advice_and_numbers(said, tone):
         "accuracy.student",
         "95% interval 0.125 to 0.5, n = 40",
     ):
-        assert words in found
+        assert words in text
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from opd.reports.training_summary import training_summary
 from support.hostile_text import HOSTILE
 
 
-def every_part(text=lambda place: place) -> Document:
+def every_part(text=lambda field: field) -> Document:
     """A document with every kind of part but the token view."""
     x = np.arange(3.0)
     chart = Chart(text("chart"), curves("c", [Line(x, x)]), {}, name="c")
@@ -74,7 +74,7 @@ def every_part(text=lambda place: place) -> Document:
     return Document(text("title"), text("subtitle"), sections)
 
 
-PLACES = (
+FIELDS = (
     *(
         "title",
         "subtitle",
@@ -95,7 +95,7 @@ def test_every_text_and_number_is_in_each_format():
     document = every_part()
     formats = (render_html(document), "\n".join(render_text(document)), render_markdown(document))
     for rendered in formats:
-        for words in (*PLACES, "50%", "40 to 60%", "0.125", "n = 4", "note 7"):
+        for words in (*FIELDS, "50%", "40 to 60%", "0.125", "n = 4", "note 7"):
             assert words in rendered, words
         assert "hidden heading" not in rendered
 
@@ -124,12 +124,12 @@ def test_terminal_lines_are_wrapped_and_what_is_to_be_copied_is_not():
     first = next(line for line in lines if line.startswith("  a "))
     other = next(line for line in lines if line.startswith("  long name"))
     assert first.index("word") == other.index("1")  # columns are aligned
-    assert "C" not in lines  # a folded table is for those who open it
+    assert "C" not in lines  # a folded table is left out
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_stays_text_on_the_terminal(text):
-    lines = render_text(every_part(lambda place: f"{place} {text}[bold]b[/bold]"))
+    lines = render_text(every_part(lambda field: f"{field} {text}[bold]b[/bold]"))
     assert not re.search(r"[\x00-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2066-\u2069]", "".join(lines))
     assert "[bold]b[/bold]" in "".join(lines)
 
@@ -146,26 +146,28 @@ def test_hostile_text_stays_text_in_markdown(text):
     parse = MarkdownIt("commonmark").enable("table").parse
     kinds = [
         re.sub("_(open|close)$", "", token.type)
-        for block in parse(render_markdown(every_part(lambda place: f"{place} {text}")))
+        for block in parse(render_markdown(every_part(lambda field: f"{field} {text}")))
         for token in (block, *(block.children or ()))
     ]
     assert set(kinds) <= ALLOWED, set(kinds) - ALLOWED
     harmless = parse(render_markdown(every_part()))
-    blocks = parse(render_markdown(every_part(lambda place: f"{place} {text}")))
+    blocks = parse(render_markdown(every_part(lambda field: f"{field} {text}")))
     assert [b.type for b in blocks] == [b.type for b in harmless]
 
 
 def test_the_summary_of_a_run_has_every_interval_and_the_recovered_gap():
-    made = {"before": (0.2, 0.1, 0.3), "after": (0.6, 0.5, 0.7), "teacher": (0.8, 0.7, 0.9)}
-    entry = {who: dict(zip(("value", "low", "high"), e, strict=True)) for who, e in made.items()}
+    intervals = {"before": (0.2, 0.1, 0.3), "after": (0.6, 0.5, 0.7), "teacher": (0.8, 0.7, 0.9)}
+    entry = {
+        label: dict(zip(("value", "low", "high"), e, strict=True)) for label, e in intervals.items()
+    }
     entry |= {"change": {"value": 0.4, "low": 0.3, "high": 0.5}}
     entry |= {"gap_recovery": {"value": 2 / 3, "low": 0.5, "high": 0.8}}
-    entry = {who: numbers | {"n": 30} for who, numbers in entry.items()}
+    entry = {label: numbers | {"n": 30} for label, numbers in entry.items()}
     summary = {"run": "runs/first", "steps": 20, "sets": {"sum": entry}}
     text = " ".join(" ".join(render_text(training_summary(summary))).split())
-    for who, numbers in made.items():
+    for label, numbers in intervals.items():
         shown = estimate(Estimate(*numbers, 30))
-        assert f"{who} {shown.text} ({shown.note})" in text
+        assert f"{label} {shown.text} ({shown.note})" in text
     assert "+40.0 points (95% interval +30.0 to +50.0: better)" in text
     assert "66.7% of the gap to the teacher was recovered (50.0 to 80.0%)." in text
     assert "Final student: runs/first/final" in text

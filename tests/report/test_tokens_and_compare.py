@@ -16,26 +16,26 @@ from opd.reports.token_view import EDGES, SHADES, advantages, scored_rollouts, s
 
 
 def test_advantage_on_the_support_against_a_loop(good):
-    for one in scored_rollouts(read_run(good), 4):
-        rollout, scores = one.rollout, one.scores
+    for scored in scored_rollouts(read_run(good), 4):
+        rollout, scores = scored.rollout, scored.scores
         for t, token in enumerate(rollout.ids):
             where = [i for i, v in enumerate(rollout.topk_ids[t]) if v == token]
             if not where:
-                assert np.isnan(one.advantage[t])
+                assert np.isnan(scored.advantage[t])
                 continue
             p = np.exp(rollout.topk_logp[t].astype(float))
             q = np.exp(scores.support[t].astype(float))
             expected = np.log(q[where[0]] / q.sum()) - np.log(p[where[0]] / p.sum())
-            assert one.advantage[t] == pytest.approx(expected, abs=1e-9)
+            assert scored.advantage[t] == pytest.approx(expected, abs=1e-9)
 
 
 def test_advantage_is_exact_where_the_teacher_was_normalised(make_run):
-    one = scored_rollouts(read_run(make_run(sampled=True)), 1)[0]
-    assert one.exact
+    scored = scored_rollouts(read_run(make_run(sampled=True)), 1)[0]
+    assert scored.exact
     np.testing.assert_allclose(
-        one.advantage, one.scores.sampled.astype(float) - one.rollout.logp.astype(float)
+        scored.advantage, scored.scores.sampled.astype(float) - scored.rollout.logp.astype(float)
     )
-    assert advantages(one.rollout, type(one.scores)()) is None
+    assert advantages(scored.rollout, type(scored.scores)()) is None
 
 
 def test_view_shows_worst_median_and_best_of_early_middle_and_late(good):
@@ -61,13 +61,13 @@ def test_shade_is_symmetric_and_monotone(value):
 
 def test_paired_difference_is_that_of_core_stats(make_run, tmp_path):
     a, b = (read_run(make_run(n, accuracy={0: 0.2, 20: x})) for n, x in (("a", 0.4), ("b", 0.7)))
-    found = compare_document([a, b]).record()["sections"]["verdict"]["parts"][0]
+    verdict = compare_document([a, b]).record()["sections"]["verdict"]["parts"][0]
     expected = stats.paired(
         a.evals[0].student[-1].per_prompt, b.evals[0].student[-1].per_prompt
     ).difference
-    values = found["sentences"][0]["values"]
+    values = verdict["sentences"][0]["values"]
     assert (values["difference"], values["low"]) == (expected.value, expected.low)
-    assert found["headline"] == "b is better than a on task."
+    assert verdict["headline"] == "b is better than a on task."
 
 
 @pytest.mark.parametrize(
@@ -84,15 +84,15 @@ def test_the_headline_is_about_all_runs(make_run, ends, tone, headline):
         read_run(make_run(name, accuracy={0: 0.2, 20: end}))
         for name, end in zip("abc", ends, strict=False)
     ]
-    found = compare_document(runs).record()["sections"]["verdict"]["parts"][0]
-    assert (found["tone"], found["headline"]) == (tone, headline)
+    verdict = compare_document(runs).record()["sections"]["verdict"]["parts"][0]
+    assert (verdict["tone"], verdict["headline"]) == (tone, headline)
 
 
 def test_students_that_began_apart_are_named_and_gains_shown(make_run):
     runs = [read_run(make_run(n, accuracy={0: x, 20: 0.8})) for n, x in (("a", 0.2), ("b", 0.6))]
     sections = compare_document(runs).record()["sections"]
-    said = [s["text"] for s in sections["verdict"]["parts"][0]["sentences"]]
-    assert "b started with another student than a: compare the gains." in said
+    texts = [s["text"] for s in sections["verdict"]["parts"][0]["sentences"]]
+    assert "b started with another student than a: compare the gains." in texts
     gained = [row[4]["shown"] for row in sections["accuracy"]["parts"][0]["rows"]]
     assert gained == ["+60.0 points", "+20.0 points"]
 

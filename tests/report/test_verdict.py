@@ -10,9 +10,9 @@ from opd.reports.read import read_run
 from opd.reports.verdict import verdict
 
 
-def said(path):
-    found = verdict(read_run(path))
-    return found, " ".join(s.text for s in (*found.sentences, *found.advice))
+def verdict_of(path):
+    result = verdict(read_run(path))
+    return result, " ".join(s.text for s in (*result.sentences, *result.advice))
 
 
 @pytest.mark.parametrize(
@@ -26,40 +26,40 @@ def said(path):
     ],
 )
 def test_headline_follows_the_paired_interval(make_run, accuracy, teacher, tone, words):
-    found, _ = said(make_run(accuracy=accuracy, teacher=teacher))
-    assert (found.tone, found.headline[: len(words)]) == (tone, words)
+    result, _ = verdict_of(make_run(accuracy=accuracy, teacher=teacher))
+    assert (result.tone, result.headline[: len(words)]) == (tone, words)
 
 
 def test_numbers_of_the_tiles_are_those_of_the_evaluations(make_run):
-    found, _ = said(make_run(accuracy={0: 0.2, 20: 0.8}, teacher=0.9))
-    values = {tile.label: tile.number.value for tile in found.tiles}
+    result, _ = verdict_of(make_run(accuracy={0: 0.2, 20: 0.8}, teacher=0.9))
+    values = {tile.label: tile.number.value for tile in result.tiles}
     assert values["before"] == pytest.approx(0.2)
     assert values["after 20 steps"] == pytest.approx(0.8)
     assert values["of the gap recovered"] == pytest.approx(0.6 / 0.7)
 
 
 def test_a_gap_not_measured_yet_is_not_called_absent(make_run):
-    found, _ = said(make_run(accuracy={0: 0.2}, teacher=0.9, planned=40))
-    assert found.tiles[-1].number.note == "not known before the next evaluation"
-    found, _ = said(make_run("level", accuracy={0: 0.8, 20: 0.8}, teacher=0.7))
-    assert found.tiles[-1].number.note == "the teacher was not ahead"
+    result, _ = verdict_of(make_run(accuracy={0: 0.2}, teacher=0.9, planned=40))
+    assert result.tiles[-1].number.note == "not known before the next evaluation"
+    result, _ = verdict_of(make_run("level", accuracy={0: 0.8, 20: 0.8}, teacher=0.7))
+    assert result.tiles[-1].number.note == "the teacher was not ahead"
 
 
 def test_a_worse_teacher_is_named(make_run):
-    _, text = said(make_run(accuracy={0: 0.8, 20: 0.4}, teacher=0.3))
+    _, text = verdict_of(make_run(accuracy={0: 0.8, 20: 0.4}, teacher=0.3))
     assert "The teacher was worse than the student" in text
     assert "Choose a teacher that is ahead" in text
 
 
 def test_still_rising_needs_a_paired_rise_at_the_end(make_run):
-    _, text = said(make_run("up", accuracy={0: 0.2, 10: 0.4, 20: 0.8}))
+    _, text = verdict_of(make_run("up", accuracy={0: 0.2, 10: 0.4, 20: 0.8}))
     assert "still rising" in text
-    _, text = said(make_run("flat", accuracy={0: 0.2, 10: 0.8, 20: 0.8}))
+    _, text = verdict_of(make_run("flat", accuracy={0: 0.2, 10: 0.8, 20: 0.8}))
     assert "still rising" not in text
 
 
 def test_a_run_that_stopped_says_so(make_run):
-    _, text = said(make_run(planned=100))
+    _, text = verdict_of(make_run(planned=100))
     assert "stopped early, after 20 of 100 steps" in text
     assert "`opd train ... --resume`" in text
 
@@ -72,12 +72,12 @@ def test_a_run_that_an_alarm_ended_is_about_the_student_it_kept(make_run, kept, 
     path = make_run(accuracy={0: 0.2, 10: 0.6, 20: 0.3}, planned=100)
     stopped = {"step": 20, "name": "accuracy-falling", "message": "It fell.", "action": "stop"}
     (path / "summary.json").write_text(json.dumps({"steps": kept, "stopped": stopped}))
-    found, text = said(path)
+    result, text = verdict_of(path)
     assert read_run(path).evals[0].final.accuracy.value == pytest.approx(after)
     assert "The alarm accuracy-falling stopped the run after 20 of 100 steps" in text
     assert words in text
     assert "--resume" not in text
-    assert ("untouched student is kept" in found.headline) == (kept == 0)
+    assert ("untouched student is kept" in result.headline) == (kept == 0)
 
 
 def test_a_summary_from_before_a_resume_is_not_believed(make_run):

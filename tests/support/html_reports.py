@@ -78,11 +78,11 @@ class VisibleText(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self._data = found.get("id") == "token-data"
+        attributes = dict(attrs)
+        self._data = attributes.get("id") == "token-data"
         if tag in SILENT:
             self._silent.append(tag)
-        self.texts += [found[k] for k in ("title", "aria-label", "alt") if found.get(k)]
+        self.texts += [attributes[k] for k in ("title", "aria-label", "alt") if attributes.get(k)]
 
     def handle_endtag(self, tag):
         if self._silent and self._silent[-1] == tag:

@@ -17,9 +17,9 @@ STEPS, PROMPTS, K, VOCAB, T = 20, 30, 4, 12, 6
 Text = Callable[[str], str]
 
 
-def plain(place: str) -> str:
+def plain(field: str) -> str:
     """The text of a field is its name."""
-    return place
+    return field
 
 
 def write_run(

@@ -73,8 +73,8 @@ def test_the_student_between_the_phases_is_shown(warmed):
     chart = sidecar["sections"]["accuracy"]["parts"][0]["charts"][0]["data"]
     assert chart["steps"] == [0, 0, 20]
     assert chart["accuracy"] == pytest.approx([0.2, 0.5, 0.8])
-    said = [s.text for s in verdict(warmed).sentences]
-    assert "It began with a cold start: 1,234 off-policy tokens of the teacher." in said
+    texts = [s.text for s in verdict(warmed).sentences]
+    assert "It began with a cold start: 1,234 off-policy tokens of the teacher." in texts
 
 
 def test_a_run_without_one_has_no_such_section(good):
