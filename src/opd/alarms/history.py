@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -53,12 +52,19 @@ class History:
     def __init__(self, window: int) -> None:
         self.window = window
         self._series: dict[str, list[float]] = {}
+        self._squares: dict[str, list[float]] = {}  # squared differences of successive values
+        # Of windows that never change, by metric and index of their first value.
+        self._windows: dict[tuple[str, int], tuple[float, float]] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row of metrics.jsonl; values that are not finite numbers are left out."""
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float) and math.isfinite(value):
-                self._series.setdefault(name, []).append(float(value))
+                series = self._series.setdefault(name, [])
+                if series:
+                    square = (float(value) - series[-1]) ** 2
+                    self._squares.setdefault(name, []).append(square)
+                series.append(float(value))
 
     def values(self, name: str) -> Sequence[float]:
         """Values of a metric; empty if it was never logged."""
@@ -76,18 +82,30 @@ class History:
             ago: number of newest values to leave out.
             skip_windows: number of whole windows to leave out at the start.
         """
-        values, w = self.values(name)[skip_windows * self.window :], self.window
-        end = len(values) - ago
-        if end < 2 * w:
+        values, w = self.values(name), self.window
+        start, end = skip_windows * w, len(values) - ago
+        if end - start < 2 * w:
             return None
-        first, last = values[:w], values[end - w : end]
-        noise = math.hypot(_standard_error(first), _standard_error(last))
-        return Change(fmean(first), fmean(last), noise)
+        first, first_error = self._mean_and_error(name, start)
+        last, last_error = self._mean_and_error(name, end - w)
+        return Change(first, last, math.hypot(first_error, last_error))
+
+    def _mean_and_error(self, name: str, start: int) -> tuple[float, float]:
+        """Mean of a whole window and its standard error, from differences of successive values."""
+        if (name, start) in self._windows:
+            return self._windows[name, start]
+        w = self.window
+        squares = self._squares.get(name, [])[start : start + w - 1]
+        error = math.sqrt(fmean(squares) / 2 / w) if squares else 0.0
+        mean_and_error = fmean(self.values(name)[start : start + w]), error
+        if start % w == 0:
+            self._windows[name, start] = mean_and_error
+        return mean_and_error
 
     def means(self, name: str) -> list[float]:
         """Means of successive whole windows, from the start."""
-        values, w = self.values(name), self.window
-        return [fmean(values[i * w : (i + 1) * w]) for i in range(len(values) // w)]
+        starts = range(0, self.num_windows(name) * self.window, self.window)
+        return [self._mean_and_error(name, start)[0] for start in starts]
 
     def position_bins(self, name: str) -> list[tuple[int, str]]:
         """First position and full name of a metric's position bins, early ones first."""
@@ -113,9 +131,3 @@ class History:
 
 def _is_accuracy(name: str) -> bool:
     return name.startswith("eval/") and name.endswith("/accuracy")
-
-
-def _standard_error(values: Sequence[float]) -> float:
-    """Standard error of the mean, from differences of successive values."""
-    squares = [(b - a) ** 2 for a, b in pairwise(values)]
-    return math.sqrt(fmean(squares) / 2 / len(values)) if squares else 0.0

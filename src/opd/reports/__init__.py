@@ -1,1 +1,1 @@
-"""Run folder in, one page out. Never imports torch."""
+"""Results as documents (HTML, plain text, Markdown), and the report of a run. No torch."""

@@ -48,9 +48,9 @@ def _held_out_set(entry: Mapping[str, Any]) -> list[Part]:
         entry: of the set in summary.json.
     """
     rows: list[list[Cell]] = [
-        [who, estimate(Estimate(**entry[who]))]
-        for who in ("before", "after", "teacher")
-        if who in entry
+        [model, estimate(Estimate(**entry[model]))]
+        for model in ("before", "after", "teacher")
+        if model in entry
     ]
     if "change" in entry:
         rows.append(["change", _change(Estimate(**entry["change"]))])
