@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +123,66 @@ def test_well_known_names_point_to_keys_that_exist():
     for place in config.WELL_KNOWN.values():
         key = place.split(" ")[0].replace(".N.", ".")
         assert key in known, place
+
+
+# Every section that may be absent, so that a removed key of any of them has a place.
+EVERY_SECTION = MINIMAL | {
+    "eval": [{"path": "e.jsonl"}],
+    "coldstart": {},
+    "horizon": {"prune": {}},
+    "select": {"output": "s.jsonl"},
+}
+each_removed = pytest.mark.parametrize("key", config.REMOVED)
+
+
+def with_key(key: str, value: object) -> dict:
+    """A configuration that sets a removed key."""
+    data = json.loads(json.dumps(EVERY_SECTION))
+    *sections, leaf = key.split(".")
+    node = data
+    for name in sections:
+        node = node.setdefault(name, {})
+        node = node[0] if isinstance(node, list) else node
+    node[leaf] = value
+    return data
+
+
+@each_removed
+def test_a_removed_key_is_refused_with_what_became_of_it(tmp_path, key):
+    removed = config.REMOVED[key]
+    assert key not in config.known_keys()
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(with_key(key, removed.default)))
+    as_override = f"{key.replace('eval.', 'eval.0.')}={json.dumps(removed.default)}"
+    for path, overrides in [("run.yaml", ()), ("plain.yaml", [as_override])]:
+        (tmp_path / "plain.yaml").write_text(yaml.safe_dump(EVERY_SECTION))
+        with pytest.raises(UserError, match=r"was removed in 0\.2") as refusal:
+            config.load(tmp_path / path, overrides)
+        assert removed.reason in str(refusal.value)
+
+
+@each_removed
+def test_a_stored_configuration_may_hold_a_removed_key_that_changes_nothing(tmp_path, key, caplog):
+    removed, plain = config.REMOVED[key], config.parse(EVERY_SECTION)
+    stored = tmp_path / "config.json"
+    stored.write_text(json.dumps(with_key(key, removed.default)))
+    assert config.load(stored) == plain
+    assert not caplog.records
+    stored.write_text(json.dumps(with_key(key, "another")))
+    if removed.affects_results:
+        with pytest.raises(UserError, match=f"{key}.* was removed in") as refusal:
+            config.load(stored)
+        assert removed.reason in str(refusal.value)
+    else:
+        assert config.load(stored) == plain
+        assert removed.reason in caplog.text
+
+
+@each_removed
+def test_the_constant_named_for_a_removed_key_has_its_value(key):
+    removed = config.REMOVED[key]
+    if removed.constant is not None:
+        module, name = removed.constant.split(":")
+        assert getattr(importlib.import_module(module), name) == removed.default
 
 
 @pytest.mark.parametrize("module", ["opd", "opd.config", "opd.cli", "opd.types", "opd.reports"])

@@ -50,13 +50,27 @@ def test_a_key_that_came_with_a_later_version_is_its_default_on_resume(tmp_path,
         run(data, resume=True)
 
 
+def test_a_removed_key_at_its_default_does_not_stand_in_the_way_of_a_resume(tmp_path):
+    data = run_config(tmp_path / "run", steps=2)
+    data["eval"] = []
+    run(data)
+    config_file = tmp_path / "run" / "config.json"
+    rewrite(config_file, lambda stored: stored["loss"].update(normalize=False, weights="student_p"))
+    data["train"]["steps"] = 3
+    run(data, resume=True)
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 3
+    rewrite(config_file, lambda stored: stored["loss"].update(weights="teacher_p"))
+    with pytest.raises(UserError, match=r"loss\.weights was removed in 0\.2.*student's prob"):
+        run(data, resume=True)
+
+
 def test_rollouts_of_an_interrupted_step_are_used_after_an_upgrade(tmp_path):
     data = run_config(tmp_path / "run", steps=2)
     key = {}
     for gone in (False, True):
         resolved = config.dump(config.parse(data))
         if gone:
-            del resolved["loss"]["normalize"], resolved["horizon"]
+            del resolved["loss"]["beta"], resolved["horizon"]
         with RunFolder.create(tmp_path / str(gone), resolved) as made:
             key[gone] = made.key(1, 0)
     assert key[False] == key[True]

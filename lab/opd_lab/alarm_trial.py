@@ -78,7 +78,7 @@ def judge(path: Path, settings: Alarms) -> JudgedRun | None:
     """Replay one run folder; None if it is unfinished, has no teacher or no evaluations."""
     if not (path / "summary.json").is_file():
         return None
-    cfg = config.parse(json.loads((path / "config.json").read_text("utf-8")))
+    cfg = config.parse_stored(json.loads((path / "config.json").read_text("utf-8")))
     sets = json.loads((path / "summary.json").read_text("utf-8"))["sets"]
     complete = [s for s in sets.values() if {"before", "after", "teacher"} <= s.keys()]
     if cfg.teacher is None or not complete:

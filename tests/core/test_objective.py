@@ -259,7 +259,7 @@ def test_temperature_lives_in_the_view():
         ({"support": "sampled", "divergence": "jsd"}, "student_topk"),
         ({"mode": "reference", "divergence": "forward_kl"}, "paper or tail"),
         ({"mode": "tail", "support": "full"}, "student_topk"),
-        ({"normalize": True}, "normalize=false"),
+        ({"normalize": True}, "normalize=False"),
         ({"support": "sampled", "sampling_truncated": True}, "top_p=1"),
         ({"support": "sampled", "sampling_temperature": 0.7}, "student_temperature=1.0"),
         ({"reward_scale": 1.25, "mode": "tail"}, "reverse KL"),

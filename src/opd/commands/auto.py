@@ -41,7 +41,9 @@ def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
         return cfg
     stored = Path(cfg.output.dir) / CONFIG
     if resume and stored.is_file():
-        return decided_before(cfg, json.loads(stored.read_text("utf-8")))
+        return decided_before(
+            cfg, config.upgrade(json.loads(stored.read_text("utf-8")), where=str(stored))
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "recipe=auto checks the pair in one process first. Run `opd check run.yaml --apply "

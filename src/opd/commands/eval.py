@@ -47,7 +47,7 @@ def _config_of(target: Path, overrides: Sequence[str]) -> Run:
             )
         data = json.loads(path.read_text("utf-8"))
         data["student"] = {"model": str(target / "final"), "dtype": data["student"]["dtype"]}
-        cfg = config.parse(data, overrides, where=str(path))
+        cfg = config.parse_stored(data, overrides, where=str(path))
     if not cfg.eval:
         raise UserError(f"{target} has no `eval` sets; add at least one path with answers.")
     return cfg

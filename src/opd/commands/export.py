@@ -81,7 +81,7 @@ def export_run(run: Path, out: Path | None = None, *, merge: bool = False) -> Ex
     checkpoint = store.newest(run / ("checkpoints" if data.stopped_by is None else BEST))
     if checkpoint is None:
         raise UserError(f"{run} has no valid checkpoint to export; let `opd train` save one.")
-    cfg = config.parse(data.config, where=str(run / "config.json"))
+    cfg = config.parse_stored(data.config, where=str(run / "config.json"))
     base, revision = _base_model(cfg, run)
     student = _load_student(cfg, checkpoint, base, revision)
     tokenizer = tokenizers.load_tokenizer(base, revision)

@@ -1,19 +1,11 @@
 """One YAML file describes a run: strict, frozen, validated once. No torch, and no building."""
 
-from opd.config.files import (
-    WELL_KNOWN,
-    dump,
-    known_keys,
-    load,
-    load_each,
-    overridden,
-    parse,
-    read,
-    reference,
-    validate,
-)
+from opd.config.files import dump, load, load_each, overridden, parse, parse_stored, read, validate
 from opd.config.guards import AlarmAction, AlarmName, AlarmRule, Alarms, Grow, Horizon, Prune
+from opd.config.mistakes import WELL_KNOWN
 from opd.config.recipes import AnswerRule, Coldstart, Select
+from opd.config.reference import known_keys, reference, settable_keys
+from opd.config.removed import REMOVED, upgrade
 from opd.config.schema import (
     Cache,
     Diagnostics,
@@ -36,6 +28,7 @@ from opd.config.schema import (
 from opd.config.section import Section
 
 __all__ = [
+    "REMOVED",
     "WELL_KNOWN",
     "AlarmAction",
     "AlarmName",
@@ -71,7 +64,10 @@ __all__ = [
     "load_each",
     "overridden",
     "parse",
+    "parse_stored",
     "read",
     "reference",
+    "settable_keys",
+    "upgrade",
     "validate",
 ]

@@ -2,6 +2,6 @@
 
 from pathlib import Path
 
-from opd.config.files import reference
+from opd.config.reference import reference
 
 Path("docs/config.md").write_text(reference(), encoding="utf-8")

@@ -13,7 +13,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from opd.config.guards import Alarms, Horizon
 from opd.config.recipes import Check, Coldstart, Select
 from opd.config.section import Section
-from opd.types import Divergence, Dtype, Estimator, GraderKind, Mode, Stop, Support, Weights
+from opd.types import Divergence, Dtype, Estimator, GraderKind, Mode, Stop, Support
 
 Grader = GraderKind | Literal["auto"]
 
@@ -229,16 +229,10 @@ class Loss(Section):
     """For support: sampled. k1: score function, unbiased for reverse KL."""
     beta: float = Field(0.5, gt=0, lt=1)
     """Mixture weight of jsd and skew_kl."""
-    weights: Weights = "student_p"
-    """Token weights of mode: reference."""
-    normalize: bool = False
-    """symmetric_difference: renormalise both sides (the reference code does not)."""
     student_temperature: float = Field(1.0, gt=0)
     """Divides the student's logits inside the loss; not the sampling temperature."""
     teacher_temperature: float = Field(1.0, gt=0)
     """Divides the teacher's logits inside the loss."""
-    allow_zero_gradient: bool = False
-    """Permit k = 1 in paper mode, whose gradient is exactly zero."""
     terms: Terms = Terms()
 
     @model_validator(mode="after")

@@ -98,7 +98,7 @@ class Objective:
                 self.k == 1 and self.mode == "paper" and one_token and not self.allow_zero_gradient,
                 "loss.k=1 in loss.mode=paper has exactly zero gradient: one token renormalised on "
                 "itself has probability 1. Use loss.k>=4, loss.mode=tail or loss.support=sampled "
-                "(loss.allow_zero_gradient=true overrides)",
+                "(Objective(allow_zero_gradient=True) overrides)",
             ),
             (self.k < 1, f"loss.k={self.k}: at least 1 token"),
             (not 0 < self.beta < 1, f"loss.beta={self.beta}: must lie between 0 and 1"),
@@ -120,9 +120,9 @@ class Objective:
             (
                 self.normalize
                 and not (self.mode == "reference" and self.support == "symmetric_difference"),
-                "loss.normalize concerns loss.mode=reference with loss.support="
+                "Objective(normalize=True) concerns loss.mode=reference with loss.support="
                 f"symmetric_difference, not {self.mode} with {self.support}, which is always "
-                "normalised its own way. Set loss.normalize=false",
+                "normalised its own way. Set normalize=False",
             ),
             (
                 sampled and self.sampling_truncated,

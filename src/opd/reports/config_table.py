@@ -33,7 +33,8 @@ def config_rows(settings: dict[str, Any]) -> list[list[Cell]]:
         "eval": [{"path": e["path"], "name": e.get("name")} for e in settings["eval"]],
         "output": {"dir": settings["output"]["dir"]},
     }
-    defaults = flatten(config.dump(config.parse(required)))
+    defaults = {key: removed.default for key, removed in config.REMOVED.items()}
+    defaults |= flatten(config.dump(config.parse(required)))
     given = flatten(required)
     rows: list[list[Cell]] = []
     for key, value in flatten(settings).items():

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from opd.config import Run
+from opd.config import Run, upgrade
 from opd.errors import UserError
 from opd.run.disk import TMP, FileOps, encode_json, remove
 from opd.run.jsonl import flatten
@@ -107,7 +107,8 @@ def _is_empty(path: Path) -> bool:
 
 
 def _check_config(path: Path, config: dict[str, Any]) -> None:
-    before = flatten(_with_defaults(json.loads((path / CONFIG).read_text("utf-8")), True))
+    stored = json.loads((path / CONFIG).read_text("utf-8"))
+    before = flatten(_with_defaults(upgrade(stored, where=str(path / CONFIG)), True))
     now = flatten(_with_defaults(config, True))
     changed = [k for k in sorted(before.keys() | now.keys()) if not _is_free(k)]
     absent = "(absent)"

@@ -1,0 +1,79 @@
+"""Messages for mistakes in a configuration: the key, what is wrong, the value seen, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from opd.config.reference import known_keys
+
+# Names people bring from TRL, HF Trainer and verl, and where the value lives here.
+WELL_KNOWN = {
+    "model_name_or_path": "student.model",
+    "teacher_model_name_or_path": "teacher.model",
+    "learning_rate": "optim.lr",
+    "weight_decay": "optim.weight_decay",
+    "max_grad_norm": "optim.grad_clip",
+    "warmup_steps": "optim.warmup",
+    "max_steps": "train.steps",
+    "num_train_epochs": "train.steps (steps, not epochs)",
+    "per_device_train_batch_size": "train.prompts_per_step (the update) and "
+    "train.tokens_per_microbatch (the memory)",
+    "gradient_accumulation_steps": "train.tokens_per_microbatch (accumulation follows from it)",
+    "num_generations": "rollout.n",
+    "max_completion_length": "rollout.max_new_tokens",
+    "max_new_tokens": "rollout.max_new_tokens",
+    "max_prompt_length": "prompts.max_tokens",
+    "temperature": "rollout.temperature",
+    "top_p": "rollout.top_p",
+    "beta": "loss.divergence (and loss.beta)",
+    "loss_top_k": "loss.k",
+    "top_k": "loss.k (support) or rollout.top_k (sampling)",
+    "log_prob_top_k": "loss.k",
+    "output_dir": "output.dir",
+    "save_steps": "output.save_every",
+    "save_total_limit": "output.keep",
+    "eval_steps": "eval.N.every",
+    "report_to": "output.trackers",
+    "seed": "train.seed",
+    "dataset_name": "prompts.path",
+    "train_file": "prompts.path",
+    "torch_dtype": "student.dtype",
+    "bf16": "student.dtype (bfloat16)",
+    "gradient_checkpointing": "student.gradient_checkpointing",
+    "lora_r": "student.lora.rank",
+    "lora_alpha": "student.lora.alpha",
+}
+
+
+def explain(error: Any) -> str:
+    """One pydantic error as: key - what is wrong - value seen - fix."""
+    loc = [str(part) for part in error["loc"]]
+    if loc[:1] == ["teacher"] and loc[1:2] in (["local"], ["server"]):
+        del loc[1]  # which kind it was taken for
+    key = ".".join(loc)
+    if error["type"] == "extra_forbidden":
+        return f"  {key}: unknown key.{_suggest(loc)}"
+    if error["type"] == "missing":
+        return f"  {key}: required, but missing."
+    message = error["msg"].removeprefix("Value error, ")
+    seen = error.get("input")
+    if error["type"] == "value_error":
+        return f"  {message}."
+    shown = "" if isinstance(seen, dict | list) else f" (found {seen!r})"
+    return f"  {key}: {message}{shown}."
+
+
+def _suggest(loc: list[str]) -> str:
+    path = [part for part in loc if not part.isdigit()]
+    if path[-1] in WELL_KNOWN:
+        return f" Here it is {WELL_KNOWN[path[-1]]}."
+    keys = list(known_keys())
+    parent = ".".join(path[:-1])
+    siblings = [k for k in keys if k.rpartition(".")[0] == parent]
+    near = difflib.get_close_matches(".".join(path), siblings, n=1, cutoff=0.6)
+    near = near or difflib.get_close_matches(".".join(path), keys, n=1, cutoff=0.75)
+    near = near or [k for k in keys if k.rpartition(".")[2] == path[-1]][:1]
+    if near:
+        return f" Did you mean {near[0]}?"
+    return f" Allowed here: {', '.join(k.rpartition('.')[2] for k in siblings)}."

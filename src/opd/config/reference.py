@@ -1,0 +1,55 @@
+"""docs/config.md: every key with its default and its description, from the fields themselves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from opd.config.schema import Run
+
+
+def known_keys(section: type[BaseModel] = Run, prefix: str = "") -> dict[str, FieldInfo]:
+    """Every dotted key of the configuration with its field, groups of keys included."""
+    keys: dict[str, FieldInfo] = {}
+    for name, field in section.model_fields.items():
+        keys[prefix + name] = field
+        for inner in _sections_in(field.annotation):
+            inner_keys = known_keys(inner, f"{prefix}{name}.")
+            keys |= {k: f for k, f in inner_keys.items() if k not in keys}
+    return keys
+
+
+def settable_keys() -> dict[str, FieldInfo]:
+    """The keys that docs/config.md lists: without groups that are never null."""
+    return {k: f for k, f in known_keys().items() if not _is_section(f.annotation)}
+
+
+def reference() -> str:
+    """The text of docs/config.md."""
+    lines = [
+        "# Every key of run.yaml",
+        "",
+        "Made from the configuration's fields by `python -m opd.config`; a test keeps it equal.",
+        "Override any key on the command line: `opd train run.yaml optim.lr=1e-5 eval.0.n=8`.",
+        "",
+        "| key | default | what it is |",
+        "|---|---|---|",
+    ]
+    for key, field in settable_keys().items():
+        default = "required" if field.is_required() else f"`{json.dumps(field.get_default())}`"
+        description = " ".join((field.description or "").split()).replace("|", "\\|")
+        lines.append(f"| `{key}` | {default} | {description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if _is_section(annotation):
+        return [annotation]
+    return [s for arg in getattr(annotation, "__args__", ()) for s in _sections_in(arg)]

@@ -1,0 +1,116 @@
+"""Keys of earlier versions that are gone, and what became of each.
+
+A run.yaml or an override that still sets one is refused with the reason. The config.json of an
+earlier version holds every key there was, most of them at their defaults: there a removed key is
+dropped if its value is what this version does anyway or decides no number, so that runs resume.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from opd.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+VERSION = "0.2"  # the first version without them
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A key that is gone.
+
+    Attributes:
+        default: its value where this version does the same.
+        reason: what happens now, and what to use instead.
+        constant: `module:NAME` of a constant with the value `default`; None without one.
+        affects_results: whether a stored value other than `default` is refused; False where it
+            decides speed, waiting or display alone.
+    """
+
+    default: Any
+    reason: str
+    constant: str | None = None
+    affects_results: bool = True
+
+
+REMOVED: dict[str, Removed] = {
+    "loss.weights": Removed(
+        "student_p",
+        "loss.mode=reference weighs tokens by the student's probability, as the published code "
+        "does by default",
+    ),
+    "loss.normalize": Removed(
+        False,
+        "loss.mode=reference is the published code, which leaves both sides of "
+        "loss.support=symmetric_difference as they are; use loss.mode=paper to renormalise them",
+    ),
+    "loss.allow_zero_gradient": Removed(
+        False,
+        "loss.k=1 with loss.mode=paper trains nothing; use loss.k=4 or more, or loss.mode=tail",
+    ),
+}
+
+
+def removed_key_errors(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A configuration without its removed keys, and one line per key that was there."""
+    rest = deepcopy(data)
+    return rest, [_message(*each) for each in _pop_removed(rest)]
+
+
+def upgrade(stored: dict[str, Any], *, where: str) -> dict[str, Any]:
+    """The configuration that a run folder has stored, without keys that make no difference now.
+
+    Raises:
+        UserError: a removed key has another value than what this version does.
+    """
+    rest = deepcopy(stored)
+    errors = []
+    for name, key, value in _pop_removed(rest):
+        message = _message(name, key, value)
+        if value == REMOVED[name].default:
+            continue
+        if REMOVED[name].affects_results:
+            errors.append(message)
+        else:
+            logger.warning("%s: %s", where, message.strip())
+    if errors:
+        raise UserError(
+            f"{where} was stored by an earlier version, with settings that this version does not "
+            "have:\n" + "\n".join(errors)
+        )
+    return rest
+
+
+def _message(name: str, key: str, value: Any) -> str:
+    removed, place = REMOVED[name], ""
+    if removed.constant is not None:
+        module, constant = removed.constant.split(":")
+        place = f" (the constant {constant} in {module.replace('.', '/')}.py)"
+    return f"  {key}={value!r}: {key} was removed in {VERSION}. {removed.reason}{place}."
+
+
+def _pop_removed(data: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Take removed keys out of `data`; yields name in `REMOVED`, key with list indices, value."""
+    for name in REMOVED:
+        *sections, leaf = name.split(".")
+        for path, section in _sections(data, sections):
+            if leaf in section:
+                yield name, ".".join([*path, leaf]), section.pop(leaf)
+
+
+def _sections(node: Any, names: list[str]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Every mapping under dotted `names`, with its path; the elements of a list count as one."""
+    if isinstance(node, list):
+        for index, element in enumerate(node):
+            for path, section in _sections(element, names):
+                yield [str(index), *path], section
+    elif isinstance(node, dict) and not names:
+        yield [], node
+    elif isinstance(node, dict) and names[0] in node:
+        for path, section in _sections(node[names[0]], names[1:]):
+            yield [names[0], *path], section
