@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
 import pytest
-import torch
 
 from opd import config
 from opd.commands.select import run_select
@@ -19,19 +17,14 @@ from opd.run.console import Console
 from opd.setup import remote_teacher
 from opd.setup.models import open_models
 from opd.teachers.vllm_api import VllmDialect
-from support.fake_vllm import FakeVllm
+from opd.testing import FakeVllmServer, model_logp
 
 
-def vllm_of(path: str) -> FakeVllm:
+def vllm_of(path: str) -> FakeVllmServer:
     """A vLLM server of a model on disk, in memory."""
     lm, tokenizer = load_lm(path), load_tokenizer(path)
-
-    @torch.no_grad()
-    def logp(ids: list[int]) -> np.ndarray:
-        return lm.causal(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1).numpy()
-
     encode = partial(tokenizer.encode, add_special_tokens=False)
-    return FakeVllm(logp, model="demo", max_len=lm.context_length, tokenize=encode)
+    return FakeVllmServer(model_logp(lm), "demo", max_len=lm.context_length, tokenize=encode)
 
 
 @pytest.fixture

@@ -40,11 +40,9 @@ from opd.samplers.hf import Decoding, HFSampler
 from opd.setup.coldstart_source import require_one_process, teacher_sampler
 from opd.setup.remote_teacher import ServedTeacher
 from opd.teachers.vllm_api import VllmDialect
+from opd.testing import FakeVllmServer
 from support.runs import open_run
-
-sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "samplers")]
-from test_vllm import LENGTH, STOP, FakeServer
-
+from support.servers import STOP, stopping_model
 from test_train import Counting, digest
 
 # The shipped pair overlaps from the start: targets out of reach, so that rounds are made.
@@ -315,13 +313,13 @@ def test_when_it_ends(looks, ends):
 
 
 def test_a_vllm_teacher_writes_and_one_that_only_scores_does_not(make_lm, make_prompts):
-    server = FakeServer()
+    server = FakeVllmServer(stopping_model(), "base")
     http = Http(Endpoint("http://teacher.test", "teacher", "teacher.url"), transport=server)
     spec = ServerTeacher(url="http://teacher.test", model="base")
     remote = ServedTeacher(spec, VllmDialect(http, "base", probe_support=False))
     assert remote.generates
     tokenizer, stop = tiny_tokenizer(), frozenset({STOP})
-    writer = remote.sampler(make_lm(), tokenizer, Decoding(LENGTH, 0.7, 0.95), stop)
+    writer = remote.sampler(make_lm(), tokenizer, Decoding(6, 0.7, 0.95), stop)
     first = writer.sample(make_prompts(3, 4), n=2, key=(0, 6, 0))
     again = writer.sample(make_prompts(3, 4), n=2, key=(0, 6, 0))
     assert [r.ids.tolist() for r in first] == [r.ids.tolist() for r in again]

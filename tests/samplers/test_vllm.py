@@ -6,11 +6,10 @@ import json
 import math
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
 
-from conftest import VOCAB, tiny_tokenizer
+from conftest import tiny_tokenizer
 from opd.errors import UserError
 from opd.http import Endpoint, Http, Limits, Timer
 from opd.models.lm import add_lora
@@ -18,74 +17,18 @@ from opd.run.bad_answers import Quarantine
 from opd.samplers.hf import Decoding
 from opd.samplers.replay import ReplaySampler
 from opd.samplers.vllm import RolloutServer, VllmSampler, request_seed
+from opd.testing import FakeVllmServer
+from opd.testing.language import completion_logp
 from opd.training.distributed import RankZeroSampler
 from support.ranks import run_as_rank_zero
+from support.servers import STOP, stopping_model
 
-K, LENGTH, STOP = 3, 6, 1
-
-
-class Stream(httpx2.SyncByteStream):
-    def __init__(self, body: bytes) -> None:
-        self.body = body
-
-    def __iter__(self):
-        yield self.body
+K, LENGTH = 3, 6
 
 
-def reply(value, status: int = 200) -> httpx2.Response:
-    return httpx2.Response(status, stream=Stream(json.dumps(value).encode()))
-
-
-class FakeServer(httpx2.BaseTransport):
-    """Writes seeded tokens; knows adapters and reloads; may spoil its answers."""
-
-    def __init__(self, spoil=None, *, takes_weights: bool = True) -> None:
-        self.spoil, self.takes_weights = spoil, takes_weights
-        self.adapters: dict[str, str] = {}
-        self.calls: list[tuple[str, dict]] = []
-
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        request.read()
-        body = json.loads(request.content) if request.content else {}
-        path = request.url.path
-        self.calls.append((path, body))
-        if path == "/v1/models":
-            return reply({"data": [{"id": n} for n in ("base", *self.adapters)]})
-        if path == "/v1/completions":
-            if body["model"] not in ("base", *self.adapters):
-                return reply({"error": {"message": "no such model"}}, 404)
-            return self.write(body)
-        if not self.takes_weights:
-            return reply({"detail": "Not Found"}, 404)
-        if path == "/v1/load_lora_adapter":
-            assert (Path(body["lora_path"]) / "adapter_model.safetensors").is_file()
-            self.adapters[body["lora_name"]] = body["lora_path"]
-        if path == "/v1/unload_lora_adapter":
-            self.adapters.pop(body["lora_name"])
-        if path == "/collective_rpc":
-            folder = Path(body["kwargs"]["weights_path"])
-            assert (folder / "model.safetensors").is_file()
-        return httpx2.Response(200, stream=Stream(b"Success"))
-
-    def write(self, body: dict) -> httpx2.Response:
-        rng = np.random.default_rng(body["seed"])
-        ids = rng.integers(3, VOCAB, LENGTH).tolist()
-        if rng.random() < 0.5:
-            ids = [*ids[:3], STOP]
-        tops = []
-        for i in ids:
-            row = {f"token_id:{i}": -2.5}
-            row |= {f"token_id:{(i + j) % VOCAB}": -0.5 * j for j in range(1, K + 1)}
-            tops.append(row)
-        choice = {
-            "token_ids": ids,
-            "prompt_token_ids": body["prompt"],
-            "logprobs": {"token_logprobs": [-2.5] * len(ids), "top_logprobs": tops},
-        }
-        answer = {"model": body["model"], "choices": [choice]}
-        if self.spoil is not None:
-            self.spoil(answer, choice)
-        return reply(answer)
+def base_server(**options) -> FakeVllmServer:
+    """A rollout server of the model "base"."""
+    return FakeVllmServer(stopping_model(), "base", **options)
 
 
 def sampler_of(server, lm, tmp_path, **changes) -> VllmSampler:
@@ -109,22 +52,27 @@ def lora(make_lm):
 
 
 def test_rollouts_carry_ids_logprobs_and_the_top_k_best_first(make_lm, make_prompts, tmp_path):
-    sampler = sampler_of(FakeServer(), make_lm(), tmp_path)
+    sampler = sampler_of(base_server(), make_lm(), tmp_path)
     sampler.sync(4)
     prompts = make_prompts(3, 5)
-    found = sampler.sample(prompts, n=3, key=(0, 1, 4))
-    assert [(r.prompt.index, r.sample) for r in found] == [(p, s) for p in (0, 1) for s in range(3)]
-    for r in found:
+    rollouts = sampler.sample(prompts, n=3, key=(0, 1, 4))
+    expected = [(p, s) for p in (0, 1) for s in range(3)]
+    assert [(r.prompt.index, r.sample) for r in rollouts] == expected
+    assert {r.finish for r in rollouts} == {"stop", "length"}
+    for r in rollouts:
+        logp = completion_logp(stopping_model(), r)
         assert r.version == 4
         assert r.finish == ("stop" if r.ids[-1] == STOP else "length")
         assert r.topk_ids.shape == r.topk_logp.shape == (len(r), K)
-        np.testing.assert_array_equal(r.topk_ids[:, 0], (r.ids + 1) % VOCAB)
-        assert (np.diff(r.topk_logp, axis=1) <= 0).all()
+        sampled = np.take_along_axis(logp, r.ids[:, None].astype(int), 1)[:, 0]
+        np.testing.assert_allclose(r.logp, sampled, rtol=1e-6)
+        np.testing.assert_array_equal(r.topk_ids, np.argsort(-logp, 1)[:, :K])
+        np.testing.assert_allclose(r.topk_logp, -np.sort(-logp, 1)[:, :K], rtol=1e-6)
         assert all(math.isnan(x) for x in r.entropy)
 
 
 def test_a_rollout_depends_on_its_key_alone(make_lm, make_prompts, tmp_path):
-    sampler = sampler_of(FakeServer(), make_lm(), tmp_path)
+    sampler = sampler_of(base_server(), make_lm(), tmp_path)
     sampler.sync(0)
     prompts = make_prompts(3, 5, 4)
     together = sampler.sample(prompts, n=2, key=(0, 1, 2))
@@ -136,7 +84,7 @@ def test_a_rollout_depends_on_its_key_alone(make_lm, make_prompts, tmp_path):
 
 
 def test_adapters_get_a_new_name_a_version_and_old_ones_go(lora, make_prompts, tmp_path):
-    server = FakeServer()
+    server = base_server()
     sampler = sampler_of(server, lora, tmp_path)
     for version in (0, 1, 2):
         sampler.sync(version)
@@ -149,7 +97,7 @@ def test_adapters_get_a_new_name_a_version_and_old_ones_go(lora, make_prompts, t
 
 
 def test_full_weights_are_reloaded_and_the_prefix_cache_forgotten(make_lm, tmp_path):
-    server = FakeServer()
+    server = base_server()
     sampler_of(server, make_lm(), tmp_path).sync(1)
     assert [path for path, _ in server.calls] == ["/collective_rpc", "/reset_prefix_cache"]
 
@@ -159,7 +107,7 @@ def test_a_server_that_takes_no_weights_is_told_how_to_be_started(kind, lora, ma
     lm = lora if kind == "lora" else make_lm()
     word = "VLLM_ALLOW_RUNTIME_LORA_UPDATING" if kind == "lora" else "VLLM_SERVER_DEV_MODE"
     with pytest.raises(UserError, match=word):
-        sampler_of(FakeServer(takes_weights=False), lm, tmp_path).sync(0)
+        sampler_of(base_server(accepts_weights=False), lm, tmp_path).sync(0)
 
 
 def _stale(answer, choice):
@@ -198,7 +146,7 @@ def test_a_wrong_answer_is_refused_after_a_second_try(words, make_lm, make_promp
         if words == "fewer than":
             choice["logprobs"]["top_logprobs"][0].popitem()
 
-    server = FakeServer(spoil)
+    server = base_server(edit_completion=spoil)
     sampler = sampler_of(server, make_lm(), tmp_path, concurrency=1)
     sampler.sync(0)
     with pytest.raises(UserError, match=words):
@@ -207,7 +155,7 @@ def test_a_wrong_answer_is_refused_after_a_second_try(words, make_lm, make_promp
 
 
 def test_replay_hands_out_what_was_recorded(make_prompts, tmp_path, make_lm):
-    sampler = sampler_of(FakeServer(), make_lm(), tmp_path)
+    sampler = sampler_of(base_server(), make_lm(), tmp_path)
     sampler.sync(0)
     prompts = make_prompts(3, 5)
     given = sampler.sample(prompts, n=4, key=(0, 1, 0))
@@ -227,8 +175,8 @@ def test_replay_hands_out_what_was_recorded(make_prompts, tmp_path, make_lm):
 
 
 def test_a_wrong_completion_is_kept_as_it_came(make_lm, make_prompts, tmp_path):
-    server = FakeServer()
-    server.spoil = lambda answer, choice: choice.update(token_ids=[])
+    server = base_server()
+    server.edit_completion = lambda answer, choice: choice.update(token_ids=[])
     quarantine = Quarantine(tmp_path / "wrong")
     sampler = sampler_of(server, make_lm(), tmp_path, quarantine=quarantine)
     sampler.sync(0)
@@ -240,17 +188,17 @@ def test_a_wrong_completion_is_kept_as_it_came(make_lm, make_prompts, tmp_path):
 
 def test_one_process_speaks_with_a_rollout_server(make_lm, make_prompts, tmp_path):
     lm, prompts = make_lm(), make_prompts(3, 5)
-    servers = [FakeServer() for _ in range(3)]
+    servers = [base_server() for _ in range(3)]
     samplers = [sampler_of(s, lm, tmp_path) for s in servers]
 
     def led(ranks):
         return RankZeroSampler(samplers[ranks.rank], ranks, lm)
 
     assert run_as_rank_zero(lambda ranks: led(ranks).sync(4), 3) is None
-    found = run_as_rank_zero(lambda ranks: led(ranks).sample(prompts, n=2, key=(0,)), 3)
+    rollouts = run_as_rank_zero(lambda ranks: led(ranks).sample(prompts, n=2, key=(0,)), 3)
     alone = samplers[0].sample(prompts, n=2, key=(0,))
     assert [len(s.calls) > 0 for s in servers] == [True, False, False]
-    for a, b in zip(alone, found, strict=True):
+    for a, b in zip(alone, rollouts, strict=True):
         assert (a.prompt, a.sample, a.version) == (b.prompt, b.sample, b.version)
         np.testing.assert_array_equal(a.ids, b.ids)
         np.testing.assert_array_equal(a.topk_logp, b.topk_logp)

@@ -13,8 +13,8 @@ from opd.errors import UserError
 from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store, entry_key, offline_name
 from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import TeacherDown
+from opd.testing import random_rollouts
 from opd.types import Kind, Scores, Want
-from support.fake_vllm import rollouts
 
 WANT = Want(sampled=True, support=True, topk=4)
 
@@ -45,10 +45,10 @@ def test_what_was_asked_once_is_read_and_equal_bit_for_bit(make_lm, tmp_path):
     teacher = Counting(LocalTeacher(make_lm()))
     noted: dict[str, float] = {}
     cached = CachedTeacher(teacher, Store(tmp_path, 10**8), "f", record=noted.__setitem__)
-    given = rollouts(5, vocab=VOCAB)
+    given = random_rollouts(5, vocab=VOCAB)
     first = cached.score(given, WANT)
     assert (teacher.asked, noted["teacher/cache_hits"]) == (5, 0)
-    second = cached.score([*given, *rollouts(1, seed=9, vocab=VOCAB)], WANT)
+    second = cached.score([*given, *random_rollouts(1, seed=9, vocab=VOCAB)], WANT)
     assert teacher.asked == 6
     assert noted["teacher/cache_hits"] == pytest.approx(5 / 6)
     assert all(map(same, first, second[:5]))
@@ -56,7 +56,7 @@ def test_what_was_asked_once_is_read_and_equal_bit_for_bit(make_lm, tmp_path):
 
 
 def test_a_key_holds_everything_the_answer_depends_on():
-    one = rollouts(1, vocab=VOCAB)[0]
+    one = random_rollouts(1, vocab=VOCAB)[0]
     other_ids, other_top = one.ids.copy(), one.topk_ids.copy()
     other_ids[-1] += 1
     other_top[0, 0] += 1
@@ -82,7 +82,7 @@ def test_a_key_holds_everything_the_answer_depends_on():
 def test_a_damaged_entry_is_asked_for_again(make_lm, tmp_path, damage, caplog):
     teacher = Counting(LocalTeacher(make_lm()))
     cached = CachedTeacher(teacher, Store(tmp_path, 10**8), "f")
-    given = rollouts(2, vocab=VOCAB)
+    given = random_rollouts(2, vocab=VOCAB)
     honest = cached.score(given, WANT)
     first, second = sorted(tmp_path.glob("??/*"))
     data = bytearray(first.read_bytes())
@@ -104,7 +104,7 @@ def test_a_damaged_entry_is_asked_for_again(make_lm, tmp_path, damage, caplog):
 def test_the_oldest_entries_go_when_the_limit_is_reached(make_lm, tmp_path):
     store = Store(tmp_path, 10**8)
     cached = CachedTeacher(LocalTeacher(make_lm()), store, "f")
-    cached.score(rollouts(40, vocab=VOCAB), WANT)
+    cached.score(random_rollouts(40, vocab=VOCAB), WANT)
     sizes = {p: p.stat().st_size for p in tmp_path.glob("??/*")}
     store.max_bytes = sum(sizes.values()) // 2
     store.shrink()
@@ -115,7 +115,7 @@ def test_the_oldest_entries_go_when_the_limit_is_reached(make_lm, tmp_path):
 def test_what_a_teacher_said_before_it_went_away_is_kept(make_lm, tmp_path):
     teacher = Counting(LocalTeacher(make_lm()), stay=3)
     cached = CachedTeacher(teacher, Store(tmp_path, 10**8), "f")
-    given = rollouts(5, vocab=VOCAB)
+    given = random_rollouts(5, vocab=VOCAB)
     with pytest.raises(TeacherDown) as down:
         cached.score(given, WANT)
     assert [s is not None for s in down.value.partial] == [True] * 3 + [False] * 2
@@ -147,7 +147,7 @@ def test_many_writers_share_a_folder(tmp_path):
 
 def test_a_disk_that_refuses_costs_the_entry_not_the_run(make_lm, tmp_path, caplog):
     store = Store(tmp_path, 10**8)
-    given = rollouts(1, vocab=VOCAB)
+    given = random_rollouts(1, vocab=VOCAB)
     key = entry_key("f", given[0], WANT)
     (tmp_path / key[:2]).write_text("a file where a folder should be")
     cached = CachedTeacher(LocalTeacher(make_lm()), store, "f")
@@ -157,7 +157,7 @@ def test_a_disk_that_refuses_costs_the_entry_not_the_run(make_lm, tmp_path, capl
 
 def test_offline_gives_what_was_made_and_names_what_is_missing(make_lm, tmp_path):
     store = Store(tmp_path, 10**8)
-    given = rollouts(3, vocab=VOCAB)
+    given = random_rollouts(3, vocab=VOCAB)
     made = CachedTeacher(
         LocalTeacher(make_lm()), store, offline_name("m", 1.0), topk_for_diagnostics=6
     )
@@ -168,6 +168,6 @@ def test_offline_gives_what_was_made_and_names_what_is_missing(make_lm, tmp_path
     assert all(map(same, found, expected))
     assert found[0].topk_ids.shape[1] == 6
     with pytest.raises(UserError, match=r"1 of 1 rollouts.*--score"):
-        offline.score(rollouts(1, seed=3, vocab=VOCAB), WANT)
+        offline.score(random_rollouts(1, seed=3, vocab=VOCAB), WANT)
     with pytest.raises(UserError, match="of m"):
         OfflineTeacher(store, "m", temperature=2.0).score(given, WANT)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from liars import FakeOpd
 
 from opd import config
 from opd.errors import UserError
@@ -14,8 +13,21 @@ from opd.setup.objective import make_objective, resolve_support
 from opd.teachers.handshake import HandshakeInputs, run_handshake
 from opd.teachers.opd_api import OpdDialect, is_opd
 from opd.teachers.vllm_api import VllmDialect
+from opd.testing import (
+    LETTER_EOS as EOS,
+)
+from opd.testing import (
+    LETTER_VOCAB as VOCAB,
+)
+from opd.testing import (
+    FakeClock,
+    FakeTeacherServer,
+    FakeVllmServer,
+    encode_letters,
+    fake_client,
+    letter_model,
+)
 from opd.types import Kind
-from support.fake_vllm import EOS, VOCAB, FakeClock, FakeVllm, bigram, client, encode
 
 STOCK = frozenset({Kind.SAMPLED, Kind.TOPK})
 EXACT = STOCK | {Kind.SUPPORT}
@@ -67,8 +79,8 @@ def test_auto_is_what_the_teacher_can_serve(capsys):
 def test_the_documented_route_for_chosen_ids_is_found_by_asking():
     clock = FakeClock()
     for offered in (False, True):
-        fake = FakeVllm(bigram(), chosen_ids=offered, clock=clock)
-        assert (Kind.SUPPORT in VllmDialect(client(fake, clock), "m").kinds) == offered
+        fake = FakeVllmServer(letter_model(), scores_chosen_ids=offered, clock=clock)
+        assert (Kind.SUPPORT in VllmDialect(fake_client(fake, clock), "m").kinds) == offered
 
 
 @pytest.mark.parametrize(
@@ -79,7 +91,7 @@ def test_the_documented_route_for_chosen_ids_is_found_by_asking():
     ],
 )
 def test_a_server_of_another_version_is_named(protocol, words):
-    http = client(FakeOpd(protocol=protocol), FakeClock())
+    http = fake_client(FakeTeacherServer(letter_model(), VOCAB, protocol=protocol), FakeClock())
     assert is_opd(http) == protocol.startswith("opd-teacher/")
     with pytest.raises(UserError, match=words):
         OpdDialect(http)
@@ -90,26 +102,26 @@ def test_a_server_of_another_version_is_named(protocol, words):
     [
         ({"max_logprobs": 3}, 4, 100, "--max-logprobs 4"),
         ({"max_len": 101}, 4, 101, "--max-model-len"),
-        ({"tokenize": lambda text: encode(text)[::-1]}, 4, 100, "student's family"),
+        ({"tokenize": lambda text: encode_letters(text)[::-1]}, 4, 100, "student's family"),
         ({"logp": lambda ids: np.full((len(ids), VOCAB), -np.log(VOCAB))}, 4, 100, "same score"),
     ],
 )
 def test_each_failed_probe_names_its_fix(change, topk, longest, words):
     clock = FakeClock()
-    fake = FakeVllm(change.pop("logp", bigram()), clock=clock, **change)
-    inputs = HandshakeInputs(VOCAB, encode, topk=topk, max_length=longest, eos=(EOS,))
-    hands = run_handshake(VllmDialect(client(fake, clock), "m"), inputs)
+    fake = FakeVllmServer(change.pop("logp", letter_model()), clock=clock, **change)
+    inputs = HandshakeInputs(VOCAB, encode_letters, topk=topk, max_length=longest, eos=(EOS,))
+    hands = run_handshake(VllmDialect(fake_client(fake, clock), "m"), inputs)
     with pytest.raises(UserError, match=words):
         hands.require("url")
 
 
 def test_a_handshake_asks_little():
     clock = FakeClock()
-    fake = FakeVllm(bigram(), clock=clock)
-    dialect = VllmDialect(client(fake, clock), "m")
-    hands = run_handshake(dialect, HandshakeInputs(VOCAB, encode, topk=4))
+    fake = FakeVllmServer(letter_model(), clock=clock)
+    dialect = VllmDialect(fake_client(fake, clock), "m")
+    hands = run_handshake(dialect, HandshakeInputs(VOCAB, encode_letters, topk=4))
     assert not hands.fatal
-    assert sum(path == "/v1/completions" for path in fake.asked) <= 20
+    assert sum(path == "/v1/completions" for path, _ in fake.calls) <= 20
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,14 @@
-"""What every teacher promises: in this process, behind opd's own server, and behind vLLM's API."""
+"""What every teacher promises: in this process, behind either API, and the fakes of them."""
 
 from __future__ import annotations
 
-import threading
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import VOCAB, tiny_model, tiny_tokenizer
+from conftest import VOCAB, tiny_tokenizer
 from opd.http import Endpoint, Http
 from opd.teachers.dialect import TeacherRecord
 from opd.teachers.local import LocalTeacher
@@ -18,8 +16,17 @@ from opd.teachers.opd_api import OpdDialect
 from opd.teachers.remote import RemoteTeacher
 from opd.teachers.scoring_server import Scorer, TeacherServer, make_app
 from opd.teachers.vllm_api import VllmDialect
+from opd.testing import (
+    FakeClock,
+    FakeTeacher,
+    FakeTeacherServer,
+    FakeVllmServer,
+    fake_client,
+    random_rollouts,
+    tiny_lm,
+)
 from opd.types import Kind, Want
-from support.fake_vllm import FakeClock, FakeVllm, client, rollouts
+from support.servers import running
 
 TOLERANCE = 2e-6  # float64 models; the wire and the fake carry float64 values as they are
 TOKEN = "a-token-of-tests"
@@ -27,9 +34,7 @@ TOKEN = "a-token-of-tests"
 
 @pytest.fixture(scope="module")
 def lm():
-    from opd.models.lm import LM
-
-    return LM(tiny_model(0), VOCAB, "tiny-0")
+    return tiny_lm()
 
 
 @pytest.fixture(scope="module")
@@ -48,28 +53,29 @@ def address(lm):
     """A real server of the model on loopback."""
     scorer = Scorer(lm, tokens_per_batch=64)
     app = make_app(lm, tiny_tokenizer(), token=TOKEN, eos=[1], scorer=scorer)
-    server = TeacherServer(app, "127.0.0.1", 0)
-    thread = threading.Thread(target=server.serve, daemon=True)
-    thread.start()
-    while server.port is None:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.port}"
-    server.stop()
-    thread.join(10)
+    with running(TeacherServer(app, "127.0.0.1", 0)) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
-@pytest.fixture(params=["local", "served", "vllm", "vllm with chosen ids"])
+TEACHERS = ["local", "fake", "served", "fake server", "vllm", "vllm with chosen ids"]
+
+
+@pytest.fixture(params=TEACHERS)
 def teacher(request, lm, dense, address):
+    clock = FakeClock()
     if request.param == "local":
         yield LocalTeacher(lm, tokens_per_batch=64)
         return
+    if request.param == "fake":
+        yield FakeTeacher.of_model(lm)
+        return
     if request.param == "served":
-        http = Http(Endpoint(address, "teacher", "teacher.url", TOKEN))
-        dialect = OpdDialect(http)
+        dialect = OpdDialect(Http(Endpoint(address, "teacher", "teacher.url", TOKEN)))
+    elif request.param == "fake server":
+        dialect = OpdDialect(fake_client(FakeTeacherServer(dense, VOCAB), clock))
     else:
-        clock = FakeClock()
-        fake = FakeVllm(dense, chosen_ids=request.param != "vllm", clock=clock)
-        dialect = VllmDialect(client(fake, clock), "m")
+        fake = FakeVllmServer(dense, scores_chosen_ids=request.param != "vllm", clock=clock)
+        dialect = VllmDialect(fake_client(fake, clock), "m")
     yield RemoteTeacher(dialect, "tiny-0", vocab=VOCAB, expected=TeacherRecord(dialect.identity()))
     dialect.http.close()
 
@@ -84,7 +90,7 @@ def reference(dense, rollout):
 
 
 def test_every_value_is_the_models_own(teacher, dense):
-    given = rollouts(6, vocab=VOCAB)
+    given = random_rollouts(6, vocab=VOCAB)
     for rollout, scores in zip(given, teacher.score(given, wanted(teacher)), strict=True):
         rows = reference(dense, rollout)
         drawn = np.take_along_axis(rows, rollout.ids[:, None].astype(int), 1)[:, 0]
@@ -102,7 +108,7 @@ def test_every_value_is_the_models_own(teacher, dense):
 
 
 def test_order_is_kept_and_neighbours_do_not_matter(teacher):
-    given = rollouts(7, seed=1, vocab=VOCAB)
+    given = random_rollouts(7, seed=1, vocab=VOCAB)
     together = teacher.score(given, wanted(teacher))
     for i in (6, 0, 3):
         (alone,) = teacher.score([given[i]], wanted(teacher))
@@ -111,7 +117,7 @@ def test_order_is_kept_and_neighbours_do_not_matter(teacher):
 
 
 def test_the_prompt_is_never_scored_and_shortest_completions_are(teacher):
-    long = rollouts(1, seed=2, vocab=VOCAB)[0]
+    long = random_rollouts(1, seed=2, vocab=VOCAB)[0]
     one = replace(
         long,
         ids=long.ids[:1],
@@ -134,7 +140,7 @@ def test_the_prompt_is_never_scored_and_shortest_completions_are(teacher):
 
 
 def test_end_tokens_are_tokens(teacher, dense):
-    rollout = rollouts(1, seed=3, vocab=VOCAB)[0]
+    rollout = random_rollouts(1, seed=3, vocab=VOCAB)[0]
     ids = rollout.ids.copy()
     ids[-1] = 1
     ids[0] = 1
@@ -144,14 +150,14 @@ def test_end_tokens_are_tokens(teacher, dense):
 
 
 def test_the_same_question_gets_the_same_answer(teacher):
-    given = rollouts(3, seed=4, vocab=VOCAB)
+    given = random_rollouts(3, seed=4, vocab=VOCAB)
     first, second = (teacher.score(given, wanted(teacher)) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a.sampled, b.sampled)
 
 
 def test_only_what_was_asked_must_be_there(teacher):
-    given = rollouts(2, seed=5, vocab=VOCAB)
+    given = random_rollouts(2, seed=5, vocab=VOCAB)
     for scores in teacher.score(given, Want(sampled=True)):
         assert scores.sampled is not None
         assert scores.topk_ids is None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import faults
 import pytest
+
+from support import teacher_faults as faults
 
 # A refusal is not tried again: one is enough to end the run, with the server's own words.
 FINAL = ("400", "401", "402", "403", "404", "405", "409", "413", "415", "422", "301", "307")
@@ -22,12 +23,12 @@ def test_survived_or_named_and_never_for_ever(name):
 
 
 def test_a_refusal_carries_the_servers_words_and_the_key_to_set():
-    words = faults.case("401", "middle", None).words
-    assert "said the server" in words
-    assert "teacher.api_key_env" in words
+    message = faults.case("401", "middle", None).message
+    assert "said the server" in message
+    assert "teacher.api_key_env" in message
 
 
 def test_a_teacher_that_stays_away_is_told_with_what_is_kept():
-    words = faults.case("connection refused", "last", None).words
-    assert "3 of 4 scored" in words
-    assert "--resume" in words
+    message = faults.case("connection refused", "last", None).message
+    assert "3 of 4 scored" in message
+    assert "--resume" in message

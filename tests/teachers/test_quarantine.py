@@ -16,12 +16,23 @@ from opd.teachers.dialect import TeacherRecord
 from opd.teachers.handshake import HandshakeInputs, run_handshake
 from opd.teachers.remote import RemoteTeacher
 from opd.teachers.vllm_api import VllmDialect
+from opd.testing import (
+    LETTER_VOCAB as VOCAB,
+)
+from opd.testing import (
+    FakeClock,
+    FakeVllmServer,
+    encode_letters,
+    fake_client,
+    letter_model,
+    random_rollouts,
+)
+from opd.testing.clients import raw_response
 from opd.types import Want
-from support.fake_vllm import VOCAB, FakeClock, FakeVllm, bigram, client, encode, raw, rollouts
 
 
-def teacher_of(fake: FakeVllm, clock: FakeClock, quarantine: Quarantine) -> RemoteTeacher:
-    dialect = VllmDialect(client(fake, clock), "m")
+def teacher_of(fake: FakeVllmServer, clock: FakeClock, quarantine: Quarantine) -> RemoteTeacher:
+    dialect = VllmDialect(fake_client(fake, clock), "m")
     return RemoteTeacher(
         dialect, "m", vocab=VOCAB, expected=TeacherRecord(dialect.identity()), quarantine=quarantine
     )
@@ -33,10 +44,10 @@ def above_zero(server, ids, rows, choice) -> None:
 
 def test_a_lie_is_kept_with_its_question_and_the_error_says_where(tmp_path):
     clock = FakeClock()
-    fake = FakeVllm(bigram(), clock=clock)
+    fake = FakeVllmServer(letter_model(), clock=clock)
     teacher = teacher_of(fake, clock, Quarantine(tmp_path / "wrong"))
-    fake.lie = above_zero
-    (rollout,) = rollouts(1)
+    fake.edit_scores = above_zero
+    (rollout,) = random_rollouts(1)
     with pytest.raises(UserError, match="wrong answer twice") as caught:
         teacher.score([rollout], Want(sampled=True))
     place = Path(re.search(r"kept in (\S+)\.", str(caught.value))[1])
@@ -53,18 +64,20 @@ def test_a_lie_is_kept_with_its_question_and_the_error_says_where(tmp_path):
 
 def test_before_there_is_a_run_folder_the_handshake_quotes_the_lie():
     clock = FakeClock()
-    fake = FakeVllm(bigram(), clock=clock)
-    dialect = VllmDialect(client(fake, clock), "m")
-    fake.lie = above_zero
-    hands = run_handshake(dialect, HandshakeInputs(VOCAB, encode, topk=2))
+    fake = FakeVllmServer(letter_model(), clock=clock)
+    dialect = VllmDialect(fake_client(fake, clock), "m")
+    fake.edit_scores = above_zero
+    hands = run_handshake(dialect, HandshakeInputs(VOCAB, encode_letters, topk=2))
     with pytest.raises(UserError, match=r'The answer begins: \{"model": "m"'):
         hands.require("url")
 
 
 def test_an_honest_teacher_leaves_nothing(tmp_path):
     clock = FakeClock()
-    teacher = teacher_of(FakeVllm(bigram(), clock=clock), clock, Quarantine(tmp_path / "wrong"))
-    teacher.score(rollouts(5), Want(sampled=True, topk=3))
+    teacher = teacher_of(
+        FakeVllmServer(letter_model(), clock=clock), clock, Quarantine(tmp_path / "wrong")
+    )
+    teacher.score(random_rollouts(5), Want(sampled=True, topk=3))
     assert not (tmp_path / "wrong").exists()
 
 
@@ -91,7 +104,9 @@ def test_a_folder_that_cannot_be_written_does_not_hide_the_lie(tmp_path):
 def test_the_key_is_in_no_file_even_if_the_server_repeats_it():
     class Echo(httpx2.BaseTransport):
         def handle_request(self, request):
-            return raw(b'{"you said": "' + request.headers["authorization"].encode() + b'"}')
+            return raw_response(
+                b'{"you said": "' + request.headers["authorization"].encode() + b'"}'
+            )
 
     http = Http(Endpoint("http://127.0.0.1:1", "t", "teacher.url", "sk-1"), transport=Echo())
     with http.capture() as heard:

@@ -13,7 +13,7 @@ from opd.models.lm import LM
 from opd.teachers import wire
 from opd.teachers.opd_api import ANSWER_ARRAYS, CONTENT_TYPE, PROTOCOL, SCORE
 from opd.teachers.scoring_server import Scorer, fingerprint, make_app
-from support.fake_vllm import rollouts
+from opd.testing import random_rollouts
 
 TOKEN = "right"
 
@@ -63,7 +63,7 @@ def test_nothing_but_health_without_the_token(lm, token):
 
 
 def test_requests_that_meet_are_scored_together_and_apart(lm):
-    groups = [rollouts(2, seed=s, vocab=VOCAB) for s in range(4)]
+    groups = [random_rollouts(2, seed=s, vocab=VOCAB) for s in range(4)]
     frames = [frame(g, meta={"temperature": 1.0 + s % 2}) for s, g in enumerate(groups)]
     ways = [("POST", SCORE, body) for body in frames]
     together = [wire.unpack(r.content, ANSWER_ARRAYS)[1] for r in talk(lm, *ways)]
@@ -73,7 +73,7 @@ def test_requests_that_meet_are_scored_together_and_apart(lm):
         np.testing.assert_allclose(arrays["sampled"], expected, atol=1e-9)
 
 
-GIVEN = rollouts(2, vocab=VOCAB)
+GIVEN = random_rollouts(2, vocab=VOCAB)
 COUNT = sum(len(r) for r in GIVEN)
 TOKENS = sum(len(r.prompt.ids) + len(r) for r in GIVEN)
 BAD = {

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from opd.run.jsonl import read_jsonl
 from opd.teachers.remote import TeacherDown
 from opd.teachers.scoring_server import Scorer, TeacherServer, make_app
 from support.runs import open_run
+from support.servers import running
 
 TOKEN = "token-of-the-demo"
 # One float32 forward batched another way; the update follows it.
@@ -63,16 +63,11 @@ class Served:
         eos = sorted(tokenizers.eos_ids(self.tokenizer, self.lm.causal.generation_config))
         scorer = Scorer(lm or self.lm)
         app = make_app(lm or self.lm, self.tokenizer, token=TOKEN, eos=eos, scorer=scorer)
-        self.server = TeacherServer(app, "127.0.0.1", self.port)
-        self.thread = threading.Thread(target=self.server.serve, daemon=True)
-        self.thread.start()
-        while self.server.port is None:
-            time.sleep(0.01)
-        self.port = self.server.port
+        self._running = ExitStack()
+        self.port = self._running.enter_context(running(TeacherServer(app, "127.0.0.1", self.port)))
 
     def stop(self) -> None:
-        self.server.stop()
-        self.thread.join(20)
+        self._running.close()
 
     def section(self, **more) -> dict:
         url = f"http://127.0.0.1:{self.port}/v1"

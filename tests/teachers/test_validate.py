@@ -10,15 +10,15 @@ import pytest
 from conftest import VOCAB
 from opd.teachers.local import LocalTeacher
 from opd.teachers.validate import WrongAnswer, check_answer
+from opd.testing import random_rollouts
 from opd.types import Want
-from support.fake_vllm import rollouts
 
 WANT = Want(sampled=True, support=True, topk=4)
 
 
 @pytest.fixture
 def honest(make_lm):
-    (rollout,) = rollouts(1, seed=1, vocab=VOCAB, longest=12)
+    (rollout,) = random_rollouts(1, seed=1, vocab=VOCAB, max_length=12)
     (scores,) = LocalTeacher(make_lm()).score([rollout], WANT)
     assert len(rollout) > 2
     check_answer(scores, rollout, WANT, VOCAB)

@@ -1,7 +1,8 @@
-"""Every way an HTTP teacher fails, in three phases, once and for ever: `python faults.py`.
+"""Every way an HTTP teacher fails, in three phases, once and for ever.
 
 A case ends in one of two good ways: right scores, or an error that says what is wrong. Silence
 (wrong scores without an error) and hanging (more virtual time than a verdict may take) are bugs.
+`PYTHONPATH=tests python tests/support/teacher_faults.py` prints a table.
 """
 
 from __future__ import annotations
@@ -20,29 +21,30 @@ from opd.http import Transient
 from opd.teachers.handshake import HandshakeInputs, run_handshake
 from opd.teachers.remote import RemoteOptions, RemoteTeacher
 from opd.teachers.vllm_api import VllmDialect
-from opd.types import Want
-from support.fake_vllm import (
-    VOCAB,
-    Dripping,
-    FakeClock,
-    FakeVllm,
-    bigram,
-    client,
-    encode,
-    raw,
-    rollouts,
-    truth,
+from opd.testing import (
+    LETTER_VOCAB as VOCAB,
 )
+from opd.testing import (
+    FakeClock,
+    FakeVllmServer,
+    encode_letters,
+    fake_client,
+    letter_model,
+    random_rollouts,
+    token_logp,
+)
+from opd.testing.clients import StreamedBody, raw_response
+from opd.types import Want
 
 PHASES = ("handshake", "middle", "last")
 PATIENCE = 120.0
 VERDICT = 900.0  # virtual seconds: all tries of all requests, and the patience
 STEPS, PER_STEP = 3, 4
-Fault = Callable[[FakeVllm, httpx2.Request], httpx2.Response | None]
+Fault = Callable[[FakeVllmServer, httpx2.Request], httpx2.Response | None]
 
 
 def raising(error: Exception, seconds: float = 0.0) -> Fault:
-    def fault(server: FakeVllm, request: httpx2.Request) -> httpx2.Response:
+    def fault(server: FakeVllmServer, request: httpx2.Request) -> httpx2.Response:
         server.clock.sleep(seconds)
         raise error
 
@@ -50,49 +52,49 @@ def raising(error: Exception, seconds: float = 0.0) -> Fault:
 
 
 def status(code: int, body: bytes = b"", headers: dict | None = None) -> Fault:
-    said = body or b'{"error": {"message": "said the server"}}'
-    return lambda server, request: raw(said, code, headers)
+    answer = body or b'{"error": {"message": "said the server"}}'
+    return lambda server, request: raw_response(answer, code, headers)
 
 
 def page(body: bytes, headers: dict | None = None) -> Fault:
-    return lambda server, request: raw(body, 200, headers)
+    return lambda server, request: raw_response(body, 200, headers)
 
 
-def broken_off(share: float, error: Exception | None = None) -> Fault:
-    """The honest answer up to a share of its bytes, then an error, or the end."""
+def broken_off(fraction: float, error: Exception | None = None) -> Fault:
+    """The honest answer up to a fraction of its bytes, then an error, or the end."""
 
-    def fault(server: FakeVllm, request: httpx2.Request) -> httpx2.Response:
-        body = b"".join(server.honest(request).iter_raw())
-        cut = max(1, min(len(body) - 1, int(len(body) * share)))
+    def fault(server: FakeVllmServer, request: httpx2.Request) -> httpx2.Response:
+        body = b"".join(server.answer(request).iter_raw())
+        cut = max(1, min(len(body) - 1, int(len(body) * fraction)))
 
         def parts() -> Iterator[bytes]:
             yield body[:cut]
             if error is not None:
                 raise error
 
-        return httpx2.Response(200, stream=Dripping(parts()))
+        return httpx2.Response(200, stream=StreamedBody(parts()))
 
     return fault
 
 
-def dripping(server: FakeVllm, request: httpx2.Request) -> httpx2.Response:
-    body = b"".join(server.honest(request).iter_raw())
+def dripping(server: FakeVllmServer, request: httpx2.Request) -> httpx2.Response:
+    body = b"".join(server.answer(request).iter_raw())
 
     def parts() -> Iterator[bytes]:
         for i in range(len(body)):
             server.clock.sleep(1.0)
             yield body[i : i + 1]
 
-    return httpx2.Response(200, stream=Dripping(parts()))
+    return httpx2.Response(200, stream=StreamedBody(parts()))
 
 
-def endless(server: FakeVllm, request: httpx2.Request) -> httpx2.Response:
-    return httpx2.Response(200, stream=Dripping(b"x" * 2**16 for _ in range(2**20)))
+def endless(server: FakeVllmServer, request: httpx2.Request) -> httpx2.Response:
+    return httpx2.Response(200, stream=StreamedBody(b"x" * 2**16 for _ in range(2**20)))
 
 
 def edited(change: Callable[[bytes], bytes]) -> Fault:
     """The honest answer with its bytes changed."""
-    return lambda server, request: raw(change(b"".join(server.honest(request).iter_raw())))
+    return lambda server, request: raw_response(change(b"".join(server.answer(request).iter_raw())))
 
 
 def number(literal: bytes) -> Fault:
@@ -101,19 +103,19 @@ def number(literal: bytes) -> Fault:
     return edited(lambda body: re.sub(rb'"logprob": -?[0-9.e-]+', b'"logprob": ' + literal, body))
 
 
-def other_model(server: FakeVllm, request: httpx2.Request) -> None:
+def other_model(server: FakeVllmServer, request: httpx2.Request) -> None:
     server.logp = OTHER
 
 
-def renamed(server: FakeVllm, request: httpx2.Request) -> None:
+def renamed(server: FakeVllmServer, request: httpx2.Request) -> None:
     server.model = "another-model"
 
 
-def leaping(server: FakeVllm, request: httpx2.Request) -> None:
+def leaping(server: FakeVllmServer, request: httpx2.Request) -> None:
     server.clock.sleep(3600.0)
 
 
-OTHER = bigram(7, corpus="zebra quartz, lynx. " * 40)
+OTHER = letter_model(7, corpus="zebra quartz, lynx. " * 40)
 R, C = httpx2.ReadError, httpx2.ConnectError
 FAULTS: dict[str, Fault] = {
     "connection refused": raising(C("[Errno 111] Connection refused")),
@@ -182,7 +184,7 @@ class Schedule:
     def __init__(self, fault: Fault, first: int, times: int | None) -> None:
         self.fault, self.first, self.times, self.seen = fault, first, times, 0
 
-    def __call__(self, server: FakeVllm, request: httpx2.Request) -> httpx2.Response | None:
+    def __call__(self, server: FakeVllmServer, request: httpx2.Request) -> httpx2.Response | None:
         self.seen += 1
         due = self.seen > self.first and (
             self.times is None or self.seen <= self.first + self.times
@@ -195,7 +197,7 @@ class Verdict:
     """How a case ended: "survived", "named", "SILENT" or "HUNG"."""
 
     ended: str
-    words: str
+    message: str
     virtual: float
     real: float
 
@@ -207,13 +209,13 @@ class _Nap:
         self.sleep = clock.sleep
 
 
-def attempt(server: FakeVllm, faults: dict[int, Schedule]) -> None:
+def attempt(server: FakeVllmServer, faults: dict[int, Schedule]) -> None:
     """A handshake and three steps; `faults` by phase. Raises what the user would see."""
     server.fault = faults.get(-1)
-    http = client(server, server.clock, wait_initial=0.5)
+    http = fake_client(server, server.clock, wait_initial=0.5)
     try:
         dialect = VllmDialect(http, "m")
-        handshake = run_handshake(dialect, HandshakeInputs(VOCAB, encode, topk=4))
+        handshake = run_handshake(dialect, HandshakeInputs(VOCAB, encode_letters, topk=4))
     except Transient as error:
         raise UserError(f"no teacher answers: {error}") from None
     handshake.require(http.url)
@@ -223,14 +225,14 @@ def attempt(server: FakeVllm, faults: dict[int, Schedule]) -> None:
     for step in range(STEPS):
         if step in faults:
             server.fault = faults[step]
-        given = rollouts(PER_STEP, seed=step)
-        scores = teacher.score(given, Want(sampled=True, topk=4))
-        for rollout, said in zip(given, scores, strict=True):
-            if not np.allclose(said.sampled, truth(HONEST, rollout), atol=1e-5):
+        rollouts = random_rollouts(PER_STEP, seed=step)
+        answer = teacher.score(rollouts, Want(sampled=True, topk=4))
+        for rollout, scores in zip(rollouts, answer, strict=True):
+            if not np.allclose(scores.sampled, token_logp(HONEST, rollout), atol=1e-5):
                 raise AssertionError("wrong scores")
 
 
-HONEST = bigram(0)
+HONEST = letter_model(0)
 
 
 def case(name: str, phase: str, times: int | None) -> Verdict:
@@ -238,32 +240,32 @@ def case(name: str, phase: str, times: int | None) -> Verdict:
     clock = FakeClock()
     tenacity.nap.time, kept = _Nap(clock), tenacity.nap.time
     # In the last step the fault meets the last request but two: scores, identity, canary remain.
-    place = {"handshake": (-1, 0), "middle": (1, 1), "last": (2, PER_STEP - 1)}[phase]
+    step, first = {"handshake": (-1, 0), "middle": (1, 1), "last": (2, PER_STEP - 1)}[phase]
     if name.startswith("restarted") and phase == "handshake":
-        place = (-1, 4)  # models, support, identity and the known text are asked by then
-    schedule = Schedule(FAULTS[name], place[1], times)
+        first = 4  # models, support, identity and the canary are asked by then
+    schedule = Schedule(FAULTS[name], first, times)
     began = time.monotonic()
     try:
-        attempt(FakeVllm(HONEST, clock=clock), {place[0]: schedule})
-        ended, words = "survived", ""
+        attempt(FakeVllmServer(HONEST, clock=clock), {step: schedule})
+        ended, message = "survived", ""
     except UserError as error:
-        ended, words = "named", str(error)
+        ended, message = "named", str(error)
     except AssertionError as error:
-        ended, words = "SILENT", str(error)
+        ended, message = "SILENT", str(error)
     finally:
         tenacity.nap.time = kept
     real = time.monotonic() - began
     allowed = VERDICT + (3600.0 * 40 if name == "clock leaps an hour" else 0.0)
     if clock.time > allowed or real > 20:
         ended = "HUNG"
-    return Verdict(ended, words, clock.time, real)
+    return Verdict(ended, message, clock.time, real)
 
 
 def main() -> None:
     """Print the table."""
-    say = sys.stdout.write
-    say(f"| fault | {' | '.join(f'{p}, once | {p}, for ever' for p in PHASES)} |\n")
-    say("|---|" + "---|" * (2 * len(PHASES)) + "\n")
+    write = sys.stdout.write
+    write(f"| fault | {' | '.join(f'{p}, once | {p}, for ever' for p in PHASES)} |\n")
+    write("|---|" + "---|" * (2 * len(PHASES)) + "\n")
     counts: dict[str, int] = {}
     longest = 0.0
     for name in FAULTS:
@@ -275,9 +277,9 @@ def main() -> None:
                 if "leaps" not in name:
                     longest = max(longest, verdict.virtual)
                 row.append(verdict.ended)
-        say(f"| {name} | {' | '.join(row)} |\n")
-    say(f"\n{len(FAULTS)} kinds x {len(PHASES)} phases x (once, for ever): {counts}; ")
-    say(f"longest verdict {longest:.0f} virtual seconds.\n")
+        write(f"| {name} | {' | '.join(row)} |\n")
+    write(f"\n{len(FAULTS)} kinds x {len(PHASES)} phases x (once, for ever): {counts}; ")
+    write(f"longest verdict {longest:.0f} virtual seconds.\n")
 
 
 if __name__ == "__main__":
