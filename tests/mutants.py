@@ -31,7 +31,7 @@ class Mutant:
 LOSSES, ESTIMATORS = ("core/test_losses.py",), ("core/test_estimators.py",)
 OBJECTIVE, SUPPORTS = ("core/test_objective.py",), ("core/test_supports.py",)
 DIAGNOSTICS, STATS = ("core/test_diagnostics.py",), ("core/test_stats.py",)
-SHARED = ("test_shared_prompts.py",)
+PREFIXES = ("models/test_prefix_cache.py",)
 BATCH, CHUNKED, UPDATE = ("core/test_batch.py",), ("core/test_chunked.py",), ("test_update.py",)
 
 MUTANTS = [
@@ -295,8 +295,8 @@ MUTANTS = [
     Mutant(
         "biased pass@k",
         "core/stats.py",
-        "factors = (n - matrix.sum(1)[:, None] - i) / (n - i)",
-        "factors = (n - matrix.sum(1)[:, None] - 0 * i) / (n - 0 * i)",
+        "factors = (n - np.asarray(correct, dtype=float)[:, None] - i) / (n - i)",
+        "factors = (n - np.asarray(correct, dtype=float)[:, None] - 0 * i) / (n - 0 * i)",
         STATS,
     ),
     Mutant(
@@ -368,42 +368,42 @@ MUTANTS = [
         "models/prefix_cache.py",
         "positions = lengths + torch.arange(",
         "positions = 1 + lengths + torch.arange(",
-        SHARED,
+        PREFIXES,
     ),
     Mutant(
         "padding of shared prompts attended to",
         "models/prefix_cache.py",
         "torch.cat([prompt_mask.long(), torch.ones_like(input_ids)], 1)",
         "torch.cat([torch.ones_like(prompt_mask).long(), torch.ones_like(input_ids)], 1)",
-        SHARED,
+        PREFIXES,
     ),
     Mutant(
         "a gap between shared prompt and response",
         "models/prefix_cache.py",
         "return x.gather(2, index[:, None, :, None].expand_as(x))",
         "return x",
-        SHARED,
+        PREFIXES,
     ),
     Mutant(
         "padding of shared prompts predicts the first token",
         "models/prefix_cache.py",
         "hidden[rows, self._lengths - 1]",
         "hidden[rows, -1]",
-        SHARED,
+        PREFIXES,
     ),
     Mutant(
         "shared prompts learn nothing",
         "training/gradient.py",
         "        prompts.backward()\n",
         "",
-        SHARED,
+        PREFIXES,
     ),
     Mutant(
         "a response goes on from its neighbour's prompt",
         "core/microbatches.py",
         "return [prompt_of[row] for row in rows]",
         "return [max(0, prompt_of[row] - 1) for row in rows]",
-        SHARED,
+        PREFIXES,
     ),
     Mutant(
         "hidden gradient of all chunks but the last lost",

@@ -31,7 +31,7 @@ from opd.training.learner import Learner
 from opd.training.optimizer import NonFiniteStep, make_optimizer
 from opd.training.step import update
 from opd.types import Prompt
-from test_update import experience, learner_of
+from support.updates import experience, learner_of
 
 STEPS = 2
 

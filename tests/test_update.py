@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from opd.config import Optim
-from opd.core.batch import Batch
-from opd.core.objective import Objective
 from opd.data.sft_examples import make_example
-from opd.models.lm import LM, add_lora
-from opd.models.prefix_cache import supports_prefix_cache
-from opd.samplers.hf import Decoding, HFSampler
-from opd.teachers.local import LocalTeacher
+from opd.models.lm import add_lora
 from opd.training.gradient import microbatch_loss
-from opd.training.learner import Learner
-from opd.training.optimizer import NonFiniteStep, make_optimizer
+from opd.training.optimizer import NonFiniteStep
 from opd.training.step import update
-
-OBJECTIVES = {
-    "paper": Objective(k=4),
-    "tail": Objective(k=4, mode="tail"),
-    "reference": Objective(k=4, mode="reference"),
-    "teacher": Objective(k=4, support="teacher_topk"),
-    "union": Objective(k=4, support="union"),
-    "sampled": Objective(k=4, support="sampled"),
-    "full": Objective(k=4, support="full"),
-    "jsd": Objective(k=4, support="full", divergence="jsd"),
-    "entropy": Objective(k=4, entropy_forward_kl=0.5),
-}
-
-
-def experience(student, teacher, objective, prompts, seed=0):
-    rollouts = HFSampler(student, Decoding(9), stop=frozenset({1}), capture=4).sample(
-        prompts, n=3, key=(seed,)
-    )
-    full = [np.arange(len(r)) for r in rollouts]
-    scores = LocalTeacher(teacher).score(rollouts, objective.want._replace(full=full))
-    return Batch(rollouts, scores)
-
-
-def learner_of(student, teacher, objective, *, budget=10**6, **optim):
-    optim = Optim(**({"lr": 0.01} | optim))
-    supports_prefix_cache(student)  # decided before the first step, as `make_learner` does
-    return Learner(
-        student=student,
-        optimizer=make_optimizer(student, optim),
-        objective=objective,
-        optim=optim,
-        tokens_per_microbatch=budget,
-        teacher_logits=teacher.head.logits,
-        teacher_temperature=1.0,
-        diagnostics_k=4,
-        position_edges=[0, 4, 9],
-    )
-
-
-def clone(lm):
-    return LM(copy.deepcopy(lm.model), lm.vocab, lm.name)
+from support.updates import OBJECTIVES, clone, experience, learner_of
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -71,7 +23,7 @@ def test_any_split_into_micro_batches_is_the_same_update(make_lm, make_prompts, 
     results = []
     for budget in (10**6, 40, 1):
         student = clone(base)
-        student.prefix_cache_works = False  # test_shared_prompts has its own tolerances
+        student.prefix_cache_works = False  # test_prefix_cache has its own tolerances
         found = update(learner_of(student, teacher, objective, budget=budget), batch, 0)
         results.append((student.parameters(), found))
     for parameters, found in results[1:]:

@@ -17,42 +17,17 @@ from opd.errors import UserError
 from opd.models.lm import LM, add_lora
 from opd.training.learner import MicroBatchSplits
 from opd.training.step import accumulate_within_memory, update
-from test_update import OBJECTIVES, clone, experience, learner_of
-
-CPU_OOM = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 9 bytes"
-FLOAT64_SUM = 1e-9  # float64 sums in another order; Adam turns a gradient of 0 into up to lr
-
-
-def gradients(student):
-    return {n: p.grad.clone() for n, p in student.parameters().items()}
-
-
-def close(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, atol=FLOAT64_SUM, rtol=FLOAT64_SUM)
-
-
-def run_out_of_memory(student, error, rows, where):
-    """Every pass with more than `rows` sequences fails, in the forward or late in the backward."""
-    layer = student.causal.base_model.layers[0]
-    seen = []
-
-    def forward(module, given):
-        seen.append(len(given[0]))
-        if len(given[0]) > rows:
-            raise error
-
-    def backward(module, grad_input, grad_output):
-        seen.append(len(grad_output[0]))
-        if len(grad_output[0]) > rows:
-            raise error
-
-    if where == "forward":
-        layer.register_forward_pre_hook(forward)
-    else:
-        layer.register_full_backward_hook(backward)
-    return seen
+from support.updates import (
+    CPU_OOM,
+    FLOAT64_SUM,
+    OBJECTIVES,
+    clone,
+    close,
+    experience,
+    gradients,
+    learner_of,
+    run_out_of_memory,
+)
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from opd.core.batch import Batch
-from opd.core.microbatches import token_batches
 from opd.types import Prompt, Rollout, Scores, Want
 
 
@@ -89,12 +88,6 @@ def test_every_rollout_is_in_exactly_one_micro_batch():
     parts = Batch(rows).split(12)
     assert sorted(i for part in parts for i in part) == [0, 2, 3]  # the empty one trains nothing
     assert Batch(rows).num_tokens == 14
-
-
-def test_token_batches_keep_the_budget_unless_one_row_exceeds_it():
-    lengths = [5, 3, 30, 8, 8, 2]
-    for part in token_batches(lengths, 16):
-        assert len(part) == 1 or len(part) * max(lengths[i] for i in part) <= 16
 
 
 def test_every_tensor_goes_to_the_device_that_is_asked_for(make_lm, make_prompts):

@@ -16,7 +16,7 @@ from opd.errors import UserError
 from opd.recipes.sft import sft
 from opd.training.gradient import completion_loss
 from opd.training.optimizer import NonFiniteStep, learning_rate
-from test_update_memory import CPU_OOM, run_out_of_memory
+from support.updates import CPU_OOM, run_out_of_memory
 
 FLOAT64_SUM = 1e-10  # a few hundred float64 terms, head and backbone in two orders
 LENGTHS = [(1, 1), (7, 2), (3, 9), (2, 4), (5, 1)]  # prompt, completion

@@ -1,24 +1,20 @@
-"""A prompt run once for its responses: the same states, scores and gradients as whole rows."""
+"""Shared prompts: the same states, scores and gradients as rows with their own prompts."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from dataclasses import replace
-from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from conftest import VOCAB
 from opd import config
 from opd.core.batch import Batch
-from opd.core.microbatches import Budget, MicroBatchGroup, plan_microbatches
 from opd.data.sft_examples import make_example
 from opd.demo.run_config import demo_config
 from opd.errors import UserError
@@ -32,11 +28,19 @@ from opd.training.gradient import accumulate
 from opd.training.gradient import plan_microbatches as planned
 from opd.training.step import accumulate_within_memory, update
 from opd.types import Want
-from test_update import OBJECTIVES, clone, experience, learner_of
-from test_update_memory import CPU_OOM, close, gradients, run_out_of_memory
+from support.updates import (
+    CPU_OOM,
+    OBJECTIVES,
+    clone,
+    close,
+    experience,
+    gradients,
+    learner_of,
+    run_out_of_memory,
+)
 
-# Most families norm in float32, whatever they are loaded in: a last bit of float64 may flip one of
-# its bits. A token that saw the wrong prompt, or none, is off by a tenth and more.
+# Most families normalise in float32, whatever their dtype: a last bit of float64 may flip one of
+# its bits. A token that attended to the wrong prompt, or to none, is off by a tenth and more.
 FLOAT32_NORMS = 3e-6
 FLOAT32 = 3e-4
 
@@ -44,27 +48,27 @@ PROMPTS = (7, 3, 8, 5)  # uneven: left padding, and three responses each
 
 
 @pytest.fixture
-def once(monkeypatch):
-    """Passes are cheap, so that prompts are run once even where everything is tiny."""
+def cheap_passes(monkeypatch):
+    """So cheap that prompts are shared even where everything is tiny."""
     monkeypatch.setattr("opd.core.microbatches.PASS_OVERHEAD_CPU", 9)
 
 
-def whole(lm: LM) -> LM:
+def unshared(lm: LM) -> LM:
     """The same model, which may not share prompts."""
     other = clone(lm)
     other.prefix_cache_works = False
     return other
 
 
-def nearly(found, wanted, tolerance=FLOAT32_NORMS):
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
+def assert_near(gradients, expected, tolerance=FLOAT32_NORMS):
+    assert gradients.keys() == expected.keys()
+    for name, value in expected.items():
         assert value.abs().max() > 0, name
         near = tolerance * value.abs().max().item()
-        torch.testing.assert_close(found[name], value, atol=near, rtol=0)
+        torch.testing.assert_close(gradients[name], value, atol=near, rtol=0)
 
 
-def ran_once(learner, batch) -> bool:
+def shares_all_prompts(learner, batch) -> bool:
     groups = planned(learner, batch)
     lengths = [{len(batch.rollouts[rows[0]].prompt.ids) for rows in g.prompt_rows} for g in groups]
     return all(g.prompt_rows for g in groups) and (
@@ -122,35 +126,40 @@ def family(name: str, attention: str) -> LM:
     [(name, "eager") for name in FAMILIES if name != "gpt2"]
     + [(name, "sdpa") for name in FAMILIES if name != "gemma2-softcap"],
 )
-def test_gradients_of_every_family_are_those_of_whole_rows(make_prompts, once, name, attention):
+@pytest.mark.usefixtures("cheap_passes")
+def test_gradients_of_every_family_are_those_of_separate_rows(make_prompts, name, attention):
     student, teacher, objective = (
         family(name, attention),
         family(name, attention),
         OBJECTIVES["paper"],
     )
-    shaken = torch.Generator().manual_seed(1)
+    noise = torch.Generator().manual_seed(1)
     for p in teacher.model.parameters():
-        p.data += 0.1 * torch.randn(p.shape, generator=shaken, dtype=p.dtype)
+        p.data += 0.1 * torch.randn(p.shape, generator=noise, dtype=p.dtype)
     batch = experience(student, teacher, objective, make_prompts(*PROMPTS))
-    a, b = learner_of(whole(student), teacher, objective), learner_of(student, teacher, objective)
-    assert ran_once(b, batch)
-    assert not ran_once(a, batch)
+    a, b = (
+        learner_of(unshared(student), teacher, objective),
+        learner_of(student, teacher, objective),
+    )
+    assert shares_all_prompts(b, batch)
+    assert not shares_all_prompts(a, batch)
     wanted, found = accumulate(a, batch, 0), accumulate(b, batch, 0)
     if name == "gpt2":  # float64 throughout
         close(gradients(b.student), gradients(a.student))
-    nearly(gradients(b.student), gradients(a.student), FLOAT32)
+    assert_near(gradients(b.student), gradients(a.student), FLOAT32)
     assert found[1].item() == pytest.approx(wanted[1].item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("budget", [10**6, 60])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_any_objective_and_budget_is_the_same_update(make_lm, make_prompts, once, name, budget):
+@pytest.mark.usefixtures("cheap_passes")
+def test_any_objective_and_budget_is_the_same_update(make_lm, make_prompts, name, budget):
     base, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES[name]
     batch = experience(base, teacher, objective, make_prompts(*PROMPTS))
-    a, b = whole(base), clone(base)
+    a, b = unshared(base), clone(base)
     wanted = update(learner_of(a, teacher, objective), batch, 0)
     learner = learner_of(b, teacher, objective, budget=budget)
-    assert ran_once(learner, batch)
+    assert shares_all_prompts(learner, batch)
     found = update(learner, batch, 0)
     for key, value in a.parameters().items():
         # Adam's first step is +-lr wherever the gradient is far from 0.
@@ -161,7 +170,8 @@ def test_any_objective_and_budget_is_the_same_update(make_lm, make_prompts, once
         assert found[key].value == pytest.approx(mean.value, rel=1e-5, abs=1e-6), key
 
 
-def test_adapters_in_some_layers_only(make_lm, make_prompts, once):
+@pytest.mark.usefixtures("cheap_passes")
+def test_adapters_in_some_layers_only(make_lm, make_prompts):
     # The first layer's keys and values then need no gradient, the others' do.
     base, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES["paper"]
     batch = experience(base, teacher, objective, make_prompts(*PROMPTS))
@@ -173,26 +183,28 @@ def test_adapters_in_some_layers_only(make_lm, make_prompts, once):
     a.prefix_cache_works = False
     for student in (a, b):
         accumulate(learner_of(student, teacher, objective), batch, 0)
-    assert ran_once(learner_of(b, teacher, objective), batch)
-    nearly(gradients(b), gradients(a))
+    assert shares_all_prompts(learner_of(b, teacher, objective), batch)
+    assert_near(gradients(b), gradients(a))
     assert all(g.abs().sum() > 0 for g in gradients(b).values())
 
 
 @pytest.mark.parametrize("tie", [True, False])
-def test_sparse_gradients_are_the_same(make_lm, make_prompts, once, monkeypatch, tie):
+@pytest.mark.usefixtures("cheap_passes")
+def test_sparse_gradients_are_the_same(make_lm, make_prompts, monkeypatch, tie):
     base, teacher, objective = make_lm(0, tie=tie), make_lm(1, tie=tie), OBJECTIVES["paper"]
     batch = experience(base, teacher, objective, make_prompts(*PROMPTS))
-    a, b = whole(base), clone(base)
+    a, b = unshared(base), clone(base)
     accumulate(learner_of(a, teacher, objective), batch, 0)
     for module in ("head", "lm"):
         monkeypatch.setattr(f"opd.models.{module}.SPARSE_VOCAB", 1)
     learner = learner_of(b, teacher, objective, budget=80)
-    assert ran_once(learner, batch)
+    assert shares_all_prompts(learner, batch)
     accumulate(learner, batch, 0)
-    nearly(gradients(b), gradients(a))
+    assert_near(gradients(b), gradients(a))
 
 
-def test_scores_of_a_teacher_are_those_of_whole_rows(make_lm, make_prompts, once):
+@pytest.mark.usefixtures("cheap_passes")
+def test_scores_of_a_teacher_are_those_of_separate_rows(make_lm, make_prompts):
     lm = make_lm(1)
     rollouts = list(experience(lm, lm, OBJECTIVES["full"], make_prompts(*PROMPTS)).rollouts)
     empty = {f: getattr(rollouts[4], f)[:0] for f in
@@ -207,7 +219,7 @@ def test_scores_of_a_teacher_are_those_of_whole_rows(make_lm, make_prompts, once
     found = LocalTeacher(lm, tokens_per_batch=70).score(rollouts, want)
     hook.remove()
     assert seen.count(True) > 3  # the trial's two calls, and prompts with responses
-    wanted = LocalTeacher(whole(lm)).score(rollouts, want)
+    wanted = LocalTeacher(unshared(lm)).score(rollouts, want)
     for a, b in zip(found, wanted, strict=True):
         for field in ("sampled", "support", "log_z", "entropy", "topk_ids", "topk_logp", "hidden"):
             torch.testing.assert_close(
@@ -218,16 +230,17 @@ def test_scores_of_a_teacher_are_those_of_whole_rows(make_lm, make_prompts, once
 
 @pytest.mark.parametrize("rows", [2, 1])
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_memory_that_runs_out_ends_at_whole_rows(make_lm, make_prompts, once, where, rows):
+@pytest.mark.usefixtures("cheap_passes")
+def test_out_of_memory_ends_at_separate_rows(make_lm, make_prompts, where, rows):
     base, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES["paper"]
     batch = experience(base, teacher, objective, make_prompts(*PROMPTS))
-    a, b = whole(base), clone(base)
+    a, b = unshared(base), clone(base)
     wanted = accumulate(learner_of(a, teacher, objective), batch, 0)
     learner = learner_of(b, teacher, objective)
-    assert ran_once(learner, batch)
+    assert shares_all_prompts(learner, batch)
     seen = run_out_of_memory(b, RuntimeError(CPU_OOM), rows, where)
     found = accumulate_within_memory(learner, batch, 0)
-    nearly(gradients(b), gradients(a))
+    assert_near(gradients(b), gradients(a))
     assert found[1].item() == pytest.approx(wanted[1].item(), rel=1e-6)
     assert max(seen) > rows
     failed = len(seen)
@@ -235,7 +248,7 @@ def test_memory_that_runs_out_ends_at_whole_rows(make_lm, make_prompts, once, wh
     assert max(seen[failed:]) <= rows
 
 
-def test_a_step_without_rollouts_runs_out_of_memory_in_words(make_lm, make_prompts):
+def test_out_of_memory_without_rollouts_is_a_message(make_lm, make_prompts):
     student, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES["paper"]
     batch = experience(student, teacher, objective, make_prompts(3))
     empty = [
@@ -250,7 +263,7 @@ def test_a_step_without_rollouts_runs_out_of_memory_in_words(make_lm, make_promp
         update(learner, batch, 0)
 
 
-def test_memory_that_runs_out_in_the_trial_is_not_an_answer(make_lm):
+def test_out_of_memory_in_the_measurement_is_not_a_result(make_lm):
     lm = make_lm(0)
     run_out_of_memory(lm, RuntimeError(CPU_OOM), 0, "forward")
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
@@ -273,9 +286,9 @@ def test_processes_agree_before_they_plan(make_lm, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-def test_rotations_that_follow_the_length_of_a_call_are_refused(kind):
-    # Prompt and response are two calls: where the second crosses the original context, its keys are
-    # turned in another way than the prompt's. No short trial sees that.
+def test_rotary_embeddings_that_depend_on_the_call_are_refused(kind):
+    # Prompt and response are two calls: where the second exceeds the original context, its keys are
+    # rotated in another way than the prompt's. No short measurement shows that.
     rope = {"rope_type": kind, "rope_theta": 10_000.0, "factor": 2.0}
     if kind == "longrope":
         rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
@@ -303,11 +316,11 @@ def test_longrope_ends_where_rows_would_depend_on_their_micro_batch():
     assert (first_row(17) - first_row(16)).abs().max() > 0.01  # what is kept out
 
 
-def test_checkpointing_and_sharded_weights_keep_whole_rows(make_lm):
+def test_checkpointing_and_sharded_weights_do_not_share_prompts(make_lm):
     lm = make_lm(0)
     assert supports_prefix_cache(lm)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # transformers tells users of names that will go
+        warnings.simplefilter("error")  # transformers warns of deprecated names
         enable_checkpointing(lm)
         assert not supports_prefix_cache(lm)
     lm = make_lm(0)
@@ -315,7 +328,7 @@ def test_checkpointing_and_sharded_weights_keep_whole_rows(make_lm):
     assert not supports_prefix_cache(lm)
 
 
-def test_a_model_that_counts_positions_by_itself_is_found_out(make_lm):
+def test_a_model_that_counts_positions_by_itself_is_detected(make_lm):
     lm = make_lm(0)
     plain = lm.causal.base_model.forward
 
@@ -328,7 +341,7 @@ def test_a_model_that_counts_positions_by_itself_is_found_out(make_lm):
     assert not supports_prefix_cache(lm)
 
 
-def test_a_state_space_model_is_fed_whole_rows():
+def test_a_state_space_model_does_not_share_prompts():
     config = transformers.FalconH1Config(
         vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, mamba_d_ssm=16, mamba_n_heads=2,
@@ -338,7 +351,7 @@ def test_a_state_space_model_is_fed_whole_rows():
     assert not supports_prefix_cache(LM(model, VOCAB, "falcon"))
 
 
-def test_what_responses_leave_is_summed_until_the_prompts_learn(make_lm):
+def test_gradients_of_responses_are_summed_until_the_prompts_backward(make_lm):
     lm = make_lm(0)
     prompts = PrefixCache(lm, [[3, 4, 5], [6, 7]])
     for prompt_index in ([0, 0, 1], [1, 0]):
@@ -350,83 +363,3 @@ def test_what_responses_leave_is_summed_until_the_prompts_learn(make_lm):
     assert before.abs().sum() == 0  # a prompt's token: not reached yet
     prompts.backward()
     assert gradients(lm)["model.embed_tokens.weight"][4].abs().sum() > 0
-
-
-# ---------------------------------------------------------------- plans
-
-
-@st.composite
-def steps(draw):
-    group = st.tuples(st.integers(1, 300), st.integers(1, 6))
-    groups = draw(st.lists(group, min_size=1, max_size=8))
-    prompts, inputs = [], []
-    for i, (length, n) in enumerate(groups):
-        prompts += [tuple([i] * length)] * n
-        inputs += draw(st.lists(st.integers(0, 400), min_size=n, max_size=n))
-    order = draw(st.permutations(range(len(inputs))))
-    return [prompts[i] for i in order], [inputs[i] for i in order]
-
-
-@given(steps(), st.sampled_from([1, 300, 1000, 8192]), st.booleans(), st.integers(1, 3))
-@settings(max_examples=150, deadline=None)
-def test_a_plan_holds_every_row_once_beside_its_prompt(step, max_tokens, shared, processes):
-    prompts, inputs = step
-    groups = plan_microbatches(
-        prompts, inputs, Budget(max_tokens), share_prompts=shared, processes=processes
-    )
-    assert sorted(rows_of(groups)) == list(range(len(inputs)))
-    for group in groups:
-        check(group, prompts, inputs, max_tokens)
-        halves, largest = group.split(), max(map(len, group.microbatches))
-        assert max(len(p) for h in halves for p in h.microbatches) <= max(1, (largest + 1) // 2)
-        assert sorted(rows_of(halves)) == sorted(rows_of([group]))
-        for half in halves:
-            check(half, prompts, inputs, max_tokens)
-
-
-def rows_of(groups: list[MicroBatchGroup]) -> list[int]:
-    return [row for group in groups for part in group.microbatches for row in part]
-
-
-def check(group: MicroBatchGroup, prompts, inputs, max_tokens) -> None:
-    for part in group.microbatches:
-        assert part
-        if not group.prompt_rows:
-            longest = max(len(prompts[i]) + inputs[i] for i in part)
-            assert len(part) == 1 or len(part) * longest <= max_tokens
-            continue
-        for row, prompt in zip(part, group.prompt_index(part), strict=True):
-            assert prompts[row] == prompts[group.prompt_rows[prompt][0]]
-        held = len(group.prompt_rows) * max(len(prompts[g[0]]) for g in group.prompt_rows)
-        held += len(part) * max(inputs[i] for i in part)
-        alone = max(len(prompts[i]) + inputs[i] for i in range(len(inputs)))
-        assert held <= max(max_tokens, alone)
-
-
-def test_prompts_run_once_where_that_is_cheaper_and_only_there():
-    def once(prompt, n, length, **given):
-        prompts = [tuple([i] * prompt) for i in range(8) for _ in range(n)]
-        groups = plan_microbatches(prompts, [length] * len(prompts), Budget(8192), **given)
-        (kind,) = {bool(g.prompt_rows) for g in groups}
-        return kind
-
-    assert once(100, 4, 100, share_prompts=True)
-    assert not once(100, 4, 100, share_prompts=False)
-    assert not once(100, 1, 100, share_prompts=True)  # nothing to share
-    assert not once(4, 4, 16, share_prompts=True)  # a pass more costs more
-    assert not once(20, 2, 2000, share_prompts=True)  # prompts are next to nothing
-
-
-def test_groups_are_dealt_out_so_that_nobody_is_idle():
-    # One group of everything is the least work, and leaves the second process without any.
-    prompts = [tuple([i] * 100) for i in range(8) for _ in range(4)]
-    alone, two = (
-        plan_microbatches(
-            prompts, [100] * len(prompts), Budget(4000), share_prompts=True, processes=n
-        )
-        for n in (1, 2)
-    )
-    work = [len(rows_of(two[rank::2])) for rank in (0, 1)]
-    assert alone[0].prompt_rows
-    assert min(work) > 0
-    assert all(a >= b for a, b in pairwise(work))
