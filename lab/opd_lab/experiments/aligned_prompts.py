@@ -13,6 +13,7 @@ from opd_lab.experiments.experiment import (
     Column,
     Experiment,
     Measurement,
+    keyed_columns,
     metric_curves,
 )
 from opd_lab.experiments.setups import ACCURACY
@@ -142,42 +143,41 @@ def evaluated(result: RunResult, step: int) -> Evaluated:
 
 def columns() -> tuple[Column[Numbers], ...]:
     """Accuracy and entropy by mixture, and the numbers of `opd select`."""
-
-    def after(mixture: str, value: Callable[[Evaluated], float]) -> Callable[[Numbers], float]:
-        return lambda n: value(n.after[mixture])
-
-    def auroc(measure: str) -> Callable[[Numbers], float]:
-        return lambda n: n.select.auroc[measure]
-
-    values: dict[str, Callable[[Evaluated], float]] = {
-        "accuracy on the teacher's content, before": lambda e: e.known,
-        "accuracy on any symbols, before": lambda e: e.any,
-        "entropy on held-out prompts, before": lambda e: e.entropy,
-    }
-    columns: list[Column[Numbers]] = []
-    for label, value in values.items():
-        columns.append(Column(label, _before(value)))
-        columns += [Column(LABELS[name], after(name, value)) for name in MIXTURES]
     return (
-        *columns,
-        Column("opd select: AUROC of its score for the content", auroc("score")),
-        Column("of teacher advantage alone", auroc("advantage")),
-        Column("of mixed outcomes alone", auroc("mixed")),
-        Column("of overlap mass alone", auroc("mass")),
-        Column("of low teacher entropy alone", auroc("entropy")),
-        Column("fraction of the content in the mixture", lambda n: n.select.fraction_before),
-        Column("among the prompts called aligned", lambda n: n.select.fraction_aligned),
-        Column("accuracy on the teacher's content, selected", lambda n: n.select.selected.known),
-        Column("as many at random", lambda n: n.select.random.known),
-        Column("accuracy on any symbols, selected", lambda n: n.select.selected.any),
-        Column("as many at random", lambda n: n.select.random.any),
+        Column("accuracy on the teacher's content, before", lambda n: n.before.known),
+        *by_mixture(lambda e: e.known),
+        Column("accuracy on any symbols, before", lambda n: n.before.any),
+        *by_mixture(lambda e: e.any),
+        Column("entropy on held-out prompts, before", lambda n: n.before.entropy),
+        *by_mixture(lambda e: e.entropy),
+        *SELECT_COLUMNS,
     )
 
 
-def _before(value: Callable[[Evaluated], float]) -> Callable[[Numbers], float]:
-    return lambda n: value(n.before)
+def by_mixture(value: Callable[[Evaluated], float]) -> tuple[Column[Numbers], ...]:
+    """One number of the evaluation after training, by mixture."""
+    return keyed_columns(LABELS, lambda n: {m: value(e) for m, e in n.after.items()})
 
 
+AUROC_COLUMNS: tuple[Column[Numbers], ...] = keyed_columns(
+    {
+        "score": "opd select: AUROC of its score for the content",
+        "advantage": "of teacher advantage alone",
+        "mixed": "of mixed outcomes alone",
+        "mass": "of overlap mass alone",
+        "entropy": "of low teacher entropy alone",
+    },
+    lambda n: n.select.auroc,
+)
+SELECT_COLUMNS: tuple[Column[Numbers], ...] = (
+    *AUROC_COLUMNS,
+    Column("fraction of the content in the mixture", lambda n: n.select.fraction_before),
+    Column("among the prompts called aligned", lambda n: n.select.fraction_aligned),
+    Column("accuracy on the teacher's content, selected", lambda n: n.select.selected.known),
+    Column("as many at random", lambda n: n.select.random.known),
+    Column("accuracy on any symbols, selected", lambda n: n.select.selected.any),
+    Column("as many at random", lambda n: n.select.random.any),
+)
 CLAIMS: tuple[Claim[Numbers], ...] = (
     Claim(
         "on the teacher's own content aligned prompts teach at least as much as any prompts "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,10 +155,6 @@ def curves_of(
     return curves
 
 
-def _at_round(metric: Callable[[ColdStart], list[float]], index: int) -> Callable[[Numbers], float]:
-    return lambda n: metric(n.cold_start)[index]
-
-
 CLAIMS: tuple[Claim[Numbers], ...] = (
     Claim(
         "cold start + OPD beats OPD alone at equal tokens by .04 or more",
@@ -184,8 +179,8 @@ COLUMNS: tuple[Column[Numbers], ...] = (
     Column("teacher", lambda n: n.teacher),
     Column("rounds of the cold start", lambda n: n.cold_start.rounds),
     Column("off-policy tokens trained on", lambda n: n.cold_start.tokens),
-    Column("overlap mass before", _at_round(lambda c: c.mass, 0)),
-    Column("after the cold start", _at_round(lambda c: c.mass, -1)),
-    Column("top-1 agreement before", _at_round(lambda c: c.top1, 0)),
-    Column("after the cold start", _at_round(lambda c: c.top1, -1)),
+    Column("overlap mass before", lambda n: n.cold_start.mass[0]),
+    Column("after the cold start", lambda n: n.cold_start.mass[-1]),
+    Column("top-1 agreement before", lambda n: n.cold_start.top1[0]),
+    Column("after the cold start", lambda n: n.cold_start.top1[-1]),
 )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from opd_lab.checkpoints import LEDGER
-from opd_lab.experiments.experiment import Claim, Column, Curve, Experiment, Measurement
+from opd_lab.experiments.experiment import (
+    Claim,
+    Column,
+    Curve,
+    Experiment,
+    Measurement,
+    keyed_columns,
+)
 from opd_lab.experiments.setups import Setup
 from opd_lab.experiments.workspace import Workspace
 from opd_lab.runs import Task
@@ -71,28 +77,20 @@ def continuation(setup: Setup) -> Experiment[Numbers]:
 
 def columns(depth: int, *, quick: bool) -> tuple[Column[Numbers], ...]:
     """Gain by depth, and in the ledger world."""
-
-    def gain(depth: int) -> Callable[[Numbers], float]:
-        return lambda n: n.gain[depth]
-
-    def repairable(part: str) -> Callable[[Numbers], float]:
-        return lambda n: n.repairable[part]
-
-    by_depth = (
-        Column("gain at depth 0", gain(0)),
-        *(Column(str(d), gain(d)) for d in range(1, depth + 1)),
-    )
-    if quick:
-        return by_depth
-    return (
-        *by_depth,
-        Column("repairable errors: at the start", repairable("start")),
-        Column("after the draft", repairable("draft")),
-        Column("half-way through the check", repairable("check 2")),
-        Column("after it", repairable("check 4")),
-    )
+    labels = {0: "gain at depth 0"} | {d: str(d) for d in range(1, depth + 1)}
+    by_depth: tuple[Column[Numbers], ...] = keyed_columns(labels, lambda n: dict(enumerate(n.gain)))
+    return by_depth if quick else by_depth + REPAIRABLE_COLUMNS
 
 
+REPAIRABLE_COLUMNS: tuple[Column[Numbers], ...] = keyed_columns(
+    {
+        "start": "repairable errors: at the start",
+        "draft": "after the draft",
+        "check 2": "half-way through the check",
+        "check 4": "after it",
+    },
+    lambda n: n.repairable,
+)
 FALLING: Claim[Numbers] = Claim(
     "the gain starts at .4 or more and falls with every step (tolerance .03), to .05 or less",
     lambda n: (

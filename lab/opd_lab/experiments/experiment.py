@@ -13,6 +13,7 @@ from opd_lab.experiments.workspace import Workspace
 from opd_lab.runs import RunResult
 
 N = TypeVar("N")  # the dataclass of an experiment's numbers
+K = TypeVar("K")
 Verdict = Literal["reproduced", "partly", "not"]
 
 
@@ -74,6 +75,17 @@ class Column(Generic[N]):
 
     label: str
     value: Callable[[N], float]
+
+
+def keyed_columns(
+    labels: Mapping[K, str], values: Callable[[N], Mapping[K, float]]
+) -> tuple[Column[N], ...]:
+    """A column per key of `labels`, from a dictionary of numbers."""
+
+    def value_of(key: K) -> Callable[[N], float]:
+        return lambda numbers: values(numbers)[key]
+
+    return tuple(Column(label, value_of(key)) for key, label in labels.items())
 
 
 @dataclass(frozen=True)

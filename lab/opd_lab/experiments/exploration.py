@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from opd_lab.checkpoints import CHAIN
-from opd_lab.experiments.experiment import Claim, Column, Curve, Experiment, Measurement
+from opd_lab.experiments.experiment import (
+    Claim,
+    Column,
+    Curve,
+    Experiment,
+    Measurement,
+    keyed_columns,
+)
 from opd_lab.experiments.workspace import Arm, Workspace
 from opd_lab.runs import Task
 
@@ -81,26 +88,20 @@ def measure(workspace: Workspace) -> Measurement[Numbers]:
 
 def columns() -> tuple[Column[Numbers], ...]:
     """Entropy, pass@n and accuracy, before and by arm."""
-    values: dict[str, Callable[[Evaluated], float]] = {
-        "entropy": lambda e: e.entropy,
-        f"pass@{SAMPLES}": lambda e: e.pass_at_n,
-        "accuracy": lambda e: e.accuracy,
-    }
-
-    def before(value: Callable[[Evaluated], float]) -> Callable[[Numbers], float]:
-        return lambda n: value(n.before)
-
-    def after(arm: str, value: Callable[[Evaluated], float]) -> Callable[[Numbers], float]:
-        return lambda n: value(n.after[arm])
-
     return (
-        *(Column(f"{name}, before", before(value)) for name, value in values.items()),
-        *(
-            Column(f"{name}, {LABELS[arm]}", after(arm, value))
-            for name, value in values.items()
-            for arm in ARMS
-        ),
+        Column("entropy, before", lambda n: n.before.entropy),
+        Column(f"pass@{SAMPLES}, before", lambda n: n.before.pass_at_n),
+        Column("accuracy, before", lambda n: n.before.accuracy),
+        *by_arm("entropy", lambda e: e.entropy),
+        *by_arm(f"pass@{SAMPLES}", lambda e: e.pass_at_n),
+        *by_arm("accuracy", lambda e: e.accuracy),
     )
+
+
+def by_arm(name: str, value: Callable[[Evaluated], float]) -> tuple[Column[Numbers], ...]:
+    """One number of the evaluation after training, by arm."""
+    labels = {arm: f"{name}, {label}" for arm, label in LABELS.items()}
+    return keyed_columns(labels, lambda n: {arm: value(e) for arm, e in n.after.items()})
 
 
 CLAIMS: tuple[Claim[Numbers], ...] = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,10 +116,6 @@ def mass_by_k(workspace: Workspace, setup: Setup, student: Checkpoint) -> dict[i
     return {k: by_k[k][MASS] for k in MASS_KS}
 
 
-def _mass_start(k: int) -> Callable[[Numbers], float]:
-    return lambda n: n.mass_start[k]
-
-
 def _halves(change: Change) -> bool:
     return abs(change.end) <= abs(change.start) / 2
 
@@ -161,7 +156,7 @@ COLUMNS: tuple[Column[Numbers], ...] = (
     Column("extreme difference, good, start", lambda n: n.compatible.extreme_difference.start),
     Column("end", lambda n: n.compatible.extreme_difference.end),
     Column("other pattern, end", lambda n: n.other.extreme_difference.end),
-    Column("mass on the common top k at the start: k = 4", _mass_start(4)),
-    Column("k = 8", _mass_start(8)),
-    Column("k = 16", _mass_start(16)),
+    Column("mass on the common top k at the start: k = 4", lambda n: n.mass_start[4]),
+    Column("k = 8", lambda n: n.mass_start[8]),
+    Column("k = 16", lambda n: n.mass_start[16]),
 )

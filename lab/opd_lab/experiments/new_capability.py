@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from opd_lab.experiments.experiment import Claim, Column, Experiment, Measurement, metric_curves
+from opd_lab.experiments.experiment import (
+    Claim,
+    Column,
+    Experiment,
+    Measurement,
+    keyed_columns,
+    metric_curves,
+)
 from opd_lab.experiments.setups import ACCURACY, OVERLAP, REVERSE_KL, Setup
 from opd_lab.experiments.workspace import Workspace
 
 HALF_IMPROVED = "chain-half-rl"
 PANELS = {ACCURACY: "accuracy", REVERSE_KL: "reverse KL", OVERLAP: "overlap ratio, k = 16"}
-
-
-@dataclass(frozen=True)
-class HalfImproved:
-    """Accuracy of a half-improved teacher and of its student."""
-
-    teacher: float
-    student: float
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Numbers:
     recovery: float
     overlap_same_data: float
     overlap_improved: float
-    half: HalfImproved | None  # in the full setup only
+    half_improved: dict[str, float]  # accuracy of such a teacher and of its student; full setup
 
 
 def new_capability(setup: Setup) -> Experiment[Numbers]:
@@ -43,17 +41,18 @@ def new_capability(setup: Setup) -> Experiment[Numbers]:
             "same-data larger teacher": workspace.run(setup.same_data, setup.task),
         }
         improved, same_data = results.values()
-        half = None
+        half_improved = {}
         if not setup.quick:
             arm = setup.arm(setup.base, HALF_IMPROVED)
             result = results["half-improved teacher"] = workspace.run(arm, setup.task)
-            half = HalfImproved(workspace.accuracy(HALF_IMPROVED), result.accuracy())
+            half_improved["teacher"] = workspace.accuracy(HALF_IMPROVED)
+            half_improved["student"] = result.accuracy()
         numbers = Numbers(
             gain_same_data=same_data.accuracy() - same_data.initial_accuracy(),
             recovery=(improved.accuracy() - before) / (teacher - before),
             overlap_same_data=same_data.first(OVERLAP),
             overlap_improved=improved.first(OVERLAP),
-            half=half,
+            half_improved=half_improved,
         )
         return Measurement(numbers, metric_curves(results, PANELS))
 
@@ -73,10 +72,6 @@ def new_capability(setup: Setup) -> Experiment[Numbers]:
     )
 
 
-def _half(value: Callable[[HalfImproved], float]) -> Callable[[Numbers], float]:
-    return lambda n: float("nan") if n.half is None else value(n.half)
-
-
 CLAIMS: tuple[Claim[Numbers], ...] = (
     Claim("the improved teacher's lead is recovered by .8 or more", lambda n: n.recovery >= 0.8),
     Claim(
@@ -94,7 +89,7 @@ COLUMNS: tuple[Column[Numbers], ...] = (
     Column("initial overlap, same data", lambda n: n.overlap_same_data),
     Column("improved", lambda n: n.overlap_improved),
 )
-HALF_COLUMNS: tuple[Column[Numbers], ...] = (
-    Column("accuracy of a half-improved teacher", _half(lambda half: half.teacher)),
-    Column("its student", _half(lambda half: half.student)),
+HALF_COLUMNS: tuple[Column[Numbers], ...] = keyed_columns(
+    {"teacher": "accuracy of a half-improved teacher", "student": "its student"},
+    lambda n: n.half_improved,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from opd_lab.experiments.experiment import (
     Curve,
     Experiment,
     Measurement,
+    keyed_columns,
     metric_curve,
 )
 from opd_lab.experiments.workspace import Arm, Workspace
@@ -150,20 +150,17 @@ def quarters(names: list[str]) -> tuple[list[str], list[str]]:
 
 def columns() -> tuple[Column[Numbers], ...]:
     """Mean accuracies, and reverse KL early and late."""
-
-    def at_depth(depth: int) -> Callable[[Numbers], float]:
-        return lambda n: n.by_depth[depth]
-
-    def at_limit(limit: int) -> Callable[[Numbers], float]:
-        return lambda n: n.by_limit[limit]
-
+    by_depth: tuple[Column[Numbers], ...] = keyed_columns(
+        {depth: f"trained at {depth} steps" for depth in DEPTHS}, lambda n: n.by_depth
+    )
+    by_limit: tuple[Column[Numbers], ...] = keyed_columns(
+        {limit: f"trained at {DEEPEST} steps, cut at {limit} tokens" for limit in LIMITS},
+        lambda n: n.by_limit,
+    )
     return (
         Column("mean accuracy over 2, 4, 6, 8 steps, before", lambda n: n.before),
-        *(Column(f"trained at {depth} steps", at_depth(depth)) for depth in DEPTHS),
-        *(
-            Column(f"trained at {DEEPEST} steps, cut at {limit} tokens", at_limit(limit))
-            for limit in LIMITS
-        ),
+        *by_depth,
+        *by_limit,
         Column(f"reverse KL at {DEEPEST} steps, first quarter, end", lambda n: n.early_kl),
         Column("last quarter", lambda n: n.late_kl),
     )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from opd_lab.checkpoints import CHAIN
-from opd_lab.experiments.experiment import Claim, Column, Curve, Experiment, Measurement
+from opd_lab.experiments.experiment import (
+    Claim,
+    Column,
+    Curve,
+    Experiment,
+    Measurement,
+    keyed_columns,
+)
 from opd_lab.experiments.setups import ACCURACY
 from opd_lab.experiments.workspace import Arm, Workspace
 from opd_lab.runs import RunResult, Task
@@ -122,16 +128,17 @@ def on_policy_curve(
 
 def columns() -> tuple[Column[Numbers], ...]:
     """Accuracy by teacher and method, and two times."""
-
-    def same(method: str) -> Callable[[Numbers], float]:
-        return lambda n: n.same_pattern[method].accuracy
-
-    def other(method: str) -> Callable[[Numbers], float]:
-        return lambda n: n.other_pattern[method].accuracy
-
+    same: tuple[Column[Numbers], ...] = keyed_columns(
+        {method: f"{method}, {SAME_PATTERN}" for method in METHODS},
+        lambda n: {method: m.accuracy for method, m in n.same_pattern.items()},
+    )
+    other: tuple[Column[Numbers], ...] = keyed_columns(
+        {method: f"{method}, {OTHER_PATTERN}" for method in METHODS},
+        lambda n: {method: m.accuracy for method, m in n.other_pattern.items()},
+    )
     return (
-        *(Column(f"{method}, {SAME_PATTERN}", same(method)) for method in METHODS),
-        *(Column(f"{method}, {OTHER_PATTERN}", other(method)) for method in METHODS),
+        *same,
+        *other,
         Column("seconds, OPD", lambda n: n.same_pattern[OPD].seconds),
         Column("seconds, SFT", lambda n: n.same_pattern[SFT].seconds),
     )

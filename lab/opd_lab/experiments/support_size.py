@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from opd_lab.experiments.experiment import (
@@ -11,6 +10,7 @@ from opd_lab.experiments.experiment import (
     Curve,
     Experiment,
     Measurement,
+    keyed_columns,
     metric_curve,
 )
 from opd_lab.experiments.setups import ACCURACY
@@ -94,19 +94,24 @@ def mass_outside(result: RunResult, panel: str, label: str) -> Curve:
 
 def columns() -> tuple[Column[Numbers], ...]:
     """Accuracy by mode and size, and the mass outside the support."""
-
-    def accuracy(mode: str, k: int) -> Callable[[Numbers], float]:
-        return lambda n: n.modes[mode].accuracy[k]
-
-    def outside(mode: str, k: int) -> Callable[[Numbers], float]:
-        return lambda n: n.modes[mode].mass_outside[k]
-
+    accuracy: tuple[Column[Numbers], ...] = keyed_columns(
+        {(mode, k): f"{mode}, k = {k}" for mode in MODES for k in SIZES[mode]},
+        lambda n: {(mode, k): a for mode, m in n.modes.items() for k, a in m.accuracy.items()},
+    )
+    outside_4: tuple[Column[Numbers], ...] = keyed_columns(
+        {mode: f"mass outside the top 4 at the end, {mode}" for mode in MODES},
+        lambda n: {mode: m.mass_outside[4] for mode, m in n.modes.items()},
+    )
+    outside_16: tuple[Column[Numbers], ...] = keyed_columns(
+        {mode: f"outside the top 16, {mode}" for mode in MODES},
+        lambda n: {mode: m.mass_outside[16] for mode, m in n.modes.items()},
+    )
     return (
         Column("accuracy before", lambda n: n.before),
         Column("sampled token", lambda n: n.sampled),
-        *(Column(f"{mode}, k = {k}", accuracy(mode, k)) for mode in MODES for k in SIZES[mode]),
-        *(Column(f"mass outside the top 4 at the end, {mode}", outside(mode, 4)) for mode in MODES),
-        *(Column(f"outside the top 16, {mode}", outside(mode, 16)) for mode in MODES),
+        *accuracy,
+        *outside_4,
+        *outside_16,
     )
 
 

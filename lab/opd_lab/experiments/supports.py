@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from opd_lab.checkpoints import ROUTE
-from opd_lab.experiments.experiment import Claim, Column, Experiment, Measurement, metric_curves
+from opd_lab.experiments.experiment import (
+    Claim,
+    Column,
+    Experiment,
+    Measurement,
+    keyed_columns,
+    metric_curves,
+)
 from opd_lab.experiments.setups import (
     ACCURACY,
     ENTROPY_GAP,
@@ -48,8 +55,7 @@ class Numbers:
     intersection: float
     difference: float
     reference_difference: float
-    teacher: float | None  # in the full setup only, like the union
-    union: float | None
+    others: dict[str, float]  # in the full setup only
     difference_grad_norm: float
     reference_difference_grad_norm: float
     mass_start: float
@@ -75,8 +81,7 @@ def supports(setup: Setup) -> Experiment[Numbers]:
             intersection=accuracy[INTERSECTION],
             difference=accuracy[DIFFERENCE],
             reference_difference=accuracy[REFERENCE_DIFFERENCE],
-            teacher=accuracy.get(TEACHER),
-            union=accuracy.get(UNION),
+            others={name: accuracy[name] for name in (TEACHER, UNION) if name in accuracy},
             difference_grad_norm=results[DIFFERENCE].first(GRAD_NORM),
             reference_difference_grad_norm=results[REFERENCE_DIFFERENCE].first(GRAD_NORM),
             mass_start=results[STUDENT].first(MASS),
@@ -100,10 +105,6 @@ def supports(setup: Setup) -> Experiment[Numbers]:
 
 def _gain(accuracy: float, numbers: Numbers) -> float:
     return accuracy - numbers.before
-
-
-def _known(value: float | None) -> float:
-    return float("nan") if value is None else value
 
 
 CLAIMS: tuple[Claim[Numbers], ...] = (
@@ -130,7 +131,6 @@ COLUMNS: tuple[Column[Numbers], ...] = (
     Column("as in the code", lambda n: n.reference_difference_grad_norm),
     Column("mass on the intersection at the start", lambda n: n.mass_start),
 )
-FULL_COLUMNS: tuple[Column[Numbers], ...] = (
-    Column(TEACHER, lambda n: _known(n.teacher)),
-    Column(UNION, lambda n: _known(n.union)),
+FULL_COLUMNS: tuple[Column[Numbers], ...] = keyed_columns(
+    {TEACHER: TEACHER, UNION: UNION}, lambda n: n.others
 )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from opd_lab.experiments.experiment import Claim, Column, Experiment, Measurement, metric_curves
+from opd_lab.experiments.experiment import (
+    Claim,
+    Column,
+    Experiment,
+    Measurement,
+    keyed_columns,
+    metric_curves,
+)
 from opd_lab.experiments.setups import ACCURACY, MASS, OVERLAP, TOP1, Setup
 from opd_lab.experiments.workspace import Arm, Checkpoint, Workspace
 from opd_lab.runs import RunResult
@@ -101,10 +107,6 @@ def measure_teacher(
     )
 
 
-def _trace(student: str) -> Callable[[Numbers], float]:
-    return lambda n: n.traces[student]
-
-
 CLAIMS: tuple[Claim[Numbers], ...] = (
     Claim(
         "accuracy with the compatible teacher is at least .4 higher",
@@ -131,7 +133,10 @@ COLUMNS: tuple[Column[Numbers], ...] = (
     Column("k = 16 overlap at the start, compatible", lambda n: n.compatible.start.ratio[16]),
     Column("other pattern", lambda n: n.other.start.ratio[16]),
 )
-TRACE_COLUMNS: tuple[Column[Numbers], ...] = (
-    Column("accuracy, other pattern, .03 of it in the corpus", _trace("chain-mix03")),
-    Column("accuracy, other pattern, .10 of it", _trace("chain-mix10")),
+TRACE_COLUMNS: tuple[Column[Numbers], ...] = keyed_columns(
+    {
+        "chain-mix03": "accuracy, other pattern, .03 of it in the corpus",
+        "chain-mix10": "accuracy, other pattern, .10 of it",
+    },
+    lambda n: n.traces,
 )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from opd_lab.experiments.experiment import Claim, Column, Curve, Experiment, Measurement
+from opd_lab.experiments.experiment import (
+    Claim,
+    Column,
+    Curve,
+    Experiment,
+    Measurement,
+    keyed_columns,
+)
 from opd_lab.experiments.response_length import (
     DEEP_PAIR,
     DEEPEST,
@@ -121,17 +127,17 @@ def saves_tokens(arm: str) -> Claim[Numbers]:
 
 def columns() -> tuple[Column[Numbers], ...]:
     """Accuracy and saved tokens by arm."""
-
-    def accuracy(arm: str) -> Callable[[Numbers], float]:
-        return lambda n: n.arms[arm].accuracy
-
-    def saved(arm: str) -> Callable[[Numbers], float]:
-        return lambda n: n.saved(arm)
-
+    accuracy: tuple[Column[Numbers], ...] = keyed_columns(
+        LABELS, lambda n: {name: arm.accuracy for name, arm in n.arms.items()}
+    )
+    saved: tuple[Column[Numbers], ...] = keyed_columns(
+        {arm: f"tokens saved, {label}" for arm, label in LABELS.items() if arm != PLAIN},
+        lambda n: {arm: n.saved(arm) for arm in n.arms},
+    )
     return (
         Column("mean accuracy over 2, 4, 6, 8 steps, before", lambda n: n.arms[PLAIN].before),
-        *(Column(LABELS[arm], accuracy(arm)) for arm in ARMS),
-        *(Column(f"tokens saved, {LABELS[arm]}", saved(arm)) for arm in ARMS if arm != PLAIN),
+        *accuracy,
+        *saved,
         Column(
             "fraction of the gradient from the last half of positions, plain",
             lambda n: n.late_gradient,
