@@ -110,7 +110,7 @@ def ours(args: argparse.Namespace, race: Race) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cfg = config.parse(
             {
-                "student": {"model": str(args.base), "dtype": "float32"},
+                "student": {"model": str(args.base), "precision": "float32"},
                 "teacher": {"model": str(args.teacher), "dtype": "float32"},
                 "prompts": {"path": str(args.data / "train.jsonl"), "shuffle": False},
                 "rollout": {"n": COPIES, "max_new_tokens": LIMIT},

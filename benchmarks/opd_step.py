@@ -28,10 +28,10 @@ def run_config(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "student": {
             "model": args.student,
-            "dtype": args.dtype,
+            "precision": args.dtype,
             "gradient_checkpointing": args.checkpointing,
         },
-        "teacher": {"model": args.teacher, "dtype": args.dtype},
+        "teacher": {"model": args.teacher, "dtype": args.dtype.replace("bf16_mixed", "bfloat16")},
         "prompts": {"path": str(prompts), "shuffle": False},
         "rollout": {"n": args.n, "max_new_tokens": args.limit},
         "loss": {"support": "full"} if args.loss == "full" else {},

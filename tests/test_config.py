@@ -160,7 +160,7 @@ def test_a_removed_key_is_refused_with_what_became_of_it(tmp_path, key):
         assert removed.reason in str(refusal.value)
 
 
-@each_removed
+@pytest.mark.parametrize("key", [k for k in config.REMOVED if k != "student.dtype"])
 def test_a_stored_configuration_may_hold_a_removed_key_that_changes_nothing(tmp_path, key, caplog):
     removed, plain = config.REMOVED[key], config.parse(EVERY_SECTION)
     stored = tmp_path / "config.json"
@@ -175,6 +175,16 @@ def test_a_stored_configuration_may_hold_a_removed_key_that_changes_nothing(tmp_
     else:
         assert config.load(stored) == plain
         assert removed.reason in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [("float32", "float32"), ("bfloat16", "bfloat16"), ("float64", "float64"), ("auto", "float32")],
+)
+def test_a_stored_dtype_is_the_precision_the_run_began_with(tmp_path, dtype, precision):
+    stored = tmp_path / "config.json"
+    stored.write_text(json.dumps(with_key("student.dtype", dtype)))
+    assert config.load(stored).student.precision == precision
 
 
 @each_removed

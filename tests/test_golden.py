@@ -50,7 +50,7 @@ def measure(name: str, folder: Path) -> list[dict[str, float]]:
     data["train"] |= {"steps": 5, "prompts_per_step": 4}
     data["loss"] |= RUNS[name]
     data["eval"] = []
-    data["student"]["dtype"] = data["teacher"]["dtype"] = "float64"
+    data["student"]["precision"] = data["teacher"]["dtype"] = "float64"
     session, completions = open_run(data)
     distill(session, completions)
     session.folder.close()

@@ -85,7 +85,7 @@ VARIANTS = {
     "difference": {"loss": {"support": "symmetric_difference", "mode": "reference"}},
     "k2": {"loss": {"support": "sampled", "estimator": "k2"}},
     "temperatures": {"loss": {"student_temperature": 2.0, "teacher_temperature": 2.0}},
-    "bf16": {"student": {"dtype": "bfloat16"}, "teacher": {"dtype": "bfloat16"}},
+    "bf16": {"student": {"precision": "bf16_mixed"}, "teacher": {"dtype": "bfloat16"}},
     "checkpointing": {"student": {"gradient_checkpointing": True}},
     "lora checkpointing": {"student": {"gradient_checkpointing": True, "lora": {"rank": 2}}},
     "no diagnostics": {"diagnostics": {"positions": 0}},

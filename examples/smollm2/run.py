@@ -73,7 +73,7 @@ def run_config(
 ) -> dict[str, Any]:
     """The run.yaml of one seed; everything else is opd's default."""
     return {
-        "student": {"model": str(base), "dtype": "float32"},
+        "student": {"model": str(base), "precision": "float32"},
         "teacher": {"model": str(teacher), "dtype": "float32"},
         "prompts": {"path": str(files["train"])},
         "rollout": {"n": OPD["n"], "max_new_tokens": NEW_TOKENS},

@@ -22,7 +22,7 @@ def evaluate_target(target: Path, overrides: Sequence[str], json_lines: bool) ->
     from opd.setup.samplers import eval_sampler
     from opd.training.evaluate import evaluate
 
-    pair = load_pair(cfg)
+    pair = load_pair(cfg, trains=False)
     decode = make_decoder(pair.tokenizer)
     models = [("student", pair.student, pair.stop)]
     if pair.teacher is not None:
@@ -46,7 +46,8 @@ def _config_of(target: Path, overrides: Sequence[str]) -> Run:
                 f"Finish it with `opd train ... --resume`, or give a run.yaml."
             )
         data = json.loads(path.read_text("utf-8"))
-        data["student"] = {"model": str(target / "final"), "dtype": data["student"]["dtype"]}
+        stored = config.parse_stored(data, where=str(path))
+        data["student"] = {"model": str(target / "final"), "precision": stored.student.precision}
         cfg = config.parse_stored(data, overrides, where=str(path))
     if not cfg.eval:
         raise UserError(f"{target} has no `eval` sets; add at least one path with answers.")

@@ -20,6 +20,7 @@ from opd.reports.model_card import model_card
 from opd.reports.read import RunData, read_run
 from opd.run import checkpoint as store
 from opd.setup.pair import prepare_student
+from opd.setup.precision import loading_dtype
 from opd.training.interventions import BEST
 
 # Largest difference of a log-probability between the trained student and the reloaded folder.
@@ -120,7 +121,7 @@ def _load_student(cfg: Run, checkpoint: store.Checkpoint, base: str, revision: s
     student = load_lm(
         base,
         revision=revision,
-        dtype=cfg.student.dtype,
+        dtype=loading_dtype(cfg, trains=False),
         device=cfg.student.device,
     )
     student = prepare_student(cfg, student)
@@ -148,7 +149,7 @@ def _check_reload(student: LM, folder: Path, kind: str, data: RunData) -> tuple[
         raise UserError(
             f"{folder}, reloaded, differs from the trained student by {difference:.3g} in a "
             f"log-probability; allowed is {allowed:.3g} for {kind} in {dtype}. Export without "
-            "--merge, or train with student.dtype=float32."
+            "--merge, or train with student.precision=float32."
         )
     return difference, allowed
 

@@ -14,6 +14,7 @@ from opd.recipes.invariants import Subject, check_invariants
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.setup.models import open_models
+from opd.setup.precision import prepare_weights
 from opd.setup.prompts import load_training_prompts
 from opd.setup.session import make_learner
 from opd.training.optimizer import make_optimizer
@@ -40,6 +41,7 @@ def load_subject(cfg: Run, local: str | None = None) -> Subject:
     if pair.teacher is None:
         raise UserError("opd verify needs a teacher model; teacher is null.")
     prompts = load_training_prompts(cfg, pair, Console("quiet"))
+    prepare_weights(cfg, pair.student)
     learner = make_learner(models, make_optimizer(pair.student, cfg.optim))
     shortest = sorted(prompts.prompts, key=lambda p: (len(p.ids), p.index))
     subject = Subject(learner, pair.teacher, shortest, pair.stop)

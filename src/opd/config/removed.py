@@ -39,6 +39,10 @@ class Removed:
 
 
 REMOVED: dict[str, Removed] = {
+    "student.dtype": Removed(
+        "float32",
+        "use student.precision: bf16_mixed (bf16 with float32 masters), float32, float64 or auto",
+    ),
     "loss.weights": Removed(
         "student_p",
         "loss.mode=reference weighs tokens by the student's probability, as the published code "
@@ -69,6 +73,7 @@ def upgrade(stored: dict[str, Any], *, where: str) -> dict[str, Any]:
         UserError: a removed key has another value than what this version does.
     """
     rest = deepcopy(stored)
+    rename_dtype(rest)
     errors = []
     for name, key, value in _pop_removed(rest):
         message = _message(name, key, value)
@@ -84,6 +89,14 @@ def upgrade(stored: dict[str, Any], *, where: str) -> dict[str, Any]:
             "have:\n" + "\n".join(errors)
         )
     return rest
+
+
+def rename_dtype(stored: dict[str, Any]) -> None:
+    """Give a stored student the precision that its dtype was, so that its run goes on alike."""
+    student = stored.get("student")
+    if isinstance(student, dict) and "dtype" in student:
+        dtype = student.pop("dtype")
+        student.setdefault("precision", "float32" if dtype == "auto" else dtype)
 
 
 def _message(name: str, key: str, value: Any) -> str:

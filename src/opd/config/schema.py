@@ -13,7 +13,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from opd.config.guards import Alarms, Horizon
 from opd.config.recipes import Check, Coldstart, Select
 from opd.config.section import Section
-from opd.types import Divergence, Dtype, Estimator, GraderKind, Mode, Stop, Support
+from opd.types import Divergence, Dtype, Estimator, GraderKind, Mode, Precision, Stop, Support
 
 Grader = GraderKind | Literal["auto"]
 
@@ -33,8 +33,10 @@ class Student(Section):
     model: str
     """Local folder or hub name of a causal LM."""
     revision: str | None = None
-    dtype: Dtype = "float32"
-    """Weights and arithmetic. Paper: fp32 master weights; bf16 weights lose updates of 1e-6."""
+    precision: Precision = "auto"
+    """bf16_mixed: bf16 weights and arithmetic, float32 master weights and moments in the optimizer;
+    float32, float64: those throughout. bfloat16: no masters, refused at rates that bf16 rounds
+    away. auto: bf16_mixed on a GPU that has bf16, else float32."""
     lora: Lora | None = None
     gradient_checkpointing: bool = False
     shard: Literal["none", "fsdp2"] = "none"
@@ -271,6 +273,9 @@ class Optim(Section):
     grad_clip: float = Field(1.0, gt=0)
     warmup: int = Field(0, ge=0)
     """Steps of linear warm-up."""
+    offload: Literal["none", "cpu"] = "none"
+    """cpu: master weights and moments in pinned host memory, stepped there (12 bytes per parameter
+    less on the GPU). Full training in bf16_mixed only."""
     max_bad_steps: int = Field(3, ge=1)
     """Refused steps (NaN or inf) in a row before the run stops."""
 

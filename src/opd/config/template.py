@@ -4,7 +4,7 @@ RUN_YAML = """\
 # One file describes a run. Every key not named here has a default; docs/config.md lists them all.
 student:
   model: path/to/student            # local Hugging Face folder, or a hub name
-  dtype: float32                    # fp32 weights: bf16 ones lose updates as small as 1e-6
+  precision: auto                   # bf16 with float32 masters on a GPU, float32 on a CPU
   lora: null                        # or {rank: 16, alpha: 32}
   gradient_checkpointing: false     # true trades time for memory
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from opd.models.lm import LM
@@ -35,19 +35,28 @@ class Backbone(nn.Module):
         return self.lm.local_hidden(input_ids, **kwargs)
 
 
-def shard_model(lm: LM, processes: int) -> None:
+def shard_model(lm: LM, processes: int, *, mixed: bool = False) -> None:
     """Shard the weights of `lm` over the processes of the default group, in place.
 
     Call it before an optimizer is made. Gradients are summed, not averaged: each loss is divided by
     the tokens of the whole step.
+
+    Args:
+        lm: the model.
+        processes: how many.
+        mixed: gather float32 shards in bf16 for forward and backward, and reduce gradients in
+            float32 (bf16_mixed).
     """
+    policy = MixedPrecisionPolicy()
+    if mixed:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     mesh = init_device_mesh(lm.device.type, (processes,))
     layer_types = set(lm.causal._no_split_modules or ())
     backbone = Backbone(lm)
     for module in list(lm.causal.modules()):
         if type(module).__name__ in layer_types:
-            fully_shard(module, mesh=mesh)
-    fully_shard(backbone, mesh=mesh)
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(backbone, mesh=mesh, mp_policy=policy)
     lm.sharded = backbone
     for unit in _units(backbone):
         unit.set_gradient_divide_factor(1.0)

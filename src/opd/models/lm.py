@@ -11,7 +11,7 @@ import copy
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class LM:
         name: local folder or hub name, for messages.
         sharded: the module that computes hidden states of a sharded model (`opd.models.fsdp`).
         prefix_cache_works: result of `opd.models.prefix_cache.supports_prefix_cache`, once known.
+        masters: float32 weights that the optimizer updates, where the model's own are of lower
+            precision (`opd.models.master_weights`); empty otherwise.
     """
 
     model: nn.Module
@@ -50,6 +52,7 @@ class LM:
     name: str
     sharded: nn.Module | None = None
     prefix_cache_works: bool | None = None
+    masters: dict[str, nn.Parameter] = field(default_factory=dict)
 
     @property
     def causal(self) -> Any:
@@ -100,6 +103,10 @@ class LM:
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name; a tied weight appears once."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """What the optimizer updates and a checkpoint holds: masters, else the parameters."""
+        return {name: self.masters.get(name, p) for name, p in self.parameters().items()}
 
     def num_parameters(self) -> int:
         """All parameters, tied ones once."""
@@ -292,7 +299,7 @@ def sparse_gradients(lm: LM) -> Iterator[Head | None]:
         return
     for weight in (embedding.weight, head.weight):
         if weight.requires_grad and weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
+            weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
     before, embedding.sparse = embedding.sparse, True
     try:
         yield replace(head, sparse=True)

@@ -320,7 +320,7 @@ class _Recorder:
         if not all(np.isfinite(logp[r, :n]).all() for r, n in enumerate(lengths)):
             raise UserError(
                 "The model's logits are not finite on some prompt, so tokens sampled from them are "
-                "meaningless. Check the model (student.dtype, a diverged checkpoint)."
+                "meaningless. Check the model (student.precision, a diverged checkpoint)."
             )
         return [
             Rollout(

@@ -27,7 +27,7 @@ def bytes_needed(cfg: Run, student: LM, teacher: LM | None) -> int:
 
 def checkpoint_bytes(student: LM) -> int:
     """Bytes of one checkpoint: the trained weights and the optimizer's moments."""
-    trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
+    trained = sum(p.numel() * p.element_size() for p in student.weights().values())
     return STATES_PER_WEIGHT * trained
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from opd.config import Run, ServerTeacher
 from opd.models import tokenizers
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
+from opd.setup.precision import loading_dtype
 from opd.setup.remote_teacher import TeacherSource
 
 
@@ -22,13 +23,20 @@ class Pair:
     teacher_stop: frozenset[int]
 
 
-def load_pair(cfg: Run, remote: TeacherSource | None = None, student: LM | None = None) -> Pair:
+def load_pair(
+    cfg: Run,
+    remote: TeacherSource | None = None,
+    student: LM | None = None,
+    *,
+    trains: bool = True,
+) -> Pair:
     """Load both models and verify that they share one vocabulary.
 
     Args:
         cfg: the run.
         remote: the teacher, if it is a server.
         student: the student of an earlier pair, adapters and all, to be used again.
+        trains: whether it is to be trained, so that its master weights are wanted.
 
     Raises:
         UserError: missing model or tokenizer, tokenizers that differ, end tokens that differ
@@ -45,7 +53,7 @@ def load_pair(cfg: Run, remote: TeacherSource | None = None, student: LM | None 
     student = given or load_lm(
         cfg.student.model,
         revision=cfg.student.revision,
-        dtype=cfg.student.dtype,
+        dtype=loading_dtype(cfg, trains=trains),
         device=cfg.student.device,
         key="student.model",
     )

@@ -18,7 +18,6 @@ from opd.core.diagnostics import position_edges
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.models import tokenizers
-from opd.models.fsdp import shard_model
 from opd.models.lm import LM, load_lm
 from opd.models.prefix_cache import supports_prefix_cache
 from opd.models.token_text import token_texts
@@ -33,6 +32,7 @@ from opd.samplers.vllm import VllmSampler
 from opd.setup.coldstart_source import completion_source
 from opd.setup.disk_estimate import bytes_needed
 from opd.setup.models import Models, open_models, teacher_logits, token_budget
+from opd.setup.precision import prepare_weights
 from opd.setup.prompts import (
     load_eval_task,
     load_sft_examples,
@@ -77,8 +77,7 @@ def build(
     require_prunable(models)
     models.handshake(prompts)
     completions = completion_source(models, prompts, processes=ranks.size)
-    if ranks.size > 1 and cfg.student.shard == "fsdp2":
-        shard_model(pair.student, ranks.size)
+    prepare_weights(cfg, pair.student, ranks)
     optimizer = make_optimizer(pair.student, cfg.optim)
     out = Path(cfg.output.dir)
     source = experience_source(models, prompts, student_sampler(cfg, pair, out))

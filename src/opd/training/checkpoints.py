@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from opd.models.fsdp import gather_tensors, shard_like
+from opd.models.lm import LM
+from opd.models.master_weights import copy_masters_to_model
 from opd.run import checkpoint as store
 from opd.run.folder import RunFolder
 from opd.run.optimizer import (
@@ -46,7 +48,7 @@ def write_checkpoint(
         folder: where; None for the run's checkpoints/. A phase before the first step has its own.
         facts: JSON values, "facts" of the state that `restore_phase` gives back.
     """
-    weights = learner.student.parameters()
+    weights = learner.student.weights()
     tensors: dict[str, dict[str, Tensor]] = {
         "student": {name: p.detach() for name, p in weights.items()},
         "optimizer": flatten_optimizer(learner.optimizer, {p: n for n, p in weights.items()}),
@@ -92,9 +94,16 @@ def load_student(learner: Learner, folder: Path) -> int | None:
     if newest is None:
         return None
     tensors, _ = newest.load()
-    for name, parameter in learner.student.parameters().items():
-        parameter.copy_(shard_like(tensors["student"][name], parameter))
+    load_weights(learner.student, tensors["student"])
     return newest.step
+
+
+@torch.no_grad()
+def load_weights(student: LM, tensors: Mapping[str, Tensor]) -> None:
+    """Give a student the weights of a checkpoint, masters included."""
+    for name, weight in student.weights().items():
+        weight.copy_(shard_like(tensors[name], weight))
+    copy_masters_to_model(student)
 
 
 @torch.no_grad()
@@ -118,9 +127,8 @@ def restore_phase(
             run.truncate_to({})
         return 0, {}
     tensors, state = newest.load()
-    weights = learner.student.parameters()
-    for name, parameter in weights.items():
-        parameter.copy_(shard_like(tensors["student"][name], parameter))
+    weights = learner.student.weights()
+    load_weights(learner.student, tensors["student"])
     restore_optimizer(learner.optimizer, {p: n for n, p in weights.items()}, tensors["optimizer"])
     restore_group_settings(learner.optimizer, state["groups"])
     if cut:

@@ -3,36 +3,93 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from opd.config import Optim
+from opd.errors import UserError
 from opd.models.fsdp import full_tensor
 from opd.models.lm import LM
+from opd.models.master_weights import copy_masters_to_model, fraction_that_cannot_move
 
 Schedule = Literal["constant", "cosine"]
+MAX_STUCK = 0.1  # fraction of the weights that may be rounded back to where they were
 
 
 class NonFiniteStep(Exception):
     """The loss or the gradient norm is NaN or infinite; the optimizer has not moved."""
 
 
-def make_optimizer(student: LM, optim: Optim) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay on matrices only.
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW over a student's weights, which may be float32 masters of a bf16 model.
 
-    On a CPU in torch's fused form: the plain one holds two copies of its largest matrix while it
-    steps, and elsewhere torch has its own choice.
+    Gradients are those of the model's own parameters. After each step the masters are copied into
+    the model. Without masters this is plain AdamW.
     """
-    parameters = student.parameters().values()
-    fused = student.sharded is None and all(p.device.type == "cpu" for p in parameters)
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=fused or None
-    )
+
+    def __init__(self, student: LM, optim: Optim) -> None:
+        """Decay matrices only; step in torch's fused form.
+
+        Unfused, torch holds another copy of its largest matrix (on a CPU) or of all weights (on a
+        GPU) while it steps.
+        """
+        self._student = student
+        weights = student.weights().values()
+        groups = [
+            {"params": [w for w in weights if w.ndim >= 2], "weight_decay": optim.weight_decay},
+            {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+        ]
+        sharded_on_cpu = student.sharded is not None and student.device.type == "cpu"
+        super().__init__(
+            [g for g in groups if g["params"]],
+            lr=optim.lr,
+            betas=optim.betas,
+            fused=None if sharded_on_cpu else True,
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update the weights from the model's gradients."""
+        working = self._student.parameters()
+        for name, master in self._student.masters.items():
+            _move_gradient(working[name], master)
+        result = super().step(closure)
+        copy_masters_to_model(self._student)
+        return result
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of the model and of the masters."""
+        super().zero_grad(set_to_none)
+        for parameter in self._student.parameters().values():
+            parameter.grad = None
+
+
+def _move_gradient(parameter: torch.nn.Parameter, master: torch.nn.Parameter) -> None:
+    """Give a master its parameter's gradient, on the master's device."""
+    gradient = parameter.grad
+    if gradient is None or gradient.device == master.device:
+        master.grad = gradient
+        return
+    if master.grad is None:
+        master.grad = torch.empty_like(master, pin_memory=master.is_pinned())
+    master.grad.copy_(gradient)
+
+
+def make_optimizer(student: LM, optim: Optim) -> MasterAdamW:
+    """AdamW over the student's weights.
+
+    Raises:
+        UserError: low-precision weights without masters, at a rate that they round away.
+    """
+    stuck = fraction_that_cannot_move(student.weights().values(), optim.lr)
+    if stuck > MAX_STUCK:
+        raise UserError(
+            f"optim.lr={optim.lr:g} with weights in bf16 and no float32 masters: {stuck:.0%} of "
+            "them would not move, because an update of that size is rounded away. Set "
+            "student.precision=bf16_mixed (bf16 arithmetic, float32 master weights), or float32."
+        )
+    return MasterAdamW(student, optim)
 
 
 def finish_step(

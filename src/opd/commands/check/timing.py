@@ -22,6 +22,7 @@ from opd.setup.disk_estimate import bytes_needed, checkpoint_bytes
 from opd.setup.models import Models, local_teacher
 from opd.setup.objective import make_objective
 from opd.setup.pair import Pair
+from opd.setup.precision import prepare_weights
 from opd.setup.prompts import load_eval_task
 from opd.setup.samplers import eval_sampler, student_sampler
 from opd.setup.session import make_learner, step_size
@@ -45,6 +46,7 @@ class StepTimer:
         assert candidate.pair is not None
         cfg, pair = candidate.cfg, candidate.pair
         self.cfg, self.objective = cfg, make_objective(cfg)
+        prepare_weights(cfg, pair.student)
         models = Models(cfg, self.objective, pair, None)
         learner = make_learner(models, make_optimizer(pair.student, cfg.optim))
         # Nothing is learned, everything is measured: AdamW multiplies by 1 and adds 0.
