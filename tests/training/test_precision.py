@@ -12,6 +12,7 @@ from conftest import tiny_model
 from opd import config
 from opd.config import Optim
 from opd.core.objective import Objective
+from opd.data.sft_examples import make_example
 from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.models.lm import LM, add_lora
@@ -21,6 +22,7 @@ from opd.training.checkpoints import load_weights
 from opd.training.learner import Learner
 from opd.training.optimizer import make_optimizer
 from opd.training.step import supervised_update, update
+from opd.types import Prompt
 from test_update import experience, learner_of
 
 LR = 1e-5
@@ -57,8 +59,6 @@ def changes(request):
 
 @pytest.fixture(scope="module")
 def prompts():
-    from opd.types import Prompt
-
     rng = np.random.default_rng(0)
     return [
         Prompt(i, tuple(rng.integers(3, 9000, n).tolist()), "") for i, n in enumerate((3, 8, 5))
@@ -81,8 +81,6 @@ def test_the_model_holds_its_masters_rounded():
     lm = student()
     add_master_weights(lm)
     teacher = student(1)
-    from opd.types import Prompt
-
     batch = experience(student(), teacher, Objective(k=4), [Prompt(0, (3, 4, 5), "")])
     trained(lm, batch, teacher, steps=2)
     for name, parameter in lm.parameters().items():
@@ -147,10 +145,8 @@ def test_offloaded_masters_step_to_the_same_bits():
         learner = Learner.supervised(
             lm, make_optimizer(lm, optim), optim, tokens_per_microbatch=64, seed=0
         )
-        from opd.data.sft_examples import example
-
         for step in range(3):
-            supervised_update(learner, [example(0, [3, 4], [7, 8, 9, 1])], step, lr=1e-3)
+            supervised_update(learner, [make_example(0, [3, 4], [7, 8, 9, 1])], step, lr=1e-3)
         results.append({n: w.detach().clone() for n, w in lm.weights().items()})
     assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
 
