@@ -50,7 +50,7 @@ def select_prompts(
         cache: where prompt files are kept.
     """
     data = run_config(student, teacher, task, seed, cache, cache / "none")
-    data |= {"eval": [], "select": {"output": "none.jsonl", "limit": limit, "n": 8, "k": 4}}
+    data |= {"eval": [], "select": {"output": "none.jsonl", "limit": limit, "n": 8}}
     cfg = parse(data)
     assert cfg.select is not None
     with one_thread():

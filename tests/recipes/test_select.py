@@ -16,7 +16,6 @@ from transformers import AutoTokenizer
 
 from opd import config
 from opd.commands.select import run_select
-from opd.config import Select
 from opd.core.stats import pass_at_k_values
 from opd.data.graders import make_grader
 from opd.data.prompts import load_prompts
@@ -72,14 +71,13 @@ def test_shrinkage_at_its_limits():
     assert np.allclose(shrink(np.array([4.0, 4.0, 4.0, 4.0]), 8), 0.5)  # less than chance
 
 
-def spec(**changes):
-    return Select(output="x.jsonl", **{"n": 4, "k": 2} | changes)
+N = 8  # completions per prompt
 
 
 def measured(count=6, **changes):
     base = {
-        "student_correct": np.array([0.0, 1, 2, 3, 4, 0])[:count],
-        "teacher_correct": np.array([4.0, 4, 4, 4, 4, 0])[:count],
+        "student_correct": np.array([0.0, 2, 4, 6, 8, 0])[:count],
+        "teacher_correct": np.array([8.0, 8, 8, 8, 8, 0])[:count],
         "overlap_mass": np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.99])[:count],
         "student_entropy": np.full(count, 0.5),
         "teacher_entropy": np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])[:count],
@@ -89,27 +87,34 @@ def measured(count=6, **changes):
 
 def test_each_weight_ranks_by_its_own_measure():
     only = {"advantage": 0.0, "learnability": 0.0, "alignment": 0.0}
-    by_advantage = rank_prompts(measured(), spec(**only | {"advantage": 1.0}))
+    by_advantage = rank_prompts(measured(), N, only | {"advantage": 1.0})
     assert np.argmax(by_advantage.score) == 0
-    by_mixed = rank_prompts(measured(), spec(**only | {"learnability": 1.0}))
+    by_mixed = rank_prompts(measured(), N, only | {"learnability": 1.0})
     assert np.argmax(by_mixed.score) == 2
     by_mass = rank_prompts(
-        measured(teacher_entropy=np.full(6, np.nan)), spec(**only | {"alignment": 1.0})
+        measured(teacher_entropy=np.full(6, np.nan)), N, only | {"alignment": 1.0}
     )
     assert np.argsort(-by_mass.score).tolist() == [5, 0, 1, 2, 3, 4]
-    both = rank_prompts(measured(), spec(**only | {"alignment": 1.0}))
+    both = rank_prompts(measured(), N, only | {"alignment": 1.0})
     assert np.argmax(both.score) == 0  # entropy pulls the sixth down
 
 
 def test_a_missing_measure_has_no_part_in_the_score():
     unknown = np.full(6, np.nan)
     ungraded = measured(student_correct=unknown, teacher_correct=unknown)
-    ranking = rank_prompts(ungraded, spec())
+    ranking = rank_prompts(ungraded, N)
     assert np.isnan(ranking.advantage).all()
     assert np.isnan(ranking.mixed).all()
     assert np.isnan(ranking.pass_at_k).all()
-    alone = rank_prompts(measured(), spec(advantage=0.0, learnability=0.0))
+    alone = rank_prompts(measured(), N, {"advantage": 0.0, "learnability": 0.0, "alignment": 0.5})
     np.testing.assert_allclose(ranking.score, alone.score)
+
+
+def test_few_completions_per_prompt_have_a_smaller_k():
+    few = measured(student_correct=np.array([0.0, 1, 2, 0, 1, 2]))
+    ranking = rank_prompts(few, 2)
+    assert ranking.pass_at_k.tolist() == [0, 1, 1, 0, 1, 1]
+    assert ranking.mixed.tolist() == [0, 1, 0, 0, 1, 0]
 
 
 def ranked(scores, advantage):
@@ -120,19 +125,17 @@ def ranked(scores, advantage):
 def test_the_choice_keeps_its_fractions_and_never_calls_a_worse_teacher_aligned():
     scores = np.arange(40) / 40
     advantage = np.where(np.arange(40) % 4 == 3, -0.1, 0.5)
-    aligned, others = choose_prompts(
-        ranked(scores, advantage), spec(keep=0.5, ood_share=0.25), seed=0
-    )
+    aligned, others = choose_prompts(ranked(scores, advantage), 0.5, seed=0)
     assert (len(aligned), len(others)) == (15, 5)
     assert all(advantage[i] > 0 for i in aligned)
     assert aligned == sorted(aligned, key=lambda i: -scores[i])
     assert aligned[0] == 38
     assert not set(aligned) & set(others)
-    assert choose_prompts(ranked(scores, advantage), spec(keep=0.5), seed=0)[1] == others
-    assert choose_prompts(ranked(scores, advantage), spec(keep=0.5), seed=1)[1] != others
-    whole, none = choose_prompts(ranked(scores, advantage), spec(keep=1.0, ood_share=0.0), seed=0)
+    assert choose_prompts(ranked(scores, advantage), 0.5, seed=0)[1] == others
+    assert choose_prompts(ranked(scores, advantage), 0.5, seed=1)[1] != others
+    whole, none = choose_prompts(ranked(scores, advantage), 1.0, seed=0, others_fraction=0.0)
     assert (len(whole), none) == (30, [])
-    assert choose_prompts(ranked(scores, -np.ones(40)), spec(), seed=0) == ([], [])
+    assert choose_prompts(ranked(scores, -np.ones(40)), 0.5, seed=0) == ([], [])
 
 
 def test_entropy_of_a_mixture_is_between_its_parts():
@@ -179,7 +182,7 @@ def test_a_template_is_changed_only_beyond_noise():
 
 def run_config(folder, **changes):
     data = demo_config(folder / "run")
-    chosen = {"output": str(folder / "sel.jsonl"), "limit": 24, "n": 4, "k": 2}
+    chosen = {"output": str(folder / "sel.jsonl"), "limit": 24, "n": 4}
     return data | {"select": chosen | changes}
 
 
@@ -233,8 +236,9 @@ def teacher_of_another_template(folder):
     return folder / "teacher"
 
 
-def test_the_command_writes_prompts_that_say_why(tmp_path):
-    data = run_config(tmp_path, templates=["{problem} then"], template_prompts=4)
+def test_the_command_writes_prompts_that_say_why(tmp_path, monkeypatch):
+    monkeypatch.setattr("opd.commands.select.templates.TEMPLATE_PROMPTS", 4)
+    data = run_config(tmp_path, templates=["{problem} then"])
     data["teacher"]["model"] = str(teacher_of_another_template(tmp_path))
     known = rows_in(data["prompts"]["path"])
     leak = tmp_path / "leak.jsonl"
@@ -295,8 +299,6 @@ def test_nothing_to_learn_is_an_error(tmp_path):
     ("change", "message"),
     [
         ("select.output=x.csv", "must end in"),
-        ("select.k=9", "as many responses"),
-        ("select={output: x.jsonl, advantage: 0, learnability: 0, alignment: 0}", "all 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path, change, message):

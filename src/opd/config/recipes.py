@@ -109,38 +109,16 @@ class Select(Section):
     completions."""
     n: int = Field(8, ge=2)
     """Completions per prompt, of the student and of the teacher, sampled as in training."""
-    k: int = Field(4, ge=1)
-    """k of pass@k; at most n."""
     keep: float = Field(0.5, gt=0, le=1)
     """Fraction of the usable prompts that is kept."""
-    ood_share: float = Field(0.25, ge=0, lt=1)
-    """Fraction of the kept ones drawn from the rest. Paper: mix, but no ratio; docs/recipes.md."""
-    advantage: float = Field(1.0, ge=0)
-    """Weight of the rank by teacher advantage: accuracies, each shrunk to its mean."""
-    learnability: float = Field(0.5, ge=0)
-    """Weight of the rank by pass@k and mixed outcomes of the student."""
-    alignment: float = Field(0.5, ge=0)
-    """Weight of the rank by overlap mass and low teacher entropy on the student's rollouts."""
-    near: float = Field(0.8, gt=0, le=1)
-    """Questions this similar (Jaccard, runs of 6 letters and digits), with the same numbers, are
-    duplicates."""
     against: list[str] = []
     """Evaluation sets to leave out, beside those of eval."""
     templates: list[str] = []
     """Candidate user messages with {problem} in them, compared with prompts.template. The teacher's
     own chat template joins them if it differs from the student's."""
-    template_prompts: int = Field(64, ge=2)
-    """Prompts on which templates are compared."""
 
     @model_validator(mode="after")
     def _coherent(self) -> Select:
         if not self.output.endswith((".jsonl", ".parquet")):
             raise ValueError(f"select.output={self.output!r} must end in .jsonl or .parquet")
-        if self.k > self.n:
-            raise ValueError(f"select.k={self.k} needs as many responses: raise select.n={self.n}")
-        if not self.advantage + self.learnability + self.alignment:
-            raise ValueError(
-                "select.advantage, select.learnability and select.alignment are all 0: nothing "
-                "ranks the prompts. Give one of them weight 1"
-            )
         return self

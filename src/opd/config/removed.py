@@ -38,6 +38,8 @@ class Removed:
     affects_results: bool = True
 
 
+_WEIGHTS = " in a prompt's score; the prompt file holds every measure, to rank by another"
+
 REMOVED: dict[str, Removed] = {
     "student.dtype": Removed(
         "float32",
@@ -56,6 +58,22 @@ REMOVED: dict[str, Removed] = {
     "loss.allow_zero_gradient": Removed(
         False,
         "loss.k=1 with loss.mode=paper trains nothing; use loss.k=4 or more, or loss.mode=tail",
+    ),
+    "select.k": Removed(4, "pass@k is always pass@4", "opd.recipes.select:PASS_K"),
+    "select.ood_share": Removed(
+        0.25,
+        "A quarter of the kept prompts is drawn from the rest; the column `why` of the prompt file "
+        "tells them apart, to leave them out",
+        "opd.recipes.select:OTHERS_FRACTION",
+    ),
+    "select.advantage": Removed(1.0, "The teacher's advantage has weight 1" + _WEIGHTS),
+    "select.learnability": Removed(0.5, "Learnability has weight 0.5" + _WEIGHTS),
+    "select.alignment": Removed(0.5, "Alignment has weight 0.5" + _WEIGHTS),
+    "select.near": Removed(
+        0.8, "Questions are near duplicates from 0.8", "opd.commands.select.prepare:NEAR"
+    ),
+    "select.template_prompts": Removed(
+        64, "Templates are compared on 64 prompts", "opd.commands.select.templates:TEMPLATE_PROMPTS"
     ),
 }
 

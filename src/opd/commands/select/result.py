@@ -8,7 +8,7 @@ import numpy as np
 
 from opd.config import Select
 from opd.data.duplicates import Leak
-from opd.recipes.select import Measurements, Mixture, Ranking, TemplateResult
+from opd.recipes.select import Measurements, Mixture, Ranking, TemplateResult, pass_k
 from opd.types import Prompt
 
 
@@ -50,7 +50,7 @@ def prompt_numbers(spec: Select, selection: Selection, index: int) -> dict[str, 
         "teacher_accuracy": measurements.teacher_correct[index] / spec.n,
         "student_accuracy": measurements.student_correct[index] / spec.n,
         "advantage": ranking.advantage[index],
-        f"pass_at_{spec.k}": ranking.pass_at_k[index],
+        f"pass_at_{pass_k(spec.n)}": ranking.pass_at_k[index],
         "mixed": ranking.mixed[index],
         "overlap_mass": measurements.overlap_mass[index],
         "teacher_entropy": measurements.teacher_entropy[index],

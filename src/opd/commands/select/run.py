@@ -73,8 +73,8 @@ def select(cfg: Run, spec: Select, console: Console) -> Selection:
         measured = subsample(usable, spec.limit, seed)
         console.say(f"Measuring {len(measured)} prompts, {spec.n} completions of each model ...")
         measurements = measure_prompts(setup, measured, rng.key(seed, Stream.SELECT_MEASURE))
-    ranking = rank_prompts(measurements, spec)
-    aligned, others = choose_prompts(ranking, spec, seed)
+    ranking = rank_prompts(measurements, spec.n)
+    aligned, others = choose_prompts(ranking, spec.keep, seed)
     if not aligned:
         raise UserError(
             f"On none of the {len(measured)} prompts measured is the teacher better than the "

@@ -25,6 +25,9 @@ from opd.types import Prompt
 
 CONFIGURED = "prompts.template"
 TEACHERS = "the teacher's chat template"
+# Pairs that are compared; each costs 2 n completions per template. A difference that is smaller
+# than the noise of so many is no reason to change a template.
+TEMPLATE_PROMPTS = 64
 
 Template = tuple[str | None, dict[str, Any] | None]  # prompts.template, prompts.chat
 
@@ -56,13 +59,13 @@ def choose_template(
     prompts_by_template = {
         name: _load(cfg, pair, template) for name, template in candidates.items()
     }
-    chosen = {p.index for p in subsample(usable, spec.template_prompts, cfg.train.seed)}
+    chosen = {p.index for p in subsample(usable, TEMPLATE_PROMPTS, cfg.train.seed)}
     for prompts in prompts_by_template.values():  # paired: those short enough in every template
         chosen &= {p.index for p in prompts}
     if len(chosen) < 2:
         raise UserError(
             "The candidate templates leave fewer than two prompts short enough to compare; raise "
-            "prompts.max_tokens or select.template_prompts."
+            "prompts.max_tokens."
         )
     console.say(f"Comparing {len(candidates)} templates on {len(chosen)} prompts ...")
     key = rng.key(cfg.train.seed, Stream.SELECT_TEMPLATE)
