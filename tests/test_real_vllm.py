@@ -58,12 +58,12 @@ QUESTIONS = (
 )
 
 
-def tell(text: str) -> None:
+def report(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - figures for whoever runs it
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("vllm")
 
 
@@ -78,7 +78,7 @@ def tokenizer(base):
 
 
 @pytest.fixture(scope="module")
-def student(base, place, tokenizer) -> Path:
+def student(base, folder, tokenizer) -> Path:
     """The base with noise in its weights."""
     lm = load_lm(str(base), dtype="float32")
     generator = torch.Generator().manual_seed(0)
@@ -86,29 +86,29 @@ def student(base, place, tokenizer) -> Path:
         for p in lm.model.parameters():
             if p.ndim >= 2:
                 p += NOISE * p.std() * torch.randn(p.shape, generator=generator)
-    lm.model.save_pretrained(place / "student")
-    tokenizer.save_pretrained(place / "student")
-    return place / "student"
+    lm.model.save_pretrained(folder / "student")
+    tokenizer.save_pretrained(folder / "student")
+    return folder / "student"
 
 
 @pytest.fixture(scope="module")
-def teacher_server(base, place):
-    server = RealVllm(os.environ["OPD_VLLM_PYTHON"], base, "smollm2", place / "teacher.log")
-    tell(f"\nteacher server up after {server.start():.0f} s")
+def teacher_server(base, folder):
+    server = RealVllm(os.environ["OPD_VLLM_PYTHON"], base, "smollm2", folder / "teacher.log")
+    report(f"\nteacher server up after {server.start():.0f} s")
     yield server
     server.kill()
 
 
 @pytest.fixture(scope="module")
-def rollout_server(student, place):
+def rollout_server(student, folder):
     server = RealVllm(
         os.environ["OPD_VLLM_PYTHON"],
         student,
         "student",
-        place / "rollout.log",
+        folder / "rollout.log",
         *("--enable-lora", "--max-lora-rank", "16"),
     )
-    tell(f"\nrollout server up after {server.start():.0f} s")
+    report(f"\nrollout server up after {server.start():.0f} s")
     yield server
     server.kill()
 
@@ -125,8 +125,8 @@ def prompts(tokenizer) -> list[Prompt]:
 
 
 @pytest.fixture(scope="module")
-def written(base, prompts, tokenizer):
-    """What SmolLM2 itself writes, 32 tokens a prompt at temperature 1."""
+def recorded(base, prompts, tokenizer):
+    """What SmolLM2 itself samples, 32 tokens per prompt at temperature 1."""
     lm = load_lm(str(base), dtype="float32")
     stop = tokenizers.eos_ids(tokenizer, lm.causal.generation_config)
     sampler = HFSampler(lm, Decoding(32), stop=stop, capture=16)
@@ -141,12 +141,12 @@ def dialect_of(server: RealVllm) -> VllmDialect:
     return VllmDialect(http, server.name)
 
 
-def test_handshake_and_parity(teacher_server, written, tokenizer, prompts):
-    lm, rollouts = written
+def test_handshake_and_parity(teacher_server, recorded, tokenizer, prompts):
+    lm, rollouts = recorded
     dialect = dialect_of(teacher_server)
     encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False))  # noqa: E731
     began = time.monotonic()
-    hands = run_handshake(
+    handshake = run_handshake(
         dialect,
         HandshakeInputs(
             vocab=lm.vocab,
@@ -157,16 +157,18 @@ def test_handshake_and_parity(teacher_server, written, tokenizer, prompts):
             eos=[tokenizer.eos_token_id],
         ),
     )
-    tell(f"\nhandshake, {dialect.http.requests} requests, {time.monotonic() - began:.1f} s:")
-    for probe in hands.probes:
-        tell(f"  {probe.level:<5} {probe.name:<10} {probe.message}")
-    hands.require(teacher_server.url)
-    noted: dict[str, float] = {}
-    options = RemoteOptions(record=noted.__setitem__)
-    far = RemoteTeacher(dialect, "smollm2", vocab=lm.vocab, expected=hands.teacher, options=options)
+    report(f"\nhandshake, {dialect.http.requests} requests, {time.monotonic() - began:.1f} s:")
+    for probe in handshake.probes:
+        report(f"  {probe.level:<5} {probe.name:<10} {probe.message}")
+    handshake.require(teacher_server.url)
+    timings: dict[str, float] = {}
+    options = RemoteOptions(record=timings.__setitem__)
+    teacher = RemoteTeacher(
+        dialect, "smollm2", vocab=lm.vocab, expected=handshake.teacher, options=options
+    )
     want = Want(sampled=True, topk=16)
     began = time.monotonic()
-    theirs = far.score(rollouts, want)
+    theirs = teacher.score(rollouts, want)
     seconds = time.monotonic() - began
     ours = LocalTeacher(lm).score(rollouts, want)
     gaps = np.concatenate(
@@ -178,39 +180,41 @@ def test_handshake_and_parity(teacher_server, written, tokenizer, prompts):
     ids = np.concatenate(
         [(a.topk_ids == b.topk_ids).ravel() for a, b in zip(ours, theirs, strict=True)]
     )
-    tell(f"parity with the local teacher, both float32, {len(gaps)} tokens:")
+    report(f"parity with the local teacher, both float32, {len(gaps)} tokens:")
     for name, values in (("sampled", gaps), ("top-16", tops)):
         p95 = np.quantile(values, 0.95)
-        tell(f"  {name:<8} mean {values.mean():.2e}  p95 {p95:.2e}  max {values.max():.2e} nats")
-    tell(f"  top-16 ids equal in place: {ids.mean():.2%}")
-    tell(f"  {len(gaps) / seconds:.0f} scored tokens/s; {noted}")
+        report(f"  {name:<8} mean {values.mean():.2e}  p95 {p95:.2e}  max {values.max():.2e} nats")
+    report(f"  top-16 ids equal in place: {ids.mean():.2%}")
+    report(f"  {len(gaps) / seconds:.0f} scored tokens/s; {timings}")
     assert gaps.max() < 2e-3
     assert ids.mean() > 0.99
     dialect.http.close()
 
 
-def test_parity_in_bfloat16(base, written, place):
+def test_parity_in_bfloat16(base, recorded, folder):
     """Emulated on a CPU without the instructions, hence four sequences only."""
-    exact, rollouts = written
+    exact, rollouts = recorded
     rollouts, want = rollouts[:8:2], Want(sampled=True, topk=16)
     server = RealVllm(
-        os.environ["OPD_VLLM_PYTHON"], base, "smollm2", place / "bf16.log", dtype="bfloat16"
+        os.environ["OPD_VLLM_PYTHON"], base, "smollm2", folder / "bf16.log", dtype="bfloat16"
     )
     try:
-        tell(f"\nbfloat16 server up after {server.start():.0f} s")
+        report(f"\nbfloat16 server up after {server.start():.0f} s")
         dialect = dialect_of(server)
-        far = RemoteTeacher(
+        teacher = RemoteTeacher(
             dialect, "smollm2", vocab=exact.vocab, expected=TeacherRecord(dialect.identity())
         )
         began = time.monotonic()
-        theirs = far.score(rollouts, want)
-        tell(f"  vLLM scored {sum(map(len, rollouts))} tokens in {time.monotonic() - began:.0f} s")
+        theirs = teacher.score(rollouts, want)
+        report(
+            f"  vLLM scored {sum(map(len, rollouts))} tokens in {time.monotonic() - began:.0f} s"
+        )
         dialect.http.close()
     finally:
         server.kill()
     began = time.monotonic()
     near = LocalTeacher(load_lm(str(base), dtype="bfloat16")).score(rollouts, want)
-    tell(f"  transformers scored them in {time.monotonic() - began:.0f} s")
+    report(f"  transformers scored them in {time.monotonic() - began:.0f} s")
     true = LocalTeacher(exact).score(rollouts, want)
     pairs = {
         "vLLM bf16 - transformers bf16": (theirs, near),
@@ -222,27 +226,29 @@ def test_parity_in_bfloat16(base, written, place):
         gaps = np.concatenate([np.abs(x.sampled - y.sampled) for x, y in zip(a, b, strict=True)])
         mean[name] = gaps.mean()
         p95 = np.quantile(gaps, 0.95)
-        tell(f"  {name:<30} mean {gaps.mean():.2e}  p95 {p95:.2e}  max {gaps.max():.2e} nats")
+        report(f"  {name:<30} mean {gaps.mean():.2e}  p95 {p95:.2e}  max {gaps.max():.2e} nats")
     # Two ways to round are about as far from each other as each is from the truth.
     assert max(mean.values()) < 0.1
 
 
-def test_full_weights_reach_the_rollout_server(rollout_server, student, prompts, tokenizer, place):
+def test_full_weights_reach_the_rollout_server(rollout_server, student, prompts, tokenizer, folder):
     lm = load_lm(str(student), dtype="float32")
     original = load_lm(str(student), dtype="float32")
-    sampler = sampler_of(rollout_server, lm, tokenizer, place / "sync-full")
+    sampler = sampler_of(rollout_server, lm, tokenizer, folder / "sync-full")
     try:
         scale(lm, "layers")
         sampler.sync(5)
-        found = sampler.sample(prompts[:4], n=1, key=(0, 1, 5))
-        gap, stale = drift(lm, found), drift(original, found)
-        tell(f"\nreload_weights, all layers changed: sampler/trainer gap {gap:.2e} nats a token")
-        tell(f"  against the weights before the reload the gap would be {stale:.2e}")
-        # A tied head is packed once by vLLM's CPU build and not packed again: said, not asserted.
+        rollouts = sampler.sample(prompts[:4], n=1, key=(0, 1, 5))
+        gap, stale = drift(lm, rollouts), drift(original, rollouts)
+        report(
+            f"\nreload_weights, all layers changed: sampler/trainer gap {gap:.2e} nats per token"
+        )
+        report(f"  against the weights before the reload the gap would be {stale:.2e}")
+        # A tied head is packed once by vLLM's CPU build and not again: reported, not asserted.
         scale(lm, "embed")
         sampler.sync(6)
         tied = drift(lm, sampler.sample(prompts[:4], n=1, key=(0, 1, 6)))
-        tell(f"  with the tied embedding changed too: {tied:.2e}")
+        report(f"  with the tied embedding changed too: {tied:.2e}")
         assert gap < 2e-3 < stale
     finally:
         sampler.student = original
@@ -272,23 +278,23 @@ def drift(lm, rollouts) -> float:
     return float(np.concatenate(gaps).mean())
 
 
-def test_adapters_reach_the_rollout_server(rollout_server, student, prompts, tokenizer, place):
+def test_adapters_reach_the_rollout_server(rollout_server, student, prompts, tokenizer, folder):
     lm = load_lm(str(student), dtype="float32")
     lm = add_lora(lm, rank=8, alpha=16, dropout=0.0, target_modules="all-linear", seed=0)
     with torch.no_grad():
         for name, p in lm.parameters().items():
             if "lora_B" in name:
                 p.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
-    sampler = sampler_of(rollout_server, lm, tokenizer, place / "sync-lora")
+    sampler = sampler_of(rollout_server, lm, tokenizer, folder / "sync-lora")
     for version in (1, 2):
         sampler.sync(version)
-        found = sampler.sample(prompts[:4], n=2, key=(0, 1, version))
-        gap = drift(lm, found)
-        tell(f"\nadapter version {version}: sampler/trainer gap {gap:.2e} nats a token")
+        rollouts = sampler.sample(prompts[:4], n=2, key=(0, 1, version))
+        gap = drift(lm, rollouts)
+        report(f"\nadapter version {version}: sampler/trainer gap {gap:.2e} nats per token")
         assert gap < 2e-3
-        assert {r.version for r in found} == {version}
+        assert {r.version for r in rollouts} == {version}
     again = sampler.sample(prompts[:4], n=2, key=(0, 1, 2))
-    tell(f"  same seeds, same tokens: {all(map(same_ids, found, again))}")
+    report(f"  same seeds, same tokens: {all(map(same_ids, rollouts, again))}")
     sampler.served = "opd-student-1"
     with pytest.raises(UserError):
         sampler.sample(prompts[:1], n=1, key=(0, 1, 3))
@@ -319,22 +325,22 @@ def run_config(teacher, rollout, student, folder, prompts_file) -> dict:
 
 
 def test_training_survives_a_crash_of_the_teacher_and_refuses_an_impostor(
-    teacher_server, rollout_server, student, place
+    teacher_server, rollout_server, student, folder
 ):
-    prompts_file = place / "prompts.jsonl"
+    prompts_file = folder / "prompts.jsonl"
     rows = [json.dumps({"prompt": [{"role": "user", "content": q}]}) for q in QUESTIONS]
     prompts_file.write_text("\n".join(rows))
-    data = run_config(teacher_server, rollout_server, student, place / "run", prompts_file)
-    said: list[str] = []
+    data = run_config(teacher_server, rollout_server, student, folder / "run", prompts_file)
+    messages: list[str] = []
     console = Console("plain")
-    console.say = lambda text: (said.append(text), tell(f"  opd: {text}"))  # type: ignore[method-assign]
+    console.say = lambda text: (messages.append(text), report(f"  opd: {text}"))  # type: ignore[method-assign]
     session, completions = build(config.parse(data), resume=False, overwrite=False, console=console)
     ask = session.source.teacher.score
 
     def crash_in_step_three(rollouts, want):
         if rollouts[0].version == 3:
             teacher_server.kill()
-            tell("  teacher server killed (SIGKILL)")
+            report("  teacher server killed (SIGKILL)")
             threading.Thread(target=teacher_server.start, daemon=True).start()
         return ask(rollouts, want)
 
@@ -343,11 +349,11 @@ def test_training_survives_a_crash_of_the_teacher_and_refuses_an_impostor(
     session.folder.close()
     session.source.teacher.dialect.http.close()
     session.source.sampler.http.close()
-    lines = read_jsonl(place / "run" / "metrics.jsonl")
-    times = read_jsonl(place / "run" / "timings.jsonl")
-    tell("step  loss    overlap  drift/logp_gap  bytes/token  retries  step s")
+    lines = read_jsonl(folder / "run" / "metrics.jsonl")
+    times = read_jsonl(folder / "run" / "timings.jsonl")
+    report("step  loss    overlap  drift/logp_gap  bytes/token  retries  step s")
     for line, clock in zip(lines, times, strict=True):
-        tell(
+        report(
             f"{line['step']:>4}  {line['train/loss']:.4f}  {line['diag/overlap_ratio']:.3f}    "
             f"{line['drift/logp_gap']:.2e}        "
             f"{clock['teacher/bytes_received_per_token']:>6.0f}       "
@@ -355,11 +361,11 @@ def test_training_survives_a_crash_of_the_teacher_and_refuses_an_impostor(
         )
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert max(line["drift/logp_gap"] for line in lines) < 5e-3
-    assert any("answers again" in text for text in said)
+    assert any("answers again" in text for text in messages)
 
     teacher_server.kill()
     teacher_server.start(student)
     data["train"]["steps"] = 8
     with pytest.raises(UserError) as refused:
         build(config.parse(data), resume=True, overwrite=False, console=Console("quiet"))
-    tell(f"another model under the same name: {refused.value}")
+    report(f"another model under the same name: {refused.value}")

@@ -78,8 +78,8 @@ def test_records_equal_a_fresh_forward(make_lm, make_prompts, dtype, tolerance):
     lm = make_lm(2, dtype=dtype)
     for r in sampler(lm, length=20).sample(make_prompts(3, 10), n=3, key=(0,)):
         logp = fresh_logp(lm, r)
-        drawn = logp.gather(1, torch.from_numpy(r.ids).long()[:, None])[:, 0]
-        np.testing.assert_allclose(r.logp, drawn, atol=tolerance)
+        sampled = logp.gather(1, torch.from_numpy(r.ids).long()[:, None])[:, 0]
+        np.testing.assert_allclose(r.logp, sampled, atol=tolerance)
         np.testing.assert_allclose(r.entropy, -(logp.exp() * logp).sum(-1), atol=tolerance)
         np.testing.assert_allclose(r.topk_logp, logp.topk(5).values, atol=tolerance)
         if dtype == torch.float64:
@@ -127,8 +127,8 @@ def test_truncation_keeps_the_most_probable_tokens(decoding):
 def test_inverse_cdf_never_draws_an_impossible_token():
     probs = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
     edges = torch.tensor([0.0, 0.2499999, 0.25, 1 - 2**-53], dtype=torch.float64)
-    drawn = [invert_cdf(probs, u[None]).item() for u in edges]
-    assert drawn == [1, 1, 3, 3]
+    sampled = [invert_cdf(probs, u[None]).item() for u in edges]
+    assert sampled == [1, 1, 3, 3]
 
 
 @pytest.mark.parametrize("vocab", [1, 5, 127, 128, 129, 1000])
@@ -141,9 +141,9 @@ def test_inverse_cdf_by_blocks_is_that_of_the_whole_row(vocab, dtype):
     u[0], u[1] = 0, 1 - 2**-53
     cdf = probs.cumsum(-1, dtype=torch.float64)
     expected = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(1)
-    found = invert_cdf(probs, u)
-    assert torch.equal(found, expected.clamp(max=vocab - 1))
-    assert (probs.gather(1, found[:, None]) > 0).all()
+    tokens = invert_cdf(probs, u)
+    assert torch.equal(tokens, expected.clamp(max=vocab - 1))
+    assert (probs.gather(1, tokens[:, None]) > 0).all()
 
 
 def test_stop_token_ends_and_is_part_of_the_completion(make_lm, make_prompts):
@@ -174,9 +174,9 @@ def test_end_token_inside_a_prompt_does_not_matter(make_lm):
 
 
 def test_sync_marks_rollouts_with_the_version(make_lm, make_prompts):
-    writer = sampler(make_lm(0))
-    writer.sync(17)
-    assert {r.version for r in writer.sample(make_prompts(3), n=2, key=(0,))} == {17}
+    hf_sampler = sampler(make_lm(0))
+    hf_sampler.sync(17)
+    assert {r.version for r in hf_sampler.sample(make_prompts(3), n=2, key=(0,))} == {17}
 
 
 def test_an_observer_gets_what_any_sampler_samples_while_it_observes(make_lm, make_prompts):

@@ -103,7 +103,9 @@ def test_full_weights_are_reloaded_and_the_prefix_cache_forgotten(make_lm, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_a_server_that_takes_no_weights_is_told_how_to_be_started(kind, lora, make_lm, tmp_path):
+def test_a_server_that_takes_no_weights_is_named_with_how_to_start_it(
+    kind, lora, make_lm, tmp_path
+):
     lm = lora if kind == "lora" else make_lm()
     word = "VLLM_ALLOW_RUNTIME_LORA_UPDATING" if kind == "lora" else "VLLM_SERVER_DEV_MODE"
     with pytest.raises(UserError, match=word):

@@ -65,7 +65,7 @@ def set_all(value: float) -> Lie:
 
 
 def shifted(by: int) -> Lie:
-    """Position t is told the log-probs of position t + by, under its own tokens' names."""
+    """Position t gets the log-probs of position t + by, under the ids of its own tokens."""
 
     def lie(server: FakeVllmServer, ids: list[int], rows: list, choice: dict) -> None:
         logp = server.logp(ids)[:-1]

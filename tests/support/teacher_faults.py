@@ -267,7 +267,7 @@ def main() -> None:
     write(f"| fault | {' | '.join(f'{p}, once | {p}, for ever' for p in PHASES)} |\n")
     write("|---|" + "---|" * (2 * len(PHASES)) + "\n")
     counts: dict[str, int] = {}
-    longest = 0.0
+    max_virtual = 0.0
     for name in FAULTS:
         row = []
         for phase in PHASES:
@@ -275,11 +275,11 @@ def main() -> None:
                 verdict = case(name, phase, times)
                 counts[verdict.ended] = counts.get(verdict.ended, 0) + 1
                 if "leaps" not in name:
-                    longest = max(longest, verdict.virtual)
+                    max_virtual = max(max_virtual, verdict.virtual)
                 row.append(verdict.ended)
         write(f"| {name} | {' | '.join(row)} |\n")
     write(f"\n{len(FAULTS)} kinds x {len(PHASES)} phases x (once, for ever): {counts}; ")
-    write(f"longest verdict {longest:.0f} virtual seconds.\n")
+    write(f"longest verdict {max_virtual:.0f} virtual seconds.\n")
 
 
 if __name__ == "__main__":

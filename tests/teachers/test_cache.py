@@ -74,7 +74,7 @@ def test_a_key_holds_everything_the_answer_depends_on():
         entry_key("f", moved, WANT),
     ]
     assert len(set(keys)) == len(keys)
-    again = replace(one, sample=3, prompt=replace(one.prompt, index=7, text="told differently"))
+    again = replace(one, sample=3, prompt=replace(one.prompt, index=7, text="another text"))
     assert entry_key("f", again, WANT) == keys[0]
 
 
@@ -129,8 +129,8 @@ def write_many(folder, seed: int) -> None:
     for i in range(60):
         scores = Scores(sampled=np.full(50, i, np.float32))
         store.write(f"{i:02x}" * 32, scores)
-        found = store.read(f"{(i * 7 + seed) % 60:02x}" * 32)
-        assert found is None or len(set(found.sampled.tolist())) == 1
+        scores = store.read(f"{(i * 7 + seed) % 60:02x}" * 32)
+        assert scores is None or len(set(scores.sampled.tolist())) == 1
 
 
 def test_many_writers_share_a_folder(tmp_path):
@@ -164,9 +164,9 @@ def test_offline_gives_what_was_made_and_names_what_is_missing(make_lm, tmp_path
     full = [np.arange(len(r)) for r in given]
     expected = made.score(given, WANT._replace(full=full))
     offline = OfflineTeacher(store, "m", topk_for_diagnostics=6)
-    found = offline.score(given, WANT._replace(full=full))
-    assert all(map(same, found, expected))
-    assert found[0].topk_ids.shape[1] == 6
+    read = offline.score(given, WANT._replace(full=full))
+    assert all(map(same, read, expected))
+    assert read[0].topk_ids.shape[1] == 6
     with pytest.raises(UserError, match=r"1 of 1 rollouts.*--score"):
         offline.score(random_rollouts(1, seed=3, vocab=VOCAB), WANT)
     with pytest.raises(UserError, match="of m"):

@@ -1,4 +1,4 @@
-"""Which losses a server can serve, and what the user is told when it cannot."""
+"""Which losses a server can serve, and the message where it cannot."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_server_of_another_version_is_named(protocol, words):
 
 
 @pytest.mark.parametrize(
-    ("change", "topk", "longest", "words"),
+    ("change", "topk", "max_length", "words"),
     [
         ({"max_logprobs": 3}, 4, 100, "--max-logprobs 4"),
         ({"max_len": 101}, 4, 101, "--max-model-len"),
@@ -106,10 +106,10 @@ def test_a_server_of_another_version_is_named(protocol, words):
         ({"logp": lambda ids: np.full((len(ids), VOCAB), -np.log(VOCAB))}, 4, 100, "same score"),
     ],
 )
-def test_each_failed_probe_names_its_fix(change, topk, longest, words):
+def test_each_failed_probe_names_its_fix(change, topk, max_length, words):
     clock = FakeClock()
     fake = FakeVllmServer(change.pop("logp", letter_model()), clock=clock, **change)
-    inputs = HandshakeInputs(VOCAB, encode_letters, topk=topk, max_length=longest, eos=(EOS,))
+    inputs = HandshakeInputs(VOCAB, encode_letters, topk=topk, max_length=max_length, eos=(EOS,))
     hands = run_handshake(VllmDialect(fake_client(fake, clock), "m"), inputs)
     with pytest.raises(UserError, match=words):
         hands.require("url")
@@ -133,7 +133,7 @@ def test_a_handshake_asks_little():
         ({"model": "t", "cache": {"dir": "d"}}, "offline=true"),
     ],
 )
-def test_a_teacher_section_that_is_wrong_is_told_so(teacher, words):
+def test_a_teacher_section_that_is_wrong_is_refused(teacher, words):
     with pytest.raises(UserError, match=words) as caught:
         run_of(teacher)
     assert "secret" not in str(caught.value)
@@ -148,7 +148,7 @@ def test_a_teacher_section_that_is_wrong_is_told_so(teacher, words):
         ({"url": "http://x/v1"}, "no meaning"),
     ],
 )
-def test_a_rollout_section_that_is_wrong_is_told_so(rollout, words):
+def test_a_rollout_section_that_is_wrong_is_refused(rollout, words):
     data = config.dump(run_of()) | {"rollout": rollout}
     with pytest.raises(UserError, match=words):
         config.parse(data)

@@ -93,8 +93,8 @@ def test_every_value_is_the_models_own(teacher, dense):
     given = random_rollouts(6, vocab=VOCAB)
     for rollout, scores in zip(given, teacher.score(given, wanted(teacher)), strict=True):
         rows = reference(dense, rollout)
-        drawn = np.take_along_axis(rows, rollout.ids[:, None].astype(int), 1)[:, 0]
-        np.testing.assert_allclose(scores.sampled, drawn, atol=TOLERANCE)
+        sampled = np.take_along_axis(rows, rollout.ids[:, None].astype(int), 1)[:, 0]
+        np.testing.assert_allclose(scores.sampled, sampled, atol=TOLERANCE)
         best = -np.sort(-rows, 1)[:, :5]
         np.testing.assert_allclose(scores.topk_logp, best, atol=TOLERANCE)
         of_ids = np.take_along_axis(rows, scores.topk_ids.astype(int), 1)

@@ -28,7 +28,7 @@ def test_a_refusal_carries_the_servers_words_and_the_key_to_set():
     assert "teacher.api_key_env" in message
 
 
-def test_a_teacher_that_stays_away_is_told_with_what_is_kept():
+def test_a_teacher_that_stays_away_is_named_with_what_is_kept():
     message = faults.case("connection refused", "last", None).message
     assert "3 of 4 scored" in message
     assert "--resume" in message

@@ -107,7 +107,7 @@ def test_a_redirect_is_refused_and_the_key_stays_here():
     assert stolen == []
 
 
-def test_a_key_that_the_server_repeats_is_not_told():
+def test_a_key_that_the_server_repeats_is_not_shown():
     body = b'{"error": {"message": "bad key s3cret \x1b[31m"}}'
     head = b"HTTP/1.1 401 No\r\ncontent-length: %d\r\n\r\n" % len(body)
     with serving(sending(head + body)) as (url, _), pytest.raises(Refusal) as caught:

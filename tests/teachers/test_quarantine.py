@@ -50,16 +50,16 @@ def test_a_lie_is_kept_with_its_question_and_the_error_says_where(tmp_path):
     (rollout,) = random_rollouts(1)
     with pytest.raises(UserError, match="wrong answer twice") as caught:
         teacher.score([rollout], Want(sampled=True))
-    place = Path(re.search(r"kept in (\S+)\.", str(caught.value))[1])
-    assert place.parent == tmp_path / "wrong"
-    why = json.loads((place / "why.json").read_text())
+    folder = Path(re.search(r"kept in (\S+)\.", str(caught.value))[1])
+    assert folder.parent == tmp_path / "wrong"
+    why = json.loads((folder / "why.json").read_text())
     assert why["why"].startswith("sampled has a log-prob of 0.5 > 0")
     assert why["exchanges"][0]["path"] == "/v1/completions"
-    asked = json.loads((place / "asked-0").read_bytes())
-    answered = json.loads((place / "answered-0").read_bytes())
+    asked = json.loads((folder / "asked-0").read_bytes())
+    answered = json.loads((folder / "answered-0").read_bytes())
     assert asked["prompt"] == [*rollout.prompt.ids, *rollout.ids.tolist()]
-    said = answered["choices"][0]["prompt_logprobs"][-1]
-    assert {entry["logprob"] for entry in said.values()} == {0.5}
+    last = answered["choices"][0]["prompt_logprobs"][-1]
+    assert {entry["logprob"] for entry in last.values()} == {0.5}
 
 
 def test_before_there_is_a_run_folder_the_handshake_quotes_the_lie():
@@ -83,22 +83,22 @@ def test_an_honest_teacher_leaves_nothing(tmp_path):
 
 def test_the_folder_stays_small_whatever_comes(tmp_path):
     quarantine = Quarantine(tmp_path / "wrong", max_folder_bytes=20_000, max_file_bytes=3_000)
-    told = [
+    messages = [
         quarantine.keep([Exchange("/x", b"q" * 9_000, bytes([i]) * 9_000)], f"reason {i}")
         for i in range(10)
     ]
-    assert "kept in" in told[0]
-    assert "is full" in told[-1]
+    assert "kept in" in messages[0]
+    assert "is full" in messages[-1]
     size = sum(p.stat().st_size for p in (tmp_path / "wrong").rglob("*") if p.is_file())
     assert size < 25_000
     again = quarantine.keep([Exchange("/x", b"q" * 9_000, bytes([0]) * 9_000)], "reason 0")
-    assert again == told[0], "the same lie twice is one entry"
+    assert again == messages[0], "the same lie twice is one entry"
 
 
 def test_a_folder_that_cannot_be_written_does_not_hide_the_lie(tmp_path):
     (tmp_path / "wrong").write_text("a file")
-    told = Quarantine(tmp_path / "wrong").keep([Exchange("/x", b"q", b"a")], "reason")
-    assert "could not be kept" in told
+    message = Quarantine(tmp_path / "wrong").keep([Exchange("/x", b"q", b"a")], "reason")
+    assert "could not be kept" in message
 
 
 def test_the_key_is_in_no_file_even_if_the_server_repeats_it():
@@ -109,7 +109,7 @@ def test_the_key_is_in_no_file_even_if_the_server_repeats_it():
             )
 
     http = Http(Endpoint("http://127.0.0.1:1", "t", "teacher.url", "sk-1"), transport=Echo())
-    with http.capture() as heard:
+    with http.capture() as exchanges:
         http.post_json("/v1/completions", {"a": 1})
     http.post_json("/v1/completions", {"a": 2})
-    assert heard == [("/v1/completions", b'{"a":1}', b'{"you said": "Bearer ***"}')]
+    assert exchanges == [("/v1/completions", b'{"a":1}', b'{"you said": "Bearer ***"}')]
