@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from opd.data.answers import (
     ExtractedAnswer,
@@ -22,7 +24,7 @@ from opd.data.answers import (
 )
 from opd.data.math_sandbox import MathProcess
 from opd.errors import MissingDependency, UserError
-from opd.types import GraderKind, Prompt
+from opd.types import GraderKind, Prompt, Rollout
 
 TIME_LIMIT = 5.0  # seconds per text; math-verify needs about 0.1 for ordinary algebra
 
@@ -182,3 +184,21 @@ def grader_for(
         f"{required_by} needs an answer for every prompt; {missing} of {len(prompts)} have none. "
         f"Give each row an `answer`{remedy and ', or '}{remedy}."
     )
+
+
+def grade_rollouts(
+    grader: Grader, rollouts: Sequence[Rollout], decode: Callable[[Sequence[int]], str]
+) -> np.ndarray:
+    """Whether each rollout answers its prompt correctly.
+
+    Args:
+        grader: of the prompts' ground truths.
+        rollouts: R rollouts; one without a ground truth is incorrect.
+        decode: token ids to text, special tokens left out.
+
+    Returns:
+        (R,) of 0/1.
+    """
+    texts = [decode(r.ids.tolist()) for r in rollouts]
+    grades = grader.grade(texts, [r.prompt.answer or "" for r in rollouts])
+    return np.array([float(g.correct) for g in grades])

@@ -17,7 +17,7 @@ from scipy.stats import rankdata
 
 from opd.core import diagnostics
 from opd.core.stats import Estimate, paired, pass_at_k_values
-from opd.data.graders import Grader
+from opd.data.graders import Grader, grade_rollouts
 from opd.recipes.measure import tops
 from opd.rng import Stream, generator
 from opd.types import Prompt, Rollout, Sampler, Scores, Teacher, Want
@@ -107,9 +107,8 @@ def _count_correct(setup: MeasurementSetup, rollouts: Sequence[Rollout], count: 
     """Correct completions of each of `count` prompts."""
     if setup.grader is None or not rollouts:
         return np.full(count, np.nan)
-    texts = [setup.decode(r.ids.tolist()) for r in rollouts]
-    grades = setup.grader.grade(texts, [r.prompt.answer or "" for r in rollouts])
-    correct: Floats = np.array([float(g.correct) for g in grades]).reshape(count, -1).sum(1)
+    grades = grade_rollouts(setup.grader, rollouts, setup.decode)
+    correct: Floats = grades.reshape(count, -1).sum(1)
     return correct
 
 

@@ -18,7 +18,7 @@ from opd.config import Prune
 from opd.core import diagnostics, losses
 from opd.core.batch import Batch, check_scores
 from opd.core.objective import Objective
-from opd.data.graders import Grader
+from opd.data.graders import Grader, grade_rollouts
 from opd.data.order import batch_indices
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
@@ -109,7 +109,9 @@ def score(
     reference = None
     if source.reference is not None:
         reference = source.reference.score(rollouts, objective.want._replace(topk=0))
-    rewards = None if source.grader is None else grade(source, source.grader, rollouts)
+    rewards = None
+    if source.grader is not None:
+        rewards = grade_rollouts(source.grader, rollouts, source.decode)
     advantages = None
     if rewards is not None:
         advantages = outcome_advantages(rewards, source.size.responses)
@@ -251,13 +253,6 @@ def choose_positions(
     )
     pieces = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
     return [piece - (end - len(r)) for piece, end, r in zip(pieces, ends, rollouts, strict=True)]
-
-
-def grade(source: ExperienceSource, grader: Grader, rollouts: Sequence[Rollout]) -> np.ndarray:
-    """1 for a right answer, 0 for a wrong one, (number of rollouts,)."""
-    texts = [source.decode(r.ids.tolist()) for r in rollouts]
-    grades = grader.grade(texts, [r.prompt.answer or "" for r in rollouts])
-    return np.array([float(g.correct) for g in grades])
 
 
 def outcome_advantages(rewards: np.ndarray, responses: int) -> np.ndarray:

@@ -21,10 +21,10 @@ from opd.recipes.check.probe import (
     probe_student,
     probe_teacher,
 )
-from opd.samplers.hf import Decoding
 from opd.setup.models import token_budget
 from opd.setup.pair import Pair
 from opd.setup.prompts import load_eval_task
+from opd.setup.samplers import rollout_decoding
 
 FIRST_ROUND = 8  # prompts; later rounds double as long as there is time
 MIN_PROMPTS = 32  # that a verdict rests on, however few tokens may be generated
@@ -102,14 +102,13 @@ def run_probe(
 
 
 def _probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfig:
-    r = cfg.rollout
     return ProbeConfig(
-        Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k),
+        rollout_decoding(cfg),
         make_decoder(pair.tokenizer),
         grader,
         k=min(max(cfg.loss.k, cfg.diagnostics.k), pair.student.vocab),
         tokens_per_batch=token_budget(cfg),
-        batch=r.batch,
+        batch=cfg.rollout.batch,
         seed=cfg.train.seed,
     )
 

@@ -15,7 +15,7 @@ import torch
 
 from opd.core import diagnostics
 from opd.core.diagnostics import Measure, TopK
-from opd.data.graders import Grader
+from opd.data.graders import Grader, grade_rollouts
 from opd.models.lm import LM
 from opd.recipes.check.diagnose import Diagnosis, diagnose, diagnosis_of_measures
 from opd.rng import Stream, key
@@ -251,7 +251,7 @@ def _continue(
     columns, tokens = [], 0
     for depth, prompts in enumerate(prefixes):
         continuations = _sample(model, prompts, config, 1, CONTINUATIONS + depth)
-        columns.append(_grades(continuations, config.grader, config.decode))
+        columns.append(grade_rollouts(config.grader, continuations, config.decode))
         tokens += _count_tokens(continuations)
     return np.stack(columns, 1), tokens
 
@@ -260,16 +260,7 @@ def _correct(rollouts: Sequence[Rollout], config: ProbeConfig, n: int) -> np.nda
     """(P, n) of 0/1, or None without answers."""
     if config.grader is None:
         return None
-    return _grades(rollouts, config.grader, config.decode).reshape(-1, n)
-
-
-def _grades(
-    rollouts: Sequence[Rollout], grader: Grader, decode: Callable[[Sequence[int]], str]
-) -> np.ndarray:
-    """(R,) of 0/1."""
-    texts = [decode(r.ids.tolist()) for r in rollouts]
-    grades = grader.grade(texts, [r.prompt.answer or "" for r in rollouts])
-    return np.array([float(g.correct) for g in grades])
+    return grade_rollouts(config.grader, rollouts, config.decode).reshape(-1, n)
 
 
 def _count_tokens(rollouts: Sequence[Rollout]) -> int:
