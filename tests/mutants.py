@@ -464,10 +464,10 @@ def run_tests(source: Path, tests: tuple[str, ...]) -> subprocess.CompletedProce
 def imported_from(source: Path) -> Path:
     """Where `import opd` finds the package in the tests' environment."""
     command = [sys.executable, "-c", "import opd, sys; sys.stdout.write(opd.__file__)"]
-    found = subprocess.run(
+    printed = subprocess.run(
         command, cwd=ROOT, env=environment(source), capture_output=True, text=True, check=True
     )
-    return Path(found.stdout)
+    return Path(printed.stdout)
 
 
 def verdict(mutant: Mutant) -> str:

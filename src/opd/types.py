@@ -31,7 +31,6 @@ Support = Literal[
 ]
 Mode = Literal["paper", "reference", "tail"]
 Estimator = Literal["k1", "k2", "k3_forward"]
-Weights = Literal["student_p", "teacher_p", "none"]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 Precision = Literal["auto", "float32", "bf16_mixed", "bfloat16", "float64"]
 Stop = Literal["student", "teacher", "union"]

@@ -1,6 +1,6 @@
 """Measures what every estimator's gradient really is, by enumerating everything in float64.
 
-Two levels. A position: vocabulary of 7, the expectation over the drawn token is a sum of 7 terms.
+Two levels. A position: vocabulary of 7, the expectation over the sampled token is a sum of 7 terms.
 A sequence: a tabular policy over 3 tokens (0 ends), completions of up to 3 tokens, all 15 of them.
 The claimed gradients are computed here in probability space and share no code with the package.
 
@@ -80,18 +80,14 @@ def positions(n, targets, student, teacher, k=K, **fields):
 
 
 def of_objective(objective):
-    """Expected gradient of an objective at one position, over all V drawn tokens."""
+    """Expected gradient of an objective at one position, over all V tokens that may be sampled."""
 
     def loss(theta):
-        rows = theta.expand(V, V)
-        teacher = TEACHER.expand(V, V)
-        at = positions(
-            V, torch.arange(V), STUDENT.expand(V, V), teacher, objective.k, advantage=REWARD
-        )
-        reference = DenseDistribution(REF.expand(V, V))
-        values = objective.per_position(
-            DenseDistribution(rows), DenseDistribution(teacher), at, reference
-        )
+        logits = [x.expand(V, V) for x in (theta, TEACHER, REF)]
+        student, teacher, reference = (DenseDistribution(x) for x in logits)
+        rows = (STUDENT.expand(V, V), TEACHER.expand(V, V))
+        tokens = positions(V, torch.arange(V), *rows, objective.k, advantage=REWARD)
+        values = objective.per_position(student, teacher, tokens, reference)
         return (probs(STUDENT) * values).sum()
 
     return grad(loss)
@@ -290,11 +286,11 @@ def enumerated(objective, *, teacher=True):
             rows = [INDEX[y[:t]] for t in range(len(y))]
             k = objective.k
             advantage = OUTCOME[number].expand(len(y))
-            at = positions(
+            tokens = positions(
                 len(y), torch.tensor(y), TABLE[rows], TEACHER_TABLE[rows], k, advantage=advantage
             )
             scored = DenseDistribution(TEACHER_TABLE[rows]) if teacher else None
-            values = objective.per_position(DenseDistribution(theta[rows]), scored, at)
+            values = objective.per_position(DenseDistribution(theta[rows]), scored, tokens)
             total = total + reach(frozen, y) * values.sum()
         return total
 

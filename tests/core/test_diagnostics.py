@@ -82,14 +82,14 @@ def test_every_diagnostic_is_its_definition():
 
 def test_equal_models_have_nothing_to_distil():
     log_p, _ = distributions()
-    found = diagnostics.overall(diagnostics.full_metrics(log_p, log_p, k=K))
-    assert found["diag/overlap_ratio"].value == 1
-    assert found["diag/top1_agreement"].value == 1
+    metrics = diagnostics.overall(diagnostics.full_metrics(log_p, log_p, k=K))
+    assert metrics["diag/overlap_ratio"].value == 1
+    assert metrics["diag/top1_agreement"].value == 1
     for name in ("overlap_advantage", "entropy_gap_abs", "reverse_kl", "extreme_advantage_diff"):
-        assert found[f"diag/{name}"].value == pytest.approx(0, abs=EXACT)
+        assert metrics[f"diag/{name}"].value == pytest.approx(0, abs=EXACT)
     top = log_p.topk(K).values.exp().sum(-1).mean().item()
     for name in ("overlap_mass_student", "overlap_mass_teacher", "support_mass"):
-        assert found[f"diag/{name}"].value == pytest.approx(top)
+        assert metrics[f"diag/{name}"].value == pytest.approx(top)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -146,20 +146,20 @@ def test_both_readings_of_the_entropy_gap():
     log_p = torch.stack(
         [torch.full((4,), 0.25).log(), torch.tensor([0.97, 0.01, 0.01, 0.01]).log()]
     )
-    found = diagnostics.overall(diagnostics.full_metrics(log_p, log_p.flip(0), k=2))
-    gap = found["diag/entropy_gap_abs"].value
+    metrics = diagnostics.overall(diagnostics.full_metrics(log_p, log_p.flip(0), k=2))
+    gap = metrics["diag/entropy_gap_abs"].value
     assert gap == pytest.approx(math.log(4) - diagnostics.entropy(log_p)[1].item(), rel=1e-6)
-    assert diagnostics.entropy_gap_mean(found).value == pytest.approx(0, abs=1e-6)
+    assert diagnostics.entropy_gap_mean(metrics).value == pytest.approx(0, abs=1e-6)
     empty = {"diag/student_entropy": Mean(0, 0), "diag/teacher_entropy": Mean(0, 0)}
     assert diagnostics.entropy_gap_mean(empty) == Mean(0, 0)
 
 
 def test_drift_and_effective_sample_size():
     trainer, sampler = torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.0, -1.0, -1.5])
-    found = diagnostics.overall(diagnostics.drift_metrics(trainer, sampler))
+    metrics = diagnostics.overall(diagnostics.drift_metrics(trainer, sampler))
     w = np.exp([0.0, -1.0, 1.0])
-    assert found["drift/logp_gap"].value == pytest.approx(2 / 3)
-    ess = diagnostics.drift_ess(found["drift/ratio"], found["drift/ratio_squared"])
+    assert metrics["drift/logp_gap"].value == pytest.approx(2 / 3)
+    ess = diagnostics.drift_ess(metrics["drift/ratio"], metrics["drift/ratio_squared"])
     assert ess.value == pytest.approx(w.sum() ** 2 / (3 * (w**2).sum()), rel=1e-6)
     assert ess.count == 3
     same = diagnostics.overall(diagnostics.drift_metrics(trainer, trainer))
@@ -186,10 +186,10 @@ def test_bins_hold_each_position_once_and_in_the_right_place():
     length = torch.tensor([10, 10, 10, 10, 2, 2])
     value = torch.tensor([1.0, 2, 4, 8, 16, 32])
     n = torch.tensor([1.0, 1, 0, 2, 1, 1])
-    found = diagnostics.by_bin(
+    metrics = diagnostics.by_bin(
         {"diag/x": Measure(value, n)}, position, length, edges=[0, 4, 8, 12], relative_bins=2
     )
-    assert found == {
+    assert metrics == {
         "diag/x@pos0-3": Mean(1 + 2 + 16 + 32, 4),
         "diag/x@pos8-11": Mean(8, 2),
         "diag/x@rel0-50": Mean(1 + 2 + 4 + 16, 3),
@@ -207,8 +207,8 @@ def test_bins_merge_exactly_over_any_split():
     parts = {}
     for part in (slice(0, 1), slice(1, 30), slice(30, 40)):
         some = {name: Measure(m.total[part], m.n[part]) for name, m in measures.items()}
-        found = diagnostics.by_bin(some, position[part], length[part], edges=edges)
-        for name, mean in found.items():
+        metrics = diagnostics.by_bin(some, position[part], length[part], edges=edges)
+        for name, mean in metrics.items():
             parts[name] = parts.get(name, Mean(0, 0)) + mean
     assert set(parts) == set(whole)
     for name, mean in whole.items():
@@ -236,14 +236,14 @@ def test_edges_cover_short_completions():
 def test_the_gradient_of_a_bin_is_its_share_of_all():
     norms, position = torch.tensor([1.0, 2.0, 3.0, 2.0]), torch.tensor([0, 1, 4, 5])
     length = torch.tensor([6, 6, 6, 6])
-    found = {}
+    metrics = {}
     for part in (slice(0, 2), slice(2, 4)):  # two micro-batches, each with one bin alone
         some = diagnostics.gradient_metrics(
             norms[part], position[part], length[part], edges=[0, 3, 6]
         )
         for name, mean in some.items():
-            found[name] = found[name] + mean if name in found else mean
-    shares = diagnostics.gradient_shares(found | {"diag/reverse_kl": Mean(1.0, 2.0)})
+            metrics[name] = metrics[name] + mean if name in metrics else mean
+    shares = diagnostics.gradient_shares(metrics | {"diag/reverse_kl": Mean(1.0, 2.0)})
     assert shares["diag/gradient_share@pos0-2"].value == 3 / 8
     assert shares["diag/gradient_share@pos3-5"].value == 5 / 8
     assert shares["diag/reverse_kl"] == Mean(1.0, 2.0)

@@ -71,10 +71,10 @@ def test_truncated_sampling_biases_a_sampled_estimator():
     assert (got - want).abs().max() > 0.1
 
 
-@pytest.mark.parametrize(("drawn", "trained"), [(0.7, 1.0), (1.0, 0.7)])
-def test_sampling_at_another_temperature_biases_a_sampled_estimator(drawn, trained):
+@pytest.mark.parametrize(("sampled", "trained"), [(0.7, 1.0), (1.0, 0.7)])
+def test_sampling_at_another_temperature_biases_a_sampled_estimator(sampled, trained):
     q = probs(TEACHER).log()
-    draw = (STUDENT / drawn).softmax(-1)
+    draw = (STUDENT / sampled).softmax(-1)
 
     def loss(theta):
         return (draw * losses.k1((theta / trained).log_softmax(-1), q)).sum()
@@ -134,9 +134,9 @@ def test_nothing_reaches_the_teacher(objective):
     """The teacher is data: an objective must not train it even if its graph is open."""
     teacher = TEACHER.expand(V, V).clone().requires_grad_()
     student = STUDENT.expand(V, V).clone().requires_grad_()
-    at = positions(V, torch.arange(V), STUDENT.expand(V, V), TEACHER.expand(V, V))
+    tokens = positions(V, torch.arange(V), STUDENT.expand(V, V), TEACHER.expand(V, V))
     objective.per_position(
-        DenseDistribution(student), DenseDistribution(teacher), at
+        DenseDistribution(student), DenseDistribution(teacher), tokens
     ).sum().backward()
     assert teacher.grad is None
     assert (student.grad != 0).any()

@@ -58,11 +58,11 @@ def test_divergence_is_its_formula(name, beta):
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_without_a_mask_is_with_a_mask_of_everything(name):
     raw, q = logits(2, 3, 7).requires_grad_(), pair(3)[1]
-    found = []
+    results = []
     for where in (None, torch.ones(3, 7, dtype=torch.bool)):
         values = value(name, torch.log_softmax(raw, -1), q, where)
-        found.append((values.detach(), torch.autograd.grad(values.sum(), raw)[0]))
-    for one, other in zip(*found, strict=True):
+        results.append((values.detach(), torch.autograd.grad(values.sum(), raw)[0]))
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=EXACT, atol=EXACT)
 
 

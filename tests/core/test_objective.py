@@ -87,22 +87,22 @@ GIVEN = [  # those a teacher without whole rows can serve
 ]
 
 
-def run(objective, student, at, teacher=TEACHER):
+def run(objective, student, tokens, teacher=TEACHER):
     return objective.per_position(
-        DenseDistribution(student), DenseDistribution(teacher), at, DenseDistribution(REFERENCE)
+        DenseDistribution(student), DenseDistribution(teacher), tokens, DenseDistribution(REFERENCE)
     )
 
 
 @pytest.mark.parametrize("objective", ALL)
 def test_any_split_of_positions_gives_the_same_values_and_gradient(objective):
     whole = STUDENT.clone().requires_grad_()
-    at = positions()
-    out = run(objective, whole, at)
+    tokens = positions()
+    out = run(objective, whole, tokens)
     out.sum().backward()
     pieces = STUDENT.clone().requires_grad_()
     values = []
     for part in (slice(0, 1), slice(1, 4), slice(4, 4), slice(4, N)):
-        chunk = CompletionTokens(*(None if x is None else x[part] for x in at))
+        chunk = CompletionTokens(*(None if x is None else x[part] for x in tokens))
         value = objective.per_position(
             DenseDistribution(pieces[part]),
             DenseDistribution(TEACHER[part]),
@@ -119,14 +119,14 @@ def test_any_split_of_positions_gives_the_same_values_and_gradient(objective):
 
 @pytest.mark.parametrize("objective", ALL)
 def test_weight_multiplies_and_zero_weight_silences_infinities(objective):
-    at = positions(weight=torch.tensor([1.0, 1, 2, 1, 1, 0], dtype=torch.float64))
+    tokens = positions(weight=torch.tensor([1.0, 1, 2, 1, 1, 0], dtype=torch.float64))
     student = STUDENT.clone().requires_grad_()
     teacher = TEACHER.clone()
-    teacher[5, [5, *at.student_topk[5].tolist()]] = -math.inf
-    out = run(objective, student, at, teacher)
+    teacher[5, [5, *tokens.student_topk[5].tolist()]] = -math.inf
+    out = run(objective, student, tokens, teacher)
     out.sum().backward()
     plain = run(objective, STUDENT, positions())
-    torch.testing.assert_close(out[:5], plain[:5] * at.weight[:5], atol=EXACT, rtol=0)
+    torch.testing.assert_close(out[:5], plain[:5] * tokens.weight[:5], atol=EXACT, rtol=0)
     assert out[5] == 0
     assert torch.isfinite(student.grad).all()
     assert (student.grad[5] == 0).all()
@@ -134,10 +134,10 @@ def test_weight_multiplies_and_zero_weight_silences_infinities(objective):
 
 @pytest.mark.parametrize("objective", ALL)
 def test_shift_of_the_logits_changes_nothing(objective):
-    at = positions()
-    out = run(objective, STUDENT, at)
+    tokens = positions()
+    out = run(objective, STUDENT, tokens)
     shift = torch.linspace(-9, 9, N, dtype=torch.float64)[:, None]
-    moved = run(objective, STUDENT + shift, at, TEACHER - 2 * shift)
+    moved = run(objective, STUDENT + shift, tokens, TEACHER - 2 * shift)
     torch.testing.assert_close(moved, out, atol=1e-11, rtol=0)
 
 
@@ -145,30 +145,30 @@ def test_shift_of_the_logits_changes_nothing(objective):
 def test_paper_mode_asks_for_rows_alone_and_needs_no_normaliser(support):
     objective = Objective(support=support, k=K)
     assert not objective.needs_normaliser
-    at = positions()
-    got = objective.per_position(RowsOnly(STUDENT), RowsOnly(TEACHER), at)
-    torch.testing.assert_close(got, run(objective, STUDENT, at), atol=EXACT, rtol=0)
+    tokens = positions()
+    got = objective.per_position(RowsOnly(STUDENT), RowsOnly(TEACHER), tokens)
+    torch.testing.assert_close(got, run(objective, STUDENT, tokens), atol=EXACT, rtol=0)
 
 
 @pytest.mark.parametrize("objective", GIVEN)
 def test_given_scores_equal_the_dense_teacher_and_want_says_what_was_needed(objective):
-    at, want = positions(), objective.want
+    tokens, want = positions(), objective.want
     q = TEACHER.log_softmax(-1)
     known = []
     if want.sampled:
-        known.append((at.targets[:, None], q.gather(1, at.targets[:, None])))
+        known.append((tokens.targets[:, None], q.gather(1, tokens.targets[:, None])))
     if want.support:
-        ids = at.student_topk[:, :K]
+        ids = tokens.student_topk[:, :K]
         known.append((ids, (q if want.normaliser else TEACHER).gather(1, ids)))
     if want.topk:
-        ids = at.teacher_topk[:, :K]
+        ids = tokens.teacher_topk[:, :K]
         known.append((ids, q.gather(1, ids)))
     given = KnownScores(known, torch.zeros(N, dtype=torch.float64) if want.normaliser else None)
-    at = at._replace(
-        teacher_topk=at.teacher_topk if want.topk else None,
-        teacher_entropy=at.teacher_entropy if want.topk else None,
+    tokens = tokens._replace(
+        teacher_topk=tokens.teacher_topk if want.topk else None,
+        teacher_entropy=tokens.teacher_entropy if want.topk else None,
     )
-    got = objective.per_position(DenseDistribution(STUDENT), given, at)
+    got = objective.per_position(DenseDistribution(STUDENT), given, tokens)
     torch.testing.assert_close(got, run(objective, STUDENT, positions()), atol=EXACT, rtol=0)
 
 
@@ -182,8 +182,10 @@ def test_want_of_the_default_is_support_alone():
 
 
 def test_each_support_compares_its_own_tokens():
-    at = CompletionTokens(*(None if x is None else x[:1] for x in positions()))
-    at = at._replace(student_topk=torch.tensor([[0, 1, 2]]), teacher_topk=torch.tensor([[2, 1, 3]]))
+    tokens = CompletionTokens(*(None if x is None else x[:1] for x in positions()))
+    tokens = tokens._replace(
+        student_topk=torch.tensor([[0, 1, 2]]), teacher_topk=torch.tensor([[2, 1, 3]])
+    )
     p = torch.tensor([[3.0, 2.0, 1.0, 0.5, -1.0, -2.0]], dtype=torch.float64)
     q = torch.tensor([[0.0, 2.5, 3.0, 2.0, -2.0, 1.0]], dtype=torch.float64)
     members = {
@@ -195,57 +197,57 @@ def test_each_support_compares_its_own_tokens():
     }
     for support, ids in members.items():
         got = Objective(support=support, k=3).per_position(
-            DenseDistribution(p), DenseDistribution(q), at
+            DenseDistribution(p), DenseDistribution(q), tokens
         )
         want = losses.reverse_kl(p[:, ids].log_softmax(-1), q[:, ids].log_softmax(-1))
         torch.testing.assert_close(got, want, atol=EXACT, rtol=0)
 
 
 def test_k_takes_the_best_of_a_wider_list():
-    at = positions()
-    narrow = positions(student_topk=at.student_topk[:, :2])
+    tokens = positions()
+    narrow = positions(student_topk=tokens.student_topk[:, :2])
     objective = Objective(k=2)
-    assert torch.equal(run(objective, STUDENT, at), run(objective, STUDENT, narrow))
-    assert not torch.allclose(run(objective, STUDENT, at), run(Objective(k=3), STUDENT, at))
+    assert torch.equal(run(objective, STUDENT, tokens), run(objective, STUDENT, narrow))
+    assert not torch.allclose(run(objective, STUDENT, tokens), run(Objective(k=3), STUDENT, tokens))
 
 
 def test_terms_add_up():
-    at = positions()
-    base = run(Objective(k=K), STUDENT, at)
+    tokens = positions()
+    base = run(Objective(k=K), STUDENT, tokens)
     p, q = STUDENT.log_softmax(-1), TEACHER.log_softmax(-1)
-    drawn = p.gather(1, at.targets[:, None])[:, 0]
-    outcome = run(Objective(k=K, outcome_weight=0.5), STUDENT, at)
+    sampled = p.gather(1, tokens.targets[:, None])[:, 0]
+    outcome = run(Objective(k=K, outcome_weight=0.5), STUDENT, tokens)
     torch.testing.assert_close(
-        outcome - base, 0.5 * losses.score_function(at.advantage, drawn), atol=EXACT, rtol=0
+        outcome - base, 0.5 * losses.score_function(tokens.advantage, sampled), atol=EXACT, rtol=0
     )
-    ids = at.teacher_topk[:, :K]
-    eopd = run(Objective(k=K, entropy_forward_kl=1.0), STUDENT, at)
-    want = losses.forward_kl(p.gather(1, ids), q.gather(1, ids)) * (at.teacher_entropy > 1.0)
-    assert 0 < (at.teacher_entropy > 1.0).sum() < N
+    ids = tokens.teacher_topk[:, :K]
+    eopd = run(Objective(k=K, entropy_forward_kl=1.0), STUDENT, tokens)
+    want = losses.forward_kl(p.gather(1, ids), q.gather(1, ids)) * (tokens.teacher_entropy > 1.0)
+    assert 0 < (tokens.teacher_entropy > 1.0).sum() < N
     torch.testing.assert_close(eopd - base, want, atol=EXACT, rtol=0)
-    decayed = run(Objective(k=K, position_decay=0.5), STUDENT, at)
+    decayed = run(Objective(k=K, position_decay=0.5), STUDENT, tokens)
     torch.testing.assert_close(decayed, base * 0.5 ** torch.arange(N), atol=1e-7, rtol=0)
 
 
 def test_without_a_teacher_only_the_outcome_trains():
-    at = positions()
+    tokens = positions()
     student = STUDENT.clone().requires_grad_()
     Objective(outcome_weight=2.0).per_position(
-        DenseDistribution(student), None, at
+        DenseDistribution(student), None, tokens
     ).sum().backward()
     p = STUDENT.softmax(-1)
-    one_hot = torch.nn.functional.one_hot(at.targets, V)
-    want = -2.0 * at.advantage[:, None] * (one_hot - p)
+    one_hot = torch.nn.functional.one_hot(tokens.targets, V)
+    want = -2.0 * tokens.advantage[:, None] * (one_hot - p)
     torch.testing.assert_close(student.grad, want, atol=EXACT, rtol=0)
 
 
 def test_temperature_lives_in_the_view():
-    at = positions()
+    tokens = positions()
     got = Objective(k=K).per_position(
-        DenseDistribution(STUDENT, 2.0), DenseDistribution(TEACHER, 0.5), at
+        DenseDistribution(STUDENT, 2.0), DenseDistribution(TEACHER, 0.5), tokens
     )
     torch.testing.assert_close(
-        got, run(Objective(k=K), STUDENT / 2, at, TEACHER * 2), atol=EXACT, rtol=0
+        got, run(Objective(k=K), STUDENT / 2, tokens, TEACHER * 2), atol=EXACT, rtol=0
     )
 
 
@@ -291,6 +293,6 @@ def test_the_outcome_term_may_have_weights_of_its_own():
         DenseDistribution(STUDENT), DenseDistribution(TEACHER), positions()
     )
     outcome = both - plain
-    at = positions(weight=weight, outcome_weight=1 - weight)
-    found = objective.per_position(DenseDistribution(STUDENT), DenseDistribution(TEACHER), at)
-    torch.testing.assert_close(found, weight * plain + (1 - weight) * outcome)
+    tokens = positions(weight=weight, outcome_weight=1 - weight)
+    loss = objective.per_position(DenseDistribution(STUDENT), DenseDistribution(TEACHER), tokens)
+    torch.testing.assert_close(loss, weight * plain + (1 - weight) * outcome)

@@ -208,8 +208,10 @@ def test_coverage_of_pass_at_k_and_gap_recovery():
         before = generator.beta(1, 3, 40)
         teacher = before + 0.4 * (1 - before)
         after = before + 0.3 * (1 - before)
-        drawn = [(generator.random((40, 4)) < x[:, None]).mean(1) for x in (before, after, teacher)]
-        got = stats.gap_recovery(*drawn, resamples=400)
+        samples = [
+            (generator.random((40, 4)) < x[:, None]).mean(1) for x in (before, after, teacher)
+        ]
+        got = stats.gap_recovery(*samples, resamples=400)
         return got.low, got.high
 
     assert coverage(recovery, 0.75) > 0.90

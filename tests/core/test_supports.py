@@ -20,8 +20,8 @@ OPERATIONS = {
 def chosen(name, student, teacher):
     """The valid ids of each row, refusing a token that is valid twice."""
     targets = torch.zeros(len(student), dtype=torch.long)
-    found = candidates(name, targets, torch.tensor(student), torch.tensor(teacher))
-    rows = [ids[valid].tolist() for ids, valid in zip(*found, strict=True)]
+    support = candidates(name, targets, torch.tensor(student), torch.tensor(teacher))
+    rows = [ids[valid].tolist() for ids, valid in zip(*support, strict=True)]
     assert all(len(row) == len(set(row)) for row in rows)
     return [set(row) for row in rows]
 

@@ -171,9 +171,9 @@ def rows():
 
 
 def test_values_and_gradients_agree():
-    found = rows()
-    assert len(found) == 22
-    for row in found:
+    table = rows()
+    assert len(table) == 22
+    for row in table:
         assert not row.value > AGREEMENT, row
         assert row.gradient < AGREEMENT, row
 

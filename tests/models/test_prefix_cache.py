@@ -143,11 +143,11 @@ def test_gradients_of_every_family_are_those_of_separate_rows(make_prompts, name
     )
     assert shares_all_prompts(b, batch)
     assert not shares_all_prompts(a, batch)
-    wanted, found = accumulate(a, batch, 0), accumulate(b, batch, 0)
+    expected, actual = accumulate(a, batch, 0), accumulate(b, batch, 0)
     if name == "gpt2":  # float64 throughout
         close(gradients(b.student), gradients(a.student))
     assert_near(gradients(b.student), gradients(a.student), FLOAT32)
-    assert found[1].item() == pytest.approx(wanted[1].item(), rel=1e-5)
+    assert actual[1].item() == pytest.approx(expected[1].item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("budget", [10**6, 60])
@@ -157,17 +157,17 @@ def test_any_objective_and_budget_is_the_same_update(make_lm, make_prompts, name
     base, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES[name]
     batch = experience(base, teacher, objective, make_prompts(*PROMPTS))
     a, b = unshared(base), clone(base)
-    wanted = update(learner_of(a, teacher, objective), batch, 0)
+    expected = update(learner_of(a, teacher, objective), batch, 0)
     learner = learner_of(b, teacher, objective, budget=budget)
     assert shares_all_prompts(learner, batch)
-    found = update(learner, batch, 0)
+    actual = update(learner, batch, 0)
     for key, value in a.parameters().items():
         # Adam's first step is +-lr wherever the gradient is far from 0.
         torch.testing.assert_close(b.parameters()[key], value, atol=1e-4, rtol=0)
-    assert found.keys() == wanted.keys()
-    for key, mean in wanted.items():
-        assert found[key].count == pytest.approx(mean.count), key
-        assert found[key].value == pytest.approx(mean.value, rel=1e-5, abs=1e-6), key
+    assert actual.keys() == expected.keys()
+    for key, mean in expected.items():
+        assert actual[key].count == pytest.approx(mean.count), key
+        assert actual[key].value == pytest.approx(mean.value, rel=1e-5, abs=1e-6), key
 
 
 @pytest.mark.usefixtures("cheap_passes")
@@ -216,11 +216,11 @@ def test_scores_of_a_teacher_are_those_of_separate_rows(make_lm, make_prompts):
     hook = lm.causal.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["use_cache"]), with_kwargs=True
     )
-    found = LocalTeacher(lm, tokens_per_batch=70).score(rollouts, want)
+    actual = LocalTeacher(lm, tokens_per_batch=70).score(rollouts, want)
     hook.remove()
     assert seen.count(True) > 3  # the trial's two calls, and prompts with responses
-    wanted = LocalTeacher(unshared(lm)).score(rollouts, want)
-    for a, b in zip(found, wanted, strict=True):
+    expected = LocalTeacher(unshared(lm)).score(rollouts, want)
+    for a, b in zip(actual, expected, strict=True):
         for field in ("sampled", "support", "log_z", "entropy", "topk_ids", "topk_logp", "hidden"):
             torch.testing.assert_close(
                 torch.as_tensor(getattr(a, field)), torch.as_tensor(getattr(b, field)),
@@ -235,13 +235,13 @@ def test_out_of_memory_ends_at_separate_rows(make_lm, make_prompts, where, rows)
     base, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES["paper"]
     batch = experience(base, teacher, objective, make_prompts(*PROMPTS))
     a, b = unshared(base), clone(base)
-    wanted = accumulate(learner_of(a, teacher, objective), batch, 0)
+    expected = accumulate(learner_of(a, teacher, objective), batch, 0)
     learner = learner_of(b, teacher, objective)
     assert shares_all_prompts(learner, batch)
     seen = run_out_of_memory(b, RuntimeError(CPU_OOM), rows, where)
-    found = accumulate_within_memory(learner, batch, 0)
+    actual = accumulate_within_memory(learner, batch, 0)
     assert_near(gradients(b), gradients(a))
-    assert found[1].item() == pytest.approx(wanted[1].item(), rel=1e-6)
+    assert actual[1].item() == pytest.approx(expected[1].item(), rel=1e-6)
     assert max(seen) > rows
     failed = len(seen)
     accumulate_within_memory(learner, batch, 1)

@@ -159,7 +159,7 @@ def test_differences_are_counted_and_the_first_three_shown():
 
 
 @pytest.mark.parametrize(
-    ("name", "what"),
+    ("name", "kind"),
     [
         ("other end token", "eos"),
         ("other pad token", "pad"),
@@ -169,16 +169,16 @@ def test_differences_are_counted_and_the_first_three_shown():
         ("one adds bos", "wrapping"),
     ],
 )
-def test_harmless_differences_are_findings(name, what):
+def test_harmless_differences_are_findings(name, kind):
     student, teacher, more_s, more_t = FINE[name]()
-    found = compare(
+    differences = compare(
         student,
         teacher,
         student_vocab=width(student) + more_s,
         teacher_vocab=width(teacher) + more_t,
     )
-    assert what in {f.kind for f in found}
-    assert not any(f.fatal for f in found)
+    assert kind in {d.kind for d in differences}
+    assert not any(d.fatal for d in differences)
 
 
 def test_equal_tokenizers_have_no_findings():

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from opd.core import losses
 from opd.core.distributions import Distribution, logp
+from opd.core.losses import Weights
 from opd.core.precision import at_least_float32
 from opd.core.supports import candidates
 from opd.errors import UserError
-from opd.types import Divergence, Estimator, Mode, Support, Want, Weights
+from opd.types import Divergence, Estimator, Mode, Support, Want
 
 
 class CompletionTokens(NamedTuple):
@@ -58,7 +59,8 @@ class CompletionTokens(NamedTuple):
 class Objective:
     """What the student minimises at each position.
 
-    Field names are those of the config's `loss` and `loss.terms`.
+    Field names are those of the config's `loss` and `loss.terms`. `weights`, `normalize` and
+    `allow_zero_gradient` have no key: they are variants of the published code, for comparisons.
 
     Modes, for a support of several tokens: `paper` renormalises both sides on it (Eq. 5),
     `reference` is the published code's surrogate (`losses.reference_topk`), `tail` adds one bucket
@@ -132,7 +134,7 @@ class Objective:
             ),
             (
                 sampled and self.sampling_temperature != self.student_temperature,
-                f"loss.support=sampled draws at rollout.temperature={self.sampling_temperature} "
+                f"loss.support=sampled samples at rollout.temperature={self.sampling_temperature} "
                 f"but trains loss.student_temperature={self.student_temperature}: biased. Make "
                 "them equal, or use loss.support=student_topk",
             ),
@@ -141,7 +143,7 @@ class Objective:
                 and (divergence != "reverse_kl" or self.mode == "tail" or self._pathwise),
                 f"loss.terms.reward_scale={self.reward_scale} is defined for reverse KL with "
                 f"loss.mode=paper or reference and loss.estimator=k1, not for {divergence}, "
-                f"{self.mode}, {self.estimator}: elsewhere the scaled teacher's normaliser enters",
+                f"{self.mode}, {self.estimator}: elsewhere the scaled teacher's normaliser matters",
             ),
             (
                 self.reward_scale != 1
@@ -158,7 +160,7 @@ class Objective:
 
     @property
     def needs_full_teacher(self) -> bool:
-        """Whether the teacher's (and a reference's) whole row enters the loss."""
+        """Whether the loss needs the teacher's (and a reference's) whole distribution."""
         return self.support == "full"
 
     @property
