@@ -1,4 +1,4 @@
-"""A check as text on the terminal, as a record with its page, and as a file with its advice."""
+"""A check as text on the terminal, as a record with its report, and as a file with its advice."""
 
 from __future__ import annotations
 

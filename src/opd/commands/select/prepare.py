@@ -70,7 +70,7 @@ def measurement_setup(
         spec: the select section.
         usable: the prompts to measure; graded if all of them have answers.
         folder: for what a server's identity needs.
-        console: told where the teacher only scores.
+        console: gets a line where the teacher only scores.
 
     Raises:
         UserError: no teacher, or a student that is sampled by a server.

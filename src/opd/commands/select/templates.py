@@ -48,7 +48,7 @@ def choose_template(
         pair: student and teacher.
         setup: measures the prompts.
         usable: prompts of which some are measured.
-        console: told how many.
+        console: gets a line with their number.
 
     Raises:
         UserError: fewer than two prompts are short enough in every template.
