@@ -13,7 +13,7 @@ from opd.commands.export import MERGED, SAME, export_run
 from opd.errors import UserError
 from opd.reports.model_card import model_card
 from opd.reports.read import read_run
-from opd.run import checkpoint as store
+from opd.run.checkpoint import find_newest_checkpoint
 from test_train import run, run_config
 
 LORA = {"student": {"lora": {"rank": 4}}, "optim": {"lr": 0.005}}
@@ -38,7 +38,7 @@ def test_full_weights_are_those_of_the_checkpoint_bit_for_bit(full, tmp_path):
     assert (made.kind, made.step, made.allowed) == ("weights", 2, SAME)
     assert made.difference <= SAME
     model = transformers.AutoModelForCausalLM.from_pretrained(made.path, dtype=torch.float32)
-    tensors, _ = store.newest(full / "checkpoints").load()
+    tensors, _ = find_newest_checkpoint(full / "checkpoints").load()
     mine = dict(model.named_parameters())
     assert all(torch.equal(mine[name], value) for name, value in tensors["student"].items())
 

@@ -16,7 +16,7 @@ from opd import config
 from opd.errors import UserError
 from opd.reports.terminal import render_text
 from opd.reports.training_summary import training_summary
-from opd.run import checkpoint as store
+from opd.run.checkpoint import find_newest_checkpoint
 from opd.run.console import Console
 from opd.run.folder import RunFolder
 from opd.run.jsonl import read_jsonl
@@ -72,7 +72,7 @@ def test_rollouts_of_an_interrupted_step_are_used_after_an_upgrade(tmp_path):
         if gone:
             del resolved["loss"]["beta"], resolved["horizon"]
         with RunFolder.create(tmp_path / str(gone), resolved) as made:
-            key[gone] = made.key(1, 0)
+            key[gone] = made.rollout_key(1, 0)
     assert key[False] == key[True]
 
 
@@ -125,7 +125,7 @@ def test_the_python_call_raises_on_an_interrupt_after_saving(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         opd.train(opd.parse(data), style="quiet")
     watcher.join()
-    assert store.newest(tmp_path / "run" / "checkpoints") is not None
+    assert find_newest_checkpoint(tmp_path / "run" / "checkpoints") is not None
     assert signal.getsignal(signal.SIGINT) is before
 
 

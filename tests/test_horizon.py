@@ -137,7 +137,7 @@ def run_config(folder: Path, *, steps=6, **changes) -> dict:
 
 def run(data: dict, *, resume=False, upto=None) -> dict[str, str]:
     session, completions = open_run(data, resume=resume)
-    session.console.step = lambda now, *rest: session.stop.set() if now == upto else None
+    session.console.show_step = lambda now, *rest: session.stop.set() if now == upto else None
     try:
         distill(session, completions)
     except KeyboardInterrupt:

@@ -333,7 +333,7 @@ def test_training_survives_a_crash_of_the_teacher_and_refuses_an_impostor(
     data = run_config(teacher_server, rollout_server, student, folder / "run", prompts_file)
     messages: list[str] = []
     console = Console("plain")
-    console.say = lambda text: (messages.append(text), report(f"  opd: {text}"))  # type: ignore[method-assign]
+    console.print = lambda text: (messages.append(text), report(f"  opd: {text}"))  # type: ignore[method-assign]
     session, completions = build(config.parse(data), resume=False, overwrite=False, console=console)
     ask = session.source.teacher.score
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from opd.recipes.distillation import distill
-from opd.run import checkpoint as store
+from opd.run.checkpoint import find_newest_checkpoint
 from support.runs import open_run
 from test_train import Counting, digest, run, run_config
 
@@ -37,7 +37,7 @@ def test_a_stop_saves_the_step_and_the_run_goes_on_as_if_nothing_had_been(tmp_pa
     with pytest.raises(KeyboardInterrupt):
         distill(replace(session, source=replace(session.source, sampler=sampler)), completions)
     session.folder.close()
-    assert store.newest(tmp_path / "stopped" / "checkpoints").step == 3
+    assert find_newest_checkpoint(tmp_path / "stopped" / "checkpoints").step == 3
     run(data, resume=True)
     assert digest(tmp_path / "stopped") == digest(tmp_path / "straight")
 
@@ -55,4 +55,4 @@ def test_the_command_says_how_to_resume(tmp_path):
     assert process.returncode == 130
     assert "Finishing this step" in out
     assert "--resume" in out
-    assert store.newest(tmp_path / "run" / "checkpoints") is not None
+    assert find_newest_checkpoint(tmp_path / "run" / "checkpoints") is not None

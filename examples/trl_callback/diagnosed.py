@@ -53,7 +53,7 @@ class DiagnosedTrainer(DistillationTrainer):
         self.tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
         self.folder = RunFolder.create(run, self.settings(run))
         vocab = self.model.config.get_text_config().vocab_size
-        self.folder.save_tokens(lambda: token_texts(self.tokenizer, vocab))
+        self.folder.save_token_texts(lambda: token_texts(self.tokenizer, vocab))
 
     def settings(self, run: str | Path) -> dict:
         """TRL's configuration in opd's terms, for the report."""
@@ -172,11 +172,13 @@ class DiagnosedTrainer(DistillationTrainer):
         values |= {"train/lr": logs["learning_rate"], "train/tokens": tokens}
         now = time.monotonic()
         seconds, self.began = now - self.began, now
-        self.folder.log(step, values)
-        self.folder.time(step, {"time/step_s": seconds, "time/tokens_per_s": tokens / seconds})
+        self.folder.log_metrics(step, values)
+        self.folder.log_timings(
+            step, {"time/step_s": seconds, "time/tokens_per_s": tokens / seconds}
+        )
         texts = [self.tokenizer.decode(r.ids) for r, _ in self.shown]
         batch, scores = [r for r, _ in self.shown], [s for _, s in self.shown]
-        key = self.folder.key(step, step - 1)
+        key = self.folder.rollout_key(step, step - 1)
         self.folder.save_rollouts(step, batch, scores, key=key, texts=texts)
         self.step_metrics, self.shown = {}, []
 

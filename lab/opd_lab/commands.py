@@ -65,15 +65,15 @@ class LabRun:
 def list_lab() -> None:
     """Print checkpoints with their recipes, and experiments with their designs."""
     console = Console("plain")
-    console.say("Checkpoints (opd lab build NAME ...):")
+    console.print("Checkpoints (opd lab build NAME ...):")
     for name, recipe in RECIPES.items():
         low, high = recipe.accuracy_range
-        console.say(f"  {name:<18} accuracy {low:.2f} to {high:.2f}; {zoo.describe(recipe)}")
-    console.say("\nExperiments (opd lab run NAME ...), those with * also in --quick:")
+        console.print(f"  {name:<18} accuracy {low:.2f} to {high:.2f}; {zoo.describe(recipe)}")
+    console.print("\nExperiments (opd lab run NAME ...), those with * also in --quick:")
     quick = quick_experiments()
     for name, experiment in all_experiments().items():
         label = name + "*" * (name in quick)
-        console.say(f"  {label:<5} {experiment.title}: {experiment.design}")
+        console.print(f"  {label:<5} {experiment.title}: {experiment.design}")
 
 
 def build_zoo(names: Sequence[str], seeds: Sequence[int], cache: Path) -> None:
@@ -86,7 +86,7 @@ def build_zoo(names: Sequence[str], seeds: Sequence[int], cache: Path) -> None:
     transformers_logging.disable_progress_bar()
     for seed in seeds:
         for name in names or [n for n in RECIPES if not n.startswith(BUILT_ON_USE)]:
-            console.say(_card_line(zoo.card(name, seed, cache)))
+            console.print(_card_line(zoo.card(name, seed, cache)))
 
 
 def run_lab(request: LabRun) -> dict[str, list[SeedResult]]:
@@ -106,7 +106,7 @@ def run_lab(request: LabRun) -> dict[str, list[SeedResult]]:
     names = list(request.names) or list(experiments)
     console, started = Console("plain"), time.monotonic()
     for seed in _run_seeds(request, names):
-        console.say(f"seed {seed}: done")
+        console.print(f"seed {seed}: done")
     results = {
         name: loaded
         for name, experiment in experiments.items()
@@ -120,8 +120,8 @@ def run_lab(request: LabRun) -> dict[str, list[SeedResult]]:
     path = write_findings(document, results, request.out, page)
     for name in names:
         decided = verdict(experiments[name], numbers_of(results[name]))
-        console.say(f"{name:<4} {experiments[name].title}: {decided}")
-    console.say(f"Page: {path}, and as Markdown {path.with_suffix('.md')}")
+        console.print(f"{name:<4} {experiments[name].title}: {decided}")
+    console.print(f"Page: {path}, and as Markdown {path.with_suffix('.md')}")
     return results
 
 

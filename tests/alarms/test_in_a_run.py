@@ -45,7 +45,7 @@ def run(data: dict, *, resume: bool = False, upto: int | None = None) -> list[di
     """Train, stopping after `upto` steps as Ctrl-C would; returns the lines of alarms.jsonl."""
     session, completions = open_run(data, resume=resume)
     if upto is not None:
-        session.console.step = lambda now, *rest: session.stop.set() if now == upto else None
+        session.console.show_step = lambda now, *rest: session.stop.set() if now == upto else None
     try:
         distill(session, completions)
     except KeyboardInterrupt:
@@ -72,7 +72,7 @@ def test_alarms_are_recorded_once_and_survive_an_interruption(tmp_path):
 @pytest.mark.parametrize("style", ["plain", "json"])
 def test_an_alarm_is_said_with_numbers_and_remedy(capsys, style):
     record = {"step": 3, "name": "repetition", "message": "Loops.", "evidence": {"now": 0.25}}
-    Console(style).alarm(record | {"remedy": "Shorten.", "action": "warn"})
+    Console(style).show_alarm(record | {"remedy": "Shorten.", "action": "warn"})
     text = capsys.readouterr().out
     for word in ("repetition", "Loops.", "0.25", "Shorten.", "warn"):
         assert word in text

@@ -33,7 +33,7 @@ from opd.recipes.coldstart.phase import even_batches
 from opd.recipes.coldstart.progress import Overlap, reason_to_stop
 from opd.recipes.distillation import distill
 from opd.reports.read import read_run
-from opd.run import checkpoint as store
+from opd.run.checkpoint import find_newest_checkpoint
 from opd.run.jsonl import read_jsonl
 from opd.run.rollouts import read_step
 from opd.samplers.hf import Decoding, HFSampler
@@ -96,7 +96,7 @@ def test_hands_over_a_trained_student_with_a_fresh_optimizer(straight):
     assert record["reason"] == "coldstart.max_rounds=3 were made"
     assert (record["rounds"], record["steps"], record["completions"]) == (3, 6, 24)
     assert len(record["looks"]) == 4
-    start = store.newest(folder / "checkpoints")
+    start = find_newest_checkpoint(folder / "checkpoints")
     begun = safetensors(folder / "checkpoints" / "step-0" / "student.safetensors")
     model = safetensors(PAIR / "student" / "model.safetensors")
     assert any(not torch.equal(begun[n], model[n]) for n in begun)
@@ -164,7 +164,7 @@ def test_stopped_and_resumed_is_the_same_run(home, straight, stop_after):
         with pytest.raises(KeyboardInterrupt):
             distill(session, completions)
         session.folder.close()
-        assert store.newest(folder / "coldstart" / "checkpoints").step == 2
+        assert find_newest_checkpoint(folder / "coldstart" / "checkpoints").step == 2
     else:
         session.folder.close()
         record = run_coldstart(config.parse(run_config(folder)), resume=True, style="quiet")
@@ -183,7 +183,8 @@ def test_completions_on_disk_are_not_written_again(home, straight):
     with pytest.raises(KeyboardInterrupt):
         distill(session, completions)
     session.folder.close()
-    store.newest(folder / "coldstart" / "checkpoints").path.joinpath("MANIFEST.json").unlink()
+    newest = find_newest_checkpoint(folder / "coldstart" / "checkpoints")
+    newest.path.joinpath("MANIFEST.json").unlink()
     for path in (folder / "coldstart" / "checkpoints").iterdir():
         for file in path.iterdir():
             file.unlink()
@@ -220,7 +221,7 @@ def kill_once(folder: Path, file: Path, rng: random.Random, *, after: bool) -> b
     time.sleep(rng.uniform(0, 0.03))
     process.send_signal(signal.SIGKILL)
     process.wait(30)
-    return store.newest(folder / "checkpoints") is not None
+    return find_newest_checkpoint(folder / "checkpoints") is not None
 
 
 def _opd(file: Path) -> subprocess.Popen:
@@ -413,9 +414,9 @@ def interrupted(data: dict, when: str) -> None:
     """A run that Ctrl-C stops after step 4 or 5, or after the first round of the cold start."""
     session, completions = made(data)
     at = {"at the alarm": 4, "later": 5}.get(when)
-    session.console.step = lambda now, *rest: session.stop.set() if now == at else None
+    session.console.show_step = lambda now, *rest: session.stop.set() if now == at else None
     if when == "in the phase":
-        session.console.say = lambda text: session.stop.set() if "round 1" in text else None
+        session.console.print = lambda text: session.stop.set() if "round 1" in text else None
     with pytest.raises(KeyboardInterrupt):
         distill(session, completions)
     session.folder.close()

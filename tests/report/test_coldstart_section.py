@@ -36,10 +36,10 @@ def warmed(make_run):
     with RunFolder.create(path, settings, resume=True) as run:
         for step in range(1, 5):
             values = {"coldstart/step": step, "coldstart/loss": 1 / step, "phase": "coldstart"}
-            run.log(0, values)
+            run.log_metrics(0, values)
         for step, mass in ((0, 0.5), (2, 0.75), (4, 0.98)):
-            run.log(0, {"coldstart/step": step, "coldstart/overlap_mass_student": mass})
-            run.time(0, {"time/step_s": 2.0, "time/update_s": 1.5})
+            run.log_metrics(0, {"coldstart/step": step, "coldstart/overlap_mass_student": mass})
+            run.log_timings(0, {"time/step_s": 2.0, "time/update_s": 1.5})
         write_eval(run, 0, "coldstart-task", 0.5, plain)
     (path / "coldstart.json").write_text(json.dumps(RECORD))
     return read_run(path)

@@ -47,7 +47,7 @@ def test_a_teacher_server_is_counted_in_requests(make_run):
     with RunFolder.create(path, settings, resume=True) as run:
         for step in (21, 22):
             values = {"teacher/requests": 8, "teacher/retries": step - 21}
-            run.time(step, values | {"teacher/cache_hits": 0.5, "time/step_s": 1.0})
+            run.log_timings(step, values | {"teacher/cache_hits": 0.5, "time/step_s": 1.0})
     totals = costs(path)
     assert totals["requests to the teacher server"].value == 16
     assert totals["of them retries"].value == 1

@@ -66,7 +66,7 @@ def test_recorded_alarms_are_shown_as_the_replayed_ones(make_run):
     settings = json.loads((recorded_path / "config.json").read_text("utf-8"))
     with RunFolder.create(recorded_path, settings, resume=True) as folder:
         for alarm in replay(rows, Alarms(), 20):
-            folder.alarm(alarm.record())
+            folder.log_alarm(alarm.record())
     recorded = read_run(recorded_path)
     assert (recorded.replayed, replayed.replayed) == (False, True)
     assert recorded.alarms == replayed.alarms != []

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from opd.errors import UserError
-from opd.run.checkpoint import newest, save
+from opd.run.checkpoint import find_newest_checkpoint, save_tensors
 from opd.run.manifest import MANIFEST
 from opd.run.optimizer import (
     flatten_optimizer,
@@ -56,7 +56,7 @@ def same_bits(a, b):
 
 def put(folder, step, seed=0, **options):
     tensors = {"student": {"w": random_bits(torch.float32, 4, 3, seed=seed)}}
-    return save(folder, step, tensors, {"step": step}, ops=Unsynced(), **options)
+    return save_tensors(folder, step, tensors, {"step": step}, ops=Unsynced(), **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -69,8 +69,8 @@ def test_bits_survive(tmp_path, dtype):
         "one": random_bits(torch.uint8, 3, seed=3),
         "wide": random_bits(torch.float64, 3, seed=4),
     }
-    save(tmp_path, 7, {"student": weird, "nothing": {}}, {}, ops=Unsynced())
-    tensors, _ = newest(tmp_path).load()
+    save_tensors(tmp_path, 7, {"student": weird, "nothing": {}}, {}, ops=Unsynced())
+    tensors, _ = find_newest_checkpoint(tmp_path).load()
     assert set(tensors) == {"student", "nothing"}
     assert set(tensors["student"]) == set(weird)
     assert tensors["nothing"] == {}
@@ -80,7 +80,7 @@ def test_bits_survive(tmp_path, dtype):
 
 def test_pieces_of_a_big_tensor_are_put_together(tmp_path):
     big = torch.arange(3_000_001, dtype=torch.int32)
-    path = save(tmp_path, 1, {"student": {"big": big}}, {}, ops=Unsynced())
+    path = save_tensors(tmp_path, 1, {"student": {"big": big}}, {}, ops=Unsynced())
     assert torch.equal(safetensors.torch.load_file(path / "student.safetensors")["big"], big)
 
 
@@ -92,15 +92,15 @@ def test_state_survives(tmp_path):
         "text": "é\n\ud800",
         "list": [1, {"a": -0.0}],
     }
-    save(tmp_path, 1, {}, state, ops=Unsynced())
-    assert json.dumps(newest(tmp_path).load()[1], sort_keys=True) == json.dumps(
+    save_tensors(tmp_path, 1, {}, state, ops=Unsynced())
+    assert json.dumps(find_newest_checkpoint(tmp_path).load()[1], sort_keys=True) == json.dumps(
         state, sort_keys=True
     )
 
 
 def test_state_without_json_form_is_refused_before_writing(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        save(tmp_path, 1, {}, {"loss": float("nan")})
+        save_tensors(tmp_path, 1, {}, {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -115,25 +115,27 @@ def test_state_without_json_form_is_refused_before_writing(tmp_path):
 )
 def test_tied_tensors_are_refused(tmp_path, tied):
     with pytest.raises(ValueError, match="share memory"):
-        save(tmp_path, 1, {"student": tied(torch.zeros(4, 3))}, {})
+        save_tensors(tmp_path, 1, {"student": tied(torch.zeros(4, 3))}, {})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_neighbours_in_one_buffer_are_not_tied(tmp_path):
     flat = torch.arange(12.0)
-    save(tmp_path, 1, {"student": {"a": flat[:6], "b": flat[6:]}}, {}, ops=Unsynced())
-    assert torch.equal(newest(tmp_path).load()[0]["student"]["b"], torch.arange(6.0, 12.0))
+    save_tensors(tmp_path, 1, {"student": {"a": flat[:6], "b": flat[6:]}}, {}, ops=Unsynced())
+    assert torch.equal(
+        find_newest_checkpoint(tmp_path).load()[0]["student"]["b"], torch.arange(6.0, 12.0)
+    )
 
 
 def test_bad_group_names_are_refused(tmp_path):
     for name in ("", "../student", "a/b", ".hidden"):
         with pytest.raises(ValueError, match="cannot name"):
-            save(tmp_path, 1, {name: {}}, {})
+            save_tensors(tmp_path, 1, {name: {}}, {})
 
 
 def test_nothing_there(tmp_path):
-    assert newest(tmp_path) is None
-    assert newest(tmp_path / "absent") is None
+    assert find_newest_checkpoint(tmp_path) is None
+    assert find_newest_checkpoint(tmp_path / "absent") is None
 
 
 def cut_tensors(path):
@@ -188,7 +190,7 @@ def test_broken_ones_are_named_and_skipped(tmp_path, caplog, wreck, reason):
     put(tmp_path, 10)
     put(tmp_path, 20)
     wreck(tmp_path / "step-20")
-    found = newest(tmp_path)
+    found = find_newest_checkpoint(tmp_path)
     assert found.step == 10
     assert found.load()[1] == {"step": 10}
     ((path, why),) = found.skipped
@@ -202,7 +204,7 @@ def test_half_folders_and_strangers_are_no_checkpoints(tmp_path, caplog):
     shutil.copytree(tmp_path / "step-10", tmp_path / "step-20.tmp-1")
     (tmp_path / "step-30").write_text("a file")
     (tmp_path / "step-x").mkdir()
-    found = newest(tmp_path)
+    found = find_newest_checkpoint(tmp_path)
     assert (found.step, found.skipped, caplog.text) == (10, (), "")
 
 
@@ -210,7 +212,7 @@ def test_when_every_one_is_broken_a_person_decides(tmp_path):
     for step in (10, 20):
         flip_bit(put(tmp_path, step))
     with pytest.raises(UserError) as caught:
-        newest(tmp_path)
+        find_newest_checkpoint(tmp_path)
     for word in ("step-10", "step-20", "sha256", "--overwrite"):
         assert word in str(caught.value)
 
@@ -218,7 +220,7 @@ def test_when_every_one_is_broken_a_person_decides(tmp_path):
 def test_a_flipped_bit_anywhere_is_noticed_or_harmless(tmp_path):
     """Whatever bit of whatever file changes, what is loaded is right or refused."""
     path = put(tmp_path, 10)
-    want, _ = newest(tmp_path).load()
+    want, _ = find_newest_checkpoint(tmp_path).load()
     rng = np.random.default_rng(0)
     for file in sorted(path.iterdir()):
         good = file.read_bytes()
@@ -227,7 +229,7 @@ def test_a_flipped_bit_anywhere_is_noticed_or_harmless(tmp_path):
             bad[place] ^= 1 << int(rng.integers(8))
             file.write_bytes(bad)
             try:
-                tensors, state = newest(tmp_path).load()
+                tensors, state = find_newest_checkpoint(tmp_path).load()
             except UserError:
                 continue
             assert file.name == MANIFEST
@@ -239,13 +241,15 @@ def test_a_flipped_bit_anywhere_is_noticed_or_harmless(tmp_path):
 def test_steps_are_compared_as_numbers(tmp_path):
     for step in (9, 10, 100):
         put(tmp_path, step, keep=9)
-    assert newest(tmp_path).step == 100
+    assert find_newest_checkpoint(tmp_path).step == 100
 
 
 def test_killed_in_the_middle_of_a_real_save(tmp_path):
     put(tmp_path, 10, keep=1)
-    assert killed_at(9, lambda ops: save(tmp_path, 20, {"student": {}}, {}, keep=1, ops=ops))
-    assert newest(tmp_path).step == 10
+    assert killed_at(
+        9, lambda ops: save_tensors(tmp_path, 20, {"student": {}}, {}, keep=1, ops=ops)
+    )
+    assert find_newest_checkpoint(tmp_path).step == 10
 
 
 def make_trainer(seed, dtype=torch.float32):
@@ -283,11 +287,11 @@ def test_training_goes_on_as_if_never_interrupted(tmp_path, dtype, at):
     advance(layers, optimizer, range(at))
     names = {p: n for n, p in layers.items()}
     groups = {"student": layers, "optimizer": flatten_optimizer(optimizer, names)}
-    save(tmp_path, at, groups, {"groups": group_settings(optimizer)}, ops=Unsynced())
+    save_tensors(tmp_path, at, groups, {"groups": group_settings(optimizer)}, ops=Unsynced())
 
     again, again_optimizer = make_trainer(99, dtype)
     again_names = {p: n for n, p in again.items()}
-    tensors, state = newest(tmp_path).load()
+    tensors, state = find_newest_checkpoint(tmp_path).load()
     with torch.no_grad():
         for name, parameter in again.items():
             parameter.copy_(tensors["student"][name])

@@ -24,10 +24,10 @@ def piped(style: str) -> tuple[Console, io.StringIO]:
 def test_piped_is_plain_lines_with_teacher_and_accuracy():
     console, out = piped("plain")
     console.start(0, 5)
-    console.evaluated(0, "sum", Estimate(0.5, 0.4, 0.6, 100))
-    console.phase("score", None)
-    console.phase("score", 0.5)
-    console.step(1, VALUES, 1000.0)
+    console.show_evaluation(0, "sum", Estimate(0.5, 0.4, 0.6, 100))
+    console.show_phase("score", None)
+    console.show_phase("score", 0.5)
+    console.show_step(1, VALUES, 1000.0)
     text = out.getvalue()
     assert "\x1b" not in text
     for words in ("KL 0.250", "mass 97.0%", "teacher 0.5 s", "1000 tok/s", "sum 50.0%", "left"):
@@ -37,9 +37,9 @@ def test_piped_is_plain_lines_with_teacher_and_accuracy():
 def test_json_is_one_object_a_line_also_with_nan():
     console, out = piped("json")
     console.start(0, 5)
-    console.say("for people")
-    console.step(1, VALUES | {"train/loss": math.nan}, 1000.0)
-    console.evaluated(1, "sum", Estimate(0.5, 0.4, 0.6, 100))
+    console.print("for people")
+    console.show_step(1, VALUES | {"train/loss": math.nan}, 1000.0)
+    console.show_evaluation(1, "sum", Estimate(0.5, 0.4, 0.6, 100))
     step, accuracy = map(json.loads, out.getvalue().splitlines())
     assert step["diag/reverse_kl"] == 0.25
     assert (step["train/loss"], step["nonfinite"]) == (None, {"train/loss": "nan"})
@@ -49,8 +49,8 @@ def test_json_is_one_object_a_line_also_with_nan():
 def test_quiet_says_nothing():
     console, out = piped("quiet")
     console.start(0, 5)
-    console.step(1, VALUES, 1000.0)
-    console.evaluated(1, "sum", Estimate(0.5, 0.4, 0.6, 100))
+    console.show_step(1, VALUES, 1000.0)
+    console.show_evaluation(1, "sum", Estimate(0.5, 0.4, 0.6, 100))
     assert out.getvalue() == ""
 
 

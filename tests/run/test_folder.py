@@ -33,9 +33,9 @@ def used(path):
     """A folder with three logged steps, a checkpoint folder and a note."""
     with create(path) as run:
         for step in (1, 2, 3):
-            run.log(step, {"loss": step / 10})
-            run.time(step, {"seconds": 1.0})
-        run.alarm({"step": 2, "name": "mass"})
+            run.log_metrics(step, {"loss": step / 10})
+            run.log_timings(step, {"seconds": 1.0})
+        run.log_alarm({"step": 2, "name": "mass"})
         (run.checkpoints / "step-2").mkdir()
     (path / "note.txt").write_text("mine")
     return path
@@ -200,32 +200,32 @@ def test_resume_on_other_versions_is_said(tmp_path, caplog):
 def test_logs_go_back_to_their_checkpoint(tmp_path):
     path = tmp_path / "a"
     with create(path) as run:
-        run.log(1, {"loss": 0.5})
-        offsets = run.offsets()
-        run.log(2, {"loss": 0.25})
-        run.alarm({"step": 2})
+        run.log_metrics(1, {"loss": 0.5})
+        offsets = run.sync_logs()
+        run.log_metrics(2, {"loss": 0.25})
+        run.log_alarm({"step": 2})
         want = (path / "metrics.jsonl").read_bytes()
     with (path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 3, "lo')
     with create(path, resume=True) as run:
         assert (path / "metrics.jsonl").read_bytes() == want
-        run.truncate_to(offsets)
+        run.truncate_logs(offsets)
         assert [r["step"] for r in read_jsonl(path / "metrics.jsonl")] == [1]
-        run.log(2, {"loss": 0.25})
+        run.log_metrics(2, {"loss": 0.25})
         assert (path / "metrics.jsonl").read_bytes() == want
         assert read_jsonl(path / "alarms.jsonl") == []
-        run.truncate_to({})
+        run.truncate_logs({})
         assert (path / "metrics.jsonl").read_bytes() == b""
-        run.log(1, {"loss": 0.5})
-        assert run.offsets() == offsets
+        run.log_metrics(1, {"loss": 0.5})
+        assert run.sync_logs() == offsets
 
 
 def test_a_log_shorter_than_its_checkpoint_is_said(tmp_path, caplog):
     with create(tmp_path / "a") as run:
-        run.log(1, {})
-        run.truncate_to({"metrics.jsonl": 999})
+        run.log_metrics(1, {})
+        run.truncate_logs({"metrics.jsonl": 999})
         assert "records were lost" in caplog.text
-        run.log(2, {})
+        run.log_metrics(2, {})
         assert [r["step"] for r in read_jsonl(run.path / "metrics.jsonl")] == [1, 2]
 
 
@@ -239,13 +239,13 @@ def test_offsets_are_synced(tmp_path):
     disk = Counting()
     with create(tmp_path / "a", ops=disk) as run:
         before = disk.synced
-        run.offsets()
+        run.sync_logs()
         assert disk.synced == before + 3
 
 
 def test_step_is_not_a_metric(tmp_path):
     with create(tmp_path / "a") as run, pytest.raises(ValueError, match="step"):
-        run.log(1, {"step": 2})
+        run.log_metrics(1, {"step": 2})
 
 
 def test_one_writer_at_a_time(tmp_path):
@@ -253,7 +253,7 @@ def test_one_writer_at_a_time(tmp_path):
         for flags in ({"resume": True}, {"overwrite": True}):
             with pytest.raises(UserError, match=f"process {os.getpid()} on"):
                 create(tmp_path / "a", **flags)
-        run.log(1, {})
+        run.log_metrics(1, {})
     with create(tmp_path / "a", resume=True):
         pass
 
@@ -270,7 +270,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
     """A real process holds the lock, is killed with -9, and the next run simply starts."""
     program = (
         "import sys, time; from opd.run.folder import RunFolder;"
-        f"run = RunFolder.create(sys.argv[1], {CONFIG!r}); run.log(1, {{}});"
+        f"run = RunFolder.create(sys.argv[1], {CONFIG!r}); run.log_metrics(1, {{}});"
         "print('ready', flush=True); time.sleep(60)"
     )
     path = tmp_path / "a"

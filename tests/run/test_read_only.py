@@ -32,8 +32,8 @@ def written(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / "run"
     with RunFolder.create(path, CONFIG) as run:
         for step in (1, 2, 3):
-            run.log(step, {"loss": 0.5})
-            run.save_rollouts(step, *batch_of(rng, [3, 2, 4]), key=run.key(step, 0))
+            run.log_metrics(step, {"loss": 0.5})
+            run.save_rollouts(step, *batch_of(rng, [3, 2, 4]), key=run.rollout_key(step, 0))
         run.save_eval(2, "held-out", {"accuracy": 0.5}, [])
     for name in ("checkpoints/step-2", "coldstart/checkpoints/step-1"):
         (path / name).mkdir(parents=True)
@@ -50,22 +50,22 @@ def public_methods(cls: type) -> list[str]:
 
 # Arguments of every method; one without an entry fails its test.
 ARGUMENTS = {
-    "alarm": ({"step": 2, "name": "mass"},),
+    "log_alarm": ({"step": 2, "name": "mass"},),
     "close": (),
     "forget": ("coldstart", 1),
     "keep_rollouts": (2,),
-    "key": (1, 0),
+    "rollout_key": (1, 0),
     "load_eval": (2, "held-out"),
     "load_rollouts": (1, {}),
-    "log": (4, {"loss": 0.5}),
-    "offsets": (),
+    "log_metrics": (4, {"loss": 0.5}),
+    "sync_logs": (),
     "save_eval": (3, "held-out", {"accuracy": 0.5}, []),
     "save_rollouts": (4, [], []),
     "save_summary": ({"steps": 3},),
-    "save_tokens": (lambda: ["a", "b"],),
+    "save_token_texts": (lambda: ["a", "b"],),
     "thin_rollouts": (3, 1),
-    "time": (4, {"time/step_s": 1.0}),
-    "truncate_to": ({},),
+    "log_timings": (4, {"time/step_s": 1.0}),
+    "truncate_logs": ({},),
 }
 KEYWORDS = {"save_rollouts": {"key": {}}}
 
@@ -85,7 +85,9 @@ def test_every_writing_method_of_a_writable_folder_does_change_the_disk(written,
         before = disk_state(written)
         getattr(folder, method)(*ARGUMENTS[method], **KEYWORDS.get(method, {}))
         changed = disk_state(written) != before
-    assert changed == (method not in ("close", "key", "load_eval", "load_rollouts", "offsets"))
+    assert changed == (
+        method not in ("close", "load_eval", "load_rollouts", "rollout_key", "sync_logs")
+    )
 
 
 @pytest.mark.parametrize("method", public_methods(RunFolder))
@@ -101,8 +103,8 @@ def test_a_read_only_folder_reads_what_another_process_wrote(written):
         reader = RunFolder.read_only(written, CONFIG)
         assert writer.writes
         assert not reader.writes
-        assert reader.key(2, 0) == writer.key(2, 0)
-        batch, _ = reader.load_rollouts(2, reader.key(2, 0))
+        assert reader.rollout_key(2, 0) == writer.rollout_key(2, 0)
+        batch, _ = reader.load_rollouts(2, reader.rollout_key(2, 0))
         assert len(batch) == 3
         assert reader.load_eval(2, "held-out") == writer.load_eval(2, "held-out")
 

@@ -76,7 +76,7 @@ def test_canary_in_a_whole_run_folder(tmp_path, monkeypatch):
     config = {"teacher": {"api_key": CANARY, "url": f"http://u:{CANARY}@h/"}, "train": {"seed": 1}}
     for flags in ({}, {"resume": True}):
         with RunFolder.create(tmp_path / "a", config, ops=Unsynced(), **flags) as run:
-            run.log(1, {"loss": 0.5})
+            run.log_metrics(1, {"loss": 0.5})
     for path in (tmp_path / "a").rglob("*"):
         assert path.is_dir() or CANARY.encode() not in path.read_bytes(), path
 

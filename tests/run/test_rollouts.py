@@ -110,16 +110,16 @@ def test_lengths_and_types_that_disagree_are_refused():
 
 def test_the_right_key_finds_it(run, caplog):
     batch, scores = batch_of(np.random.default_rng(6), [3, 2])
-    key = run.key(1, 0)
+    key = run.rollout_key(1, 0)
     run.save_rollouts(1, batch, scores, key=key)
     assert frozen(run.load_rollouts(1, key)) == frozen((batch, scores))
-    assert run.load_rollouts(2, run.key(2, 1)) is None
+    assert run.load_rollouts(2, run.rollout_key(2, 1)) is None
     assert caplog.text == ""
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"step": 2}, {"version": 1}, {"config": "other"}])
 def test_another_key_does_not(run, caplog, change):
-    key = run.key(1, 0)
+    key = run.rollout_key(1, 0)
     run.save_rollouts(1, *batch_of(np.random.default_rng(6), [3]), key=key)
     assert run.load_rollouts(1, key | change) is None
     assert str(path_of(run, 1)) in caplog.text
@@ -130,7 +130,7 @@ def test_the_key_follows_what_decides_the_numbers(tmp_path):
     for i, (loss, steps) in enumerate([(4, 9), (4, 10), (5, 9)]):
         config = {"train": {"seed": 3, "steps": steps}, "loss": {"k": loss}, "output": {"dir": i}}
         with RunFolder.create(tmp_path / f"run{i}", config, ops=Unsynced()) as folder:
-            keys.append(folder.key(1, 0))
+            keys.append(folder.rollout_key(1, 0))
     assert keys[0] == keys[1]
     assert keys[0] != keys[2]
 
@@ -138,7 +138,7 @@ def test_the_key_follows_what_decides_the_numbers(tmp_path):
 @pytest.mark.parametrize("wreck", ["cut", "zero", "noise"])
 def test_broken_files_are_named_and_made_again(run, caplog, wreck):
     batch, scores = batch_of(np.random.default_rng(7), [3, 2])
-    key = run.key(1, 0)
+    key = run.rollout_key(1, 0)
     run.save_rollouts(1, batch, scores, key=key)
     data = path_of(run, 1).read_bytes()
     bad = {"cut": data[:-9], "zero": b"", "noise": os.urandom(500)}[wreck]
@@ -152,7 +152,7 @@ def test_broken_files_are_named_and_made_again(run, caplog, wreck):
 @pytest.mark.parametrize("count", [150, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_a_flipped_bit_is_noticed_or_harmless(run, count):
     batch, scores = batch_of(np.random.default_rng(8), [6, 0, 3])
-    key = run.key(1, 0)
+    key = run.rollout_key(1, 0)
     run.save_rollouts(1, batch, scores, key=key, texts=["a", "b", "c"])
     good = path_of(run, 1).read_bytes()
     rng = np.random.default_rng(9)
@@ -172,11 +172,11 @@ def test_thinning_leaves_a_sample_without_hidden_states(run):
     for step in (1, 2, 3):
         batch, scores = batch_of(rng, [3, 0, 5, 4, 2, 6])
         texts = [f"text {r.prompt.index}" for r in batch]
-        run.save_rollouts(step, batch, scores, key=run.key(step, 0), texts=texts)
+        run.save_rollouts(step, batch, scores, key=run.rollout_key(step, 0), texts=texts)
     whole = decode(path_of(run, 2).read_bytes())
     kept = path_of(run, 3).read_bytes()
     run.thin_rollouts(2, keep=2)
-    assert run.load_rollouts(2, run.key(2, 0)) is None
+    assert run.load_rollouts(2, run.rollout_key(2, 0)) is None
     assert path_of(run, 3).read_bytes() == kept
     small = decode(path_of(run, 2).read_bytes())
     assert small.thinned
@@ -218,7 +218,7 @@ def test_a_refused_step_is_kept_whole(run):
 def test_killed_while_rollouts_are_written_or_thinned(tmp_path):
     batch, scores = batch_of(np.random.default_rng(13), [3, 4])
     with RunFolder.create(tmp_path / "run", CONFIG, ops=Unsynced()) as run:
-        key = run.key(1, 0)
+        key = run.rollout_key(1, 0)
         want = frozen((batch, scores))
 
         def thin(ops):

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from opd.errors import UserError
-from opd.run.checkpoint import newest
+from opd.run.checkpoint import find_newest_checkpoint
 from opd.run.disk import FileOps, require_space
 from opd.run.manifest import find_fault, list_checkpoints, save_files
 from support.faulty_disk import (
@@ -99,7 +99,7 @@ CASES = [pytest.param(f, step, id=f.__name__) for f, step in BEFORE.items()]
 
 
 def newest_step(folder):
-    found = newest(folder)
+    found = find_newest_checkpoint(folder)
     return None if found is None else found.step
 
 

@@ -40,23 +40,23 @@ def write_run(
     settings = config.dump(config.parse(raw))
     rng = np.random.default_rng(seed)
     with RunFolder.create(path, settings) as run:
-        run.save_tokens(lambda: [text(f"token{i}") for i in range(VOCAB)])
+        run.save_token_texts(lambda: [text(f"token{i}") for i in range(VOCAB)])
         for step, right in (accuracy or {0: 0.2, steps: 0.8}).items():
             write_eval(run, step, "task", right, text)
         write_eval(run, 0, "teacher-task", teacher, text)
         for step in range(1, steps + 1):
             values = {name: f(step) for name, f in (series or good_run()).items()}
             if step == 4:
-                run.log(step, {"phase": text("phase")})
-            run.log(step, values)
+                run.log_metrics(step, {"phase": text("phase")})
+            run.log_metrics(step, values)
             times = {"time/rollout_s": 0.5, "time/score_s": 0.2, "time/step_s": 1.0}
-            run.time(step, times | {"time/tokens_per_s": 100.0, "memory/peak_rss_mib": 50.0})
+            run.log_timings(step, times | {"time/tokens_per_s": 100.0, "memory/peak_rss_mib": 50.0})
             batch = [rollout(rng, step, i, text) for i in range(3)]
             scores = [score(rng, sampled) for _ in batch]
             texts = [text("completion") for _ in batch]
             run.save_rollouts(step, batch, scores, key={}, texts=texts)
         for step in alarm_steps:
-            run.alarm(alarm(step, text))
+            run.log_alarm(alarm(step, text))
     (path / "check.json").write_text(json.dumps(check(text)), encoding="utf-8")
 
 

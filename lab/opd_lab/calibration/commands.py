@@ -49,7 +49,7 @@ def calibrate(*, refit: bool, jobs: int, cache: Path, out: Path) -> None:
     fitted = _outcomes(FIT, cache, jobs, console)
     if refit:
         path = write_model(fitted)
-        console.say(f"Wrote {path}. Commit it, then run without --refit.")
+        console.print(f"Wrote {path}. Commit it, then run without --refit.")
         return
     held_out = _outcomes(HELD_OUT, cache, jobs, console)
     minutes = sum(o.seconds for o in fitted + held_out) / 60
@@ -63,7 +63,7 @@ def calibrate(*, refit: bool, jobs: int, cache: Path, out: Path) -> None:
         "without cached results",
     }
     page = write_page(out / "check.md", load_model(), fitted, held_out, facts)
-    console.say(f"Page: {page}")
+    console.print(f"Page: {page}")
 
 
 def write_model(fitted: Sequence[Outcome]) -> Path:
@@ -81,7 +81,7 @@ def _outcomes(groups: Sequence[Group], cache: Path, jobs: int, console: Console)
     outcomes = []
     for outcome in measure_outcomes(pairs, cache, jobs):
         outcomes.append(outcome)
-        console.say(
+        console.print(
             f"{len(outcomes):>4} of {len(pairs)}  {outcome.pair.name}: {outcome.before:.2f} -> "
             f"{outcome.after:.2f} (teacher {outcome.teacher:.2f})"
         )

@@ -49,10 +49,10 @@ def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
             "recipe=auto checks the pair in one process first. Run `opd check run.yaml --apply "
             "best.yaml` alone, then train best.yaml with as many processes as you like."
         )
-    console.say("recipe: auto. Checking the pair ...")
+    console.print("recipe: auto. Checking the pair ...")
     checked = looked(cfg, SHARE)
     if hopeless(checked):
-        console.say("recipe: auto. A don't is not believed on few prompts: a whole check ...")
+        console.print("recipe: auto. A don't is not believed on few prompts: a whole check ...")
         checked = looked(cfg, math.inf)
     output.save_record(cfg, output.to_record(checked), console)
     refuse(checked)
@@ -101,7 +101,7 @@ def decide(cfg: Run, checked: CheckResult, console: Console) -> Run:
     if cfg.alarms.action == "warn":
         changes["alarms"] = {"action": "act"}
     best = checked.best
-    console.say(f"recipe: auto. The check says {best.verdict}; the run begins with {begins}.")
+    console.print(f"recipe: auto. The check says {best.verdict}; the run begins with {begins}.")
     return _with(cfg, changes)
 
 

@@ -35,8 +35,8 @@ def run_coldstart(
     if console is not None and style == "json":
         console.out.print_json(json.dumps(record), indent=None)
     elif console is not None:
-        console.say(f"Student: {record['run']}/coldstart/student")
-        console.say("`opd train ... --resume` goes on from here, on-policy.")
+        console.print(f"Student: {record['run']}/coldstart/student")
+        console.print("`opd train ... --resume` goes on from here, on-policy.")
     return record
 
 

@@ -23,7 +23,7 @@ def run_demo(out: Path, steps: int | None) -> None:
     """
     torch.set_num_threads(1)  # matrices this small are faster without company
     console = Console("auto")
-    console.say(
+    console.print(
         "A tiny student that adds badly, and a teacher of the same family that has learned it. The "
         "student writes, the teacher scores every token, the student learns."
     )
@@ -31,10 +31,10 @@ def run_demo(out: Path, steps: int | None) -> None:
     if steps is not None:
         cfg = config.parse(config.dump(cfg), [f"train.steps={steps}"])
     run_train(cfg, overwrite=is_demo(out))
-    console.say(
+    console.print(
         "`sum` is what was distilled; `echo` is another skill, watched so that forgetting shows."
     )
-    console.say(f"Next: opd eval {out}   or your own models: opd init run.yaml")
+    console.print(f"Next: opd eval {out}   or your own models: opd init run.yaml")
 
 
 def is_demo(folder: Path) -> bool:

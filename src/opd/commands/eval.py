@@ -32,7 +32,7 @@ def evaluate_target(target: Path, overrides: Sequence[str], json_lines: bool) ->
         for who, lm, stop in models:
             sampler = eval_sampler(cfg, lm, stop)(task)
             accuracy = evaluate(sampler, task, decode, seed=cfg.train.seed).accuracy
-            console.evaluated(0, task.label, accuracy, who=who)
+            console.show_evaluation(0, task.label, accuracy, who=who)
 
 
 def _config_of(target: Path, overrides: Sequence[str]) -> Run:

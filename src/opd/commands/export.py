@@ -18,7 +18,7 @@ from opd.models import tokenizers
 from opd.models.lm import LM, load_lm, save_final
 from opd.reports.model_card import model_card
 from opd.reports.read import RunData, read_run
-from opd.run import checkpoint as store
+from opd.run.checkpoint import Checkpoint, find_newest_checkpoint
 from opd.setup.pair import prepare_student
 from opd.setup.precision import loading_dtype
 from opd.training.interventions import BEST
@@ -79,7 +79,7 @@ def export_run(run: Path, out: Path | None = None, *, merge: bool = False) -> Ex
     if out.exists():
         raise UserError(f"{out} exists and stays as it is. Give another folder with --out.")
     # A run that an alarm has stopped keeps its best student in a folder of its own.
-    checkpoint = store.newest(run / ("checkpoints" if data.stopped_by is None else BEST))
+    checkpoint = find_newest_checkpoint(run / ("checkpoints" if data.stopped_by is None else BEST))
     if checkpoint is None:
         raise UserError(f"{run} has no valid checkpoint to export; let `opd train` save one.")
     cfg = config.parse_stored(data.config, where=str(run / "config.json"))
@@ -116,7 +116,7 @@ def _base_model(cfg: Run, run: Path) -> tuple[str, str | None]:
     return cfg.student.model, cfg.student.revision
 
 
-def _load_student(cfg: Run, checkpoint: store.Checkpoint, base: str, revision: str | None) -> LM:
+def _load_student(cfg: Run, checkpoint: Checkpoint, base: str, revision: str | None) -> LM:
     """The student with the weights of a checkpoint."""
     student = load_lm(
         base,

@@ -51,7 +51,7 @@ def run_session(
 
     ranks = init_ranks()
     console = Console(options.style if ranks.is_main else "quiet")
-    console.say("Loading models and prompts ...")
+    console.print("Loading models and prompts ...")
     session, completions = build(
         cfg, resume=options.resume, overwrite=options.overwrite, console=console
     )
@@ -61,7 +61,7 @@ def run_session(
     except KeyboardInterrupt as reason:
         console.close()
         saved = "This step is saved" if reason.args else "Nothing is lost"
-        console.say(
+        console.print(
             f"Stopped. {saved}: `opd {command} ... --resume` continues {session.folder.path} from "
             "its last checkpoint and reuses the rollouts that are on disk."
         )
@@ -87,7 +87,7 @@ def stop_after_step(stop: Event, console: Console) -> dict[signal.Signals, Any]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        console.say("Finishing this step and saving it. Once more stops at once.")
+        console.print("Finishing this step and saving it. Once more stops at once.")
 
     if threading.current_thread() is not threading.main_thread():
         return {}

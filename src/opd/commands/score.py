@@ -48,8 +48,8 @@ def score_ahead(cfg: Run, path: Path) -> tuple[int, int]:
         full = [np.arange(len(r)) for r in batch]
         cached.score(batch, models.objective.want._replace(full=full))
         hits += clock.take(1)["teacher/cache_hits"] * len(batch)
-        console.say(f"{start + len(batch)} of {len(rollouts)} rollouts scored")
-    console.say(f"{round(hits)} were there already. Scores are in {store.folder}.")
+        console.print(f"{start + len(batch)} of {len(rollouts)} rollouts scored")
+    console.print(f"{round(hits)} were there already. Scores are in {store.folder}.")
     return len(rollouts), round(hits)
 
 

@@ -30,13 +30,13 @@ def serve(cfg: Run, *, host: str, port: int) -> None:
     spec = _local(cfg)
     from opd.teachers.scoring_server import Scorer, TeacherServer, make_app
 
-    console.say(f"Loading {spec.model} ...")
+    console.print(f"Loading {spec.model} ...")
     lm, tokenizer = _load(spec)
     token = os.environ.get(TOKEN_ENV) or secrets.token_urlsafe(24)
     eos = tokenizers.eos_ids(tokenizer, lm.causal.generation_config)
     scorer = Scorer(lm, tokens_per_batch=TOKENS)
     app = make_app(lm, tokenizer, token=token, eos=sorted(eos), scorer=scorer)
-    console.say(
+    console.print(
         f"Serving on http://{host}:{port}/v1 (stop with Ctrl-C). Where the student trains:\n"
         f"  export {TOKEN_ENV}={token}\n"
         "and in run.yaml:\n"

@@ -36,6 +36,6 @@ def run_train(
     if style == "json":
         console.out.print_json(json.dumps(summary), indent=None)
     for line in ["", *render_text(training_summary(summary))]:
-        console.say(line)
-    report_after_training(Path(summary["run"]), console.say)
+        console.print(line)
+    report_after_training(Path(summary["run"]), console.print)
     return summary

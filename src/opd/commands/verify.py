@@ -77,8 +77,8 @@ def run_verify(cfg: Run, *, json_lines: bool = False, local: str | None = None) 
         console.out.print_json(json.dumps(records), indent=None)
         return holding == len(results)
     for r in results:
-        console.say(f"{'holds ' if r.holds else 'BROKEN'}  {r.name}")
-        console.say(f"        {r.measured:.3g}, allowed {r.allowed:.3g}: {r.meaning}")
+        console.print(f"{'holds ' if r.holds else 'BROKEN'}  {r.name}")
+        console.print(f"        {r.measured:.3g}, allowed {r.allowed:.3g}: {r.meaning}")
     seconds = time.monotonic() - started
-    console.say(f"{holding} of {len(results)} invariants hold on this pair ({seconds:.0f} s).")
+    console.print(f"{holding} of {len(results)} invariants hold on this pair ({seconds:.0f} s).")
     return holding == len(results)

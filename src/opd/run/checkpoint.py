@@ -59,7 +59,7 @@ class Checkpoint:
     skipped: tuple[tuple[Path, str], ...] = ()
 
     def load(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Read back what `save` was given: tensors by group, on the CPU, and the state."""
+        """Read what `save_tensors` was given: tensors by group, on the CPU, and the state."""
         tensors = {
             file.stem: safetensors.torch.load_file(file)
             for file in sorted(self.path.glob("*.safetensors"))
@@ -67,7 +67,7 @@ class Checkpoint:
         return tensors, json.loads((self.path / STATE).read_text("utf-8"))
 
 
-def save(
+def save_tensors(
     folder: Path,
     step: int,
     tensors: Tensors,
@@ -105,7 +105,7 @@ def save(
     return save_files(folder, step, files, size=size, keep=keep, ops=ops)
 
 
-def newest(folder: Path) -> Checkpoint | None:
+def find_newest_checkpoint(folder: Path) -> Checkpoint | None:
     """Find the newest checkpoint whose sizes and hashes verify; None when there is none at all.
 
     Broken ones are named with the reason in a warning and in `Checkpoint.skipped`.

@@ -51,7 +51,7 @@ class Console:
         self._phase = PhaseColumn()
         self._accuracy = ""
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line, unless the style is for machines or quiet."""
         if self.style not in ("json", "quiet"):
             self.out.print(escape(text), soft_wrap=True)
@@ -72,7 +72,9 @@ class Console:
             self._task = self._progress.add_task("", total=steps, completed=step)
             self._progress.start()
 
-    def step(self, step: int, values: Mapping[str, float | None], tokens_per_second: float) -> None:
+    def show_step(
+        self, step: int, values: Mapping[str, float | None], tokens_per_second: float
+    ) -> None:
         """Show one finished step."""
         if self.style == "quiet":
             return
@@ -91,9 +93,9 @@ class Console:
             self._progress.update(self._task, completed=step, description=line)
         if not self.live or step == 1 or step % max(1, self._steps // 10) == 0:
             remaining = "" if self.live else f"  {self._time_left(step)} left"
-            self.say(f"step {step:>4}/{self._steps}  {line}{remaining}")
+            self.print(f"step {step:>4}/{self._steps}  {line}{remaining}")
 
-    def evaluated(self, step: int, label: str, accuracy: Any, who: str = "student") -> None:
+    def show_evaluation(self, step: int, label: str, accuracy: Any, who: str = "student") -> None:
         """Show one evaluation: `accuracy` has value, low, high, n."""
         if self.style == "json":
             record = {"step": step, "eval": label, "who": who, "accuracy": accuracy.value}
@@ -101,22 +103,22 @@ class Console:
             return
         if who == "student" and (not self._accuracy or self._accuracy.startswith(f"{label} ")):
             self._accuracy = f"{label} {accuracy.value:.1%}"
-        self.say(
+        self.print(
             f"step {step:>4}/{self._steps}  {who} accuracy on {label}: {accuracy.value:.1%}"
             f"  (95 % interval {accuracy.low:.1%} to {accuracy.high:.1%}, {accuracy.n} prompts)"
         )
 
-    def alarm(self, record: Mapping[str, Any]) -> None:
+    def show_alarm(self, record: Mapping[str, Any]) -> None:
         """Show a line of alarms.jsonl."""
         if self.style == "json":
             self._json({"alarm": record["name"]} | dict(record))
             return
         evidence = ", ".join(f"{name} {value:.4g}" for name, value in record["evidence"].items())
         title = f"step {record['step']:>4}  ALARM {record['name']}"
-        self.say(f"{title}: {record['message']} ({evidence})")
-        self.say(f"           Helps: {record['remedy']} Action: {record['action']}.")
+        self.print(f"{title}: {record['message']} ({evidence})")
+        self.print(f"           Helps: {record['remedy']} Action: {record['action']}.")
 
-    def phase(self, name: str, seconds: float | None) -> None:
+    def show_phase(self, name: str, seconds: float | None) -> None:
         """Show a phase of the step that begins (`seconds` is None) or has ended; see `Clock`."""
         self._phase.update(name, seconds)
 
@@ -147,7 +149,7 @@ class PhaseColumn(ProgressColumn):
         self._since = time.monotonic()
 
     def update(self, name: str, seconds: float | None) -> None:
-        """See `Console.phase`."""
+        """See `Console.show_phase`."""
         if seconds is None:
             self._phase, self._since = name, time.monotonic()
             return

@@ -155,15 +155,15 @@ class RunFolder:
             )
         write_json(path, first | {"resumed": [*first["resumed"], now]}, self.ops)
 
-    def log(self, step: int, values: Mapping[str, float | int | str | None]) -> None:
+    def log_metrics(self, step: int, values: Mapping[str, float | int | str | None]) -> None:
         """Append a step to `metrics.jsonl`: only values that seed and data determine."""
         self._append_step("metrics.jsonl", step, values)
 
-    def time(self, step: int, values: Mapping[str, float | int | str | None]) -> None:
+    def log_timings(self, step: int, values: Mapping[str, float | int | str | None]) -> None:
         """Append a step to `timings.jsonl`: clocks, tokens per second, memory."""
         self._append_step("timings.jsonl", step, values)
 
-    def alarm(self, record: Mapping[str, Any]) -> None:
+    def log_alarm(self, record: Mapping[str, Any]) -> None:
         """Append to `alarms.jsonl`."""
         self._append("alarms.jsonl", record)
 
@@ -176,16 +176,16 @@ class RunFolder:
         if self.writes:
             self._journals[name].append(record)
 
-    def offsets(self) -> dict[str, int]:
+    def sync_logs(self) -> dict[str, int]:
         """Flush the logs to disk and return their lengths in bytes, for a checkpoint's state."""
         return {name: journal.sync() for name, journal in self._journals.items()}
 
-    def truncate_to(self, offsets: Mapping[str, int]) -> None:
+    def truncate_logs(self, offsets: Mapping[str, int]) -> None:
         """Cut the logs to their lengths at a checkpoint; `{}` empties them (no checkpoint yet)."""
         for name, journal in self._journals.items():
             journal.truncate(offsets.get(name, 0))
 
-    def key(self, step: int, version: int) -> dict[str, Any]:
+    def rollout_key(self, step: int, version: int) -> dict[str, Any]:
         """The key of a step's rollouts: seed, step, student version, configuration."""
         return {
             "seed": self.config.get("train", {}).get("seed"),
@@ -261,7 +261,7 @@ class RunFolder:
             write_bytes(copy, source.read_bytes(), self.ops)
         return copy
 
-    def save_tokens(self, texts: Callable[[], Sequence[str]]) -> None:
+    def save_token_texts(self, texts: Callable[[], Sequence[str]]) -> None:
         """Write the text of every token id, unless an earlier part of the run did."""
         if self.writes and not (self.path / token_texts.TOKENS).exists():
             token_texts.save(self.path, texts(), self.ops)

@@ -45,7 +45,7 @@ class StepFile:
         batch: rollouts.
         scores: of each rollout.
         texts: decoded completions, for readers of the file; None if they were not decoded.
-        key: what the rollouts depend on, see `RunFolder.key`.
+        key: what the rollouts depend on, see `RunFolder.rollout_key`.
         thinned: only a sample of the rollouts is left, without hidden states.
     """
 

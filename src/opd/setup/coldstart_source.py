@@ -13,7 +13,7 @@ from opd.data.sft_examples import read_sft_examples
 from opd.errors import UserError
 from opd.recipes.coldstart import CompletionSource
 from opd.rng import Stream, generator
-from opd.run import checkpoint as store
+from opd.run.checkpoint import find_newest_checkpoint
 from opd.samplers.hf import Decoding
 from opd.samplers.replay import read_rollouts
 from opd.setup.models import Models
@@ -72,7 +72,7 @@ def require_one_process(cfg: Run, cold: Coldstart, processes: int) -> None:
             f"coldstart.when=alarm: a cold start runs in one process, and there are {processes}. "
             "Start this run with one, or set coldstart.when=start."
         )
-    if store.newest(Path(cfg.output.dir) / "checkpoints") is None:
+    if find_newest_checkpoint(Path(cfg.output.dir) / "checkpoints") is None:
         raise UserError(
             f"The cold start runs in one process, and there are {processes}. Make it first: `opd "
             "coldstart run.yaml`; then continue with torchrun ... opd train run.yaml --resume."

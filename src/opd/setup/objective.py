@@ -20,7 +20,7 @@ def resolve_support(cfg: Run, kinds: frozenset[Kind], console: Console) -> Run:
     else:
         mode = "tail" if loss.mode == "paper" else loss.mode
         chosen = {"support": "teacher_topk", "mode": mode}
-        console.say(
+        console.print(
             "loss.support=auto: this teacher server cannot score the student's own tokens; "
             f"training on teacher_topk with loss.mode={mode}."
         )

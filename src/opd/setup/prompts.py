@@ -27,7 +27,7 @@ def load_training_prompts(cfg: Run, pair: Pair, console: Console) -> PromptSet:
         ),
     )
     if prompts.dropped:
-        console.say(
+        console.print(
             f"{prompts.dropped} of {prompts.rows} prompts are longer than they may be and are left "
             f"out (prompts.max_tokens={cfg.prompts.max_tokens})."
         )

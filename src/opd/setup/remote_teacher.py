@@ -127,7 +127,7 @@ class ServedTeacher:
             topk_for_diagnostics=diagnostics_topk(cfg, vocab),
             concurrency=self.spec.concurrency,
             patience=self.spec.patience,
-            notify=console.say,
+            notify=console.print,
             record=clock.note,
         )
         teacher = RemoteTeacher(

@@ -84,8 +84,8 @@ def build(
     require_space(out, bytes_needed(cfg, pair.student, pair.teacher))
     resolved = config.dump(cfg)
     folder = open_folder(cfg.output.dir, resolved, ranks, resume=resume, overwrite=overwrite)
-    folder.save_tokens(partial(token_texts, pair.tokenizer, pair.student.vocab))
-    clock = Clock(console.phase)
+    folder.save_token_texts(partial(token_texts, pair.tokenizer, pair.student.vocab))
+    clock = Clock(console.show_phase)
     source = replace(source, teacher=models.teacher(folder.path, console, clock))
     if ranks.size > 1:
         source = distribute(source, ranks, pair.student)

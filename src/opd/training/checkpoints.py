@@ -16,7 +16,7 @@ from torch import Tensor
 from opd.models.fsdp import gather_tensors, shard_like
 from opd.models.lm import LM
 from opd.models.master_weights import copy_masters_to_model
-from opd.run import checkpoint as store
+from opd.run.checkpoint import find_newest_checkpoint, save_tensors
 from opd.run.folder import RunFolder
 from opd.run.optimizer import (
     flatten_optimizer,
@@ -61,16 +61,16 @@ def write_checkpoint(
         return
     state: dict[str, Any] = {
         "step": step,
-        "logs": run.offsets(),
+        "logs": run.sync_logs(),
         "groups": group_settings(learner.optimizer),
         "facts": dict(facts or {}),
     }
-    store.save(folder or run.checkpoints, step, tensors, state, keep=keep, ops=run.ops)
+    save_tensors(folder or run.checkpoints, step, tensors, state, keep=keep, ops=run.ops)
 
 
 def describe_newest(run: RunFolder) -> str:
     """Where the newest valid checkpoint is, for messages."""
-    newest = store.newest(run.checkpoints)
+    newest = find_newest_checkpoint(run.checkpoints)
     return "none yet" if newest is None else str(newest.path)
 
 
@@ -90,7 +90,7 @@ def load_student(learner: Learner, folder: Path) -> int | None:
     Returns:
         The step it was made at; None where there is no checkpoint.
     """
-    newest = store.newest(folder)
+    newest = find_newest_checkpoint(folder)
     if newest is None:
         return None
     tensors, _ = newest.load()
@@ -121,10 +121,10 @@ def restore_phase(
     Returns:
         The step it was made at and its state; 0 and nothing where there is no checkpoint.
     """
-    newest = store.newest(folder)
+    newest = find_newest_checkpoint(folder)
     if newest is None:
         if cut:
-            run.truncate_to({})
+            run.truncate_logs({})
         return 0, {}
     tensors, state = newest.load()
     weights = learner.student.weights()
@@ -132,5 +132,5 @@ def restore_phase(
     restore_optimizer(learner.optimizer, {p: n for n, p in weights.items()}, tensors["optimizer"])
     restore_group_settings(learner.optimizer, state["groups"])
     if cut:
-        run.truncate_to(state["logs"])
+        run.truncate_logs(state["logs"])
     return newest.step, state

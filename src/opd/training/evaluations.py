@@ -18,10 +18,10 @@ def evaluate_due(session: Session, step: int) -> None:
             with session.clock("evaluate"):
                 sampler = session.student_sampler(task)
                 evaluation = evaluate_once(session, task, step, task.label, sampler)
-            session.folder.log(step, evaluation.values())
+            session.folder.log_metrics(step, evaluation.values())
             session.interventions.monitor.add(evaluation.values())
             session.trackers.log(step, evaluation.values())
-            session.console.evaluated(step, task.label, evaluation.accuracy)
+            session.console.show_evaluation(step, task.label, evaluation.accuracy)
             accuracies += [evaluation.accuracy.value] if task.every else []
     # At step 0 of a warm-started run the evaluation is of the student before the cold start.
     if not accuracies or (step == 0 and session.warm_started):
@@ -37,7 +37,7 @@ def evaluate_teacher(session: Session) -> None:
     for task in session.evals:
         sampler = session.teacher_sampler(task)
         evaluation = evaluate_once(session, task, 0, f"teacher-{task.label}", sampler)
-        session.console.evaluated(0, task.label, evaluation.accuracy, who="teacher")
+        session.console.show_evaluation(0, task.label, evaluation.accuracy, who="teacher")
 
 
 def evaluate_once(

@@ -86,7 +86,7 @@ def sample(
 
     From disk, scores included, if an interrupted run left them.
     """
-    saved = run.load_rollouts(step + 1, run.key(step + 1, step))
+    saved = run.load_rollouts(step + 1, run.rollout_key(step + 1, step))
     if saved is not None:
         return saved
     size = source.size
@@ -144,7 +144,7 @@ def request_and_save(
         UserError: scores that cannot be trained on; they are not saved.
     """
     texts = [source.decode(r.ids.tolist()) for r in rollouts]
-    made_from = run.key(step + 1, step)
+    made_from = run.rollout_key(step + 1, step)
     try:
         scores = request_scores(source, objective, step, rollouts, known)
     except TeacherDown as down:

@@ -153,8 +153,8 @@ class Interventions:
                 alarm = replace(alarm, action=done)
             if alarm.action == "stop":
                 self.stopped_by = self.stopped_by or alarm
-            self.folder.alarm(alarm.record())
-            self.console.alarm(alarm.record())
+            self.folder.log_alarm(alarm.record())
+            self.console.show_alarm(alarm.record())
             self.trackers.log(step, {f"alarm/{alarm.name}": 1.0})
 
     def set_cold_start(self, status: Literal["made", "failed"]) -> None:

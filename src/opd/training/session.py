@@ -8,7 +8,7 @@ from threading import Event
 from typing import Any
 
 from opd.config import Run
-from opd.run import checkpoint
+from opd.run.checkpoint import find_newest_checkpoint
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.folder import RunFolder
@@ -101,8 +101,8 @@ class Session:
         facts = state.get("facts", {})
         due = facts.get("course", {}).get("cold_start") == "due"
         # A cold start that was under way has a newer checkpoint, and cuts the logs to that.
-        if not due or checkpoint.newest(folder.path / COLD_START / "checkpoints") is None:
-            folder.truncate_to(state.get("logs", {}))
+        if not due or find_newest_checkpoint(folder.path / COLD_START / "checkpoints") is None:
+            folder.truncate_logs(state.get("logs", {}))
         self.learner.ranks.barrier()  # logs are cut before anybody reads them
         self.interventions.restore(facts, read_jsonl(folder.path / "metrics.jsonl"))
         # A kill may have come between the last checkpoint and this.
@@ -113,11 +113,11 @@ class Session:
         """One line to metrics.jsonl, one to timings.jsonl, one to the console and trackers."""
         values = {name: mean.value for name, mean in metrics.items()}
         timings = self.clock.take(metrics["rollout/length"].total)
-        self.folder.log(step, values)
+        self.folder.log_metrics(step, values)
         self.interventions.monitor.add(values)
-        self.folder.time(step, timings)
+        self.folder.log_timings(step, timings)
         self.trackers.log(step, values | timings)
-        self.console.step(step, values, timings["time/tokens_per_s"])
+        self.console.show_step(step, values, timings["time/tokens_per_s"])
 
     def save_checkpoint(self, step: int) -> None:
         """Write checkpoints/step-N, prune older ones, and thin the rollouts it makes final."""

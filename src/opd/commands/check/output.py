@@ -97,7 +97,7 @@ def print_result(record: Mapping[str, Any], console: Console, *, json_lines: boo
         console.out.print_json(json.dumps(record), indent=None)
         return
     for line in render_text(check_document(record)):
-        console.say(line)
+        console.print(line)
 
 
 def examples(probe: Probe, features: Mapping[str, Estimate]) -> list[dict[str, str]]:
@@ -122,7 +122,7 @@ def save_record(cfg: Run, record: Mapping[str, Any], console: Console) -> None:
     write_json(path, record)
     html = path.with_name(f"{Path(cfg.output.dir).name}.checked.html")
     report = write_report(check_document(record), html)
-    console.say(f"Record: {path}   Report: {report}")
+    console.print(f"Record: {path}   Report: {report}")
 
 
 def apply_advice(

@@ -74,7 +74,7 @@ def run_check(
     limits = Budget(budget)
     cfgs = config.load_each(file, overrides)
     console = Console("json" if json_lines else "plain")
-    console.say(f"Checking {file} ...")
+    console.print(f"Checking {file} ...")
     with tempfile.TemporaryDirectory() as scratch:
         result = check(str(file), cfgs, limits, Path(scratch))
     record = output.to_record(result)
@@ -83,7 +83,7 @@ def run_check(
     if apply is not None:
         best = result.best
         output.apply_advice(file, overrides, best.candidate.cfg, best.advice, apply)
-        console.say(f"Wrote {apply} with the advice followed: opd train {apply}")
+        console.print(f"Wrote {apply} with the advice followed: opd train {apply}")
     return result
 
 

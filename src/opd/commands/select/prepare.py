@@ -87,7 +87,7 @@ def measurement_setup(
     decoding, k = rollout_decoding(cfg), min(cfg.diagnostics.k, pair.student.vocab)
     teacher_sampler = models.teacher_sampler(decoding)
     if teacher_sampler is None:
-        console.say("The teacher server only scores: prompts are ranked without its accuracy.")
+        console.print("The teacher server only scores: prompts are ranked without its accuracy.")
     student = HFSampler(pair.student, decoding, stop=pair.stop, capture=k, batch=cfg.rollout.batch)
     return MeasurementSetup(
         student=student,

@@ -46,8 +46,8 @@ def run_select(cfg: Run, json_lines: bool = False) -> dict[str, Any]:
     if json_lines:
         console.out.print_json(json.dumps(record), indent=None)
     for sentence in record["summary"]:
-        console.say(sentence)
-    console.say(f"Prompts: {output}\nReport:  {report}")
+        console.print(sentence)
+    console.print(f"Prompts: {output}\nReport:  {report}")
     return record
 
 
@@ -71,7 +71,7 @@ def select(cfg: Run, spec: Select, console: Console) -> Selection:
         setup = measurement_setup(models, spec, usable, Path(folder), console)
         template, templates = choose_template(cfg, spec, pair, setup, usable, console)
         measured = subsample(usable, spec.limit, seed)
-        console.say(f"Measuring {len(measured)} prompts, {spec.n} completions of each model ...")
+        console.print(f"Measuring {len(measured)} prompts, {spec.n} completions of each model ...")
         measurements = measure_prompts(setup, measured, rng.key(seed, Stream.SELECT_MEASURE))
     ranking = rank_prompts(measurements, spec.n)
     aligned, others = choose_prompts(ranking, spec.keep, seed)

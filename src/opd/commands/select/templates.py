@@ -67,7 +67,7 @@ def choose_template(
             "The candidate templates leave fewer than two prompts short enough to compare; raise "
             "prompts.max_tokens."
         )
-    console.say(f"Comparing {len(candidates)} templates on {len(chosen)} prompts ...")
+    console.print(f"Comparing {len(candidates)} templates on {len(chosen)} prompts ...")
     key = rng.key(cfg.train.seed, Stream.SELECT_TEMPLATE)
     measurements = {
         name: measure_prompts(setup, [p for p in prompts if p.index in chosen], key)

@@ -67,7 +67,7 @@ def completions_of_round(
     if source.sampler is None:
         return [with_student_end(r, source) for r in source.given_of(number, cfg)]
     path = session.folder.path / COLD_START / "rollouts" / f"step-{number}.parquet"
-    key = session.folder.key(number, 0)
+    key = session.folder.rollout_key(number, 0)
     saved = rollout_files.load(path, key)
     if saved is not None:
         return saved[0]

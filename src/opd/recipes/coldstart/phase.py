@@ -28,7 +28,7 @@ from opd.recipes.coldstart.progress import (
     reason_to_stop,
     report_progress,
 )
-from opd.run import checkpoint as store
+from opd.run.checkpoint import find_newest_checkpoint
 from opd.run.disk import make_folder, remove, sweep, write_json
 from opd.run.layout import COLD_START, ON_POLICY
 from opd.training.checkpoints import restore, restore_phase, write_checkpoint
@@ -57,7 +57,7 @@ def before_training(session: Session, source: CompletionSource) -> Session:
     """
     cfg = session.cfg.coldstart
     assert cfg is not None
-    if store.newest(session.folder.checkpoints) is None:
+    if find_newest_checkpoint(session.folder.checkpoints) is None:
         with session.clock("evaluate"):
             for task in session.evals:  # the student as it came, before saved weights are restored
                 evaluate_once(session, task, 0, task.label, session.student_sampler(task))
@@ -136,12 +136,12 @@ def run_rounds(
     optim = session.cfg.optim.model_copy(update={"lr": cfg.lr})
     optimizer = make_optimizer(session.learner.student, optim)
     learner = replace(session.learner, optimizer=optimizer)
-    if store.newest(folder / "checkpoints") is not None:
+    if find_newest_checkpoint(folder / "checkpoints") is not None:
         _, state = restore_phase(run, learner, folder / "checkpoints")
         progress = Progress.of_record(state["facts"])
     else:
         if after_step == 0:
-            run.truncate_to({})  # rows of a process that was killed in the first round
+            run.truncate_logs({})  # rows of a process that was killed in the first round
         progress = measure_overlap(session, source, Progress())
         report_progress(session, progress, cfg, after_step)
     while (reason := reason_to_stop(progress.looks, cfg)) is None:
@@ -164,8 +164,8 @@ def run_rounds(
         if progress.rounds == cfg.max_rounds
         else "its completions are used up"
     )
-    run.log(after_step, {"phase": ON_POLICY})
-    session.console.say(f"Cold start ends after {progress.rounds} rounds: {reason}.")
+    run.log_metrics(after_step, {"phase": ON_POLICY})
+    session.console.print(f"Cold start ends after {progress.rounds} rounds: {reason}.")
     sets = evaluate_after(session, after_step)
     return asdict(progress) | {"reason": reason, "sets": sets, "after_step": after_step}
 
@@ -178,7 +178,9 @@ def evaluate_after(session: Session, after_step: int) -> dict[str, Any]:
         with session.clock("evaluate"):
             sampler = session.student_sampler(task)
             accuracy = evaluate_once(session, task, after_step, name, sampler).accuracy
-        session.console.evaluated(after_step, task.label, accuracy, who="after the cold start")
+        session.console.show_evaluation(
+            after_step, task.label, accuracy, who="after the cold start"
+        )
         accuracies[task.label] = asdict(accuracy)
     return accuracies
 
@@ -220,7 +222,7 @@ def run_round(
                 "coldstart/loss": imitated.loss,
                 "coldstart/grad_norm": imitated.grad_norm,
             }
-            session.folder.log(after_step, {"phase": COLD_START, **values})
+            session.folder.log_metrics(after_step, {"phase": COLD_START, **values})
     progress = replace(
         progress,
         rounds=progress.rounds + 1,

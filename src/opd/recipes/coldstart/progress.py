@@ -89,7 +89,7 @@ def reason_to_stop(overlaps: Sequence[Overlap], cfg: Coldstart) -> str | None:
 def report_progress(session: Session, progress: Progress, cfg: Coldstart, after_step: int) -> None:
     """A round for metrics.jsonl, timings.jsonl and the console."""
     overlap, left_out = progress.looks[-1], sum(progress.left_out.values())
-    session.folder.log(
+    session.folder.log_metrics(
         after_step,
         {
             "phase": COLD_START,
@@ -102,8 +102,8 @@ def report_progress(session: Session, progress: Progress, cfg: Coldstart, after_
         },
     )
     timings = session.clock.take(progress.tokens) | {"phase": COLD_START}
-    session.folder.time(after_step, timings)
-    session.console.say(
+    session.folder.log_timings(after_step, timings)
+    session.console.print(
         f"cold start, round {progress.rounds}: {progress.completions} completions learned, "
         f"{left_out} left out, {progress.tokens} tokens; overlap mass {overlap.mass:.3f} of "
         f"{cfg.mass:g}, top-1 {overlap.top1:.3f} of {cfg.top1:g}"
