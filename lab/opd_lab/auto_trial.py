@@ -129,7 +129,8 @@ def train_arm(arm: Arm, pair: Pair, seed: int, cache: Path, budget: Budget) -> A
     task = Task(WORLDS[world], train=PROMPTS, test=384)
     with tempfile.TemporaryDirectory() as folder, metered(budget.tokens) as meter, one_thread():
         scratch = Path(folder)
-        data = run_config(student, teacher, task, seed, cache, scratch / "run")
+        files = task.files(seed, cache)
+        data = run_config(student, teacher, task, files, seed, scratch / "run")
         data["train"]["steps"] = budget.steps
         data["eval"][0] |= {"n": 2, "every": 40}
         try:

@@ -49,13 +49,14 @@ def select_prompts(
         seed: of prompts and rollouts.
         cache: where prompt files are kept.
     """
-    data = run_config(student, teacher, task, seed, cache, cache / "none")
+    files = task.files(seed, cache)
+    data = run_config(student, teacher, task, files, seed, cache / "none")
     data |= {"eval": [], "select": {"output": "none.jsonl", "limit": limit, "n": 8}}
     cfg = parse(data)
     assert cfg.select is not None
     with one_thread():
         selection = select(cfg, cfg.select, Console("quiet"))
-    rows = task.files(seed, cache)["train"].read_text("utf-8").splitlines()
+    rows = files["train"].read_text("utf-8").splitlines()
     random_rows = rows[: len(selection.aligned) + len(selection.others)]
     random = _content_path(cache, "random", random_rows)
     random.write_text("\n".join(random_rows) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +165,8 @@ def run(
         return RunResult(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent)) / "run"
-    cfg = config.parse(run_config(student, teacher, task, seed, cache, made), changes)
+    data = run_config(student, teacher, task, task.files(seed, cache), seed, made)
+    cfg = config.parse(data, changes)
     with one_thread():
         session, completions = build(cfg, resume=False, overwrite=True, console=Console("quiet"))
         try:
@@ -181,10 +182,23 @@ def run(
 
 
 def run_config(
-    student: Path, teacher: Path | None, task: Task, seed: int, cache: Path, out: Path
+    student: Path,
+    teacher: Path | None,
+    task: Task,
+    files: Mapping[str, Path],
+    seed: int,
+    out: Path,
 ) -> dict[str, Any]:
-    """The lab's defaults as a run.yaml: 40 steps of 16 prompts x 4, small diagnostics."""
-    files = task.files(seed, cache)
+    """The lab's defaults as a run.yaml: 40 steps of 16 prompts x 4, small diagnostics.
+
+    Args:
+        student: checkpoint folder.
+        teacher: likewise; None for training on the outcome reward.
+        task: what is trained and evaluated on.
+        files: its prompt files by name.
+        seed: of the run.
+        out: run folder.
+    """
     test = {"temperature": 1.0, "top_p": 1.0, "n": 1, "every": 10, "grader": "exact"}
     evals = [
         {"path": str(path), "name": name, **test} for name, path in files.items() if name != "train"

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+import pytest
+
 from opd.demo.run_config import PAIR
 from opd.models.lm import load_lm
 from opd.rng import Stream, key
 from opd.samplers.hf import Decoding, HFSampler
 from opd.types import Prompt
-from opd_lab.auto_trial import FAILING, HEALTHY, metered
-from opd_lab.auto_trial_table import Trial, claims, render_trials
+from opd_lab.auto_trial import FAILING, HEALTHY, arm_config, metered
+from opd_lab.auto_trial_table import ARMS, Trial, claims, render_trials
 from opd_lab.calibration.grid import PREFIX
 from opd_lab.checkpoints import RECIPES
+from opd_lab.runs import Task, run_config
+from opd_lab.worlds import Chain
 
 
 def test_training_counts_and_evaluation_does_not():
@@ -61,6 +65,17 @@ def test_a_refused_pair_stays_where_it_was():
 def test_a_trial_survives_its_line():
     made = trial("failing", 0.2, {"after": 0.9, "cold_rounds": 2, "alarms": ["x at 3"]})
     assert Trial.parse(json.loads(json.dumps(asdict(made)))) == made
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_is_a_valid_configuration(arm, tmp_path):
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("train", "task")}
+    task = Task(Chain(depth=4))
+    data = run_config(PAIR / "student", PAIR / "teacher", task, files, 0, tmp_path / "run")
+    cfg = arm_config(arm, data, tmp_path)
+    set_by = {"cold start": cfg.coldstart, "select": cfg.select, "horizon": cfg.horizon}
+    assert {name for name, section in set_by.items() if section is not None} == {arm} & {*set_by}
+    assert (cfg.recipe == "auto") == (arm == "auto")
 
 
 def test_every_pair_names_checkpoints_of_the_grid():

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from opd import config
 from opd.core.stats import Estimate
 from opd_lab.experiments.workspace import Workspace
 from opd_lab.prompt_selection import PromptSelection
-from opd_lab.runs import RunResult
+from opd_lab.runs import RunResult, run_config
 from opd_lab.sft_baseline import SFTCurve, SFTResult
 from opd_lab.worlds.content_chain import KNOWN, OTHER
 
@@ -63,6 +64,11 @@ class MadeUpWorkspace(Workspace):
         return made_up("accuracy", name)
 
     def run(self, arm, task):
+        """The arm's configuration must be one that the product accepts."""
+        names = ("train", *("task" if d is None else f"n{d}" for d in task.eval_depths))
+        files = {name: Path(f"{name}.jsonl") for name in names}
+        pair = Path(arm.student), Path(arm.teacher)
+        config.parse(run_config(*pair, task, files, self.seed, Path("run")), arm.changes)
         return MadeUpRun(Path("run"), (str(arm.student), arm.teacher, *arm.changes, repr(task)))
 
     def sft(self, student, teacher, task, steps):
