@@ -289,6 +289,9 @@ class Train(Section):
     tokens_per_microbatch: int | Literal["auto"] = "auto"
     """Padded tokens per forward-backward; changes the update by rounding only. auto: 8192."""
     seed: int = Field(0, ge=0)
+    deterministic: bool = False
+    """Use deterministic kernels in the update, so that it gives the same bits twice on a GPU (on a
+    CPU it does anyway). Slower; kernels that have no such form are named once."""
 
 
 class EvalSet(Section):

@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from opd.models.lm import LM
 
+WHOLE_GRADIENTS = 0.2  # of a device's memory that unsharded gradients may take
+
 
 class Backbone(nn.Module):
     """The forward from ids to hidden states as one module, for FSDP2's hooks."""
@@ -74,6 +76,33 @@ def dummy_step(lm: LM) -> None:
     """
     hidden = lm.hidden(_one_token(lm))[0]
     (lm.head.logits(hidden).sum() * 0).backward()  # type: ignore[no-untyped-call]
+
+
+def delay_reduction(lm: LM) -> None:
+    """Let gradients add up on each process until `reduce_gradients`, where memory allows it.
+
+    They are then whole on every process: one collective per step instead of one per micro-batch,
+    for 4 bytes per parameter of the model.
+    """
+    if lm.sharded is None:
+        return
+    whole = 4 * lm.num_parameters()
+    fits = lm.device.type != "cuda" or whole <= WHOLE_GRADIENTS * _device_memory(lm.device)
+    for unit in _units(lm.sharded):
+        unit.set_requires_gradient_sync(not fits)
+
+
+def reduce_gradients(lm: LM) -> None:
+    """Sum the gradients of all processes into the shards, by a pass with zero gradient."""
+    if lm.sharded is None:
+        return
+    for unit in _units(lm.sharded):
+        unit.set_requires_gradient_sync(True)
+    dummy_step(lm)
+
+
+def _device_memory(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def reshard(lm: LM) -> None:
@@ -149,8 +178,10 @@ def gather_model(lm: LM, *, keep: bool) -> LM | None:
     state = gather_tensors(lm.model.state_dict(), keep=keep)
     if not keep:
         return None
-    causal = type(lm.causal)(copy.deepcopy(lm.causal.config))
+    with torch.device("meta"):  # random weights would be drawn, only to be replaced
+        causal = type(lm.causal)(copy.deepcopy(lm.causal.config))
     causal.generation_config = lm.causal.generation_config
+    _copy_buffers(lm.causal, causal)
     model: Any = causal
     if lm.is_lora:
         import peft
@@ -159,6 +190,14 @@ def gather_model(lm: LM, *, keep: bool) -> LM | None:
     model.load_state_dict(state, assign=True)
     causal.tie_weights()
     return LM(model.eval(), lm.vocab, lm.name)
+
+
+def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
+    """Give a model made on the meta device real buffers; state dicts lack the temporary ones."""
+    modules = dict(target.named_modules())
+    for name, buffer in source.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        modules[owner]._buffers[leaf] = full_tensor(buffer).detach().to("cpu", copy=True)
 
 
 def _units(root: nn.Module) -> list[FSDPModule]:

@@ -8,6 +8,7 @@ it is loaded, with the difference that was measured.
 from __future__ import annotations
 
 import copy
+import gc
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -232,6 +233,13 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
+def free_memory() -> None:
+    """Release what a failed computation held; call it after its exception is gone."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def add_lora(
     lm: LM, *, rank: int, alpha: float, dropout: float, target_modules: Any, seed: int
 ) -> LM:
@@ -307,6 +315,17 @@ def sparse_gradients(lm: LM) -> Iterator[Head | None]:
         embedding.sparse = before
 
 
+def copy_on_cpu(model: nn.Module) -> nn.Module:
+    """A deep copy whose parameters and buffers are in host memory; none is copied on the device."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        copied = parameter.detach().to("cpu", copy=True)
+        memo[id(parameter)] = nn.Parameter(copied, parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    return copy.deepcopy(model, memo)
+
+
 def save_final(lm: LM, tokenizer: Any, folder: Path) -> None:
     """Write the student as an ordinary Hugging Face folder that appears by one rename.
 
@@ -317,7 +336,7 @@ def save_final(lm: LM, tokenizer: Any, folder: Path) -> None:
     model = lm.model
     if lm.is_lora:
         model.save_pretrained(tmp / "adapter")  # type: ignore[operator]
-        model = copy.deepcopy(lm.model).merge_and_unload()  # type: ignore[operator]
+        model = copy_on_cpu(lm.model).merge_and_unload()  # type: ignore[operator]
     model.save_pretrained(tmp)  # type: ignore[operator]
     tokenizer.save_pretrained(tmp)
     shutil.rmtree(folder, ignore_errors=True)

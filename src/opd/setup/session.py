@@ -41,6 +41,7 @@ from opd.setup.prompts import (
 )
 from opd.setup.samplers import eval_sampler, student_sampler
 from opd.teachers.local import LocalTeacher
+from opd.training.deterministic import prepare_deterministic
 from opd.training.distributed import (
     SINGLE,
     Ranks,
@@ -68,6 +69,8 @@ def build(
     Raises:
         UserError: anything wrong with models, prompts, evaluation sets or the run folder.
     """
+    if cfg.train.deterministic:
+        prepare_deterministic()
     ranks = init_ranks()
     check_accelerate_launcher(cfg.student.shard)
     models = open_models(cfg, console)
@@ -203,6 +206,7 @@ def make_learner(
         seed=cfg.train.seed,
         sft_weight=cfg.loss.terms.sft_weight,
         ranks=ranks,
+        deterministic=cfg.train.deterministic,
     )
 
 

@@ -8,6 +8,7 @@ Shapes: T completion tokens, H hidden size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,14 +20,17 @@ from opd.core.chunked import chunk_slices
 from opd.core.cpu_kernels import topk
 from opd.core.distributions import DenseDistribution
 from opd.core.microbatches import Budget, pass_overhead, plan_microbatches
+from opd.errors import UserError
 from opd.models.head import HeadDistribution
-from opd.models.lm import LM
+from opd.models.lm import LM, free_memory, is_out_of_memory
 from opd.models.prefix_cache import PrefixCache, supports_prefix_cache
 from opd.types import Kind, Rollout, Scores, Want
 
 # Keys and values of a token in all layers, over what a pass holds of it in one: 1.4 (8B parameters,
 # grouped heads) to 5 (7B, all heads).
 CACHED_TOKEN = 4
+
+logger = logging.getLogger(__name__)
 
 
 class LocalTeacher:
@@ -49,10 +53,42 @@ class LocalTeacher:
     def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
         """See `opd.types.Teacher.score`."""
         scores: dict[int, Scores] = {}
-        for i, states in self._states(rollouts):
-            full = None if want.full is None else want.full[i]
-            scores[i] = self._score_one(rollouts[i], states, want, full)
+        while len(scores) < len(rollouts):
+            missing = [i for i in range(len(rollouts)) if i not in scores]
+            try:
+                for j, states in self._states([rollouts[i] for i in missing]):
+                    i = missing[j]
+                    full = None if want.full is None else want.full[i]
+                    scores[i] = self._score_one(rollouts[i], states, want, full)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = (str(error) or "out of memory").splitlines()[0]
+            else:
+                break
+            self._halve_batch(reason, max(len(r.prompt.ids) + len(r) for r in rollouts))
         return [scores[i] for i in range(len(rollouts))]
+
+    def _halve_batch(self, reason: str, longest: int) -> None:
+        """Score fewer tokens at a time from now on, after memory ran out.
+
+        Raises:
+            UserError: single rollouts do not fit.
+        """
+        free_memory()
+        if self.tokens_per_batch < longest:
+            raise UserError(
+                f"Out of memory while {self.name} scored a rollout of {longest} tokens ({reason}). "
+                "Use a smaller or quantised teacher, a teacher on another device (teacher.device) "
+                "or server (teacher.url), or shorter completions (rollout.max_new_tokens)."
+            )
+        self.tokens_per_batch //= 2
+        logger.warning(
+            "Out of memory while %s scored (%s): it scores %d tokens at a time from now on.",
+            self.name,
+            reason,
+            self.tokens_per_batch,
+        )
 
     def _states(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[int, Tensor]]:
         """Each rollout's index and hidden states (T, H), in the order they are computed."""
@@ -96,6 +132,8 @@ class LocalTeacher:
         if full is not None:
             positions = full.astype(np.int32)
             hidden = states[torch.from_numpy(positions).long().to(states.device)].clone()
+            if len(positions) == len(rollout):  # for a loss over the whole vocabulary: all of them
+                hidden = hidden.cpu()  # they wait for the update, which takes them back in parts
         return Scores(**arrays, positions=positions, hidden=hidden)
 
     def _normalised_scores(
@@ -112,7 +150,7 @@ class LocalTeacher:
         k = max(1, min(want.topk, self.lm.vocab))
         columns: dict[str, list[Tensor]] = {}
         # one empty chunk for an empty completion, so that every column exists
-        for part in chunk_slices(len(rollout), self.lm.vocab) or [slice(0, 0)]:
+        for part in chunk_slices(len(rollout), self.lm.vocab, states.device) or [slice(0, 0)]:
             dense = DenseDistribution(self.lm.head.logits(states[part]), self.temperature)
             logp = dense.log_probs()
             chunk = {

@@ -35,7 +35,7 @@ def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
         return metrics
     head = learner.student.head
     # Twice the vocabulary: the logits of both models are there at once.
-    for part in chunk_slices(len(micro.diagnosed), 2 * head.vocab):
+    for part in chunk_slices(len(micro.diagnosed), 2 * head.vocab, hidden.device):
         index = micro.diagnosed[part]
         logits, teacher_logits = head.logits(hidden[index]), None
         if complete:

@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -44,6 +44,7 @@ from opd.types import (
 
 logger = logging.getLogger(__name__)
 
+BUCKET_ELEMENTS = 32 * 2**20  # of gradients summed in one collective
 TIMEOUT = timedelta(minutes=60)  # longest one process may be ahead of another
 
 
@@ -71,29 +72,32 @@ class Ranks:
         """Every process's bytes, in order of rank, at every process."""
         if self.size == 1:
             return [data]
-        device = _device()
-        length = torch.tensor([len(data)], dtype=torch.int64, device=device)
+        length = torch.tensor([len(data)], dtype=torch.int64)
         lengths = [torch.zeros_like(length) for _ in range(self.size)]
         dist.all_gather(lengths, length)
         longest = max(int(n) for n in lengths)
-        mine = torch.zeros(longest, dtype=torch.uint8, device=device)
-        mine[: len(data)] = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[
-            : len(data)
-        ].to(device)
+        mine = torch.zeros(longest, dtype=torch.uint8)
+        if data:
+            mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         parts = [torch.zeros_like(mine) for _ in range(self.size)]
         dist.all_gather(parts, mine)
-        return [
-            part[: int(n)].cpu().numpy().tobytes() for part, n in zip(parts, lengths, strict=True)
-        ]
+        return [part[: int(n)].numpy().tobytes() for part, n in zip(parts, lengths, strict=True)]
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Add up every process's gradients, in place."""
         if self.size == 1:
             return
+        gradients = []
         for p in parameters:
             if p.grad is None:
-                p.grad = torch.zeros_like(p)
-            dist.all_reduce(p.grad)  # a sum: each loss was divided by the tokens of the whole step
+                p.grad = torch.zeros_like(p, dtype=p.grad_dtype)
+            gradients.append(p.grad)
+        for bucket in _buckets(gradients):  # a sum: losses were divided by the whole step's tokens
+            flat = torch.cat([g.flatten() for g in bucket])
+            dist.all_reduce(flat)
+            parts = torch.split(flat, [g.numel() for g in bucket])
+            for gradient, part in zip(bucket, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def merge(self, metrics: Metrics) -> Metrics:
         """Exact means over the positions of all processes."""
@@ -112,8 +116,7 @@ class Ranks:
 
     def barrier(self) -> None:
         """Wait for all."""
-        if self.size > 1:
-            dist.barrier()
+        self.gather(b"")
 
     def run_everywhere(self, work: Callable[[], bytes]) -> list[bytes]:
         """The results of `work` at every process; a UserError at one of them is raised by all.
@@ -151,14 +154,24 @@ def init_ranks() -> Ranks:
             if accelerator is None:
                 dist.init_process_group("gloo", timeout=TIMEOUT)
             else:
-                torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
-                dist.init_process_group(timeout=TIMEOUT)
+                set_device(accelerator)
+                backend = dist.get_default_backend_for_device(accelerator)
+                # Gradients cross between accelerators; bytes and waits go through gloo, so that a
+                # process that waits does not occupy its accelerator.
+                backends = f"cpu:gloo,{accelerator.type}:{backend}"
+                dist.init_process_group(backends, timeout=TIMEOUT)
         except (ValueError, RuntimeError) as error:
             raise UserError(
                 f"WORLD_SIZE={size}, and the processes do not find each other: {error}. Start them "
                 "with torchrun --nproc_per_node N -m opd train run.yaml, or accelerate launch."
             ) from None
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def set_device(accelerator: torch.device) -> None:
+    """Use this process's accelerator: the LOCAL_RANK-th, or the only one that it may see."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    torch.accelerator.set_device_index(local_rank % max(1, torch.accelerator.device_count()))
 
 
 def check_accelerate_launcher(shard: str) -> None:
@@ -317,6 +330,20 @@ class ShardedTeacher:
         return scores
 
 
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Gradients of one dtype and device together, about `BUCKET_ELEMENTS` at a time."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        kind = (gradient.dtype, gradient.device)
+        full = sum(map(torch.numel, bucket)) >= BUCKET_ELEMENTS
+        if bucket and (full or kind != (bucket[0].dtype, bucket[0].device)):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
+
+
 def _packed(rollouts: Sequence[Rollout], scores: Sequence[Scores] | None) -> bytes:
     if not rollouts:
         return b""
@@ -329,14 +356,6 @@ def _unpacked(data: bytes) -> tuple[list[Rollout], list[Scores]]:
         return [], []
     step = decode(data)
     return step.batch, step.scores
-
-
-def _device() -> torch.device:
-    """Where collective operations want their tensors."""
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is None or dist.get_backend() == "gloo":
-        return torch.device("cpu")
-    return torch.device(accelerator.type, torch.accelerator.current_device_index())
 
 
 def sum_over_ranks(value: Tensor, ranks: Ranks) -> float:

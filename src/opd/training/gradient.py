@@ -16,7 +16,7 @@ from opd.core.batch import Batch, MicroBatch
 from opd.core.distributions import DenseDistribution, logp
 from opd.core.losses import cross_entropy
 from opd.core.microbatches import Budget, MicroBatchGroup, pass_overhead
-from opd.models.fsdp import dummy_step
+from opd.models.fsdp import delay_reduction, dummy_step, reduce_gradients
 from opd.models.head import Head, HeadDistribution
 from opd.models.lm import LM, sparse_gradients
 from opd.models.prefix_cache import PrefixCache, supports_prefix_cache
@@ -37,6 +37,7 @@ def accumulate(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tens
     metrics: Metrics = {}
     loss = torch.zeros((), dtype=torch.float64)
     diagnosed = any(s.positions is not None and len(s.positions) for s in batch.scores or ())
+    delay_reduction(student)
     with sparse_gradients(student) as head:
         for micro, hidden in forward(learner, batch, own_groups):
             total = microbatch_loss(learner, micro, hidden, head)
@@ -56,6 +57,7 @@ def accumulate(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tens
             nats = accumulate_cross_entropy(learner, examples, learner.sft_weight)
             metrics["train/sft_loss"] = nats
             loss += learner.sft_weight * (nats.total / examples.num_tokens)
+    reduce_gradients(student)
     return metrics, loss
 
 

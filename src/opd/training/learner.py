@@ -50,6 +50,7 @@ class Learner:
         sft_weight: of cross-entropy on given completions beside the distillation.
         ranks: the processes that divide the micro-batches among them.
         splits: how often micro-batches were halved because memory ran out.
+        deterministic: use deterministic kernels in the update (train.deterministic).
     """
 
     student: LM
@@ -65,6 +66,7 @@ class Learner:
     sft_weight: float = 0.0
     ranks: Ranks = SINGLE
     splits: MicroBatchSplits = field(default_factory=MicroBatchSplits)
+    deterministic: bool = False
 
     @staticmethod
     def supervised(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
-
 from opd.core.microbatches import MicroBatchGroup
 from opd.errors import UserError
-from opd.models.lm import is_out_of_memory
+from opd.models.lm import free_memory, is_out_of_memory
 from opd.training.learner import Learner
 
 logger = logging.getLogger(__name__)
@@ -52,9 +49,7 @@ def retry_out_of_memory(
         finally:
             student.model.eval()
         learner.optimizer.zero_grad(set_to_none=True)
-        gc.collect()  # the failed graph hangs on the exception's frames
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()  # the failed graph hangs on the exception's frames
         parts = splits.apply(plan())
         rows = max((len(part) for group in parts for part in group.microbatches), default=0)
         indivisible = parts == [half for group in parts for half in group.split()]

@@ -85,7 +85,7 @@ def _chunks(
         hidden = lm.hidden(ids.to(lm.device))
         states.append(torch.cat([hidden[row, span] for row, span in enumerate(predicting)]))
     targets = torch.cat([torch.from_numpy(r.ids).long() for r in rollouts])
-    for chunk in chunk_slices(len(targets), policy.vocab):
+    for chunk in chunk_slices(len(targets), policy.vocab, targets.device):
         p = DenseDistribution(policy.head.logits(states[0][chunk])).log_probs()
         q = DenseDistribution(scorer.head.logits(states[1][chunk])).log_probs().to(p.device)
         yield diagnostics.full_metrics(

@@ -1,0 +1,103 @@
+"""Out of memory in the teacher, deterministic updates, gradient buckets, copies in host memory."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from opd.errors import UserError
+from opd.models.lm import add_lora, copy_on_cpu
+from opd.teachers.local import LocalTeacher
+from opd.training import deterministic as module
+from opd.training.deterministic import deterministic
+from opd.training.distributed import BUCKET_ELEMENTS, _buckets
+from opd.types import Rollout, Want
+
+WANT = Want(sampled=True, support=True)
+
+
+def rollouts(prompts) -> list[Rollout]:
+    made = []
+    for prompt in prompts:
+        ids = [7, 8, 9, 1][: 2 + prompt.index % 3]
+        topk = np.tile(np.array([3, 4], dtype=np.int32), (len(ids), 1))
+        made.append(Rollout.of_ids(prompt, ids, topk_ids=topk))
+    return made
+
+
+def fail_above(lm, tokens: int) -> None:
+    """Every forward with more than `tokens` padded tokens runs out of memory."""
+
+    def hook(module, args, kwargs):
+        if kwargs["input_ids"].numel() > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    lm.causal.base_model.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def test_a_teacher_that_runs_out_of_memory_scores_in_smaller_batches(make_lm, make_prompts, caplog):
+    prompts = make_prompts(3, 8, 5, 6, 4, 7)
+    expected = LocalTeacher(make_lm(1)).score(rollouts(prompts), WANT)
+    lm = make_lm(1)
+    fail_above(lm, 24)
+    teacher = LocalTeacher(lm, tokens_per_batch=64)
+    with caplog.at_level(logging.WARNING):
+        scores = teacher.score(rollouts(prompts), WANT)
+    assert teacher.tokens_per_batch < 64
+    assert "Out of memory" in caplog.text
+    for a, b in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(a.sampled, b.sampled, atol=1e-10)
+        np.testing.assert_allclose(a.support, b.support, atol=1e-10)
+
+
+def test_a_teacher_that_cannot_score_one_rollout_says_what_helps(make_lm, make_prompts):
+    lm = make_lm(1)
+    fail_above(lm, 3)
+    with pytest.raises(UserError, match=r"teacher\.device"):
+        LocalTeacher(lm, tokens_per_batch=64).score(rollouts(make_prompts(8)), WANT)
+
+
+def test_deterministic_algorithms_are_used_inside_only():
+    assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_operation_without_a_deterministic_form_is_named_once(caplog, monkeypatch):
+    monkeypatch.setattr(module, "_reported", set())
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            with deterministic(True):
+                warnings.warn("cumsum_cuda_kernel does not have a deterministic form", stacklevel=1)
+    assert caplog.text.count("cumsum_cuda_kernel") == 1
+
+
+def test_other_warnings_pass_through():
+    with pytest.warns(UserWarning, match="something else"), deterministic(True):
+        warnings.warn("something else", stacklevel=1)
+
+
+def test_buckets_hold_every_gradient_once_and_mix_no_dtypes():
+    dtypes = (torch.float32, torch.float64, torch.float64)
+    small = [torch.zeros(3, dtype=dtype) for dtype in dtypes]
+    large = torch.empty(BUCKET_ELEMENTS, device="meta")
+    assert [len(b) for b in _buckets([*small, large, large])] == [1, 2, 1, 1]
+
+
+def test_a_copy_in_host_memory_shares_nothing_and_computes_the_same(make_lm):
+    lm = add_lora(make_lm(), rank=2, alpha=4.0, dropout=0.0, target_modules="all-linear", seed=0)
+    copied = copy_on_cpu(lm.model)
+    assert not {p.data_ptr() for p in lm.model.parameters()} & {
+        p.data_ptr() for p in copied.parameters()
+    }
+    ids = torch.arange(3, 9)[None]
+    assert torch.equal(lm.model(input_ids=ids).logits, copied(input_ids=ids).logits)
+    base = copied.get_base_model()
+    assert base.get_input_embeddings().weight is base.get_output_embeddings().weight
