@@ -11,7 +11,7 @@ from transformers import Qwen3ForCausalLM
 
 from opd import config
 from opd.commands import auto
-from opd.commands.check import output
+from opd.commands.check import output, rounds
 from opd.commands.check.rounds import MIN_PROMPTS
 from opd.commands.train import run_train
 from opd.demo.run_config import PAIR, demo_config
@@ -21,9 +21,14 @@ from opd.run.console import Console
 QUIET = Console("quiet")
 
 
+@pytest.fixture(autouse=True)
+def few_prompts(monkeypatch):
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 32)
+
+
 def settings(tmp_path, **sections):
     data = demo_config(tmp_path / "run")
-    data |= {"recipe": "auto", "check": {"prompts": 32}, "eval": []}
+    data |= {"recipe": "auto", "eval": []}
     data["train"] |= {"steps": 1}
     return config.parse(data | sections)
 
@@ -63,7 +68,8 @@ def test_the_check_writes_little_of_what_the_run_will(tmp_path, monkeypatch):
     step(auto, "check", lambda *a, **k: seen.append(found(*a, **k)) or seen[-1])
     for steps in (1, 400):
         train = {"steps": steps, "prompts_per_step": 16}
-        given = settings(tmp_path, train=train, check={"prompts": 256})
+        step(rounds, "MAX_PROMPTS", 256)
+        given = settings(tmp_path, train=train)
         auto.prepare(given, resume=False, console=QUIET)
     few, many = (len(one.student.prompts) for one in seen)
     assert few == MIN_PROMPTS < many < 256
@@ -99,13 +105,13 @@ def test_a_dont_is_not_trained_and_leaves_no_run(tmp_path):
 
 
 def test_a_dont_is_not_believed_on_few_prompts(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 48)
     seen, found = [], auto.check
     monkeypatch.setattr(auto, "check", lambda *a, **k: seen.append(found(*a, **k)) or seen[-1])
     given = settings(
         tmp_path,
         student={"model": str(PAIR / "teacher")},
         teacher={"model": str(PAIR / "student")},
-        check={"prompts": 48},
     )
     with pytest.raises(UserError, match="check says don't"):
         auto.prepare(given, resume=False, console=QUIET)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from opd import config
 from opd.cli import app
-from opd.commands.check import run_check
+from opd.commands.check import rounds, run_check
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
 from opd.run.layout import check_record
@@ -25,7 +25,6 @@ STUDENT, TEACHER = str(PAIR / "student"), str(PAIR / "teacher")
 def write(path, **changes):
     """The demo's run.yaml, small, with some keys changed."""
     data = demo_config(path.parent / "run")
-    data["check"] = {"prompts": 32}
     for key, value in changes.items():
         section, _, name = key.partition("__")
         if name:
@@ -34,6 +33,11 @@ def write(path, **changes):
             data[section] = value
     path.write_text(yaml.safe_dump(data))
     return path
+
+
+@pytest.fixture(autouse=True)
+def few_prompts(monkeypatch):
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 32)
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def test_the_shipped_pair_is_a_go_and_left_as_it_was(file, capsys):
     before = [contents(PAIR / name) for name in ("student", "teacher")]
     result = run_check(write(file), ())
     assert result.best.verdict == "go"
-    assert len(result.student.prompts) == 32  # check.prompts, whatever the rounds
+    assert len(result.student.prompts) == 32  # MAX_PROMPTS, whatever the rounds
     text = capsys.readouterr().out
     assert "Go: nothing stands against this run." in text
     assert "The teacher is more accurate than the student" in text
@@ -186,7 +190,7 @@ def test_a_teacher_with_another_tokenizer_is_incompatible(file, tmp_path):
         ({"teacher": None, "loss": {"terms": {"outcome_weight": 1.0}}}, "teacher is null"),
         ({"teacher": []}, "empty list"),
         ({"teacher": {"url": "http://127.0.0.1:9", "model": "m"}}, "teacher.url=http://127.0.0.1"),
-        ({"check__prompt": 3}, "check.prompts"),
+        ({"check__orign": 3}, "check.origin"),
     ],
 )
 def test_a_mistake_is_an_error_that_names_the_key(file, changes, message):
@@ -195,8 +199,9 @@ def test_a_mistake_is_an_error_that_names_the_key(file, changes, message):
     assert message in str(result.exception)
 
 
-def test_the_budget_ends_the_rounds(file):
-    short = run_check(write(file, check={"prompts": 256}), (), budget=1.0)
+def test_the_budget_ends_the_rounds(file, monkeypatch):
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 256)
+    short = run_check(write(file), (), budget=1.0)
     assert len(short.student.prompts) < 256
     assert np.isfinite(short.best.features["gap"].low)
 

@@ -246,7 +246,7 @@ def test_final_is_a_plain_hugging_face_folder(tmp_path):
 
 
 def test_a_poisoned_run_stops_and_names_the_last_good_checkpoint(tmp_path):
-    data = run_config(tmp_path / "run", steps=8, optim={"lr": 0.0005, "max_bad_steps": 2})
+    data = run_config(tmp_path / "run", steps=8, optim={"lr": 0.0005})
     session, completions = open_run(data)
     teacher = session.source.teacher
     scored = teacher.score
@@ -265,13 +265,13 @@ def test_a_poisoned_run_stops_and_names_the_last_good_checkpoint(tmp_path):
             return scores
 
     session = replace(session, source=replace(session.source, teacher=Poison()))
-    with pytest.raises(UserError, match=r"2 updates in a row .*checkpoints/step-4\."):
+    with pytest.raises(UserError, match=r"3 updates in a row .*checkpoints/step-4\."):
         distill(session, completions)
     session.folder.close()
     kept = sorted(p.name for p in (tmp_path / "run" / "refused").iterdir())
-    assert kept == ["step-4.parquet", "step-5.parquet"]
+    assert kept == ["step-4.parquet", "step-5.parquet", "step-6.parquet"]
     lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
-    assert [line["step"] for line in lines if line.get("train/refused")] == [4]
+    assert [line["step"] for line in lines if line.get("train/refused")] == [4, 5]
 
 
 def test_metrics_hold_no_clock(tmp_path):

@@ -26,7 +26,13 @@ from support.runs import open_run
 
 STEPS = 11
 # A threshold nobody meets, so that the alarm comes for certain: at step 9, in windows of two.
-WATCHFUL = {"window": 2, "rules": {"overlap-stagnating": {"threshold": 1.5}}}
+WATCHFUL = {"rules": {"overlap-stagnating": {"threshold": 1.5}}}
+
+
+@pytest.fixture(autouse=True)
+def short_windows(monkeypatch):
+    """Windows of two steps: these runs are too short for four."""
+    monkeypatch.setattr("opd.alarms.monitor.MIN_WINDOW", 2)
 
 
 def run_config(folder: Path, **changes) -> dict:
@@ -133,7 +139,7 @@ def test_acting_alarms_change_the_run_and_come_back_bit_for_bit(tmp_path, monkey
         spike, condition=lambda seen, _: {} if len(seen.values("train/loss")) > 3 else None
     )
     monkeypatch.setattr("opd.alarms.monitor.RULES", (loud,))
-    act = {"alarms": {"action": "act", "window": 2}, "rollout": {"max_new_tokens": 40}}
+    act = {"alarms": {"action": "act"}, "rollout": {"max_new_tokens": 40}}
     straight = run(run_config(tmp_path / "straight", **act))
     assert [(a["step"], a["action"][:26]) for a in straight] == [(5, "rollouts end after 28 toke")]
     metrics = tmp_path / "straight" / "metrics.jsonl"
@@ -148,7 +154,7 @@ def test_acting_alarms_change_the_run_and_come_back_bit_for_bit(tmp_path, monkey
 
 def test_a_stop_keeps_the_best_student(tmp_path):
     # A rate that ruins the student: it is best before the first step, or soon after.
-    stop = {"alarms": {"action": "stop", "window": 2}, "optim": {"lr": 0.03}}
+    stop = {"alarms": {"action": "stop"}, "optim": {"lr": 0.03}}
     data = run_config(tmp_path / "run", **stop)
     data["student"] = data["student"] | {"model": str(PAIR / "teacher")}
     data["teacher"] = {"model": str(PAIR / "student")}
@@ -177,5 +183,5 @@ def test_a_stop_keeps_the_best_student(tmp_path):
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert run(data, resume=True) == alarms
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-    run(data | {"alarms": {"action": "warn", "window": 2}}, resume=True)
+    run(data | {"alarms": {"action": "warn"}}, resume=True)
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == STEPS

@@ -121,7 +121,7 @@ def test_each_rule_sees_its_trouble_with_numbers_and_a_remedy(name):
     alarms = [a for a in replay(rows(BAD[name]), Alarms(), STEPS) if a.name == name]
     assert alarms, "not raised"
     first = alarms[0]
-    assert 2 * window_size(Alarms(), STEPS) < first.step <= STEPS
+    assert 2 * window_size(STEPS) < first.step <= STEPS
     assert first.evidence
     assert all(math.isfinite(v) for v in first.evidence.values())
     assert first.remedy
@@ -145,7 +145,7 @@ def test_a_distance_that_fell_at_once_and_stays_large_is_stagnation_too():
 
     (alarm,) = replay(rows(plateau), Alarms(), STEPS)
     assert alarm.name == "overlap-stagnating"
-    assert alarm.step > 5 * window_size(Alarms(), STEPS)
+    assert alarm.step > 5 * window_size(STEPS)
     small = rows(lambda t: {n: v / 5 if "kl" in n else v for n, v in plateau(t).items()})
     assert replay(small, Alarms(), STEPS) == []  # less than the student's entropy
 

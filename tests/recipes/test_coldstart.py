@@ -366,7 +366,7 @@ def test_batches_use_everything_once_and_evenly(count):
 def when_alarmed(folder: Path) -> dict:
     data = run_config(folder, when="alarm")
     data["train"] |= {"steps": 7}
-    return data | {"alarms": {"action": "act", "window": 2}}
+    return data | {"alarms": {"action": "act"}}
 
 
 @pytest.fixture
@@ -377,6 +377,7 @@ def loud(monkeypatch):
         rule, condition=lambda seen, _: {} if len(seen.values("train/loss")) > 2 else None
     )
     monkeypatch.setattr("opd.alarms.monitor.RULES", (seen,))
+    monkeypatch.setattr("opd.alarms.monitor.MIN_WINDOW", 2)
 
 
 @pytest.mark.usefixtures("loud")
@@ -398,7 +399,7 @@ def test_an_alarm_begins_a_cold_start_and_training_goes_on_afresh(tmp_path):
     assert {float(v) for n, v in after.items() if n.startswith("step/")} == {3.0}
     assert not (folder / "coldstart" / "checkpoints").exists()
     # Rules look at the student of today, live and in a replay.
-    assert [a.step for a in replay(rows, Alarms(action="act", window=2), 7)] == [4]
+    assert [a.step for a in replay(rows, Alarms(action="act"), 7)] == [4]
     data = read_run(folder)
     assert data.phases == [(0, "on-policy"), (4, "coldstart"), (4, "on-policy")]
     assert data.series("time/step_s").steps.tolist() == list(range(1, 8))

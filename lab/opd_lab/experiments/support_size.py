@@ -83,7 +83,7 @@ def arm(mode: str, k: int) -> Arm:
     """The run of a mode and a size."""
     if (mode, k) == DEFAULTS:
         return Arm(*ROUTE_PAIR)
-    return Arm(*ROUTE_PAIR, (f"loss.k={k}", f"diagnostics.k={k}", f"loss.mode={mode}"))
+    return Arm(*ROUTE_PAIR, (f"loss.k={k}", f"loss.mode={mode}"))
 
 
 def mass_outside(result: RunResult, panel: str, label: str) -> Curve:

@@ -13,6 +13,9 @@ from opd.alarms.rules import RULES, Rule
 from opd.config import AlarmAction, Alarms
 from opd.run.layout import ON_POLICY
 
+# A tenth of the run averages most of the noise away and leaves time to act; below four steps the
+# noise of a window cannot be estimated.
+WINDOWS, MIN_WINDOW = 10, 4
 HOLD_STEPS = 2  # successive steps a condition must hold
 
 
@@ -41,9 +44,9 @@ class Alarm:
         return asdict(self)
 
 
-def window_size(settings: Alarms, planned: int) -> int:
-    """Steps in a window: a tenth of the run, at least four, unless `alarms.window` is a number."""
-    return max(4, planned // 10) if settings.window == "auto" else settings.window
+def window_size(planned: int) -> int:
+    """Steps in a window of a run of `planned` steps."""
+    return max(MIN_WINDOW, planned // WINDOWS)
 
 
 class Monitor:
@@ -57,7 +60,7 @@ class Monitor:
     def __init__(self, settings: Alarms, planned: int) -> None:
         """Monitor a run of `planned` steps."""
         self.settings = settings
-        self.history = History(window_size(settings, planned))
+        self.history = History(window_size(planned))
         self._steps_held: dict[str, int] = {}  # steps for which a rule's condition has held
         self._steps_quiet: dict[str, int] = {}  # successive steps for which it has not
 

@@ -47,8 +47,6 @@ class Alarms(Section):
     action: Annotated[AlarmAction, BeforeValidator(_off)] = "warn"
     """warn: say and record. act: also change what the rule can change (a tail bucket, a shorter
     horizon). stop: end the run and keep the student of the best held-out accuracy."""
-    window: int | Literal["auto"] = "auto"
-    """Steps that are averaged before they are compared. auto: a tenth of the run, at least 4."""
     rules: dict[AlarmName, AlarmRule] = {}
     """Rules that differ, by name."""
 

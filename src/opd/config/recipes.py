@@ -20,9 +20,6 @@ class Check(Section):
     origin: str | None = None
     """The student's base model, or a sibling trained on the same data. A teacher that does not
     differ from it on the student's rollouts undoes the student's training (paper section 3.3)."""
-    prompts: int = Field(256, ge=8)
-    """Maximum number of training prompts in the check; the budget may end it earlier, and so does
-    recipe: auto at a fiftieth of the tokens of the run."""
 
 
 class Coldstart(Section):

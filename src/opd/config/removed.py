@@ -59,6 +59,22 @@ REMOVED: dict[str, Removed] = {
         False,
         "loss.k=1 with loss.mode=paper trains nothing; use loss.k=4 or more, or loss.mode=tail",
     ),
+    "diagnostics.k": Removed(
+        16, "Overlap is of the top 16 tokens", "opd.core.diagnostics:OVERLAP_K"
+    ),
+    "optim.betas": Removed([0.9, 0.999], "AdamW has these", "opd.training.optimizer:BETAS"),
+    "optim.max_bad_steps": Removed(
+        3, "A run stops after 3 non-finite updates in a row", "opd.training.loop:MAX_SKIPPED"
+    ),
+    "alarms.window": Removed(
+        "auto", "Windows are a tenth of the run, at least 4 steps", affects_results=False
+    ),
+    "check.prompts": Removed(
+        256,
+        "The check looks at 256 prompts at most; `opd check --budget` ends it earlier",
+        "opd.commands.check.rounds:MAX_PROMPTS",
+        affects_results=False,
+    ),
     "select.k": Removed(4, "pass@k is always pass@4", "opd.recipes.select:PASS_K"),
     "select.ood_share": Removed(
         0.25,

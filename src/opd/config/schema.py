@@ -259,8 +259,6 @@ class Diagnostics(Section):
 
     positions: int = Field(4096, ge=0)
     """Completion positions a step given the full-vocabulary treatment (all if fewer; 0: none)."""
-    k: int = Field(16, ge=1)
-    """Support size of overlap ratio and mass. Paper: 16."""
 
 
 class Optim(Section):
@@ -268,7 +266,6 @@ class Optim(Section):
 
     lr: float = Field(1.0e-6, gt=0)
     """Paper: 1e-6 for 1.5B-7B models; tiny models want 1e-3, LoRA about 1e-4."""
-    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.01, ge=0)
     grad_clip: float = Field(1.0, gt=0)
     warmup: int = Field(0, ge=0)
@@ -276,8 +273,6 @@ class Optim(Section):
     offload: Literal["none", "cpu"] = "none"
     """cpu: master weights and moments in pinned host memory, stepped there (12 bytes per parameter
     less on the GPU). Full training in bf16_mixed only."""
-    max_bad_steps: int = Field(3, ge=1)
-    """Refused steps (NaN or inf) in a row before the run stops."""
 
 
 class Train(Section):

@@ -25,6 +25,9 @@ from opd.core.precision import at_least_float32
 from opd.types import Mean, Metrics
 
 GRADIENT = "diag/gradient_share"
+# Support size of overlap ratio and overlap mass, whatever the loss trains on: the paper's, and what
+# alarms and `opd check` judge by, so that numbers of two runs can be compared.
+OVERLAP_K = 16
 
 
 class Measure(NamedTuple):

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from opd.alarms import History, window_size
-from opd.config import Alarms
 from opd.core import stats
 from opd.reports.alarm_log import AlarmText
 from opd.reports.document import Sentence
@@ -50,7 +49,7 @@ def gap_closed(main: Outcome | None) -> bool:
 
 def approached_teacher(run: RunData) -> bool:
     """Whether reverse KL has fallen beyond noise, by the windows of the alarm rules."""
-    history = History(window_size(Alarms(), run.planned))
+    history = History(window_size(run.planned))
     for value in run.series("diag/reverse_kl").values:
         history.add({"diag/reverse_kl": float(value)})
     change = history.change("diag/reverse_kl")

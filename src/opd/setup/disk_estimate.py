@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from opd.config import Run
+from opd.core.diagnostics import OVERLAP_K
 from opd.models.lm import LM
 
 LOGS = 64 * 2**20  # journals, evaluations, tokenizer files
@@ -35,7 +36,7 @@ def step_bytes(cfg: Run, student: LM, teacher: LM | None) -> int:
     """Largest size of one rollouts/step-N.parquet, bytes."""
     rollouts = cfg.train.prompts_per_step * cfg.rollout.n
     tokens = rollouts * cfg.rollout.max_new_tokens
-    k, own = cfg.loss.k, max(cfg.loss.k, cfg.diagnostics.k)
+    k, own = cfg.loss.k, max(cfg.loss.k, OVERLAP_K)
     # Per token: id, log-prob, entropy, k ids with log-probs of the student; the teacher's scores of
     # those and of the sampled token, normaliser, entropy, and its own top tokens; its text.
     token = 12 + 8 * k + 4 * k + 12 + 8 * own + 8

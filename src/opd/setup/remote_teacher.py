@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.config import LocalTeacher, Run, ServerTeacher
+from opd.core.diagnostics import OVERLAP_K
 from opd.core.objective import Objective
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
@@ -274,7 +275,7 @@ def diagnostics_topk(cfg: Run, vocab: int) -> int:
     """How many of the teacher's own top tokens the diagnostics want instead of everything."""
     if not cfg.diagnostics.positions or cfg.loss.teacher_temperature != 1.0:
         return 0
-    return min(cfg.diagnostics.k, vocab)
+    return min(OVERLAP_K, vocab)
 
 
 def recognise_or_record(folder: Path, teacher: RemoteTeacher, hands: Handshake) -> None:

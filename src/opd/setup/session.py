@@ -14,7 +14,7 @@ import torch
 from opd import config
 from opd.alarms import Monitor
 from opd.config import Run
-from opd.core.diagnostics import position_edges
+from opd.core.diagnostics import OVERLAP_K, position_edges
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.models import tokenizers
@@ -201,7 +201,7 @@ def make_learner(
         tokens_per_microbatch=token_budget(cfg),
         teacher_logits=None if pair.teacher is None else teacher_logits(pair.teacher),
         teacher_temperature=cfg.loss.teacher_temperature,
-        diagnostics_k=min(cfg.diagnostics.k, pair.student.vocab),
+        diagnostics_k=min(OVERLAP_K, pair.student.vocab),
         position_edges=position_edges(cfg.rollout.max_new_tokens),
         seed=cfg.train.seed,
         sft_weight=cfg.loss.terms.sft_weight,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from opd.core.diagnostics import OVERLAP_K
 from opd.http import Refusal
 from opd.rng import Stream, generator
 from opd.teachers.dialect import Dialect, text_rollout
@@ -73,7 +74,7 @@ def probe_topk(prober: Prober, text: Sequence[int], k: int) -> bool:
             "top-k",
             "fatal",
             f"{k} top tokens are refused: {error} Start vLLM with --max-logprobs {k}, or lower "
-            "loss.k and diagnostics.k.",
+            f"loss.k (the diagnostics take {OVERLAP_K}, unless diagnostics.positions=0).",
         )
         return False
     if scores is None:

@@ -23,6 +23,9 @@ from opd.types import Mean, Metrics
 
 logger = logging.getLogger(__name__)
 
+# Non-finite updates in a row that end a run: one may be a freak batch, three are a broken model.
+MAX_SKIPPED = 3
+
 
 class End(Enum):
     """Why the loop came to an end."""
@@ -111,7 +114,7 @@ def skip_step(session: Session, step: int, reason: NonFiniteStep, skipped: int) 
     """
     kept = session.folder.keep_rollouts(step + 1)
     logger.warning("Update %d skipped (%s); its batch is kept in %s.", step + 1, reason, kept)
-    if skipped >= session.cfg.optim.max_bad_steps:
+    if skipped >= MAX_SKIPPED:
         raise UserError(
             f"{skipped} updates in a row were not finite (last: {reason}); the optimizer never saw "
             f"them. Newest checkpoint: {describe_newest(session.folder)}. "

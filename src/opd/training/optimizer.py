@@ -14,6 +14,7 @@ from opd.models.lm import LM
 from opd.models.master_weights import copy_masters_to_model, fraction_that_cannot_move
 
 Schedule = Literal["constant", "cosine"]
+BETAS = (0.9, 0.999)  # of the paper, and what torch and TRL take unasked
 MAX_STUCK = 0.1  # fraction of the weights that may be rounded back to where they were
 
 
@@ -44,7 +45,7 @@ class MasterAdamW(torch.optim.AdamW):
         super().__init__(
             [g for g in groups if g["params"]],
             lr=optim.lr,
-            betas=optim.betas,
+            betas=BETAS,
             fused=None if sharded_on_cpu else True,
         )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from opd.commands.check.candidates import Candidate
 from opd.config import Run
+from opd.core.diagnostics import OVERLAP_K
 from opd.data.graders import Grader, grader_for
 from opd.data.prompts import PromptSet
 from opd.models.tokenizers import make_decoder
@@ -27,6 +28,9 @@ from opd.setup.prompts import load_eval_task
 from opd.setup.samplers import rollout_decoding
 
 FIRST_ROUND = 8  # prompts; later rounds double as long as there is time
+# Of training prompts, if the budget lasts: accuracies are then known to about .03, and the forecast
+# itself is less exact than that.
+MAX_PROMPTS = 256
 MIN_PROMPTS = 32  # that a verdict rests on, however few tokens may be generated
 
 
@@ -83,7 +87,7 @@ def run_probe(
     student: StudentSide | None = None
     teachers: list[TeacherSide] = []
     done, size = 0, FIRST_ROUND
-    total = min(first.cfg.check.prompts, len(chosen.prompts))
+    total = min(MAX_PROMPTS, len(chosen.prompts))
     while done < total:
         started = time.monotonic()
         part = chosen.prompts[done : min(done + size, total)]
@@ -106,7 +110,7 @@ def _probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfig:
         rollout_decoding(cfg),
         make_decoder(pair.tokenizer),
         grader,
-        k=min(max(cfg.loss.k, cfg.diagnostics.k), pair.student.vocab),
+        k=min(max(cfg.loss.k, OVERLAP_K), pair.student.vocab),
         tokens_per_batch=token_budget(cfg),
         batch=cfg.rollout.batch,
         seed=cfg.train.seed,
@@ -118,7 +122,7 @@ def _affordable(
 ) -> int:
     """How many more prompts fit the token budget, by the tokens generated so far."""
     if math.isinf(token_fraction):
-        return cfg.check.prompts
+        return MAX_PROMPTS
     done = len(student.prompts)
     length = sum(map(len, student.rollouts)) / len(student.rollouts)
     run_tokens = cfg.train.steps * cfg.train.prompts_per_step * cfg.rollout.n * length

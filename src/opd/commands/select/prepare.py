@@ -7,6 +7,7 @@ from pathlib import Path
 
 from opd import rng
 from opd.config import Run, Select
+from opd.core.diagnostics import OVERLAP_K
 from opd.data.duplicates import Leak, find_leaks, find_repeats, load_questions
 from opd.data.graders import grader_for
 from opd.data.prompts import PromptSet
@@ -84,7 +85,7 @@ def measurement_setup(
     teacher = models.teacher(folder, console, Clock())
     if teacher is None:
         raise UserError("opd select needs a teacher; teacher is null.")
-    decoding, k = rollout_decoding(cfg), min(cfg.diagnostics.k, pair.student.vocab)
+    decoding, k = rollout_decoding(cfg), min(OVERLAP_K, pair.student.vocab)
     teacher_sampler = models.teacher_sampler(decoding)
     if teacher_sampler is None:
         console.print("The teacher server only scores: prompts are ranked without its accuracy.")
