@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from opd.errors import UserError
+from opd.models.attention import use_grouped_attention
 from opd.models.head import SPARSE_VOCAB, Head
 from opd.rng import Stream, torch_seed
 from opd.types import Dtype
@@ -184,6 +185,7 @@ def load_lm(
             "Give a local Hugging Face folder with safetensors weights, or a hub name."
         ) from None
     model = model.to(torch.device(device) if device else default_device()).eval()
+    use_grouped_attention(model)
     if model.dtype == torch.float16:
         raise UserError(
             f"{key}={name} is stored in float16, whose range loses small gradients and scores. Set "
