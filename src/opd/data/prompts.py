@@ -35,6 +35,11 @@ TEMPLATE_LIMIT = 1_000_000  # characters a chat template may hold, or add to a c
 RESERVED = {"tokenize", "add_generation_prompt", "continue_final_message", "return_tensors"}
 RESERVED |= {"return_dict", "padding", "truncation", "max_length", "conversation"}
 
+SPECIAL_TEXT = (
+    "%s: %d of %d prompts spell a special token in their own text; the model reads it as the real "
+    "one."
+)
+
 Message = dict[str, str]
 Rendered = Literal["plain", "chat"]
 
@@ -124,13 +129,7 @@ def load_prompts(
             "context is the limit, lower rollout.max_new_tokens."
         )
     if special_text:
-        logger.warning(
-            "%s: %d of %d prompts spell a special token in their own text; the model reads it as "
-            "the real one.",
-            path,
-            special_text,
-            len(kept),
-        )
+        logger.warning(SPECIAL_TEXT, path, special_text, len(kept))
     return PromptSet(
         tuple(kept), len(dropped_lengths), len(rows), rendered, _digest(kept), special_text
     )

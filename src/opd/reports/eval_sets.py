@@ -126,7 +126,7 @@ def _read(folder: Path, step: int, name: str, problems: list[str]) -> EvalResult
     file = folder / f"step-{step}-{name}.json"
     try:
         key = json.loads(file.read_text("utf-8"))["key"]
-        saved = evals.load(folder, step, name, key)
+        saved = evals.load(file, key)
     except (OSError, ValueError, LookupError, TypeError):
         saved = None
     if saved is None:

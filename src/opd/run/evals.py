@@ -23,32 +23,34 @@ RESERVED = ("step", "name", "key", "samples_sha256", "sha256")
 
 
 def save(
-    folder: Path,
-    step: int,
-    name: str,
+    path: Path,
+    identity: Mapping[str, Any],
     result: Mapping[str, Any],
     samples: Sequence[Graded],
-    key: dict[str, Any],
     ops: FileOps,
 ) -> None:
-    """See `RunFolder.save_eval`. The JSON file is written last: with it the evaluation exists."""
+    """Write an evaluation; the JSON file is written last: with it the evaluation exists.
+
+    Args:
+        path: of the JSON file; the parquet file is beside it.
+        identity: step, name and key of the evaluation.
+        result: see `RunFolder.save_eval`.
+        samples: see `RunFolder.save_eval`.
+        ops: the disk.
+    """
     if taken := set(RESERVED) & set(result):
         raise ValueError(f"{sorted(taken)} are reserved names of the file")
     data = _encode_samples(samples)
     record = json_safe(result)
     sha256 = hashlib.sha256(data).hexdigest()
-    record |= {"step": step, "name": name, "key": key, "samples_sha256": sha256}
+    record |= {**identity, "samples_sha256": sha256}
     record["sha256"] = hashlib.sha256(encode_json(record)).hexdigest()
-    path = folder / f"step-{step}-{name}.json"
     write_bytes(path.with_suffix(".parquet"), data, ops)
     write_json(path, record, ops)
 
 
-def load(
-    folder: Path, step: int, name: str, key: dict[str, Any]
-) -> tuple[dict[str, Any], list[Graded]] | None:
-    """See `RunFolder.load_eval`."""
-    path = folder / f"step-{step}-{name}.json"
+def load(path: Path, key: dict[str, Any]) -> tuple[dict[str, Any], list[Graded]] | None:
+    """Read the JSON file `path` and the samples beside it; see `RunFolder.load_eval`."""
     if not path.exists():
         return None
     try:

@@ -297,13 +297,17 @@ class RunFolder:
             UserError: when `name` is not a plain file name.
         """
         require_safe_name(name, "eval set", "eval.N.name")
-        evals.save(self.path / "eval", step, name, result, samples, dict(key or {}), self.ops)
+        identity = {"step": step, "name": name, "key": dict(key or {})}
+        evals.save(self._eval_path(step, name), identity, result, samples, self.ops)
 
     def load_eval(
         self, step: int, name: str, *, key: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, Any], list[Graded]] | None:
         """Load what `save_eval` wrote; None when absent, broken (warned of) or of another key."""
-        return evals.load(self.path / "eval", step, name, dict(key or {}))
+        return evals.load(self._eval_path(step, name), dict(key or {}))
+
+    def _eval_path(self, step: int, name: str) -> Path:
+        return self.path / "eval" / f"step-{step}-{name}.json"
 
     def _rollout_path(self, step: int) -> Path:
         return self.path / "rollouts" / f"step-{step}.parquet"
