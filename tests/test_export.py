@@ -14,7 +14,7 @@ from opd.errors import UserError
 from opd.reports.model_card import model_card
 from opd.reports.read import read_run
 from opd.run.checkpoint import find_newest_checkpoint
-from test_train import run, run_config
+from support.runs import run_config, run_to_end
 
 LORA = {"student": {"lora": {"rank": 4}}, "optim": {"lr": 0.005}}
 
@@ -22,14 +22,14 @@ LORA = {"student": {"lora": {"rank": 4}}, "optim": {"lr": 0.005}}
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "full"
-    run(run_config(folder, steps=2))
+    run_to_end(run_config(folder, steps=2))
     return folder
 
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "lora"
-    run(run_config(folder, steps=2, **LORA))
+    run_to_end(run_config(folder, steps=2, **LORA))
     return folder
 
 

@@ -23,7 +23,7 @@ from opd.run.jsonl import read_jsonl
 from opd.setup.disk_estimate import bytes_needed, step_bytes
 from opd.setup.pair import load_pair
 from opd.setup.session import build
-from test_train import run, run_config
+from support.runs import run_config, run_to_end
 
 
 def rewrite(path: Path, change) -> None:
@@ -35,33 +35,33 @@ def rewrite(path: Path, change) -> None:
 def test_a_key_that_came_with_a_later_version_is_its_default_on_resume(tmp_path, caplog):
     data = run_config(tmp_path / "run", steps=2)
     data["eval"] = []
-    run(data)
+    run_to_end(data)
 
     def forget(stored):
         del stored["student"]["shard"], stored["optim"]["warmup"], stored["horizon"]
 
     rewrite(tmp_path / "run" / "config.json", forget)
     data["train"]["steps"] = 3
-    run(data, resume=True)
+    run_to_end(data, resume=True)
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 3
     rewrite(tmp_path / "run" / "config.json", forget)
     data["optim"]["warmup"] = 3
     with pytest.raises(UserError, match=r"optim\.warmup: 0 -> 3"):
-        run(data, resume=True)
+        run_to_end(data, resume=True)
 
 
 def test_a_removed_key_at_its_default_does_not_stand_in_the_way_of_a_resume(tmp_path):
     data = run_config(tmp_path / "run", steps=2)
     data["eval"] = []
-    run(data)
+    run_to_end(data)
     config_file = tmp_path / "run" / "config.json"
     rewrite(config_file, lambda stored: stored["loss"].update(normalize=False, weights="student_p"))
     data["train"]["steps"] = 3
-    run(data, resume=True)
+    run_to_end(data, resume=True)
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 3
     rewrite(config_file, lambda stored: stored["loss"].update(weights="teacher_p"))
     with pytest.raises(UserError, match=r"loss\.weights was removed in 0\.2.*student's prob"):
-        run(data, resume=True)
+        run_to_end(data, resume=True)
 
 
 def test_rollouts_of_an_interrupted_step_are_used_after_an_upgrade(tmp_path):
@@ -79,7 +79,7 @@ def test_rollouts_of_an_interrupted_step_are_used_after_an_upgrade(tmp_path):
 def test_a_replayed_rollout_longer_than_the_run_allows_is_refused_with_its_length(tmp_path):
     data = run_config(tmp_path / "first", steps=1)
     data["eval"] = []
-    run(data)
+    run_to_end(data)
     replay = run_config(tmp_path / "second", steps=1)
     replay["eval"] = []
     replay["rollout"] |= {
@@ -88,7 +88,7 @@ def test_a_replayed_rollout_longer_than_the_run_allows_is_refused_with_its_lengt
         "max_new_tokens": 2,
     }
     with pytest.raises(UserError, match=r"rollout\.max_new_tokens=2.*has \d+ tokens"):
-        run(replay)
+        run_to_end(replay)
     assert not (tmp_path / "second").exists()
 
 
@@ -96,10 +96,10 @@ def test_a_set_added_on_resume_has_no_before_and_the_summary_says_so(tmp_path):
     data = run_config(tmp_path / "run", steps=2)
     (first, *_) = data["eval"]
     data["eval"] = [first]
-    run(data)
+    run_to_end(data)
     data["train"]["steps"] = 4
     data["eval"] = [first, first | {"name": "late"}]
-    summary = run(data, resume=True)
+    summary = run_to_end(data, resume=True)
     late = summary["sets"]["late"]
     assert "before" not in late
     assert "change" not in late
@@ -147,7 +147,7 @@ def test_the_disk_check_knows_the_files_of_the_steps(tmp_path):
     data["eval"] = []
     data["train"]["prompts_per_step"] = 8
     cfg = config.parse(data)
-    run(data)
+    run_to_end(data)
     written = max(p.stat().st_size for p in (tmp_path / "run" / "rollouts").glob("*.parquet"))
     pair = load_pair(cfg)
     assert step_bytes(cfg, pair.student, pair.teacher) > written

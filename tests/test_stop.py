@@ -12,8 +12,7 @@ import pytest
 
 from opd.recipes.distillation import distill
 from opd.run.checkpoint import find_newest_checkpoint
-from support.runs import open_run
-from test_train import Counting, digest, run, run_config
+from support.runs import Counting, digest, open_run, run_config, run_to_end
 
 
 class StopsAt(Counting):
@@ -30,7 +29,7 @@ class StopsAt(Counting):
 
 
 def test_a_stop_saves_the_step_and_the_run_goes_on_as_if_nothing_had_been(tmp_path):
-    run(run_config(tmp_path / "straight"))
+    run_to_end(run_config(tmp_path / "straight"))
     data = run_config(tmp_path / "stopped")
     session, completions = open_run(data)
     sampler = StopsAt(session.source.sampler, session.stop, 3)  # not a step that saves by itself
@@ -38,7 +37,7 @@ def test_a_stop_saves_the_step_and_the_run_goes_on_as_if_nothing_had_been(tmp_pa
         distill(replace(session, source=replace(session.source, sampler=sampler)), completions)
     session.folder.close()
     assert find_newest_checkpoint(tmp_path / "stopped" / "checkpoints").step == 3
-    run(data, resume=True)
+    run_to_end(data, resume=True)
     assert digest(tmp_path / "stopped") == digest(tmp_path / "straight")
 
 

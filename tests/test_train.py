@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -23,7 +22,7 @@ from opd.recipes.distillation import distill
 from opd.run.jsonl import read_jsonl
 from opd.training.checkpoints import restore
 from opd.training.experience import sample, score
-from support.runs import open_run
+from support.runs import Counting, digest, open_run, run_config, run_to_end
 
 FULL: dict = {}
 LORA = {"student": {"lora": {"rank": 4, "dropout": 0.1}}, "optim": {"lr": 0.005}}
@@ -32,45 +31,13 @@ GOLD = {"loss": {"terms": {"sft_weight": 0.5, "sft_path": "gold.jsonl"}}}
 OUTCOME = {"loss": {"terms": {"outcome_weight": 1.0}}}
 
 
-def run_config(folder: Path, *, steps=6, **changes) -> dict:
-    """A small run of the demo pair; `changes` are merged section by section."""
-    data = demo_config(folder)
-    data["train"] |= {"steps": steps, "prompts_per_step": 4}
-    data["output"] |= {"save_every": 2, "rollout_sample": 2}
-    data["eval"] = [e | {"limit": 8, "every": 2} for e in data["eval"]]
-    for section, values in changes.items():
-        data[section] = data.get(section, {}) | values
-    gold = data["loss"].get("terms", {}).get("sft_path")
-    if gold is not None:  # beside the run folder, where the demo puts its prompts
-        path = folder.parent / gold
-        path.write_text('{"prompt": "sum pig gnu jay", "completion": "so pig 1 ANS 1"}\n' * 3)
-        data["loss"]["terms"]["sft_path"] = str(path)
-    return data
-
-
-def run(data: dict, *, resume=False, overwrite=False) -> dict:
-    session, completions = open_run(data, resume=resume, overwrite=overwrite)
-    try:
-        return distill(session, completions)
-    finally:
-        session.folder.close()
-
-
-def digest(folder: Path) -> dict[str, str]:
-    """What must be equal after any number of interruptions."""
-    files = [folder / "metrics.jsonl", *sorted((folder / "checkpoints").rglob("*.safetensors"))]
-    files += sorted((folder / "final").rglob("*.safetensors"))
-    files += sorted((folder / "eval").glob("*.json")) + sorted((folder / "rollouts").glob("*"))
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-
-
 @pytest.mark.parametrize("changes", [FULL, LORA, SAMPLED, OUTCOME, GOLD])
 def test_six_steps_are_three_and_three(tmp_path, changes):
     straight = run_config(tmp_path / "straight", **changes)
-    run(straight)
+    run_to_end(straight)
     for stop in (2, 4):  # at a checkpoint: `train.steps` may change, the numbers may not
-        run(run_config(tmp_path / "halves", steps=stop, **changes), resume=stop > 2)
-    run(run_config(tmp_path / "halves", **changes), resume=True)
+        run_to_end(run_config(tmp_path / "halves", steps=stop, **changes), resume=stop > 2)
+    run_to_end(run_config(tmp_path / "halves", **changes), resume=True)
     # The halves were also "last" at steps 2 and 4, where evaluations were due anyway.
     assert digest(tmp_path / "halves") == digest(tmp_path / "straight")
 
@@ -97,7 +64,7 @@ def test_every_variant_trains_and_differs_from_the_plain_run(tmp_path, name):
     lines = {}
     for which, changes in (("plain", {}), ("changed", VARIANTS[name])):
         data = run_config(tmp_path / which, steps=1, **changes)
-        run(data | {"eval": []})
+        run_to_end(data | {"eval": []})
         (lines[which],) = read_jsonl(tmp_path / which / "metrics.jsonl")
     # `special`: the demo's completions hold none but the stop token, which keeps its loss
     same = ("checkpointing", "no diagnostics", "special")
@@ -107,9 +74,9 @@ def test_every_variant_trains_and_differs_from_the_plain_run(tmp_path, name):
 
 
 def test_a_step_on_disk_is_neither_generated_nor_scored_again(tmp_path):
-    run(run_config(tmp_path / "straight", steps=4))
+    run_to_end(run_config(tmp_path / "straight", steps=4))
     data = run_config(tmp_path / "died", steps=4)
-    run(run_config(tmp_path / "died", steps=2))
+    run_to_end(run_config(tmp_path / "died", steps=2))
     session, completions = open_run(data, resume=True)
     # Died after step 3's rollouts and scores were on disk, before its update.
     source, folder, objective = session.source, session.folder, session.learner.objective
@@ -128,7 +95,7 @@ def test_a_step_on_disk_is_neither_generated_nor_scored_again(tmp_path):
 
 
 def test_thinning_that_was_cut_off_is_made_up_for(tmp_path):
-    run(run_config(tmp_path / "straight", steps=2))
+    run_to_end(run_config(tmp_path / "straight", steps=2))
     data = run_config(tmp_path / "died", steps=2)
     session, completions = open_run(data)
 
@@ -139,26 +106,8 @@ def test_thinning_that_was_cut_off_is_made_up_for(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         distill(session, completions)
     session.folder.close()
-    run(data, resume=True)
+    run_to_end(data, resume=True)
     assert digest(tmp_path / "died") == digest(tmp_path / "straight")
-
-
-class Counting:
-    """A sampler or teacher that counts how often it is asked."""
-
-    def __init__(self, inner):
-        self.inner, self.calls = inner, 0
-
-    def sync(self, version):
-        self.inner.sync(version)
-
-    def sample(self, *args, **kwargs):
-        self.calls += 1
-        return self.inner.sample(*args, **kwargs)
-
-    def score(self, *args, **kwargs):
-        self.calls += 1
-        return self.inner.score(*args, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +123,7 @@ def straight(home):
 
     def of(name: str, changes: dict) -> dict[str, str]:
         if name not in made:
-            run(run_config(home / name, **changes))
+            run_to_end(run_config(home / name, **changes))
             made[name] = digest(home / name)
         return made[name]
 
@@ -222,7 +171,7 @@ def test_the_demo_pair_learns(tmp_path):
     data = demo_config(tmp_path / "run")
     data["train"]["steps"] = 30
     data["eval"] = [e | {"limit": 100, "every": 0} for e in data["eval"]]
-    found = run(data)["sets"]["sum"]
+    found = run_to_end(data)["sets"]["sum"]
     # At 30 of 80 steps the pair has recovered about half; a quarter is far outside chance.
     assert found["gap_recovery"]["low"] > 0.25
     assert found["before"]["value"] < 0.3 < 0.9 < found["teacher"]["value"]
@@ -275,7 +224,7 @@ def test_a_poisoned_run_stops_and_names_the_last_good_checkpoint(tmp_path):
 
 
 def test_metrics_hold_no_clock(tmp_path):
-    run(run_config(tmp_path / "run", steps=2))
+    run_to_end(run_config(tmp_path / "run", steps=2))
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         names = json.loads(line)
         assert not any(n.startswith(("time/", "memory/")) for n in names)

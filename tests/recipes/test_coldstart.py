@@ -41,9 +41,8 @@ from opd.setup.coldstart_source import require_one_process, teacher_sampler
 from opd.setup.remote_teacher import ServedTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.testing import FakeVllmServer
-from support.runs import open_run
+from support.runs import Counting, digest, open_run
 from support.servers import STOP, stopping_model
-from test_train import Counting, digest
 
 # The shipped pair overlaps from the start: targets out of reach, so that rounds are made.
 COLD = {

@@ -23,7 +23,7 @@ from opd.training.learner import Learner
 from opd.training.optimizer import make_optimizer
 from opd.training.step import supervised_update, update
 from opd.types import Prompt
-from test_update import experience, learner_of
+from support.updates import experience, learner_of
 
 LR = 1e-5
 
