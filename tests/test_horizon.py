@@ -11,14 +11,15 @@ import pytest
 from pydantic import ValidationError
 
 from opd import config
-from opd.config import Grow, Prune
+from opd.config import Grow
 from opd.core.batch import Batch
 from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.recipes.distillation import distill
 from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import Decoding, HFSampler
-from opd.training.horizon import Horizon, growing_limit, next_cap, prune_weights, reach
+from opd.training.horizon import Horizon, Pruning, growing_limit, next_cap, prune_weights, reach
+from opd.training.session import Session
 from opd.types import Prompt, Rollout, Scores
 from support.runs import open_run
 
@@ -40,44 +41,36 @@ def shared(*counts: int, k=4) -> Scores:
 
 
 def test_a_weight_falls_with_every_bad_position_and_never_rises():
-    prune = Prune(k=4, threshold=0.6, drop=0.4)
-    weights = prune_weights(rollout(6), shared(4, 1, 3, 2, 4, 0), prune)
+    pruning = Pruning(k=4, threshold=0.6, drop=0.4)
+    weights = prune_weights(rollout(6), shared(4, 1, 3, 2, 4, 0), pruning)
     # bad: positions 1, 3 and 5 share a quarter, a half and nothing
     np.testing.assert_allclose(weights, [1, 0.6, 0.6, 0.2, 0.2, 0], atol=1e-6)
     assert reach(weights) == 5
 
 
 def test_the_published_default_dies_at_the_fiftieth_bad_position():
-    weights = prune_weights(rollout(60), shared(*[0] * 60), Prune(k=4))
+    weights = prune_weights(rollout(60), shared(*[0] * 60), Pruning(4, 0.9))
     assert reach(weights) == 49
     assert weights[0] == pytest.approx(0.98)
 
 
-def test_mass_measures_probability_where_ratio_counts_tokens():
-    given = rollout(2), shared(1, 1)
-    ratio = Prune(k=4, threshold=0.6, drop=1.0)
-    assert (prune_weights(*given, ratio) == 0).all()  # .25
-    mass = Prune(k=4, threshold=0.6, drop=1.0, measure="mass")
-    assert (prune_weights(*given, mass) == 1).all()  # .7
-
-
 def test_fewer_tokens_than_recorded_may_be_compared():
-    assert (prune_weights(rollout(1), shared(2), Prune(k=2, threshold=1.0, drop=1.0)) == 1).all()
-    assert (prune_weights(rollout(1), shared(2), Prune(k=4, threshold=1.0, drop=1.0)) == 0).all()
+    assert (prune_weights(rollout(1), shared(2), Pruning(2, 1.0, drop=1.0)) == 1).all()
+    assert (prune_weights(rollout(1), shared(2), Pruning(4, 1.0, drop=1.0)) == 0).all()
 
 
 @pytest.mark.parametrize(
     ("lengths", "alive", "finish", "expected"),
     [
         ((10, 10, 10, 10), (3, 4, 5, 6), "length", 6),  # all died: the last of them
-        ((10, 10, 10, 10), (10, 4, 5, 6), "length", 20),  # one was cut alive: grow
+        ((10, 10, 10, 10), (10, 4, 5, 6), "length", 13),  # one was cut alive: grow
         ((8, 8, 8, 8), (8, 8, 8, 8), "stop", 8),  # all ended
     ],
 )
 def test_the_cap_is_where_nearly_all_have_died_or_ended(lengths, alive, finish, expected):
     rollouts = [rollout(n, finish) for n in lengths]
     weights = [(np.arange(n) < a).astype(np.float32) for n, a in zip(lengths, alive, strict=True)]
-    assert next_cap(rollouts, weights, 10, Prune(quantile=1.0, growth=2.0)) == expected
+    assert next_cap(rollouts, weights, 10, ended_fraction=1.0) == expected
 
 
 def test_a_growing_horizon_grows_in_a_straight_line_and_stays():
@@ -93,14 +86,15 @@ def test_the_limit_is_the_smallest_of_all():
     horizon = Horizon(settings(cap=20, grow={"start": 4, "until": 10}), LONGEST)
     assert [horizon.limit(s) for s in (0, 5, 10)] == [4, 14, 20]
     assert horizon.shorten(18).limit(10) == 18
-    assert horizon.shorten(1).limit(10) == 16  # horizon.least
+    assert horizon.shorten(1).limit(10) == 16  # MIN_LIMIT
     assert Horizon(None, LONGEST).limit(3) == LONGEST
     again = Horizon(horizon.settings, LONGEST).restore(horizon.shorten(18).state())
     assert again == horizon.shorten(18)
 
 
 def test_the_cap_follows_the_overlap_and_is_told():
-    horizon = Horizon(settings(least=2, prune={"k": 4, "drop": 0.5, "quantile": 1.0}), LONGEST)
+    pruning = Pruning(4, 0.9, ended_fraction=1.0)
+    horizon = Horizon(settings(prune={}), LONGEST, pruning, min_tokens=2)
     batch = Batch([rollout(8, "length")] * 2)
     weights = [(np.arange(8) < n).astype(np.float32) for n in (3, 5)]
     batch = replace(batch, pruned=weights)
@@ -131,12 +125,14 @@ def run_config(folder: Path, *, steps=6, **changes) -> dict:
     data["output"] |= {"save_every": 2, "rollout_sample": 2}
     data["eval"] = []
     for section, values in changes.items():
-        data[section] = data.get(section, {}) | values
+        data[section] = None if values is None else data.get(section, {}) | values
     return data
 
 
-def run(data: dict, *, resume=False, upto=None) -> dict[str, str]:
+def run(data: dict, *, resume=False, upto=None, pruning: Pruning | None = None) -> dict[str, str]:
     session, completions = open_run(data, resume=resume)
+    if pruning is not None:
+        session = pruned(session, pruning)
     session.console.show_step = lambda now, *rest: session.stop.set() if now == upto else None
     try:
         distill(session, completions)
@@ -149,18 +145,35 @@ def run(data: dict, *, resume=False, upto=None) -> dict[str, str]:
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+def pruned(session: Session, pruning: Pruning) -> Session:
+    """The session with other numbers than those for completions of thousands of tokens."""
+    adjustable = session.interventions.adjustable
+    horizon = replace(adjustable.horizon, pruning=pruning, min_tokens=4)
+    session.interventions.adjustable = replace(adjustable, horizon=horizon)
+    return replace(session, source=replace(session.source, pruning=pruning))
+
+
+def test_what_is_compared_are_the_tokens_of_the_loss(tmp_path):
+    data = run_config(tmp_path / "run", horizon={"prune": {"threshold": 0.7}}, loss={"k": 8})
+    session, _ = open_run(data)
+    session.folder.close()
+    assert session.source.pruning == Pruning(k=8, threshold=0.7)
+    assert session.interventions.adjustable.horizon.pruning == session.source.pruning
+
+
 # The two models of the demo disagree on a third of the positions; two of them are enough here.
-DYING = {"prune": {"k": 1, "threshold": 1.0, "drop": 0.5, "quantile": 0.5}, "least": 4}
+PRUNING = Pruning(k=1, threshold=1.0, drop=0.5, ended_fraction=0.5)
 
 
 def test_an_adaptive_cap_comes_back_bit_for_bit(tmp_path):
-    straight = run(run_config(tmp_path / "straight", horizon=DYING))
+    straight = run(run_config(tmp_path / "straight", horizon={"prune": {}}), pruning=PRUNING)
     limits = [r["horizon/limit"] for r in read_jsonl(tmp_path / "straight" / "metrics.jsonl")]
     assert limits[0] == LONGEST
     assert len(set(limits)) > 2, "a cap that never moves proves nothing"
     for stop in (1, 3):
-        run(run_config(tmp_path / f"{stop}", horizon=DYING), upto=stop)
-        again = run(run_config(tmp_path / f"{stop}", horizon=DYING), resume=True)
+        data = run_config(tmp_path / f"{stop}", horizon={"prune": {}})
+        run(data, pruning=PRUNING, upto=stop)
+        again = run(data, pruning=PRUNING, resume=True)
         names = straight.keys() & again.keys()  # a stop makes a checkpoint of its own
         assert "metrics.jsonl" in names
         assert {n: again[n] for n in names} == {n: straight[n] for n in names}
@@ -177,27 +190,15 @@ def test_no_token_beyond_the_limit_is_written_and_all_are_counted(tmp_path):
 
 
 def test_weights_of_one_are_the_plain_run(tmp_path):
-    never = {"prune": {"k": 16, "threshold": 1e-9, "adapt": False}}
     run(run_config(tmp_path / "plain", steps=2))
-    run(run_config(tmp_path / "pruned", steps=2, horizon=never))
+    # Nothing ever dies; the cap is at the longest rollout, of which there may be a longer one next.
+    never = Pruning(16, 1e-9, ended_fraction=1.0)
+    run(run_config(tmp_path / "pruned", steps=2, horizon={"prune": {}}), pruning=never)
     plain, same = (read_jsonl(tmp_path / n / "metrics.jsonl") for n in ("plain", "pruned"))
     for a, b in zip(plain, same, strict=True):
         # the teacher's normaliser, now asked for, cancels up to rounding
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
         assert b["horizon/weight"] == 1
-
-
-def test_a_tail_that_is_not_distilled_may_learn_from_the_outcome(tmp_path):
-    lines = {}
-    for tail in ("drop", "outcome"):
-        prune = {"k": 1, "threshold": 1.0, "drop": 1.0, "adapt": False, "tail": tail}
-        changes = {"horizon": {"prune": prune}, "loss": {"terms": {"outcome_weight": 1.0}}}
-        # from the start the student is right about one time in five: groups of 16 are mixed
-        changes["rollout"] = {"n": 16}
-        run(run_config(tmp_path / tail, steps=1, **changes))
-        (lines[tail],) = read_jsonl(tmp_path / tail / "metrics.jsonl")
-    assert 0 < lines["drop"]["rollout/reward"] < 1
-    assert lines["drop"]["train/grad_norm"] != pytest.approx(lines["outcome"]["train/grad_norm"])
 
 
 def test_shares_of_the_gradient_by_position_add_up_to_one(tmp_path):
@@ -215,10 +216,7 @@ def test_shares_of_the_gradient_by_position_add_up_to_one(tmp_path):
     [
         ({"cap": 99}, {}, "horizon.cap"),
         ({"grow": {"start": 99, "until": 3}}, {}, "horizon.grow.start"),
-        ({"prune": {"k": 17}}, {}, "horizon.prune.k"),
-        ({"prune": {"tail": "outcome", "adapt": False}}, {}, "outcome_weight"),
-        ({"prune": {"tail": "outcome"}}, {}, "adapt"),
-        ({"prune": {"base": 0.5}}, {}, "base"),
+        ({"prune": {}}, {"teacher": None, "loss": {"terms": {"outcome_weight": 1.0}}}, "null"),
     ],
 )
 def test_what_does_not_fit_together_is_told(tmp_path, horizon, changes, word):

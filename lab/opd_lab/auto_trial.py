@@ -43,6 +43,7 @@ from opd_lab.auto_trial_table import RESCUES, Arm, ArmResult, Kind, Trial, rende
 from opd_lab.calibration.grid import PREFIX, WORLDS
 from opd_lab.commands import CACHE
 from opd_lab.runs import Task, one_thread, run_config
+from opd_lab.short_horizon import with_short_horizon
 
 Pair = tuple[str, str, str]  # world, student, teacher
 QUIET = Console("quiet")
@@ -113,8 +114,9 @@ def arm_config(arm: Arm, data: dict[str, Any], scratch: Path) -> Run:
         case "select":
             data |= {"select": {"output": str(scratch / "kept.jsonl"), "limit": 256, "n": 4}}
         case "horizon":
-            prune = {"k": 1, "threshold": 1.0, "drop": 0.34, "quantile": 0.75}
-            data |= {"horizon": {"least": 9, "prune": prune}}  # as in E13
+            data |= {
+                "horizon": {"prune": {}}
+            }  # with the numbers of `with_short_horizon`, as in E13
         case "auto":
             data |= {"recipe": "auto"}
         case "plain":
@@ -160,6 +162,8 @@ def prepare_arm(arm: Arm, data: dict[str, Any], scratch: Path) -> Run:
 def train_until(cfg: Run, meter: TokenMeter) -> float:
     """Train until the end or until the meter stops the run; return held-out accuracy."""
     session, completions = build(cfg, resume=False, overwrite=False, console=QUIET)
+    if cfg.horizon is not None:
+        session = with_short_horizon(session)
     if meter.stop.is_set():  # the preparation took everything
         session.stop.set()
     meter.stop = session.stop

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from opd import config
 from opd.recipes.distillation import distill
 from opd.run.console import Console
 from opd.setup.session import build
+from opd.training.session import Session
 from opd_lab.cache_key import digest, source_hash
 from opd_lab.worlds import World, write_prompts
 
@@ -145,6 +146,7 @@ def run(
     seed: int,
     cache: Path,
     changes: Sequence[str] = (),
+    edit: Callable[[Session], Session] | None = None,
 ) -> RunResult:
     """One run of the product; its folder is taken from the cache if it is there.
 
@@ -155,12 +157,19 @@ def run(
         seed: of prompts and rollouts.
         cache: where results are kept.
         changes: overrides as the command line takes them, such as `loss.k=4`.
+        edit: a function of the lab that changes what no key does.
 
     Raises:
         UserError: a configuration that the product refuses.
     """
     names = (student.name, None if teacher is None else teacher.name, repr(task), seed)
-    folder = cache / "runs" / digest(repr(names), *changes, source_hash())
+    folder = (
+        cache
+        / "runs"
+        / digest(
+            repr(names), *changes, *([] if edit is None else [edit.__qualname__]), source_hash()
+        )
+    )
     if folder.is_dir():
         return RunResult(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +179,7 @@ def run(
     with one_thread():
         session, completions = build(cfg, resume=False, overwrite=True, console=Console("quiet"))
         try:
-            distill(session, completions)
+            distill(session if edit is None else edit(session), completions)
         finally:
             session.trackers.close()
             session.folder.close()

@@ -281,18 +281,3 @@ def test_allowed_neighbours_of_the_refusals():
     Objective(support="sampled", sampling_temperature=0.7, student_temperature=0.7)
     Objective(support="symmetric_difference", mode="reference", normalize=True)
     Objective(sampling_truncated=True, sampling_temperature=0.7)
-
-
-def test_the_outcome_term_may_have_weights_of_its_own():
-    objective = Objective(k=K, outcome_weight=2.0)
-    weight = torch.tensor([1.0, 0.5] * N, dtype=torch.float64)[:N]
-    plain = Objective(k=K).per_position(
-        DenseDistribution(STUDENT), DenseDistribution(TEACHER), positions()
-    )
-    both = objective.per_position(
-        DenseDistribution(STUDENT), DenseDistribution(TEACHER), positions()
-    )
-    outcome = both - plain
-    tokens = positions(weight=weight, outcome_weight=1 - weight)
-    loss = objective.per_position(DenseDistribution(STUDENT), DenseDistribution(TEACHER), tokens)
-    torch.testing.assert_close(loss, weight * plain + (1 - weight) * outcome)

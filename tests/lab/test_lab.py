@@ -13,6 +13,7 @@ from opd_lab.corpus import Corpus
 from opd_lab.experiments.response_length import kl_curves, position_metrics
 from opd_lab.runs import Task
 from opd_lab.sft_baseline import SFTSettings, run_sft
+from opd_lab.short_horizon import with_short_horizon
 from opd_lab.training_recipes import RLRecipe, SupervisedRecipe
 from opd_lab.worlds import Chain, detect_pattern
 
@@ -50,7 +51,14 @@ def test_a_run_is_kept_and_never_made_twice(tiny):
         runs.run(*pair, TASK, seed=0, cache=tiny, changes=(*SHORT, "loss.k=4")),
         runs.run(*pair[::-1], TASK, seed=0, cache=tiny, changes=SHORT),
     ]
-    assert len({first.path, *(o.path for o in others)}) == 4
+    pruned = (*SHORT, "horizon.prune={}")
+    others += [
+        runs.run(*pair, TASK, seed=0, cache=tiny, changes=pruned, edit=edit)
+        for edit in (None, with_short_horizon)
+    ]
+    assert len({first.path, *(o.path for o in others)}) == 6
+    weights = [run.curve("horizon/weight")[1] for run in others[-2:]]
+    assert weights[0] != weights[1]
     assert not list((tiny / "runs").glob("making-*"))
 
 

@@ -23,6 +23,7 @@ from opd_lab.experiments.response_length import (
 )
 from opd_lab.experiments.workspace import Arm, Workspace
 from opd_lab.runs import RunResult
+from opd_lab.short_horizon import with_short_horizon
 
 STEPS, FEWER = 40, 25
 CAP, TOLERANCE = 16, 0.02
@@ -31,17 +32,7 @@ ARMS: dict[str, tuple[int, tuple[str, ...]]] = {
     PLAIN: (STEPS, ()),
     SHORT: (FEWER, ()),  # what fewer steps alone come to
     CAPPED: (STEPS, (f"horizon.cap={CAP}",)),
-    # top-1 agreement, because k = 16 is a quarter of this vocabulary; three bad tokens are the end
-    PRUNED: (
-        FEWER,
-        (
-            "horizon.least=9",
-            "horizon.prune.k=1",
-            "horizon.prune.threshold=1.0",
-            "horizon.prune.drop=0.34",
-            "horizon.prune.quantile=0.75",
-        ),
-    ),
+    PRUNED: (FEWER, ("horizon.prune={}",)),  # with the numbers of `with_short_horizon`
 }
 LABELS = {
     PLAIN: f"plain, {STEPS} steps",
@@ -93,7 +84,12 @@ def measure(workspace: Workspace) -> Measurement[Numbers]:
     """One run per arm."""
     results = {
         name: workspace.run(
-            Arm(*DEEP_PAIR, (f"train.steps={steps}", *WHOLE_EVALS, *changes)), deep_task(DEEPEST)
+            Arm(
+                *DEEP_PAIR,
+                (f"train.steps={steps}", *WHOLE_EVALS, *changes),
+                with_short_horizon if name == PRUNED else None,
+            ),
+            deep_task(DEEPEST),
         )
         for name, (steps, changes) in ARMS.items()
     }

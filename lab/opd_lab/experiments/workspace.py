@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from opd.core import stats
+from opd.training.session import Session
 from opd_lab import probes, prompt_selection, runs, zoo
 from opd_lab.prompt_selection import PromptSelection
 from opd_lab.runs import RunResult, Task
@@ -17,11 +18,19 @@ Checkpoint = str | Path  # a name of the zoo, or the folder of a model trained h
 
 @dataclass(frozen=True)
 class Arm:
-    """One run of an experiment: student, teacher, and what differs from the lab's defaults."""
+    """One run of an experiment: student, teacher, and what differs from the lab's defaults.
+
+    Attributes:
+        student: what is trained.
+        teacher: what scores it.
+        changes: overrides of the configuration.
+        edit: a function of the lab that changes what no key does.
+    """
 
     student: Checkpoint
     teacher: str
     changes: tuple[str, ...] = ()
+    edit: Callable[[Session], Session] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,9 @@ class Workspace:
     def run(self, arm: Arm, task: Task) -> RunResult:
         """The run of an arm."""
         pair = self.model(arm.student), self.model(arm.teacher)
-        return runs.run(*pair, task, seed=self.seed, cache=self.cache, changes=arm.changes)
+        return runs.run(
+            *pair, task, seed=self.seed, cache=self.cache, changes=arm.changes, edit=arm.edit
+        )
 
     def run_each(self, arms: Mapping[str, Arm], task: Task) -> dict[str, RunResult]:
         """The runs of several arms by label."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from opd.config.section import Section
 
@@ -72,38 +72,8 @@ class Prune(Section):
     a token weighs clip(1 - drop N, 0, 1) + base.
     """
 
-    k: int = Field(16, ge=1)
-    """Top tokens that are compared; at most loss.k."""
-    measure: Literal["ratio", "mass"] = "ratio"
-    """ratio: shared tokens / k; mass: the student's probability on them, steadier for small k."""
     threshold: float = Field(0.9, gt=0, le=1)
     """Published default; its users also run 0.7."""
-    drop: float = Field(0.02, gt=0, le=1)
-    """Published default: the fiftieth bad position is the last that counts. Its users also 0.01."""
-    base: float = Field(0.0, ge=0, le=1)
-    """Weight that remains; published default 0."""
-    adapt: bool = True
-    """Let the cap follow: no rollout is written further than where nearly all have died."""
-    quantile: float = Field(0.9, gt=0, le=1)
-    """Share of rollouts that must be dead or done at the cap."""
-    growth: float = Field(1.25, gt=1)
-    """Factor by which the cap grows while rollouts are cut alive."""
-    tail: Literal["drop", "outcome"] = "drop"
-    """outcome: as weight leaves the distillation it goes to loss.terms.outcome_weight."""
-
-    @model_validator(mode="after")
-    def _coherent(self) -> Prune:
-        if self.tail == "outcome" and self.adapt:
-            raise ValueError(
-                "horizon.prune.tail=outcome learns from what is beyond the horizon, which "
-                "horizon.prune.adapt=true does not write. Set horizon.prune.adapt=false"
-            )
-        if self.adapt and self.base > 0:
-            raise ValueError(
-                f"horizon.prune.base={self.base} gives every token some weight, and "
-                "horizon.prune.adapt=true does not write them all. Set one of them to 0 or false"
-            )
-        return self
 
 
 class Horizon(Section):
@@ -113,5 +83,3 @@ class Horizon(Section):
     """Most tokens a training rollout may have, whatever else. Evaluation is not cut."""
     grow: Grow | None = None
     prune: Prune | None = None
-    least: int = Field(16, ge=1)
-    """No cap that follows the overlap, or an alarm, goes below this."""

@@ -25,7 +25,8 @@ class Removed:
     """A key that is gone.
 
     Attributes:
-        default: its value where this version does the same.
+        default: its value where this version does the same, or a function of the stored
+            configuration that gives it.
         reason: what happens now, and what to use instead.
         constant: `module:NAME` of a constant with the value `default`; None without one.
         affects_results: whether a stored value other than `default` is refused; False where it
@@ -65,6 +66,33 @@ REMOVED: dict[str, Removed] = {
     "optim.betas": Removed([0.9, 0.999], "AdamW has these", "opd.training.optimizer:BETAS"),
     "optim.max_bad_steps": Removed(
         3, "A run stops after 3 non-finite updates in a row", "opd.training.loop:MAX_SKIPPED"
+    ),
+    "horizon.least": Removed(
+        16,
+        "An adaptive cap or an alarm never shortens rollouts below 16 tokens",
+        "opd.training.horizon:MIN_LIMIT",
+    ),
+    "horizon.prune.k": Removed(
+        lambda stored: stored.get("loss", {}).get("k", 16), "Pruning compares the top loss.k tokens"
+    ),
+    "horizon.prune.measure": Removed("ratio", "A position is judged by its overlap ratio"),
+    "horizon.prune.drop": Removed(
+        0.02, "Each bad position takes 0.02 of the weight", "opd.training.horizon:WEIGHT_DROP"
+    ),
+    "horizon.prune.base": Removed(0.0, "No weight remains after the last position that counts"),
+    "horizon.prune.adapt": Removed(True, "The cap always follows the overlap"),
+    "horizon.prune.quantile": Removed(
+        0.9,
+        "The cap is where 0.9 of the rollouts have died or ended",
+        "opd.training.horizon:ENDED_FRACTION",
+    ),
+    "horizon.prune.growth": Removed(
+        1.25, "A cap grows by 1.25 while rollouts are cut alive", "opd.training.horizon:GROWTH"
+    ),
+    "horizon.prune.tail": Removed(
+        "drop",
+        "Weight that leaves the distillation is dropped; loss.terms.outcome_weight adds the "
+        "outcome reward to every token that keeps weight",
     ),
     "alarms.window": Removed(
         "auto", "Windows are a tenth of the run, at least 4 steps", affects_results=False
@@ -110,8 +138,8 @@ def upgrade(stored: dict[str, Any], *, where: str) -> dict[str, Any]:
     rename_dtype(rest)
     errors = []
     for name, key, value in _pop_removed(rest):
-        message = _message(name, key, value)
-        if value == REMOVED[name].default:
+        message, default = _message(name, key, value), REMOVED[name].default
+        if value == (default(stored) if callable(default) else default):
             continue
         if REMOVED[name].affects_results:
             errors.append(message)

@@ -411,22 +411,12 @@ class Run(Section):
 
     def _horizon(self, horizon: Horizon) -> None:
         longest = self.rollout.max_new_tokens
-        starts = {"cap": horizon.cap, "least": horizon.least if horizon.prune else None}
+        starts = {"cap": horizon.cap}
         starts["grow.start"] = None if horizon.grow is None else horizon.grow.start
         for key, value in starts.items():
             if value is not None and value > longest:
                 raise ValueError(
                     f"horizon.{key}={value} is beyond rollout.max_new_tokens={longest}; lower it"
                 )
-        prune = horizon.prune
-        if prune is None:
-            return
-        if prune.k > self.loss.k:
-            raise ValueError(
-                f"horizon.prune.k={prune.k} is more than loss.k={self.loss.k}, the top tokens that "
-                "are recorded. Lower horizon.prune.k"
-            )
-        if self.teacher is None:
+        if horizon.prune is not None and self.teacher is None:
             raise ValueError("horizon.prune measures overlap with a teacher, but teacher is null")
-        if prune.tail == "outcome" and self.loss.terms.outcome_weight == 0:
-            raise ValueError("horizon.prune.tail=outcome needs loss.terms.outcome_weight above 0")

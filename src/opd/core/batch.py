@@ -81,7 +81,6 @@ class Batch:
     advantages: np.ndarray | None = None  # (number of rollouts,) outcome relative to its group
     weights: Sequence[np.ndarray] | None = None  # (T,) per rollout; None is 1 everywhere
     gold: Sequence[Rollout] = ()  # completions to imitate beside the distillation
-    outcome_weights: Sequence[np.ndarray] | None = None  # (T,) per rollout, for the outcome term
     pruned: Sequence[np.ndarray] | None = None  # (T,) what the horizon left; part of `weights`
 
     def __post_init__(self) -> None:
@@ -164,7 +163,7 @@ class Batch:
         self, indices: Sequence[int], flat: Flatten, k: int, scores: Sequence[Scores] | None
     ) -> CompletionTokens:
         rollouts = [self.rollouts[i] for i in indices]
-        advantages, weights, outcome = self.advantages, self.weights, self.outcome_weights
+        advantages, weights = self.advantages, self.weights
         return CompletionTokens(
             targets=flat([r.ids for r in rollouts]),
             student_topk=flat([r.topk_ids[:, :k] for r in rollouts]),
@@ -178,7 +177,6 @@ class Batch:
             weight=flat([np.ones(len(r), dtype=np.float32) for r in rollouts])
             if weights is None
             else flat([weights[i] for i in indices]),
-            outcome_weight=None if outcome is None else flat([outcome[i] for i in indices]),
         )
 
 

@@ -39,9 +39,6 @@ class CompletionTokens(NamedTuple):
         advantage: (N,) outcome advantage of the token's rollout.
         weight: (N,) 1 normally; 0 where nothing is to be learned, such as masked special tokens.
             The objective applies its own `position_decay` on top.
-        outcome_weight: (N,) weight of the outcome term where it differs from that of the rest: a
-            tail that is no longer distilled may still learn from the outcome. None: `weight`, decay
-            included.
     """
 
     targets: Tensor
@@ -52,7 +49,6 @@ class CompletionTokens(NamedTuple):
     teacher_entropy: Tensor | None
     advantage: Tensor | None
     weight: Tensor
-    outcome_weight: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,17 +223,11 @@ class Objective:
                 total = total + self._entropy_term(
                     student, teacher, tokens, self.entropy_forward_kl
                 )
-        if self.outcome_weight > 0 and tokens.outcome_weight is None:
+        if self.outcome_weight > 0:
             total = total + self.outcome_weight * self._outcome_term(student, tokens)
         if self.position_decay is not None:
             total = total * losses.position_decay(tokens.position, self.position_decay)
-        total = total * tokens.weight
-        if self.outcome_weight > 0 and tokens.outcome_weight is not None:
-            total = (
-                total
-                + self.outcome_weight * self._outcome_term(student, tokens) * tokens.outcome_weight
-            )
-        return total
+        return total * tokens.weight
 
     def _distillation(
         self,

@@ -53,7 +53,7 @@ from opd.training.distributed import (
     open_folder,
 )
 from opd.training.experience import ExperienceSource, StepSize
-from opd.training.horizon import Horizon
+from opd.training.horizon import Horizon, Pruning
 from opd.training.interventions import Adjustable, Interventions
 from opd.training.learner import Learner
 from opd.training.optimizer import make_optimizer
@@ -134,8 +134,15 @@ def experience_source(models: Models, prompts: PromptSet, sampler: Sampler) -> E
         sft_examples=load_sft_examples(cfg, pair),
         decode=make_decoder(pair.tokenizer),
         size=step_size(cfg),
-        prune=None if cfg.horizon is None else cfg.horizon.prune,
+        pruning=make_pruning(cfg),
     )
+
+
+def make_pruning(cfg: Run) -> Pruning | None:
+    """How tokens lose weight, as configured; None where they do not."""
+    if cfg.horizon is None or cfg.horizon.prune is None:
+        return None
+    return Pruning(k=cfg.loss.k, threshold=cfg.horizon.prune.threshold)
 
 
 def step_size(cfg: Run) -> StepSize:
@@ -177,9 +184,12 @@ def load_reference(models: Models) -> LocalTeacher | None:
 
 def require_prunable(models: Models) -> None:
     """Refuse horizon.prune with a teacher server that does not give its top tokens."""
-    horizon, remote = models.cfg.horizon, models.remote
-    prunes = horizon is not None and horizon.prune is not None
-    if prunes and remote is not None and Kind.TOPK not in remote.kinds:
+    remote = models.remote
+    if (
+        make_pruning(models.cfg) is not None
+        and remote is not None
+        and Kind.TOPK not in remote.kinds
+    ):
         raise UserError(
             "horizon.prune compares the top tokens of student and teacher, which this teacher "
             "server does not give. Leave it out, or use horizon.cap or horizon.grow."
@@ -221,7 +231,7 @@ def make_interventions(
     cfg = models.cfg
     by_alarm = cfg.coldstart is not None and cfg.coldstart.when == "alarm"
     adjustable = Adjustable(
-        horizon=Horizon(cfg.horizon, cfg.rollout.max_new_tokens),
+        horizon=Horizon(cfg.horizon, cfg.rollout.max_new_tokens, make_pruning(cfg)),
         objective=models.objective,
         kinds=None if teacher is None else teacher.kinds,
         cold_start="ready" if by_alarm else "never",

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd.config import Prune
 from opd.core import diagnostics, losses
 from opd.core.batch import Batch, check_scores
 from opd.core.objective import Objective
@@ -25,7 +24,7 @@ from opd.errors import UserError
 from opd.rng import Stream, generator, key
 from opd.run.folder import RunFolder
 from opd.teachers.remote import TeacherDown
-from opd.training.horizon import prune_weights
+from opd.training.horizon import Pruning, prune_weights
 from opd.types import Mean, Metrics, Rollout, Sampler, Scores, Teacher
 
 
@@ -63,7 +62,7 @@ class ExperienceSource:
         sft_examples: completions to imitate beside the distillation; may be empty.
         decode: token ids to text.
         size: of a step.
-        prune: weights by overlap (horizon.prune); None without.
+        pruning: weights by overlap (horizon.prune); None without.
     """
 
     prompts: PromptSet
@@ -76,7 +75,7 @@ class ExperienceSource:
     sft_examples: Sequence[Rollout]
     decode: Callable[[Sequence[int]], str]
     size: StepSize
-    prune: Prune | None = None
+    pruning: Pruning | None = None
 
 
 def sample(
@@ -124,7 +123,6 @@ def score(
         advantages=advantages,
         weights=weights.loss,
         gold=sft_examples_of(source, step),
-        outcome_weights=weights.outcome,
         pruned=weights.pruned,
     )
 
@@ -160,7 +158,6 @@ class TokenWeights(NamedTuple):
     """Arrays (T,) per rollout, as in `Batch`; None where all are 1."""
 
     loss: list[np.ndarray] | None = None
-    outcome: list[np.ndarray] | None = None
     pruned: list[np.ndarray] | None = None
 
 
@@ -169,16 +166,11 @@ def token_weights(
 ) -> TokenWeights:
     """Each token's weight after special tokens and pruning by overlap."""
     plain = None if source.special is None else special_weights(source, rollouts)
-    prune = source.prune
-    if prune is None:
+    if source.pruning is None:
         return TokenWeights(plain)
     plain = plain or [np.ones(len(r), dtype=np.float32) for r in rollouts]
-    kept = [prune_weights(r, s, prune) for r, s in zip(rollouts, scores, strict=True)]
-    base = np.float32(prune.base)
-    loss = [p * (w + base) for p, w in zip(plain, kept, strict=True)]
-    if prune.tail == "drop":
-        return TokenWeights(loss, None, kept)
-    return TokenWeights(loss, [p * (1 - w) for p, w in zip(plain, kept, strict=True)], kept)
+    kept = [prune_weights(r, s, source.pruning) for r, s in zip(rollouts, scores, strict=True)]
+    return TokenWeights([p * w for p, w in zip(plain, kept, strict=True)], kept)
 
 
 def require_usable(
@@ -221,8 +213,8 @@ def request_scores(
     )
     missing = [i for i, s in enumerate(scores) if not is_scored(s)]
     want = objective.want._replace(full=[positions[i] for i in missing])
-    if source.prune is not None:
-        want = want._replace(topk=max(want.topk, source.prune.k))
+    if source.pruning is not None:
+        want = want._replace(topk=max(want.topk, source.pruning.k))
 
     def fill_in(answers: Sequence[Scores | None]) -> list[Scores]:
         for i, answer in zip(missing, answers, strict=True):

@@ -18,7 +18,30 @@ from opd import config
 from opd.core.batch import Batch
 from opd.types import Mean, Metrics, Rollout, Scores
 
-MIN_LIMIT = 16  # tokens, where the configuration says nothing else
+MIN_LIMIT = 16  # tokens: the first few of an answer are not worth a rollout, whatever the overlap
+# Published default of Prune-OPD: the fiftieth bad position is the last that counts.
+WEIGHT_DROP = 0.02
+# An adaptive cap is where this fraction of the rollouts has died or ended: a tenth of long ones
+# does not hold it up. While rollouts are cut alive it grows by this factor: half as long again
+# takes two steps. The published rule could not be found; both are ours.
+ENDED_FRACTION, GROWTH = 0.9, 1.25
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How tokens lose weight as the overlap with the teacher dies (Prune-OPD, arXiv 2605.07804).
+
+    Attributes:
+        k: top tokens of student and teacher that are compared.
+        threshold: a position is bad where a smaller fraction of them is shared.
+        drop: what each bad position takes from the weight of itself and all later ones.
+        ended_fraction: of rollouts that have no weight left, or have ended, at the next cap.
+    """
+
+    k: int
+    threshold: float
+    drop: float = WEIGHT_DROP
+    ended_fraction: float = ENDED_FRACTION
 
 
 @dataclass(frozen=True)
@@ -28,20 +51,23 @@ class Horizon:
     Attributes:
         settings: the run's `horizon` section; None if it has none.
         max_new_tokens: rollout.max_new_tokens.
+        pruning: what the cap follows; None where it does not follow the overlap.
+        min_tokens: no adaptive cap goes below this.
         learned: where the overlap died last time; None before anything was seen.
         alarmed: what an alarm has shortened it to; None if none has.
     """
 
     settings: config.Horizon | None
     max_new_tokens: int
+    pruning: Pruning | None = None
+    min_tokens: int = MIN_LIMIT
     learned: int | None = None
     alarmed: int | None = None
 
     @property
     def min_limit(self) -> int:
         """No adaptive cap goes below this."""
-        least = MIN_LIMIT if self.settings is None else self.settings.least
-        return min(self.max_new_tokens, least)
+        return min(self.max_new_tokens, self.min_tokens)
 
     def limit(self, step: int) -> int:
         """Tokens a rollout of the step after `step` updates may have."""
@@ -54,10 +80,9 @@ class Horizon:
 
     def after(self, batch: Batch, limit: int) -> Horizon:
         """The horizon after a batch sampled under `limit`."""
-        prune = None if self.settings is None else self.settings.prune
-        if prune is None or not prune.adapt or batch.pruned is None:
+        if self.pruning is None or batch.pruned is None:
             return self
-        wanted = next_cap(batch.rollouts, batch.pruned, limit, prune)
+        wanted = next_cap(batch.rollouts, batch.pruned, limit, self.pruning.ended_fraction)
         return replace(self, learned=min(self.max_new_tokens, max(self.min_limit, wanted)))
 
     def shorten(self, limit: int) -> Horizon:
@@ -97,7 +122,7 @@ def growing_limit(grow: config.Grow, max_new_tokens: int, step: int) -> int:
     return math.ceil(grow.start + (max_new_tokens - grow.start) * fraction)
 
 
-def prune_weights(rollout: Rollout, scores: Scores, prune: config.Prune) -> np.ndarray:
+def prune_weights(rollout: Rollout, scores: Scores, pruning: Pruning) -> np.ndarray:
     """clip(1 - drop N_t, 0, 1) with N_t bad positions up to and including t, float32 (T,).
 
     Prune-OPD (arXiv 2605.07804): a position is bad where student and teacher share too little of
@@ -108,14 +133,10 @@ def prune_weights(rollout: Rollout, scores: Scores, prune: config.Prune) -> np.n
     """
     if scores.topk_ids is None:
         raise ValueError("pruning needs the teacher's top tokens")
-    student_ids, teacher_ids = rollout.topk_ids[:, : prune.k], scores.topk_ids[:, : prune.k]
+    student_ids, teacher_ids = rollout.topk_ids[:, : pruning.k], scores.topk_ids[:, : pruning.k]
     shared = (student_ids[:, :, None] == teacher_ids[:, None, :]).any(-1)
-    if prune.measure == "ratio":
-        overlap = shared.mean(-1)
-    else:
-        overlap = (np.exp(rollout.topk_logp[:, : prune.k].astype(np.float64)) * shared).sum(-1)
-    bad = np.cumsum(overlap < prune.threshold)
-    weights: np.ndarray = np.clip(1.0 - prune.drop * bad, 0.0, 1.0).astype(np.float32)
+    bad = np.cumsum(shared.mean(-1) < pruning.threshold)
+    weights: np.ndarray = np.clip(1.0 - pruning.drop * bad, 0.0, 1.0).astype(np.float32)
     return weights
 
 
@@ -125,12 +146,12 @@ def reach(weights: np.ndarray) -> int:
 
 
 def next_cap(
-    rollouts: Sequence[Rollout], weights: Sequence[np.ndarray], limit: int, prune: config.Prune
+    rollouts: Sequence[Rollout], weights: Sequence[np.ndarray], limit: int, ended_fraction: float
 ) -> int:
-    """Where `quantile` of the rollouts have died or ended; further if they were cut alive."""
+    """Where that fraction of the rollouts have died or ended; further if they were cut alive."""
     wanted = []
     for rollout, weight in zip(rollouts, weights, strict=True):
         alive = reach(weight)
         cut_alive = alive == len(rollout) and rollout.finish == "length"
-        wanted.append(math.ceil(limit * prune.growth) if cut_alive else max(1, alive))
-    return int(np.quantile(wanted, prune.quantile, method="higher"))
+        wanted.append(math.ceil(limit * GROWTH) if cut_alive else max(1, alive))
+    return int(np.quantile(wanted, ended_fraction, method="higher"))
