@@ -76,7 +76,7 @@ TEXTS = {
 }
 
 
-def sifted(answer, grader, most=None):
+def sifted(answer, grader):
     examples = []
     for name in TEXTS:
         made = make_example(name, [5], [name, 1])
@@ -85,7 +85,6 @@ def sifted(answer, grader, most=None):
         examples,
         lambda ids: TEXTS[ids[0]],
         answer=answer,
-        max_repetition=most,
         grader=grader,
     )
     return [int(r.ids[0]) for r in kept], {why: n for why, n in counts.items() if n}
@@ -120,18 +119,6 @@ def test_counts_by_the_first_reason(answer, grader, kept, counts):
     assert sifted(answer, grader) == (kept, counts)
 
 
-def test_token_repetition_is_an_option():
-    looping = make_example(0, [5], [7, 8, 9, 3] * 5)
-    settings = {"answer": "ignore", "grader": None}
-    text = {"decode": lambda ids: "short"}
-    assert filter_completions([looping], **text, max_repetition=None, **settings)[0]
-    assert filter_completions([looping], **text, max_repetition=0.8, **settings)[
-        0
-    ]  # 13 of 17 are repeats
-    kept, counts = filter_completions([looping], **text, max_repetition=0.7, **settings)
-    assert (kept, counts["repetitive"]) == ([], 1)
-
-
 def test_same_question_in_other_dress():
     assert question_key("What is\n 2+2 ?") == question_key("what is 2 + 2?")
     assert question_key("2+2") != question_key("2+3")
@@ -142,7 +129,5 @@ def test_same_question_in_other_dress():
 
 def test_empty_rollouts_are_left_out():
     empty = make_example(0, [5], np.zeros(0, dtype=np.int32))
-    kept, counts = filter_completions(
-        [empty], lambda ids: "", answer="ignore", max_repetition=None, grader=None
-    )
+    kept, counts = filter_completions([empty], lambda ids: "", answer="ignore", grader=None)
     assert (kept, counts["truncated"]) == ([], 1)

@@ -28,11 +28,9 @@ EVERY = 10
 COLD_START = (
     "coldstart.completions_per_round=512",
     f"coldstart.max_rounds={MAX_ROUNDS}",
-    "coldstart.batch=32",
     "coldstart.lr=1e-3",
     "coldstart.temperature=1.0",
     "coldstart.top_p=1.0",
-    "coldstart.probe_prompts=128",
 )
 OVERLAP_PANEL = "overlap by round of the cold start"
 

@@ -39,10 +39,6 @@ class Coldstart(Section):
     out."""
     disjoint: bool = True
     """Leave this phase's prompts out of on-policy training. Paper: disjoint."""
-    share: float = Field(0.5, gt=0, le=1)
-    """Most of the prompts of prompts.path that may be used here; 1 only with disjoint: false."""
-    n: int = Field(1, ge=1)
-    """Completions a prompt. Paper: 1."""
     temperature: float = Field(0.7, ge=0)
     """Paper: 0.7."""
     top_p: float = Field(0.95, gt=0, le=1)
@@ -53,29 +49,18 @@ class Coldstart(Section):
     """Completions without an answer are left out. found: any; marked: announced, as in \\boxed{};
     right: correct; ignore: not looked at. auto: marked for LaTeX answers (the published code
     demands a box), else found."""
-    repetition: float | None = Field(None, ge=0, le=1)
-    """Largest share of repeated token 4-grams, beside the published rules. null: those alone."""
     completions_per_round: int = Field(256, ge=1)
-    """Completions between two looks at the student; a round is all or nothing."""
+    """Completions between two measurements of the student, on a quarter as many prompts. A round is
+    all or nothing."""
     max_rounds: int = Field(100, ge=1)
-    batch: int = Field(32, ge=1)
-    """Completions an optimizer step; each of its tokens weighs the same."""
+    """Ends after so many rounds in any case."""
     lr: float = Field(1.0e-5, gt=0)
     """Paper: 1e-5, ten times its on-policy rate; the rest of AdamW is that of optim. Constant after
-    warm-up, because the end is not known beforehand (paper: cosine over one epoch)."""
-    warmup: int = Field(10, ge=0)
-    """Steps of linear warm-up."""
-    probe_prompts: int = Field(64, ge=1)
-    """Prompts on which the student writes once a round, to measure overlap with the teacher."""
+    ten steps of warm-up, because the end is not known beforehand (paper: cosine over one epoch)."""
     mass: float = Field(0.97, gt=0, le=1)
     """Ends when the student's overlap mass on its own rollouts has reached this (paper: .97 to .99
-    for the whole of a good run) ..."""
-    top1: float = Field(0.8, gt=0, le=1)
-    """... and so has the share of positions with the same most likely token,"""
-    patience: int = Field(3, ge=1)
-    """or when for so many rounds neither of them ..."""
-    min_rise: float = Field(0.005, ge=0)
-    """... has risen by more than this."""
+    for the whole of a good run) and .8 of the positions have the same most probable token, or when
+    neither has risen in three rounds."""
 
     @model_validator(mode="after")
     def _coherent(self) -> Coldstart:
@@ -83,11 +68,6 @@ class Coldstart(Section):
             raise ValueError(
                 "coldstart.path brings its own prompts; remove coldstart.prompts, or let the "
                 "teacher write by removing coldstart.path"
-            )
-        if self.share == 1 and self.disjoint and self.prompts is None and self.path is None:
-            raise ValueError(
-                "coldstart.share=1 with coldstart.disjoint=true leaves no prompt for on-policy "
-                "training. Lower the share (0.5), or set coldstart.disjoint=false"
             )
         return self
 

@@ -67,6 +67,40 @@ REMOVED: dict[str, Removed] = {
     "optim.max_bad_steps": Removed(
         3, "A run stops after 3 non-finite updates in a row", "opd.training.loop:MAX_SKIPPED"
     ),
+    "coldstart.share": Removed(
+        0.5,
+        "A cold start uses half of prompts.path at most; coldstart.prompts gives it others",
+        "opd.setup.coldstart_source:PROMPT_FRACTION",
+    ),
+    "coldstart.n": Removed(
+        1,
+        "One completion per prompt, as in the paper; coldstart.path takes any others",
+        "opd.recipes.coldstart.completions:PER_PROMPT",
+    ),
+    "coldstart.repetition": Removed(
+        None, "Repetitive completions are left out by the published rules alone"
+    ),
+    "coldstart.batch": Removed(
+        32, "32 completions per optimizer step", "opd.recipes.coldstart.phase:BATCH"
+    ),
+    "coldstart.warmup": Removed(10, "10 steps of warm-up", "opd.recipes.coldstart.phase:WARMUP"),
+    "coldstart.probe_prompts": Removed(
+        lambda stored: max(1, stored["coldstart"].get("completions_per_round", 256) // 4),
+        "The student is measured on a quarter as many prompts as coldstart.completions_per_round",
+    ),
+    "coldstart.top1": Removed(
+        0.8,
+        "The top-1 agreement to reach is 0.8; coldstart.mass decides",
+        "opd.recipes.coldstart.progress:TOP1_TARGET",
+    ),
+    "coldstart.patience": Removed(
+        3,
+        "A cold start ends after 3 rounds without a rise; coldstart.max_rounds ends it earlier",
+        "opd.recipes.coldstart.progress:PATIENCE",
+    ),
+    "coldstart.min_rise": Removed(
+        0.005, "A rise is more than 0.005", "opd.recipes.coldstart.progress:MIN_RISE"
+    ),
     "horizon.least": Removed(
         16,
         "An adaptive cap or an alarm never shortens rollouts below 16 tokens",

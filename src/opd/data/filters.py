@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from opd.config import AnswerRule
-from opd.core.diagnostics import repetition
 from opd.data.answers import extract_answer, last_number
 from opd.data.graders import Grader
 from opd.types import Rollout
@@ -61,7 +60,6 @@ def filter_completions(
     decode: Callable[[Sequence[int]], str],
     *,
     answer: AnswerRule,
-    max_repetition: float | None,
     grader: Grader | None,
 ) -> tuple[list[Rollout], dict[str, int]]:
     """Keep completions worth imitating, and count the others by the first reason against them.
@@ -70,8 +68,6 @@ def filter_completions(
         examples: completions, such as a teacher's rollouts.
         decode: token ids to text, special tokens left out.
         answer: what an answer must be. auto: `marked` for mathematics in LaTeX, else `found`.
-        max_repetition: largest fraction of repeated token 4-grams; None: the published rules
-            alone.
         grader: for prompts with ground truths; needed for `right`.
 
     Returns:
@@ -80,9 +76,7 @@ def filter_completions(
     counts = dict.fromkeys(REASONS, 0)
     kept = []
     for example in examples:
-        reason = _reason_against(
-            example, decode(example.ids.tolist()), answer, max_repetition, grader
-        )
+        reason = _reason_against(example, decode(example.ids.tolist()), answer, grader)
         if reason is None:
             kept.append(example)
         else:
@@ -94,14 +88,11 @@ def _reason_against(
     example: Rollout,
     text: str,
     answer: AnswerRule,
-    max_repetition: float | None,
     grader: Grader | None,
 ) -> str | None:
     if example.finish == "length" or not len(example):
         return "truncated"
     if find_repetition(text) is not None:
-        return "repetitive"
-    if max_repetition is not None and repetition(example.ids) > max_repetition:
         return "repetitive"
     if answer == "ignore":
         return None

@@ -19,6 +19,18 @@ from opd.samplers.replay import read_rollouts
 from opd.setup.models import Models
 from opd.types import Prompt, Rollout, Sampler
 
+# Of prompts.path that the phase may use where it has no prompts of its own: on-policy training is
+# the longer part and must keep as many.
+PROMPT_FRACTION = 0.5
+
+
+def probe_size(cold: Coldstart) -> int:
+    """Prompts on which the student's overlap is measured after each round.
+
+    A quarter of a round, so that measuring costs at most a quarter of its tokens.
+    """
+    return max(1, cold.completions_per_round // 4)
+
 
 def completion_source(
     models: Models, prompts: PromptSet, *, processes: int
@@ -47,7 +59,7 @@ def completion_source(
         prompts=own,
         given=given,
         sampler=None if given else teacher_sampler(models, cold),
-        probe=[prompts.prompts[i] for i in order[-cold.probe_prompts :]],
+        probe=[prompts.prompts[i] for i in order[-probe_size(cold) :]],
         grader=grader_for(
             own or [r.prompt for r in given],
             cfg.prompts.grader,
@@ -127,7 +139,7 @@ def _prompts(models: Models, cold: Coldstart, prompts: PromptSet) -> list[Prompt
     cfg = models.cfg
     if cold.prompts is None:
         order = _order(len(prompts.prompts), cfg.train.seed)
-        count = max(1, int(cold.share * len(order)))
+        count = max(1, int(PROMPT_FRACTION * len(order)))
         return [prompts.prompts[i] for i in order[:count]]
     new_tokens = cold.max_new_tokens or cfg.rollout.max_new_tokens
     context, max_tokens = models.pair.student.context_length, cfg.prompts.max_tokens

@@ -15,6 +15,8 @@ from opd.run.layout import COLD_START
 from opd.training.session import Session
 from opd.types import Prompt, Rollout, Sampler, Scores
 
+PER_PROMPT = 1  # completions: the paper's; more text of the teacher is better had on more prompts
+
 
 @dataclass(frozen=True)
 class CompletionSource:
@@ -41,23 +43,21 @@ class CompletionSource:
     def rounds(self, cfg: Coldstart) -> int:
         """How many rounds there are completions or prompts for."""
         items = self.given if self.sampler is None else self.prompts
-        return min(cfg.max_rounds, -(-len(items) // self._per_round(cfg)))
+        return min(cfg.max_rounds, -(-len(items) // cfg.completions_per_round))
 
     def prompts_of(self, number: int, cfg: Coldstart) -> Sequence[Prompt]:
         """The prompts of a round."""
-        part = self._slice(number, cfg)
+        part = _slice(number, cfg)
         return [r.prompt for r in self.given[part]] if self.sampler is None else self.prompts[part]
 
     def given_of(self, number: int, cfg: Coldstart) -> Sequence[Rollout]:
         """The given completions of a round."""
-        return self.given[self._slice(number, cfg)]
+        return self.given[_slice(number, cfg)]
 
-    def _per_round(self, cfg: Coldstart) -> int:
-        per_prompt = 1 if self.sampler is None else cfg.n
-        return max(1, cfg.completions_per_round // per_prompt)
 
-    def _slice(self, number: int, cfg: Coldstart) -> slice:
-        return slice(number * self._per_round(cfg), (number + 1) * self._per_round(cfg))
+def _slice(number: int, cfg: Coldstart) -> slice:
+    size = cfg.completions_per_round
+    return slice(number * size, (number + 1) * size)
 
 
 def completions_of_round(
@@ -73,7 +73,7 @@ def completions_of_round(
         return saved[0]
     prompts = source.prompts_of(number, cfg)
     stream = rng.key(session.cfg.train.seed, Stream.COLDSTART_COMPLETIONS, number)
-    sampled = source.sampler.sample(prompts, n=cfg.n, key=stream)
+    sampled = source.sampler.sample(prompts, n=PER_PROMPT, key=stream)
     completions = [with_student_end(r, source) for r in sampled]
     texts = [session.source.decode(r.ids.tolist()) for r in completions]
     file = rollout_files.StepFile(completions, [Scores()] * len(completions), texts, key)

@@ -42,6 +42,9 @@ from opd.types import Rollout
 logger = logging.getLogger(__name__)
 
 RECORD = "coldstart.json"
+# Completions per optimizer step: about as many tokens as a small on-policy step; coldstart.lr is
+# made for it. Steps of linear warm-up: AdamW has no moments yet.
+BATCH, WARMUP = 32, 10
 
 
 def before_training(session: Session, source: CompletionSource) -> Session:
@@ -117,8 +120,7 @@ def hand_over(session: Session, source: CompletionSource, cfg: Coldstart) -> Ses
         if not left:
             raise UserError(
                 f"The cold start used every question of {session.cfg.prompts.path}. Give it "
-                "prompts of its own (coldstart.prompts), lower coldstart.share, or set "
-                "coldstart.disjoint=false."
+                "prompts of its own (coldstart.prompts), or set coldstart.disjoint=false."
             )
         experience = replace(experience, prompts=replace(experience.prompts, prompts=left))
         record |= {"prompts_left": len(left)}
@@ -201,7 +203,6 @@ def run_round(
         completions,
         session.source.decode,
         answer=cfg.answer,
-        max_repetition=cfg.repetition,
         grader=source.grader,
     )
     left_out = {reason: progress.left_out[reason] + counts[reason] for reason in REASONS}
@@ -214,7 +215,7 @@ def run_round(
         )
     step = progress.steps
     with session.clock("update"):
-        for batch in even_batches(kept, cfg.batch):
+        for batch in even_batches(kept, BATCH):
             imitated = imitate(learner, batch, step, cfg)
             step += 1
             values = {
@@ -244,7 +245,7 @@ def imitate(
         UserError: the step was not finite.
     """
     try:
-        lr = learning_rate(cfg.lr, step, cfg.warmup)
+        lr = learning_rate(cfg.lr, step, WARMUP)
         return supervised_update(learner, batch, step, lr=lr)
     except NonFiniteStep as reason:
         raise UserError(
