@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow test-vllm bench check screenshots calibrate install clean
+.PHONY: demo test test-slow test-vllm bench check gpu-check screenshots calibrate install clean
 
 demo: install
 	$(BIN)/opd demo
@@ -92,6 +92,11 @@ $(TRL)/.installed: benchmarks/constraints-trl.txt
 	test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)
 	$(TRL)/bin/python -m pip install --quiet -c benchmarks/constraints-trl.txt trl
 	touch $@
+
+# On a machine with an NVIDIA GPU: is opd right there, and how fast? Under ten minutes; one table and
+# one JSON file. On a CPU it runs with tiny shapes.
+gpu-check: install
+	$(BIN)/python -m opd.gpu_check --out build/gpu-check
 
 check: install
 	$(BIN)/ruff format --check src lab tests examples benchmarks

@@ -1,0 +1,75 @@
+"""Whole runs by the command line: resumed in pieces, in every precision."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opd.gpu_check.harness import Device
+from opd.gpu_check.speed import word_tokenizer
+from opd.gpu_check.workload import make_model
+
+CASES: dict[str, dict[str, Any]] = {
+    "bf16_mixed": {"student": {"precision": "bf16_mixed"}},
+    "bf16_mixed, offload": {
+        "student": {"precision": "bf16_mixed"},
+        "optim": {"offload": "cpu"},
+    },
+    "bf16_mixed, LoRA": {"student": {"precision": "bf16_mixed", "lora": {"rank": 4}}},
+}
+
+
+def resume(device: Device) -> None:
+    """`opd train` in one piece and in two, with train.deterministic: the same bytes?"""
+    small = Device(device.at, True, device.deadline, device.out)
+    folder = device.out / f"runs-{os.getpid()}"
+    for name, seed in (("student", 0), ("teacher", 1)):
+        lm = make_model(small, "0.6B", torch.float32, seed=seed)
+        lm.model.save_pretrained(folder / name)  # type: ignore[operator]
+        word_tokenizer(lm.vocab).save_pretrained(folder / name)  # type: ignore[attr-defined]
+    rows = [" ".join(f"w{3 + (7 * i + j) % 8000}" for j in range(12)) for i in range(16)]
+    lines = [json.dumps({"prompt": text}) + "\n" for text in rows]
+    (folder / "prompts.jsonl").write_text("".join(lines))
+    for name, sections in list(CASES.items())[: 1 if device.tiny else None]:
+        whole = _run(folder, f"{name} whole", sections, device, (4,))
+        pieces = _run(folder, f"{name} pieces", sections, device, (2, 4))
+        text = f"a resumed run ends with the same bytes, {name}"
+        if isinstance(whole, str) or isinstance(pieces, str):
+            device.require(False, text, error=whole if isinstance(whole, str) else pieces)
+        else:
+            device.require(whole == pieces, text, metrics=whole[0] == pieces[0])
+
+
+def _run(
+    folder: Path, name: str, sections: dict[str, Any], device: Device, steps: tuple[int, ...]
+) -> tuple[str, str] | str:
+    """Hashes of metrics.jsonl and the final weights; what the command said if it failed."""
+    out = folder / name.replace(",", "").replace(" ", "-")
+    for count in steps:
+        config: dict[str, Any] = {
+            "student": {"model": str(folder / "student"), "device": device.at.type},
+            "teacher": {"model": str(folder / "teacher"), "dtype": "float32"},
+            "prompts": {"path": str(folder / "prompts.jsonl"), "chat": None},
+            "rollout": {"n": 4, "max_new_tokens": 32},
+            "optim": {"lr": 1e-3},
+            "train": {"steps": count, "prompts_per_step": 8, "deterministic": True},
+            "output": {"dir": str(out), "save_every": 1},
+        }
+        for section, values in sections.items():
+            config[section] |= values
+        (folder / "run.yaml").write_text(json.dumps(config))
+        command = [sys.executable, "-m", "opd", "train", str(folder / "run.yaml"), "--quiet"]
+        more = ["--resume"] if out.exists() else []
+        done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+        if done.returncode:
+            return done.stderr[-400:]
+    weights = (out / "final" / "model.safetensors").read_bytes()
+    metrics = (out / "metrics.jsonl").read_bytes()
+    return hashlib.sha256(metrics).hexdigest(), hashlib.sha256(weights).hexdigest()
