@@ -42,6 +42,7 @@ class Stream(IntEnum):
     MINHASH = 21  # permutations of the near-duplicate hash
     BOOTSTRAP = 22  # resampled units of an interval
     PERMUTATION_TEST = 23  # sign flips of a paired test
+    GPU_CHECK = 24  # random models, prompts and rollouts of the GPU check
 
 
 def key(seed: int, stream: IntEnum, *index: int) -> tuple[int, ...]:

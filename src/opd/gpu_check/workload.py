@@ -14,6 +14,7 @@ from opd.core.objective import Objective
 from opd.gpu_check.harness import Device
 from opd.models.lm import LM
 from opd.models.prefix_cache import supports_prefix_cache
+from opd.rng import Stream, generator, torch_seed
 from opd.teachers.local import LocalTeacher
 from opd.training.learner import Learner
 from opd.training.optimizer import make_optimizer
@@ -70,7 +71,7 @@ def make_model(
         eos_token_id=1,
         pad_token_id=1,
     )
-    torch.manual_seed(seed)
+    torch.manual_seed(torch_seed(seed, Stream.GPU_CHECK))
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -83,7 +84,7 @@ def make_model(
 
 def make_prompts(count: int, length: int, vocab: int, seed: int = 0) -> list[Prompt]:
     """Random prompts of about `length` tokens."""
-    rng = np.random.default_rng(seed)
+    rng = generator(seed, Stream.GPU_CHECK)
     lengths = [max(4, length - i % 7) for i in range(count)]
     return [Prompt(i, tuple(rng.integers(3, vocab, n).tolist()), "") for i, n in enumerate(lengths)]
 
@@ -92,7 +93,7 @@ def make_rollouts(
     lm: LM, count: int, length: int, *, prompt: int = 64, n: int = 4
 ) -> list[Rollout]:
     """Random rollouts of a given length, without sampling."""
-    rng = np.random.default_rng(count + length)
+    rng = generator(0, Stream.GPU_CHECK, count, length)
     made = []
     for each in make_prompts(max(1, count // n), prompt, lm.vocab):
         for _ in range(n):
