@@ -71,13 +71,6 @@ class Limits:
     answer_bytes: int = 256 * 2**20
 
 
-class Answer(NamedTuple):
-    """A 2xx answer."""
-
-    body: bytes
-    content_type: str
-
-
 class _Request(NamedTuple):
     method: str
     path: str
@@ -85,16 +78,16 @@ class _Request(NamedTuple):
     content_type: str = ""
 
 
-def read_json(answer: Answer) -> Any:
-    """The body as JSON.
+def read_json(body: bytes) -> Any:
+    """The body of an answer as JSON.
 
     Raises:
         Transient: it is not JSON; a cut connection or a proxy's page may be gone next time.
     """
     try:
-        return parse_json(answer.body)
+        return parse_json(body)
     except ValueError as error:
-        shown = clean(answer.body[:80]) or "nothing"
+        shown = clean(body[:80]) or "nothing"
         raise Transient(f"the answer is not JSON ({error}): {shown}") from None
 
 
@@ -156,7 +149,7 @@ class Http:
         return self.post(path, body, "application/json", _read_text)
 
     def post(
-        self, path: str, body: bytes, content_type: str, read: Callable[[Answer], Result]
+        self, path: str, body: bytes, content_type: str, read: Callable[[bytes], Result]
     ) -> Result:
         """POST, with retries of transient failures.
 
@@ -164,7 +157,7 @@ class Http:
             path: below the base URL.
             body: what to send.
             content_type: MIME type of `body`.
-            read: parses an answer; what it raises as Transient is retried.
+            read: parses the body of an answer; what it raises as Transient is retried.
 
         Raises:
             Transient: still failing after the last try, or after the deadline.
@@ -187,7 +180,7 @@ class Http:
         self._client.close()
 
     def _send(
-        self, request: _Request, read: Callable[[Answer], Result], *, once: bool = False
+        self, request: _Request, read: Callable[[bytes], Result], *, once: bool = False
     ) -> Result:
         deadline = self.timer.now() + self.limits.answer * 2
 
@@ -212,7 +205,8 @@ class Http:
                 return read(self._send_once(request))
         raise AssertionError("retry_context ends by returning or raising")
 
-    def _send_once(self, request: _Request) -> Answer:
+    def _send_once(self, request: _Request) -> bytes:
+        """The body of a 2xx answer."""
         wait = self.limits.answer
         deadline = self.timer.now() + wait
         timeout = httpx2.Timeout(connect=self.limits.connect, read=wait, write=wait, pool=wait)
@@ -237,12 +231,12 @@ class Http:
         except httpx2.TransportError as error:
             reason = clean(str(error)) or type(error).__name__
             raise Transient(f"connection to {self.url} failed: {reason}") from None
-        answer = self._check_status(response, data, request.path)
+        self._check_status(response, data, request.path)
         if self._captured.exchanges is not None:
             secret = self._api_key.encode() if self._api_key else None
             received = data.replace(secret, b"***") if secret else data
             self._captured.exchanges.append((request.path, request.body, received))
-        return answer
+        return data
 
     def _read_body(self, response: httpx2.Response, deadline: float) -> bytes:
         """The raw body, within the limits of size and time."""
@@ -269,10 +263,10 @@ class Http:
             parts.append(part)
         return b"".join(parts)
 
-    def _check_status(self, response: httpx2.Response, data: bytes, path: str) -> Answer:
+    def _check_status(self, response: httpx2.Response, data: bytes, path: str) -> None:
         status = response.status_code
         if 200 <= status < 300:
-            return Answer(data, response.headers.get("content-type", ""))
+            return
         message = self._redact(error_message(data)) or "(no message)"
         failure = f"HTTP {status} from {path}: {message}"
         if status in TRANSIENT_STATUS or status >= 500:
@@ -301,8 +295,8 @@ class _Captured(threading.local):
     exchanges: list[tuple[str, bytes, bytes]] | None = None
 
 
-def _read_text(answer: Answer) -> str:
-    return clean(answer.body[:4000])
+def _read_text(body: bytes) -> str:
+    return clean(body[:4000])
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from opd.core.microbatches import token_batches
 from opd.errors import UserError
-from opd.http import Answer, Http, Refusal, Transient, clean
+from opd.http import Http, Refusal, Transient, clean
 from opd.teachers import wire
 from opd.teachers.validate import WrongAnswer
 from opd.types import SCORE_FIELDS, Kind, Rollout, Scores, Want
@@ -121,9 +121,9 @@ def _protocol(info: Any) -> str:
     return str(info.get("protocol", "")) if isinstance(info, dict) else ""
 
 
-def _read(answer: Answer) -> dict[str, np.ndarray]:
+def _read(body: bytes) -> dict[str, np.ndarray]:
     try:
-        _, arrays = wire.unpack(answer.body, ANSWER_ARRAYS)
+        _, arrays = wire.unpack(body, ANSWER_ARRAYS)
     except wire.WireError as error:
         raise Transient(f"the answer is {error}") from None
     return arrays
