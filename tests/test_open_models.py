@@ -52,7 +52,7 @@ def test_a_loss_that_the_teacher_decides_is_settled_before_anything_is_made(stoc
 
 def test_select_settles_the_loss_as_training_does(stock_vllm, tmp_path):
     data, _ = stock_vllm
-    data["select"] = {"output": str(tmp_path / "chosen.jsonl"), "limit": 8, "n": 2, "k": 2}
+    data["select"] = {"output": str(tmp_path / "chosen.jsonl"), "limit": 8, "n": 2}
     record = run_select(config.parse(data))
     assert record["output"] == str(tmp_path / "chosen.jsonl")
 
