@@ -52,3 +52,13 @@ def test_a_teacher_server_is_counted_in_requests(make_run):
     assert totals["requests to the teacher server"].value == 16
     assert totals["of them retries"].value == 1
     assert totals["completions whose scores were cached"].value == 0.5
+
+
+def test_the_peak_of_a_gpu_is_that_of_the_fullest_step(make_run):
+    path = make_run()
+    assert "peak memory of a GPU" not in costs(path)
+    settings = json.loads((path / "config.json").read_text("utf-8"))
+    with RunFolder.create(path, settings, resume=True) as run:
+        for step, peak in ((21, 3000.0), (22, 2000.0)):
+            run.log_timings(step, {"time/step_s": 1.0, "memory/peak_device_mib": peak})
+    assert costs(path)["peak memory of a GPU"].value == 3000.0

@@ -21,6 +21,7 @@ GROUPS = (
     "eval",
     "coldstart",
     "time",
+    "memory",
 )
 NAME = re.compile(rf"(?:{'|'.join(GROUPS)})/[a-z0-9_@]+")
 

@@ -104,9 +104,13 @@ def time_charts(run: RunData) -> list[Chart]:
         for phase in ("rollout", "score", "update")
         if f"time/{phase}_s" in run.names()
     )
+    memory = (
+        ("memory/peak_rss_mib", "peak of the process, MiB"),
+        ("memory/peak_device_mib", "peak of a GPU, MiB"),
+    )
     specs = [
         ChartSpec("Seconds per step", phases, "Where the time of a step goes."),
         ChartSpec("Throughput", (("time/tokens_per_s", "completion tokens per second"),), ""),
-        ChartSpec("Memory", (("memory/peak_rss_mib", "peak of the process, MiB"),), ""),
+        ChartSpec("Memory", memory, ""),
     ]
     return line_charts(run, [spec for spec in specs if spec.lines])

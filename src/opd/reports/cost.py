@@ -13,6 +13,10 @@ from opd.reports.document import Cell, Charts, Number, Part, Section, Table
 from opd.reports.formatting import minus, percent, plain, seconds
 from opd.reports.read import RunData
 
+PEAKS = {
+    "memory/peak_rss_mib": "peak memory of the process",
+    "memory/peak_device_mib": "peak memory of a GPU",
+}
 NOT_PHASES = ("time/step_s", "time/tokens_per_s")
 BASIS = (
     "Machine time is the time of all steps from start to end, evaluations between steps included; "
@@ -45,10 +49,11 @@ def totals_table(run: RunData, time: float) -> Table:
         *_teacher(run),
         *_evaluations(run),
     ]
-    memory = run.series("memory/peak_rss_mib").values
-    if len(memory):
-        peak = float(memory.max())
-        rows.append(["peak memory of the process", Number(peak, f"{peak:,.0f} MiB")])
+    for name, label in PEAKS.items():
+        memory = run.series(name).values
+        if len(memory):
+            peak = float(memory.max())
+            rows.append([label, Number(peak, f"{peak:,.0f} MiB")])
     rows += _money(run, time)
     return Table("Totals", ("", ""), rows, BASIS)
 

@@ -1,4 +1,4 @@
-"""Time of a step: seconds by phase, tokens per second, peak memory."""
+"""Time of a step: seconds by phase, tokens per second, peak memory of process and devices."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from opd.run.devices import MIB, peak_device_bytes, reset_peak
 
 PhaseListener = Callable[[str, float | None], None]
 
@@ -50,6 +52,9 @@ class Clock:
         notes, self._notes = self._notes, {}
         # ru_maxrss is in KiB on Linux.
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        if (on_device := peak_device_bytes()) is not None:
+            notes = notes | {"memory/peak_device_mib": on_device / MIB}
+            reset_peak()
         values = {f"time/{phase}_s": seconds for phase, seconds in phases.items()} | notes
         return values | {
             "time/step_s": total,

@@ -1,4 +1,4 @@
-"""The environment of a run: versions, machine, git commit, command line; secrets removed."""
+"""The environment of a run: versions, machine, devices, git commit, command line; no secrets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from opd.run.devices import describe_devices
 from opd.run.redact import redact_command
 
 PACKAGES = ("opd", "torch", "transformers", "peft", "safetensors", "numpy", "pyarrow")
@@ -23,6 +24,7 @@ def environment(seed: int | None) -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
+        "devices": describe_devices(),
         "git": git_state(Path.cwd()),
         "command": redact_command(sys.argv),
         "seed": seed,

@@ -82,6 +82,7 @@ CLOCK = (  # timings.jsonl
     "time/step_s",
     "time/tokens_per_s",
     "memory/peak_rss_mib",
+    "memory/peak_device_mib",
     "teacher/requests",
     "teacher/retries",
     "teacher/bytes_sent_per_token",

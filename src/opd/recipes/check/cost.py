@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 
 from opd.models.lm import LM
+from opd.run.devices import peak_device_bytes
 
 Result = TypeVar("Result")
 
@@ -129,8 +130,8 @@ def _bytes(lm: LM) -> int:
 
 def peak_memory() -> int:
     """Peak bytes of this process: on the accelerator if there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if (on_device := peak_device_bytes()) is not None:
+        return on_device
     # ru_maxrss is in KiB on Linux.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
