@@ -254,8 +254,8 @@ def test_temperature_lives_in_the_view():
 @pytest.mark.parametrize(
     ("fields", "fix"),
     [
-        ({"k": 1}, "allow_zero_gradient"),
-        ({"k": 1, "support": "intersection"}, "allow_zero_gradient"),
+        ({"k": 1}, "k>=4, loss.mode=tail or loss.support=sampled"),
+        ({"k": 1, "support": "intersection"}, "k>=4, loss.mode=tail"),
         ({"k": 0, "mode": "tail"}, "at least 1"),
         ({"beta": 1.0}, "between 0 and 1"),
         ({"support": "sampled", "divergence": "jsd"}, "student_topk"),

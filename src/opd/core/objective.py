@@ -95,8 +95,7 @@ class Objective:
             (
                 self.k == 1 and self.mode == "paper" and one_token and not self.allow_zero_gradient,
                 "loss.k=1 in loss.mode=paper has exactly zero gradient: one token renormalised on "
-                "itself has probability 1. Use loss.k>=4, loss.mode=tail or loss.support=sampled "
-                "(Objective(allow_zero_gradient=True) overrides)",
+                "itself has probability 1. Use loss.k>=4, loss.mode=tail or loss.support=sampled",
             ),
             (self.k < 1, f"loss.k={self.k}: at least 1 token"),
             (not 0 < self.beta < 1, f"loss.beta={self.beta}: must lie between 0 and 1"),
