@@ -1,4 +1,4 @@
-"""The only exceptions of our own: what the person running opd can fix.
+"""The exceptions of opd: mistakes that the user can fix.
 
 Everything else that goes wrong is a bug and keeps its traceback.
 """

@@ -88,7 +88,7 @@ class Rollout:
     ) -> Rollout:
         """A completion that was not sampled: text to score or to imitate.
 
-        Its log-probs and entropies are zeros that nobody reads.
+        Its log-probs and entropies are zeros that are never read.
 
         Args:
             prompt: the prompt, or its token ids alone.

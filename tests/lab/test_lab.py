@@ -136,10 +136,8 @@ def test_auroc_of_a_model_with_itself_is_chance(tiny):
 
 @pytest.mark.parametrize(("cut", "length"), [(0, 0), (4, 4), (8, 7), (50, 7)])
 def test_prefix_never_holds_the_answer(cut, length):
-    ids, zeros = np.arange(10, dtype=np.int32), np.zeros(10, dtype=np.float32)
-    wide = np.zeros((10, 0))
     prompt = Prompt(3, (7, 8), "text", "answer")
-    rollout = Rollout(prompt, 0, ids, zeros, zeros, wide, wide, "stop")
+    rollout = Rollout.of_ids(prompt, range(10), finish="stop")
     cut_prompt = probes.prefix_prompt(rollout, cut)
     assert cut_prompt.ids == (7, 8, *range(length))
     assert (cut_prompt.index, cut_prompt.answer) == (3, "answer")

@@ -71,8 +71,8 @@ class DenseDistribution:
 class KnownScores:
     """A distribution of which only the scores a teacher returned are known.
 
-    `known` lists (ids (N, W), log-scores (N, W)). Asking for ids that were never scored is a bug of
-    ours and raises KeyError.
+    `known` lists (ids (N, W), log-scores (N, W)). Asking for ids that were never scored is a
+    programming error and raises KeyError.
     """
 
     known: list[tuple[Tensor, Tensor]] = field(default_factory=list)

@@ -20,7 +20,7 @@ PASS_OVERHEAD = 256
 PASS_OVERHEAD_CPU = 24
 COPY_COST = 1 / 16  # of a token's work, for its keys and values copied to one response
 COPY_MEMORY = 1 / 4  # of a token's memory, for the same
-MASK = 1 / 8192  # of a token, for one element of the mask that responses to shared prompts need
+MASK_ELEMENT = 1 / 8192  # of a token, for an element of the mask that shared prompts need
 
 
 class Budget(NamedTuple):
@@ -173,7 +173,7 @@ def _with_shared_prompts(
 
 def _response_tokens(length: float, prompt: int, copied: float) -> float:
     """Tokens that a response to a shared prompt counts as, with its copied keys and its mask."""
-    return length + copied * prompt + MASK * length * (prompt + length)
+    return length + copied * prompt + MASK_ELEMENT * length * (prompt + length)
 
 
 def _longest_prompt(group: MicroBatchGroup, prompts: Sequence[tuple[int, ...]]) -> int:

@@ -160,8 +160,8 @@ class Objective:
 
     @property
     def _needs_teacher_topk(self) -> bool:
-        own = self.support not in ("sampled", "student_topk", "full")
-        return own or self.entropy_forward_kl is not None
+        in_support = self.support not in ("sampled", "student_topk", "full")
+        return in_support or self.entropy_forward_kl is not None
 
     @property
     def _normalised(self) -> bool:
