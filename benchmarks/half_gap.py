@@ -1,7 +1,7 @@
 """Wall time until half of the gap to the teacher is closed, on the SmolLM2 example: opd and TRL.
 
 Both sides train the base of the example from its teacher with their own loops on the same prompts,
-at the same rate, 16 prompts x 2 completions a step; ours with the default configuration, TRL with
+at the same rate, 16 prompts x 2 completions per step; ours with the default configuration, TRL with
 its full-vocabulary reverse KL. Every `--every` steps the clock stops and the same greedy
 `generate` answers the same held-out problems. One run per side, so no median.
 """

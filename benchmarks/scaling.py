@@ -1,7 +1,7 @@
 """Scaling of opd: two processes against one, four times the batch, four times the length, FLOPs.
 
-Two processes of one thread each run `opd train` under torchrun, on 128 completions a step: half of
-the shipped default's batch, 64 rows to decode per process (fewer rows load the weights as often).
+Two processes of one thread each run `opd train` under torchrun, on 128 completions per step: half
+of the shipped default's batch, 64 rows per process (fewer rows load the weights as often).
 FLOPs counted are 6 x backbone parameters x tokens of the update; the peak is this machine's own
 matmul of the same precision, measured here.
 """

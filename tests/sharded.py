@@ -79,10 +79,10 @@ def compare(kind: str, folder: Path) -> dict[str, float]:
     model = tiny_model(1, dtype=base.causal.dtype)
     teacher = LM(model, model.config.vocab_size, "teacher")
     objective = Objective(k=4) if kind != "untied" else Objective(k=4, mode="tail")
-    gold = [make_example(i, p.ids, [7, 8, 9 + i, 1]) for i, p in enumerate(prompts())]
+    examples = [make_example(i, p.ids, [7, 8, 9 + i, 1]) for i, p in enumerate(prompts())]
     # 10 tokens: eleven micro-batches or so, an odd number for two processes.
     batches = [experience(base, teacher, objective, prompts(), seed=s) for s in range(STEPS)]
-    batches[1] = replace(batches[1], gold=gold)
+    batches[1] = replace(batches[1], sft_examples=examples)
     alone = learner_of(student_of(kind), teacher, objective, budget=10)
     alone = replace(alone, sft_weight=0.5)
     shared = replace(alone, student=student_of(kind), ranks=ranks)

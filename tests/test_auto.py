@@ -77,7 +77,7 @@ def test_the_check_writes_little_of_what_the_run_will(tmp_path, monkeypatch):
     length = sum(map(len, own.rollouts)) / len(own.rollouts)
     each = (own.tokens + side.tokens) / many
     assert each > 6 * length  # four answers, two of the teacher, and continuations of both
-    planned = auto.SHARE * 400 * 16 * given.rollout.n * length
+    planned = auto.TOKEN_FRACTION * 400 * 16 * given.rollout.n * length
     assert many * each == pytest.approx(planned, rel=0.1)  # later rounds differ a little
 
 
@@ -99,7 +99,7 @@ def test_a_dont_is_not_trained_and_leaves_no_run(tmp_path):
         student={"model": str(PAIR / "teacher")},
         teacher={"model": str(PAIR / "student")},
     )
-    with pytest.raises(UserError, match="check says don't"):
+    with pytest.raises(UserError, match="check says no-go"):
         run_train(given, style="quiet")
     assert not (tmp_path / "run").exists()
 
@@ -113,7 +113,7 @@ def test_a_dont_is_not_believed_on_few_prompts(tmp_path, monkeypatch):
         student={"model": str(PAIR / "teacher")},
         teacher={"model": str(PAIR / "student")},
     )
-    with pytest.raises(UserError, match="check says don't"):
+    with pytest.raises(UserError, match="check says no-go"):
         auto.prepare(given, resume=False, console=QUIET)
     assert [len(one.student.prompts) for one in seen] == [MIN_PROMPTS, 48]
 

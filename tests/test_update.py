@@ -131,13 +131,13 @@ def test_learning_brings_the_student_to_its_teacher(make_lm, make_prompts):
     assert np.mean(kl[-5:]) < 0.6 * np.mean(kl[:5])
 
 
-def test_gold_completions_add_their_own_mean_cross_entropy(make_lm, make_prompts):
+def test_supervised_examples_add_their_own_mean_cross_entropy(make_lm, make_prompts):
     student, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES["paper"]
     batch = experience(student, teacher, objective, make_prompts(3, 8))
-    gold = [make_example(0, (5, 6), (7, 8, 1)), make_example(1, (9,), (10, 1))]
+    examples = [make_example(0, (5, 6), (7, 8, 1)), make_example(1, (9,), (10, 1))]
     weighted = replace(learner_of(clone(student), teacher, objective), sft_weight=0.5)
     plain = update(learner_of(clone(student), teacher, objective), batch, 0)
-    found = update(weighted, replace(batch, gold=gold), 0)
+    found = update(weighted, replace(batch, sft_examples=examples), 0)
     expected = []
     for prompt, ids in (((5, 6), (7, 8, 1)), ((9,), (10, 1))):
         logp = student.causal(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
@@ -147,12 +147,14 @@ def test_gold_completions_add_their_own_mean_cross_entropy(make_lm, make_prompts
     assert found["train/loss"].value == pytest.approx(total, rel=1e-9)
 
 
-def test_gold_completions_do_not_need_diagnostics(make_lm, make_prompts):
+def test_supervised_examples_do_not_need_diagnostics(make_lm, make_prompts):
     student, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES["paper"]
     batch = experience(student, teacher, objective, make_prompts(3))
     bare = [replace(s, hidden=None, positions=None) for s in batch.scores]
     weighted = replace(learner_of(clone(student), teacher, objective), sft_weight=0.5)
-    found = update(weighted, replace(batch, scores=bare, gold=[make_example(0, (5,), (7, 1))]), 0)
+    found = update(
+        weighted, replace(batch, scores=bare, sft_examples=[make_example(0, (5,), (7, 1))]), 0
+    )
     assert "drift/ratio" not in found
     assert found["train/sft_loss"].value > 0
 

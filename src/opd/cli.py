@@ -45,7 +45,7 @@ def setup(
 ) -> None:
     """Options before the command."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    # Retries of the hub client: what they come to is told once, by our own error. Its package sets
+    # The hub client's retries stay quiet: our own error reports how they ended. Its package sets
     # its own level when it is imported, from this variable.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if debug:
@@ -275,7 +275,7 @@ def _train(cfg: Any, resume: bool, overwrite: bool, quiet: bool, json_lines: boo
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """An interrupted run has said so already; shells expect 130."""
+    """An interrupted run has printed a message already; shells expect 130."""
     try:
         yield
     except KeyboardInterrupt:

@@ -256,7 +256,7 @@ def test_out_of_memory_without_rollouts_is_a_message(make_lm, make_prompts):
                 topk_ids=r.topk_ids[:0], topk_logp=r.topk_logp[:0])
         for r in batch.rollouts
     ]  # fmt: skip
-    batch = Batch(empty, gold=[make_example(0, (3, 4), [7, 8, 1])])
+    batch = Batch(empty, sft_examples=[make_example(0, (3, 4), [7, 8, 1])])
     learner = learner_of(student, teacher, objective)
     run_out_of_memory(student, RuntimeError(CPU_OOM), 0, "forward")
     with pytest.raises(UserError, match="Out of memory"):

@@ -115,7 +115,7 @@ RULES = (
     Rule(
         name="length-inflation",
         message="Responses become longer without becoming better.",
-        remedy="Shorten the horizon (horizon.cap), mix in gold completions "
+        remedy="Shorten the horizon (horizon.cap), mix in supervised examples "
         "(loss.terms.sft_weight), and check that both models agree on the end token.",
         threshold=1.25,
         threshold_meaning="factor by which the mean length has grown, while repetition or "
@@ -126,7 +126,7 @@ RULES = (
     Rule(
         name="repetition",
         message="Responses repeat themselves more and more.",
-        remedy="Shorten the horizon (horizon.cap), or mix in gold completions "
+        remedy="Shorten the horizon (horizon.cap), or mix in supervised examples "
         "(loss.terms.sft_weight).",
         threshold=0.1,
         threshold_meaning="rise of the fraction of repeated 4-grams",

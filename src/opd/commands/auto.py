@@ -28,20 +28,20 @@ from opd.run.layout import CONFIG
 
 DECIDED = ("coldstart", "alarms", "prompts")
 """Sections that this recipe may change."""
-SHARE = 0.02  # of the run's tokens that the check may write, if that is enough for 32 prompts
+TOKEN_FRACTION = 0.02  # of the run's tokens that the check may sample; at least for 32 prompts
 
 
 def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
     """The configuration with what the recipe decides; unchanged unless `recipe: auto`.
 
     Raises:
-        UserError: the check says don't; several processes.
+        UserError: the check says no-go; several processes.
     """
     if cfg.recipe is None:
         return cfg
     stored = Path(cfg.output.dir) / CONFIG
     if resume and stored.is_file():
-        return decided_before(
+        return restore_decisions(
             cfg, config.upgrade(json.loads(stored.read_text("utf-8")), where=str(stored))
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -50,10 +50,10 @@ def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
             "best.yaml` alone, then train best.yaml with as many processes as you like."
         )
     console.print("recipe: auto. Checking the pair ...")
-    checked = looked(cfg, SHARE)
-    if hopeless(checked):
-        console.print("recipe: auto. A don't is not believed on few prompts: a whole check ...")
-        checked = looked(cfg, math.inf)
+    checked = check_pair(cfg, TOKEN_FRACTION)
+    if is_refused(checked):
+        console.print("recipe: auto. No-go on few prompts: checking again with the full budget ...")
+        checked = check_pair(cfg, math.inf)
     output.save_record(cfg, output.to_record(checked), console)
     refuse(checked)
     decided = decide(cfg, checked, console)
@@ -63,30 +63,30 @@ def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
     return decided
 
 
-def looked(cfg: Run, share: float) -> CheckResult:
-    """The check, writing at most a share of the run's tokens."""
+def check_pair(cfg: Run, token_fraction: float) -> CheckResult:
+    """Run the check, sampling at most a fraction of the run's tokens."""
     with tempfile.TemporaryDirectory() as scratch:
-        return check("recipe: auto", [cfg], Budget(token_fraction=share), Path(scratch))
+        return check("recipe: auto", [cfg], Budget(token_fraction=token_fraction), Path(scratch))
 
 
-def hopeless(checked: CheckResult) -> bool:
-    """Whether nothing is to be gained, with a cold start or without."""
+def is_refused(checked: CheckResult) -> bool:
+    """Whether the run is not expected to gain anything, with a cold start or without."""
     best = checked.best
     starts_cold = at_start(best.candidate.cfg) or any("coldstart" in one.set for one in best.advice)
     return best.verdict == NO_GO and not (starts_cold and cold_start_helps(best.features))
 
 
 def refuse(checked: CheckResult) -> None:
-    """Stop here if the pair is hopeless.
+    """Stop here if the run is not expected to gain anything.
 
     Raises:
         UserError: with the reasons of the check.
     """
     best = checked.best
-    if hopeless(checked):
+    if is_refused(checked):
         why = "\n".join(f"  {r.text}. {r.evidence}" for r in best.reasons)
         raise UserError(
-            f"recipe=auto does not start this run: the check says don't.\n{why}\n"
+            f"recipe=auto does not start this run: the check says no-go.\n{why}\n"
             "Set recipe=null to train all the same."
         )
 
@@ -101,7 +101,8 @@ def decide(cfg: Run, checked: CheckResult, console: Console) -> Run:
     if cfg.alarms.action == "warn":
         changes["alarms"] = {"action": "act"}
     best = checked.best
-    console.print(f"recipe: auto. The check says {best.verdict}; the run begins with {begins}.")
+    verdict = "no-go" if best.verdict == NO_GO else best.verdict
+    console.print(f"recipe: auto. The check says {verdict}; the run begins with {begins}.")
     return _with(cfg, changes)
 
 
@@ -110,8 +111,8 @@ def at_start(cfg: Run) -> bool:
     return cfg.coldstart is not None and cfg.coldstart.when == "start"
 
 
-def decided_before(cfg: Run, stored: dict[str, Any]) -> Run:
-    """The sections an interrupted run was started with."""
+def restore_decisions(cfg: Run, stored: dict[str, Any]) -> Run:
+    """The configuration with the sections an interrupted run was started with."""
     return _with(cfg, {name: stored[name] for name in DECIDED if name in stored})
 
 

@@ -25,7 +25,7 @@ def run_demo(out: Path, steps: int | None) -> None:
     console = Console("auto")
     console.print(
         "A tiny student that adds badly, and a teacher of the same family that has learned it. The "
-        "student writes, the teacher scores every token, the student learns."
+        "student samples completions, the teacher scores every token, the student learns from that."
     )
     cfg = config.parse(demo_config(out))
     if steps is not None:
@@ -40,7 +40,7 @@ def run_demo(out: Path, steps: int | None) -> None:
 def is_demo(folder: Path) -> bool:
     """Whether a folder holds an earlier demo: a run whose student is the shipped one."""
     try:
-        found = json.loads((folder / "config.json").read_text("utf-8"))
-        return bool(found["student"]["model"] == str(PAIR / "student"))
+        stored = json.loads((folder / "config.json").read_text("utf-8"))
+        return bool(stored["student"]["model"] == str(PAIR / "student"))
     except (OSError, ValueError, KeyError, TypeError):
         return False

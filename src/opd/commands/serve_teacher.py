@@ -17,7 +17,7 @@ from opd.run.console import Console
 logger = logging.getLogger(__name__)
 
 TOKEN_ENV = "OPD_TEACHER_TOKEN"
-TOKENS = 8192  # padded tokens a forward
+TOKENS = 8192  # padded tokens per forward
 
 
 def serve(cfg: Run, *, host: str, port: int) -> None:

@@ -80,7 +80,7 @@ class Batch:
     rewards: np.ndarray | None = None  # (number of rollouts,) outcome
     advantages: np.ndarray | None = None  # (number of rollouts,) outcome relative to its group
     weights: Sequence[np.ndarray] | None = None  # (T,) per rollout; None is 1 everywhere
-    gold: Sequence[Rollout] = ()  # completions to imitate beside the distillation
+    sft_examples: Sequence[Rollout] = ()  # to imitate beside the distillation
     pruned: Sequence[np.ndarray] | None = None  # (T,) what the horizon left; part of `weights`
 
     def __post_init__(self) -> None:

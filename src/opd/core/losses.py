@@ -268,7 +268,7 @@ def entropy_aware(
 
 
 def cross_entropy(logp: Tensor) -> Tensor:
-    """SFT on given tokens: -log p of each; value and gradient. For a gold or teacher mix."""
+    """SFT on given tokens: -log p of each; value and gradient. For mixing in given completions."""
     return -at_least_float32(logp)
 
 

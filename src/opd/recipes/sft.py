@@ -1,7 +1,7 @@
 """Supervised training on given completions: the off-policy step.
 
-The cold start (paper section 5.1) is this step on the teacher's rollouts. Which examples a step
-trains on follows from (seed, step) alone.
+The cold start (paper section 5.1) is this step on the teacher's rollouts. The examples of a step
+are a function of (seed, step) alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def sft(
     tokens_per_microbatch: int = 8192,
     seed: int = 0,
 ) -> Iterator[float]:
-    """Train the student in place, one optimizer step an iteration, yielding each step's loss.
+    """Train the student in place, one optimizer step per iteration, yielding each step's loss.
 
     A generator, so that the caller decides when enough is enough: `list(sft(...))` makes all
     `steps`; leaving the loop early keeps the weights of that step.
@@ -43,7 +43,7 @@ def sft(
         examples: completions to learn, such as a teacher's rollouts or `example`s.
         steps: optimizer steps.
         optim: AdamW, clipping, warm-up; `lr` is the peak.
-        batch: examples a step.
+        batch: examples per step.
         schedule: constant, or cosine from the end of warm-up to zero at `steps` (paper: cosine).
         tokens_per_microbatch: padded tokens per forward-backward; memory only.
         seed: draws the order of the examples.

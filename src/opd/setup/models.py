@@ -62,7 +62,7 @@ class Models:
 
         Args:
             folder: where a server's identity is recorded.
-            console: told when a server goes away and comes back.
+            console: shows when a server goes away and comes back.
             clock: takes numbers of a server's requests.
         """
         if self.remote is None:
@@ -88,7 +88,7 @@ def open_models(
 
     Args:
         cfg: the configuration.
-        console: told what loss.support: auto became.
+        console: shows what loss.support: auto became.
         student: of an earlier call, adapters and all, to be used again.
         local: folder of the model a teacher server serves, loaded beside it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opd.config import Run, ServerTeacher
+from opd.config import LocalTeacher, Run, ServerTeacher
 from opd.models import tokenizers
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
 from opd.setup.precision import loading_dtype
@@ -65,20 +65,12 @@ def load_pair(
         if ends:
             stop = tokenizers.resolve_stop(student_tok, stop, ends, cfg.rollout.stop)
         return Pair(given or prepare_student(cfg, student), None, student_tok, stop, ends or stop)
-    teacher = load_lm(
-        spec.model,
-        revision=spec.revision,
-        dtype=spec.dtype,
-        device=spec.device or str(student.device),
-        key="teacher.model",
-    )
+    teacher = load_teacher(spec, str(student.device))
     vocab = tokenizers.require_same(
         student_tok, teacher_tok, student_vocab=student.vocab, teacher_vocab=teacher.vocab
     )
     teacher_stop = tokenizers.eos_ids(teacher_tok, teacher.causal.generation_config)
     stop = tokenizers.resolve_stop(student_tok, stop, teacher_stop, cfg.rollout.stop)
-    for parameter in teacher.model.parameters():
-        parameter.requires_grad_(False)
     return Pair(
         given or prepare_student(cfg, replace(student, vocab=vocab)),
         replace(teacher, vocab=vocab),
@@ -86,6 +78,20 @@ def load_pair(
         stop,
         teacher_stop,
     )
+
+
+def load_teacher(spec: LocalTeacher, device: str) -> LM:
+    """A frozen teacher in this process, on its own device or else on `device`."""
+    teacher = load_lm(
+        spec.model,
+        revision=spec.revision,
+        dtype=spec.dtype,
+        device=spec.device or device,
+        key="teacher.model",
+    )
+    for parameter in teacher.model.parameters():
+        parameter.requires_grad_(False)
+    return teacher
 
 
 def prepare_student(cfg: Run, student: LM) -> LM:

@@ -279,7 +279,7 @@ def diagnostics_topk(cfg: Run, vocab: int) -> int:
 
 
 def recognise_or_record(folder: Path, teacher: RemoteTeacher, hands: Handshake) -> None:
-    """Write teacher.json, or hold the teacher of a resumed run against it.
+    """Write teacher.json, or compare the teacher of a resumed run with it.
 
     Raises:
         UserError: it is not the teacher this run began with.

@@ -184,7 +184,7 @@ def check_accelerate_launcher(shard: str) -> None:
         return
     if shard == "none":
         raise UserError(
-            "accelerate launch was told --use_fsdp, and student.shard=none. The configuration "
+            "accelerate launch has --use_fsdp, and the run student.shard=none. The configuration "
             "decides: set student.shard=fsdp2, or launch with --multi_gpu."
         )
     # Or transformers would read the weights in one process only and leave the others' to chance.

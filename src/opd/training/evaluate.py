@@ -1,6 +1,6 @@
 """Held-out accuracy: before, during, after; student and teacher by the same code.
 
-One evaluation samples n completions a prompt and grades them. The random key is the same at every
+One evaluation samples n completions per prompt and grades them. The random key is the same at every
 step, so two evaluations differ by the models alone and can be compared prompt by prompt.
 """
 

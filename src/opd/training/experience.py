@@ -122,7 +122,7 @@ def score(
         rewards=rewards,
         advantages=advantages,
         weights=weights.loss,
-        gold=sft_examples_of(source, step),
+        sft_examples=sft_examples_of(source, step),
         pruned=weights.pruned,
     )
 

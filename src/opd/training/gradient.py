@@ -52,8 +52,8 @@ def accumulate(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tens
                 by_position = diagnostics.gradient_metrics(norms, *at, edges=learner.position_edges)
                 add_means(metrics, by_position)
         run_empty_microbatches(learner, len(groups))
-        if batch.gold:
-            examples = Batch(batch.gold)
+        if batch.sft_examples:
+            examples = Batch(batch.sft_examples)
             nats = accumulate_cross_entropy(learner, examples, learner.sft_weight)
             metrics["train/sft_loss"] = nats
             loss += learner.sft_weight * (nats.total / examples.num_tokens)
