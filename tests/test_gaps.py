@@ -83,7 +83,6 @@ def test_a_replayed_rollout_longer_than_the_run_allows_is_refused_with_its_lengt
     replay = run_config(tmp_path / "second", steps=1)
     replay["eval"] = []
     replay["rollout"] |= {
-        "engine": "replay",
         "path": str(tmp_path / "first" / "rollouts"),
         "max_new_tokens": 2,
     }

@@ -36,7 +36,7 @@ def stock_vllm(monkeypatch, tmp_path):
     monkeypatch.setattr(remote_teacher.ServedTeacher, "generates", False)
     monkeypatch.setattr(remote_teacher, "VllmDialect", partial(VllmDialect, probe_support=False))
     local = data["teacher"]["model"]
-    data["teacher"] = {"url": "http://127.0.0.1:9/v1", "model": "demo", "api": "vllm"}
+    data["teacher"] = {"url": "http://127.0.0.1:9/v1", "model": "demo"}
     data["loss"] |= {"support": "auto"}
     data["train"] |= {"steps": 1, "prompts_per_step": 4}
     data["eval"] = []

@@ -308,10 +308,9 @@ def same_ids(a, b) -> bool:
 def run_config(teacher, rollout, student, folder, prompts_file) -> dict:
     return {
         "student": {"model": str(student), "lora": {"rank": 8, "alpha": 16}},
-        "teacher": {"url": teacher.url, "model": "smollm2", "timeout": 120, "patience": 600},
+        "teacher": {"url": teacher.url, "model": "smollm2", "patience": 600},
         "prompts": {"path": str(prompts_file)},
         "rollout": {
-            "engine": "vllm",
             "url": rollout.url,
             "model": "student",
             "n": 2,

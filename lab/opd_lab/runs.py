@@ -216,7 +216,7 @@ def run_config(
         "student": {"model": str(student)},
         "teacher": None if teacher is None else {"model": str(teacher)},
         "prompts": {"path": str(files["train"]), "max_tokens": 128, "grader": "exact"},
-        "rollout": {"n": 4, "max_new_tokens": task.max_new_tokens, "batch": 512},
+        "rollout": {"n": 4, "max_new_tokens": task.max_new_tokens},
         "loss": {"k": 16},
         "diagnostics": {"positions": 512},
         "optim": {"lr": 1e-3},

@@ -276,7 +276,7 @@ def test_nothing_worth_imitating_is_said(tmp_path):
     [
         (["teacher=null", "loss.terms.outcome_weight=1"], "needs a teacher"),
         (["coldstart.path=x", "coldstart.prompts=y"], "brings its own prompts"),
-        (["rollout.engine=replay", "rollout.path=x"], "replay has none"),
+        (["rollout.path=x"], "those of an earlier run"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path, changes, says):

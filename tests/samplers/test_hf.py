@@ -8,14 +8,23 @@ import torch
 from scipy.stats import chisquare
 
 from opd.errors import UserError
-from opd.samplers.hf import Decoding, HFSampler, invert_cdf, observe_samples, truncate
+from opd.samplers.hf import (
+    ROWS,
+    SHORT_ROWS,
+    Decoding,
+    HFSampler,
+    batch_rows,
+    invert_cdf,
+    observe_samples,
+    truncate,
+)
 from opd.types import Prompt
 
 END = 1
 
 
 def sampler(lm, *, length=12, temperature=1.0, stop=frozenset({END}), **kwargs):
-    decoding = {k: kwargs.pop(k) for k in ("top_p", "top_k") if k in kwargs}
+    decoding = {k: kwargs.pop(k) for k in ("top_p",) if k in kwargs}
     return HFSampler(lm, Decoding(length, temperature, **decoding), stop=stop, capture=5, **kwargs)
 
 
@@ -86,6 +95,39 @@ def test_records_equal_a_fresh_forward(make_lm, make_prompts, dtype, tolerance):
             assert (r.topk_ids == logp.topk(5).indices.numpy()).all()
 
 
+def run_out_beyond(rows, sampler, monkeypatch):
+    """The sampler, out of memory whenever it decodes more rows at once."""
+    decode = sampler._decode
+
+    def decode_few(prompts, first, n, key, limit):
+        if len(prompts) * n > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return decode(prompts, first, n, key, limit)
+
+    monkeypatch.setattr(sampler, "_decode", decode_few)
+    return sampler
+
+
+def test_out_of_memory_halves_the_rows_and_changes_no_token(
+    make_lm, make_prompts, monkeypatch, caplog
+):
+    lm, prompts = make_lm(1), make_prompts(3, 11, 6, 4, 8)
+    plain = sampler(lm).sample(prompts, n=3, key=(7, 1))
+    tight = run_out_beyond(7, sampler(lm), monkeypatch)
+    rollouts = tight.sample(prompts, n=3, key=(7, 1))
+    assert [r.ids.tolist() for r in rollouts] == [r.ids.tolist() for r in plain]
+    assert tight.batch == 7  # 15 rows were too many, and their half is not
+    assert "it decodes 7 rows at a time from now on" in caplog.text
+    with pytest.raises(UserError, match=r"sampled 8 rows .*rollout\.n lower"):
+        tight.sample(prompts, n=8, key=(7, 1))
+
+
+def test_short_rows_are_decoded_more_at_a_time(make_prompts):
+    assert batch_rows(make_prompts(6, 4), 24) == SHORT_ROWS
+    assert batch_rows(make_prompts(56), 72) == 256
+    assert batch_rows(make_prompts(6), 7168) == ROWS
+
+
 def test_samples_follow_the_exact_distribution(make_lm):
     # Both first tokens of 20,000 two-token completions against the enumerated joint distribution.
     # Cells expecting under 5 are pooled; false alarm rate 1e-4 by construction of the test.
@@ -108,20 +150,17 @@ def test_samples_follow_the_exact_distribution(make_lm):
     assert chisquare(observed, np.append(expected[big], expected[~big].sum())).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("decoding", [Decoding(1, top_p=0.6), Decoding(1, top_k=4)])
-def test_truncation_keeps_the_most_probable_tokens(decoding):
+def test_truncation_keeps_the_most_probable_tokens():
     generator = torch.Generator().manual_seed(0)
     logp = torch.randn(50, 12, generator=generator, dtype=torch.float64).log_softmax(-1)
-    kept = truncate(logp.exp(), decoding)
+    kept = truncate(logp.exp(), Decoding(1, top_p=0.6))
     for row, full in zip(kept, logp.exp(), strict=True):
         order = full.argsort(descending=True)
         count = int((row > 0).sum())
         assert (row[order[:count]] == full[order[:count]]).all()
         assert (row[order[count:]] == 0).all()
-        if decoding.top_k:
-            assert count == 4
-        else:  # the smallest set whose mass reaches top_p
-            assert full[order[:count]].sum() >= 0.6 > full[order[: count - 1]].sum()
+        # the smallest set whose mass reaches top_p
+        assert full[order[:count]].sum() >= 0.6 > full[order[: count - 1]].sum()
 
 
 def test_inverse_cdf_never_draws_an_impossible_token():

@@ -87,7 +87,7 @@ def test_the_documented_route_for_chosen_ids_is_found_by_asking():
     ("protocol", "words"),
     [
         ("opd-teacher/1", r"speaks opd-teacher/1, this side opd-teacher/\d+\. Install one version"),
-        ("other", r"teacher\.api=vllm"),
+        ("other", "does not speak opd-teacher"),
     ],
 )
 def test_a_server_of_another_version_is_named(protocol, words):
@@ -142,10 +142,10 @@ def test_a_teacher_section_that_is_wrong_is_refused(teacher, words):
 @pytest.mark.parametrize(
     ("rollout", "words"),
     [
-        ({"engine": "vllm"}, "rollout.url"),
-        ({"engine": "vllm", "url": "http://x/v1", "model": "m", "temperature": 0.7}, "drift"),
-        ({"engine": "replay"}, "rollout.path"),
-        ({"url": "http://x/v1"}, "no meaning"),
+        ({"model": "m"}, "rollout.url"),
+        ({"url": "http://x/v1", "model": "m", "temperature": 0.7}, "drift"),
+        ({"url": "http://x/v1", "model": "m", "path": "p"}, "rollout.path"),
+        ({"url": "http://x/v1"}, "rollout.model"),
     ],
 )
 def test_a_rollout_section_that_is_wrong_is_refused(rollout, words):

@@ -72,7 +72,7 @@ class Served:
     def section(self, **more) -> dict:
         url = f"http://127.0.0.1:{self.port}/v1"
         named = {"url": url, "model": "demo-teacher", "api_key_env": "DEMO_TEACHER_KEY"}
-        return named | {"timeout": 20, "patience": 0} | more
+        return named | {"patience": 0} | more
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_scores_made_ahead_train_like_a_teacher_that_is_there(tmp_path):
     run(demo(tmp_path / "live", output={"rollout_sample": 10**6}))
     data = demo(tmp_path / "offline")
     data["teacher"] |= {"cache": {"dir": str(tmp_path / "cache"), "offline": True}}
-    data["rollout"] |= {"engine": "replay", "path": str(tmp_path / "live" / "rollouts")}
+    data["rollout"] |= {"path": str(tmp_path / "live" / "rollouts")}
     cfg = config.parse(data)
     scored, known = score_ahead(cfg, tmp_path / "live" / "rollouts")
     assert (scored, known) == (scored, 0)

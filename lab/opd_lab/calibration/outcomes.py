@@ -126,7 +126,6 @@ def run_probe(student: Path, teacher: Path, pair: Pair, cache: Path) -> dict[str
         Decoding(pair.task.max_new_tokens),
         models[0].decode,
         make_grader("exact", [p.answer or "" for p in prompts]),
-        batch=512,
         seed=pair.run_seed,
     )
     with one_thread():

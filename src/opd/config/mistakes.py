@@ -28,7 +28,7 @@ WELL_KNOWN = {
     "top_p": "rollout.top_p",
     "beta": "loss.divergence (and loss.beta)",
     "loss_top_k": "loss.k",
-    "top_k": "loss.k (support) or rollout.top_k (sampling)",
+    "top_k": "loss.k (support); rollouts are truncated by rollout.top_p alone",
     "log_prob_top_k": "loss.k",
     "output_dir": "output.dir",
     "save_steps": "output.save_every",

@@ -39,6 +39,14 @@ class Removed:
     affects_results: bool = True
 
 
+def _engine(stored: dict[str, Any]) -> str:
+    """The engine that `rollout` implies by itself."""
+    rollout = stored.get("rollout") or {}
+    if rollout.get("url") is not None:
+        return "vllm"
+    return "hf" if rollout.get("path") is None else "replay"
+
+
 _WEIGHTS = " in a prompt's score; the prompt file holds every measure, to rank by another"
 
 REMOVED: dict[str, Removed] = {
@@ -59,6 +67,39 @@ REMOVED: dict[str, Removed] = {
     "loss.allow_zero_gradient": Removed(
         False,
         "loss.k=1 with loss.mode=paper trains nothing; use loss.k=4 or more, or loss.mode=tail",
+    ),
+    "teacher.api": Removed(
+        "auto", "The server is asked which API it speaks", affects_results=False
+    ),
+    "teacher.concurrency": Removed(
+        8, "8 requests are under way at once", "opd.teachers.remote:CONCURRENCY", False
+    ),
+    "teacher.timeout": Removed(
+        300.0,
+        "A request may take 300 s; teacher.patience says how long to wait for a teacher",
+        "opd.http.client:ANSWER_SECONDS",
+        False,
+    ),
+    "rollout.engine": Removed(
+        _engine,
+        "rollout.url samples on a vLLM server, rollout.path replays recorded rollouts; without "
+        "them the student samples in this process",
+    ),
+    "rollout.timeout": Removed(
+        600.0, "A completion may take 600 s", "opd.samplers.vllm:ANSWER_SECONDS", False
+    ),
+    "rollout.concurrency": Removed(
+        32, "32 completions are under way at once", "opd.samplers.vllm:CONCURRENCY", False
+    ),
+    "rollout.top_k": Removed(
+        None,
+        "Rollouts should come from the student's whole distribution; rollout.top_p can truncate it",
+    ),
+    "rollout.batch": Removed(
+        128,
+        "128 rollouts are decoded at once, more where they are short, fewer where memory runs out",
+        "opd.samplers.hf:ROWS",
+        False,
     ),
     "diagnostics.k": Removed(
         16, "Overlap is of the top 16 tokens", "opd.core.diagnostics:OVERLAP_K"

@@ -86,14 +86,8 @@ class ServerTeacher(Section):
     """Such as http://127.0.0.1:8000/v1."""
     model: str
     """The name the server gives it."""
-    api: Literal["auto", "opd", "vllm"] = "auto"
-    """auto: asks the server which it is."""
     api_key_env: str | None = None
     """Environment variable that holds the key; the key itself never stands in a file."""
-    concurrency: int = Field(8, ge=1, le=256)
-    """Most requests under way at once."""
-    timeout: float = Field(300.0, gt=0)
-    """Seconds one request may take."""
     patience: float = Field(600.0, ge=0)
     """Seconds to wait for a teacher that has gone away, before the run saves and stops."""
     cache: Cache | None = None
@@ -142,22 +136,17 @@ class Prompts(Section):
 class RolloutConfig(Section):
     """How the student writes."""
 
-    engine: Literal["hf", "vllm", "replay"] = "hf"
-    """hf: in this process; vllm: a server at rollout.url; replay: given rollouts, rollout.path."""
     url: str | None = None
-    """vLLM server that writes rollouts, such as http://127.0.0.1:8001/v1."""
+    """vLLM server that samples the rollouts, such as http://127.0.0.1:8001/v1. null: this
+    process."""
     model: str | None = None
     """The name that server gives the student's base model."""
     api_key_env: str | None = None
     sync_dir: str | None = None
     """Where weights are put for the server to read; null: in the run folder. Must be a path the
     server sees too."""
-    timeout: float = Field(600.0, gt=0)
-    """Seconds one completion may take."""
-    concurrency: int = Field(32, ge=1, le=1024)
-    """Most completions under way at once."""
     path: str | None = None
-    """Rollout files to train from: one parquet file, or a folder of them."""
+    """Recorded rollouts to train on instead of sampling: a parquet file, or a folder of them."""
     n: int = Field(4, ge=1)
     """Responses a prompt. Paper: 4."""
     max_new_tokens: int = Field(1024, ge=1)
@@ -165,29 +154,27 @@ class RolloutConfig(Section):
     temperature: float = Field(1.0, gt=0)
     """Paper: 1.0, so that samples come from the distribution that is trained."""
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int | None = Field(None, ge=1)
     stop: Stop | None = None
     """Whose end tokens stop a rollout; null demands that both models agree."""
-    batch: int = Field(128, ge=1)
-    """Most rollouts decoded at once."""
+
+    @property
+    def engine(self) -> Literal["hf", "vllm", "replay"]:
+        """Who samples: the model in this process, a vLLM server, or an earlier run."""
+        if self.url is not None:
+            return "vllm"
+        return "hf" if self.path is None else "replay"
 
     @model_validator(mode="after")
-    def _engine(self) -> RolloutConfig:
-        given = {"url": self.url, "model": self.model, "path": self.path}
-        needs = {"hf": (), "vllm": ("url", "model"), "replay": ("path",)}[self.engine]
-        for key, value in given.items():
-            if key in needs and value is None:
-                raise ValueError(f"rollout.engine={self.engine} needs rollout.{key}")
-            if key not in needs and value is not None:
-                raise ValueError(
-                    f"rollout.{key} has no meaning for rollout.engine={self.engine}; remove it, or "
-                    "set rollout.engine"
-                )
-        if self.engine == "vllm" and self.temperature != 1.0:
+    def _coherent(self) -> RolloutConfig:
+        if self.url is not None and self.path is not None:
+            raise ValueError("rollout.url samples and rollout.path replays: set one of them")
+        if (self.url is None) != (self.model is None):
+            raise ValueError("rollout.url and rollout.model go together: set both")
+        if self.url is not None and self.temperature != 1.0:
             raise ValueError(
-                f"rollout.temperature={self.temperature} with rollout.engine=vllm: its log-probs "
-                "are those of temperature 1, so drift could not be measured. Set it to 1, or use "
-                "rollout.engine=hf"
+                f"rollout.temperature={self.temperature} with rollout.url: the log-probs of a vLLM "
+                "server are those of temperature 1, so drift could not be measured. Set it to 1, "
+                "or remove rollout.url"
             )
         return self
 
@@ -397,8 +384,8 @@ class Run(Section):
             )
         if self.rollout.engine == "replay":
             raise ValueError(
-                "coldstart looks at rollouts of the student as it is; rollout.engine=replay has "
-                "none. Use hf or vllm"
+                "coldstart measures the student on rollouts of its own; rollout.path has those of "
+                "an earlier run. Remove it"
             )
 
     def _acts(self) -> bool:

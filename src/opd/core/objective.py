@@ -81,7 +81,7 @@ class Objective:
     outcome_weight: float = 0.0
     student_temperature: float = 1.0
     sampling_temperature: float = 1.0
-    sampling_truncated: bool = False  # top_p < 1 or a top_k while sampling
+    sampling_truncated: bool = False  # top_p < 1 while sampling
 
     def __post_init__(self) -> None:
         for wrong, message in self._refusals():
@@ -124,8 +124,8 @@ class Objective:
             (
                 sampled and self.sampling_truncated,
                 "loss.support=sampled is biased when rollouts are truncated: the sample does not "
-                "come from the distribution that is trained. Set rollout.top_p=1 and "
-                "rollout.top_k=null, or use loss.support=student_topk",
+                "come from the distribution that is trained. Set rollout.top_p=1, or use "
+                "loss.support=student_topk",
             ),
             (
                 sampled and self.sampling_temperature != self.student_temperature,

@@ -33,7 +33,7 @@ def demo_config(out_dir: Path) -> dict[str, Any]:
         "student": {"model": str(PAIR / "student")},
         "teacher": {"model": str(PAIR / "teacher")},
         "prompts": {"path": str(data / "train.jsonl"), "max_tokens": 32},
-        "rollout": {"n": 4, "max_new_tokens": 24, "batch": 512},
+        "rollout": {"n": 4, "max_new_tokens": 24},
         "loss": {"k": 16},
         "optim": {"lr": 5e-4},
         "train": {"steps": 80, "prompts_per_step": 16},

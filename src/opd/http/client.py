@@ -31,6 +31,9 @@ logging.getLogger("stamina").setLevel(logging.ERROR)
 
 TRANSIENT_STATUS = (408, 425, 429)
 MAX_RETRY_AFTER = 60.0
+# A scoring request of a slow teacher takes a minute at most; a connection that hangs must end some
+# time. Tried again after that, and teacher.patience says for how long.
+ANSWER_SECONDS = 300.0
 
 
 class Transient(Exception):
@@ -64,7 +67,7 @@ class Limits:
     """Limits of one request, in seconds and bytes."""
 
     connect: float = 10.0
-    answer: float = 300.0  # one request, from first byte sent to last byte read
+    answer: float = ANSWER_SECONDS  # one request, from first byte sent to last byte read
     attempts: int = 5
     wait_initial: float = 0.5
     wait_max: float = 20.0

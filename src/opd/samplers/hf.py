@@ -8,6 +8,7 @@ Shapes: R rows, T tokens, K captured top tokens, V vocabulary, P prompt length, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,13 +22,19 @@ from torch import Tensor
 from opd.core.cpu_kernels import topk
 from opd.core.precision import accumulation_dtype, at_least_float32
 from opd.errors import UserError
-from opd.models.lm import LM
+from opd.models.lm import LM, free_memory, is_out_of_memory
 from opd.rng import generator_of
 from opd.samplers.kv import growing_cache
 from opd.types import Prompt, Rollout
 
+logger = logging.getLogger(__name__)
+
 # Finished rows leave the batch once they are this fraction of it: removing rows copies the cache.
 _COMPACT_FRACTION = 1 / 8
+# Rows decoded at once. Tokens do not depend on it, only speed and memory: where the cache does not
+# fit, it is halved. Short rows (the demo's have 30 tokens) may be more of them, up to SHORT_TOKENS:
+# their cache is small for any model.
+ROWS, SHORT_ROWS, SHORT_TOKENS = 128, 512, 32_768
 _CDF_BLOCK = 128  # tokens per partial sum of `invert_cdf`
 
 
@@ -38,7 +45,6 @@ class Decoding:
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
-    top_k: int | None = None
 
 
 Observer = Callable[[Sequence[Rollout], Sequence[int]], None]
@@ -63,7 +69,13 @@ class HFSampler:
     """`opd.types.Sampler` for a model in this process; it uses the current weights."""
 
     def __init__(
-        self, lm: LM, decoding: Decoding, *, stop: frozenset[int], capture: int, batch: int = 128
+        self,
+        lm: LM,
+        decoding: Decoding,
+        *,
+        stop: frozenset[int],
+        capture: int,
+        batch: int | None = None,
     ) -> None:
         """Make a sampler.
 
@@ -72,7 +84,7 @@ class HFSampler:
             decoding: temperature, truncation and length.
             stop: token ids that end a completion; they are part of it.
             capture: K, how many of the student's top tokens to record per position.
-            batch: maximum rows decoded at once.
+            batch: maximum rows decoded at once; None: see `batch_rows`.
         """
         for layer in growing_cache(lm.config).layers:
             if not hasattr(layer, "batch_select_indices"):
@@ -97,21 +109,52 @@ class HFSampler:
         """See `opd.types.Sampler.sample`."""
         max_length = self.decoding.max_new_tokens
         limit = max_length if limit is None else min(limit, max_length)
-        prompts_per_batch = max(1, self.batch // n)
-        by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
+        rows = batch_rows(prompts, limit) if self.batch is None else self.batch
+        waiting = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
         first = first_samples(prompts, n)
         rollouts: dict[int, list[Rollout]] = {}
-        for start in range(0, len(by_length), prompts_per_batch):
-            batch = by_length[start : start + prompts_per_batch]
-            decoded = self._decode(
-                [prompts[i] for i in batch], [first[i] for i in batch], n, key, limit
-            )
-            for row, i in enumerate(batch):
-                rollouts[i] = decoded[row * n : (row + 1) * n]
+        while waiting:
+            batch = waiting[: max(1, rows // n)]
+            try:
+                decoded = self._decode(
+                    [prompts[i] for i in batch], [first[i] for i in batch], n, key, limit
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = (str(error) or "out of memory").splitlines()[0]
+            else:
+                waiting = waiting[len(batch) :]
+                for row, i in enumerate(batch):
+                    rollouts[i] = decoded[row * n : (row + 1) * n]
+                continue
+            rows = self._halve_batch(reason, len(batch) * n, n)
         ordered = [rollout for i in range(len(prompts)) for rollout in rollouts[i]]
         if (observer := _observer.get()) is not None:
             observer(ordered, key)
         return ordered
+
+    def _halve_batch(self, reason: str, rows: int, n: int) -> int:
+        """Decode fewer rows at a time from now on, after memory ran out; tokens stay the same.
+
+        Raises:
+            UserError: the responses to one prompt do not fit, or weights are sharded and the other
+                processes, in the middle of their own batches, cannot begin again.
+        """
+        free_memory()
+        if rows <= n or self.lm.sharded is not None:
+            raise UserError(
+                f"Out of memory while {self.lm.name} sampled {rows} rows ({reason}). Set "
+                "rollout.max_new_tokens or rollout.n lower, or sample on a server (rollout.url)."
+            )
+        self.batch = rows // 2
+        logger.warning(
+            "Out of memory while %s sampled (%s): it decodes %d rows at a time from now on.",
+            self.lm.name,
+            reason,
+            self.batch,
+        )
+        return self.batch
 
     def _decode(
         self,
@@ -219,6 +262,12 @@ class HFSampler:
         return tokens
 
 
+def batch_rows(prompts: Sequence[Prompt], limit: int) -> int:
+    """Rows decoded at once, unless memory runs out: more of them where they are short."""
+    longest = max((len(p.ids) for p in prompts), default=0) + limit
+    return max(ROWS, min(SHORT_ROWS, SHORT_TOKENS // longest))
+
+
 def first_samples(prompts: Sequence[Prompt], n: int) -> list[int]:
     """Sample index of the first response of each prompt; a repeated prompt goes on counting."""
     counts: dict[int, int] = {}
@@ -235,10 +284,7 @@ def uniform(key: Sequence[int], prompt: int, sample: int, count: int) -> np.ndar
 
 
 def truncate(probs: Tensor, decoding: Decoding) -> Tensor:
-    """Probabilities (R, V), unnormalised, with top-k and top-p truncation applied."""
-    if decoding.top_k is not None and decoding.top_k < probs.shape[1]:
-        kth = probs.topk(decoding.top_k, -1).values[:, -1:]
-        probs = probs.masked_fill(probs < kth, 0.0)
+    """Probabilities (R, V), unnormalised, with top-p truncation applied."""
     if decoding.top_p < 1:
         ordered, indices = torch.sort(probs.double(), dim=-1, descending=True, stable=True)
         mass_before = ordered.cumsum(-1) - ordered

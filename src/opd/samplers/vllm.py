@@ -35,6 +35,9 @@ TOKEN_PREFIX = "token_id:"
 ADAPTER = "opd-student"
 MAX_LOGPROB = 1e-4  # rounding may raise a log-prob above 0
 TRIES = 2  # of a request whose answer is wrong
+# Completions under way at once: a server decodes so many in nearly the time of one, and each still
+# ends within `ANSWER_SECONDS` on a slow card.
+CONCURRENCY, ANSWER_SECONDS = 32, 600.0
 
 
 class WrongRollout(ValueError):
@@ -56,7 +59,7 @@ class RolloutServer:
     http: Http
     model: str
     sync_dir: Path
-    concurrency: int = 32
+    concurrency: int = CONCURRENCY
     quarantine: Quarantine | None = None
 
 
@@ -149,7 +152,7 @@ class VllmSampler:
             "max_tokens": limit,
             "temperature": self.decoding.temperature,
             "top_p": self.decoding.top_p,
-            "top_k": self.decoding.top_k or -1,
+            "top_k": -1,  # none; vLLM would take that of the model's generation_config
             "seed": request_seed(key, prompt.index, sample),
             "logprobs": self.capture,
             "return_token_ids": True,

@@ -19,8 +19,8 @@ from opd.samplers.replay import read_rollouts
 from opd.setup.models import Models
 from opd.types import Prompt, Rollout, Sampler
 
-# Of prompts.path that the phase may use where it has no prompts of its own: on-policy training is
-# the longer part and must keep as many.
+# Of prompts.path that the phase may use where it has no prompts of its own: it ends by itself, most
+# often long before that, and on-policy training must keep enough.
 PROMPT_FRACTION = 0.5
 
 

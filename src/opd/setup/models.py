@@ -74,8 +74,7 @@ class Models:
         """A sampler of the teacher's own completions; None without a teacher that can generate."""
         pair = self.pair
         if pair.teacher is not None:
-            rows = self.cfg.rollout.batch
-            return HFSampler(pair.teacher, decoding, stop=pair.teacher_stop, capture=1, batch=rows)
+            return HFSampler(pair.teacher, decoding, stop=pair.teacher_stop, capture=1)
         if not isinstance(self.remote, ServedTeacher) or not self.remote.generates:
             return None
         return self.remote.sampler(pair.student, pair.tokenizer, decoding, pair.stop)

@@ -50,5 +50,5 @@ def make_objective(cfg: Run) -> Objective:
         outcome_weight=terms.outcome_weight,
         student_temperature=loss.student_temperature,
         sampling_temperature=cfg.rollout.temperature,
-        sampling_truncated=cfg.rollout.top_p < 1 or cfg.rollout.top_k is not None,
+        sampling_truncated=cfg.rollout.top_p < 1,
     )

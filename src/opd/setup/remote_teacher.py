@@ -17,7 +17,7 @@ from opd.core.diagnostics import OVERLAP_K
 from opd.core.objective import Objective
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
-from opd.http import Endpoint, Http, Limits, Transient, read_key
+from opd.http import Endpoint, Http, Transient, read_key
 from opd.models.lm import LM
 from opd.run.bad_answers import FOLDER, Quarantine
 from opd.run.clock import Clock
@@ -126,7 +126,6 @@ class ServedTeacher:
         assert hands is not None, "handshake first"
         options = RemoteOptions(
             topk_for_diagnostics=diagnostics_topk(cfg, vocab),
-            concurrency=self.spec.concurrency,
             patience=self.spec.patience,
             notify=console.print,
             record=clock.note,
@@ -160,7 +159,6 @@ class ServedTeacher:
             self.dialect.http,
             self.spec.model,
             sync_dir=Path(),  # a teacher is never sent weights
-            concurrency=self.spec.concurrency,
         )
         return VllmSampler(server, student, tokenizer, decoding, stop=stop, capture=1)
 
@@ -227,11 +225,10 @@ def connect(spec: ServerTeacher, *, temperature: float = 1.0) -> Dialect:
             role="teacher",
             key="teacher.url",
             api_key=read_key(spec.api_key_env, "teacher.api_key_env"),
-        ),
-        limits=Limits(answer=spec.timeout),
+        )
     )
     try:
-        if spec.api == "opd" or (spec.api == "auto" and is_opd(http)):
+        if is_opd(http):
             return OpdDialect(http, temperature=temperature)
         if temperature != 1.0:
             raise UserError(

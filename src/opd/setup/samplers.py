@@ -11,7 +11,7 @@ from opd.models.lm import LM
 from opd.run.bad_answers import FOLDER, Quarantine
 from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.replay import ReplaySampler, read_rollouts
-from opd.samplers.vllm import RolloutServer, VllmSampler
+from opd.samplers.vllm import ANSWER_SECONDS, RolloutServer, VllmSampler
 from opd.setup.pair import Pair
 from opd.training.distributed import SINGLE, Ranks, ShardedSampler
 from opd.training.evaluate import EvalTask
@@ -21,7 +21,7 @@ from opd.types import Sampler
 def rollout_decoding(cfg: Run) -> Decoding:
     """How training rollouts are sampled."""
     r = cfg.rollout
-    return Decoding(r.max_new_tokens, r.temperature, r.top_p, r.top_k)
+    return Decoding(r.max_new_tokens, r.temperature, r.top_p)
 
 
 def student_sampler(cfg: Run, pair: Pair, folder: Path) -> Sampler:
@@ -34,8 +34,7 @@ def student_sampler(cfg: Run, pair: Pair, folder: Path) -> Sampler:
         return ReplaySampler(
             rollouts, Path(r.path), capture=cfg.loss.k, max_length=r.max_new_tokens
         )
-    decoding = rollout_decoding(cfg)
-    return HFSampler(pair.student, decoding, stop=pair.stop, capture=cfg.loss.k, batch=r.batch)
+    return HFSampler(pair.student, rollout_decoding(cfg), stop=pair.stop, capture=cfg.loss.k)
 
 
 def eval_sampler(
@@ -44,7 +43,7 @@ def eval_sampler(
     """Samplers for held-out sets: they record only what evaluations report."""
 
     def make(task: EvalTask) -> Sampler:
-        sampler = HFSampler(lm, task.decoding, stop=stop, capture=1, batch=cfg.rollout.batch)
+        sampler = HFSampler(lm, task.decoding, stop=stop, capture=1)
         return sampler if ranks.size == 1 else ShardedSampler(sampler, ranks, lm)
 
     return make
@@ -62,13 +61,12 @@ def vllm_sampler(cfg: Run, pair: Pair, folder: Path) -> VllmSampler:
             key="rollout.url",
             api_key=read_key(r.api_key_env, "rollout.api_key_env"),
         ),
-        limits=Limits(answer=r.timeout),
+        limits=Limits(answer=ANSWER_SECONDS),
     )
     server = RolloutServer(
         http,
         r.model,
         sync_dir=folder / "sync" if r.sync_dir is None else Path(r.sync_dir),
-        concurrency=r.concurrency,
         quarantine=Quarantine(folder / FOLDER),
     )
     capture = min(cfg.loss.k, pair.student.vocab)

@@ -102,7 +102,7 @@ class OpdDialect:
             )
         raise UserError(
             f"{self.http.key}={self.http.url}: this server does not speak {PROTOCOL}. Start "
-            "`opd serve-teacher` there, or set teacher.api=vllm."
+            "`opd serve-teacher` there."
         )
 
 

@@ -36,6 +36,11 @@ class TeacherDown(UserError):
         self.partial = partial
 
 
+# Requests under way at once: enough to keep a teacher busy while answers travel. The prompt
+# log-probs of many more would fill the memory of a vLLM server.
+CONCURRENCY = 8
+
+
 @dataclass(frozen=True)
 class RemoteOptions:
     """How a server is used.
@@ -50,7 +55,7 @@ class RemoteOptions:
     """
 
     topk_for_diagnostics: int = 0
-    concurrency: int = 8
+    concurrency: int = CONCURRENCY
     patience: float = 600.0
     notify: Callable[[str], None] = logger.info
     record: Callable[[str, float], None] = lambda name, value: None

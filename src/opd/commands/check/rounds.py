@@ -112,7 +112,6 @@ def _probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfig:
         grader,
         k=min(max(cfg.loss.k, OVERLAP_K), pair.student.vocab),
         tokens_per_batch=token_budget(cfg),
-        batch=cfg.rollout.batch,
         seed=cfg.train.seed,
     )
 

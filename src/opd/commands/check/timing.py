@@ -18,6 +18,7 @@ from opd.models.tokenizers import make_decoder
 from opd.recipes.check import cost
 from opd.recipes.check.cost import EvaluationCost, RunCost, StepTime
 from opd.rng import Stream
+from opd.samplers.hf import batch_rows
 from opd.setup.disk_estimate import bytes_needed, checkpoint_bytes
 from opd.setup.models import Models, local_teacher
 from opd.setup.objective import make_objective
@@ -137,7 +138,8 @@ def time_evaluations(cfg: Run, pair: Pair) -> list[EvaluationCost]:
 def _seconds_per_completion(cfg: Run, lm: LM, stop: frozenset[int], task: EvalTask) -> float:
     """From one batch of the set, decoded as the run would."""
     sampler = eval_sampler(cfg, lm, stop)(task)
-    whole = min(len(task.prompts.prompts), max(1, cfg.rollout.batch // task.n))
+    rows = batch_rows(task.prompts.prompts, task.decoding.max_new_tokens)
+    whole = min(len(task.prompts.prompts), max(1, rows // task.n))
     count = min(whole, EVAL_PROMPTS)
     seconds = _time_samples(sampler, task, count)
     if count < whole and seconds * whole / count < CHEAP:  # larger batches cost less per row

@@ -79,8 +79,8 @@ def measurement_setup(
     cfg, pair = models.cfg, models.pair
     if cfg.rollout.engine != "hf":
         raise UserError(
-            f"rollout.engine={cfg.rollout.engine}: opd select samples the student in this process. "
-            "Run it with rollout.engine=hf (and rollout.url, rollout.model, rollout.path null)."
+            "opd select samples the student in this process. Run it without rollout.url and "
+            "rollout.model, or rollout.path."
         )
     teacher = models.teacher(folder, console, Clock())
     if teacher is None:
@@ -89,7 +89,7 @@ def measurement_setup(
     teacher_sampler = models.teacher_sampler(decoding)
     if teacher_sampler is None:
         console.print("The teacher server only scores: prompts are ranked without its accuracy.")
-    student = HFSampler(pair.student, decoding, stop=pair.stop, capture=k, batch=cfg.rollout.batch)
+    student = HFSampler(pair.student, decoding, stop=pair.stop, capture=k)
     return MeasurementSetup(
         student=student,
         teacher_sampler=teacher_sampler,

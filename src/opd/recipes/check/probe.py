@@ -52,7 +52,6 @@ class ProbeConfig:
         m: teacher samples per prompt.
         k: support size of the diagnostics.
         tokens_per_batch: padded tokens per forward pass of the diagnostics.
-        batch: maximum number of rows decoded at once.
         seed: of all samples.
     """
 
@@ -63,7 +62,6 @@ class ProbeConfig:
     m: int = 2
     k: int = 16
     tokens_per_batch: int = 8192
-    batch: int = 128
     seed: int = 0
 
 
@@ -233,9 +231,7 @@ def prefix_prompt(rollout: Rollout, depth: float) -> Prompt:
 def _sample(
     model: ProbeModel, prompts: Sequence[Prompt], config: ProbeConfig, n: int, stream_index: int
 ) -> list[Rollout]:
-    sampler = HFSampler(
-        model.lm, config.decoding, stop=model.stop, capture=config.k, batch=config.batch
-    )
+    sampler = HFSampler(model.lm, config.decoding, stop=model.stop, capture=config.k)
     return sampler.sample(prompts, n=n, key=key(config.seed, Stream.CHECK, stream_index))
 
 

@@ -42,8 +42,8 @@ from opd.types import Rollout
 logger = logging.getLogger(__name__)
 
 RECORD = "coldstart.json"
-# Completions per optimizer step: about as many tokens as a small on-policy step; coldstart.lr is
-# made for it. Steps of linear warm-up: AdamW has no moments yet.
+# Completions per optimizer step, and steps of linear warm-up: coldstart.lr is made for both. Which
+# batch trains best was not measured; the rate is the key that repairs a bad one.
 BATCH, WARMUP = 32, 10
 
 

@@ -21,7 +21,7 @@ MASS, TOP1 = "diag/overlap_mass_student", "diag/top1_agreement"
 # tokens.
 TOP1_TARGET = 0.8
 # The phase ends when neither has risen by more than MIN_RISE in so many rounds. The first may fall,
-# so one round without a rise says nothing; .005 is about the noise of a measurement.
+# so one round without a rise says nothing. A slower rise is not worth its off-policy tokens.
 PATIENCE, MIN_RISE = 3, 0.005
 
 
