@@ -223,8 +223,8 @@ MUTANTS = [
     Mutant(
         "position weight ignored",
         "core/objective.py",
-        "total = total * tokens.weight",
-        "total = total * 1",
+        "return total * tokens.weight",
+        "return total * 1",
         OBJECTIVE,
     ),
     Mutant(
