@@ -37,16 +37,15 @@ class ReplayingSampler(HFSampler):
         super().__init__(*args, **kwargs)
         self.wanted = wanted
 
-    def _decode(self, prompts: Any, first: Any, n: int, *rest: Any) -> Any:
-        self.due = torch.tensor([self.wanted[p.index * n + j] for p in prompts for j in range(n)])
-        self.rows = torch.arange(len(self.due))
-        return super()._decode(prompts, first, n, *rest)
+    def sample(self, prompts: Any, *, n: int, **kwargs: Any) -> Any:
+        due = torch.tensor([self.wanted[p.index * n + j] for p in prompts for j in range(n)])
+        stop = sorted(self.stop)
 
-    def _sample_tokens(self, logits, uniforms, recorder, rows, alive, t):  # type: ignore[no-untyped-def]
-        if len(alive) < len(self.rows):  # finished rows have left the batch
-            self.rows = self.rows[self.due[self.rows] > t]
-        due = self.due[self.rows] == t + 1
-        for end in self.stop.tolist():
-            logits[:, end] = -torch.inf
-        logits[:, self.stop[0]] = torch.where(due, 1e4, -torch.inf).to(logits.dtype)
-        return super()._sample_tokens(logits, uniforms, recorder, rows, alive, t)
+        def end_when_due(logits, requests, sampled):  # type: ignore[no-untyped-def]
+            logits[:, stop] = -torch.inf
+            last = due[requests] == sampled + 1
+            logits[:, stop[0]] = torch.where(last, 1e4, -torch.inf).to(logits.dtype)
+            return logits
+
+        self.logits_hook = end_when_due
+        return super().sample(prompts, n=n, **kwargs)

@@ -14,10 +14,9 @@ from opd.samplers.hf import (
     Decoding,
     HFSampler,
     batch_rows,
-    invert_cdf,
     observe_samples,
-    truncate,
 )
+from opd.samplers.sampling import invert_cdf, truncate
 from opd.types import Prompt
 
 END = 1
@@ -93,33 +92,6 @@ def test_records_equal_a_fresh_forward(make_lm, make_prompts, dtype, tolerance):
         np.testing.assert_allclose(r.topk_logp, logp.topk(5).values, atol=tolerance)
         if dtype == torch.float64:
             assert (r.topk_ids == logp.topk(5).indices.numpy()).all()
-
-
-def run_out_beyond(rows, sampler, monkeypatch):
-    """The sampler, out of memory whenever it decodes more rows at once."""
-    decode = sampler._decode
-
-    def decode_few(prompts, first, n, key, limit):
-        if len(prompts) * n > rows:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return decode(prompts, first, n, key, limit)
-
-    monkeypatch.setattr(sampler, "_decode", decode_few)
-    return sampler
-
-
-def test_out_of_memory_halves_the_rows_and_changes_no_token(
-    make_lm, make_prompts, monkeypatch, caplog
-):
-    lm, prompts = make_lm(1), make_prompts(3, 11, 6, 4, 8)
-    plain = sampler(lm).sample(prompts, n=3, key=(7, 1))
-    tight = run_out_beyond(7, sampler(lm), monkeypatch)
-    rollouts = tight.sample(prompts, n=3, key=(7, 1))
-    assert [r.ids.tolist() for r in rollouts] == [r.ids.tolist() for r in plain]
-    assert tight.batch == 7  # 15 rows were too many, and their half is not
-    assert "it decodes 7 rows at a time from now on" in caplog.text
-    with pytest.raises(UserError, match=r"sampled 8 rows .*rollout\.n lower"):
-        tight.sample(prompts, n=8, key=(7, 1))
 
 
 def test_short_rows_are_decoded_more_at_a_time(make_prompts):

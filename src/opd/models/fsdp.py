@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from opd.models.cache_support import cache_support
 from opd.models.lm import LM
 
 WHOLE_GRADIENTS = 0.2  # of a device's memory that unsharded gradients may take
@@ -49,6 +50,7 @@ def shard_model(lm: LM, processes: int, *, mixed: bool = False) -> None:
         mixed: gather float32 shards in bf16 for forward and backward, and reduce gradients in
             float32 (bf16_mixed).
     """
+    cache_support(lm)  # forwards of a sharded model are collectives
     policy = MixedPrecisionPolicy()
     if mixed:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)

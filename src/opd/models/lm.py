@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -26,6 +26,9 @@ from opd.models.attention import use_grouped_attention
 from opd.models.head import SPARSE_VOCAB, Head
 from opd.rng import Stream, torch_seed
 from opd.types import Dtype
+
+if TYPE_CHECKING:
+    from opd.models.cache_support import CacheSupport
 
 _DTYPES: dict[Dtype, Any] = {
     "auto": "auto",
@@ -45,6 +48,7 @@ class LM:
         name: local folder or hub name, for messages.
         sharded: the module that computes hidden states of a sharded model (`opd.models.fsdp`).
         prefix_cache_works: result of `opd.models.prefix_cache.supports_prefix_cache`, once known.
+        cache_support: result of `opd.models.cache_support.cache_support`, once known.
         masters: float32 weights that the optimizer updates, where the model's own are of lower
             precision (`opd.models.master_weights`); empty otherwise.
     """
@@ -54,6 +58,7 @@ class LM:
     name: str
     sharded: nn.Module | None = None
     prefix_cache_works: bool | None = None
+    cache_support: CacheSupport | None = None
     masters: dict[str, nn.Parameter] = field(default_factory=dict)
 
     @property
@@ -269,7 +274,9 @@ def add_lora(
     wrapped = LM(model, lm.vocab, lm.name)
     head = wrapped.causal.get_output_embeddings()
     embedding = wrapped.causal.get_input_embeddings()
-    if type(embedding) is not nn.Embedding and wrapped.config.tie_word_embeddings:
+    # Gemma has an embedding class of its own, so that its class alone says nothing.
+    adapted = type(embedding).__module__.startswith("peft.")
+    if adapted and wrapped.config.tie_word_embeddings:
         raise UserError(
             f"student.lora.target_modules={target_modules!r} puts an adapter on an embedding that "
             "is also the output head: merging it would change the head. Leave the embedding out."

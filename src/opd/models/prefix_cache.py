@@ -150,10 +150,10 @@ def _matches_whole_rows(lm: LM) -> bool:
         ]
     )
     tolerance = 0.2 if whole.dtype == torch.bfloat16 else 0.01
-    return _relative_difference(shared, whole) < tolerance
+    return relative_difference(shared, whole) < tolerance
 
 
-def _relative_difference(states: Tensor, expected: Tensor) -> float:
+def relative_difference(states: Tensor, expected: Tensor) -> float:
     """Difference of hidden states (..., H) in standard deviations of a channel; the median channel.
 
     A few channels of a language model are huge and say nothing; in the others rounding in bf16 is a

@@ -18,6 +18,7 @@ from opd.core.diagnostics import OVERLAP_K, position_edges
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.models import tokenizers
+from opd.models.cache_support import require_cache
 from opd.models.lm import LM, load_lm
 from opd.models.prefix_cache import supports_prefix_cache
 from opd.models.token_text import token_texts
@@ -78,6 +79,9 @@ def build(
     prompts = load_training_prompts(cfg, pair, console)
     evals = [load_eval_task(cfg, spec, i, pair) for i, spec in enumerate(cfg.eval)]
     require_prunable(models)
+    require_cache(pair.student)  # before requests that a teacher may charge for
+    if evals and pair.teacher is not None:
+        require_cache(pair.teacher)
     models.handshake(prompts)
     completions = completion_source(models, prompts, processes=ranks.size)
     prepare_weights(cfg, pair.student, ranks)

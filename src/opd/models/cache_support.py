@@ -1,0 +1,197 @@
+"""How a model's cache can be used for decoding: measured once per model, not assumed.
+
+Plain attention keeps all keys and values, and rows of different lengths decode together in a
+`SlabCache`. Sliding windows, linear attention and state spaces have caches of their own, which
+transformers repeats and drops by rows (`reorder_cache`): their rows are aligned by left padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from opd.core.batch import pad_rows
+from opd.errors import UserError
+from opd.models.lm import LM, is_out_of_memory, rope_parameters
+from opd.models.prefix_cache import relative_difference
+from opd.models.slab_cache import SlabCache, column_mask, has_plain_layers
+
+Layout = Literal["slabs", "aligned", "none"]
+_ERRORS = (
+    TypeError,
+    AttributeError,
+    LookupError,
+    ValueError,
+    RuntimeError,
+    AssertionError,
+)
+
+
+@dataclass(frozen=True)
+class CacheSupport:
+    """What a model's cache can do and how much memory it takes.
+
+    Attributes:
+        layout: "slabs": `SlabCache`; "aligned": transformers' own cache with left padding; "none":
+            neither gives the model's hidden states, so it cannot be sampled.
+        bytes_per_token: of one row, all layers.
+        bytes_per_row: recurrent states, whatever the length.
+        reason: why the layout is "none".
+    """
+
+    layout: Layout
+    bytes_per_token: int = 0
+    bytes_per_row: int = 0
+    reason: str = ""
+
+
+def cache_support(lm: LM) -> CacheSupport:
+    """The model's `CacheSupport`, by a few small forwards at the first call.
+
+    Weights may not be sharded then.
+    """
+    if lm.cache_support is None:
+        lm.cache_support = _measure(lm)
+    return lm.cache_support
+
+
+def require_cache(lm: LM) -> None:
+    """Refuse a model that cannot be sampled in this process.
+
+    Raises:
+        UserError: with its name and what went wrong.
+    """
+    support = cache_support(lm)
+    if support.layout == "none":
+        raise UserError(
+            f"{lm.name}: {type(lm.causal).__name__} cannot be sampled here: its cache does not "
+            f"give what the model computes without one ({support.reason}). Use a model of another "
+            "architecture; docs/models.md names those that were tried."
+        )
+
+
+# Two prompts, three responses of which two share a prompt, three tokens each.
+_PROMPTS, _OF_PROMPT, _RESPONSES = (
+    (slice(0, 5), slice(3, 6)),
+    (0, 1, 0),
+    ((6, 9), (8, 11), (12, 15)),
+)
+
+
+@torch.no_grad()
+def _measure(lm: LM) -> CacheSupport:
+    ids = (torch.arange(16) % lm.vocab).tolist()
+    prompts = [ids[part] for part in _PROMPTS]
+    responses = torch.tensor([ids[a:b] for a, b in _RESPONSES], device=lm.device)
+    whole = [prompts[p] + r for p, r in zip(_OF_PROMPT, responses.tolist(), strict=True)]
+    hidden = lm.hidden(pad_rows(whole).to(lm.device))
+    expected = torch.stack(
+        [row[len(prompts[p]) - 1 :][:4] for p, row in zip(_OF_PROMPT, hidden, strict=True)]
+    )
+    reason, finite = "", bool(expected.isfinite().all())
+    candidates: list[tuple[Layout, Callable[..., tuple[Tensor, int, int]]]] = []
+    if has_plain_layers(lm.config) and not rope_parameters(lm.config, "longrope", "dynamic"):
+        candidates.append(("slabs", _with_slabs))
+    candidates.append(("aligned", _aligned))
+    tolerance = 0.2 if expected.dtype == torch.bfloat16 else 0.01
+    for layout, states_of in candidates:
+        try:
+            states, per_token, per_row = states_of(lm, prompts, responses)
+        except _ERRORS as error:
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}"
+            continue
+        difference = relative_difference(states, expected)
+        if difference < tolerance or not finite:  # what is not finite is reported when sampled
+            return CacheSupport(layout, per_token, per_row)
+        reason = f"hidden states with a cache differ from those without by {difference:.2g}"
+    return CacheSupport("none", reason=reason)
+
+
+def _with_slabs(
+    lm: LM, prompts: Sequence[Sequence[int]], responses: Tensor
+) -> tuple[Tensor, int, int]:
+    """States (R, 4, H) of each prompt's last token and three more, and bytes per token and row."""
+    device = lm.device
+    of_prompt = torch.tensor(_OF_PROMPT, device=device)
+    lengths = torch.tensor([len(p) for p in prompts], device=device)[of_prompt]
+    slabs = SlabCache(lm.config, len(responses), 8, device)
+    slabs.prefill(torch.arange(len(responses), device=device), of_prompt)
+    hidden = lm.hidden(pad_rows(prompts).to(device), past_key_values=slabs.cache, use_cache=True)
+    states = [hidden[of_prompt, lengths - 1]]
+    for t in range(responses.shape[1]):
+        positions = lengths + t
+        slabs.decode(len(responses), 8, positions)
+        hidden = lm.hidden(
+            responses[:, t : t + 1],
+            attention_mask=column_mask(positions, 8, hidden.dtype),
+            position_ids=positions[:, None],
+            past_key_values=slabs.cache,
+            use_cache=True,
+        )
+        states.append(hidden[:, -1])
+    return torch.stack(states, 1), slabs.bytes_per_token(), 0
+
+
+def _aligned(
+    lm: LM, prompts: Sequence[Sequence[int]], responses: Tensor
+) -> tuple[Tensor, int, int]:
+    """As `_with_slabs`, by left padding; rows change places on the way, as when some finish."""
+    cache, order = DynamicCache(config=lm.config), torch.tensor([2, 0, 1], device=lm.device)
+    ids, mask = left_pad(prompts, lm.device)
+    hidden = aligned_forward(lm, cache, ids, mask)
+    index = torch.tensor(_OF_PROMPT, device=lm.device)
+    states = [hidden[index, -1]]
+    cache.reorder_cache(index)
+    mask, sizes = mask[index], []
+    rows = torch.arange(len(index), device=lm.device)
+    for t in range(responses.shape[1]):
+        sizes.append(_cache_bytes(cache) // len(index))
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        hidden = aligned_forward(lm, cache, responses[rows, t : t + 1], mask)
+        states.append(hidden[rows.argsort(), -1])
+        cache.reorder_cache(order)
+        mask, rows = mask[order], rows[order]
+    per_token = max(0, sizes[-1] - sizes[-2])
+    return torch.stack(states, 1), per_token, sizes[0] - per_token * ids.shape[1]
+
+
+def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, P) of prompts that end together."""
+    width = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def aligned_forward(lm: LM, cache: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Hidden states (B, L, H) of the last L tokens of left-padded rows.
+
+    Args:
+        lm: the model.
+        cache: of all tokens before.
+        ids: (B, L).
+        mask: (B, S) of all tokens, 0 where padding is.
+    """
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    return lm.hidden(
+        ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    )
+
+
+def _cache_bytes(cache: Any) -> int:
+    """Of all tensors of a cache's layers."""
+    tensors = []
+    for layer in cache.layers:
+        for value in vars(layer).values():
+            tensors += list(value.values()) if isinstance(value, dict) else [value]
+    return sum(x.numel() * x.element_size() for x in tensors if isinstance(x, Tensor))

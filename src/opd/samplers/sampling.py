@@ -1,0 +1,119 @@
+"""From logits to tokens: temperature, truncation, inverse of the cumulative distribution.
+
+Nothing here waits for the device, so that a step that samples can be captured as a CUDA graph.
+Shapes: R rows, K captured top tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opd.core.cpu_kernels import topk
+from opd.core.precision import at_least_float32
+from opd.rng import generator_of
+from opd.types import Prompt
+
+_CDF_BLOCK = 128  # tokens per partial sum of `invert_cdf`
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are sampled. Temperature 0 is greedy."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+class Statistics(NamedTuple):
+    """One sampled token per row, with the model's statistics of it; (R,) or (R, K)."""
+
+    ids: Tensor
+    logp: Tensor
+    entropy: Tensor
+    topk_ids: Tensor
+    topk_logp: Tensor
+
+
+def sample_tokens(logits: Tensor, uniforms: Tensor, decoding: Decoding, capture: int) -> Statistics:
+    """Sample one token per row.
+
+    Args:
+        logits: (R, V).
+        uniforms: (R,) one uniform number per row.
+        decoding: temperature and truncation.
+        capture: K; statistics are of the untruncated distribution at the sampling temperature.
+    """
+    logits = at_least_float32(logits)
+    if decoding.temperature not in (0.0, 1.0):
+        logits = logits / decoding.temperature
+    logp = torch.log_softmax(logits, -1)
+    probs = logp.exp()
+    if decoding.temperature == 0:
+        tokens = logp.argmax(-1)
+    else:
+        tokens = invert_cdf(truncate(probs, decoding), uniforms)
+    topk_logp, topk_ids = topk(logp, capture)
+    sampled = logp.gather(1, tokens[:, None]).squeeze(1)
+    return Statistics(tokens, sampled, -(probs * logp).sum(-1), topk_ids, topk_logp)
+
+
+def first_samples(prompts: Sequence[Prompt], n: int) -> list[int]:
+    """Sample index of the first response of each prompt; a repeated prompt goes on counting."""
+    counts: dict[int, int] = {}
+    first = []
+    for prompt in prompts:
+        first.append(counts.get(prompt.index, 0))
+        counts[prompt.index] = first[-1] + n
+    return first
+
+
+def uniform(key: Sequence[int], prompt: int, sample: int, count: int) -> np.ndarray:
+    """Uniform numbers of one rollout, a function of (key, prompt, sample) alone."""
+    return generator_of((*key, prompt, sample)).random(count)
+
+
+def truncate(probs: Tensor, decoding: Decoding) -> Tensor:
+    """Probabilities (R, V), unnormalised, with top-p truncation applied."""
+    if decoding.top_p < 1:
+        ordered, indices = torch.sort(probs.double(), dim=-1, descending=True, stable=True)
+        mass_before = ordered.cumsum(-1) - ordered
+        dropped = mass_before >= decoding.top_p * ordered.sum(-1, keepdim=True)
+        probs = probs.double().scatter(1, indices, ordered.masked_fill(dropped, 0.0))
+    return probs
+
+
+def invert_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """Token ids (R,) where the cumulative sum of probs (R, V) first exceeds uniforms (R,).
+
+    A row's token depends on that row alone, so batch composition cannot change it. Sums are in
+    float64: in float32 the tail of a large vocabulary would be lost to rounding. First the block of
+    tokens is found, then the token in it; a cumulative sum of the whole row is ten times slower.
+    """
+    rows, vocab = probs.shape
+    if vocab % _CDF_BLOCK:
+        probs = torch.nn.functional.pad(probs, (0, -vocab % _CDF_BLOCK))
+    blocks = probs.reshape(rows, -1, _CDF_BLOCK)
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = uniforms.to(ends)[:, None] * ends[:, -1:]
+    block = _first_above(ends, target)
+    before = ends.gather(1, (block - 1).clamp(min=0)) * (block > 0)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _CDF_BLOCK)).squeeze(1)
+    offset = _first_above(inside.cumsum(-1, dtype=torch.float64), target - before)
+    return (block * _CDF_BLOCK + offset).squeeze(1).clamp(max=vocab - 1)
+
+
+def _first_above(sums: Tensor, target: Tensor) -> Tensor:
+    """Index (R, 1) of the first of rising `sums` (R, N) above target (R, 1).
+
+    Rounding may leave none above it: then the last that rose, never an entry of probability 0.
+    """
+    index = torch.searchsorted(sums, target, right=True)
+    last = torch.searchsorted(sums, sums[:, -1:].contiguous())
+    return torch.minimum(index, last).clamp(max=sums.shape[1] - 1)  # sums that are not finite
