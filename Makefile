@@ -69,7 +69,7 @@ bench-sampler:
 bench-siblings:
 	$(STEP) --model $(SMOLLM2) --n 4 $(BENCH)
 bench-bf16:
-	$(STEP) --model $(SMOLLM2) --full --dtype bfloat16 $(BENCH)
+	$(STEP) --model $(SMOLLM2) --full --dtype bf16_mixed $(BENCH)
 bench-large:
 	$(STEP) --large --requests 16 --micro 4 $(BENCH)
 bench-memory:
@@ -79,7 +79,7 @@ bench-memory-large:
 bench-shapes:
 	$(BIN)/python benchmarks/scaling.py --part shapes $(OWN) $(BENCH)
 bench-shapes-bf16:
-	$(BIN)/python benchmarks/scaling.py --part shapes --dtype bfloat16 $(OWN) $(BENCH)
+	$(BIN)/python benchmarks/scaling.py --part shapes --dtype bf16_mixed $(OWN) $(BENCH)
 bench-processes:
 	$(BIN)/python benchmarks/scaling.py --part processes $(OWN) $(BENCH)
 bench-long: bench-long-loss bench-grouped

@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=0)
     parser.add_argument("--reps", type=int, required=True)
     parser.add_argument("--n", type=int, default=1)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bf16_mixed"))
     parser.add_argument("--loss", default="default")
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")

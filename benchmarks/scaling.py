@@ -77,7 +77,12 @@ def main() -> None:
     for name in ("requests", "limit", "processes", "tokens"):
         parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--part", choices=["shapes", "processes"], help="one half only")
-    parser.add_argument("--dtype", default="float32", help="of the shapes, and of the peak")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bf16_mixed"),
+        help="precision of the shapes, and dtype of the peak",
+    )
     parser.add_argument("--student", default="")
     parser.add_argument("--teacher", default="")
     args = parser.parse_args()
@@ -125,7 +130,8 @@ def main() -> None:
               "over the base"]  # fmt: skip
     text = table(header, lines)
     torch.set_num_threads(args.threads)
-    peak = peak_flops(256 if args.quick else 4096, args.dtype)
+    dtype = "bfloat16" if args.dtype == "bf16_mixed" else "float32"
+    peak = peak_flops(256 if args.quick else 4096, dtype)
     for name, samples in shapes.items():
         rate = median(samples, "flops") / median(samples, "update")
         text += f"\n\n{name}: update at {rate / 1e9:.1f} GFLOP/s, {rate / peak:.0%} of the matmul"

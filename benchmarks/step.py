@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=workload.LIMIT)
     parser.add_argument("--micro", type=int, default=8, help="rows of TRL's micro-batch")
     parser.add_argument("--tokens", type=int, default=0, help="ours, in padded tokens")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bf16_mixed"))
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--full", action="store_true", help="also TRL's objective on our side")
     args = parser.parse_args()

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--micro", type=int, required=True)
     parser.add_argument("--n", type=int, default=1)
     parser.add_argument("--reps", type=int, required=True)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bf16_mixed"))
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
     args = parser.parse_args()
@@ -32,10 +32,12 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, LogitsProcessorList, TrainerCallback
     from trl import DistillationConfig, DistillationTrainer
 
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
+    mixed = args.dtype == "bf16_mixed"  # TRL's own default: float32 weights under bf16 autocast
     base = rss()
-    student = AutoModelForCausalLM.from_pretrained(args.student, dtype=dtype)
-    teacher = AutoModelForCausalLM.from_pretrained(args.teacher, dtype=dtype)
+    student = AutoModelForCausalLM.from_pretrained(args.student, dtype=torch.float32)
+    teacher = AutoModelForCausalLM.from_pretrained(
+        args.teacher, dtype=torch.bfloat16 if mixed else torch.float32
+    )
     trained = sum(p.numel() * p.element_size() for p in student.parameters())
     allocated = 4 * trained + sum(p.numel() * p.element_size() for p in teacher.parameters())
     wanted = workload.lengths(args.requests, args.limit)
@@ -69,7 +71,7 @@ def main() -> None:
             beta=1.0,
             shuffle_dataset=False,
             gradient_checkpointing=args.checkpointing,
-            bf16=False,
+            bf16=mixed,
             use_cpu=True,
             report_to=[],
             logging_steps=1,

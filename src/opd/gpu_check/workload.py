@@ -12,6 +12,7 @@ from opd.config import Optim
 from opd.core.batch import Batch
 from opd.core.objective import Objective
 from opd.gpu_check.harness import Device
+from opd.models.attention import use_grouped_attention
 from opd.models.lm import LM
 from opd.models.prefix_cache import supports_prefix_cache
 from opd.rng import Stream, generator, torch_seed
@@ -79,6 +80,7 @@ def make_model(
             model = Qwen3ForCausalLM._from_config(config, attn_implementation="sdpa")
     finally:
         torch.set_default_dtype(before)
+    use_grouped_attention(model)
     return LM(model.eval(), shape.vocab, name)
 
 
