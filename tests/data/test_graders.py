@@ -182,7 +182,7 @@ def test_equal_text_never_reaches_the_child():
         texts = [r"\boxed{x+1}", r"\boxed{ $x + 1$ }", r"\boxed{0.5}", ""]
         grades = grader.grade(texts, ["x+1", "x+1", "1/2", "x"])
         assert [g.correct for g in grades] == [True, True, True, False]
-        assert grader._process.starts == 0
+        assert grader._comparer.process.starts == 0
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ COSTLY = {1, 2, 3, 12, 13, 14, 15, 16, 18, 20, 21}
 )
 def test_hostile_text_is_wrong_within_its_limit(judge, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert verdict(judge, r"\boxed{1+x}", "x+1") is not None  # the child runs
+    judge._comparer.process.start()
     start = time.monotonic()
     grade = verdict(judge, HOSTILE[place], "x+7")
     assert time.monotonic() - start < LIMIT + SLACK
@@ -317,22 +317,22 @@ def test_a_tower_is_wrong_and_the_others_are_graded():
         grades = grader.grade(texts, ["x+1"] * len(texts))
         assert [g.correct for g in grades] == [True, False, True, False]
         assert grades[1].reason in ("timed out", "the checker died (out of time or memory)")
-        assert grader._process.starts == 2
+        assert grader._comparer.process.starts == 2
 
 
-def test_a_child_killed_from_outside_costs_one_text_at_most():
+def test_a_child_killed_from_outside_costs_no_text():
     with make_grader("math", ["x"], limit=30) as grader:
-        assert verdict(grader, r"\boxed{1+x}", "x+1").correct
-        os.kill(grader._process._child.pid, signal.SIGKILL)
-        assert verdict(grader, r"\boxed{2+x}", "x+1").reason.startswith("the checker died")
-        assert verdict(grader, r"\boxed{1+x}", "x+1").correct
+        assert verdict(grader, r"\boxed{1+7x}", "7x+1").correct
+        os.kill(grader._comparer.process._child.pid, signal.SIGKILL)
+        assert verdict(grader, r"\boxed{2+x}", "x+1").reason == "not equal"
+        assert verdict(grader, r"\boxed{1+7x}", "7x+1").correct
 
 
 def test_the_child_imports_no_torch_and_sees_no_secrets(patient, monkeypatch):
     monkeypatch.setenv("OPD_TEST_KEY", "canary")
     patient.close()
-    verdict(patient, r"\boxed{2+x}", "x+1")
-    pid = patient._process._child.pid
+    verdict(patient, r"\boxed{2+3x}", "x+1")
+    pid = patient._comparer.process._child.pid
     assert b"canary" not in read_proc(pid, "environ")
     assert b"libtorch" not in read_proc(pid, "maps")
 
@@ -376,7 +376,7 @@ import os, sys
 from opd.data.graders import make_grader
 grader = make_grader("math", ["x"], limit=30)
 grader.grade([r"\\boxed{1+x}"], ["x+1"])
-print(grader._process._child.pid, flush=True)
+print(grader._comparer.process._child.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
 

@@ -22,7 +22,7 @@ from opd.data.answers import (
     normalise,
     parse_number,
 )
-from opd.data.math_sandbox import MathProcess
+from opd.data.math_comparisons import MathComparer
 from opd.errors import MissingDependency, UserError
 from opd.types import GraderKind, Prompt, Rollout
 
@@ -55,7 +55,7 @@ class Grader:
 
     def __init__(self, kind: GraderKind, *, limit: float = TIME_LIMIT) -> None:
         self.kind = kind
-        self._process = MathProcess(limit) if kind == "math" else None
+        self._comparer = MathComparer(limit) if kind == "math" else None
 
     def __enter__(self) -> Grader:
         return self
@@ -65,8 +65,8 @@ class Grader:
 
     def close(self) -> None:
         """End the child process, if there is one; the grader stays usable."""
-        if self._process is not None:
-            self._process.close()
+        if self._comparer is not None:
+            self._comparer.close()
 
     def grade(self, texts: Sequence[str], answers: Sequence[str]) -> list[Grade]:
         """Grade completions.
@@ -91,12 +91,12 @@ class Grader:
         if self.kind == "number":
             return _compare_numbers(text, answer, truth)
         grade = _compare_texts(answer, truth)
-        if grade.correct or self._process is None:
+        if grade.correct or self._comparer is None:
             return grade
         number, true_number = parse_number(answer.text), parse_number(truth)
         if number is not None and true_number is not None and number.equals(true_number):
             return Grade(True, answer.text, "equal numbers")
-        correct, reason = self._process.compare(answer.text, truth, marked=answer.marked)
+        correct, reason = self._comparer.compare(answer.text, truth, marked=answer.marked)
         return Grade(correct, answer.text, reason)
 
 

@@ -22,6 +22,8 @@ WORKER = Path(__file__).with_name("math_worker.py")
 START_LIMIT = 120.0  # seconds to import sympy on a busy machine; not part of a text's limit
 MEMORY = 2 * 2**30  # bytes of address space
 MAX_REPLY = 4096  # bytes
+DIED = "the checker died"  # how the reason begins when the child has ended
+EQUAL, NOT_EQUAL = "equal", "not equal"  # as math_worker.py, which imports nothing of opd, has them
 # A process that reads hostile text gets no API keys.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "TMPDIR", "LD_LIBRARY_PATH")
 
@@ -56,16 +58,20 @@ class MathProcess:
             child.stdin.flush()
         except BrokenPipeError:
             self.close()
-            return False, "the checker died"
+            return False, DIED
         line = self._read_line(child, self.limit)
         if line is None:
             self.close()
             return False, "timed out"
         if not line:
             self.close()
-            return False, "the checker died (out of time or memory)"
+            return False, f"{DIED} (out of time or memory)"
         reply = json.loads(line)
         return bool(reply["equal"]), str(reply["reason"])
+
+    def start(self) -> None:
+        """Start the child, if it does not run; seconds, of which `limit` counts none."""
+        self._running_child()
 
     def close(self) -> None:
         """Kill the child, if there is one."""
