@@ -44,7 +44,7 @@ def student_of(kind: str) -> LM:
     )
     lm = LM(model, model.config.vocab_size, "tiny")
     if kind == "lora":
-        lm = add_lora(lm, rank=2, alpha=4.0, dropout=0.0, target_modules="all-linear", seed=0)
+        lm = add_lora(lm, rank=2, alpha=4.0, target_modules="all-linear", seed=0)
     if kind == "checkpointed":
         enable_checkpointing(lm)
     return lm

@@ -127,6 +127,7 @@ def test_well_known_names_point_to_keys_that_exist():
 
 # Every section that may be absent, so that a removed key of any of them has a place.
 EVERY_SECTION = MINIMAL | {
+    "student": {"model": "s", "lora": {}},
     "eval": [{"path": "e.jsonl"}],
     "coldstart": {},
     "horizon": {"prune": {}},
@@ -166,7 +167,11 @@ def test_a_removed_key_is_refused_with_what_became_of_it(tmp_path, key):
         assert removed.reason in str(refusal.value)
 
 
-@pytest.mark.parametrize("key", [k for k in config.REMOVED if k != "student.dtype"])
+# Keys whose stored value is carried over to where it is said now.
+MOVED = ("student.dtype", "student.revision", "teacher.revision")
+
+
+@pytest.mark.parametrize("key", [k for k in config.REMOVED if k not in MOVED])
 def test_a_stored_configuration_may_hold_a_removed_key_that_changes_nothing(tmp_path, key, caplog):
     removed, plain = config.REMOVED[key], config.parse(EVERY_SECTION)
     stored = tmp_path / "config.json"
@@ -191,6 +196,21 @@ def test_a_stored_dtype_is_the_precision_the_run_began_with(tmp_path, dtype, pre
     stored = tmp_path / "config.json"
     stored.write_text(json.dumps(with_key("student.dtype", dtype)))
     assert config.load(stored).student.precision == precision
+
+
+def test_a_stored_revision_stands_behind_the_name(tmp_path):
+    stored = tmp_path / "config.json"
+    for role in ("student", "teacher"):
+        stored.write_text(json.dumps(with_key(f"{role}.revision", None)))
+        assert config.load(stored) == config.parse(EVERY_SECTION)
+        stored.write_text(json.dumps(with_key(f"{role}.revision", "v1")))
+        assert getattr(config.load(stored), role).model == f"{role[0]}@v1"
+
+
+@each_removed
+def test_the_changelog_names_every_removed_key(key):
+    _, _, removed = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("### Removed\n")
+    assert f"`{key}`" in removed.partition("\n### ")[0]
 
 
 @each_removed

@@ -280,7 +280,7 @@ def drift(lm, rollouts) -> float:
 
 def test_adapters_reach_the_rollout_server(rollout_server, student, prompts, tokenizer, folder):
     lm = load_lm(str(student), dtype="float32")
-    lm = add_lora(lm, rank=8, alpha=16, dropout=0.0, target_modules="all-linear", seed=0)
+    lm = add_lora(lm, rank=8, alpha=16, target_modules="all-linear", seed=0)
     with torch.no_grad():
         for name, p in lm.parameters().items():
             if "lora_B" in name:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,14 +26,40 @@ from opd.training.experience import sample, score
 from support.runs import Counting, digest, open_run, run_config, run_to_end
 
 FULL: dict = {}
-LORA = {"student": {"lora": {"rank": 4, "dropout": 0.1}}, "optim": {"lr": 0.005}}
+LORA = {"student": {"lora": {"rank": 4}}, "optim": {"lr": 0.005}}
 SAMPLED = {"loss": {"support": "sampled"}}
 GOLD = {"loss": {"terms": {"sft_weight": 0.5, "sft_path": "gold.jsonl"}}}
 OUTCOME = {"loss": {"terms": {"outcome_weight": 1.0}}}
 
 
+@pytest.fixture(scope="module")
+def dropout(tmp_path_factory) -> dict:
+    """The shipped student as a model whose attention has dropout."""
+    folder = tmp_path_factory.mktemp("models") / "dropout"
+    shutil.copytree(PAIR / "student", folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"attention_dropout": 0.1}))
+    return {"student": {"model": str(folder)}}
+
+
 @pytest.mark.parametrize("changes", [FULL, LORA, SAMPLED, OUTCOME, GOLD])
 def test_six_steps_are_three_and_three(tmp_path, changes):
+    check_halves(tmp_path, changes)
+
+
+def test_dropout_is_the_same_after_a_resume(tmp_path, dropout):
+    check_halves(tmp_path, dropout)
+    run_to_end(run_config(tmp_path / "plain"))
+    plain, with_dropout = (
+        [line["train/grad_norm"] for line in lines if "train/grad_norm" in line]
+        for lines in (
+            read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("plain", "straight")
+        )
+    )
+    assert plain[0] != with_dropout[0]
+
+
+def check_halves(tmp_path: Path, changes: dict) -> None:
     straight = run_config(tmp_path / "straight", **changes)
     run_to_end(straight)
     for stop in (2, 4):  # at a checkpoint: `train.steps` may change, the numbers may not

@@ -108,9 +108,7 @@ def test_lora_trains_adapters_only_and_starts_as_the_base(make_lm, make_prompts)
     base, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES["paper"]
     batch = experience(base, teacher, objective, make_prompts(3, 8))
     full = update(learner_of(clone(base), teacher, objective), batch, 0)
-    student = add_lora(
-        clone(base), rank=2, alpha=4.0, dropout=0.0, target_modules="all-linear", seed=0
-    )
+    student = add_lora(clone(base), rank=2, alpha=4.0, target_modules="all-linear", seed=0)
     frozen = {n: p.detach().clone() for n, p in student.model.named_parameters() if "lora" not in n}
     found = update(learner_of(student, teacher, objective), batch, 0)
     assert found["train/loss"].value == pytest.approx(full["train/loss"].value, rel=1e-9)

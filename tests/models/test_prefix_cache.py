@@ -175,7 +175,7 @@ def test_adapters_in_some_layers_only(make_lm, make_prompts):
     # The first layer's keys and values then need no gradient, the others' do.
     base, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES["paper"]
     batch = experience(base, teacher, objective, make_prompts(*PROMPTS))
-    lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ".*layers.1.*(q|v)_proj"}
+    lora = {"rank": 2, "alpha": 4, "target_modules": ".*layers.1.*(q|v)_proj"}
     a, b = (add_lora(clone(base), **lora, seed=0) for _ in range(2))
     for student in (a, b):
         for name, p in student.parameters().items():

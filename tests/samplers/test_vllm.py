@@ -48,7 +48,7 @@ def sampler_of(server, lm, tmp_path, **changes) -> VllmSampler:
 @pytest.fixture
 def lora(make_lm):
     lm = make_lm()
-    return add_lora(lm, rank=2, alpha=4, dropout=0.0, target_modules="all-linear", seed=0)
+    return add_lora(lm, rank=2, alpha=4, target_modules="all-linear", seed=0)
 
 
 def test_rollouts_carry_ids_logprobs_and_the_top_k_best_first(make_lm, make_prompts, tmp_path):

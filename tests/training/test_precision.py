@@ -130,7 +130,7 @@ def test_the_estimate_is_what_happens_to_a_weight(lr):
 def test_a_lora_student_needs_no_masters():
     lm = student()
     lm.model.to(torch.bfloat16)
-    lm = add_lora(lm, rank=2, alpha=4.0, dropout=0.0, target_modules="all-linear", seed=0)
+    lm = add_lora(lm, rank=2, alpha=4.0, target_modules="all-linear", seed=0)
     assert {p.dtype for p in lm.parameters().values()} == {torch.float32}
     assert lm.weights() == lm.parameters()
     make_optimizer(lm, Optim(lr=1e-6))
@@ -167,8 +167,9 @@ def settings(tmp_path, **student_keys):
     return config.parse(data)
 
 
-def test_auto_is_float32_without_a_gpu(tmp_path):
-    cfg = settings(tmp_path, device="cpu")
+def test_auto_is_float32_without_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = settings(tmp_path)
     assert resolve_precision(cfg) == "float32"
     assert loading_dtype(cfg, trains=True) == "float32"
 

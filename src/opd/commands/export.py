@@ -83,9 +83,9 @@ def export_run(run: Path, out: Path | None = None, *, merge: bool = False) -> Ex
     if checkpoint is None:
         raise UserError(f"{run} has no valid checkpoint to export; let `opd train` save one.")
     cfg = config.parse_stored(data.config, where=str(run / "config.json"))
-    base, revision = _base_model(cfg, run)
-    student = _load_student(cfg, checkpoint, base, revision)
-    tokenizer = tokenizers.load_tokenizer(base, revision)
+    base = _base_model(cfg, run)
+    student = _load_student(cfg, checkpoint, base)
+    tokenizer = tokenizers.load_tokenizer(base)
     kind = "weights" if not student.is_lora else "merged weights" if merge else "adapter"
     tmp = out.with_name(out.name + ".tmp")
     shutil.rmtree(tmp, ignore_errors=True)
@@ -105,24 +105,22 @@ def export_run(run: Path, out: Path | None = None, *, merge: bool = False) -> Ex
     return exported
 
 
-def _base_model(cfg: Run, run: Path) -> tuple[str, str | None]:
-    """Model and revision whose weights are replaced by those of the checkpoint.
+def _base_model(cfg: Run, run: Path) -> str:
+    """The model whose weights are replaced by those of the checkpoint.
 
     For a student without an adapter this is `final` of the run folder: the model it started from
     may be gone, or named by a path relative to where the run was started.
     """
     if cfg.student.lora is None and (run / "final").is_dir():
-        return str(run / "final"), None
-    return cfg.student.model, cfg.student.revision
+        return str(run / "final")
+    return cfg.student.model
 
 
-def _load_student(cfg: Run, checkpoint: Checkpoint, base: str, revision: str | None) -> LM:
+def _load_student(cfg: Run, checkpoint: Checkpoint, base: str) -> LM:
     """The student with the weights of a checkpoint."""
     student = load_lm(
         base,
-        revision=revision,
         dtype=loading_dtype(cfg, trains=False),
-        device=cfg.student.device,
     )
     student = prepare_student(cfg, student)
     tensors, _ = checkpoint.load()

@@ -62,10 +62,9 @@ def _local(cfg: Run) -> LocalTeacher:
 
 
 def _load(spec: LocalTeacher) -> tuple[LM, Any]:
-    tokenizer = tokenizers.load_tokenizer(spec.model, spec.revision, key="teacher.model")
+    tokenizer = tokenizers.load_tokenizer(spec.model, key="teacher.model")
     lm = load_lm(
         spec.model,
-        revision=spec.revision,
         dtype=spec.dtype,
         device=spec.device,
         key="teacher.model",

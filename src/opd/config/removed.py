@@ -54,6 +54,16 @@ REMOVED: dict[str, Removed] = {
         "float32",
         "use student.precision: bf16_mixed (bf16 with float32 masters), float32, float64 or auto",
     ),
+    "student.revision": Removed(None, "use student.model=owner/name@revision"),
+    "student.device": Removed(
+        None,
+        "The student is on the GPU if there is one; CUDA_VISIBLE_DEVICES chooses which, or none",
+        affects_results=False,
+    ),
+    "student.lora.dropout": Removed(
+        0.0, "Dropout would train another network than the one that has sampled the rollouts"
+    ),
+    "teacher.revision": Removed(None, "use teacher.model=owner/name@revision"),
     "loss.weights": Removed(
         "student_p",
         "loss.mode=reference weighs tokens by the student's probability, as the published code "
@@ -211,6 +221,7 @@ def upgrade(stored: dict[str, Any], *, where: str) -> dict[str, Any]:
     """
     rest = deepcopy(stored)
     rename_dtype(rest)
+    move_revisions(rest)
     errors = []
     for name, key, value in _pop_removed(rest):
         message, default = _message(name, key, value), REMOVED[name].default
@@ -234,6 +245,13 @@ def rename_dtype(stored: dict[str, Any]) -> None:
     if isinstance(student, dict) and "dtype" in student:
         dtype = student.pop("dtype")
         student.setdefault("precision", "float32" if dtype == "auto" else dtype)
+
+
+def move_revisions(stored: dict[str, Any]) -> None:
+    """Put the revision of a stored model where it stands now: behind its name."""
+    for model in (stored.get("student"), stored.get("teacher")):
+        if isinstance(model, dict) and model.get("revision") is not None:
+            model["model"] = f"{model['model']}@{model.pop('revision')}"
 
 
 def _message(name: str, key: str, value: Any) -> str:

@@ -23,7 +23,6 @@ class Lora(Section):
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
 
 
@@ -31,8 +30,7 @@ class Student(Section):
     """The model that is trained: writes every rollout."""
 
     model: str
-    """Local folder or hub name of a causal LM."""
-    revision: str | None = None
+    """Folder of a causal language model, or its hub name (owner/name, owner/name@revision)."""
     precision: Precision = "auto"
     """bf16_mixed: bf16 weights and arithmetic, float32 master weights and moments in the optimizer;
     float32, float64: those throughout. bfloat16: no masters, refused at rates that bf16 rounds
@@ -42,8 +40,6 @@ class Student(Section):
     shard: Literal["none", "fsdp2"] = "none"
     """fsdp2: weights, gradients and moments are shared out among the processes of torchrun or
     accelerate launch; none: every process holds them all. No effect in a single process."""
-    device: str | None = None
-    """null: the accelerator if there is one, else the CPU."""
 
 
 class Cache(Section):
@@ -61,7 +57,7 @@ class LocalTeacher(Section):
     """A frozen model in this process: exact, and the only kind that gives full distributions."""
 
     model: str
-    revision: str | None = None
+    """As student.model. For a server (teacher.url): the name that it gives the model."""
     dtype: Dtype = "auto"
     """auto: as stored in the checkpoint."""
     device: str | None = None

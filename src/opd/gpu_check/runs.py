@@ -54,7 +54,7 @@ def _run(
     out = folder / name.replace(",", "").replace(" ", "-")
     for count in steps:
         config: dict[str, Any] = {
-            "student": {"model": str(folder / "student"), "device": device.at.type},
+            "student": {"model": str(folder / "student")},
             "teacher": {"model": str(folder / "teacher"), "dtype": "float32"},
             "prompts": {"path": str(folder / "prompts.jsonl"), "chat": None},
             "rollout": {"n": 4, "max_new_tokens": 32},
@@ -67,7 +67,14 @@ def _run(
         (folder / "run.yaml").write_text(json.dumps(config))
         command = [sys.executable, "-m", "opd", "train", str(folder / "run.yaml"), "--quiet"]
         more = ["--resume"] if out.exists() else []
-        done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+        visible = {} if device.at.type == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            [*command, *more],
+            env=os.environ | visible,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             return done.stderr[-400:]
     weights = (out / "final" / "model.safetensors").read_bytes()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from opd.errors import UserError
 from opd.models.attention import use_grouped_attention
 from opd.models.head import SPARSE_VOCAB, Head
+from opd.models.hub_name import split_revision
 from opd.rng import Stream, torch_seed
 from opd.types import Dtype
 
@@ -154,7 +155,6 @@ def _logit_transform(config: Any) -> tuple[float, float | None]:
 def load_lm(
     name: str,
     *,
-    revision: str | None = None,
     dtype: Dtype = "auto",
     device: str | torch.device | None = None,
     key: str = "student.model",
@@ -162,8 +162,7 @@ def load_lm(
     """Load a causal LM from a local folder or the hub, in evaluation mode.
 
     Args:
-        name: local folder or hub name.
-        revision: hub revision.
+        name: local folder or hub name, with @revision if it is not the newest.
         dtype: auto, float32, bfloat16 or float64.
         device: null picks the accelerator if there is one.
         key: configuration key named in errors.
@@ -175,9 +174,10 @@ def load_lm(
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise UserError(f"{key}={name}: the folder has no config.json; give a Hugging Face folder.")
     transformers.utils.logging.disable_progress_bar()  # opd has its own console
+    source, revision = split_revision(name)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            name,
+            source,
             revision=revision,
             dtype=_DTYPES[dtype],
             use_safetensors=True,
@@ -247,9 +247,7 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def add_lora(
-    lm: LM, *, rank: int, alpha: float, dropout: float, target_modules: Any, seed: int
-) -> LM:
+def add_lora(lm: LM, *, rank: int, alpha: float, target_modules: Any, seed: int) -> LM:
     """Wrap a student with peft adapters; only these are trained and saved.
 
     Raises:
@@ -262,7 +260,8 @@ def add_lora(
         config = peft.LoraConfig(
             r=rank,
             lora_alpha=alpha,
-            lora_dropout=dropout,
+            # None: the update would train another network than the one that has sampled.
+            lora_dropout=0.0,
             target_modules=target_modules,
             task_type="CAUSAL_LM",
         )
@@ -270,7 +269,7 @@ def add_lora(
             model = peft.get_peft_model(lm.model, config)
         except ValueError as error:
             raise UserError(f"student.lora.target_modules={target_modules!r}: {error}") from None
-    model.eval()  # peft's new layers are in training mode: rollouts would have dropout
+    model.eval()  # peft's new layers are in training mode
     wrapped = LM(model, lm.vocab, lm.name)
     head = wrapped.causal.get_output_embeddings()
     embedding = wrapped.causal.get_input_embeddings()

@@ -16,6 +16,7 @@ from typing import Any
 import transformers
 
 from opd.errors import UserError
+from opd.models.hub_name import split_revision
 from opd.types import Stop
 
 logger = logging.getLogger(__name__)
@@ -59,17 +60,17 @@ class Difference:
     fatal: bool
 
 
-def load_tokenizer(path: str, revision: str | None = None, *, key: str = "model") -> Any:
+def load_tokenizer(name: str, *, key: str = "model") -> Any:
     """A tokenizer from a folder or the hub; code that comes with a model is never run.
 
     Args:
-        path: local folder or hub name.
-        revision: branch, tag or commit on the hub.
+        name: local folder or hub name, with @revision if it is not the newest.
         key: configuration key named in errors.
 
     Raises:
         UserError: no such folder, a folder without tokenizer, or a hub that does not answer.
     """
+    path, revision = split_revision(name)
     folder = Path(path).expanduser()
     local = folder.exists()
     if local and not folder.is_dir():

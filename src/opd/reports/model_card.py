@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from opd.models.hub_name import split_revision
 from opd.reports.document import Cell, Document, Note, Number, Section, Sentence, Table
 from opd.reports.formatting import estimate, points, points_range
 from opd.reports.markdown import code_span, render_markdown
@@ -27,7 +28,7 @@ def model_card(run: RunData, *, kind: str, step: int, reload_check: str) -> str:
     """
     student, teacher = _models(run)
     front = {
-        "base_model": short_name(student),
+        "base_model": short_name(split_revision(student)[0]),
         "library_name": "peft" if kind == "adapter" else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["on-policy-distillation", "opd"],

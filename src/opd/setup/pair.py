@@ -42,19 +42,15 @@ def load_pair(
         UserError: missing model or tokenizer, tokenizers that differ, end tokens that differ
             without a choice in rollout.stop.
     """
-    student_tok = tokenizers.load_tokenizer(
-        cfg.student.model, cfg.student.revision, key="student.model"
-    )
+    student_tok = tokenizers.load_tokenizer(cfg.student.model, key="student.model")
     spec = None if remote or isinstance(cfg.teacher, ServerTeacher) else cfg.teacher
     teacher_tok = None
     if spec is not None:
-        teacher_tok = tokenizers.load_tokenizer(spec.model, spec.revision, key="teacher.model")
+        teacher_tok = tokenizers.load_tokenizer(spec.model, key="teacher.model")
     given = student
     student = given or load_lm(
         cfg.student.model,
-        revision=cfg.student.revision,
         dtype=loading_dtype(cfg, trains=trains),
-        device=cfg.student.device,
         key="student.model",
     )
     stop = tokenizers.eos_ids(student_tok, student.causal.generation_config)
@@ -84,7 +80,6 @@ def load_teacher(spec: LocalTeacher, device: str) -> LM:
     """A frozen teacher in this process, on its own device or else on `device`."""
     teacher = load_lm(
         spec.model,
-        revision=spec.revision,
         dtype=spec.dtype,
         device=spec.device or device,
         key="teacher.model",
@@ -102,7 +97,6 @@ def prepare_student(cfg: Run, student: LM) -> LM:
             student,
             rank=lora.rank,
             alpha=lora.alpha,
-            dropout=lora.dropout,
             target_modules=lora.target_modules,
             seed=cfg.train.seed,
         )

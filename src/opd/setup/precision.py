@@ -8,7 +8,7 @@ import torch
 
 from opd.config import Run
 from opd.models.fsdp import shard_model
-from opd.models.lm import LM
+from opd.models.lm import LM, default_device
 from opd.models.master_weights import add_master_weights
 from opd.training.distributed import SINGLE, Ranks
 from opd.types import Dtype
@@ -21,7 +21,7 @@ def resolve_precision(cfg: Run) -> ResolvedPrecision:
     precision = cfg.student.precision
     if precision != "auto":
         return precision
-    device = torch.device(cfg.student.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = default_device()
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return "bf16_mixed" if bf16 else "float32"
 

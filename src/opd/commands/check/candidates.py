@@ -13,6 +13,7 @@ import transformers
 from opd.config import LocalTeacher, Run, ServerTeacher
 from opd.data.prompts import PromptSet, load_prompts
 from opd.errors import UserError
+from opd.models.hub_name import split_revision
 from opd.models.lm import LM, context_length_of
 from opd.models.tokenizers import eos_ids, load_tokenizer
 from opd.recipes.check import compatibility
@@ -107,18 +108,14 @@ def _prompts(cfg: Run, tokenizer: Any, chat: dict[str, Any] | None) -> PromptSet
 
 def _check_tokenizers(cfg: Run, teacher: LocalTeacher) -> list[Finding]:
     """Every check that needs no weights."""
-    sources = (
-        (cfg.student.model, cfg.student.revision, "student.model"),
-        (teacher.model, teacher.revision, "teacher.model"),
-    )
-    toks = [load_tokenizer(path, revision, key=key) for path, revision, key in sources]
+    sources = ((cfg.student.model, "student.model"), (teacher.model, "teacher.model"))
+    toks = [load_tokenizer(name, key=key) for name, key in sources]
     shapes = [_model_shape(*source) for source in sources]
     findings = compatibility.check_tokens(
         *toks, student_vocab=shapes[0].vocab, teacher_vocab=shapes[1].vocab
     )
     ends = [
-        eos_ids(tok, _generation_config(path, revision))
-        for tok, (path, revision, _) in zip(toks, sources, strict=True)
+        eos_ids(tok, _generation_config(name)) for tok, (name, _) in zip(toks, sources, strict=True)
     ]
     findings.append(compatibility.check_end_tokens(ends[0], ends[1], cfg.rollout.stop, toks[0]))
     if any(f.level == "failure" for f in findings):
@@ -143,19 +140,21 @@ class _Shape(NamedTuple):
     context: int | None  # maximum sequence length, where known
 
 
-def _model_shape(path: str, revision: str | None, key: str) -> _Shape:
+def _model_shape(name: str, key: str) -> _Shape:
     """Head and context of a model, from its configuration."""
+    path, revision = split_revision(name)
     try:
         config = transformers.AutoConfig.from_pretrained(
             path, revision=revision, trust_remote_code=False
         ).get_text_config()
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"{key}={path}: its configuration cannot be read: {first}") from None
+        raise UserError(f"{key}={name}: its configuration cannot be read: {first}") from None
     return _Shape(int(config.vocab_size), context_length_of(config))
 
 
-def _generation_config(path: str, revision: str | None) -> transformers.GenerationConfig | None:
+def _generation_config(name: str) -> transformers.GenerationConfig | None:
+    path, revision = split_revision(name)
     try:
         return transformers.GenerationConfig.from_pretrained(path, revision=revision)
     except OSError:  # a model may come without one

@@ -103,6 +103,6 @@ def _teachers_chat_template(cfg: Run, pair: Pair) -> str | None:
     """The teacher's chat template, if there is one that differs from the student's."""
     if not isinstance(cfg.teacher, LocalTeacher):
         return None
-    tokenizer = load_tokenizer(cfg.teacher.model, cfg.teacher.revision, key="teacher.model")
+    tokenizer = load_tokenizer(cfg.teacher.model, key="teacher.model")
     template = tokenizer.chat_template
     return None if template in (None, pair.tokenizer.chat_template) else str(template)
