@@ -85,9 +85,7 @@ def fix_texts(
         scorer = LocalTeacher(teacher, tokens_per_batch=tokens_per_batch)
         scores = scorer.score(rollouts, Want(full=positions))
         hidden = [s.hidden for s in scores if s.hidden is not None]
-    return FixedTexts(
-        rollouts, teacher_side.samples, positions, hidden, teacher, tokens_per_batch
-    )
+    return FixedTexts(rollouts, teacher_side.samples, positions, hidden, teacher, tokens_per_batch)
 
 
 def _choose_positions(lengths: Sequence[int], seed: int) -> list[np.ndarray]:

@@ -25,7 +25,7 @@ from opd.training.horizon import Horizon
 from opd.training.learner import Learner
 from opd.training.optimizer import BETAS, NonFiniteStep
 from opd.training.step import update
-from opd.types import Metrics
+from opd.types import Metrics, Rollout
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Pilot:
         self._note(metrics)
         return StepTime(sampling, scoring, updating, batch.num_tokens, 1.0)
 
-    def _score(self, learner: Learner, rollouts: list) -> Batch:
+    def _score(self, learner: Learner, rollouts: list[Rollout]) -> Batch:
         objective, step = learner.objective, self.steps
         scores = request_scores(self.source, objective, step, rollouts, None)
         require_usable(rollouts, scores, self.source.teacher)

@@ -7,6 +7,7 @@ with the same random numbers. Shapes: P prompts, n rollouts per prompt, M sample
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from opd.core import stats
 from opd.core.stats import Estimate
 from opd.recipes.check.fixed_texts import FixedTexts, Reading
 from opd.recipes.check.pilot import Pilot, gradient_agreement
-from opd.recipes.check.probe import StudentSide, TeacherSide
+from opd.recipes.check.probe import Answers, StudentSide, TeacherSide
 from opd.recipes.check.weights import effective_samples, temper
 
 PILOT_DEFINITIONS = {
@@ -29,8 +30,8 @@ PILOT_DEFINITIONS = {
     "pilot_ess": "effective number of rollouts under the untempered weights, as a fraction",
     "pilot_slope": "covariance, within a prompt, of being correct and log p_k - log p_0: change of "
     "accuracy to first order",
-    "pilot_contrast": "log p_k - log p_0 per token of correct rollouts, minus that of wrong ones of "
-    "the same prompt",
+    "pilot_contrast": "log p_k - log p_0 per token of correct rollouts, minus that of wrong "
+    "ones of the same prompt",
     "pilot_auroc": "AUROC of log p_k - log p_0 per token of a rollout for its correctness",
     "pilot_drift": "log p_0 - log p_k per token of the student's rollouts",
     "pilot_loss_ratio": "loss of the last step / loss of the first",
@@ -42,6 +43,20 @@ PILOT_DEFINITIONS = {
     "pilot_truncated": "fraction of the re-sampled answers that are cut off",
 }
 """What each number is; p_0 is the student before, p_k after k steps, q the teacher."""
+STRETCHED = (
+    "path",
+    "kl_drop",
+    "off_gain",
+    "right_gain",
+    "drift",
+    "resampled",
+    "truncated",
+)
+"""The numbers `pilot_*` that are measured again, as `stretch_*`, after steps at a raised rate."""
+STRETCH_DEFINITIONS = {
+    f"stretch_{name}": f"pilot_{name} after a few more steps at a raised rate" for name in STRETCHED
+}
+MIN_EXPONENT = 0.1  # of the weights, by which a change is divided
 
 
 def moment_features(
@@ -100,14 +115,15 @@ def _teacher_sample_features(
 ) -> dict[str, Estimate]:
     """How much likelier the teacher's own samples have become, (P, m) of them."""
     assert teacher.on_teacher is not None
+    assert teacher.answers is not None
+    correct = teacher.answers.correct
     reward = teacher.on_teacher.mean["diag/token_reward"]  # log p_0 - log q per token
     lengths = np.array([len(r) for r in texts.samples], dtype=float)
     shape = (len(teacher.reward), -1)
     moved = (after.samples - before.samples).reshape(shape)
     distance = (-reward * lengths).reshape(shape)
     features = {"pilot_off_gain": _ratio(moved.sum(1), distance.sum(1))}
-    if teacher.correct is not None and teacher.correct.any():
-        correct = teacher.correct
+    if correct is not None and correct.any():
         per_prompt = (moved * correct).sum(1), (lengths.reshape(shape) * correct).sum(1)
         features["pilot_right_gain"] = _ratio(*per_prompt)
     return features
@@ -124,8 +140,8 @@ def _answer_features(
             per_token.ravel(), correct.ravel(), np.repeat(np.arange(prompts), n)
         ),
     }
-    share = effective_samples(np.exp(moved - moved.max())) / moved.size
-    features["pilot_ess"] = Estimate(share, share, share, moved.size)
+    fraction = effective_samples(np.exp(moved - moved.max())) / moved.size
+    features["pilot_ess"] = Estimate(fraction, fraction, fraction, moved.size)
     if n > 1:
         centred = (correct - correct.mean(1, keepdims=True)) * moved
         features["pilot_slope"] = stats.mean(centred.sum(1) / (n - 1))
@@ -148,12 +164,14 @@ def weighted_change(correct: np.ndarray, moved: np.ndarray) -> Estimate:
         Self-normalised over all rollouts, linearised interval over prompts. Where too few rollouts
         would count, weights are raised to an exponent below 1 and the change is divided by it.
     """
-    weights, exponent = temper(moved)
-    weights = weights / weights.mean()
+    flat, exponent = temper(moved.ravel())
+    weights = flat.reshape(moved.shape)
     weighted = float((weights * correct).mean())
     accuracy = float(correct.mean())
     influence = weights * (correct - weighted) - (correct - accuracy)
-    estimate = stats.mean((weighted - accuracy + influence.mean(1)) / exponent)
+    estimate = stats.mean(
+        (weighted - accuracy + influence.mean(1)) / max(float(exponent), MIN_EXPONENT)
+    )
     low, high = -accuracy, 1 - accuracy
 
     def possible(x: float) -> float:
@@ -164,17 +182,21 @@ def weighted_change(correct: np.ndarray, moved: np.ndarray) -> Estimate:
     )
 
 
-def resampled_features(before: np.ndarray, after: np.ndarray, truncated: float) -> dict:
-    """Answers sampled again, with the random numbers of those before.
+def resampled_features(before: Answers, after: Answers) -> dict[str, Estimate]:
+    """From answers (P, m) before, and those after with the same prompts and random numbers."""
+    features = {"pilot_truncated": stats.mean(after.truncated.mean(1))}
+    if before.correct is not None and after.correct is not None:
+        difference = after.correct.mean(1) - before.correct.mean(1)
+        features["pilot_resampled"] = stats.mean(difference)
+    return features
 
-    Args:
-        before: (P, n) of 0/1.
-        after: (P, n) of the same prompts and random numbers.
-        truncated: fraction of the answers after that are cut off.
-    """
+
+def as_stretch(features: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Numbers `pilot_*` that were measured after the raised rate, under their own names."""
     return {
-        "pilot_resampled": stats.mean(after.mean(1) - before.mean(1)),
-        "pilot_truncated": Estimate(truncated, truncated, truncated, before.size),
+        f"stretch_{name}": features[f"pilot_{name}"]
+        for name in STRETCHED
+        if f"pilot_{name}" in features
     }
 
 

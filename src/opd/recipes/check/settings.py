@@ -1,4 +1,4 @@
-"""What a forecast knows of the run: its length, rate, batch, adapters and evaluation, as numbers."""
+"""What a forecast knows of the run: length, rate, batch, adapters, evaluation, as numbers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from opd.config import Run
+from opd.models.lm import LM
+from opd.samplers.hf import Decoding
 from opd.training.optimizer import learning_rate
 
 
@@ -55,6 +58,38 @@ class RunSettings:
         return asdict(self)
 
     @staticmethod
+    def of_run(cfg: Run, student: LM) -> RunSettings:
+        """From a configuration and its loaded student."""
+        lora = cfg.student.lora
+        evaluation = evaluation_decoding(cfg)
+        return RunSettings(
+            steps=cfg.train.steps,
+            lr=cfg.optim.lr,
+            warmup=cfg.optim.warmup,
+            prompts_per_step=cfg.train.prompts_per_step,
+            responses=cfg.rollout.n,
+            max_new_tokens=cfg.rollout.max_new_tokens,
+            weight_decay=cfg.optim.weight_decay,
+            lora_rank=0 if lora is None else lora.rank,
+            parameters=student.num_parameters(),
+            trained_parameters=sum(p.numel() for p in student.parameters().values()),
+            rollout_temperature=cfg.rollout.temperature,
+            eval_temperature=evaluation.temperature,
+            eval_top_p=evaluation.top_p,
+            cold_start=cfg.coldstart is not None and cfg.coldstart.when == "start",
+        )
+
+    @staticmethod
     def of_record(record: Mapping[str, Any]) -> RunSettings:
         """The inverse of `record`."""
         return RunSettings(**record)
+
+
+def evaluation_decoding(cfg: Run) -> Decoding:
+    """How the first held-out set is sampled; the rollouts' own decoding without one."""
+    rollout = cfg.rollout
+    if not cfg.eval:
+        return Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p)
+    first = cfg.eval[0]
+    new_tokens = first.max_new_tokens or rollout.max_new_tokens
+    return Decoding(new_tokens, first.temperature, first.top_p)
