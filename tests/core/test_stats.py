@@ -3,8 +3,11 @@
 import itertools
 import math
 
+import interval_table
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats as reference
 
 from opd.core import stats
@@ -137,12 +140,16 @@ def test_duplicated_items_in_groups_add_no_certainty():
     assert naive.high - naive.low < 0.5 * (grouped.high - grouped.low)
 
 
-def test_paired_comparison_is_the_paired_t_interval_and_an_exact_sign_flip():
-    a, b = rng().random(10), rng(2).random(10) + 0.3
+def test_paired_comparison_is_a_score_interval_and_an_exact_sign_flip():
+    a, b = 0.5 * rng().random(10), 0.5 * rng(2).random(10) + 0.2
     got = stats.paired(a, b)
-    interval = reference.ttest_rel(b, a).confidence_interval()
+    assert got.difference == stats.paired_change(a, b)
     assert got.difference.value == pytest.approx((b - a).mean())
-    assert (got.difference.low, got.difference.high) == pytest.approx((interval.low, interval.high))
+    # The ends are where the mean of (1 + b - a) / 2 is a t quantile away in its own standard error.
+    quantile, middle = reference.t.ppf(0.975, 9), (1 + (b - a).mean()) / 2
+    size = middle * (1 - middle) / (reference.sem(b - a) / 2) ** 2
+    for end in ((1 + got.difference.low) / 2, (1 + got.difference.high) / 2):
+        assert abs(middle - end) == pytest.approx(quantile * math.sqrt(end * (1 - end) / size))
     means = [
         abs(np.mean(np.array(signs) * (b - a))) for signs in itertools.product([1, -1], repeat=10)
     ]
@@ -150,10 +157,43 @@ def test_paired_comparison_is_the_paired_t_interval_and_an_exact_sign_flip():
     assert got.p_value == pytest.approx(exact)
 
 
+def test_the_interval_of_a_small_change_is_students():
+    a = rng().integers(0, 17, 400) / 16
+    b = np.clip(a + rng(2).integers(-2, 4, 400) / 16, 0, 1)
+    got, interval = stats.paired_change(a, b), reference.ttest_rel(b, a).confidence_interval()
+    assert (got.low, got.high) == pytest.approx((interval.low, interval.high), abs=2e-4)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40),
+    st.floats(0.5, 0.999),
+)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_no_change_is_claimed_that_is_impossible(pairs, level):
+    a, b = np.array(pairs).T / 4
+    got = stats.paired_change(a, b, level=level)
+    assert -1 <= got.low <= got.value + 1e-12
+    assert got.value - 1e-12 <= got.high <= 1
+    assert got.high > got.low  # never certain
+
+
+def test_seven_of_eight_prompts_learnt_leave_room_below_a_hundred_points():
+    got = stats.paired_change(np.zeros(8), [1, 1, 1, 1, 1, 1, 0, 1])
+    student = reference.ttest_1samp([1, 1, 1, 1, 1, 1, 0, 1], 0).confidence_interval()
+    assert student.high > 1 > got.high > got.value
+
+
+def test_a_change_is_of_fractions():
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        stats.paired_change([0.5, 2], [1, 1])
+
+
 def test_paired_edge_cases():
     same = stats.paired([0.5, 0.5, 1.0], [0.5, 0.5, 1.0])
     assert same.difference.value == 0
     assert same.p_value == 1
+    assert -0.9 < same.difference.low < 0 < same.difference.high < 0.9
+    assert stats.paired([0.1], [0.9]).difference.high == 1
     assert stats.paired([0.1], [0.9]).p_value == 1
     with pytest.raises(ValueError, match="pair them"):
         stats.paired([1, 2], [1, 2, 3])
@@ -215,6 +255,13 @@ def test_coverage_of_pass_at_k_and_gap_recovery():
         return got.low, got.high
 
     assert coverage(recovery, 0.75) > 0.90
+
+
+@pytest.mark.parametrize(("before", "change"), [(0.1, 0.1), (0.1, 0.5), (0.1, 0.85), (0.5, 0.45)])
+@pytest.mark.parametrize("samples", [1, 4])
+def test_coverage_of_a_paired_change(before, change, samples):
+    ours, _, _ = interval_table.coverage(before, change, 40, samples, simulations=1000)
+    assert 0.93 < ours < 0.97  # the table has the rest: 95.4 % on average
 
 
 def test_coverage_of_auroc():
