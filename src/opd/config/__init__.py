@@ -3,25 +3,20 @@
 from opd.config.files import dump, load, load_each, overridden, parse, parse_stored, read, validate
 from opd.config.guards import AlarmAction, AlarmName, AlarmRule, Alarms, Grow, Horizon, Prune
 from opd.config.mistakes import WELL_KNOWN
+from opd.config.models import Cache, LocalTeacher, Lora, ServerTeacher, Student, Teacher
 from opd.config.recipes import AnswerRule, Coldstart, Select
 from opd.config.reference import known_keys, reference, settable_keys
 from opd.config.removed import REMOVED, upgrade
 from opd.config.schema import (
-    Cache,
     Diagnostics,
     EvalSet,
     Grader,
-    LocalTeacher,
-    Lora,
     Loss,
     Optim,
     Output,
     Prompts,
     RolloutConfig,
     Run,
-    ServerTeacher,
-    Student,
-    Teacher,
     Terms,
     Train,
 )

@@ -82,4 +82,6 @@ class Horizon(Section):
     cap: int | None = Field(None, ge=1)
     """Most tokens a training rollout may have, whatever else. Evaluation is not cut."""
     grow: Grow | None = None
+    """null: rollouts have their full length from the first step."""
     prune: Prune | None = None
+    """null: every token counts alike. {}: Prune-OPD with every default."""

@@ -11,6 +11,7 @@ from opd.config.reference import known_keys
 WELL_KNOWN = {
     "model_name_or_path": "student.model",
     "teacher_model_name_or_path": "teacher.model",
+    "model_revision": "student.model (owner/name@revision)",
     "learning_rate": "optim.lr",
     "weight_decay": "optim.weight_decay",
     "max_grad_norm": "optim.grad_clip",

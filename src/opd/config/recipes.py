@@ -35,10 +35,8 @@ class Coldstart(Section):
     """Completions to learn: rollout files (one, or a folder of them, such as another run's
     coldstart/rollouts), or rows of prompt + completion. null: the teacher writes them."""
     prompts: str | None = None
-    """Prompt file of this phase. null: a part of prompts.path, which on-policy training then leaves
-    out."""
-    disjoint: bool = True
-    """Leave this phase's prompts out of on-policy training. Paper: disjoint."""
+    """Prompt file of this phase. null: a part of prompts.path. On-policy training leaves out every
+    question that was used here (paper: disjoint)."""
     temperature: float = Field(0.7, ge=0)
     """Paper: 0.7."""
     top_p: float = Field(0.95, gt=0, le=1)

@@ -123,6 +123,11 @@ REMOVED: dict[str, Removed] = {
         "A cold start uses half of prompts.path at most; coldstart.prompts gives it others",
         "opd.setup.coldstart_source:PROMPT_FRACTION",
     ),
+    "coldstart.disjoint": Removed(
+        True,
+        "On-policy training leaves out the questions of the cold start, as in the paper; "
+        "coldstart.prompts gives the cold start prompts of its own",
+    ),
     "coldstart.n": Removed(
         1,
         "One completion per prompt, as in the paper; coldstart.path takes any others",

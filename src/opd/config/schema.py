@@ -6,110 +6,17 @@ Every default carries its reason. Paper = arXiv 2604.13016, defaults of section 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from opd.config.guards import Alarms, Horizon
+from opd.config.models import Student, Teacher
 from opd.config.recipes import Check, Coldstart, Select
 from opd.config.section import Section
-from opd.types import Divergence, Dtype, Estimator, GraderKind, Mode, Precision, Stop, Support
+from opd.types import Divergence, Estimator, GraderKind, Mode, Stop, Support
 
 Grader = GraderKind | Literal["auto"]
-
-
-class Lora(Section):
-    """Low-rank adapters on the student (peft)."""
-
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
-    target_modules: str | list[str] = "all-linear"
-
-
-class Student(Section):
-    """The model that is trained: writes every rollout."""
-
-    model: str
-    """Folder of a causal language model, or its hub name (owner/name, owner/name@revision)."""
-    precision: Precision = "auto"
-    """bf16_mixed: bf16 weights and arithmetic, float32 master weights and moments in the optimizer;
-    float32, float64: those throughout. bfloat16: no masters, refused at rates that bf16 rounds
-    away. auto: bf16_mixed on a GPU that has bf16, else float32."""
-    lora: Lora | None = None
-    gradient_checkpointing: bool = False
-    shard: Literal["none", "fsdp2"] = "none"
-    """fsdp2: weights, gradients and moments are shared out among the processes of torchrun or
-    accelerate launch; none: every process holds them all. No effect in a single process."""
-
-
-class Cache(Section):
-    """Scores on disk: what was asked once is not asked again."""
-
-    dir: str
-    """Folder of the cache; several runs and processes may share it."""
-    max_gb: float = Field(4.0, gt=0)
-    """Beyond this size the entries longest unused are removed."""
-    offline: bool = False
-    """Train from the cache alone; a rollout that is not in it is an error."""
-
-
-class LocalTeacher(Section):
-    """A frozen model in this process: exact, and the only kind that gives full distributions."""
-
-    model: str
-    """As student.model. For a server (teacher.url): the name that it gives the model."""
-    dtype: Dtype = "auto"
-    """auto: as stored in the checkpoint."""
-    device: str | None = None
-    """null: where the student is."""
-    cache: Cache | None = None
-    """Scores made ahead of time by `opd serve-teacher --score`; the model is then not loaded."""
-
-    @model_validator(mode="after")
-    def _coherent(self) -> LocalTeacher:
-        if self.cache is not None and not self.cache.offline:
-            raise ValueError(
-                "teacher.cache with a teacher in this process needs teacher.cache.offline=true: "
-                "such a teacher is cheaper to ask than to cache, and gives full distributions"
-            )
-        return self
-
-
-class ServerTeacher(Section):
-    """A frozen model behind HTTP: `opd serve-teacher`, or a vLLM server."""
-
-    url: str
-    """Such as http://127.0.0.1:8000/v1."""
-    model: str
-    """The name the server gives it."""
-    api_key_env: str | None = None
-    """Environment variable that holds the key; the key itself never stands in a file."""
-    patience: float = Field(600.0, ge=0)
-    """Seconds to wait for a teacher that has gone away, before the run saves and stops."""
-    cache: Cache | None = None
-
-    @model_validator(mode="after")
-    def _coherent(self) -> ServerTeacher:
-        name = self.api_key_env
-        if name is not None and not (name.isidentifier() and name.upper() == name):
-            raise ValueError(
-                "teacher.api_key_env must be the NAME of an environment variable in capitals, such "
-                "as TEACHER_KEY, not the key itself"
-            )
-        return self
-
-
-def _teacher_kind(value: Any) -> str:
-    """A teacher with a url is a server."""
-    if isinstance(value, dict):
-        return "server" if "url" in value else "local"
-    return "server" if isinstance(value, ServerTeacher) else "local"
-
-
-Teacher = Annotated[
-    Annotated[LocalTeacher, Tag("local")] | Annotated[ServerTeacher, Tag("server")],
-    Discriminator(_teacher_kind),
-]
 
 
 class Prompts(Section):
@@ -138,6 +45,7 @@ class RolloutConfig(Section):
     model: str | None = None
     """The name that server gives the student's base model."""
     api_key_env: str | None = None
+    """As teacher.api_key_env, for that server."""
     sync_dir: str | None = None
     """Where weights are put for the server to read; null: in the run folder. Must be a path the
     server sees too."""
@@ -150,6 +58,7 @@ class RolloutConfig(Section):
     temperature: float = Field(1.0, gt=0)
     """Paper: 1.0, so that samples come from the distribution that is trained."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling; 1: off, so that samples come from the distribution that is trained."""
     stop: Stop | None = None
     """Whose end tokens stop a rollout; null demands that both models agree."""
 
@@ -187,8 +96,9 @@ class Terms(Section):
     position_decay: float | None = Field(None, gt=0, le=1)
     """Weight decay**t on completion position t."""
     sft_weight: float = Field(0.0, ge=0)
+    """Weight of the cross-entropy on the completions of sft_path."""
     sft_path: str | None = None
-    """JSONL of prompt + completion mixed in by cross-entropy with weight sft_weight."""
+    """JSONL of prompt + completion, mixed into every update."""
     outcome_weight: float = Field(0.0, ge=0)
     """Weight of the group-normalised verifiable outcome reward added to each token's advantage."""
     mask_special_tokens: bool = False
@@ -202,6 +112,7 @@ class Loss(Section):
     """
 
     divergence: Divergence = "reverse_kl"
+    """Paper: reverse KL, KL(student || teacher). docs/math.md has every formula."""
     support: Support | Literal["auto"] = "student_topk"
     """Paper: the student's own top k. auto: the same, but with a teacher server that cannot score
     the student's tokens teacher_topk with a tail bucket instead of an error."""
@@ -250,7 +161,9 @@ class Optim(Section):
     lr: float = Field(1.0e-6, gt=0)
     """Paper: 1e-6 for 1.5B-7B models; tiny models want 1e-3, LoRA about 1e-4."""
     weight_decay: float = Field(0.01, ge=0)
+    """On matrices alone, not on biases and norms."""
     grad_clip: float = Field(1.0, gt=0)
+    """Maximum norm of the gradient of all parameters together."""
     warmup: int = Field(0, ge=0)
     """Steps of linear warm-up."""
     offload: Literal["none", "cpu"] = "none"
@@ -262,11 +175,13 @@ class Train(Section):
     """Length and size of the run."""
 
     steps: int = Field(200, ge=1)
+    """Updates. May be changed when a run is resumed."""
     prompts_per_step: int = Field(64, ge=1)
     """Paper: 64 prompts x 4 responses, one optimizer step per batch of rollouts."""
     tokens_per_microbatch: int | Literal["auto"] = "auto"
     """Padded tokens per forward-backward; changes the update by rounding only. auto: 8192."""
     seed: int = Field(0, ge=0)
+    """Decides every random number of the run; equal seeds give equal runs."""
     deterministic: bool = False
     """Use deterministic kernels in the update, so that it gives the same bits twice on a GPU (on a
     CPU it does anyway). Slower; kernels that have no such form are named once."""
@@ -276,11 +191,15 @@ class EvalSet(Section):
     """One held-out set of prompts with verifiable answers."""
 
     path: str
+    """As prompts.path; rows need an answer."""
     name: str | None = None
     """null: the file's name."""
     template: str | None = None
+    """As prompts.template."""
     chat: dict[str, Any] | None = {}
+    """As prompts.chat."""
     n: int = Field(4, ge=1)
+    """Responses per prompt; accuracy is their mean, pass@k is estimated from them."""
     temperature: float = Field(0.7, ge=0)
     """Paper: 0.7; 0 is greedy."""
     top_p: float = Field(0.95, gt=0, le=1)
@@ -292,6 +211,7 @@ class EvalSet(Section):
     limit: int | None = Field(None, ge=1)
     """Use only the first so many prompts."""
     grader: Grader = "auto"
+    """As prompts.grader."""
 
     @property
     def label(self) -> str:
@@ -303,12 +223,15 @@ class Output(Section):
     """The run folder."""
 
     dir: str
+    """Folder of the run; one that exists is resumed (--resume) or replaced (--overwrite)."""
     save_every: int = Field(20, ge=1)
+    """Steps between checkpoints."""
     keep: int = Field(2, ge=1)
     """Checkpoints kept; the last good one is never deleted."""
     rollout_sample: int = Field(8, ge=0)
     """Rollouts of a step that stay in the run folder after the next checkpoint."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    """Loggers that get every metric, beside metrics.jsonl."""
     price_per_hour: float | None = Field(None, ge=0)
     """USD an hour of everything the run occupies; the report then tells money. null: no money."""
 
@@ -326,6 +249,7 @@ class Run(Section):
     optim: Optim = Optim()
     train: Train = Train()
     eval: list[EvalSet] = []
+    """Held-out sets; the first is the one the report is about."""
     coldstart: Coldstart | None = None
     """null: on-policy from the first step. {}: with every default."""
     horizon: Horizon | None = None

@@ -46,7 +46,7 @@ def redact_text(text: str) -> str:
 
 
 def redact_command(argv: Sequence[str]) -> list[str]:
-    """A command line without secrets, also those given as `--token X` or `teacher.api_key=X`."""
+    """A command line without secrets, also those given as `--token X` or `api_key=X`."""
     redacted: list[str] = []
     secret_follows = False
     for argument in argv:

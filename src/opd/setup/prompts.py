@@ -35,7 +35,7 @@ def load_training_prompts(cfg: Run, pair: Pair, console: Console) -> PromptSet:
 
 
 def load_eval_task(cfg: Run, spec: EvalSet, index: int, pair: Pair) -> EvalTask:
-    """The held-out set `eval.index` with its grader.
+    """The held-out set at `index` of `eval`, with its grader.
 
     Raises:
         UserError: a prompt without an answer.

@@ -114,16 +114,15 @@ def hand_over(session: Session, source: CompletionSource, cfg: Coldstart) -> Ses
     if checkpoints.exists():
         remove(checkpoints, folder.ops)
     experience = session.source
-    if cfg.disjoint:
-        used = [p for i in range(record["rounds"]) for p in source.prompts_of(i, cfg)]
-        left = exclude_questions(experience.prompts.prompts, used)
-        if not left:
-            raise UserError(
-                f"The cold start used every question of {session.cfg.prompts.path}. Give it "
-                "prompts of its own (coldstart.prompts), or set coldstart.disjoint=false."
-            )
-        experience = replace(experience, prompts=replace(experience.prompts, prompts=left))
-        record |= {"prompts_left": len(left)}
+    used = [p for i in range(record["rounds"]) for p in source.prompts_of(i, cfg)]
+    left = exclude_questions(experience.prompts.prompts, used)
+    if not left:
+        raise UserError(
+            f"The cold start used every question of {session.cfg.prompts.path}. Give it other "
+            "prompts (coldstart.prompts), or end it earlier (coldstart.max_rounds)."
+        )
+    experience = replace(experience, prompts=replace(experience.prompts, prompts=left))
+    record |= {"prompts_left": len(left)}
     return replace(session, source=experience, facts={**session.facts, "coldstart": record})
 
 

@@ -1,0 +1,109 @@
+"""The two models of a run: the student that is trained and the teacher that scores it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from opd.config.section import Section
+from opd.types import Dtype, Precision
+
+
+class Lora(Section):
+    """Low-rank adapters on the student (peft)."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of each adapter."""
+    alpha: float = Field(32.0, gt=0)
+    """Adapters are scaled by alpha / rank; twice the rank is the common choice."""
+    target_modules: str | list[str] = "all-linear"
+    """Names of the layers that get one, or a regular expression. all-linear: all but the head."""
+
+
+class Student(Section):
+    """The model that is trained; it samples every rollout."""
+
+    model: str
+    """Folder of a causal language model, or its hub name (owner/name, owner/name@revision)."""
+    precision: Precision = "auto"
+    """bf16_mixed: bf16 weights and arithmetic, float32 master weights and moments in the optimizer;
+    float32, float64: those throughout. bfloat16: no masters, refused at rates that bf16 rounds
+    away. auto: bf16_mixed on a GPU that has bf16, else float32."""
+    lora: Lora | None = None
+    """null: every weight is trained. {}: adapters with every default."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, slower."""
+    shard: Literal["none", "fsdp2"] = "none"
+    """fsdp2: weights, gradients and moments are shared out among the processes of torchrun or
+    accelerate launch; none: every process holds them all. No effect in a single process."""
+
+
+class Cache(Section):
+    """Scores on disk: what was asked once is not asked again."""
+
+    dir: str
+    """Folder of the cache; several runs and processes may share it."""
+    max_gb: float = Field(4.0, gt=0)
+    """Beyond this size the entries longest unused are removed."""
+    offline: bool = False
+    """Train from the cache alone; a rollout that is not in it is an error."""
+
+
+class LocalTeacher(Section):
+    """A frozen model in this process: exact, and the only kind that gives full distributions."""
+
+    model: str
+    """As student.model. For a server (teacher.url): the name that it gives the model."""
+    dtype: Dtype = "auto"
+    """auto: as stored in the checkpoint."""
+    device: str | None = None
+    """null: where the student is."""
+    cache: Cache | None = None
+    """Scores made ahead of time by `opd serve-teacher --score`; the model is then not loaded."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> LocalTeacher:
+        if self.cache is not None and not self.cache.offline:
+            raise ValueError(
+                "teacher.cache with a teacher in this process needs teacher.cache.offline=true: "
+                "such a teacher is cheaper to ask than to cache, and gives full distributions"
+            )
+        return self
+
+
+class ServerTeacher(Section):
+    """A frozen model behind HTTP: `opd serve-teacher`, or a vLLM server."""
+
+    url: str
+    """Such as http://127.0.0.1:8000/v1."""
+    model: str
+    """The name the server gives it."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; the key itself never stands in a file."""
+    patience: float = Field(600.0, ge=0)
+    """Seconds to wait for a teacher that has gone away, before the run saves and stops."""
+    cache: Cache | None = None
+
+    @model_validator(mode="after")
+    def _coherent(self) -> ServerTeacher:
+        name = self.api_key_env
+        if name is not None and not (name.isidentifier() and name.upper() == name):
+            raise ValueError(
+                "teacher.api_key_env must be the NAME of an environment variable in capitals, such "
+                "as TEACHER_KEY, not the key itself"
+            )
+        return self
+
+
+def _teacher_kind(value: Any) -> str:
+    """A teacher with a url is a server."""
+    if isinstance(value, dict):
+        return "server" if "url" in value else "local"
+    return "server" if isinstance(value, ServerTeacher) else "local"
+
+
+Teacher = Annotated[
+    Annotated[LocalTeacher, Tag("local")] | Annotated[ServerTeacher, Tag("server")],
+    Discriminator(_teacher_kind),
+]
