@@ -21,7 +21,8 @@ from opd.cli import end
 from opd.core.objective import Objective
 from opd.data.sft_examples import make_example
 from opd.models.fsdp import full_tensor, gather_model, shard_model, unsharded
-from opd.models.lm import LM, add_lora, enable_checkpointing, save_final
+from opd.models.lm import LM, add_lora, enable_checkpointing
+from opd.models.saving import save_final
 from opd.run.disk import DISK
 from opd.run.folder import RunFolder
 from opd.samplers.hf import Decoding, HFSampler

@@ -50,7 +50,8 @@ def train_teacher(base: Path, pairs: Path, out: Path, seed: int) -> Path:
     from opd.config import Optim
     from opd.data.prompts import load_prompts
     from opd.data.sft_examples import make_example
-    from opd.models.lm import load_lm, save_final
+    from opd.models.lm import load_lm
+    from opd.models.saving import save_final
     from opd.models.tokenizers import load_tokenizer
     from opd.recipes.sft import sft
 

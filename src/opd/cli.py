@@ -58,10 +58,11 @@ def init(
 ) -> None:
     """Write a commented run.yaml that validates."""
     from opd.config.template import RUN_YAML
+    from opd.run.disk import write_output
+    from opd.run.outputs import require_free
 
-    if file.exists():
-        raise UserError(f"{file} exists and stays as it is. Give another name: opd init other.yaml")
-    file.write_text(RUN_YAML, encoding="utf-8")
+    require_free(file, {}, key="FILE", replace="")
+    write_output(file, RUN_YAML.encode())
     typer.echo(f"Wrote {file}. Set student.model, teacher.model and prompts.path, then:")
     typer.echo(f"  opd check {file}\n  opd train {file}")
 
@@ -72,7 +73,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the run folder and start over.")
+        bool, typer.Option("--overwrite", help="Delete the run in the folder and start over.")
     ] = False,
     quiet: Quiet = False,
     json_lines: Json = False,
@@ -89,7 +90,7 @@ def coldstart(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted one.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the run folder and start over.")
+        bool, typer.Option("--overwrite", help="Delete the run in the folder and start over.")
     ] = False,
     quiet: Quiet = False,
     json_lines: Json = False,
@@ -109,12 +110,19 @@ def coldstart(
 
 
 @app.command()
-def select(file: ConfigFile, overrides: Overrides = None, json_lines: Json = False) -> None:
+def select(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace select.output and its report.")
+    ] = False,
+    json_lines: Json = False,
+) -> None:
     """Choose the prompts, and the template, on which this teacher can teach this student."""
     from opd.commands.select import run_select
     from opd.config import load
 
-    run_select(load(file, overrides or ()), json_lines)
+    run_select(load(file, overrides or ()), json_lines, overwrite=overwrite)
 
 
 @app.command()
@@ -228,11 +236,14 @@ def watch(
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is the base.")],
     out: Annotated[Path, typer.Option(help="The report to write.")] = Path("compare.html"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an older report of that name.")
+    ] = False,
 ) -> None:
     """Two runs or more, paired prompt by prompt, in one report."""
     from opd.commands import report as commands
 
-    typer.echo(commands.compare(runs, out))
+    typer.echo(commands.compare(runs, out, overwrite=overwrite))
 
 
 @app.command()

@@ -14,7 +14,7 @@ import pytest
 from opd.errors import UserError
 from opd.run.folder import RunFolder
 from opd.run.jsonl import read_jsonl
-from opd.run.lock import LOCK
+from opd.run.layout import LOCK
 from support.faulty_disk import Faulty, Unsynced, killed_at
 
 CONFIG = {
@@ -100,7 +100,7 @@ def test_overwrite_starts_over(tmp_path):
         assert run.config == other
         assert read_jsonl(path / "metrics.jsonl") == []
         assert list(run.checkpoints.iterdir()) == []
-        assert not (path / "note.txt").exists()
+        assert (path / "note.txt").read_text() == "mine"  # no run writes it
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,11 @@ def test_overwrite_does_not_follow_links(tmp_path):
     (path / "link").symlink_to(precious)
     shutil.rmtree(path / "rollouts")
     (path / "rollouts").symlink_to(precious)
+    with pytest.raises(UserError, match="rollouts is a symbolic link"):
+        create(path, overwrite=True)
+    (path / "rollouts").unlink()
     with create(path, overwrite=True):
-        assert not (path / "link").exists()
+        assert (path / "link").is_symlink()  # no run writes it
     assert (precious / "data").read_text() == "keep"
 
 

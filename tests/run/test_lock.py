@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from opd.errors import UserError
-from opd.run.lock import LOCK, Lock, is_locked
+from opd.run.layout import LOCK
+from opd.run.lock import Lock, is_locked
 
 HOLDER = """
 import sys, time

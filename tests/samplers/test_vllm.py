@@ -96,6 +96,20 @@ def test_adapters_get_a_new_name_a_version_and_old_ones_go(lora, make_prompts, t
     assert list(server.adapters) == ["opd-student-2"]
 
 
+def test_folders_that_no_run_wrote_for_a_server_stay(lora, tmp_path):
+    """rollout.sync_dir set to the checkpoints of another run would have deleted them."""
+    theirs = tmp_path / "sync" / "step-7" / "state.json"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("{}")
+    sampler = sampler_of(base_server(), lora, tmp_path)
+    sampler.sync(1)
+    sampler.sync(2)
+    assert sorted(p.name for p in (tmp_path / "sync").iterdir()) == ["step-2", "step-7"]
+    with pytest.raises(UserError, match=r"step-7 is there already.*rollout\.sync_dir"):
+        sampler.sync(7)
+    assert theirs.read_text() == "{}"
+
+
 def test_full_weights_are_reloaded_and_the_prefix_cache_forgotten(make_lm, tmp_path):
     server = base_server()
     sampler_of(server, make_lm(), tmp_path).sync(1)

@@ -112,6 +112,18 @@ def test_the_oldest_entries_go_when_the_limit_is_reached(make_lm, tmp_path):
     assert store.max_bytes - max(sizes.values()) < left <= store.max_bytes
 
 
+def test_files_of_others_in_the_folder_of_a_cache_are_never_removed(make_lm, tmp_path):
+    """A folder with data/en/train.jsonl in it, given as teacher.cache.dir, would have lost it."""
+    store = Store(tmp_path, 10**8)
+    CachedTeacher(LocalTeacher(make_lm()), store, "f").score(random_rollouts(4, vocab=VOCAB), WANT)
+    mine = tmp_path / "en" / "train.jsonl"
+    mine.parent.mkdir()
+    mine.write_text("years of work")
+    store.max_bytes = 0
+    store.shrink()
+    assert [p for p in tmp_path.glob("??/*") if p.is_file()] == [mine]
+
+
 def test_what_a_teacher_said_before_it_went_away_is_kept(make_lm, tmp_path):
     teacher = Counting(LocalTeacher(make_lm()), stay=3)
     cached = CachedTeacher(teacher, Store(tmp_path, 10**8), "f")

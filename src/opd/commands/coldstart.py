@@ -41,7 +41,7 @@ def run_coldstart(
 
 
 def _cold_start(session: Session, completions: CompletionSource | None) -> dict[str, Any]:
-    from opd.models.lm import save_final
+    from opd.models.saving import save_final
     from opd.recipes.coldstart import before_training
 
     assert completions is not None

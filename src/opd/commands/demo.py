@@ -11,6 +11,7 @@ from opd import config
 from opd.commands.train import run_train
 from opd.demo.run_config import PAIR, demo_config
 from opd.run.console import Console
+from opd.run.preflight import check_folder, check_name
 
 
 def run_demo(out: Path, steps: int | None) -> None:
@@ -27,6 +28,8 @@ def run_demo(out: Path, steps: int | None) -> None:
         "A tiny student that adds badly, and a teacher of the same family that has learned it. The "
         "student samples completions, the teacher scores every token, the student learns from that."
     )
+    check_name(out)
+    check_folder(out, {}, resume=False, overwrite=is_demo(out))
     cfg = config.parse(demo_config(out))
     if steps is not None:
         cfg = config.parse(config.dump(cfg), [f"train.steps={steps}"])

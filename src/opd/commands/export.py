@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ from opd import config
 from opd.config import Run
 from opd.errors import UserError
 from opd.models import tokenizers
-from opd.models.lm import LM, load_lm, save_final
+from opd.models.lm import LM, load_lm
+from opd.models.saved_folder import replaced_folder
+from opd.models.saving import save_adapter, save_merged
 from opd.reports.model_card import model_card
 from opd.reports.read import RunData, read_run
 from opd.run.checkpoint import Checkpoint, find_newest_checkpoint
+from opd.run.layout import BEST
+from opd.run.outputs import require_no_input, require_outside_run, require_writable_parent
 from opd.setup.pair import prepare_student
 from opd.setup.precision import loading_dtype
-from opd.training.interventions import BEST
 
 # Largest difference of a log-probability between the trained student and the reloaded folder.
 # Saved as trained, the same arithmetic gives the same numbers; merging adds a rounding of weights.
@@ -76,8 +79,7 @@ def export_run(run: Path, out: Path | None = None, *, merge: bool = False) -> Ex
     """
     data = read_run(run)
     out = out or run / "export"
-    if out.exists():
-        raise UserError(f"{out} exists and stays as it is. Give another folder with --out.")
+    require_output(out, run, data)
     # A run that an alarm has stopped keeps its best student in a folder of its own.
     checkpoint = find_newest_checkpoint(run / ("checkpoints" if data.stopped_by is None else BEST))
     if checkpoint is None:
@@ -87,22 +89,32 @@ def export_run(run: Path, out: Path | None = None, *, merge: bool = False) -> Ex
     student = _load_student(cfg, checkpoint, base)
     tokenizer = tokenizers.load_tokenizer(base)
     kind = "weights" if not student.is_lora else "merged weights" if merge else "adapter"
-    tmp = out.with_name(out.name + ".tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
-    if kind == "adapter":
-        student.model.save_pretrained(tmp)  # type: ignore[operator]
-        tokenizer.save_pretrained(tmp)
-    else:
-        save_final(student, tokenizer, tmp)
-        shutil.rmtree(tmp / "adapter", ignore_errors=True)
-    difference, allowed = _check_reload(student, tmp, kind, data)
-    exported = Exported(out, kind, checkpoint.step, difference, allowed)
-    card = model_card(data, kind=kind, step=exported.step, reload_check=exported.reload_check)
-    (tmp / "README.md").write_text(card, encoding="utf-8")
-    for file in tmp.iterdir():  # weights are saved without read permission for others
-        file.chmod(0o644)
-    tmp.rename(out)
+    with replaced_folder(out) as new:
+        if kind == "adapter":
+            save_adapter(student, new)
+            tokenizer.save_pretrained(new)
+        else:
+            save_merged(student, tokenizer, new)
+        difference, allowed = _check_reload(student, new, kind, data)
+        exported = Exported(out, kind, checkpoint.step, difference, allowed)
+        card = model_card(data, kind=kind, step=exported.step, reload_check=exported.reload_check)
+        (new / "README.md").write_text(card, encoding="utf-8")
+        for file in new.iterdir():  # weights are saved without read permission for others
+            file.chmod(0o644)
     return exported
+
+
+def require_output(out: Path, run: Path, data: RunData) -> None:
+    """Check that a folder may be written.
+
+    Raises:
+        UserError: it exists, is part of the run or of what the run read, or cannot be made.
+    """
+    if os.path.lexists(out):
+        raise UserError(f"{out} exists and stays as it is. Give another folder with --out.")
+    require_outside_run(out, run, "--out")
+    require_no_input(out, config.input_paths(data.config), key="--out")
+    require_writable_parent(out, "--out")
 
 
 def _base_model(cfg: Run, run: Path) -> str:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from opd import config
 from opd.config import Run
 from opd.errors import UserError
 from opd.run.clock import Clock
 from opd.run.console import Console
+from opd.run.outputs import require_folders_apart
 from opd.samplers.replay import read_rollouts
 from opd.setup.models import Models, open_models
 from opd.setup.prompts import load_training_prompts
@@ -35,6 +37,7 @@ def score_ahead(cfg: Run, path: Path) -> tuple[int, int]:
             "--score puts scores into teacher.cache.dir, which run.yaml does not set. Write "
             "teacher: {..., cache: {dir: FOLDER, offline: true}}."
         )
+    require_folders_apart(config.dump(cfg))
     rollouts = read_rollouts(path)
     online = cfg.model_copy(update={"teacher": spec.model_copy(update={"cache": None})})
     models = open_models(online, console)

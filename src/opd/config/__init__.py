@@ -4,6 +4,7 @@ from opd.config.files import dump, load, load_each, overridden, parse, parse_sto
 from opd.config.guards import AlarmAction, AlarmName, AlarmRule, Alarms, Grow, Horizon, Prune
 from opd.config.mistakes import WELL_KNOWN
 from opd.config.models import Cache, LocalTeacher, Lora, ServerTeacher, Student, Teacher
+from opd.config.paths import input_paths, output_paths
 from opd.config.recipes import AnswerRule, Coldstart, Select
 from opd.config.reference import known_keys, reference, settable_keys
 from opd.config.removed import REMOVED, upgrade
@@ -54,9 +55,11 @@ __all__ = [
     "Terms",
     "Train",
     "dump",
+    "input_paths",
     "known_keys",
     "load",
     "load_each",
+    "output_paths",
     "overridden",
     "parse",
     "parse_stored",

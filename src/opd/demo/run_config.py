@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
+
+from opd.errors import UserError
 
 PAIR = Path(__file__).parent / "pair"
 PROMPTS = Path(__file__).parent / "prompts"
@@ -21,7 +22,7 @@ def demo_config(out_dir: Path) -> dict[str, Any]:
     data = out_dir.parent / "demo-data"
     data.mkdir(parents=True, exist_ok=True)
     for file in sorted(PROMPTS.glob("*.jsonl")):
-        shutil.copyfile(file, data / file.name)
+        _copy(file, data / file.name)
     held_out = {
         # As in training: the student is judged on the distribution that is distilled.
         "temperature": 1.0,
@@ -43,3 +44,19 @@ def demo_config(out_dir: Path) -> dict[str, Any]:
         ],
         "output": {"dir": str(out_dir), "save_every": 20},
     }
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file of the demo, unless it is there.
+
+    Raises:
+        UserError: another file is there.
+    """
+    content = source.read_bytes()
+    if target.is_symlink() or (target.exists() and target.read_bytes() != content):
+        raise UserError(
+            f"{target} exists and is not the demo's; it stays as it is. Give another folder: "
+            "opd demo --out other/demo"
+        )
+    if not target.exists():
+        target.write_bytes(content)

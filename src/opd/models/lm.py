@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -332,20 +331,3 @@ def copy_on_cpu(model: nn.Module) -> nn.Module:
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.detach().to("cpu", copy=True)
     return copy.deepcopy(model, memo)
-
-
-def save_final(lm: LM, tokenizer: Any, folder: Path) -> None:
-    """Write the student as an ordinary Hugging Face folder that appears by one rename.
-
-    A LoRA student is merged into its base model; the adapter alone is in `adapter/`.
-    """
-    tmp = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
-    model = lm.model
-    if lm.is_lora:
-        model.save_pretrained(tmp / "adapter")  # type: ignore[operator]
-        model = copy_on_cpu(lm.model).merge_and_unload()  # type: ignore[operator]
-    model.save_pretrained(tmp)  # type: ignore[operator]
-    tokenizer.save_pretrained(tmp)
-    shutil.rmtree(folder, ignore_errors=True)
-    tmp.rename(folder)

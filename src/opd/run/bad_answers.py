@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from opd.run.disk import make_folder, write_bytes, write_json
 
-FOLDER = "wrong-answers"
 MAX_FOLDER_BYTES = 16 * 2**20
 MAX_FILE_BYTES = 2**20  # of one request or response; the rest is cut off
 

@@ -7,6 +7,7 @@ readers ignore them and `sweep` removes what dead processes left.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -22,6 +23,8 @@ from opd.errors import UserError
 TMP = re.compile(r"\.tmp-(\d+)$")
 CHUNK = 1 << 22
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# A symbolic link in place of a file is an error, and a named pipe does not wait for a reader.
+NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class FileOps:
@@ -39,11 +42,11 @@ class FileOps:
 
     def create(self, path: Path) -> int:
         """Open a file for writing from its start and return its descriptor."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | NO_LINKS, 0o644)
 
     def append(self, path: Path) -> int:
         """Open a file for appending and return its descriptor."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINKS, 0o644)
 
     def write(self, fd: int, data: bytes | memoryview) -> None:
         """Write all of `data`."""
@@ -53,7 +56,11 @@ class FileOps:
 
     def truncate(self, path: Path, size: int) -> None:
         """Cut a file to `size` bytes."""
-        os.truncate(path, size)
+        fd = os.open(path, os.O_WRONLY | NO_LINKS)
+        try:
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
 
     def fsync(self, fd: int) -> None:
         """Wait until the file's bytes are on the disk."""
@@ -155,11 +162,31 @@ def write_new(path: Path, chunks: Iterable[bytes | memoryview], ops: FileOps = D
 
 
 def write_bytes(path: Path, data: bytes, ops: FileOps = DISK) -> None:
-    """Replace a file in one step: readers see the old bytes or the new ones, never a part."""
+    """Replace a file in one step: readers see the old bytes or the new ones, never a part.
+
+    An error or an interrupt leaves no temporary file.
+    """
     tmp = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    write_new(tmp, [data], ops)
-    ops.rename(tmp, path)
+    try:
+        write_new(tmp, [data], ops)
+        ops.rename(tmp, path)
+    except (Exception, KeyboardInterrupt, SystemExit):
+        with contextlib.suppress(OSError):
+            ops.unlink(tmp)
+        raise
     ops.sync_folder(path.parent)
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """As `write_bytes`, outside of a run folder; makes the folder of the file.
+
+    Temporary files of this name that killed processes left are removed.
+    """
+    make_folder(path.parent)
+    for entry in stale_entries(path.parent):
+        if TMP.sub("", entry.name) == path.name:
+            remove(entry)
+    write_bytes(path, data)
 
 
 def write_json(path: Path, value: Any, ops: FileOps = DISK) -> None:
@@ -211,21 +238,29 @@ def process_exists(pid: int) -> bool:
     return True
 
 
-def sweep(folder: Path, *, exclusive: bool = False, ops: FileOps = DISK) -> None:
+def sweep(folder: Path, *, ops: FileOps = DISK) -> None:
     """Remove temporary files and folders of dead processes and of this one.
+
+    Args:
+        folder: of opd alone, whose entries are looked at; it may be absent.
+        ops: the disk.
+    """
+    for entry in stale_entries(folder):
+        remove(entry, ops)
+
+
+def stale_entries(folder: Path, *, exclusive: bool = False) -> list[Path]:
+    """Entries under temporary names that no other process is writing.
 
     Args:
         folder: whose entries are looked at; it may be absent.
         exclusive: the caller holds the lock of the run folder, so every temporary entry is stale
             whatever its process id says (ids repeat in containers).
-        ops: the disk.
     """
     if not folder.is_dir():
-        return
-    for entry in sorted(folder.iterdir()):
-        match = TMP.search(entry.name)
-        if match and (exclusive or _is_stale(int(match[1]))):
-            remove(entry, ops)
+        return []
+    matches = [(TMP.search(entry.name), entry) for entry in sorted(folder.iterdir())]
+    return [entry for m, entry in matches if m and (exclusive or _is_stale(int(m[1])))]
 
 
 def _is_stale(pid: int) -> bool:

@@ -17,7 +17,6 @@ from opd.run.disk import (
     FileOps,
     make_folder,
     remove,
-    sweep,
     write_bytes,
     write_json,
 )
@@ -33,7 +32,8 @@ from opd.run.layout import (
     check_record,
 )
 from opd.run.lock import Lock
-from opd.run.preflight import check_folder, check_name, clear, config_hash, require_safe_name
+from opd.run.own_files import clear, describe_left, sweep_own
+from opd.run.preflight import check_folder, check_name, config_hash, require_safe_name
 from opd.run.redact import redact
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class RunFolder:
             path: the folder, created with its parents.
             config: resolved configuration, plain JSON values.
             resume: continue what is there; an absent or empty folder starts afresh.
-            overwrite: delete what is there first, if it is a run folder.
+            overwrite: delete the run that is there first; files that no run writes stay.
             ops: the disk.
 
         Raises:
@@ -126,10 +126,10 @@ class RunFolder:
 
     def _prepare(self, overwrite: bool) -> None:
         for name in (".", *FOLDERS, REFUSED, COLD_START):
-            sweep(self.path / name, exclusive=True, ops=self.ops)
-        if overwrite:
-            clear(self.path, self.ops)
-        self.fresh = not (self.path / CONFIG).exists()
+            sweep_own(self.path / name, self.path, self.ops)
+        self.fresh = overwrite or not (self.path / CONFIG).exists()
+        if overwrite and (left := clear(self.path, self.ops)):
+            log.warning(describe_left(left))
         for name in FOLDERS:
             make_folder(self.path / name, self.ops)
         self._write_env()

@@ -12,10 +12,10 @@ from pathlib import Path
 import filelock
 
 from opd.errors import UserError
+from opd.run.layout import LOCK
 
 log = logging.getLogger(__name__)
 
-LOCK = "run.lock"
 WAIT = 0.2  # seconds: `is_locked` in another process holds the lock for a moment
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 

@@ -22,10 +22,11 @@ from opd.run.disk import (
     make_folder,
     remove,
     require_space,
-    sweep,
+    stale_entries,
     write_new,
 )
 from opd.run.env import package_versions
+from opd.run.layout import is_checkpoint_file
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,9 @@ def save_files(
     if keep < 1:
         raise ValueError(f"keep={keep}: at least one checkpoint stays")
     make_folder(folder, ops)
-    sweep(folder, ops=ops)
+    for entry in stale_entries(folder):
+        if NAME.match(entry.name):
+            remove(entry, ops)
     require_space(folder, size + SLACK, ops)
     tmp, final = folder / f"step-{step}.tmp-{os.getpid()}", folder / f"step-{step}"
     try:
@@ -81,9 +84,16 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every checkpoint by name, newest first, `step-N.old` after `step-N`."""
     if not folder.is_dir():
         return []
-    matches = [(NAME.fullmatch(p.name), p) for p in folder.iterdir() if p.is_dir()]
+    folders = [p for p in folder.iterdir() if p.is_dir() and not _is_foreign(p)]
+    matches = [(NAME.fullmatch(p.name), p) for p in folders]
     ranked = [(int(m[1]), m[2] is None, p) for m, p in matches if m]
     return [(step, path) for step, _, path in sorted(ranked, reverse=True)]
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a folder has files, and none of them is one that a checkpoint has."""
+    names = [p.name for p in path.iterdir()]
+    return bool(names) and not any(map(is_checkpoint_file, names))
 
 
 def find_fault(path: Path, *, hashes: bool = True) -> str | None:
@@ -163,6 +173,8 @@ def _prune(folder: Path, step: int, keep: int, ops: FileOps) -> None:
         # An older one counts if names and sizes fit; the hashes of the new one were compared.
         if older < step and remaining > 0 and find_fault(path, hashes=False) is None:
             remaining -= 1
+        elif other := next((p for p in path.iterdir() if not is_checkpoint_file(p.name)), None):
+            log.warning("%s stays, because %s is not of a checkpoint.", path, other)
         else:
             _remove_or_warn(path, ops)
 

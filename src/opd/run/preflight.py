@@ -11,12 +11,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from opd.config import Run, upgrade
+from opd.config import Run, input_paths, upgrade
 from opd.errors import UserError
-from opd.run.disk import TMP, FileOps, encode_json, remove
+from opd.run.disk import TMP, encode_json
 from opd.run.jsonl import flatten
-from opd.run.layout import CONFIG, ENV, FOLDERS
-from opd.run.lock import LOCK
+from opd.run.layout import CONFIG, ENV, FOLDERS, LOCK
+from opd.run.outputs import require_folders_apart, require_inputs_outside
+from opd.run.own_files import check_kinds
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # What may change on resume: where and how often the run writes, its number of steps, its evaluation
@@ -70,17 +71,22 @@ def require_safe_name(name: str, kind: str, key: str) -> None:
 
 def check_folder(path: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:
     """Raise UserError unless a run of `config` may be written at `path`; change nothing."""
+    require_inputs_outside(path, input_paths(config))
+    require_folders_apart(config)
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link to nothing; output.dir must name a folder.")
     if not path.exists():
         return
     if not path.is_dir():
         raise UserError(f"{path} is a file; output.dir must name a folder.")
+    check_kinds(path)
     content = [p for p in path.iterdir() if p.name != LOCK and not TMP.search(p.name)]
     if all(p.name == ENV or (p.name in FOLDERS and _is_empty(p)) for p in content):
         return  # empty, or left by a start that was interrupted before it wrote anything of value
     if not resume and not overwrite:
         raise UserError(
-            f"{path} already has content. Continue that run with --resume, delete it and start "
-            "over with --overwrite, or set output.dir to another folder."
+            f"{path} already has content. Continue that run with --resume, start over with "
+            "--overwrite, which deletes that run, or set output.dir to another folder."
         )
     if not _is_run_folder(path):
         flag = "--resume" if resume else "--overwrite"
@@ -125,20 +131,3 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
             + ", ".join(f"{k}.*" if "." not in k else k for k in FREE_KEYS)
             + ". Undo the changes, or set output.dir to another folder."
         )
-
-
-def clear(path: Path, ops: FileOps) -> None:
-    """Delete a run: checkpoints first, last the two files that make it a run folder.
-
-    An interrupted deletion can be repeated, and never leaves a checkpoint without its logs.
-    """
-    last = [LOCK, ENV, CONFIG]
-    names = sorted((p.name for p in path.iterdir() if p.name not in last), key=_checkpoints_first)
-    for name in [*names, CONFIG, ENV]:
-        if (path / name).exists() or (path / name).is_symlink():
-            remove(path / name, ops)
-    ops.sync_folder(path)
-
-
-def _checkpoints_first(name: str) -> tuple[bool, str]:
-    return (name != "checkpoints", name)

@@ -22,6 +22,7 @@ from opd.errors import UserError
 from opd.http import Http, Refusal, Transient, clean
 from opd.http.vllm import COMPLETIONS, MIN_LOGPROB, model_cards, only_choice
 from opd.models.lm import LM
+from opd.models.saved_folder import SYNC_MARK, replaced_folder
 from opd.rng import seed_of
 from opd.run.bad_answers import Exchange, Quarantine
 from opd.samplers.hf import Decoding
@@ -113,7 +114,7 @@ class VllmSampler:
             raise self._unavailable(error) from None
         self.version = version
         for old in self.sync_dir.glob("step-*"):
-            if old.name != folder.name:
+            if old.name != folder.name and (old / SYNC_MARK).is_file():
                 shutil.rmtree(old, ignore_errors=True)
 
     def sample(
@@ -256,13 +257,20 @@ class VllmSampler:
             ) from None
 
     def _write_weights(self, folder: Path, save: Callable[[Path], None]) -> None:
-        """Write a folder of weights that appears by one rename."""
+        """Write a folder of weights that appears by one rename.
+
+        Raises:
+            UserError: a folder of that name that no run has written for a server.
+        """
+        if folder.exists() and not (folder / SYNC_MARK).is_file():
+            raise UserError(
+                f"{folder} is there already and holds no weights that a run sent to a server; it "
+                "stays as it is. Set rollout.sync_dir to a folder for such weights alone."
+            )
         self.sync_dir.mkdir(parents=True, exist_ok=True)
-        tmp = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(tmp, ignore_errors=True)
-        save(tmp)
-        shutil.rmtree(folder, ignore_errors=True)
-        tmp.rename(folder)
+        with replaced_folder(folder) as new:
+            save(new)
+            (new / SYNC_MARK).touch()
 
     def _served_models(self) -> list[str]:
         names = list(model_cards(self.http) or {})

@@ -19,10 +19,11 @@ from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.http import Endpoint, Http, Transient, read_key
 from opd.models.lm import LM
-from opd.run.bad_answers import FOLDER, Quarantine
+from opd.run.bad_answers import Quarantine
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.disk import write_json
+from opd.run.layout import WRONG_ANSWERS
 from opd.samplers.hf import Decoding
 from opd.samplers.vllm import RolloutServer, VllmSampler
 from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store
@@ -133,7 +134,7 @@ class ServedTeacher:
         teacher = RemoteTeacher(
             self.dialect, self.spec.model, vocab=vocab, expected=hands.teacher, options=options
         )
-        teacher.quarantine = Quarantine(folder / FOLDER)
+        teacher.quarantine = Quarantine(folder / WRONG_ANSWERS)
         try:
             recognise_or_record(folder, teacher, hands)
         except UserError:

@@ -8,7 +8,8 @@ from pathlib import Path
 from opd.config import Run
 from opd.http import Endpoint, Http, Limits, read_key
 from opd.models.lm import LM
-from opd.run.bad_answers import FOLDER, Quarantine
+from opd.run.bad_answers import Quarantine
+from opd.run.layout import SYNC, WRONG_ANSWERS
 from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.replay import ReplaySampler, read_rollouts
 from opd.samplers.vllm import ANSWER_SECONDS, RolloutServer, VllmSampler
@@ -66,8 +67,8 @@ def vllm_sampler(cfg: Run, pair: Pair, folder: Path) -> VllmSampler:
     server = RolloutServer(
         http,
         r.model,
-        sync_dir=folder / "sync" if r.sync_dir is None else Path(r.sync_dir),
-        quarantine=Quarantine(folder / FOLDER),
+        sync_dir=folder / SYNC if r.sync_dir is None else Path(r.sync_dir),
+        quarantine=Quarantine(folder / WRONG_ANSWERS),
     )
     capture = min(cfg.loss.k, pair.student.vocab)
     return VllmSampler(

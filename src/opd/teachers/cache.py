@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
 SHRINK_EVERY = 256  # writes
+_ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors(\.tmp-\d+-\d+)?$")
 _serial = itertools.count()
 
 
@@ -93,6 +95,8 @@ class Store:
         """Remove the least recently used entries until the size limit is kept."""
         entries = []
         for path in self.folder.glob("??/*"):
+            if not _ENTRY.match(path.name) or path.name[:2] != path.parent.name:
+                continue  # not of a cache
             try:
                 stat = path.stat()
             except FileNotFoundError:

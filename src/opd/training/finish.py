@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from opd.models.fsdp import gather_model
-from opd.models.lm import save_final
+from opd.models.saving import save_final
+from opd.run.layout import BEST, FINAL
 from opd.training.checkpoints import load_student
 from opd.training.evaluate import recovery
 from opd.training.evaluations import evaluate_once, load_evaluation
-from opd.training.interventions import BEST
 from opd.training.session import Session
 
 NOT_EVALUATED_BEFORE = (
@@ -56,7 +56,7 @@ def save_student(session: Session) -> None:
     if student.sharded is not None:
         student = gather_model(student, keep=folder.writes) or student
     if folder.writes:
-        save_final(student, session.tokenizer, folder.path / "final")
+        save_final(student, session.tokenizer, folder.path / FINAL)
 
 
 def summarise(session: Session, step: int) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from opd.run.trackers import Trackers
 from opd.training.horizon import Horizon
 from opd.types import Kind
 
-BEST = "best"  # folder of the best student so far, kept from pruning
 NO_ACTION = "warn: there is nothing a run can do about it by itself"
 SHORTENING = 0.7  # of the limit, where the alarm names no position
 COLD_START_BEGINS = "a cold start begins before the next step"

@@ -13,12 +13,12 @@ from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.folder import RunFolder
 from opd.run.jsonl import read_jsonl
-from opd.run.layout import COLD_START
+from opd.run.layout import BEST, COLD_START
 from opd.run.trackers import Trackers
 from opd.training.checkpoints import restore_phase, write_checkpoint
 from opd.training.evaluate import EvalTask
 from opd.training.experience import ExperienceSource
-from opd.training.interventions import BEST, Interventions
+from opd.training.interventions import Interventions
 from opd.training.learner import Learner
 from opd.types import Metrics, Sampler
 

@@ -22,7 +22,6 @@ from opd.recipes.check.probe import (
     probe_student,
     probe_teacher,
 )
-from opd.recipes.check.settings import evaluation_decoding
 from opd.setup.models import token_budget
 from opd.setup.pair import Pair
 from opd.setup.prompts import load_eval_task
@@ -32,7 +31,6 @@ FIRST_ROUND = 8  # prompts; later rounds double as long as there is time
 # Of training prompts, if the budget lasts: accuracies are then known to about .03, and the forecast
 # itself is less exact than that.
 MAX_PROMPTS = 256
-ANSWERS = 2  # of each model per prompt
 MIN_PROMPTS = 32  # that a verdict rests on, however few tokens may be generated
 
 
@@ -84,7 +82,7 @@ def run_probe(
     first = candidates[0]
     assert first.pair is not None
     chosen, grader, limitations = _graded_prompts(first.cfg, first.pair, prompts)
-    config = make_probe_config(first.cfg, first.pair, grader)
+    config = _probe_config(first.cfg, first.pair, grader)
     model = ProbeModel(first.pair.student, first.pair.stop)
     student: StudentSide | None = None
     teachers: list[TeacherSide] = []
@@ -107,9 +105,7 @@ def run_probe(
     return Probe(student, teachers, config, limitations)
 
 
-def make_probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfig:
-    """Settings of the probe of a run."""
-    evaluation = evaluation_decoding(cfg)
+def _probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfig:
     return ProbeConfig(
         rollout_decoding(cfg),
         make_decoder(pair.tokenizer),
@@ -117,8 +113,6 @@ def make_probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfi
         k=min(max(cfg.loss.k, OVERLAP_K), pair.student.vocab),
         tokens_per_batch=token_budget(cfg),
         seed=cfg.train.seed,
-        m=ANSWERS if evaluation.temperature > 0 else 1,  # greedy answers are all the same
-        evaluation=evaluation,
     )
 
 

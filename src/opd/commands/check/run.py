@@ -73,6 +73,7 @@ def run_check(
     """
     limits = Budget(budget)
     cfgs = config.load_each(file, overrides)
+    output.require_outputs(cfgs, file, apply)
     console = Console("json" if json_lines else "plain")
     console.print(f"Checking {file} ...")
     with tempfile.TemporaryDirectory() as scratch:

@@ -14,7 +14,7 @@ from opd.commands.select.result import Selection, prompt_numbers
 from opd.config import Run, Select
 from opd.data.readers import read_rows
 from opd.errors import UserError
-from opd.run.disk import write_bytes
+from opd.run.disk import write_output
 
 
 def output_rows(cfg: Run, spec: Select, selection: Selection) -> list[dict[str, Any]]:
@@ -37,14 +37,13 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         UserError: rows that the format cannot hold, or a path that cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".parquet":
             sink = pa.BufferOutputStream()
             pq.write_table(pa.Table.from_pylist(list(rows)), sink)
             data = sink.getvalue().to_pybytes()
         else:
             data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        write_bytes(path, data)
+        write_output(path, data)
     except (OSError, pa.ArrowException, TypeError) as error:
         raise UserError(
             f"select.output={path} cannot be written: {error}. Try the other format (.jsonl or "

@@ -29,8 +29,9 @@ from opd.recipes.coldstart.progress import (
     report_progress,
 )
 from opd.run.checkpoint import find_newest_checkpoint
-from opd.run.disk import make_folder, remove, sweep, write_json
+from opd.run.disk import make_folder, remove, write_json
 from opd.run.layout import COLD_START, ON_POLICY
+from opd.run.own_files import sweep_own
 from opd.training.checkpoints import restore, restore_phase, write_checkpoint
 from opd.training.evaluations import evaluate_once
 from opd.training.learner import Learner
@@ -133,7 +134,7 @@ def run_rounds(
     run, folder = session.folder, session.folder.path / COLD_START
     for path in (folder, folder / "rollouts"):
         make_folder(path, run.ops)
-        sweep(path, exclusive=True, ops=run.ops)
+        sweep_own(path, run.path, run.ops)
     optim = session.cfg.optim.model_copy(update={"lr": cfg.lr})
     optimizer = make_optimizer(session.learner.student, optim)
     learner = replace(session.learner, optimizer=optimizer)
