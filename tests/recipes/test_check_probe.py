@@ -170,11 +170,11 @@ def test_a_server_shows_what_a_local_teacher_would(pair, make_prompts, probe_con
 
 
 def test_tilting_is_what_reweighting_by_hand_gives():
-    correct = np.array([[1.0, 0.0], [0.0, 0.0]])
-    ratio = np.array([[2.0, 0.0], [5.0, -5.0]])
+    correct, ratio = np.array([[1.0, 0.0, 0.0, 0.0]]), np.array([[2.0, 0.0, 0.0, 0.0]])
     heavy = np.exp(TILT * 2.0)
-    assert tilted_accuracy(correct, ratio) == pytest.approx([heavy / (heavy + 1), 0.0], abs=EXACT)
-    assert tilted_accuracy(correct, np.zeros((2, 2))) == pytest.approx(correct.mean(1), abs=EXACT)
+    expected = [heavy / (heavy + 3)]
+    assert tilted_accuracy(correct, ratio) == pytest.approx(expected, abs=EXACT)
+    assert tilted_accuracy(correct, 0 * ratio) == pytest.approx(correct.mean(1), abs=EXACT)
 
 
 def test_a_weighted_accuracy_is_a_weighted_mean_over_all_samples():
@@ -182,8 +182,9 @@ def test_a_weighted_accuracy_is_a_weighted_mean_over_all_samples():
     reward = np.array([[-0.5, -0.1], [-0.9, -0.3]])
     weights = np.exp(LIKELIHOOD_EXPONENT * reward)
     expected = (weights * correct).sum() / weights.sum()
-    assert weighted_accuracy(correct, reward).mean() == pytest.approx(expected, abs=EXACT)
-    plain = weighted_accuracy(correct, np.full((2, 2), -2.0))
+    assert weighted_accuracy(correct, reward)[0].mean() == pytest.approx(expected, abs=EXACT)
+    plain, effective = weighted_accuracy(correct, np.full((2, 2), -2.0))
+    assert effective == pytest.approx(4)
     assert plain == pytest.approx(correct.mean(1), abs=EXACT)
 
 

@@ -86,12 +86,15 @@ def sample(
     From disk, scores included, if an interrupted run left them.
     """
     saved = run.load_rollouts(step + 1, run.rollout_key(step + 1, step))
-    if saved is not None:
-        return saved
+    return (sample_step(source, step, limit), None) if saved is None else saved
+
+
+def sample_step(source: ExperienceSource, step: int, limit: int | None = None) -> list[Rollout]:
+    """Rollouts of a step, of at most `limit` tokens, from the student as it is."""
     size = source.size
     prompts = source.prompts.batch(step, size.prompts, seed=size.seed, shuffle=size.shuffle)
     stream = key(size.seed, Stream.ROLLOUT, step)
-    return source.sampler.sample(prompts, n=size.responses, key=stream, limit=limit), None
+    return source.sampler.sample(prompts, n=size.responses, key=stream, limit=limit)
 
 
 def score(
@@ -105,6 +108,17 @@ def score(
     """The step's batch. Scores that were not on disk are requested, then saved."""
     if scores is None or (source.teacher is not None and not all(map(is_scored, scores))):
         scores = request_and_save(source, run, objective, step, rollouts, scores)
+    return make_batch(source, objective, step, rollouts, scores)
+
+
+def make_batch(
+    source: ExperienceSource,
+    objective: Objective,
+    step: int,
+    rollouts: list[Rollout],
+    scores: list[Scores],
+) -> Batch:
+    """The step's batch, from rollouts and the teacher's scores of them."""
     reference = None
     if source.reference is not None:
         reference = source.reference.score(rollouts, objective.want._replace(topk=0))

@@ -22,6 +22,7 @@ from opd.recipes.check.probe import (
     probe_student,
     probe_teacher,
 )
+from opd.recipes.check.settings import evaluation_decoding
 from opd.setup.models import token_budget
 from opd.setup.pair import Pair
 from opd.setup.prompts import load_eval_task
@@ -31,6 +32,7 @@ FIRST_ROUND = 8  # prompts; later rounds double as long as there is time
 # Of training prompts, if the budget lasts: accuracies are then known to about .03, and the forecast
 # itself is less exact than that.
 MAX_PROMPTS = 256
+ANSWERS = 2  # of each model per prompt
 MIN_PROMPTS = 32  # that a verdict rests on, however few tokens may be generated
 
 
@@ -82,7 +84,7 @@ def run_probe(
     first = candidates[0]
     assert first.pair is not None
     chosen, grader, limitations = _graded_prompts(first.cfg, first.pair, prompts)
-    config = _probe_config(first.cfg, first.pair, grader)
+    config = make_probe_config(first.cfg, first.pair, grader)
     model = ProbeModel(first.pair.student, first.pair.stop)
     student: StudentSide | None = None
     teachers: list[TeacherSide] = []
@@ -105,7 +107,9 @@ def run_probe(
     return Probe(student, teachers, config, limitations)
 
 
-def _probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfig:
+def make_probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfig:
+    """Settings of the probe of a run."""
+    evaluation = evaluation_decoding(cfg)
     return ProbeConfig(
         rollout_decoding(cfg),
         make_decoder(pair.tokenizer),
@@ -113,6 +117,8 @@ def _probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfig:
         k=min(max(cfg.loss.k, OVERLAP_K), pair.student.vocab),
         tokens_per_batch=token_budget(cfg),
         seed=cfg.train.seed,
+        m=ANSWERS if evaluation.temperature > 0 else 1,  # greedy answers are all the same
+        evaluation=evaluation,
     )
 
 

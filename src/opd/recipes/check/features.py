@@ -14,6 +14,7 @@ from opd.core import stats
 from opd.core.stats import Estimate
 from opd.recipes.check.diagnose import QUARTERS, Diagnosis
 from opd.recipes.check.probe import DEPTHS, StudentSide, TeacherSide
+from opd.recipes.check.weights import effective_samples, temper
 
 TILT = 0.3  # exponent of the ratio q/p with which student samples are reweighted
 MIN_DISTANCE = 1e-3  # nats: smaller distances are the same to any probe
@@ -44,27 +45,34 @@ DEFINITIONS = {
     },
     "distance": "the smaller of reverse_kl and offpolicy_kl, nats per token",
     "log_distance": f"log distance, at least log {MIN_DISTANCE:g}",
-    "max_reward": "largest mean log q - log p per token among a prompt's student samples",
-    "student_length": "tokens of a student sample",
-    "teacher_length": "tokens of a teacher sample",
-    "student_accuracy": "fraction of student samples that are correct",
-    "teacher_accuracy": "fraction of teacher samples that are correct",
+    "max_reward": "largest mean log q - log p per token among a prompt's student rollouts",
+    "student_length": "tokens of a student rollout",
+    "teacher_length": "tokens of a teacher answer",
+    "student_accuracy": "fraction of the student's answers that are correct, sampled as the run's "
+    "first held-out set is (without one, as its rollouts)",
+    "teacher_accuracy": "likewise of the teacher's answers",
+    "greedy_accuracy": "fraction of the student's answers at temperature 0 that are correct",
+    "slips": "greedy_accuracy - student_accuracy: what sampling costs, which needs no learning",
+    "student_truncated": "fraction of the student's answers that are cut off at the limit",
+    "teacher_truncated": "likewise of the teacher's",
     "gap": "teacher_accuracy - student_accuracy, paired by prompt",
-    "weighted_teacher_accuracy": "teacher_accuracy, samples weighted by exp("
+    "weighted_teacher_accuracy": "teacher_accuracy, answers weighted by exp("
     f"{LIKELIHOOD_EXPONENT:g} r), r their mean log p - log q per token: what is likely under the "
-    "student counts more",
+    "student counts more; weights are raised to an exponent below 1 where one answer would count "
+    "more than four average ones",
+    "weighted_ess": "effective number of answers behind it",
     "weighted_gap": "weighted_teacher_accuracy - student_accuracy",
-    "pass_at_n": "fraction of prompts with a correct student sample",
-    "headroom": "accuracy of the teacher on a prompt beyond that of the best student sample",
+    "pass_at_n": "fraction of prompts with a correct rollout of the student",
+    "headroom": "accuracy of the teacher on a prompt beyond that of the student's best rollout",
     **{
         f"gain@{depth:g}": f"accuracy of the teacher's continuation of the first {depth:.0%} of a "
         "student rollout, minus that of the student's own continuation"
         for depth in DEPTHS
     },
     "continuation_gain": "mean of the gains at all depths",
-    "auroc": "AUROC of the mean log q - log p per token of a student sample for its correctness",
-    "tilt_gain": f"accuracy of student samples reweighted by (q/p)^{TILT:g}, minus "
-    "student_accuracy",
+    "auroc": "AUROC of the mean log q - log p per token of a student rollout for its correctness",
+    "tilt_gain": f"accuracy of student rollouts reweighted by (q/p)^{TILT:g}, at least half of a "
+    "prompt's counting, minus their accuracy",
 }
 """What each feature is; p is the student, q the teacher, diag/ names are those of metrics.md."""
 
@@ -84,8 +92,10 @@ def compute_features(student: StudentSide, teacher: TeacherSide) -> dict[str, Es
     }
     features["max_reward"] = stats.mean(teacher.reward.max(1))
     features["student_length"] = stats.mean(_lengths(student).mean(1))
-    if teacher.lengths is not None:
-        features["teacher_length"] = stats.mean(teacher.lengths.mean(1))
+    features["student_truncated"] = stats.mean(student.answers.truncated.mean(1))
+    if teacher.answers is not None:
+        features["teacher_length"] = stats.mean(teacher.answers.lengths.mean(1))
+        features["teacher_truncated"] = stats.mean(teacher.answers.truncated.mean(1))
     if teacher.on_teacher is not None:
         features |= {
             name: _prompt_mean(teacher.on_teacher, metric, groups)
@@ -104,25 +114,22 @@ def _answer_features(
     student: StudentSide, correct: np.ndarray, teacher: TeacherSide
 ) -> dict[str, Estimate]:
     prompts, n = correct.shape
+    ours = student.answers.correct
+    assert ours is not None
     tilted = tilted_accuracy(correct, teacher.reward * _lengths(student))
     features = {
-        "student_accuracy": stats.avg_at_n(correct),
+        "student_accuracy": stats.avg_at_n(ours),
         "pass_at_n": stats.pass_at_k(correct, n),
         "auroc": stats.auroc(
             teacher.reward.ravel(), correct.ravel(), np.repeat(np.arange(prompts), n)
         ),
         "tilt_gain": stats.mean(tilted - correct.mean(1)),
     }
-    if teacher.correct is not None:
-        features["teacher_accuracy"] = stats.avg_at_n(teacher.correct)
-        features["gap"] = stats.mean(teacher.correct.mean(1) - correct.mean(1))
-        beyond = teacher.correct.mean(1) - correct.max(1)
-        features["headroom"] = stats.mean(np.maximum(beyond, 0.0))
-        if teacher.on_teacher is not None:
-            reward = teacher.on_teacher.mean["diag/token_reward"].reshape(teacher.correct.shape)
-            weighted = weighted_accuracy(teacher.correct, reward)
-            features["weighted_teacher_accuracy"] = stats.mean(weighted)
-            features["weighted_gap"] = stats.mean(weighted - correct.mean(1))
+    if student.greedy is not None and student.greedy.correct is not None:
+        features["greedy_accuracy"] = stats.avg_at_n(student.greedy.correct)
+        features["slips"] = stats.mean(student.greedy.correct.mean(1) - ours.mean(1))
+    if teacher.answers is not None and teacher.answers.correct is not None:
+        features |= _teacher_features(ours, correct, teacher, teacher.answers.correct)
     if teacher.continued is not None and student.continued is not None:
         gains = teacher.continued - student.continued
         for column, depth in enumerate(DEPTHS):
@@ -131,37 +138,60 @@ def _answer_features(
     return features
 
 
+def _teacher_features(
+    ours: np.ndarray, rollouts: np.ndarray, teacher: TeacherSide, theirs: np.ndarray
+) -> dict[str, Estimate]:
+    """From correctness of the answers of both (P, m), and of the student's rollouts (P, n)."""
+    features = {
+        "teacher_accuracy": stats.avg_at_n(theirs),
+        "gap": stats.mean(theirs.mean(1) - ours.mean(1)),
+        "headroom": stats.mean(np.maximum(theirs.mean(1) - rollouts.max(1), 0.0)),
+    }
+    if teacher.on_teacher is not None:
+        reward = teacher.on_teacher.mean["diag/token_reward"].reshape(theirs.shape)
+        weighted, effective = weighted_accuracy(theirs, reward)
+        features["weighted_teacher_accuracy"] = stats.mean(weighted)
+        features["weighted_gap"] = stats.mean(weighted - ours.mean(1))
+        features["weighted_ess"] = Estimate(effective, effective, effective, theirs.size)
+    return features
+
+
 def tilted_accuracy(correct: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
     """Accuracy (P,) of the student's own n samples, reweighted towards the teacher.
 
-    Self-normalised weights (q/p)^`TILT` of whole completions: what a small step towards the teacher
-    does to accuracy, from rollouts that exist anyway.
+    Self-normalised weights (q/p)^`TILT` of whole completions, tempered until at least half of a
+    prompt's samples count: what a small step towards the teacher does to accuracy, from rollouts
+    that exist anyway.
 
     Args:
         correct: (P, n) of 0/1.
         log_ratio: (P, n) log q - log p of each completion.
     """
-    scaled = TILT * log_ratio
-    weights = np.exp(scaled - scaled.max(1, keepdims=True))
-    accuracy: np.ndarray = (weights * correct).sum(1) / weights.sum(1)
+    weights, _ = temper(TILT * log_ratio, max_weight=max(1.0, correct.shape[1] / 2))
+    accuracy: np.ndarray = (weights * correct).mean(1)
     return accuracy
 
 
-def weighted_accuracy(correct: np.ndarray, reward: np.ndarray) -> np.ndarray:
+def weighted_accuracy(correct: np.ndarray, reward: np.ndarray) -> tuple[np.ndarray, float]:
     """Contributions (P,) to the teacher's accuracy, weighted by the student's likelihood.
 
     A teacher with two solution styles teaches each student its own: samples are weighted by how
-    likely they are under the student. The mean is the weighted accuracy; the spread over prompts is
-    that of a ratio, linearised.
+    likely they are under the student, but none more than `opd.recipes.check.weights.MAX_WEIGHT`
+    average ones: one lucky sample that the student finds likely is no evidence. The mean is the
+    weighted accuracy; the spread over prompts is that of a ratio, linearised.
 
     Args:
         correct: (P, m) of 0/1.
         reward: (P, m) mean log p_student - log q_teacher per token of each teacher sample.
+
+    Returns:
+        The contributions, and the effective number of samples.
     """
-    weights = np.exp(LIKELIHOOD_EXPONENT * (reward - reward.max()))
-    total = float((weights * correct).sum() / weights.sum())
-    contributions: np.ndarray = total + (weights * (correct - total)).mean(1) / weights.mean()
-    return contributions
+    flat, _ = temper(LIKELIHOOD_EXPONENT * reward.ravel())
+    weights = flat.reshape(reward.shape)
+    total = float((weights * correct).mean())
+    contributions: np.ndarray = total + (weights * (correct - total)).mean(1)
+    return contributions, effective_samples(flat)
 
 
 def _lengths(side: StudentSide) -> np.ndarray:

@@ -24,7 +24,8 @@ from opd.types import Kind, Prompt, Rollout, Scores, Teacher, Want
 
 DEPTHS = (0.25, 0.5, 0.75)  # fractions of a student rollout after which both models continue it
 TAIL = 3  # last tokens of a rollout that no prefix contains: the answer is usually there
-STUDENT_SAMPLES, TEACHER_SAMPLES, CONTINUATIONS = 0, 1, 2  # indices of the random stream
+# Indices of the random stream; continuations take one per depth.
+STUDENT_SAMPLES, TEACHER_SAMPLES, CONTINUATIONS, STUDENT_ANSWERS = 0, 1, 2, 9
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,16 @@ class ProbeConfig:
     """Settings of the probe.
 
     Attributes:
-        decoding: of every sample; the run's own rollout settings.
+        decoding: of the student's rollouts, on which the models are compared: the run's own.
         decode: token ids to text, special tokens left out.
         grader: None where the prompts have no answers.
-        n: student samples per prompt.
-        m: teacher samples per prompt.
+        n: student rollouts per prompt.
+        m: answers of each model per prompt.
         k: support size of the diagnostics.
         tokens_per_batch: padded tokens per forward pass of the diagnostics.
         seed: of all samples.
+        evaluation: decoding of the answers that accuracies are of, the teacher's samples and the
+            continuations: that of the run's evaluation; None: as the rollouts.
     """
 
     decoding: Decoding
@@ -63,6 +66,35 @@ class ProbeConfig:
     k: int = 16
     tokens_per_batch: int = 8192
     seed: int = 0
+    evaluation: Decoding | None = None
+
+    @property
+    def answering(self) -> Decoding:
+        """How answers are sampled."""
+        return self.evaluation or self.decoding
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers as the run's evaluation samples them.
+
+    Attributes:
+        correct: (P, m) of 0/1, or None without a grader.
+        lengths: (P, m) tokens.
+        truncated: (P, m) of 0/1, cut off at the limit.
+    """
+
+    correct: np.ndarray | None
+    lengths: np.ndarray
+    truncated: np.ndarray
+
+    def __add__(self, other: Answers) -> Answers:
+        """Both rounds together."""
+        return Answers(
+            _concatenate(self.correct, other.correct),
+            np.concatenate([self.lengths, other.lengths]),
+            np.concatenate([self.truncated, other.truncated]),
+        )
 
 
 @dataclass(frozen=True)
@@ -72,15 +104,19 @@ class StudentSide:
     Attributes:
         prompts: (P,) in order.
         rollouts: P x n, grouped by prompt.
-        correct: (P, n) of 0/1, or None without answers.
+        correct: (P, n) of 0/1, or None without a grader.
+        answers: m per prompt.
+        greedy: one per prompt at temperature 0; None without a grader.
         prefixes: D lists of P prompts that end inside the first rollout of each prompt.
         continued: (P, D) whether the student's continuation of its prefix is correct, or None.
-        tokens: generated, in rollouts and continuations.
+        tokens: generated, in all of these.
     """
 
     prompts: tuple[Prompt, ...]
     rollouts: tuple[Rollout, ...]
     correct: np.ndarray | None
+    answers: Answers
+    greedy: Answers | None
     prefixes: tuple[tuple[Prompt, ...], ...]
     continued: np.ndarray | None
     tokens: int
@@ -91,6 +127,8 @@ class StudentSide:
             self.prompts + other.prompts,
             self.rollouts + other.rollouts,
             _concatenate(self.correct, other.correct),
+            self.answers + other.answers,
+            None if self.greedy is None or other.greedy is None else self.greedy + other.greedy,
             tuple(a + b for a, b in zip(self.prefixes, other.prefixes, strict=True)),
             _concatenate(self.continued, other.continued),
             self.tokens + other.tokens,
@@ -104,33 +142,35 @@ class TeacherSide:
     Attributes:
         on_student: diagnostics on the student's P n rollouts.
         reward: (P, n) mean log q - log p per token of the student's rollouts.
-        correct: (P, m) of 0/1, of its own samples, or None.
+        answers: m per prompt, or None if it cannot generate.
+        samples: the P m rollouts that these are; none if it cannot generate.
         continued: (P, D) whether its continuation of the student's prefix is correct, or None.
         on_teacher: diagnostics on its own P m rollouts, scored by the student, or None.
-        lengths: (P, m) tokens of its own samples, or None.
         tokens: generated, in samples and continuations.
     """
 
     on_student: Diagnosis
     reward: np.ndarray
-    correct: np.ndarray | None
-    continued: np.ndarray | None
-    on_teacher: Diagnosis | None
-    lengths: np.ndarray | None
+    answers: Answers | None = None
+    samples: tuple[Rollout, ...] = ()
+    continued: np.ndarray | None = None
+    on_teacher: Diagnosis | None = None
     tokens: int = 0
 
     def __add__(self, other: TeacherSide) -> TeacherSide:
         """Both rounds together."""
-        on_teacher = None
+        answers, on_teacher = None, None
+        if self.answers is not None and other.answers is not None:
+            answers = self.answers + other.answers
         if self.on_teacher is not None and other.on_teacher is not None:
             on_teacher = self.on_teacher + other.on_teacher
         return TeacherSide(
             self.on_student + other.on_student,
             np.concatenate([self.reward, other.reward]),
-            _concatenate(self.correct, other.correct),
+            answers,
+            self.samples + other.samples,
             _concatenate(self.continued, other.continued),
             on_teacher,
-            _concatenate(self.lengths, other.lengths),
             self.tokens + other.tokens,
         )
 
@@ -144,45 +184,52 @@ def probe_student(
 ) -> StudentSide:
     """Sample and grade the student, and let it continue its own prefixes."""
     rollouts = _sample(student, prompts, config, config.n, STUDENT_SAMPLES)
+    answers, tokens = answer(student, prompts, config)
+    greedy = None
+    if config.grader is not None:
+        at_zero = replace(config, m=1, evaluation=replace(config.answering, temperature=0.0))
+        greedy, more = answer(student, prompts, at_zero)
+        tokens += more
     firsts = rollouts[:: config.n]
     prefixes = tuple(tuple(prefix_prompt(r, depth) for r in firsts) for depth in DEPTHS)
-    continued, tokens = _continue(student, prefixes, config)
+    continued, more = _continue(student, prefixes, config)
     return StudentSide(
         tuple(prompts),
         tuple(rollouts),
-        _correct(rollouts, config, config.n),
+        _correct(rollouts, config),
+        answers,
+        greedy,
         prefixes,
         continued,
-        _count_tokens(rollouts) + tokens,
+        _count_tokens(rollouts) + tokens + more,
     )
+
+
+def answer(
+    model: ProbeModel, prompts: Sequence[Prompt], config: ProbeConfig
+) -> tuple[Answers, int]:
+    """The student's answers and the tokens generated; the same random numbers at every call."""
+    samples = _sample(model, prompts, config, config.m, STUDENT_ANSWERS, config.answering)
+    return _answers(samples, config), _count_tokens(samples)
 
 
 def probe_teacher(
     teacher: ProbeModel, student: ProbeModel, side: StudentSide, config: ProbeConfig
 ) -> TeacherSide:
     """Let a local teacher score the student's rollouts, answer, and continue the prefixes."""
+    k, tokens_per_batch = config.k, config.tokens_per_batch
     on_student = diagnose(
-        student.lm,
-        teacher.lm,
-        side.rollouts,
-        k=config.k,
-        tokens_per_batch=config.tokens_per_batch,
+        student.lm, teacher.lm, side.rollouts, k=k, tokens_per_batch=tokens_per_batch
     )
-    samples = _sample(teacher, side.prompts, config, config.m, TEACHER_SAMPLES)
+    samples = _sample(teacher, side.prompts, config, config.m, TEACHER_SAMPLES, config.answering)
     continued, tokens = _continue(teacher, side.prefixes, config)
     return TeacherSide(
         on_student,
         on_student.mean["diag/token_reward"].reshape(len(side.prompts), -1),
-        _correct(samples, config, config.m),
+        _answers(samples, config),
+        tuple(samples),
         continued,
-        diagnose(
-            teacher.lm,
-            student.lm,
-            samples,
-            k=config.k,
-            tokens_per_batch=config.tokens_per_batch,
-        ),
-        np.array([float(len(r)) for r in samples]).reshape(-1, config.m),
+        diagnose(teacher.lm, student.lm, samples, k=k, tokens_per_batch=tokens_per_batch),
         _count_tokens(samples) + tokens,
     )
 
@@ -199,10 +246,6 @@ def probe_server(teacher: Teacher, side: StudentSide, config: ProbeConfig) -> Te
     return TeacherSide(
         diagnosis_of_measures(measures),
         np.array(rewards).reshape(len(side.prompts), -1),
-        None,
-        None,
-        None,
-        None,
     )
 
 
@@ -229,9 +272,15 @@ def prefix_prompt(rollout: Rollout, depth: float) -> Prompt:
 
 
 def _sample(
-    model: ProbeModel, prompts: Sequence[Prompt], config: ProbeConfig, n: int, stream_index: int
+    model: ProbeModel,
+    prompts: Sequence[Prompt],
+    config: ProbeConfig,
+    n: int,
+    stream_index: int,
+    decoding: Decoding | None = None,
 ) -> list[Rollout]:
-    sampler = HFSampler(model.lm, config.decoding, stop=model.stop, capture=config.k)
+    decoding = config.decoding if decoding is None else decoding
+    sampler = HFSampler(model.lm, decoding, stop=model.stop, capture=config.k)
     return sampler.sample(prompts, n=n, key=key(config.seed, Stream.CHECK, stream_index))
 
 
@@ -246,17 +295,28 @@ def _continue(
         return None, 0
     columns, tokens = [], 0
     for depth, prompts in enumerate(prefixes):
-        continuations = _sample(model, prompts, config, 1, CONTINUATIONS + depth)
+        stream_index = CONTINUATIONS + depth
+        continuations = _sample(model, prompts, config, 1, stream_index, config.answering)
         columns.append(grade_rollouts(config.grader, continuations, config.decode))
         tokens += _count_tokens(continuations)
     return np.stack(columns, 1), tokens
 
 
-def _correct(rollouts: Sequence[Rollout], config: ProbeConfig, n: int) -> np.ndarray | None:
-    """(P, n) of 0/1, or None without answers."""
+def _correct(rollouts: Sequence[Rollout], config: ProbeConfig) -> np.ndarray | None:
+    """(P, n) of 0/1, or None without a grader."""
     if config.grader is None:
         return None
-    return grade_rollouts(config.grader, rollouts, config.decode).reshape(-1, n)
+    return grade_rollouts(config.grader, rollouts, config.decode).reshape(-1, config.n)
+
+
+def _answers(samples: Sequence[Rollout], config: ProbeConfig) -> Answers:
+    correct = None
+    if config.grader is not None:
+        graded = grade_rollouts(config.grader, samples, config.decode)
+        correct = graded.reshape(-1, config.m)
+    truncated = np.array([float(r.finish == "length") for r in samples])
+    lengths = np.array([float(len(r)) for r in samples])
+    return Answers(correct, lengths.reshape(-1, config.m), truncated.reshape(-1, config.m))
 
 
 def _count_tokens(rollouts: Sequence[Rollout]) -> int:
