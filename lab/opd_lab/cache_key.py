@@ -38,6 +38,8 @@ NO_EFFECT = (
     "opd_lab/demo_pair.py",
     "opd_lab/figure.py",
     "opd_lab/findings_page.py",
+    "opd_lab/pairs/",
+    "opd_lab/worlds/generated/",
 )
 # These decide the numbers of experiments, but no run and no checkpoint.
 EXPERIMENTS = ("opd/commands/", "opd_lab/experiments/")

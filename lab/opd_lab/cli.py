@@ -79,3 +79,17 @@ def lab_calibrate(
     from opd_lab.commands import CACHE
 
     calibrate(refit=refit, jobs=jobs, cache=cache or CACHE, out=out)
+
+
+@app.command("outcomes")
+def lab_outcomes(
+    block: Annotated[str, typer.Option(help="Runs to do: fit, or fresh.")] = "fit",
+    first: Annotated[int, typer.Option(help="Number of the first run.")] = 0,
+    count: Annotated[int, typer.Option(help="How many runs.")] = 600,
+    cache: LabCache = None,
+) -> None:
+    """Train random pairs of generated worlds; what is done already is not done again."""
+    from opd_lab.commands import CACHE
+    from opd_lab.pairs.commands import run_outcomes
+
+    run_outcomes(block, first, count, (cache or CACHE) / "pairs")

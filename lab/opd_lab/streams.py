@@ -27,3 +27,5 @@ class WorldStream(IntEnum):
     CORPUS = 2  # documents of a corpus
     CONTENT = 3  # problems of `ContentChain`
     MIRRORS = 3  # moves of `Route` that mirror the ring; the seed is the world's
+    PARAMETERS = 4  # parameters of a generated world; the seed is the world's
+    DESIGN = 5  # pairs and settings of the study: run

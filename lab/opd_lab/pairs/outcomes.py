@@ -1,0 +1,105 @@
+"""What training does to a pair: one run of the product, and its accuracies as a record."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import opd
+from opd import config
+from opd.config import Run
+from opd.errors import UserError
+from opd.recipes.distillation import distill
+from opd.run.console import Console
+from opd.run.env import git_state
+from opd.setup.session import build
+from opd_lab.pairs.design import PlannedRun
+from opd_lab.pairs.models import build_model, weights_digest
+from opd_lab.runs import RunResult, Task, one_thread, run_config
+
+TEST = 320  # held-out prompts, twice each
+FIXED = ("eval.0.n=2",)
+
+
+def configure(run: PlannedRun, cache: Path, out: Path) -> tuple[Run, dict[str, Any]]:
+    """The configuration of a run, and the part of its record that is known before it.
+
+    Args:
+        run: of the design.
+        cache: where models and prompts are kept; missing ones are built.
+        out: run folder.
+    """
+    began = time.monotonic()
+    setting = run.setting
+    folders = {
+        role: build_model(setting, kind, run.model_seed, cache)
+        for role, kind in (("student", run.student), ("teacher", run.teacher))
+    }
+    task = Task(setting.world, train=2000, test=TEST)
+    data = run_config(
+        folders["student"], folders["teacher"], task, task.files(run.seed, cache), run.seed, out
+    )
+    facts = {
+        "block": run.block,
+        "index": run.index,
+        "world": setting.name,
+        "student": run.student,
+        "teacher": run.teacher,
+        "model_seed": run.model_seed,
+        "seed": run.seed,
+        "changes": [*FIXED, *run.changes],
+        "weights": {role: weights_digest(folder) for role, folder in folders.items()},
+        "commit": (git_state(Path(opd.__file__).parent) or {}).get("commit"),
+        "build_seconds": round(time.monotonic() - began, 1),
+    }
+    return config.parse(data, [*FIXED, *run.changes]), facts
+
+
+def measure_outcome(run: PlannedRun, cache: Path, scratch: Path) -> dict[str, Any]:
+    """Train a pair; return its record.
+
+    The record holds accuracy with 95 % intervals before, at half of the run, after, and of the
+    teacher; or `error`, where the product gave up.
+
+    Args:
+        run: of the design.
+        cache: where models and prompts are kept.
+        scratch: folder for the run folder, which is removed.
+    """
+    out = scratch / f"run-{run.block}-{run.index}"
+    cfg, facts = configure(run, cache, out)
+    began = time.monotonic()
+    try:
+        with one_thread():
+            session, completions = build(
+                cfg, resume=False, overwrite=True, console=Console("quiet")
+            )
+            try:
+                distill(session, completions)
+            finally:
+                session.trackers.close()
+                session.folder.close()
+        facts |= _accuracies(RunResult(out), cfg.train.steps)
+    except UserError as error:
+        facts["error"] = str(error)
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+    return facts | {"run_seconds": round(time.monotonic() - began, 1)}
+
+
+def _accuracies(result: RunResult, steps: int) -> dict[str, Any]:
+    """Accuracies and truncation, from the evaluations in a run folder."""
+    names = {
+        "before": "step-0-task",
+        "half": f"step-{(steps + 1) // 2}-task",
+        "after": f"step-{steps}-task",
+        "teacher": "step-0-teacher-task",
+    }
+    accuracies, truncated = {}, {}
+    for moment, name in names.items():
+        record = result.record(f"eval/{name}.json")
+        accuracies[moment] = [round(record["accuracy"][k], 4) for k in ("value", "low", "high")]
+        truncated[moment] = round(record["truncated"], 4)
+    return {"accuracy": accuracies, "truncated": truncated}
