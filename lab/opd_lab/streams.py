@@ -28,4 +28,5 @@ class WorldStream(IntEnum):
     CONTENT = 3  # problems of `ContentChain`
     MIRRORS = 3  # moves of `Route` that mirror the ring; the seed is the world's
     PARAMETERS = 4  # parameters of a generated world; the seed is the world's
-    DESIGN = 5  # pairs and settings of the study: run
+    DESIGN = 5  # pairs and settings of a study: run
+    NOISE = 6  # of the weights of a noisy model; the seed is the model's

@@ -17,6 +17,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from opd.rng import torch_seed
+from opd_lab.streams import WorldStream
+
 HEAD = 16  # width of an attention head
 
 
@@ -120,7 +123,7 @@ def scale_logits(model: Any, factor: float) -> None:
 
 def add_noise(model: Any, relative: float, *, seed: int) -> None:
     """Add normal noise to every matrix: `relative` times the standard deviation of its weights."""
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(torch_seed(seed, WorldStream.NOISE))
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 2:
