@@ -93,7 +93,8 @@ def test_the_reverse_is_a_no_go_that_names_the_base_model(file):
     best = result.best
     assert best.verdict == "don't"
     texts = [r.text for r in best.reasons]
-    assert "The teacher is less accurate than the student: training would lower accuracy" in texts
+    assert texts[0] == "Training is predicted to lower accuracy"
+    assert "The teacher is less accurate than the student" in texts
     assert "The teacher is the student's base model again: training would undo gains" in texts
     assert CliRunner().invoke(app, ["check", str(path)]).exit_code == 1
 
@@ -142,7 +143,8 @@ def test_without_answers_the_limitation_is_named(file, tmp_path):
     blind.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = run_check(write(file, prompts={"path": str(blind)}, eval=[]), ())
     assert result.best.forecast.change is None
-    assert result.best.verdict == "go with changes"
+    assert result.best.verdict == "not known"
+    assert any("answer column" in advice.text for advice in result.best.advice)
     assert "No prompt has an answer" in result.limitations[0]
     graded = run_check(write(file, prompts={"path": str(blind)}), ())
     assert "those of sum are used instead" in graded.limitations[0]
@@ -154,7 +156,7 @@ def test_a_grader_that_never_matches_is_suspected_first(file, tmp_path, capsys):
     rows = [{"problem": f"sum owl fox {a}", "answer": "42"} for a in ("bee", "cat", "dog", "elk")]
     wrong.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = run_check(write(file, prompts={"path": str(wrong), "grader": "exact"}, eval=[]), ())
-    assert result.best.verdict == "don't"
+    assert result.best.verdict == "not known"
     assert "suspect the grader or the template" in result.best.reasons[0].text
     assert len(result.examples) == 2
     assert result.examples[0]["answer"] == "42"

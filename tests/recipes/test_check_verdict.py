@@ -1,8 +1,7 @@
-"""Compatibility findings, the arithmetic of the forecast, verdicts, advice."""
+"""Compatibility findings, verdicts and their reasons, changes and advice."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -10,75 +9,16 @@ import pytest
 from conftest import tiny_tokenizer
 from opd.core.stats import Estimate
 from opd.recipes.check import compatibility
+from opd.recipes.check.advice import Advice, RunFacts, advise, find_changes
 from opd.recipes.check.compatibility import Finding
-from opd.recipes.check.forecast import Forecast, ForecastModel, Term, load_model, predict
-from opd.recipes.check.probe import DEPTHS
-from opd.recipes.check.verdict import (
-    RunFacts,
-    advise,
-    base_model_reason,
-    explain,
-    judge,
-    probability_below,
-)
+from opd.recipes.check.forecast import predict
+from opd.recipes.check.reasons import AGAINST, base_model_reason, confidence, explain
+from opd.recipes.check.verdict import cold_start_helps, decisive_rule, judge
+from support.check_features import MODEL, RUN, estimate, make_features
 
 
-def estimate(value, half=0.02):
-    return Estimate(value, value - half, value + half, 100)
-
-
-def make_features(student, teacher, distance, **more):
-    features = {
-        "student_accuracy": estimate(student),
-        "teacher_accuracy": estimate(teacher),
-        "gap": estimate(teacher - student),
-        "weighted_teacher_accuracy": estimate(teacher),
-        "weighted_gap": estimate(teacher - student),
-        "distance": estimate(distance),
-        "overlap_mass": estimate(0.9),
-        "auroc": estimate(0.7),
-        "tilt_gain": estimate(0.1),
-    }
-    if "continuation_gain" in more:
-        more |= {f"gain@{depth:g}": more["continuation_gain"] for depth in DEPTHS}
-    return features | {name: estimate(value) for name, value in more.items()}
-
-
-MODEL = ForecastModel(
-    bias=1.0,
-    keep=0.5,
-    terms=(Term("distance", -3.0, 1.0, 0.5, 0.0, 2.0),),
-    spread=2.0,
-    floor=0.02,
-    noise=0.1,
-    fitted_on="by hand",
-)
-
-
-def test_accuracy_after_mixes_the_teachers_and_the_kept_accuracy():
-    values = {"student_accuracy": 0.2, "weighted_teacher_accuracy": 0.8, "distance": 1.0}
-    s = 1 / (1 + math.exp(-1.0))
-    assert MODEL.transfer(values) == pytest.approx(s)
-    assert MODEL.accuracy_after(values) == pytest.approx(s * 0.8 + (1 - s) * 0.5 * 0.2)
-    near = values | {"distance": 0.0}
-    assert MODEL.transfer(near) == pytest.approx(1 / (1 + math.exp(-7.0)))
-
-
-def test_a_feature_outside_the_fit_is_named_and_clipped():
-    far = predict(MODEL, make_features(0.2, 0.8, 5.0))
-    assert len(far.out_of_range) == 1
-    assert "distance is 5" in far.out_of_range[0]
-    assert far.transfer == pytest.approx(MODEL.transfer({"distance": 2.0}))
-    assert judge(far, make_features(0.2, 0.8, 5.0)) == "go with changes"
-
-
-def test_intervals_widen_with_the_probes_own_sampling_error():
-    sure = predict(MODEL, make_features(0.2, 0.8, 0.1))
-    features = make_features(0.2, 0.8, 0.1) | {"weighted_gap": estimate(0.6, half=0.3)}
-    unsure = predict(MODEL, features)
-    assert unsure.change.high - unsure.change.low > sure.change.high - sure.change.low
-    assert unsure.change.low >= -0.2
-    assert unsure.change.high <= 0.8
+def judged(features):
+    return judge(predict(MODEL, features, RUN), features)
 
 
 @pytest.mark.parametrize(
@@ -86,61 +26,164 @@ def test_intervals_widen_with_the_probes_own_sampling_error():
     [
         (make_features(0.2, 0.8, 0.1), "go"),
         (make_features(0.2, 0.8, 1.9), "don't"),  # more accurate, but incompatible
-        (make_features(0.2, 0.8, 1.2), "go with changes"),  # undecided
+        (make_features(0.2, 0.8, 1.15), "not known"),
         (make_features(0.2, 0.21, 0.1), "don't"),  # the same data in a larger model
         (make_features(0.8, 0.2, 0.1), "don't"),  # reverse
-        ({"distance": estimate(0.1), "overlap_mass": estimate(0.9)}, "go with changes"),
+        ({"distance": estimate(0.1), "overlap_mass": estimate(0.9)}, "not known"),
     ],
 )
 def test_verdicts(features, verdict):
-    assert judge(predict(MODEL, features), features) == verdict
+    assert judged(features) == verdict
 
 
-def test_an_uncertain_change_is_no_go_and_no_no_go():
-    features = make_features(0.2, 0.8, 1.2)
-    forecast = predict(MODEL, features)
-    wide = Forecast(forecast.transfer, Estimate(0.35, -0.3, 0.8, 100), None, ())
-    assert judge(wide, features) == "go with changes"
+def test_a_teacher_that_is_certainly_worse_is_never_a_go():
+    """A teacher 29 points worse got a go, since answers that the student likes were right."""
+    features = make_features(0.6, 0.31, 0.05) | {"weighted_teacher_accuracy": estimate(0.95)}
+    assert features["gap"].high < 0
+    assert judged(features) in ("don't", "not known")
+    features = make_features(0.6, 0.31, 0.05)
+    assert judged(features) == "don't"
 
 
-def test_probabilities_are_those_of_a_normal_interval():
-    assert probability_below(Estimate(0.5, 0.5 - 1.645, 0.5 + 1.645, 10), 0.5) == pytest.approx(0.5)
-    assert probability_below(Estimate(0.0, -1.645, 1.645, 10), -1.645) == pytest.approx(
-        0.05, abs=1e-3
+def test_an_interval_below_zero_is_a_no_go_outside_the_fitted_range_too():
+    features = make_features(0.8, 0.9, 6.0)
+    forecast = predict(MODEL, features, RUN)
+    assert forecast.out_of_range
+    assert forecast.change.high < 0
+    assert judge(forecast, features) == "don't"
+    assert (
+        explain("don't", forecast, features, RUN)[0].text
+        == "Training is predicted to lower accuracy"
     )
-    assert probability_below(Estimate(0.3, 0.3, 0.3, 10), 0.2) == 0.0
 
 
-def test_reasons_name_what_decides():
-    good = make_features(
-        0.2, 0.8, 0.1, continuation_gain=0.3, reverse_kl=0.4, offpolicy_overlap_mass=0.99
+def test_outside_the_fitted_range_only_a_pilot_makes_a_go():
+    near = make_features(0.2, 0.9, -1.0)
+    forecast = predict(MODEL, near, RUN)
+    assert forecast.out_of_range
+    assert judge(forecast, near) == "not known"
+    piloted = near | pilot(0.05, 0.08, 0.2)
+    assert judge(predict(MODEL, piloted, RUN), piloted) == "go"
+
+
+def pilot(path, change, kl_drop, half=0.01):
+    return {
+        "pilot_steps": Estimate(4.0, 4.0, 4.0, 1),
+        "pilot_path": Estimate(path, path, path, 1),
+        "pilot_change": estimate(change, half),
+        "pilot_kl_drop": estimate(kl_drop, half),
+    }
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        make_features(0.2, 0.8, 0.1) | pilot(0.05, -0.05, 0.1),
+        make_features(0.2, 0.8, 1.9) | pilot(0.05, 0.08, 0.1),
+        make_features(0.2, 0.8, 0.1) | {"auroc": Estimate(0.5, 0.4, 0.6, 9)},
+        make_features(0.2, 0.8, 0.1)
+        | pilot(0.05, 0.08, 0.2)
+        | {"auroc": Estimate(0.5, 0.4, 0.6, 9)},
+        make_features(0.6, 0.3, 0.1),
+        make_features(0.2, 0.21, 1.9),
+    ],
+)
+def test_no_reason_contradicts_the_verdict_unmarked(features):
+    forecast = predict(MODEL, features, RUN)
+    verdict = judge(forecast, features)
+    texts = [reason.text for reason in explain(verdict, forecast, features, RUN)]
+    against = {"go": ("not compatible", "do not separate", "lower", "less accurate"),
+               "don't": ("are compatible", "scores separate", "raise accuracy",
+                         "is more accurate than")}.get(verdict, ())  # fmt: skip
+    for text in texts[1:]:
+        if any(words in text for words in against):
+            assert text.startswith(AGAINST), (verdict, text)
+        else:
+            assert not text.startswith(AGAINST), (verdict, text)
+
+
+def test_the_first_reason_is_the_rule_that_decided_and_names_lead_and_temperature():
+    features = make_features(0.2, 0.8, 0.1, continuation_gain=0.3)
+    forecast = predict(MODEL, features, RUN)
+    reasons = explain("go", forecast, features, RUN)
+    assert reasons[0].text == "Training is predicted to recover most of what the teacher is ahead"
+    assert (
+        "ahead by +60.0 points (+58.0 to +62.0) at temperature 0.7, top_p 0.95"
+        in reasons[0].evidence
     )
-    reasons = explain(predict(MODEL, good), good)
-    assert [r.text for r in reasons] == [
-        "The teacher is more accurate than the student",
-        "The models are compatible on the student's rollouts",
-        "The teacher's scores separate correct from incorrect answers",
-    ]
-    assert "after 25%, 50%, 75% of a rollout: +30, +30, +30" in reasons[0].evidence
-    assert "gap +60.0 points (+58.0 to +62.0)" in reasons[0].evidence
-    assert "transfer 100%" in reasons[1].evidence
-    strange = make_features(0.2, 0.8, 1.9, continuation_gain=-0.2)
-    strange |= {"auroc": Estimate(0.5, 0.4, 0.6, 9)}
-    assert [r.text for r in explain(predict(MODEL, strange), strange)] == [
-        "The teacher is more accurate on its own, but cannot continue what the student generates",
-        "The models are not compatible on the student's rollouts",
-        "The teacher's scores do not separate correct from incorrect answers",
-    ]
+    assert "after 25%, 50%, 75% of a rollout: +30, +30, +30" in reasons[1].evidence
+    assert "gap +60.0 points (+58.0 to +62.0)" in reasons[1].evidence
+    greedy = explain("go", forecast, features, replace(RUN, eval_temperature=0.0))
+    assert "temperature 0 (greedy)" in greedy[0].evidence
+    assert decisive_rule(forecast, features) == "recovers"
 
 
-FACTS = RunFacts(truncated=0.0, support_mass=1.0, max_new_tokens=100, cold_start={"coldstart": {}})
+def test_pilot_and_distance_that_disagree_are_named():
+    features = make_features(0.2, 0.8, 0.1) | pilot(0.05, -0.06, 0.02, half=0.005)
+    forecast = predict(MODEL, features, RUN)
+    assert forecast.disagrees
+    texts = [reason.text for reason in explain(judge(forecast, features), forecast, features, RUN)]
+    assert any("disagree with what the models' distance alone predicts" in text for text in texts)
+    agreeing = make_features(0.2, 0.8, 0.1) | pilot(0.05, 0.1, 0.2)
+    assert not predict(MODEL, agreeing, RUN).disagrees
+
+
+def test_answers_of_the_teacher_that_are_cut_off_are_reported():
+    features = make_features(0.2, 0.3, 0.1, teacher_truncated=0.9)
+    forecast = predict(MODEL, features, RUN)
+    texts = [reason.text for reason in explain("not known", forecast, features, RUN)]
+    assert any("90% of the teacher's answers are cut off" in text for text in texts)
+    advice = advise("not known", forecast, features, [], FACTS)
+    assert {"rollout.max_new_tokens": 200} in [each.set for each in advice]
+
+
+FACTS = RunFacts(
+    truncated=0.0, support_mass=1.0, max_new_tokens=100, cold_start={"coldstart": {}}, prompts=64
+)
+
+
+def test_a_change_is_named_with_its_predicted_effect_or_there_is_none():
+    slow = make_features(0.2, 0.8, 0.1) | pilot(0.1, 0.008, 0.02, half=0.001)
+    run = replace(RUN, steps=40)
+    forecast = predict(MODEL, slow, run)
+    assert judge(forecast, slow) != "go"
+    changes = find_changes(MODEL, slow, run)
+    assert len(changes) == 1
+    assert changes[0].set
+    assert changes[0].effect.low > -0.05
+    assert "predicted change then +" in changes[0].text
+    assert changes[0].record()["effect"][0] == changes[0].effect.value
+    hopeless = make_features(0.2, 0.8, 1.9) | pilot(0.1, -0.02, 0.02)
+    assert find_changes(MODEL, hopeless, run) == []
+    assert find_changes(MODEL, make_features(0.2, 0.8, 1.0), run) == []  # no pilot, no speed
+
+
+def test_not_known_names_what_would_settle_it():
+    def texts(features):
+        forecast = predict(MODEL, features, RUN)
+        return " ".join(a.text for a in advise("not known", forecast, features, [], FACTS))
+
+    assert "answer column" in texts({"distance": estimate(0.1)})
+    assert "pilot" in texts(make_features(0.2, 0.8, 1.0))
+    noisy = make_features(0.2, 0.8, 0.1, half=0.4) | pilot(0.05, 0.05, 0.1, half=0.2)
+    assert "prompts instead of 64" in texts(noisy)
+    assert "longer pilot" in texts(
+        make_features(0.2, 0.8, 1.0) | pilot(0.05, 0.01, 0.1, half=0.001)
+    )
+
+
+def test_confidence_says_what_was_not_tried():
+    features = make_features(0.2, 0.8, 0.1)
+    assert "no step of the run was tried" in confidence(predict(MODEL, features, RUN))
+    piloted = features | pilot(0.05, 0.08, 0.2)
+    assert "no step" not in confidence(predict(MODEL, piloted, RUN))
 
 
 def test_advice_names_keys():
     features = make_features(0.2, 0.8, 1.9)
     advice = advise(
-        "go with changes",
-        predict(MODEL, features),
+        "not known",
+        predict(MODEL, features, RUN),
         features,
         [Finding("template", "warning", "templates differ", "set prompts.chat")],
         replace(FACTS, truncated=0.5, support_mass=0.9),
@@ -149,22 +192,24 @@ def test_advice_names_keys():
     assert keys == {"coldstart": {}, "rollout.max_new_tokens": 200, "loss.mode": "tail"}
     assert advice[0].text == "templates differ: set prompts.chat"
     alike = make_features(0.2, 0.8, 0.1)
-    assert not advise("go", predict(MODEL, alike), alike, [], FACTS)
+    assert not advise("go", predict(MODEL, alike, RUN), alike, [], FACTS)
+    assert isinstance(advice[0], Advice)
 
 
 def test_a_teacher_that_is_more_accurate_only_on_its_own_is_worth_a_cold_start():
     """Its answers are right, those likely under the student are not: imitation can still help."""
-    alone = make_features(0.2, 0.9, 1.9)
-    alone |= {"weighted_gap": estimate(-0.1), "weighted_teacher_accuracy": estimate(0.1)}
+    alone = make_features(0.2, 0.9, 1.9) | {"weighted_teacher_accuracy": estimate(0.1)}
     level = alone | {"gap": estimate(0.1, 0.2)}
-    near = alone | {"distance": estimate(0.1)}  # compatible: a cold start has nothing to add
-    beginnings = []
-    for features in (alone, level, near):
-        forecast = predict(MODEL, features)
-        assert judge(forecast, features) == "don't"
-        advice = advise("don't", forecast, features, [], FACTS)
-        beginnings.append([each.text.split()[0] for each in advice])
-    assert beginnings == [["Begin"], ["Choose"], ["Choose"]]
+    assert cold_start_helps(alone)
+    assert not cold_start_helps(level)
+    forecast = predict(MODEL, alone, RUN)
+    assert judge(forecast, alone) == "don't"
+    (advice,) = advise("don't", forecast, alone, [], FACTS)
+    assert advice.text.startswith("Begin with a cold start")
+    assert advice.effect is None
+    worse = make_features(0.5, 0.2, 0.1)
+    (advice,) = advise("don't", predict(MODEL, worse, RUN), worse, [], FACTS)
+    assert advice.text.startswith("Choose a teacher")
 
 
 def test_a_teacher_equal_to_the_base_model_is_named():
@@ -172,18 +217,6 @@ def test_a_teacher_equal_to_the_base_model_is_named():
     other = base_model_reason(estimate(0.5), estimate(0.6))
     assert "is the student's base model again" in same.text
     assert "differs from the student's base model" in other.text
-
-
-def test_the_shipped_model_reads_and_is_monotone_in_distance():
-    model = load_model()
-    near, far = (
-        {"student_accuracy": 0.2, "weighted_teacher_accuracy": 0.9}
-        | {t.name: (t.high if (t.weight > 0) == good else t.low) for t in model.terms}
-        for good in (True, False)
-    )
-    assert model.transfer(near) > 0.9
-    assert model.transfer(far) < 0.1
-    assert 0 <= model.keep <= 1
 
 
 def test_tokenizers_that_differ_are_a_failure_with_a_fix():

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from opd.recipes.check.forecast import MODEL_FILE, load_model
+from opd.recipes.check.forecast_model import MODEL_FILE, load_model
 from opd.run.console import Console
 from opd_lab.calibration import grid
-from opd_lab.calibration.fitting import fit
 from opd_lab.calibration.grid import Pair
 from opd_lab.calibration.outcomes import Outcome, first_runs, measure_outcomes, save_outcomes
 from opd_lab.calibration.page import write_page
+from opd_lab.forecast_fit import fit_forecast
 
 FEATURES = ("log_distance", "tilt_gain")
 Group = tuple[str, int]  # world and seed
@@ -70,7 +70,8 @@ def write_model(fitted: Sequence[Outcome]) -> Path:
     """Fit the forecast and put it into the package; return its path."""
     first = first_runs(fitted)
     groups = ", ".join(f"{world} (seed {seed})" for world, seed in FIT)
-    model = fit(first, FEATURES, fitted_on=f"{len(first)} pairs of {groups}")
+    fitted_on = f"{len(first)} pairs of {groups}"
+    model = fit_forecast([o.row for o in first], FEATURES, fitted_on=fitted_on)
     path = Path(sys.modules["opd.recipes.check"].__path__[0]) / MODEL_FILE
     path.write_text(json.dumps(asdict(model), indent=1) + "\n", encoding="utf-8")
     return path

@@ -10,12 +10,13 @@ from scipy import stats as scipy_stats
 
 from opd.core import stats
 from opd.core.stats import Estimate
-from opd.recipes.check.forecast import ForecastModel, predict
+from opd.recipes.check.forecast import predict
+from opd.recipes.check.forecast_model import ForecastModel
 from opd.recipes.check.verdict import (
-    CHANGES,
     GO,
     NEGLIGIBLE,
     NO_GO,
+    UNKNOWN,
     WORTHWHILE,
     Verdict,
     judge,
@@ -95,7 +96,7 @@ def judge_model(model: ForecastModel, outcomes: Sequence[Outcome]) -> Judgement:
         coverage=float(np.mean(inside)),
         coverage_p=float(scipy_stats.binomtest(sum(inside), len(inside), 0.9).pvalue),
         error=float(np.abs(predicted - changes).mean()),
-        verdicts={v: verdicts.count(v) for v in (GO, CHANGES, NO_GO)},
+        verdicts={v: verdicts.count(v) for v in (GO, UNKNOWN, NO_GO)},
         wrong_no_go=wrong.count(NO_GO),
         wrong_go=wrong.count(GO),
     )

@@ -24,6 +24,7 @@ from opd_lab.cache_key import digest, source_hash
 from opd_lab.calibration.grid import PREFIX, Pair
 from opd_lab.checkpoints import RECIPES
 from opd_lab.experiments.results import write_json
+from opd_lab.forecast_fit import FitRow
 from opd_lab.probes import Model
 from opd_lab.runs import one_thread, run
 
@@ -70,6 +71,11 @@ class Outcome:
     def recovery(self) -> float:
         """Fraction of the gap that was recovered; meaningless without a gap."""
         return self.change / self.gap if self.gap else float("nan")
+
+    @property
+    def row(self) -> FitRow:
+        """What the fit takes."""
+        return FitRow(self.probe, self.before, self.after, self.teacher, self.pair.world)
 
     def record(self) -> dict[str, Any]:
         """As JSON."""

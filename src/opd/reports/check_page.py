@@ -27,7 +27,8 @@ from opd.run.jsonl import flatten
 
 _HEADLINES: dict[str, tuple[Tone, str]] = {
     "go": ("good", "Go: nothing stands against this run."),
-    "go with changes": ("unclear", "Go with changes: see the advice below."),
+    "go with changes": ("unclear", "Go with changes: those below, each with its predicted effect."),
+    "not known": ("unclear", "Not known: see below what would settle it."),
     "no-go": ("bad", "No-go: this run is not expected to work."),
 }
 _HEADLINES["don't"] = _HEADLINES["no-go"]

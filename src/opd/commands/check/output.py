@@ -16,8 +16,10 @@ from opd.commands.check.rounds import Probe
 from opd.config import Run
 from opd.core.stats import Estimate
 from opd.errors import UserError
+from opd.recipes.check.advice import Advice
 from opd.recipes.check.features import ON_STUDENT, quarter_means
-from opd.recipes.check.verdict import Advice, confidence, nothing_accepted
+from opd.recipes.check.reasons import confidence
+from opd.recipes.check.verdict import nothing_accepted
 from opd.reports.check_page import check_document
 from opd.reports.html import require_report_path, write_report
 from opd.reports.terminal import render_text
@@ -74,7 +76,7 @@ def _teacher_record(result: TeacherResult) -> dict[str, Any]:
         "numbers": {name: asdict(e) for name, e in result.features.items()},
     }
     if result.forecast is not None:
-        record["forecast"] = asdict(result.forecast)
+        record["forecast"] = result.forecast.record()
     if result.side is not None:
         record["by_quarter"] = _quarters(result)
     return record

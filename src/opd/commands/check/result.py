@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 from opd.commands.check.candidates import Candidate
 from opd.core.stats import Estimate
+from opd.recipes.check.advice import Advice
 from opd.recipes.check.cost import RunCost
 from opd.recipes.check.forecast import Forecast
 from opd.recipes.check.probe import StudentSide, TeacherSide
-from opd.recipes.check.verdict import Advice, Reason, Verdict
+from opd.recipes.check.reasons import Reason
+from opd.recipes.check.verdict import Verdict
 
 
 @dataclass(frozen=True)

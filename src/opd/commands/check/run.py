@@ -20,22 +20,23 @@ from opd.core.stats import Estimate
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.models.lm import load_lm
+from opd.recipes.check.advice import RunFacts, advise, find_changes
 from opd.recipes.check.compatibility import Finding
 from opd.recipes.check.cost import RunCost
 from opd.recipes.check.diagnose import diagnose
 from opd.recipes.check.features import compute_features
-from opd.recipes.check.forecast import load_model, predict
+from opd.recipes.check.forecast import predict
+from opd.recipes.check.forecast_model import load_model
 from opd.recipes.check.probe import TeacherSide
+from opd.recipes.check.reasons import Reason, base_model_reason, explain
+from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.verdict import (
     CHANGES,
     GO,
     NO_GO,
-    Reason,
-    RunFacts,
+    UNKNOWN,
     Verdict,
-    advise,
-    base_model_reason,
-    explain,
+    decisive_rule,
     judge,
     nothing_accepted,
 )
@@ -153,7 +154,7 @@ def _failures(findings: Sequence[Finding]) -> list[Reason]:
 
 def _rank(result: TeacherResult) -> tuple[int, float]:
     """Higher is better: the verdict, then the predicted change (without answers: transfer)."""
-    order = {GO: 2, CHANGES: 1, NO_GO: 0}[result.verdict]
+    order = {GO: 3, CHANGES: 2, UNKNOWN: 1, NO_GO: 0}[result.verdict]
     if result.forecast is None:
         return order, 0.0
     change = result.forecast.change
@@ -182,12 +183,19 @@ def _measure_cost(
 
 def _judge_candidate(candidate: Candidate, side: TeacherSide, probe: Probe) -> TeacherResult:
     cfg, features = candidate.cfg, compute_features(probe.student, side)
+    assert candidate.pair is not None
+    settings = RunSettings.of_run(cfg, candidate.pair.student)
     grader_fault = _grader_at_fault(features)
-    forecast = predict(load_model(), features)
-    verdict: Verdict = NO_GO if grader_fault else judge(forecast, features)
-    reasons = grader_fault or explain(forecast, features)
+    model = load_model()
+    forecast = predict(model, features, settings)
+    verdict: Verdict = UNKNOWN if grader_fault else judge(forecast, features)
+    changes = []
+    if decisive_rule(forecast, features) in ("too little", "undecided") and not grader_fault:
+        changes = find_changes(model, features, settings)
+    verdict = CHANGES if changes else verdict
+    reasons = grader_fault or explain(verdict, forecast, features, settings)
     base = cfg.check.origin
-    if base is not None and candidate.pair is not None and candidate.pair.teacher is not None:
+    if base is not None and candidate.pair.teacher is not None:
         reasons = [*reasons, _compare_with_base(base, candidate.pair, probe)]
     rollouts = probe.student.rollouts
     support = side.on_student.mean.get("diag/support_mass")
@@ -196,8 +204,9 @@ def _judge_candidate(candidate: Candidate, side: TeacherSide, probe: Probe) -> T
         support_mass=1.0 if support is None else float(support.mean()),
         max_new_tokens=cfg.rollout.max_new_tokens,
         cold_start=_cold_start(cfg),
+        prompts=len(probe.student.prompts),
     )
-    advice = advise(verdict, forecast, features, candidate.findings, facts)
+    advice = changes + advise(verdict, forecast, features, candidate.findings, facts)
     return TeacherResult(candidate, verdict, features, side, forecast, reasons, advice)
 
 

@@ -1,92 +1,70 @@
-"""Predicted accuracy after training, from a probe: a small model fitted on outcomes of the lab.
+"""Predicted change of accuracy by this run: up to three views of it, weighed against each other.
 
-    after = s * weighted_teacher_accuracy + (1 - s) * keep * student_accuracy,    s = sigmoid(w . z)
+    distance   after = a target + (1 - a - l) before,   (a, l, rest) = softmax(w_a . z, w_l . z, 0)
+    pilot      change after the pilot's steps, extrapolated to the end of the run
+    stretch    change after its steps at a raised rate, extrapolated from there
 
-`weighted_teacher_accuracy` is the teacher's accuracy weighted by the student's likelihood, s the
-transfer (the fraction of the teacher's behaviour that the student adopts), z a few measures of
-compatibility. A student that adopts nothing does not stay where it is: pulled towards states that
-it cannot continue from, it keeps only the fraction `keep` of its accuracy.
-Fitted by `opd lab calibrate` on whole worlds and seeds; docs/check.md judges it on others.
+The first needs no training: a is the fraction of the teacher's behaviour that the student adopts
+(the transfer), l the fraction of its accuracy that it loses on the way, target the teacher's
+accuracy on answers that the student can follow, z a few measures of compatibility. The others are
+measured (`opd.recipes.check.pilot_features`); extrapolated with the speed at which the pilot moved
+the student towards the teacher, E e-folds of reverse KL over the whole run. Nothing in it depends
+on the size or the learning rate of a model, only on what its own steps did.
+
+The interval is made of errors on worlds that were left out of the fit: wider where the transfer is
+undecided, where the views disagree and where the measurement itself is uncertain.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from opd.core.stats import Estimate
+from opd.recipes.check.forecast_model import (
+    Combination,
+    ForecastModel,
+    Mixture,
+    Term,
+    is_known,
+)
+from opd.recipes.check.settings import RunSettings
 
 SLACK = 0.1  # how far outside the fitted range a feature may lie, as a fraction of that range
-MODEL_FILE = "forecast.json"
+OUTSIDE = 1.5  # times the width, for a pair outside the fitted range
+DISTANCE, PILOT, STRETCH = "distance", "pilot", "stretch"
+MAX_DROP = 0.98  # of the reverse KL in the pilot: beyond it the speed is unknown
+MIN_EFOLDS = 0.01
+MIN_DISAGREEMENT = 0.2  # of accuracy, between views, from which on it is worth a sentence
+HALF_90 = 0.84  # a 95 % half-width to a 90 % one
+NEEDED = ("student_accuracy", "teacher_accuracy", "weighted_teacher_accuracy")
 
 
 @dataclass(frozen=True)
-class Term:
-    """One feature of the model.
+class Distribution:
+    """The change of accuracy as a random quantity.
 
     Attributes:
-        name: of the feature.
-        weight: of its standardised value.
-        centre: subtracted first.
-        scale: divided by then.
-        low: smallest value in the fit.
-        high: largest value in the fit.
+        mean: of the views.
+        scale: of the errors.
+        combination: with the quantiles of the errors.
+        sampling: of the 90 % interval's half-width, what more prompts would take away.
     """
 
-    name: str
-    weight: float
-    centre: float
+    mean: float
     scale: float
-    low: float
-    high: float
+    combination: Combination
+    sampling: float
 
-    def standardise(self, value: float) -> float:
-        """The value in units of the fit's spread, clipped to the range of the fit."""
-        return (min(max(value, self.low), self.high) - self.centre) / self.scale
+    def quantile(self, level: float) -> float:
+        """The change that is not exceeded with this probability."""
+        return self.mean + self.scale * self.combination.quantile(level)
 
-
-@dataclass(frozen=True)
-class ForecastModel:
-    """The fitted model.
-
-    Attributes:
-        bias: of the transfer's logit.
-        keep: fraction of its accuracy that a student without any transfer keeps.
-        terms: the features.
-        spread: 90 % quantile of |error| / error scale.
-        floor: smallest error scale.
-        noise: error scale at s = 1/2 per unit of accuracy between the two ends of the formula.
-        fitted_on: what it was fitted on, in words.
-    """
-
-    bias: float
-    keep: float
-    terms: tuple[Term, ...]
-    spread: float
-    floor: float
-    noise: float
-    fitted_on: str
-
-    def transfer(self, values: Mapping[str, float]) -> float:
-        """s: the fraction of the teacher's behaviour that will be adopted, 0 to 1."""
-        known = [t for t in self.terms if t.name in values]  # the others count as average
-        logit = self.bias + sum(t.weight * t.standardise(values[t.name]) for t in known)
-        return 1 / (1 + math.exp(-logit))
-
-    def accuracy_after(self, values: Mapping[str, float]) -> float:
-        """Accuracy after training."""
-        s = self.transfer(values)
-        teacher, student = values["weighted_teacher_accuracy"], values["student_accuracy"]
-        return s * teacher + (1 - s) * self.keep * student
-
-    def error_scale(self, values: Mapping[str, float]) -> float:
-        """The scale of errors for such a pair: largest where the transfer is undecided."""
-        s = self.transfer(values)
-        teacher, student = values["weighted_teacher_accuracy"], values["student_accuracy"]
-        return self.floor + self.noise * abs(teacher - self.keep * student) * 4 * s * (1 - s)
+    def below(self, bound: float) -> float:
+        """Probability of a change below a bound."""
+        return self.combination.below((bound - self.mean) / self.scale)
 
 
 @dataclass(frozen=True)
@@ -98,61 +76,179 @@ class Forecast:
         change: accuracy change with its 90 % interval; None without answers.
         recovery: fraction of the accuracy gap recovered, 90 %; None without answers or a gap.
         out_of_range: features outside the range of the fit, in words.
+        rises: probability that accuracy rises; None without answers.
+        recovers_half: probability that half of the gap is recovered; None without a gap.
+        views: the change by view.
+        disagrees: whether measured and static views differ by more than the interval's half-width.
+        efolds: e-folds of reverse KL that the run makes at the pilot's speed; None without a pilot.
+        distribution: of the change; None without answers.
     """
 
     transfer: float
     change: Estimate | None
     recovery: Estimate | None
-    out_of_range: tuple[str, ...]
+    out_of_range: tuple[str, ...] = ()
+    rises: float | None = None
+    recovers_half: float | None = None
+    views: Mapping[str, float] = field(default_factory=dict)
+    disagrees: bool = False
+    efolds: float | None = None
+    distribution: Distribution | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(replace(self, distribution=None))
 
 
-def load_model() -> ForecastModel:
-    """The model that ships with the package."""
-    text = (files("opd.recipes.check") / MODEL_FILE).read_text("utf-8")
-    return model_of_record(json.loads(text))
-
-
-def model_of_record(record: Mapping[str, object]) -> ForecastModel:
-    """A model from its JSON."""
-    terms = tuple(Term(**t) for t in record["terms"])  # type: ignore[attr-defined]
-    return ForecastModel(**(dict(record) | {"terms": terms}))  # type: ignore[arg-type]
-
-
-def predict(model: ForecastModel, features: Mapping[str, Estimate]) -> Forecast:
+def predict(
+    model: ForecastModel,
+    features: Mapping[str, Estimate],
+    run: RunSettings | None = None,
+    proposed: RunSettings | None = None,
+) -> Forecast:
     """Predict what training will change.
-
-    The interval combines two uncertainties: the model's errors on pairs it was not fitted on, and
-    the probe's own sampling error of the weighted gap.
 
     Args:
         model: the fitted model.
-        features: the numbers of the probe.
+        features: the numbers of the probe, and of the pilot if there was one.
+        run: settings of the run that they were measured for.
+        proposed: another run of the pair, whose rates add up to more or less; None: that run.
+    """
+    ratio = 1.0
+    if run is not None and proposed is not None:
+        ratio = proposed.path() / run.path()
+    values = {name: e.value for name, e in features.items()}
+    values |= derived_features(values, ratio)
+    outside = tuple(_out_of_range(model.mixture.terms, values))
+    transfer, _ = model.mixture.fractions(values)
+    if not all(is_known(values, name) for name in NEEDED):
+        return Forecast(transfer, None, None, outside, efolds=values.get("efolds"))
+    views = estimate_views(model.mixture, values, ratio)
+    combination = model.combination(views)
+    parts = error_parts(model.mixture, combination, features, ratio)
+    scale = combination.scale(*parts) * (OUTSIDE if outside else 1.0)
+    distribution = Distribution(combination.mean(views), scale, combination, parts[2])
+    base = Forecast(transfer, None, None, outside, views=views, efolds=values.get("efolds"))
+    return _filled(base, distribution, features)
+
+
+def _filled(
+    base: Forecast, distribution: Distribution, features: Mapping[str, Estimate]
+) -> Forecast:
+    """The forecast with everything that follows from the distribution."""
+    before, gap = features["student_accuracy"].value, features["gap"]
+
+    def possible(level: float) -> float:
+        return min(max(distribution.quantile(level), -before), 1 - before)
+
+    low, centre, high = (possible(level) for level in (0.05, 0.5, 0.95))
+    recovery = half = None
+    if gap.low > 0:
+        recovery = Estimate(centre / gap.value, low / gap.value, high / gap.value, gap.n)
+        half = 1 - distribution.below(0.5 * gap.value)
+    used = [name for name in distribution.combination.weights if name != DISTANCE]
+    distance = max((abs(base.views[name] - base.views[DISTANCE]) for name in used), default=0.0)
+    return replace(
+        base,
+        change=Estimate(centre, low, high, gap.n),
+        recovery=recovery,
+        rises=1 - distribution.below(0.0),
+        recovers_half=half,
+        disagrees=distance > max((high - low) / 2, MIN_DISAGREEMENT),
+        distribution=distribution,
+    )
+
+
+def derived_features(values: Mapping[str, float], ratio: float = 1.0) -> dict[str, float]:
+    """What the pilot says about the whole run: `efolds` and `log_efolds`; nothing without one.
+
+    Args:
+        values: features.
+        ratio: sum of the rates of the run in question over that of the run of the pilot.
+    """
+    if not (is_known(values, "pilot_kl_drop") and is_known(values, "pilot_path")):
+        return {}
+    drop = min(max(values["pilot_kl_drop"], 0.0), MAX_DROP)
+    efolds = max(-math.log(1 - drop) / values["pilot_path"] * ratio, MIN_EFOLDS)
+    return {"efolds": efolds, "log_efolds": math.log(efolds)}
+
+
+def growth(fraction: float, efolds: float) -> float:
+    """Change at the end of a run over that after a fraction of it: an approach at constant speed.
+
+    (1 - exp(-E)) / (1 - exp(-E f)): 1/f for a run that gets nowhere, 1 for one that has arrived.
+    """
+    return (1 - math.exp(-efolds)) / (1 - math.exp(-efolds * fraction))
+
+
+def estimate_views(
+    mixture: Mixture, values: Mapping[str, float], ratio: float = 1.0
+) -> dict[str, float]:
+    """The change of accuracy by each view that the features allow.
+
+    Args:
+        mixture: the view `distance`.
+        values: features with `derived_features`.
+        ratio: as there.
+    """
+    views = {DISTANCE: mixture.change(values)}
+    before = values["student_accuracy"]
+    for name, feature in ((PILOT, "pilot_change"), (STRETCH, "stretch_resampled")):
+        path = f"{name}_path"
+        if all(is_known(values, each) for each in (feature, path, "efolds")):
+            change = values[feature] * growth(values[path] / ratio, values["efolds"])
+            views[name] = min(max(change, -before), 1 - before)
+    return views
+
+
+def error_parts(
+    mixture: Mixture,
+    combination: Combination,
+    features: Mapping[str, Estimate],
+    ratio: float = 1.0,
+) -> tuple[float, float, float]:
+    """What a forecast's error scale is made of; see `Combination.scale`.
+
+    Returns:
+        Spread of the mixture, distance between the views that are used, 90 % half-width of the
+        sampling error.
     """
     values = {name: e.value for name, e in features.items()}
-    out_of_range = tuple(
-        message
-        for term in model.terms
-        if term.name in values and (message := _out_of_range(term, values[term.name])) is not None
-    )
-    transfer = model.transfer(values)
-    if "weighted_gap" not in features:
-        return Forecast(transfer, None, None, out_of_range)
-    change = model.accuracy_after(values) - values["student_accuracy"]
-    model_error = model.spread * model.error_scale(values)
-    weighted, gap = features["weighted_gap"], features["gap"]
-    # 95 % half-width to 90 %
-    sampling_error = transfer * (weighted.high - weighted.low) / 2 * 0.84
-    half = math.hypot(model_error, sampling_error)
-    low = max(change - half, -values["student_accuracy"])
-    high = min(change + half, 1 - values["student_accuracy"])
-    recovery = None
-    if gap.low > 0:
-        recovery = Estimate(change / gap.value, low / gap.value, high / gap.value, gap.n)
-    return Forecast(transfer, Estimate(change, low, high, gap.n), recovery, out_of_range)
+    values |= derived_features(values, ratio)
+    views = estimate_views(mixture, values, ratio)
+    used = [views[name] for name in combination.weights]
+    sampling = _sampling_error(mixture, combination, features, ratio)
+    return mixture.spread(values), max(used) - min(used), sampling
 
 
-def _out_of_range(term: Term, value: float) -> str | None:
-    slack = SLACK * (term.high - term.low)
-    if term.low - slack <= value <= term.high + slack:
-        return None
-    return f"{term.name} is {value:.3g}; the lab's pairs had {term.low:.3g} to {term.high:.3g}"
+def _sampling_error(
+    mixture: Mixture,
+    combination: Combination,
+    features: Mapping[str, Estimate],
+    ratio: float,
+) -> float:
+    """90 % half-width of the combined views, from those of the features one by one."""
+    inputs = ("weighted_teacher_accuracy", "student_accuracy", "pilot_change", "stretch_resampled")
+    middle = {name: e.value for name, e in features.items()}
+    total = 0.0
+    for name in inputs:
+        if name not in features or not math.isfinite(features[name].high - features[name].low):
+            continue
+        ends = []
+        for value in (features[name].low, features[name].high):
+            values = middle | {name: value}
+            values |= derived_features(values, ratio)
+            ends.append(combination.mean(estimate_views(mixture, values, ratio)))
+        total += ((ends[1] - ends[0]) / 2 * HALF_90) ** 2
+    return math.sqrt(total)
+
+
+def _out_of_range(terms: Sequence[Term], values: Mapping[str, float]) -> list[str]:
+    outside = []
+    for term in terms:
+        slack = SLACK * (term.high - term.low)
+        value = values.get(term.name, term.centre)
+        if value < term.low - slack or value > term.high + slack:
+            seen = f"{term.low:.3g} to {term.high:.3g}"
+            outside.append(f"{term.name} is {value:.3g}; the lab's pairs had {seen}")
+    return outside

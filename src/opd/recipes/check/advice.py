@@ -1,0 +1,187 @@
+"""What to change in a run, with its predicted effect; and what would settle an open question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from opd.core.stats import Estimate
+from opd.recipes.check.compatibility import Finding
+from opd.recipes.check.forecast import Forecast, predict
+from opd.recipes.check.forecast_model import ForecastModel
+from opd.recipes.check.reasons import COMPATIBLE, MAX_TRUNCATED, points
+from opd.recipes.check.settings import RunSettings
+from opd.recipes.check.verdict import GO, MIN_GAP, NO_GO, UNKNOWN, Verdict, cold_start_helps, judge
+
+MIN_SUPPORT_MASS = 0.97  # of the student inside the support of the loss
+LONGER = (2, 4)  # times the steps that are tried
+FASTER = (3.0, 10.0)  # times the learning rate, for a run that gets nowhere
+SLOW = 0.5  # e-folds of reverse KL over the run: below it the rate is too low to get anywhere
+MOSTLY_SAMPLING = 0.5  # of the interval's half-width, from which on more prompts help
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to change, and the configuration keys that do it.
+
+    Attributes:
+        text: with the predicted effect, where there is one.
+        set: configuration keys and their values.
+        effect: predicted change of accuracy by the run with this change; None if unknown.
+    """
+
+    text: str
+    set: Mapping[str, Any] = field(default_factory=dict)
+    effect: Estimate | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        effect = self.effect
+        parts = None if effect is None else [effect.value, effect.low, effect.high]
+        return {"text": self.text, "set": dict(self.set)} | ({"effect": parts} if parts else {})
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What advice depends on beside the features.
+
+    Attributes:
+        truncated: fraction of student rollouts cut off at the limit.
+        support_mass: the student's probability mass inside the support of the loss.
+        max_new_tokens: rollout.max_new_tokens.
+        cold_start: the `coldstart` section to set; None if the teacher cannot generate or the run
+            has one already.
+        prompts: of the probe.
+    """
+
+    truncated: float
+    support_mass: float
+    max_new_tokens: int
+    cold_start: Mapping[str, Any] | None
+    prompts: int = 0
+
+
+def find_changes(
+    model: ForecastModel, features: Mapping[str, Estimate], run: RunSettings
+) -> list[Advice]:
+    """The smallest change of the run's length, or of its rate, that the forecast makes a go.
+
+    Nothing without a pilot: the speed of this run is not known then.
+    """
+    for proposed, settings in _proposals(run, predict(model, features, run)):
+        forecast = predict(model, features, run, settings)
+        if judge(forecast, features) == GO and forecast.change is not None:
+            key, value = next(iter(proposed.items()))
+            text = f"Set {key} to {value:g}: predicted change then {points(forecast.change)}"
+            return [Advice(text, proposed, forecast.change)]
+    return []
+
+
+def _proposals(
+    run: RunSettings, forecast: Forecast
+) -> Iterator[tuple[dict[str, Any], RunSettings]]:
+    """Longer runs; higher rates where even those would get nowhere."""
+    if forecast.efolds is None:
+        return
+    for factor in LONGER:
+        steps = factor * run.steps
+        yield {"train.steps": steps}, replace(run, steps=steps)
+    if forecast.efolds < SLOW:
+        for times in FASTER:
+            rate = float(f"{times * run.lr:.3g}")
+            yield {"optim.lr": rate}, replace(run, lr=rate)
+
+
+def advise(
+    verdict: Verdict,
+    forecast: Forecast,
+    features: Mapping[str, Estimate],
+    findings: Sequence[Finding],
+    run: RunFacts,
+) -> list[Advice]:
+    """What else to change, with the keys that do it, and what would settle an open question.
+
+    Args:
+        verdict: of `judge`, or go with changes.
+        forecast: of `predict`.
+        features: the numbers of the probe.
+        findings: on the compatibility of tokens and prompts.
+        run: what else the advice depends on.
+    """
+    advice = [Advice(f"{f.message}: {f.fix}") for f in findings if f.level == "warning"]
+    advice += _teacher_advice(verdict, forecast, features, run)
+    cut = features.get("teacher_truncated")
+    cut_teacher = 0.0 if cut is None else cut.value
+    if max(run.truncated, cut_teacher) > MAX_TRUNCATED:
+        who = "student's rollouts" if run.truncated >= cut_teacher else "teacher's answers"
+        advice.append(
+            Advice(
+                f"{max(run.truncated, cut_teacher):.0%} of the {who} are cut off at "
+                f"{run.max_new_tokens} tokens: raise the limit, then check again",
+                {"rollout.max_new_tokens": 2 * run.max_new_tokens},
+            )
+        )
+    if run.support_mass < MIN_SUPPORT_MASS:
+        advice.append(
+            Advice(
+                f"The support of the loss holds only {run.support_mass:.1%} of the student's mass: "
+                "add the tail bucket, so that what lies outside cannot drift",
+                {"loss.mode": "tail"},
+            )
+        )
+    if verdict == UNKNOWN:
+        advice += settle(forecast, features, run)
+    return advice
+
+
+def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) -> list[Advice]:
+    """What would settle a verdict that is not known."""
+    change, distribution = forecast.change, forecast.distribution
+    if change is None or distribution is None:
+        return [Advice("To settle it: give prompts.path an answer column, or an eval set")]
+    half = (change.high - change.low) / 2
+    advice = []
+    if distribution.sampling > MOSTLY_SAMPLING * half and run.prompts:
+        needed = max(2 * run.prompts, round(run.prompts * (2 * distribution.sampling / half) ** 2))
+        advice.append(
+            Advice(f"To settle it: check on about {needed} prompts instead of {run.prompts}, with "
+                   "a larger --budget")
+        )  # fmt: skip
+    if "pilot_steps" not in features:
+        advice.append(
+            Advice("To settle it: give the check time for a pilot of the run (a larger --budget)")
+        )
+    elif not advice:
+        advice.append(
+            Advice(
+                "To settle it: a longer pilot (a larger --budget), or train a tenth of the steps "
+                "and look at accuracy and overlap before you continue"
+            )
+        )
+    return advice
+
+
+def _teacher_advice(
+    verdict: Verdict, forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts
+) -> list[Advice]:
+    """Another teacher, or a cold start."""
+    cold_start = run.cold_start
+    if verdict == GO or forecast.transfer >= COMPATIBLE or not cold_start_helps(features):
+        cold_start = None
+    ahead = "gap" in features and features["gap"].value >= MIN_GAP
+    if cold_start is not None:
+        text = (
+            "Begin with a cold start on the teacher's own rollouts; what it brings is not "
+            "predicted, check again after it"
+        )
+        return [Advice(text, dict(cold_start))]
+    if verdict == NO_GO and not ahead:
+        return [
+            Advice(
+                "Choose a teacher that is more accurate on these prompts, preferably one of the "
+                "student's family that was improved (by reinforcement learning, say) rather than a "
+                "bigger one"
+            )
+        ]
+    return []

@@ -1,0 +1,273 @@
+"""Why a verdict is what it is: the rule that decided first, then what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from opd.core.stats import Estimate
+from opd.recipes.check.forecast import DISTANCE, Forecast
+from opd.recipes.check.probe import DEPTHS
+from opd.recipes.check.settings import RunSettings
+from opd.recipes.check.verdict import GO, MIN_GAP, NO_GO, Rule, Verdict, decisive_rule
+
+COMPATIBLE = 0.5  # transfer from which on a pair counts as compatible
+SAME_AS_BASE = 0.1  # KL(base || teacher) / KL(base || student): below it the teacher is the base
+MAX_TRUNCATED = 0.2  # fraction of a model's answers cut off, above which the limit is too low
+AGAINST = "Against this verdict: "
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A statement and the numbers behind it."""
+
+    text: str
+    evidence: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"text": self.text, "evidence": self.evidence}
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """A reason with what it speaks for: True for the run, False against it, None for neither."""
+
+    reason: Reason
+    favours: bool | None
+
+
+def explain(
+    verdict: Verdict,
+    forecast: Forecast,
+    features: Mapping[str, Estimate],
+    run: RunSettings | None = None,
+) -> list[Reason]:
+    """The reasons for the verdict, the decisive one first; what speaks against it is marked.
+
+    Args:
+        verdict: on the run as configured, or with changes.
+        forecast: of the run as configured.
+        features: the numbers of the probe and the pilot.
+        run: its settings, for the temperature of the accuracies.
+    """
+    rule = decisive_rule(forecast, features)
+    first = Reason(DECISIVE[rule], _decisive_evidence(forecast, features, run))
+    statements = [
+        _lead_statement(features),
+        _pilot_statement(forecast, features),
+        _compatibility_statement(forecast, features),
+        _signal_statement(features),
+        _truncation_statement(features),
+    ]
+    return [first, *(_placed(s, verdict) for s in statements if s is not None)]
+
+
+DECISIVE: Mapping[Rule, str] = {
+    "unmeasured": "Without answers it is unknown whether the teacher is more accurate than the "
+    "student",
+    "worse": "The teacher is less accurate than the student, and training is not predicted to help",
+    "falls": "Training is predicted to lower accuracy",
+    "level": "The teacher is not ahead by enough to teach anything",
+    "recovers": "Training is predicted to recover most of what the teacher is ahead",
+    "too little": "Training is predicted to recover less than half of what the teacher is ahead",
+    "undecided": "What was measured does not decide whether training helps",
+}
+
+
+def _placed(statement: _Statement, verdict: Verdict) -> Reason:
+    opposed = (verdict == GO and statement.favours is False) or (
+        verdict == NO_GO and statement.favours is True
+    )
+    if not opposed:
+        return statement.reason
+    text = statement.reason.text
+    return Reason(f"{AGAINST}{text[0].lower()}{text[1:]}", statement.reason.evidence)
+
+
+def _decisive_evidence(
+    forecast: Forecast, features: Mapping[str, Estimate], run: RunSettings | None
+) -> str:
+    if forecast.change is None:
+        return "give prompts.path an answer column, or an eval set"
+    parts = [f"predicted change {points(forecast.change)} (90 % interval)"]
+    if forecast.rises is not None:
+        parts.append(f"chance that accuracy rises {forecast.rises:.0%}")
+    if forecast.recovers_half is not None:
+        parts.append(f"that half of the gap is recovered {forecast.recovers_half:.0%}")
+    gap = f"the teacher is ahead by {points(features['gap'])}"
+    if run is not None:
+        gap += f" at {sampling_text(run)}"
+    return "; ".join([*parts, gap])
+
+
+def sampling_text(run: RunSettings) -> str:
+    """How the answers are sampled that every accuracy of the check is of."""
+    if run.eval_temperature == 0:
+        return "temperature 0 (greedy), as the first held-out set is evaluated"
+    top_p = f", top_p {run.eval_top_p:g}" if run.eval_top_p < 1 else ""
+    return f"temperature {run.eval_temperature:g}{top_p}, as the first held-out set is evaluated"
+
+
+def _lead_statement(features: Mapping[str, Estimate]) -> _Statement | None:
+    if "gap" not in features:
+        return None
+    gap, gain = features["gap"], features.get("continuation_gain")
+    evidence = _accuracy_evidence(features)
+    if gap.low > 0 and gap.value >= MIN_GAP:
+        text = "The teacher is more accurate than the student"
+        if gain is not None and gain.high < 0:
+            alone = (
+                "The teacher is more accurate on its own, but cannot continue what the student "
+                "generates"
+            )
+            return _Statement(Reason(alone, evidence), None)
+        return _Statement(Reason(text, evidence), True)
+    if gap.high < 0:
+        return _Statement(Reason("The teacher is less accurate than the student", evidence), False)
+    text = "The teacher is not measurably more accurate than the student"
+    return _Statement(Reason(text, evidence), None)
+
+
+def _accuracy_evidence(features: Mapping[str, Estimate]) -> str:
+    student, teacher = features["student_accuracy"], features["teacher_accuracy"]
+    parts = [
+        f"teacher {percent(teacher)}, student {percent(student)}, gap {points(features['gap'])}"
+    ]
+    if "weighted_teacher_accuracy" in features:
+        weighted = features["weighted_teacher_accuracy"]
+        parts.append(f"teacher on answers that are likely under the student {percent(weighted)}")
+    if "greedy_accuracy" in features:
+        parts.append(f"student at temperature 0 {percent(features['greedy_accuracy'])}")
+    if "continuation_gain" in features:
+        at_depths = [f"{100 * features[f'gain@{d:g}'].value:+.0f}" for d in DEPTHS]
+        parts.append(
+            f"continuing the student's prefixes: {points(features['continuation_gain'])}, after "
+            f"{', '.join(f'{d:.0%}' for d in DEPTHS)} of a rollout: {', '.join(at_depths)}"
+        )
+    if "headroom" in features:
+        parts.append(
+            f"one of the student's samples is correct on {percent(features['pass_at_n'])} of the "
+            f"prompts, beyond that the teacher adds {points(features['headroom'])}"
+        )
+    return "; ".join(parts)
+
+
+def _pilot_statement(forecast: Forecast, features: Mapping[str, Estimate]) -> _Statement | None:
+    """What the run's own first steps did; that they and the static numbers disagree, if so."""
+    if "pilot_steps" not in features:
+        return None
+    steps, path = features["pilot_steps"].value, features["pilot_path"].value
+    parts = [f"{steps:.0f} steps, {path:.1%} of the run"]
+    for name, text, show in (
+        ("pilot_change", "accuracy of the student's rollouts, reweighted", points),
+        ("pilot_resampled", "answers sampled again", points),
+        ("pilot_kl_drop", "reverse KL lower by", percent),
+        ("stretch_resampled", "after a few steps at a raised rate", points),
+    ):
+        if name in features:
+            parts.append(f"{text} {show(features[name])}")
+    change = features.get("pilot_change")
+    text, favours = "The run's first steps move accuracy neither way yet", None
+    if change is not None and change.low > 0:
+        text, favours = "The run's first steps raise accuracy", True
+    elif change is not None and change.high < 0:
+        text, favours = "The run's first steps lower accuracy", False
+    if forecast.disagrees:
+        views = [f"{name} {100 * change:+.0f}" for name, change in forecast.views.items()]
+        text += f"; they disagree with what the models' {DISTANCE} alone predicts"
+        parts.append(f"change by view: {', '.join(views)} points")
+    return _Statement(Reason(text, "; ".join(parts)), favours)
+
+
+def _compatibility_statement(
+    forecast: Forecast, features: Mapping[str, Estimate]
+) -> _Statement | None:
+    if "overlap_mass" not in features:
+        return None
+    parts = [f"shared top-k mass {percent(features['overlap_mass'])}"]
+    if "reverse_kl" in features:
+        parts.append(f"reverse KL {number(features['reverse_kl'])} nats per token")
+    if "offpolicy_overlap_mass" in features:
+        parts.append(
+            "the student's shared top-k mass on the teacher's rollouts "
+            f"{percent(features['offpolicy_overlap_mass'])}"
+        )
+    parts.append(f"predicted transfer {forecast.transfer:.0%} of the teacher's behaviour")
+    compatible = forecast.transfer >= COMPATIBLE
+    word = "compatible" if compatible else "not compatible"
+    text = f"The models are {word} on the student's rollouts"
+    return _Statement(Reason(text, "; ".join(parts)), compatible)
+
+
+def _signal_statement(features: Mapping[str, Estimate]) -> _Statement | None:
+    if "auroc" not in features or math.isnan(features["auroc"].value):
+        return None
+    area, tilt = features["auroc"], features["tilt_gain"]
+    evidence = (
+        f"AUROC of the mean reward {number(area)}; accuracy of the student's samples reweighted "
+        f"towards the teacher: {points(tilt)}"
+    )
+    if area.low > 0.5:
+        text = "The teacher's scores separate correct from incorrect answers"
+        return _Statement(Reason(text, evidence), True)
+    text = "The teacher's scores do not separate correct from incorrect answers"
+    return _Statement(Reason(text, evidence), False)
+
+
+def _truncation_statement(features: Mapping[str, Estimate]) -> _Statement | None:
+    cut = features.get("teacher_truncated")
+    if cut is None or cut.value <= MAX_TRUNCATED:
+        return None
+    text = (
+        f"{cut.value:.0%} of the teacher's answers are cut off at the limit: its accuracy and the "
+        "lead are those of cut answers"
+    )
+    return _Statement(Reason(text, f"teacher {percent(cut)}"), None)
+
+
+def base_model_reason(teacher_kl: Estimate, student_kl: Estimate) -> Reason:
+    """Whether the teacher differs from the student's base model on student rollouts (paper 3.3).
+
+    Args:
+        teacher_kl: KL(base || teacher) per token on student rollouts.
+        student_kl: KL(base || student) there.
+    """
+    evidence = (
+        f"KL from the base model (check.origin) on the student's rollouts: teacher "
+        f"{number(teacher_kl)}, student {number(student_kl)} nats per token"
+    )
+    if teacher_kl.high < SAME_AS_BASE * student_kl.value:
+        return Reason(
+            "The teacher is the student's base model again: training would undo gains", evidence
+        )
+    return Reason("The teacher differs from the student's base model", evidence)
+
+
+def confidence(forecast: Forecast) -> str:
+    """How certain the forecast is, in words."""
+    if forecast.change is None or forecast.rises is None:
+        return "Without answers the change of accuracy cannot be predicted."
+    text = f"chance that accuracy rises: {forecast.rises:.0%}"
+    if len(forecast.views) == 1:
+        text += "; no step of the run was tried, so its length and rate are not known"
+    if forecast.out_of_range:
+        text += "; if this pair behaves like those of the lab, whose range it exceeds"
+    return text
+
+
+def percent(e: Estimate) -> str:
+    """A fraction in per cent, with its interval."""
+    return f"{e.value:.1%} ({e.low:.1%} to {e.high:.1%})"
+
+
+def points(e: Estimate) -> str:
+    """A difference of fractions in percentage points, with its interval."""
+    return f"{100 * e.value:+.1f} points ({100 * e.low:+.1f} to {100 * e.high:+.1f})"
+
+
+def number(e: Estimate) -> str:
+    """An estimate with its interval."""
+    return f"{e.value:.3g} ({e.low:.3g} to {e.high:.3g})"

@@ -1,0 +1,148 @@
+"""The arithmetic of the forecast: three outcomes, views, widths, probabilities."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from opd.core.stats import Estimate
+from opd.recipes.check.forecast import growth, predict
+from opd.recipes.check.forecast_model import load_model, model_of_record
+from support.check_features import MODEL, RUN, estimate, make_features
+
+MIXTURE = MODEL.mixture
+
+
+def pilot(path=0.05, change=0.05, kl_drop=0.1, half=0.005):
+    return {
+        "pilot_path": Estimate(path, path, path, 1),
+        "pilot_change": estimate(change, half),
+        "pilot_kl_drop": estimate(kl_drop, half),
+    }
+
+
+def test_a_student_adopts_loses_or_stays():
+    values = {"student_accuracy": 0.2, "teacher_accuracy": 0.9, "weighted_teacher_accuracy": 0.8}
+    values["distance"] = 1.0
+    a, l, s = (math.exp(x) for x in (1.0, -1.0, 0.0))
+    target = 0.8 * 0.8 + 0.2 * 0.9
+    expected = (a * (target - 0.2) - l * 0.2) / (a + l + s)
+    assert MIXTURE.change(values) == pytest.approx(expected)
+    assert MIXTURE.target(values) == pytest.approx(target)
+    far = values | {"distance": 2.0}
+    assert MIXTURE.change(far) < 0 < MIXTURE.change(values)
+    assert MIXTURE.spread(values) > MIXTURE.spread(values | {"distance": 0.0})
+    assert MIXTURE.fractions({}) == MIXTURE.fractions(values)  # unknown counts as average
+
+
+def test_a_feature_outside_the_fit_is_named_and_widens():
+    inside, far = (predict(MODEL, make_features(0.2, 0.8, d), RUN) for d in (2.0, 5.0))
+    assert not inside.out_of_range
+    assert "distance is 5" in far.out_of_range[0]
+    assert far.transfer == pytest.approx(inside.transfer)
+    assert width(far) > width(inside)
+
+
+def width(forecast):
+    return forecast.distribution.quantile(0.95) - forecast.distribution.quantile(0.05)
+
+
+def test_intervals_widen_with_sampling_error_and_stay_possible():
+    sure, unsure = (
+        predict(MODEL, make_features(0.2, 0.8, 0.1, half=half), RUN) for half in (0.02, 0.3)
+    )
+    assert width(unsure) > 1.5 * width(sure)
+    assert unsure.change.low >= -0.2
+    assert unsure.change.high <= 0.8
+
+
+def test_views_that_disagree_widen():
+    features = make_features(0.2, 0.8, 0.1)
+    agreeing = predict(MODEL, features | pilot(change=0.09, kl_drop=0.2), RUN)
+    opposed = predict(MODEL, features | pilot(change=-0.03, kl_drop=0.2), RUN)
+    assert width(opposed) > width(agreeing)
+    assert opposed.disagrees
+    assert not agreeing.disagrees
+    assert opposed.change.value < agreeing.change.value
+
+
+def test_growth_is_linear_for_a_slow_run_and_one_for_a_run_that_has_arrived():
+    assert growth(0.05, 1e-6) == pytest.approx(20, rel=1e-3)
+    assert growth(0.5, 50.0) == pytest.approx(1.0)
+    assert growth(1.0, 0.7) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kl_drop", [0.01, 0.1, 0.6])
+def test_more_of_a_helpful_pilot_predicts_more(kl_drop):
+    features = make_features(0.2, 0.8, 0.3)
+    changes = [
+        predict(MODEL, features | pilot(change=change, kl_drop=kl_drop), RUN).change.value
+        for change in (-0.1, -0.02, 0.0, 0.02, 0.1)
+    ]
+    assert changes == sorted(changes)
+
+
+def test_a_longer_run_goes_further_in_the_direction_of_its_pilot():
+    for change, sign in ((0.002, 1), (-0.002, -1)):
+        features = make_features(0.2, 0.8, 0.3) | pilot(change=change, kl_drop=0.02)
+        lengths = [replace(RUN, steps=steps) for steps in (20, 80, 320)]
+        views = [predict(MODEL, features, RUN, run).views["pilot"] for run in lengths]
+        assert np.all(np.diff(views) * sign > 0)
+        assert predict(MODEL, features, RUN, RUN) == predict(MODEL, features, RUN)
+
+
+def test_monotone_in_what_must_be_monotone():
+    def value(**changes):
+        features = make_features(0.2, 0.8, 0.5) | {n: estimate(v) for n, v in changes.items()}
+        return predict(MODEL, features, RUN).change.value
+
+    assert value(weighted_teacher_accuracy=0.9) > value() > value(weighted_teacher_accuracy=0.6)
+    assert value(distance=0.1) > value() > value(distance=1.5)
+
+
+def test_probabilities_agree_with_the_interval():
+    forecast = predict(MODEL, make_features(0.2, 0.8, 0.5), RUN)
+    distribution = forecast.distribution
+    for level in (0.05, 0.25, 0.5, 0.95):
+        assert distribution.below(distribution.quantile(level)) == pytest.approx(level)
+    assert forecast.rises == pytest.approx(1 - distribution.below(0.0))
+    assert 0.01 <= forecast.rises <= 0.99
+    sure = predict(MODEL, make_features(0.2, 0.9, 0.0), RUN)
+    assert sure.rises == 0.99
+    assert sure.recovers_half > 0.9
+
+
+def test_without_answers_nothing_is_predicted():
+    forecast = predict(MODEL, {"distance": estimate(0.1)}, RUN)
+    assert forecast.change is None
+    assert forecast.rises is None
+    assert forecast.transfer > 0.5
+
+
+def test_numbers_that_are_not_known_are_left_out():
+    features = make_features(0.2, 0.8, 0.1) | pilot()
+    features["pilot_kl_drop"] = Estimate(math.nan, math.nan, math.nan, 4)
+    forecast = predict(MODEL, features, RUN)
+    assert set(forecast.views) == {"distance"}
+    assert forecast.efolds is None
+
+
+def test_the_shipped_model_reads_and_is_monotone():
+    model = load_model()
+    assert model_of_record(json.loads(json.dumps(asdict(model)))) == model
+    base = {"student_accuracy": 0.2, "teacher_accuracy": 0.9, "weighted_teacher_accuracy": 0.9}
+    near, far = (
+        base | {t.name: t.high if (t.adopts > t.loses) == good else t.low
+                for t in model.mixture.terms}
+        for good in (True, False)
+    )  # fmt: skip
+    assert model.mixture.fractions(near)[0] > 0.8
+    assert model.mixture.fractions(far)[0] < 0.3
+    for combination in model.combinations:
+        assert sum(combination.weights.values()) == pytest.approx(1)
+        assert min(combination.weights.values()) >= 0
+        assert list(combination.quantiles) == sorted(combination.quantiles)
