@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from opd.errors import UserError
 from opd.models.lm import add_lora, copy_on_cpu
 from opd.teachers.local import LocalTeacher
 from opd.training import deterministic as module
-from opd.training.deterministic import deterministic
+from opd.training.deterministic import run_deterministic
 from opd.training.distributed import BUCKET_ELEMENTS, _buckets
 from opd.types import Rollout, Want
 
@@ -61,27 +60,46 @@ def test_a_teacher_that_cannot_score_one_rollout_says_what_helps(make_lm, make_p
         LocalTeacher(lm, tokens_per_batch=64).score(rollouts(make_prompts(8)), WANT)
 
 
-def test_deterministic_algorithms_are_used_inside_only():
+def test_deterministic_algorithms_are_strict_and_used_inside_only(monkeypatch):
+    monkeypatch.setattr(module, "_lacking", set())
+    seen = []
+
+    def work():
+        strict = not torch.is_deterministic_algorithms_warn_only_enabled()
+        seen.append((torch.are_deterministic_algorithms_enabled(), strict))
+        return "done"
+
+    assert run_deterministic(True, work) == run_deterministic(False, work) == "done"
+    assert [inside for inside, _ in seen] == [True, False]
+    assert seen[0][1]  # with warn_only, attention keeps its kernels that are not deterministic
     assert not torch.are_deterministic_algorithms_enabled()
-    with deterministic(True):
-        assert torch.are_deterministic_algorithms_enabled()
-    assert not torch.are_deterministic_algorithms_enabled()
-    with deterministic(False):
-        assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_an_operation_without_a_deterministic_form_is_named_once(caplog, monkeypatch):
-    monkeypatch.setattr(module, "_reported", set())
+def test_an_operation_without_a_deterministic_form_is_named_once_and_tolerated(caplog, monkeypatch):
+    monkeypatch.setattr(module, "_lacking", set())
+    attempts = []
+
+    def work():
+        attempts.append(torch.is_deterministic_algorithms_warn_only_enabled())
+        if not attempts[-1]:
+            raise RuntimeError("cumsum_cuda does not have a deterministic implementation, but ...")
+        return len(attempts)
+
     with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            with deterministic(True):
-                warnings.warn("cumsum_cuda_kernel does not have a deterministic form", stacklevel=1)
-    assert caplog.text.count("cumsum_cuda_kernel") == 1
+        assert run_deterministic(True, work) == 2
+        assert run_deterministic(True, work) == 3
+    assert attempts == [False, True, True]
+    assert caplog.text.count("cumsum_cuda") == 1
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_other_warnings_pass_through():
-    with pytest.warns(UserWarning, match="something else"), deterministic(True):
-        warnings.warn("something else", stacklevel=1)
+def test_other_errors_pass_through_deterministic_work():
+    def fail():
+        raise RuntimeError("CUDA error")
+
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        run_deterministic(True, fail)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_buckets_hold_every_gradient_once_and_mix_no_dtypes():

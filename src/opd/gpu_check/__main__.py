@@ -14,6 +14,7 @@ import torch
 
 from opd.gpu_check import correctness, memory, runs, speed
 from opd.gpu_check.harness import Device
+from opd.training.deterministic import prepare_deterministic
 
 SECTIONS: tuple[tuple[Callable[[Device], object], float], ...] = (  # most important first; seconds
     (speed.ceilings, 10),
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("build/gpu-check"))
     parser.add_argument("--only", default="", help="names of sections, separated by commas")
     args = parser.parse_args(arguments)
+    prepare_deterministic()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     tiny = args.tiny or args.device == "cpu"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,8 +22,9 @@ from opd.gpu_check.workload import (
 from opd.models.fsdp import full_tensor, shard_model
 from opd.models.lm import LM
 from opd.models.master_weights import add_master_weights
+from opd.rng import Stream, torch_seed
 from opd.samplers.hf import Decoding, HFSampler
-from opd.training.deterministic import deterministic
+from opd.training.deterministic import run_deterministic
 from opd.training.gradient import accumulate
 from opd.training.learner import Learner
 from opd.training.step import update
@@ -38,28 +40,45 @@ OBJECTIVES = {
     "jsd": Objective(k=4, support="full", divergence="jsd"),
     "entropy": Objective(k=4, entropy_forward_kl=0.5),
 }
-FLOAT64 = 1e-9  # relative error of a gradient by another order of summation
+# Relative error of a gradient by another order of summation; Qwen3 computes its norms and its
+# rotary embedding in float32 whatever the model's dtype, GPT-2 computes nothing so.
+TOLERANCE = {"Qwen3": 1e-5, "GPT-2": 1e-9}
 UPDATES = 5  # of the comparison of precisions
 LR = 1e-6  # the default rate, at which plain bf16 trains nothing
 
 
 def parity(device: Device) -> None:
     """Every objective in float64: same tokens and gradients as on the CPU."""
-    small = Device(device.at, True, device.deadline, device.out)
-    cpu = Device(torch.device("cpu"), True, device.deadline, device.out)
-    worst: dict[str, float] = {}
-    for vocab in (40, 9000):
-        pairs = [
-            [make_model(each, "0.6B", torch.float64, vocab=vocab, seed=s) for s in (0, 1)]
-            for each in (cpu, small)
-        ]
-        for ours, theirs in zip(*pairs, strict=True):  # random numbers of the two devices differ
-            theirs.model.load_state_dict(ours.model.state_dict())
-        for name, objective in OBJECTIVES.items():
-            worst[f"{name}/{vocab}"] = _largest_difference(pairs, objective, vocab)
-    wrong = {name: gap for name, gap in worst.items() if not gap < FLOAT64}
-    text = "float64: tokens and gradients of every objective are those of the CPU"
-    device.require(not wrong, text, largest=max(worst.values()), wrong=wrong)
+    makers: dict[str, Callable[[Device, int, int], LM]] = {"Qwen3": _qwen3, "GPT-2": _gpt2}
+    for family, make in makers.items():
+        worst: dict[str, float] = {}
+        for vocab in (40, 9000):
+            pairs = [
+                [make(Device(at, True, 0, device.out), vocab, seed) for seed in (0, 1)]
+                for at in (torch.device("cpu"), device.at)
+            ]
+            for ours, theirs in zip(*pairs, strict=True):  # the two devices' random numbers differ
+                theirs.model.load_state_dict(ours.model.state_dict())
+            for name, objective in OBJECTIVES.items():
+                worst[f"{name}/{vocab}"] = _largest_difference(pairs, objective, vocab)
+        allowed = TOLERANCE[family]
+        wrong = {name: gap for name, gap in worst.items() if not gap < allowed}
+        text = f"float64, {family}: tokens and gradients of every objective are those of the CPU"
+        device.require(not wrong, text, largest=max(worst.values()), allowed=allowed, wrong=wrong)
+
+
+def _qwen3(device: Device, vocab: int, seed: int) -> LM:
+    return make_model(device, "0.6B", torch.float64, vocab=vocab, seed=seed)
+
+
+def _gpt2(device: Device, vocab: int, seed: int) -> LM:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
+    config = GPT2Config(vocab_size=vocab, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes)
+    torch.manual_seed(torch_seed(seed, Stream.GPU_CHECK))
+    model = GPT2LMHeadModel(config).to(device.at, torch.float64)
+    return LM(model.eval(), vocab, "GPT-2")
 
 
 def _largest_difference(pairs: list[list[LM]], objective: Objective, vocab: int) -> float:
@@ -186,8 +205,7 @@ def determinism(device: Device) -> None:
         batch = make_batch(teacher, rollouts, learner.objective)
         gradients = []
         for _ in range(3):
-            with deterministic(flag):
-                accumulate(learner, batch, 0)
+            run_deterministic(flag, partial(accumulate, learner, batch, 0))
             gradients.append(_gradients(student))
         differ = [n for n in gradients[0] if not _equal(n, gradients)]
         text = f"one gradient three times, {name}, train.deterministic={str(flag).lower()}"

@@ -68,7 +68,7 @@ def out_of_memory(device: Device) -> None:
     device.require(halvings > 0, "the update halves its micro-batches", **numbers)
     scorer = LocalTeacher(teacher, tokens_per_batch=65_536)
     long = make_rollouts(student, 32, 2048)
-    with limited(device, 3.0):
+    with limited(device, 0.75):
         scorer.score(long, objective.want)
     tokens = scorer.tokens_per_batch
     device.require(tokens < 65_536, "the teacher scores fewer tokens at a time", tokens=tokens)

@@ -14,6 +14,7 @@ from opd.core.objective import Objective
 from opd.gpu_check.harness import Device
 from opd.models.attention import use_grouped_attention
 from opd.models.lm import LM
+from opd.models.norms import use_fused_norms
 from opd.models.prefix_cache import supports_prefix_cache
 from opd.rng import Stream, generator, torch_seed
 from opd.teachers.local import LocalTeacher
@@ -81,6 +82,8 @@ def make_model(
     finally:
         torch.set_default_dtype(before)
     use_grouped_attention(model)
+    if device.is_cuda:
+        use_fused_norms(model)
     return LM(model.eval(), shape.vocab, name)
 
 

@@ -24,6 +24,7 @@ from opd.errors import UserError
 from opd.models.attention import use_grouped_attention
 from opd.models.head import SPARSE_VOCAB, Head
 from opd.models.hub_name import split_revision
+from opd.models.norms import use_fused_norms
 from opd.rng import Stream, torch_seed
 from opd.types import Dtype
 
@@ -190,6 +191,8 @@ def load_lm(
         ) from None
     model = model.to(torch.device(device) if device else default_device()).eval()
     use_grouped_attention(model)
+    if model.device.type == "cuda":
+        use_fused_norms(model)
     if model.dtype == torch.float16:
         raise UserError(
             f"{key}={name} is stored in float16, whose range loses small gradients and scores. Set "

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
 logger = logging.getLogger(__name__)
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-_reported: set[str] = set()  # operations that were named already
+_LACKING = "does not have a deterministic implementation"  # torch's words
+_lacking: set[str] = set()  # operations without a deterministic algorithm that were met
+
+T = TypeVar("T")
 
 
 def prepare_deterministic() -> None:
@@ -21,44 +24,51 @@ def prepare_deterministic() -> None:
     os.environ.setdefault(CUBLAS, ":4096:8")
 
 
-@contextmanager
-def deterministic(enabled: bool) -> Iterator[None]:
-    """Use deterministic algorithms inside; operations that have none are named once in a warning.
+def run_deterministic(enabled: bool, work: Callable[[], T]) -> T:
+    """Do some work with deterministic algorithms.
 
-    Sampling stays outside: it uses sums for which torch has no deterministic algorithm on a GPU,
-    and is reproducible by its random keys.
+    torch's strict mode comes first: only there do the fused attention kernels choose their
+    deterministic backward. An operation that has no deterministic algorithm raises; it is named
+    once in a warning, and the work begins again in the mode that tolerates it.
+    Sampling stays outside: it is reproducible by its random keys, and its sums have no
+    deterministic algorithm on a GPU.
+
+    Args:
+        enabled: `train.deterministic`.
+        work: can begin again.
+
+    Returns:
+        What `work` returned.
     """
     if not enabled:
-        yield
-        return
+        return work()
+    if not _lacking:
+        try:
+            with _deterministic_algorithms(warn_only=False):
+                return work()
+        except RuntimeError as error:
+            if _LACKING not in str(error):
+                raise
+            _report(str(error).split(_LACKING)[0].strip())
+    with _deterministic_algorithms(warn_only=True):
+        return work()
+
+
+@contextmanager
+def _deterministic_algorithms(*, warn_only: bool) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    before_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
+        yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
-        for warning in caught:
-            _report(warning)
+        torch.use_deterministic_algorithms(before, warn_only=before_warn_only)
 
 
-def _report(warning: warnings.WarningMessage) -> None:
-    text = str(warning.message)
-    if "deterministic" not in text:
-        warnings.warn_explicit(
-            message=warning.message,
-            category=warning.category,
-            filename=warning.filename,
-            lineno=warning.lineno,
-        )
-        return
-    operation = text.split(" does not have")[0].splitlines()[0]
-    if operation not in _reported:
-        _reported.add(operation)
-        logger.warning(
-            "train.deterministic: %s has no deterministic algorithm on this device; the update may "
-            "differ in its last bits from run to run.",
-            operation,
-        )
+def _report(operation: str) -> None:
+    _lacking.add(operation)
+    logger.warning(
+        "train.deterministic: %s has no deterministic algorithm on this device; the update may "
+        "differ in its last bits from run to run.",
+        operation,
+    )

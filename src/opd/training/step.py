@@ -14,7 +14,7 @@ from opd.core import diagnostics
 from opd.core.batch import Batch
 from opd.models.fsdp import reshard
 from opd.rng import Stream
-from opd.training.deterministic import deterministic
+from opd.training.deterministic import run_deterministic
 from opd.training.distributed import sum_over_ranks
 from opd.training.gradient import (
     accumulate,
@@ -43,8 +43,9 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
         NonFiniteStep: NaN or inf in loss or gradient norm; nothing was changed.
         UserError: not even single rollouts fit into memory.
     """
-    with deterministic(learner.deterministic):
-        metrics, loss = accumulate_within_memory(learner, batch, step)
+    metrics, loss = run_deterministic(
+        learner.deterministic, lambda: accumulate_within_memory(learner, batch, step)
+    )
     if learner.student.sharded is None:
         learner.ranks.sum_gradients(learner.student.parameters().values())
     else:
@@ -113,13 +114,15 @@ def supervised_update(
         seed_dropout(learner.seed, Stream.SFT_DROPOUT, step)
         return accumulate_cross_entropy(learner, batch)
 
-    with deterministic(learner.deterministic):
-        nats = retry_out_of_memory(
+    nats = run_deterministic(
+        learner.deterministic,
+        lambda: retry_out_of_memory(
             learner,
             f"supervised step {step + 1}",
             compute_gradient,
             lambda: plan_microbatches(learner, batch, shared_prompts=False),
-        )
+        ),
+    )
     loss = nats.total / batch.num_tokens
     clip = learner.optim.grad_clip
     try:
