@@ -277,4 +277,9 @@ def test_sizes_of_steps():
     assert [CUDA.row_count(n, 128) for n in (1, 3, 17, 65, 97, 128)] == [1, 4, 32, 96, 128, 128]
     assert CUDA.row_count(100, 100) == 100
     assert [CPU.row_count(n, 128) for n in (0, 1, 77)] == [0, 1, 77]
-    assert [CUDA.column_count(n) for n in (1, 256, 257)] == [256, 256, 512]
+    assert [CUDA.column_count(n) for n in (1, 128, 129, 2049)] == [128, 128, 256, 2304]
+    for needed in range(1024, 40_000, 97):
+        assert 7 / 8 * CUDA.column_count(needed) <= needed <= CUDA.column_count(needed)
+        assert CUDA.column_count(needed) <= CUDA.column_count(needed + 1)
+    assert len({CUDA.column_count(n) for n in range(1, 16_385)}) <= 40
+    assert [CPU.column_count(n) for n in (1, 999, 20_000)] == [1, 999, 20_000]

@@ -75,7 +75,10 @@ def _gpt2(device: Device, vocab: int, seed: int) -> LM:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
-    config = GPT2Config(vocab_size=vocab, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes)
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config = GPT2Config(
+        vocab_size=vocab, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes, **dropout
+    )
     torch.manual_seed(torch_seed(seed, Stream.GPU_CHECK))
     model = GPT2LMHeadModel(config).to(device.at, torch.float64)
     return LM(model.eval(), vocab, "GPT-2")

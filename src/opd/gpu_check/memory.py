@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
+from opd.core.batch import Batch
 from opd.core.objective import Objective
 from opd.gpu_check.harness import GIB, Device
 from opd.gpu_check.workload import (
@@ -16,7 +18,7 @@ from opd.gpu_check.workload import (
     make_prompts,
     make_rollouts,
 )
-from opd.models.lm import LM
+from opd.models.lm import LM, enable_checkpointing
 from opd.models.master_weights import add_master_weights
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
@@ -77,6 +79,38 @@ def out_of_memory(device: Device) -> None:
     with limited(device, 4.0):
         sampled = sampler.sample(prompts, n=4, key=(0,), limit=256)
     device.require(len(sampled) == 256, "the sampler fits its rows into 4 GiB", rows=len(sampled))
+
+
+def full_fine_tuning(device: Device) -> None:
+    """A step of a 4B student, all weights, with an 8B teacher beside it, at 4,096 tokens.
+
+    Masters and moments are in host memory (optim.offload: cpu).
+    """
+    rows, length = (4, 8) if device.tiny else (8, 4096)
+    student = make_model(device, "4B", torch.bfloat16)
+    add_master_weights(student, on_cpu=True)
+    enable_checkpointing(student)
+    teacher = make_model(device, "8B", seed=1)
+    learner = make_learner(student, None, tokens=8192)
+    seconds: dict[str, float] = {}
+    peaks: dict[str, float] = {}
+
+    def measure(phase: str, work: Callable[[], object]) -> None:
+        device.reset_memory()
+        seconds[f"{phase}_s"] = device.time(work)
+        peaks[f"{phase}_gib"] = device.peak()
+
+    prompts = make_prompts(rows, length - length // 64, student.vocab)
+    sampler = HFSampler(student, Decoding(length // 64 or 1), stop=frozenset({1}), capture=16)
+    measure("rollout", lambda: sampler.sample(prompts, n=4, key=(0,)))
+    rollouts = make_rollouts(student, rows, length)
+    batches: list[Batch] = []
+    score = partial(make_batch, teacher, rollouts, learner.objective)
+    measure("score", lambda: batches.append(score()))
+    update(learner, batches[0], 0)  # allocates moments
+    measure("update", lambda: update(learner, batches[0], 1))
+    text = f"4B student in full with an 8B teacher, {rows} rows of {length} tokens, offload"
+    device.measure(text, **peaks, **seconds)
 
 
 @contextlib.contextmanager

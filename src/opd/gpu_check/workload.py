@@ -35,12 +35,14 @@ class Shape(NamedTuple):
     kv_heads: int
     head_dim: int = 128
     vocab: int = 151_936
+    tied: bool = True
 
 
 SHAPES = {
     "0.6B": Shape(1024, 3072, 28, 16, 8),
     "1.7B": Shape(2048, 6144, 28, 16, 8),
     "4B": Shape(2560, 9728, 36, 32, 8),
+    "8B": Shape(4096, 12_288, 36, 32, 8, tied=False),
 }
 TINY = Shape(64, 128, 2, 4, 2, 16, 9000)  # the vocabulary is large enough for sparse gradients
 
@@ -67,7 +69,7 @@ def make_model(
         num_key_value_heads=shape.kv_heads,
         head_dim=shape.head_dim,
         vocab_size=shape.vocab,
-        tie_word_embeddings=True,
+        tie_word_embeddings=shape.tied,
         max_position_embeddings=40_960,
         bos_token_id=0,
         eos_token_id=1,

@@ -17,7 +17,8 @@ class Pace:
 
     Attributes:
         interval: tokens between two looks at which rows have finished.
-        columns: a step attends to a multiple of so many columns of the cache.
+        columns: a step attends to a multiple of so many columns of the cache; of more where rows
+            are long, so that there are few sizes and at most an eighth is attended to in vain.
         growth: the cache grows by so many columns; None: allocated for the longest row at once,
             since a graph's buffers may not move.
         ladder: row counts of a step, rising; empty: any.
@@ -40,13 +41,16 @@ class Pace:
 
     def column_count(self, needed: int) -> int:
         """Columns that a step with rows of `needed` tokens attends to."""
-        return -(-needed // self.columns) * self.columns
+        size = self.columns
+        while self.columns > 1 and needed > 16 * size:
+            size *= 2
+        return -(-needed // size) * size
 
 
 CPU = Pace(interval=1, columns=1, growth=64, ladder=(), prefill=4096, graphs=False)
 CUDA = Pace(
     interval=16,
-    columns=256,
+    columns=128,
     growth=None,
     ladder=(1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024),
     prefill=16384,
