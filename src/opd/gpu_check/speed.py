@@ -209,7 +209,8 @@ def trl_step(device: Device) -> None:
         device.report("SKIP", f"TRL is not installed ({error.name})")
         return
     rows, length = (4, 8) if device.tiny else (32, 256)
-    student, teacher = make_model(device, "1.7B", torch.float32), make_model(device, "4B", seed=1)
+    student = make_model(device, "1.7B", torch.float32, plain=True)
+    teacher = make_model(device, "4B", seed=1, plain=True)
     prompts = [" ".join(f"w{3 + (11 * i + j) % 8000}" for j in range(60)) for i in range(rows)]
     marks: list[float] = []
 

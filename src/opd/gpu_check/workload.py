@@ -55,8 +55,9 @@ def make_model(
     layers: int | None = None,
     vocab: int | None = None,
     seed: int = 0,
+    plain: bool = False,
 ) -> LM:
-    """A random Qwen3 of a real shape, on the device."""
+    """A random Qwen3 of a real shape, on the device; `plain`: as transformers makes it."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     shape = TINY if device.tiny else SHAPES[name]
@@ -83,9 +84,10 @@ def make_model(
             model = Qwen3ForCausalLM._from_config(config, attn_implementation="sdpa")
     finally:
         torch.set_default_dtype(before)
-    use_grouped_attention(model)
-    if device.is_cuda:
-        use_fused_norms(model)
+    if not plain:
+        use_grouped_attention(model)
+        if device.is_cuda:
+            use_fused_norms(model)
     return LM(model.eval(), shape.vocab, name)
 
 
