@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def precision(device: Device) -> None:
     """The gradient in bf16 against float64, and what five updates at 1e-6 move."""
-    shape = {"layers": 2, "vocab": 9000}
+    shape: dict[str, Any] = {"layers": 2, "vocab": 9000}
     teacher = make_model(device, "0.6B", torch.float32, seed=1, **shape)
     base = make_model(device, "0.6B", torch.float32, **shape)
     rollouts = make_rollouts(base, 16, 16 if device.tiny else 256)
@@ -165,7 +166,7 @@ def _change(learner: Learner, batch: object) -> torch.Tensor:
 def fsdp(device: Device) -> None:
     """FSDP2 with one process over the device's own backend is the plain update."""
     objective = Objective()
-    shape = {"layers": 2, "vocab": 9000}
+    shape: dict[str, Any] = {"layers": 2, "vocab": 9000}
     base = make_model(device, "0.6B", torch.float32, **shape)
     teacher = make_model(device, "0.6B", torch.float32, seed=1, **shape)
     batch = make_batch(teacher, make_rollouts(base, 8, 16 if device.tiny else 128), objective)
