@@ -96,7 +96,7 @@ def unknown_keys(text: str) -> list[str]:
     sections = "|".join(config.Run.model_fields)
     dotted = re.findall(rf"(?<![\w./])((?:{sections})(?:\.[a-z_0-9N]+)+)(?![\w(])", text)
     # The keywords of a chat template are the template's own.
-    keys = {name: re.sub(r"\.(\d+|N)(?=\.)|(?<=\.chat)\.\w+$", "", name) for name in dotted}
+    keys = {name: re.sub(r"\.(\d+|N)(?=\.|$)|(?<=\.chat)\.\w+$", "", name) for name in dotted}
     return [
         name for name, key in keys.items() if key not in known and key.split(".")[-1] not in FILES
     ]
