@@ -121,7 +121,7 @@ def _train_with_reward(
         "rollout.n=8",
         f"train.steps={recipe.reward_steps}",
         f"eval.0.every={recipe.reward_steps}",
-        "alarms.enabled=false",
+        "alarms.action=off",
     )
     cfg = config.parse(run_config(parent, None, task, task.files(seed, cache), seed, out), changes)
     session, completions = build(cfg, resume=False, overwrite=True, console=Console("quiet"))
