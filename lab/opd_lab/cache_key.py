@@ -38,6 +38,7 @@ NO_EFFECT = (
     "opd_lab/demo_pair.py",
     "opd_lab/figure.py",
     "opd_lab/findings_page.py",
+    "opd_lab/forecast_fit.py",
     "opd_lab/pairs/",
     "opd_lab/worlds/generated/",
 )

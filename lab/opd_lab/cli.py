@@ -93,3 +93,25 @@ def lab_outcomes(
     from opd_lab.pairs.commands import run_outcomes
 
     run_outcomes(block, first, count, (cache or CACHE) / "pairs")
+
+
+@app.command("records")
+def lab_records(cache: LabCache = None) -> None:
+    """Put the outcomes of a cache into the repository, compressed."""
+    from opd_lab.commands import CACHE
+    from opd_lab.pairs.commands import pack_records
+
+    pack_records((cache or CACHE) / "pairs")
+
+
+@app.command("judge")
+def lab_judge(
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Refit the forecast of opd check, and stop.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("runs/lab"),
+) -> None:
+    """Judge the forecast of opd check, each world by a model fitted on the others."""
+    from opd_lab.pairs.commands import judge_forecast
+
+    judge_forecast(out, refit=refit)

@@ -1,7 +1,10 @@
-"""What `opd lab outcomes` does."""
+"""What `opd lab outcomes`, `opd lab records` and `opd lab judge` do."""
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,11 +12,18 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from opd.errors import UserError
+from opd.recipes.check.forecast_model import MODEL_FILE, load_model
+from opd.reports.markdown import render_markdown
 from opd.run.console import Console
+from opd_lab.forecast_fit import fit_forecast
 from opd_lab.pairs.design import plan
 from opd_lab.pairs.features import measure_features
+from opd_lab.pairs.judging import fit_rows, judge_records, leave_worlds_out
 from opd_lab.pairs.outcomes import measure_outcome
+from opd_lab.pairs.page import Findings, ablate, check_document
 from opd_lab.pairs.queue import work
+from opd_lab.pairs.records import Record, load_records, pack, worlds_of
 
 PARTS = {"outcomes": measure_outcome, "features": measure_features}
 
@@ -45,3 +55,58 @@ def _one_quiet_process() -> None:
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+
+
+def pack_records(cache: Path) -> None:
+    """Put the records of a cache into the repository, compressed."""
+    console = Console("plain")
+    for block, count in pack(cache).items():
+        console.print(f"{block}: {count} runs")
+
+
+def judge_forecast(out: Path, *, refit: bool) -> None:
+    """Write the page from the packed records; with `refit`, the package's model, and stop there.
+
+    Args:
+        out: folder of the page.
+        refit: fit on all records of the block `fit`. Fresh seeds are for a later call, after the
+            model has been committed.
+
+    Raises:
+        UserError: fewer than two worlds have records.
+    """
+    console, fitted = Console("plain"), load_records("fit")
+    if len(worlds_of(fitted)) < 2:
+        raise UserError("Fewer than two worlds have records; run opd lab outcomes and records.")
+    if refit:
+        console.print(f"Wrote {_write_model(fitted)}. Commit it before fresh seeds judge it.")
+        return
+    model = load_model()
+    findings = Findings(
+        fitted,
+        leave_worlds_out(fitted),
+        judge_records(model, load_records("fresh")),
+        model,
+        {
+            "Command": "opd lab judge",
+            "Shipped model": model.fitted_on,
+            "Records of the fit": f"{len(fitted)} runs of {len(worlds_of(fitted))} worlds",
+            "Fresh seeds": f"{len(load_records('fresh'))} runs",
+        },
+        ablate(fitted),
+    )
+    path = out / "check.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_markdown(check_document(findings)), encoding="utf-8")
+    console.print(f"Page: {path}")
+
+
+def _write_model(fitted: list[Record]) -> Path:
+    """Fit the forecast and put it into the package; return its path."""
+    worlds = worlds_of(fitted)
+    last = max(record.facts["index"] for record in fitted)
+    text = f"{len(fitted)} runs of {len(worlds)} worlds (block fit, runs 0 to {last})"
+    model = fit_forecast(fit_rows(fitted), fitted_on=text)
+    path = Path(sys.modules["opd.recipes.check"].__path__[0]) / MODEL_FILE
+    path.write_text(json.dumps(asdict(model), indent=1) + "\n", encoding="utf-8")
+    return path

@@ -51,7 +51,7 @@ def configure(run: PlannedRun, cache: Path, out: Path) -> tuple[Run, dict[str, A
         "seed": run.seed,
         "changes": [*FIXED, *run.changes],
         "weights": {role: weights_digest(folder) for role, folder in folders.items()},
-        "commit": (git_state(Path(opd.__file__).parent) or {}).get("commit"),
+        "commit": (git_state(Path(opd.__file__).parent) or {}).get("sha"),
         "build_seconds": round(time.monotonic() - began, 1),
     }
     return config.parse(data, [*FIXED, *run.changes]), facts

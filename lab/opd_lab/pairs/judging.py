@@ -1,0 +1,184 @@
+"""How right the forecast is: world by world, by models that were fitted without that world."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+from opd.core import stats
+from opd.recipes.check.forecast import Forecast, predict
+from opd.recipes.check.forecast_model import ForecastModel
+from opd.recipes.check.settings import RunSettings
+from opd.recipes.check.verdict import GO, NEGLIGIBLE, NO_GO, WORTHWHILE, Verdict, judge
+from opd_lab.forecast_fit import TERMS, FitRow, fit_forecast
+from opd_lab.pairs.records import Record, worlds_of
+
+MIN_GAP = 0.1  # accuracy gap from which on a recovery is meaningful
+LEVELS = (0.5, 0.8, 0.9, 0.95)  # of central intervals
+# What anybody could rank pairs by; the sign makes more of it better.
+BASELINES = {
+    "gap": 1,
+    "overlap_mass": 1,
+    "reverse_kl": -1,
+    "continuation_gain": 1,
+    "pilot_resampled": 1,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run, what was predicted for it, and the verdict.
+
+    Attributes:
+        record: of the run.
+        forecast: by a model that knows nothing of the run's world.
+        verdict: on it.
+    """
+
+    record: Record
+    forecast: Forecast
+    verdict: Verdict
+
+    @property
+    def predicted(self) -> float:
+        """Predicted change of accuracy."""
+        assert self.forecast.change is not None
+        return self.forecast.change.value
+
+    @property
+    def right(self) -> bool:
+        """Whether the verdict was right: a go recovers something, a no-go no more than half."""
+        record = self.record
+        if self.verdict == GO:
+            return record.gap >= MIN_GAP and record.recovery >= NEGLIGIBLE
+        if self.verdict == NO_GO:
+            return record.gap < MIN_GAP or record.recovery <= WORTHWHILE
+        return True
+
+    def inside(self, level: float) -> bool:
+        """Whether the change lies in the central interval of a level."""
+        distribution = self.forecast.distribution
+        assert distribution is not None
+        low, high = (distribution.quantile(x) for x in ((1 - level) / 2, (1 + level) / 2))
+        return low <= self.record.change <= high
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How right the forecasts of some cases were.
+
+    Attributes:
+        label: world, or all of them.
+        pairs: number of cases.
+        spearman: rank correlation of predicted and real change.
+        baselines: of each of `BASELINES` with the real change.
+        auroc: of predicted recovery for "recovers at least half", with a gap of `MIN_GAP`.
+        with_gap: number of those cases.
+        coverage: by level of the interval: fraction of changes inside.
+        bias: mean predicted minus real change.
+        error: mean absolute difference of the two.
+        gain_error: that of continuation gain, taken as the forecast.
+        verdicts: how often each was given.
+        wrong: of them, how often wrongly.
+    """
+
+    label: str
+    pairs: int
+    spearman: float
+    baselines: Mapping[str, float]
+    auroc: stats.Estimate
+    with_gap: int
+    coverage: Mapping[float, float]
+    bias: float
+    error: float
+    gain_error: float
+    verdicts: Mapping[str, int]
+    wrong: Mapping[str, int]
+
+    @property
+    def decided(self) -> float:
+        """Fraction of cases given a plain go or don't."""
+        return (self.verdicts.get(GO, 0) + self.verdicts.get(NO_GO, 0)) / max(self.pairs, 1)
+
+
+def fit_rows(records: Sequence[Record]) -> list[FitRow]:
+    """Records as rows of a fit."""
+    return [
+        FitRow(
+            r.features, r.accuracy("before"), r.accuracy("after"), r.accuracy("teacher"), r.world
+        )
+        for r in records
+    ]
+
+
+def leave_worlds_out(records: Sequence[Record], terms: Sequence[str] = TERMS) -> list[Case]:
+    """Every record judged by a model that was fitted on the other worlds."""
+    cases = []
+    for world in worlds_of(records):
+        model = fit_forecast(fit_rows([r for r in records if r.world != world]), terms)
+        cases += judge_records(model, [r for r in records if r.world == world])
+    return cases
+
+
+def judge_records(model: ForecastModel, records: Sequence[Record]) -> list[Case]:
+    """What a model says of records; those without a forecast (no answers) are left out."""
+    cases = []
+    for record in records:
+        forecast = predict(model, record.features, RunSettings.of_record(record.run))
+        if forecast.change is not None:
+            cases.append(Case(record, forecast, judge(forecast, record.features)))
+    return cases
+
+
+def by_world(cases: Sequence[Case]) -> list[Judgement]:
+    """A judgement per world, the worst (by rank correlation) first."""
+    worlds = worlds_of(case.record for case in cases)
+    each = [summarise([c for c in cases if c.record.world == world], world) for world in worlds]
+    return sorted(each, key=lambda j: j.spearman)
+
+
+def summarise(cases: Sequence[Case], label: str) -> Judgement:
+    """Judge cases together."""
+    changes = np.array([case.record.change for case in cases])
+    predicted = np.array([case.predicted for case in cases])
+    gains = np.array([_value(case, "continuation_gain") for case in cases])
+    with_gap = [case for case in cases if case.record.gap >= MIN_GAP]
+    return Judgement(
+        label=label,
+        pairs=len(cases),
+        spearman=rank_correlation(predicted, changes),
+        baselines={
+            name: rank_correlation([sign * _value(c, name) for c in cases], changes)
+            for name, sign in BASELINES.items()
+        },
+        auroc=stats.auroc(
+            # The probe's own estimate of the gap, because that is what the check divides by.
+            [case.predicted / max(_value(case, "gap"), 0.01) for case in with_gap],
+            [float(case.record.recovery >= WORTHWHILE) for case in with_gap],
+        ),
+        with_gap=len(with_gap),
+        coverage={x: float(np.mean([c.inside(x) for c in cases])) for x in LEVELS},
+        bias=float((predicted - changes).mean()),
+        error=float(np.abs(predicted - changes).mean()),
+        gain_error=float(np.nanmean(np.abs(gains - changes))),
+        verdicts=Counter(case.verdict for case in cases),
+        wrong=Counter(case.verdict for case in cases if not case.right),
+    )
+
+
+def _value(case: Case, name: str) -> float:
+    features = case.record.features
+    return features[name].value if name in features else float("nan")
+
+
+def rank_correlation(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+    """Spearman's, of the pairs in which both are known; NaN where one of them is constant."""
+    x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    known = np.isfinite(x) & np.isfinite(y)
+    if known.sum() < 3 or np.ptp(x[known]) == 0 or np.ptp(y[known]) == 0:
+        return float("nan")
+    return float(scipy_stats.spearmanr(x[known], y[known]).statistic)

@@ -1,0 +1,124 @@
+"""Judging the forecast: records survive packing, worlds are left out, wrong verdicts are seen."""
+
+import json
+
+import numpy as np
+import pytest
+
+from opd.recipes.check.verdict import GO, NO_GO
+from opd.reports.markdown import render_markdown
+from opd_lab.forecast_fit import fit_forecast
+from opd_lab.pairs import judging
+from opd_lab.pairs.judging import by_world, fit_rows, judge_records, leave_worlds_out, summarise
+from opd_lab.pairs.page import Findings, ablate, check_document
+from opd_lab.pairs.records import Record, load_records, pack
+from support.check_features import RUN, make_features
+
+TERMS = ("distance", "continuation_gain")
+
+
+def make_record(world, index, rng, *, change=None, teacher=None):
+    """A run of a world in which close teachers are followed."""
+    before = float(rng.uniform(0.1, 0.5))
+    teacher = float(rng.uniform(0.2, 1.0)) if teacher is None else teacher
+    distance = float(rng.uniform(0, 2))
+    adopted = 1 / (1 + np.exp(6 * (distance - 1)))
+    real = adopted * (teacher - before) if change is None else change
+    after = float(np.clip(before + real + rng.normal(0, 0.01), 0, 1))
+    features = make_features(before, teacher, distance, continuation_gain=0.3 * real)
+    accuracy = {"before": before, "half": (before + after) / 2, "after": after, "teacher": teacher}
+    facts = {
+        "block": "fit",
+        "index": index,
+        "world": world,
+        "student": "base",
+        "teacher": "clean",
+        "accuracy": {name: [value, value, value] for name, value in accuracy.items()},
+    }
+    return Record(facts, features, [], RUN.record())
+
+
+@pytest.fixture(scope="module")
+def records():
+    rng = np.random.default_rng(0)
+    return [make_record(world, i, rng) for i in range(40) for world in ("one", "two", "three")]
+
+
+def test_packing_joins_outcome_and_features_and_keeps_what_is_incomplete(tmp_path):
+    outcome = {"block": "fit", "index": 0, "weights": {"student": "a"}, "seed": 0, "world": "one"}
+    accuracy = {"accuracy": {"before": [0.1, 0.0, 0.2], "after": [0.5, 0.4, 0.6]}}
+    measured = {"features": {"gap": [0.3, 0.2, 0.4]}, "moments": [], "run": RUN.record()}
+    for folder, rows in {
+        "outcomes": [outcome | accuracy, outcome | {"index": 1, "error": "refused"}],
+        "features": [outcome | measured],
+    }.items():
+        (tmp_path / folder).mkdir()
+        for row in rows:
+            (tmp_path / folder / f"fit-{row['index']:04d}.json").write_text(json.dumps(row))
+    assert pack(tmp_path, tmp_path / "packed") == {"fit": 2}
+    (record,) = load_records("fit", tmp_path / "packed")
+    assert record.change == pytest.approx(0.4)
+    assert record.features["gap"].low == 0.2
+    assert record.run == RUN.record()
+    assert not load_records("fresh", tmp_path / "packed")
+
+
+def test_packing_refuses_features_of_other_weights(tmp_path):
+    for folder, weights in (("outcomes", "a"), ("features", "b")):
+        (tmp_path / folder).mkdir()
+        row = {"block": "fit", "index": 0, "weights": {"student": weights}}
+        (tmp_path / folder / "fit-0000.json").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match="different weights"):
+        pack(tmp_path, tmp_path / "packed")
+
+
+def test_a_world_is_judged_by_a_model_that_has_not_seen_it(records, monkeypatch):
+    seen = []
+
+    def spy(rows, *args, **kwargs):
+        seen.append({row.world for row in rows})
+        return fit_forecast(rows, *args, **kwargs)
+
+    monkeypatch.setattr(judging, "fit_forecast", spy)
+    cases = leave_worlds_out(records, TERMS)
+    assert len(cases) == len(records)
+    assert sorted(map(sorted, seen)) == [["one", "three"], ["one", "two"], ["three", "two"]]
+
+
+def test_a_law_that_holds_in_every_world_is_found(records):
+    whole = summarise(leave_worlds_out(records, TERMS), "all")
+    assert whole.spearman > 0.92
+    assert whole.error < 0.04
+    assert abs(whole.bias) < 0.02
+    assert 0.8 < whole.coverage[0.9] <= 1
+    assert not whole.wrong.get(NO_GO)
+
+
+def test_a_world_that_breaks_the_law_comes_first_and_its_wrong_gos_are_counted(records):
+    rng = np.random.default_rng(1)
+    odd = [make_record("odd", i, rng, change=-0.1, teacher=0.9) for i in range(30)]
+    model = fit_forecast(fit_rows(records), TERMS)
+    judgements = by_world(judge_records(model, records + odd))
+    worst = judgements[0]
+    assert worst.label == "odd"
+    assert worst.verdicts[GO] > 5
+    assert worst.wrong[GO] == worst.verdicts[GO]
+    assert worst.bias > 0.1
+
+
+def test_a_flat_number_has_no_rank_correlation():
+    assert np.isnan(judging.rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]))
+    assert judging.rank_correlation([1, 2, float("nan"), 4], [1, 2, 3, 4]) == pytest.approx(1)
+
+
+def test_the_page_shows_worst_world_first_and_every_part(records):
+    model = fit_forecast(fit_rows(records), TERMS, fitted_on="made up")
+    cases = leave_worlds_out(records, TERMS)
+    ablations = ablate(records, TERMS)
+    findings = Findings(records, cases, cases[:30], model, {"Command": "x"}, ablations)
+    text = render_markdown(check_document(findings))
+    order = [j.label for j in by_world(cases)]
+    positions = [text.index(f"| {name} |") for name in order]
+    assert positions == sorted(positions)
+    for words in ("without distance", "Fresh seeds", "Coverage", "reverse_kl", "Every wrong go"):
+        assert words in text
