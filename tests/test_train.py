@@ -27,9 +27,15 @@ from support.runs import Counting, digest, open_run, run_config, run_to_end
 
 FULL: dict = {}
 LORA = {"student": {"lora": {"rank": 4}}, "optim": {"lr": 0.005}}
+OFFLOAD = {"optim": {"lr": 0.005, "offload": "cpu"}}
+MIXED = {"student": {"precision": "bf16_mixed"}, **OFFLOAD}
+MIXED_LORA = {"student": {"precision": "bf16_mixed", "lora": {"rank": 4}}, **OFFLOAD}
 SAMPLED = {"loss": {"support": "sampled"}}
 GOLD = {"loss": {"terms": {"sft_weight": 0.5, "sft_path": "gold.jsonl"}}}
 OUTCOME = {"loss": {"terms": {"outcome_weight": 1.0}}}
+
+
+KILLED = [("full", FULL), ("lora", LORA), ("mixed", MIXED), ("mixed_lora", MIXED_LORA)]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,7 @@ def dropout(tmp_path_factory) -> dict:
     return {"student": {"model": str(folder)}}
 
 
-@pytest.mark.parametrize("changes", [FULL, LORA, SAMPLED, OUTCOME, GOLD])
+@pytest.mark.parametrize("changes", [FULL, LORA, SAMPLED, OUTCOME, GOLD, MIXED, MIXED_LORA])
 def test_six_steps_are_three_and_three(tmp_path, changes):
     check_halves(tmp_path, changes)
 
@@ -157,16 +163,18 @@ def straight(home):
     return of
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_kill_minus_nine_at_random_moments(home, straight, seed):
+@pytest.mark.parametrize(
+    ("seed", "name", "changes"), [(0, "full", FULL), (1, "full", FULL), (2, "mixed", MIXED)]
+)
+def test_kill_minus_nine_at_random_moments(home, straight, seed, name, changes):
     folder = home / f"killed-{seed}"
-    kill_and_resume(folder, random.Random(seed), kills=1)
-    assert digest(folder) == straight("full", FULL)
+    kill_and_resume(folder, random.Random(seed), kills=1, **changes)
+    assert digest(folder) == straight(name, changes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 110))
-@pytest.mark.parametrize(("name", "changes"), [("full", FULL), ("lora", LORA)])
+@pytest.mark.parametrize(("name", "changes"), KILLED)
 def test_kill_minus_nine_many_times(home, straight, seed, name, changes):
     folder = home / f"killed-{name}-{seed}"
     kill_and_resume(folder, random.Random(seed), kills=3, **changes)

@@ -155,6 +155,14 @@ class RunFolder:
             )
         write_json(path, first | {"resumed": [*first["resumed"], now]}, self.ops)
 
+    def record_attention(self, kernels: Mapping[str, str]) -> None:
+        """Add to `env.json` which attention kernel each model uses for what."""
+        if not self.writes:
+            return
+        env = json.loads((self.path / ENV).read_text("utf-8"))
+        if env.get("attention") != kernels:
+            write_json(self.path / ENV, env | {"attention": dict(kernels)}, self.ops)
+
     def log_metrics(self, step: int, values: Mapping[str, float | int | str | None]) -> None:
         """Append a step to `metrics.jsonl`: only values that seed and data determine."""
         self._append_step("metrics.jsonl", step, values)

@@ -5,6 +5,7 @@ Order matters: whatever can be wrong with the input is found before the run fold
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from opd.core.diagnostics import OVERLAP_K, position_edges
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.models import tokenizers
+from opd.models.attention import attention_kernel
 from opd.models.cache_support import require_cache
 from opd.models.lm import LM, load_lm
 from opd.models.prefix_cache import supports_prefix_cache
@@ -33,6 +35,7 @@ from opd.samplers.vllm import VllmSampler
 from opd.setup.coldstart_source import completion_source
 from opd.setup.disk_estimate import bytes_needed
 from opd.setup.models import Models, open_models, teacher_logits, token_budget
+from opd.setup.pair import Pair
 from opd.setup.precision import prepare_weights
 from opd.setup.prompts import (
     load_eval_task,
@@ -60,6 +63,8 @@ from opd.training.learner import Learner
 from opd.training.optimizer import make_optimizer
 from opd.training.session import Session
 from opd.types import Kind, Sampler, Teacher
+
+logger = logging.getLogger(__name__)
 
 
 def build(
@@ -91,6 +96,7 @@ def build(
     require_space(out, bytes_needed(cfg, pair.student, pair.teacher))
     resolved = config.dump(cfg)
     folder = open_folder(cfg.output.dir, resolved, ranks, resume=resume, overwrite=overwrite)
+    folder.record_attention(attention_kernels(pair))
     folder.save_token_texts(partial(token_texts, pair.tokenizer, pair.student.vocab))
     clock = Clock(console.show_phase)
     source = replace(source, teacher=models.teacher(folder.path, console, clock))
@@ -115,6 +121,24 @@ def build(
         interventions=make_interventions(models, source.teacher, folder, console, trackers),
     )
     return session, completions
+
+
+def attention_kernels(pair: Pair) -> dict[str, str]:
+    """The kernel of each model's attention, and a warning where memory grows with its square."""
+    kernels = {
+        "student": attention_kernel(pair.student),
+        "student_decoding": attention_kernel(pair.student, decoding=True),
+    }
+    if pair.teacher is not None:
+        kernels["teacher"] = attention_kernel(pair.teacher)
+    for model in ("student", "teacher"):
+        if kernels.get(model) == "math":
+            logger.warning(
+                "The attention of the %s stores a matrix of all pairs of tokens: its memory grows "
+                "with the square of the length (no fused kernel takes its heads and precision).",
+                model,
+            )
+    return kernels
 
 
 def experience_source(models: Models, prompts: PromptSet, sampler: Sampler) -> ExperienceSource:
