@@ -83,7 +83,7 @@ def test_a_frozen_head_gets_no_gradient():
 @pytest.mark.parametrize("chunk", [24, 10**6])
 def test_rows_equal_the_gathered_dense_logits(monkeypatch, scale, softcap, chunk):
     hidden, weight, bias, ids = problem(1)
-    monkeypatch.setattr("opd.models.head._GATHER_ELEMENTS", chunk)
+    monkeypatch.setattr("opd.models.head.GATHER_ELEMENTS", chunk)
     head = Head(weight, bias, vocab=15, scale=scale, softcap=softcap)
     ids = ids.clamp(max=14)
     g = torch.randn(ids.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

@@ -179,7 +179,8 @@ class Train(Section):
     prompts_per_step: int = Field(64, ge=1)
     """Paper: 64 prompts x 4 responses, one optimizer step per batch of rollouts."""
     tokens_per_microbatch: int | Literal["auto"] = "auto"
-    """Padded tokens per forward-backward; changes the update by rounding only. auto: 8192."""
+    """Padded tokens per forward-backward; changes the update by rounding only. auto: 8192 on a CPU,
+    on a GPU as many as its memory holds, up to 16384."""
     seed: int = Field(0, ge=0)
     """Decides every random number of the run; equal seeds give equal runs."""
     deterministic: bool = False

@@ -20,7 +20,7 @@ from opd.core.distributions import DenseDistribution
 from opd.core.precision import accumulation_dtype
 
 # Head rows gathered at a time are [chunk, K, H]: at most this many elements (16 MB in fp32).
-_GATHER_ELEMENTS = 4 * 2**20
+GATHER_ELEMENTS = 4 * 2**20
 # For vocabularies of this size or larger, a gradient of few rows stays sparse until it is added to
 # `.grad`.
 SPARSE_VOCAB = 8192
@@ -138,7 +138,7 @@ def _grad_weight(grad: Tensor, hidden: Tensor, weight: Tensor, ids: Tensor, spar
 
 
 def _parts(ids: Tensor, width: int) -> list[slice]:
-    step = max(1, _GATHER_ELEMENTS // max(1, ids.shape[1] * width))
+    step = max(1, GATHER_ELEMENTS // max(1, ids.shape[1] * width))
     return [slice(i, i + step) for i in range(0, ids.shape[0], step)]
 
 

@@ -62,6 +62,7 @@ def check_sections(record: Mapping[str, Any]) -> list[Section]:
         ("examples", "Completions that were graded wrong", _examples(record)),
         ("compatibility", "Compatibility", _compatibility(record)),
         ("quarters", "By quarter of the student's completions", _by_quarter(record)),
+        ("memory", "Memory by phase, planned", _memory(record)),
         ("cost", f"Cost of {steps} steps", _cost(record)),
         ("numbers", "All measurements", number_table(record.get("numbers"), folded=True)),
     )
@@ -192,6 +193,25 @@ def _compatibility(record: Mapping[str, Any]) -> Table | None:
         for finding in _items(_best_teacher(record).get("compatibility"))
     ]
     return Table("", ("", "item", "observation", "fix"), rows) if rows else None
+
+
+def _memory(record: Mapping[str, Any]) -> Table | None:
+    memory = _at(_best_teacher(record), "memory")
+    rows: list[list[Cell]] = []
+    for device in _items(_at(memory, "devices")):
+        for phase in _items(_at(device, "phases")):
+            size, parts = _at(phase, "bytes"), _at(phase, "parts")
+            if not isinstance(size, int | float) or not isinstance(parts, Mapping):
+                continue
+            sizes = {str(k): v for k, v in parts.items() if isinstance(v, int | float)}
+            named = ", ".join(f"{name} {human_size(value)}" for name, value in sizes.items())
+            name = str(_at(phase, "phase") or "")
+            rows.append([str(_at(device, "device")), name, Number(size, human_size(size)), named])
+    if not rows:
+        return None
+    names = ("precision", "tokens_per_microbatch", "rows", "length", "processes")
+    note = ", ".join(f"{name} {_short(_at(memory, name))}" for name in names)
+    return Table("", ("device", "phase", "memory", "of it"), rows, note, folded=True)
 
 
 def _by_quarter(record: Mapping[str, Any]) -> Table | None:

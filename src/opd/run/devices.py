@@ -1,4 +1,4 @@
-"""Accelerators that this process can see: what they are, and how much of them a step used.
+"""Accelerators that this process can see: what they are, what is free, how much a step used.
 
 torch is never imported here. A process that has not imported it has no tensors on a device.
 """
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 DRIVER = Path("/proc/driver/nvidia/version")
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
 MIB = 2**20
 
 
@@ -69,3 +71,44 @@ def _torch_with_cuda() -> Any:
     """The torch module if it is loaded and has a CUDA device, else None."""
     torch = sys.modules.get("torch")
     return torch if torch is not None and torch.cuda.is_available() else None
+
+
+def free_device_bytes(device: str) -> int | None:
+    """Bytes free on a CUDA device, with those that torch holds unused; None if it is not here."""
+    torch = _torch_with_cuda()
+    if torch is None or not device.startswith("cuda"):
+        return None
+    index = int(device.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
+        return None
+    free, _ = torch.cuda.mem_get_info(index)
+    held = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
+    return int(free + held)
+
+
+def free_host_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
+    """Host memory that a new process can have, within the limit of a container.
+
+    Args:
+        meminfo: Linux's table; None is returned where there is none.
+        cgroup: folder of the control group of this process.
+    """
+    available = _match(meminfo, r"MemAvailable:\s+(\d+) kB")
+    limit, used = (
+        _match(cgroup / "memory.max", r"(\d+)"),
+        _match(cgroup / "memory.current", r"(\d+)"),
+    )
+    known = [] if available is None else [1024 * available]
+    if limit is not None and used is not None:  # memory of cached files can be had back
+        cached = _match(cgroup / "memory.stat", r"(?m)^inactive_file (\d+)$") or 0
+        known.append(max(0, limit - used + cached))
+    return min(known, default=None)
+
+
+def _match(path: Path, pattern: str) -> int | None:
+    """The number that a pattern finds in a file; None without file or match."""
+    try:
+        found = re.search(pattern, path.read_text("utf-8"))
+    except OSError:
+        return None
+    return None if found is None else int(found[1])

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 # have 30 tokens) may be more of them, up to SHORT_TOKENS: their cache is small for any model.
 ROWS, SHORT_ROWS, SHORT_TOKENS = 128, 512, 32_768
 # Of the memory that is free when a call of `sample` begins; the rest is for prompts being read.
-_MEMORY_FRACTION = 0.8
+MEMORY_FRACTION = 0.8
 # Copies of a row's logits in float32 that sampling holds at the same time, and those of a graph.
 _LOGIT_COPIES = 12
 
@@ -143,16 +143,14 @@ class HFSampler:
         if free is None:
             return rows
         longest = max(len(r.prompt.ids) for r in requests)
-        return max(1, min(rows, int(_MEMORY_FRACTION * free / self._row_bytes(longest, limit))))
+        return max(1, min(rows, int(MEMORY_FRACTION * free / self._row_bytes(longest, limit))))
 
     def _row_bytes(self, longest: int, limit: int) -> int:
         """Bytes of a row: its cache, its tape and random numbers, its logits."""
-        support, pace = cache_support(self.lm), pace_of(self.lm.device)
-        columns = pace.column_count(longest + limit)
+        support, columns = cache_support(self.lm), pace_of(self.lm.device).column_count
         dtype = accumulation_dtype(self.lm.causal.dtype)
-        tape = (4 * token_words(self.capture, dtype) + 8) * limit
-        logits = _LOGIT_COPIES * dtype.itemsize * self.lm.vocab
-        return support.bytes_per_token * columns + support.bytes_per_row + tape + logits
+        cache = support.bytes_per_token * columns(longest + limit) + support.bytes_per_row
+        return cache + record_bytes(limit, self.capture, self.lm.vocab, dtype)
 
     def _halve(self, rows: int, reason: str) -> None:
         if rows == 1:
@@ -175,6 +173,19 @@ def batch_rows(prompts: Sequence[Prompt], limit: int) -> int:
     """Rows decoded at once, unless memory is short: more of them where they are short."""
     longest = max((len(p.ids) for p in prompts), default=0) + limit
     return max(ROWS, min(SHORT_ROWS, SHORT_TOKENS // longest))
+
+
+def record_bytes(limit: int, capture: int, vocab: int, dtype: torch.dtype) -> int:
+    """Bytes that a row takes beside its cache: its tape, random numbers and logits.
+
+    Args:
+        limit: maximum tokens of a completion.
+        capture: K, top tokens that are recorded.
+        vocab: V.
+        dtype: of statistics, float32 or float64.
+    """
+    tape = (4 * token_words(capture, dtype) + 8) * limit
+    return tape + _LOGIT_COPIES * dtype.itemsize * vocab
 
 
 def _free_bytes(device: torch.device) -> int | None:

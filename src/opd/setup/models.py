@@ -20,13 +20,12 @@ from opd.models.lm import LM
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.samplers.hf import Decoding, HFSampler
+from opd.setup.memory_plan import auto_tokens
 from opd.setup.objective import make_objective, resolve_support
 from opd.setup.pair import Pair, load_pair
 from opd.setup.remote_teacher import ServedTeacher, TeacherSource, find_remote_teacher
 from opd.teachers.local import LocalTeacher
 from opd.types import Kind, Sampler, Teacher
-
-AUTO_TOKENS = 8192  # padded tokens per forward-backward when train.tokens_per_microbatch is auto
 
 
 @dataclass(frozen=True)
@@ -124,4 +123,4 @@ def teacher_logits(teacher: LM) -> Callable[[torch.Tensor], torch.Tensor]:
 def token_budget(cfg: Run) -> int:
     """Padded tokens per forward-backward."""
     size = cfg.train.tokens_per_microbatch
-    return AUTO_TOKENS if size == "auto" else size
+    return auto_tokens(cfg) if size == "auto" else size

@@ -34,6 +34,7 @@ from opd.run.trackers import Trackers
 from opd.samplers.vllm import VllmSampler
 from opd.setup.coldstart_source import completion_source
 from opd.setup.disk_estimate import bytes_needed
+from opd.setup.memory_advice import warn_of_shortage
 from opd.setup.models import Models, open_models, teacher_logits, token_budget
 from opd.setup.pair import Pair
 from opd.setup.precision import prepare_weights
@@ -79,6 +80,7 @@ def build(
         prepare_deterministic()
     ranks = init_ranks()
     check_accelerate_launcher(cfg.student.shard)
+    warn_of_shortage(cfg)
     models = open_models(cfg, console)
     cfg, pair = models.cfg, models.pair
     prompts = load_training_prompts(cfg, pair, console)
@@ -236,7 +238,7 @@ def make_learner(
         optimizer=optimizer,
         objective=models.objective,
         optim=cfg.optim,
-        tokens_per_microbatch=token_budget(cfg),
+        tokens_per_microbatch=ranks.smallest(token_budget(cfg)),
         teacher_logits=None if pair.teacher is None else teacher_logits(pair.teacher),
         teacher_temperature=cfg.loss.teacher_temperature,
         diagnostics_k=min(OVERLAP_K, pair.student.vocab),

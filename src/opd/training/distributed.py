@@ -83,6 +83,10 @@ class Ranks:
         dist.all_gather(parts, mine)
         return [part[: int(n)].numpy().tobytes() for part, n in zip(parts, lengths, strict=True)]
 
+    def smallest(self, value: int) -> int:
+        """The least of every process's numbers, at every process."""
+        return min(int(part) for part in self.gather(b"%d" % value))
+
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Add up every process's gradients, in place."""
         if self.size == 1:

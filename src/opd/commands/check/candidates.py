@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from opd.config import LocalTeacher, Run, ServerTeacher
+from opd.commands.check.memory import MemoryCheck
+from opd.config import LocalTeacher, Run
 from opd.data.prompts import PromptSet, load_prompts
 from opd.errors import UserError
+from opd.models.configs import read_config
 from opd.models.hub_name import split_revision
 from opd.models.lm import LM, context_length_of
 from opd.models.tokenizers import eos_ids, load_tokenizer
@@ -37,6 +39,7 @@ class Candidate:
         findings: on the compatibility of tokens and prompts.
         pair: student and teacher, or None if they are incompatible.
         server: the teacher, if it is a server.
+        memory: plan of the run's memory, if it could be made.
     """
 
     label: str
@@ -44,6 +47,7 @@ class Candidate:
     findings: list[Finding]
     pair: Pair | None
     server: Teacher | None = None
+    memory: MemoryCheck | None = None
 
     @property
     def compatible(self) -> bool:
@@ -58,40 +62,45 @@ def teacher_labels(cfgs: Sequence[Run]) -> list[str]:
     return short if len(set(short)) == len(short) else names
 
 
-def load_candidate(cfg: Run, label: str, student: LM | None, scratch: Path) -> Candidate:
+def load_candidate(
+    cfg: Run,
+    label: str,
+    student: LM | None,
+    scratch: Path,
+    *,
+    memory: MemoryCheck | None = None,
+) -> Candidate:
     """Load one teacher and check its compatibility with the student.
+
+    Nothing is loaded where tokenizers do not match or the run does not fit into memory.
 
     Args:
         cfg: the run.
         label: its name.
         student: of an earlier candidate, to be used again.
         scratch: folder for what a server's fingerprint needs.
+        memory: its plan, made before anything was loaded.
 
     Raises:
         UserError: a model or file that cannot be read, or a server that does not answer.
     """
-    if isinstance(cfg.teacher, ServerTeacher):
-        return _load_server(cfg, label, student, scratch)
-    if not isinstance(cfg.teacher, LocalTeacher):
+    findings = [] if memory is None else [memory.finding]
+    if isinstance(cfg.teacher, LocalTeacher):
+        findings = _check_tokenizers(cfg, cfg.teacher) + findings
+    elif cfg.teacher is None:
         raise UserError("opd check needs a teacher; teacher is null.")
-    findings = _check_tokenizers(cfg, cfg.teacher)
     if any(f.level == "failure" for f in findings):
-        return Candidate(label, cfg, findings, None)
+        return Candidate(label, cfg, findings, None, memory=memory)
     models = open_models(cfg, Console("quiet"), student=student)
     cfg, pair = models.cfg, models.pair
-    assert pair.teacher is not None
-    findings.append(compatibility.check_distinct(same_weights(pair.student, pair.teacher)))
-    return Candidate(label, cfg, findings, pair)
-
-
-def _load_server(cfg: Run, label: str, student: LM | None, scratch: Path) -> Candidate:
-    quiet = Console("quiet")
-    models = open_models(cfg, quiet, student=student)
-    cfg, pair = models.cfg, models.pair
+    if pair.teacher is not None:
+        findings.append(compatibility.check_distinct(same_weights(pair.student, pair.teacher)))
+        return Candidate(label, cfg, findings, pair, memory=memory)
     models.handshake(_prompts(cfg, pair.tokenizer, cfg.prompts.chat))
-    server = models.teacher(scratch, quiet, Clock())
-    findings = [Finding("tokens", "ok", "the server encodes known texts as the student does")]
-    return Candidate(label, cfg, findings, pair, server)
+    server = models.teacher(scratch, Console("quiet"), Clock())
+    message = "the server encodes known texts as the student does"
+    findings.insert(0, Finding("tokens", "ok", message))
+    return Candidate(label, cfg, findings, pair, server, memory)
 
 
 def _prompts(cfg: Run, tokenizer: Any, chat: dict[str, Any] | None) -> PromptSet:
@@ -142,14 +151,7 @@ class _Shape(NamedTuple):
 
 def _model_shape(name: str, key: str) -> _Shape:
     """Head and context of a model, from its configuration."""
-    path, revision = split_revision(name)
-    try:
-        config = transformers.AutoConfig.from_pretrained(
-            path, revision=revision, trust_remote_code=False
-        ).get_text_config()
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{key}={name}: its configuration cannot be read: {first}") from None
+    config = read_config(name, key=key).get_text_config()
     return _Shape(int(config.vocab_size), context_length_of(config))
 
 

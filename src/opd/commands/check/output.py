@@ -75,6 +75,8 @@ def _teacher_record(result: TeacherResult) -> dict[str, Any]:
         "reasons": [r.record() for r in result.reasons],
         "numbers": {name: asdict(e) for name, e in result.features.items()},
     }
+    if result.candidate.memory is not None:
+        record["memory"] = result.candidate.memory.plan.record()
     if result.forecast is not None:
         record["forecast"] = result.forecast.record()
     if result.side is not None:

@@ -11,6 +11,7 @@ from time import monotonic
 from opd import config
 from opd.commands.check import output, timing
 from opd.commands.check.candidates import Candidate, load_candidate, teacher_labels
+from opd.commands.check.memory import check_memory
 from opd.commands.check.result import CheckResult, TeacherResult
 from opd.commands.check.rounds import Budget, Probe, run_probe
 from opd.commands.check.timing import StepTimer
@@ -133,12 +134,14 @@ def check(file: str, cfgs: Sequence[Run], budget: Budget, scratch: Path) -> Chec
 def _load_candidates(cfgs: Sequence[Run], scratch: Path) -> list[Candidate]:
     """All teachers beside one student; of several, one that cannot be reached is a failure."""
     candidates: list[Candidate] = []
-    for i, (cfg, label) in enumerate(zip(cfgs, teacher_labels(cfgs), strict=True)):
+    plans = [check_memory(cfg) for cfg in cfgs]  # while all of the memory is free
+    runs = zip(cfgs, teacher_labels(cfgs), plans, strict=True)
+    for i, (cfg, label, memory) in enumerate(runs):
         student = next((c.pair.student for c in candidates if c.pair is not None), None)
         folder = scratch / str(i)
         folder.mkdir()
         try:
-            candidates.append(load_candidate(cfg, label, student, folder))
+            candidates.append(load_candidate(cfg, label, student, folder, memory=memory))
         except UserError as error:
             if len(cfgs) == 1:
                 raise

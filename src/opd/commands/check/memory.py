@@ -1,0 +1,46 @@
+"""The memory a run needs, before any weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from opd.config import Run
+from opd.errors import UserError
+from opd.recipes.check.compatibility import Finding, Level
+from opd.run.disk import human_size
+from opd.setup.memory_advice import describe_need, find_shortage
+from opd.setup.memory_plan import MemoryPlan, plan_memory
+
+
+@dataclass(frozen=True)
+class MemoryCheck:
+    """A plan and what it means; the finding is a failure where a device is too small."""
+
+    plan: MemoryPlan
+    finding: Finding
+
+
+def check_memory(cfg: Run) -> MemoryCheck | None:
+    """Plan the memory of a run on this machine.
+
+    Returns:
+        None where a model's configuration cannot be read: loading it says why.
+    """
+    try:
+        plan = plan_memory(cfg)
+        shortage = find_shortage(cfg, plan)
+    except UserError:
+        return None
+    if shortage is None:
+        return MemoryCheck(plan, Finding("memory", "ok", _summary(plan)))
+    level: Level = "failure" if shortage.certain else "warning"
+    return MemoryCheck(plan, Finding("memory", level, shortage.message, shortage.fix))
+
+
+def _summary(plan: MemoryPlan) -> str:
+    needs = []
+    for device in plan.devices:
+        free = plan.free.get(device)
+        known = "" if free is None else f", {human_size(free)} are free"
+        needs.append(describe_need(plan.peak(device)) + known)
+    return "; ".join(needs)

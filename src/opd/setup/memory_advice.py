@@ -1,0 +1,121 @@
+"""Whether a run fits into the memory of its devices, and which settings make it fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from opd import config
+from opd.config import Run, ServerTeacher
+from opd.errors import UserError
+from opd.run.disk import human_size
+from opd.setup.memory_models import HOST
+from opd.setup.memory_plan import GPU_CHOICES, MemoryPlan, PhaseMemory, plan_memory
+from opd.setup.precision import resolve_precision
+
+logger = logging.getLogger(__name__)
+
+Overrides = Sequence[str]
+CHECKPOINTING = "student.gradient_checkpointing=true"
+OFFLOAD = "optim.offload=cpu"
+SERVED = "teacher={{url: http://HOST:8400/v1, model: {model}}}"
+SMALLEST_BUDGET = min(GPU_CHOICES)  # tokens of a micro-batch
+NAMED_PARTS = 4  # of a phase, in messages
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """A device that a run would fill.
+
+    Attributes:
+        certain: more is needed than there is; else only fragments and workspaces lack room.
+        message: what is needed, and of what.
+        fix: what to set.
+    """
+
+    certain: bool
+    message: str
+    fix: str
+
+
+def find_shortage(cfg: Run, plan: MemoryPlan) -> Shortage | None:
+    """The first device that is too small for a run; None if all have enough or are not known."""
+    for device in plan.too_small:
+        peak, free = plan.peak(device), plan.free[device]
+        parts = sorted(peak.parts.items(), key=lambda item: -item[1])[:NAMED_PARTS]
+        named = ", ".join(f"{name} {human_size(size)}" for name, size in parts)
+        message = f"{describe_need(peak)}, of which {human_size(free)} are free: {named}"
+        found = first_that_fits(cfg, lambda changed: plan_memory(changed, free=plan.free))
+        fix = "use a smaller model, student.lora={} or shorter completions"
+        if found is not None:
+            fix = "set " + " ".join(found[0])
+        return Shortage(peak.total > free, message, f"{fix} (docs/memory.md)")
+    return None
+
+
+def describe_need(peak: PhaseMemory) -> str:
+    """What a phase needs, in words."""
+    device = "host memory" if peak.device == HOST else peak.device
+    return f"planned: the phase {peak.phase} needs {human_size(peak.total)} of {device}"
+
+
+def warn_of_shortage(cfg: Run) -> None:
+    """Log a warning where a run is not expected to fit; say nothing where it cannot be planned."""
+    try:
+        shortage = find_shortage(cfg, plan_memory(cfg))
+    except UserError:  # loading the model says why
+        return
+    if shortage is not None:
+        logger.warning("Memory, %s. To avoid it, %s.", shortage.message, shortage.fix)
+
+
+def first_that_fits(
+    cfg: Run,
+    plan: Callable[[Run], MemoryPlan],
+    teachers: Sequence[Overrides] | None = None,
+) -> tuple[Overrides, MemoryPlan] | None:
+    """The settings that cost least speed among those that make a run fit; None if none does.
+
+    Args:
+        cfg: the run.
+        plan: of a run, on the devices it shall fit.
+        teachers: overrides of the teacher that may be chosen, the preferred first; None: as it is,
+            or behind a server.
+    """
+    if teachers is None:
+        teachers = [(), *_served(cfg)]
+    for teacher in teachers:
+        for settings in _settings(cfg):
+            overrides = (*settings, *teacher)
+            try:
+                planned = plan(config.parse(config.dump(cfg), overrides))
+            except UserError:  # settings that exclude each other
+                continue
+            if not planned.too_small:
+                return overrides, planned
+    return None
+
+
+def _settings(cfg: Run) -> Iterator[Overrides]:
+    """Changes of the student's training, those that cost least first."""
+    checkpointing: list[Overrides] = [()]
+    if not cfg.student.gradient_checkpointing:
+        checkpointing.append((CHECKPOINTING,))
+    optimizer: list[Overrides] = [()]
+    if resolve_precision(cfg) == "bf16_mixed" and cfg.student.lora is None:
+        optimizer += [] if cfg.optim.offload == "cpu" else [(OFFLOAD,)]
+    budget: list[Overrides] = [()]
+    tokens = cfg.train.tokens_per_microbatch
+    if tokens == "auto" or tokens > SMALLEST_BUDGET:
+        budget.append((f"train.tokens_per_microbatch={SMALLEST_BUDGET}",))
+    for state in optimizer:
+        for recompute in checkpointing:
+            for size in budget:
+                yield (*recompute, *state, *size)
+
+
+def _served(cfg: Run) -> list[Overrides]:
+    if cfg.teacher is None or isinstance(cfg.teacher, ServerTeacher):
+        return []
+    return [(SERVED.format(model=cfg.teacher.model),)]

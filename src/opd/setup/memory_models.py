@@ -1,0 +1,243 @@
+"""The models of a run as a memory plan sees them: sizes, devices; nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from opd.config import LocalTeacher, Lora, Run
+from opd.models.configs import read_config
+from opd.models.lm import default_device
+from opd.models.model_size import FLOAT, ModelSize, model_size
+from opd.run.devices import free_device_bytes, free_host_bytes
+from opd.setup.precision import ResolvedPrecision, resolve_precision
+
+HOST = "cpu"
+DTYPES: Mapping[ResolvedPrecision, torch.dtype] = {
+    "float32": torch.float32,
+    "bf16_mixed": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+STATES = 2  # moments of AdamW per weight
+
+ConfigReader = Callable[[str, str], Any]
+
+
+@dataclass(frozen=True)
+class StudentState:
+    """Bytes that a student keeps from step to step, in one process.
+
+    Attributes:
+        loaded: weights as they are loaded, before masters are made or weights are sharded.
+        weights: working weights, or this process's shards of them.
+        masters: float32 weights on the device that the optimizer updates.
+        gradients: of one update, on the device.
+        moments: of AdamW, on the device.
+        host: masters, moments and a copy of the gradients in host memory (optim.offload).
+        gathered_to_update: weights of other processes' shards that are there during an update.
+        gathered_to_sample: likewise while completions are sampled.
+        largest: of the float32 tensors, which a step or a checkpoint moves one by one.
+    """
+
+    loaded: int
+    weights: int
+    masters: int
+    gradients: int
+    moments: int
+    host: int = 0
+    gathered_to_update: int = 0
+    gathered_to_sample: int = 0
+    largest: int = 0
+
+
+@dataclass(frozen=True)
+class FrozenModel:
+    """A model that is only read, a teacher or a reference, and its device."""
+
+    size: ModelSize
+    device: str
+
+
+@dataclass(frozen=True)
+class PlannedModels:
+    """The models of a run, as far as they are in this process.
+
+    Attributes:
+        student: sizes of its passes.
+        state: what it keeps from step to step.
+        device: of the student.
+        precision: of the student.
+        teacher: None behind a server, from a cache, or without one.
+        reference: of loss.terms.reference.
+    """
+
+    student: ModelSize
+    state: StudentState
+    device: str
+    precision: ResolvedPrecision
+    teacher: FrozenModel | None = None
+    reference: FrozenModel | None = None
+
+    @property
+    def frozen(self) -> list[FrozenModel]:
+        """Teacher and reference, as far as there are any."""
+        return [f for f in (self.teacher, self.reference) if f is not None]
+
+    @property
+    def devices(self) -> list[str]:
+        """Accelerators first, host memory last."""
+        names = {HOST, self.device, *(f.device for f in self.frozen)}
+        return sorted(names, key=lambda name: (name == HOST, name))
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Of the student."""
+        return torch.device(self.device)
+
+
+def plan_models(
+    cfg: Run, device: str, *, processes: int = 1, read: ConfigReader | None = None
+) -> PlannedModels:
+    """The models of a run.
+
+    Args:
+        cfg: the run.
+        device: of the student.
+        processes: that train together.
+        read: (model, key) -> transformers configuration; None: from folder or hub.
+
+    Raises:
+        UserError: a configuration that cannot be read or built.
+    """
+    read = read or (lambda name, key: read_config(name, key=key))
+    section, precision = cfg.student, resolve_precision(cfg)
+    config = read(section.model, "student.model")
+    student = _size(config, DTYPES[precision], section.lora, device)
+    if processes > 1 and section.shard == "fsdp2":
+        state = sharded_state(student, processes, mixed=precision == "bf16_mixed")
+    else:
+        offload = cfg.optim.offload == "cpu" and device != HOST
+        mixed = precision == "bf16_mixed" and section.lora is None
+        state = student_state(student, mixed=mixed, offload=offload)
+    teacher, reference = None, None
+    if isinstance(cfg.teacher, LocalTeacher) and cfg.teacher.cache is None:
+        place = device if cfg.teacher.device is None else device_name(cfg.teacher.device)
+        config = read(cfg.teacher.model, "teacher.model")
+        teacher = FrozenModel(_size(config, _dtype(config, cfg.teacher.dtype), None, place), place)
+    if (name := cfg.loss.terms.reference) is not None:
+        config = read(name, "loss.terms.reference")
+        reference = FrozenModel(_size(config, _dtype(config, "auto"), None, device), device)
+    return PlannedModels(student, state, device, precision, teacher, reference)
+
+
+def student_state(size: ModelSize, *, mixed: bool, offload: bool = False) -> StudentState:
+    """Of a student that one process holds whole.
+
+    Args:
+        size: of its working weights.
+        mixed: bf16 weights that are trained have float32 masters (bf16_mixed without LoRA).
+        offload: masters and moments are in host memory.
+    """
+    itemsize = FLOAT if mixed else size.trained_itemsize
+    trained = itemsize * size.trained_elements
+    largest = itemsize * max(size.trained, default=0)
+    loaded = FLOAT * size.parameters if mixed else size.weights
+    masters, moments, host = trained if mixed else 0, STATES * trained, 0
+    if offload:  # masters and gradients are pinned
+        pinned = 2 * sum(_pinned_bytes(itemsize * count) for count in size.trained)
+        masters, moments, host = 0, 0, pinned + moments
+    return StudentState(loaded, size.weights, masters, trained, moments, host, largest=largest)
+
+
+def sharded_state(size: ModelSize, processes: int, *, mixed: bool) -> StudentState:
+    """Of a student that FSDP2 shards over processes.
+
+    Gradients are taken to add up unsharded until the end of a step, as they do where they fit.
+
+    Args:
+        size: of its weights as gathered for a forward.
+        processes: number of them.
+        mixed: shards are float32 and gathered in bf16 (bf16_mixed).
+    """
+    itemsize = FLOAT if mixed else size.trained_itemsize
+    trained = itemsize * size.trained_elements
+    loaded = FLOAT * size.parameters if mixed else size.weights
+    # The head with the embedding, the layer that runs, and the next one, gathered meanwhile.
+    head = 2 * size.vocab * size.hidden * size.itemsize
+    layers = 2 * size.weights // max(1, size.layers)
+    return StudentState(
+        loaded=loaded,
+        weights=loaded // processes,
+        masters=0,
+        gradients=trained + trained // processes,
+        moments=STATES * trained // processes,
+        gathered_to_update=head + layers,
+        gathered_to_sample=size.weights,
+        largest=itemsize * max(size.trained, default=0),
+    )
+
+
+def device_name(device: str | None) -> str:
+    """One name per device: cuda is the current one; None is where models go by default."""
+    chosen = default_device() if device is None else torch.device(device)
+    if chosen.type == HOST:
+        return HOST
+    if str(chosen) == "cuda" and torch.cuda.is_available():
+        return f"cuda:{torch.cuda.current_device()}"
+    return f"{chosen.type}:{chosen.index or 0}"
+
+
+def free_memory(devices: Iterable[str]) -> dict[str, int]:
+    """Bytes that devices can give now; those that are not here are left out."""
+    known = {
+        name: free_host_bytes() if name == HOST else free_device_bytes(name) for name in devices
+    }
+    return {name: size for name, size in known.items() if size is not None}
+
+
+def _size(config: Any, dtype: torch.dtype, lora: Lora | None, device: str) -> ModelSize:
+    copies_heads = device != HOST and dtype != torch.bfloat16
+    adapters = None if lora is None else lora.model_dump_json()
+    return _cached_size(_Hashable(config), dtype, adapters, copies_heads)
+
+
+class _Hashable:
+    """A configuration, equal to another with the same content."""
+
+    def __init__(self, config: Any) -> None:
+        self.config, self.key = config, config.to_json_string(use_diff=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashable) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@lru_cache(maxsize=32)
+def _cached_size(
+    config: _Hashable, dtype: torch.dtype, adapters: str | None, copies_heads: bool
+) -> ModelSize:
+    lora = None if adapters is None else Lora.model_validate_json(adapters)
+    return model_size(config.config, dtype, lora=lora, copies_heads=copies_heads)
+
+
+def _dtype(config: Any, dtype: str) -> torch.dtype:
+    """Of a frozen model; auto is what its configuration says, else float32."""
+    if dtype != "auto":
+        chosen: torch.dtype = getattr(torch, dtype)
+        return chosen
+    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    if isinstance(stored, str):
+        stored = getattr(torch, stored)
+    return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+def _pinned_bytes(size: int) -> int:
+    """Bytes that torch's allocator of pinned memory takes: a power of two."""
+    return 1 << (size - 1).bit_length() if size else 0

@@ -1,0 +1,362 @@
+"""What a run needs of every device, phase by phase, before anything is loaded.
+
+Only configurations are read; `opd.models.model_size` has what models take. A phase is taken at its
+worst moment: every completion as long as allowed, micro-batches full.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from opd.config import Run
+from opd.core.precision import accumulation_dtype
+from opd.errors import UserError
+from opd.samplers.hf import MEMORY_FRACTION, batch_rows, record_bytes
+from opd.samplers.pace import pace_of
+from opd.setup.memory_models import (
+    DTYPES,
+    HOST,
+    ConfigReader,
+    PlannedModels,
+    device_name,
+    free_memory,
+    plan_models,
+)
+from opd.setup.memory_work import LossWork
+
+Phase = Literal["load", "rollout", "score", "update", "save"]
+Parts = Mapping[str, int]
+# Of a device's free memory that may be used. The rest is for fragments that torch's allocator
+# cannot give, workspaces of kernels, and what a plan does not see.
+USABLE = 0.94
+PROCESS = 2**30  # host memory of Python and its libraries
+# train.tokens_per_microbatch: auto. On a GPU the largest of the choices that fits: more than that
+# many tokens make a pass no faster.
+AUTO_TOKENS = 8192
+GPU_CHOICES = (1024, 2048, 4096, 8192, 16384)
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """What one phase needs of one device, in bytes by part."""
+
+    phase: Phase
+    device: str
+    parts: Parts
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Memory by phase and device; with several processes, that of each.
+
+    Attributes:
+        phases: every phase on every device.
+        devices: accelerators first, host memory last.
+        free: bytes that each device can give now; devices that are not present are left out.
+        precision: student.precision, never auto.
+        tokens_per_microbatch: never auto.
+        rows: completions sampled together in this process; 0: a server or a replay gives them.
+        length: tokens of the longest prompt with its completion.
+        processes: that train together.
+    """
+
+    phases: tuple[PhaseMemory, ...]
+    devices: tuple[str, ...]
+    free: Mapping[str, int]
+    precision: str
+    tokens_per_microbatch: int
+    rows: int
+    length: int
+    processes: int
+
+    def peak(self, device: str) -> PhaseMemory:
+        """The phase that needs most of a device."""
+        return max((p for p in self.phases if p.device == device), key=lambda p: p.total)
+
+    def fits(self, device: str) -> bool | None:
+        """Whether a device has enough; None where its memory is not known."""
+        free = self.free.get(device)
+        return None if free is None else self.peak(device).total <= USABLE * free
+
+    @property
+    def too_small(self) -> list[str]:
+        """Devices that do not have enough."""
+        return [device for device in self.devices if self.fits(device) is False]
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {
+            "devices": [self._device_record(device) for device in self.devices],
+            "precision": self.precision,
+            "tokens_per_microbatch": self.tokens_per_microbatch,
+            "rows": self.rows,
+            "length": self.length,
+            "processes": self.processes,
+        }
+
+    def _device_record(self, device: str) -> dict[str, Any]:
+        peak = self.peak(device)
+        return {
+            "device": device,
+            "free": self.free.get(device),
+            "needed": peak.total,
+            "phase": peak.phase,
+            "fits": self.fits(device),
+            "phases": [
+                {"phase": p.phase, "bytes": p.total, "parts": dict(p.parts)}
+                for p in self.phases
+                if p.device == device
+            ],
+        }
+
+
+def plan_memory(
+    cfg: Run,
+    *,
+    device: str | None = None,
+    free: Mapping[str, int] | None = None,
+    processes: int | None = None,
+    read: ConfigReader | None = None,
+) -> MemoryPlan:
+    """Plan the memory of a run.
+
+    Args:
+        cfg: the run.
+        device: of the student; None: the accelerator if there is one.
+        free: bytes by device; None: of the devices of this machine, now.
+        processes: that train together; None: as torchrun or accelerate says.
+        read: (model, key) -> transformers configuration; None: from folder or hub.
+
+    Raises:
+        UserError: a model's configuration that cannot be read, a loss that makes no sense.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1)) if processes is None else processes
+    models = plan_models(cfg, device_name(device), processes=processes, read=read)
+    free = free_memory(models.devices) if free is None else free
+    planner = _Planner(cfg, models)
+    tokens = cfg.train.tokens_per_microbatch
+    if tokens == "auto":
+        tokens = planner.auto_tokens(free.get(models.device))
+    rows = planner.rows(free.get(models.device))
+    return MemoryPlan(
+        phases=tuple(planner.phases(tokens, rows)),
+        devices=tuple(models.devices),
+        free=dict(free),
+        precision=models.precision,
+        tokens_per_microbatch=tokens,
+        rows=rows,
+        length=planner.length,
+        processes=processes,
+    )
+
+
+class _Planner:
+    """Bytes of the phases of a run, for given micro-batches and rows."""
+
+    def __init__(self, cfg: Run, models: PlannedModels) -> None:
+        self.cfg, self.models = cfg, models
+        self.limit = cfg.rollout.max_new_tokens
+        if cfg.horizon is not None and cfg.horizon.cap is not None:
+            self.limit = min(self.limit, cfg.horizon.cap)
+        context = models.student.context
+        length = cfg.prompts.max_tokens + self.limit
+        self.length = length if context is None else min(length, context)
+        self.on_gpu = models.device != HOST
+        self.work = LossWork(cfg, on_gpu=self.on_gpu)
+
+    def phases(self, tokens: int, rows: int) -> list[PhaseMemory]:
+        """All phases on all devices.
+
+        Args:
+            tokens: of a micro-batch; a longer row is one of its own.
+            rows: that are sampled together.
+        """
+        tokens = max(tokens, self.length)
+        phases: dict[Phase, dict[str, Parts]] = {
+            "load": self._load(),
+            "rollout": {self.models.device: self._rollout(rows)},
+            "score": self._score(tokens),
+            "update": self._update(tokens),
+            "save": self._save(),
+        }
+        planned = []
+        for phase, by_device in phases.items():
+            for device in self.models.devices:
+                resident = {} if phase == "load" else self._resident(device)
+                parts = _add(resident, by_device.get(device, {}))
+                needed = {name: size for name, size in parts.items() if size}
+                planned.append(PhaseMemory(phase, device, needed))
+        return planned
+
+    def auto_tokens(self, free: int | None) -> int:
+        """Tokens per micro-batch where the configuration does not say."""
+        if not self.on_gpu or free is None:
+            return AUTO_TOKENS
+        device, fitting = self.models.device, GPU_CHOICES[0]
+        for tokens in GPU_CHOICES:
+            phases = [p for p in self.phases(tokens, 0) if p.device == device and p.phase != "load"]
+            if max(p.total for p in phases) <= USABLE * free:
+                fitting = tokens
+        return fitting
+
+    def rows(self, free: int | None) -> int:
+        """Rows sampled together: on a GPU as many as its free memory holds."""
+        cfg, device = self.cfg, self.models.device
+        if cfg.rollout.engine != "hf":
+            return 0
+        rows = min(batch_rows([], self.length), cfg.train.prompts_per_step * cfg.rollout.n)
+        if free is None or not self.on_gpu:
+            return rows
+        others = _total(self._resident(device)) + _total(self._rollout(0))
+        resident = others - self._prompt_bytes()
+        # The sampler takes a fraction of what is free, and half if prompts have no room beside it.
+        available = min(MEMORY_FRACTION * (free - resident), USABLE * free - others)
+        return max(1, min(rows, int(available / self._row_bytes())))
+
+    def _prompt_bytes(self) -> int:
+        """Of a forward over the prompts of the rows that start together."""
+        tokens = max(pace_of(self.models.torch_device).prefill, self.cfg.prompts.max_tokens)
+        return tokens * self.models.student.forward
+
+    def _row_bytes(self) -> int:
+        student = self.models.student
+        columns = pace_of(self.models.torch_device).column_count(self.length)
+        dtype = accumulation_dtype(DTYPES[self.models.precision])
+        records = record_bytes(self.limit, self.cfg.loss.k, student.vocab, dtype)
+        return student.cache_bytes(columns) + records
+
+    def _resident(self, device: str) -> Parts:
+        """What is there in every phase after loading."""
+        state, parts = self.models.state, self._frozen_weights(device)
+        if device == self.models.device:
+            student = {
+                "student weights": state.weights,
+                "master weights": state.masters,
+                "optimizer moments": state.moments,
+            }
+            parts = _add(student, parts)
+        if device == HOST:
+            host = {"Python and libraries": PROCESS, "offloaded optimizer": state.host}
+            parts = _add(host, parts)
+        return parts
+
+    def _frozen_weights(self, device: str) -> Parts:
+        named = {
+            "teacher weights": self.models.teacher,
+            "reference weights": self.models.reference,
+        }
+        return {
+            name: frozen.size.weights
+            for name, frozen in named.items()
+            if frozen is not None and frozen.device == device
+        }
+
+    def _load(self) -> dict[str, Parts]:
+        """Each model is read into host memory and moved to its device.
+
+        Masters are made, and weights sharded, when the teacher is there already.
+        """
+        models, state = self.models, self.models.state
+        parts = {device: self._frozen_weights(device) for device in models.devices}
+        student = max(state.loaded, state.weights + state.masters)
+        parts[models.device] = _add({"student weights": student}, parts[models.device])
+        host = {"Python and libraries": PROCESS}
+        if self.on_gpu:
+            host["model being read"] = max([state.loaded, *(f.size.weights for f in models.frozen)])
+            host["offloaded optimizer"] = state.host
+        parts[HOST] = _add(host, parts[HOST])
+        return parts
+
+    def _rollout(self, rows: int) -> Parts:
+        if self.cfg.rollout.engine != "hf":
+            return {}
+        return {
+            "gathered weights": self.models.state.gathered_to_sample,
+            "prompts being read": self._prompt_bytes(),
+            "sampled rows": rows * self._row_bytes(),
+        }
+
+    def _score(self, tokens: int) -> dict[str, Parts]:
+        parts: dict[str, Parts] = {HOST: {"rollouts and scores": self._step_arrays()}}
+        for frozen in self.models.frozen:
+            needed = {"teacher's forward": self.work.scoring_bytes(frozen.size, tokens, self.limit)}
+            # Teacher and reference score one after the other.
+            before = parts.get(frozen.device, {}).get("teacher's forward", 0)
+            if needed["teacher's forward"] > before:
+                parts[frozen.device] = {**parts.get(frozen.device, {}), **needed}
+        return parts
+
+    def _update(self, tokens: int) -> dict[str, Parts]:
+        """Gradients, and the worst of: loss and backward, diagnostics, the optimizer's step."""
+        models, work, state = self.models, self.work, self.models.state
+        student, checkpointing = models.student, self.cfg.student.gradient_checkpointing
+        backward = student.backward_bytes(tokens, checkpointing=checkpointing)
+        alternatives = [
+            {
+                "activations": student.activation_bytes(tokens, checkpointing=checkpointing),
+                "loss and backward": max(backward, work.loss_bytes(student, tokens)),
+            },
+            {"diagnostics": work.diagnosed_bytes(student, tokens)},
+            {"optimizer step": state.largest if state.host else 0},
+        ]
+        held = {"gathered weights": state.gathered_to_update, "gradients": state.gradients}
+        parts: dict[str, Parts] = {HOST: {"rollouts and scores": self._step_arrays()}}
+        worst = _add(held, max(alternatives, key=_total))
+        parts[models.device] = _add(parts.get(models.device, {}), worst)
+        teacher = models.teacher
+        if teacher is not None and teacher.device != models.device:
+            logits = {"teacher's logits": work.chunk * teacher.size.itemsize}
+            parts[teacher.device] = _add(parts.get(teacher.device, {}), logits)
+        return parts
+
+    def _save(self) -> dict[str, Parts]:
+        """Checkpoints are streamed; the final model is put together in host memory."""
+        student, state = self.models.student, self.models.state
+        whole, gathered = student.weights, 0
+        if state.gathered_to_sample:  # tensor by tensor; the process that writes keeps them all
+            whole, gathered = max(whole, 3 * state.loaded), state.largest
+        parts: dict[str, Parts] = {self.models.device: {"gathered tensor": gathered}}
+        parts[HOST] = _add(parts.get(HOST, {}), {"model being written": whole})
+        return parts
+
+    def _step_arrays(self) -> int:
+        """A step's rollouts and scores, in host memory until its update."""
+        cfg, teacher = self.cfg, self.models.teacher
+        tokens = cfg.train.prompts_per_step * cfg.rollout.n * self.limit
+        per_token = self.work.token_bytes()
+        if teacher is not None and self.work.objective.needs_full_teacher:
+            per_token += teacher.size.hidden * teacher.size.itemsize
+        return tokens * per_token
+
+
+def _add(a: Parts, b: Parts) -> Parts:
+    return {name: a.get(name, 0) + b.get(name, 0) for name in {**a, **b}}
+
+
+def _total(parts: Parts) -> int:
+    return sum(parts.values())
+
+
+def auto_tokens(cfg: Run) -> int:
+    """Tokens per micro-batch on this machine where train.tokens_per_microbatch is auto.
+
+    On a GPU from the size of its memory, not from what is free: the same in a run that is resumed.
+    """
+    if not torch.cuda.is_available():
+        return AUTO_TOKENS
+    device = device_name(None)
+    size = torch.cuda.get_device_properties(device).total_memory
+    try:
+        return plan_memory(cfg, free={device: size}).tokens_per_microbatch
+    except UserError:  # what cannot be planned may still run
+        return AUTO_TOKENS

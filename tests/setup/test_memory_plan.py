@@ -1,0 +1,217 @@
+"""What a run needs of its devices, what is said where they are too small, and the table in docs."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from opd import config
+from opd.commands.check.memory import check_memory
+from opd.commands.check.run import run_check
+from opd.demo.run_config import demo_config
+from opd.recipes.check.verdict import NO_GO
+from opd.run.devices import free_host_bytes
+from opd.setup import memory_advice, memory_models, memory_plan
+from opd.setup.memory_advice import find_shortage, first_that_fits, warn_of_shortage
+from opd.setup.memory_models import HOST
+from opd.setup.memory_plan import GPU_CHOICES, PROCESS, USABLE, plan_memory
+
+ROOT = Path(__file__).parents[2]
+DEVICE, GIB = "cuda:0", 2**30
+
+
+@pytest.fixture(scope="module")
+def memory_table():
+    spec = importlib.util.spec_from_file_location(
+        "memory_table", ROOT / "benchmarks" / "memory_table.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def plan(memory_table):
+    def make(student="4B", *overrides, length=4096, lora=False, gib=78.5, host=256, processes=1):
+        cfg = memory_table.base_run(student, length, lora=lora)
+        return plan_memory(
+            config.parse(config.dump(cfg), overrides),
+            device=DEVICE,
+            free={DEVICE: round(gib * GIB), HOST: host * GIB},
+            processes=processes,
+            read=memory_table.read_shape,
+        )
+
+    return make
+
+
+def parts(plan, phase, device=DEVICE):
+    return next(p.parts for p in plan.phases if (p.phase, p.device) == (phase, device))
+
+
+def test_the_table_in_the_docs_is_that_of_the_plan(memory_table):
+    text = memory_table.PAGE.read_text(encoding="utf-8")
+    assert text == memory_table.updated(text, memory_table.make_rows())
+
+
+def test_4b_in_full_with_an_8b_teacher_on_80_gb(plan):
+    assert plan().too_small == [DEVICE]  # masters and moments are too much
+    offloaded = plan("4B", "optim.offload=cpu", "student.gradient_checkpointing=true")
+    assert offloaded.too_small == []
+    update = parts(offloaded, "update")
+    assert update["gradients"] == 2 * update["student weights"]  # float32 beside bf16
+    assert "master weights" not in update
+    assert parts(offloaded, "update", HOST)["offloaded optimizer"] > 16 * 4.02e9
+
+
+def test_8b_lora_with_a_32b_teacher_on_80_gb(plan):
+    checkpointing = "student.gradient_checkpointing=true"
+    teachers = (
+        ("teacher.model=32B-4bit", "teacher.dtype=auto"),
+        ("teacher={url: http://127.0.0.1:1/v1, model: x}",),
+    )
+    assert plan("8B", checkpointing, lora=True).too_small == [DEVICE]
+    for overrides in teachers:
+        assert plan("8B", checkpointing, *overrides, lora=True).too_small == []
+
+
+def test_rows_and_micro_batches_follow_the_memory(plan):
+    plans = [plan("1.7B", lora=True, gib=gib) for gib in (22, 24, 30, 78)]
+    rows = [p.rows for p in plans]
+    tokens = [p.tokens_per_microbatch for p in plans]
+    assert rows == sorted(rows)
+    assert 1 <= rows[0] < rows[-1] <= 128
+    assert tokens == sorted(tokens)
+    assert set(tokens) <= set(GPU_CHOICES)
+    assert tokens[0] < tokens[-1]
+
+
+def test_a_device_that_fits_has_room_to_spare(plan):
+    fitting = plan("0.6B")
+    peak = fitting.peak(DEVICE).total
+    assert fitting.too_small == []
+    assert peak <= USABLE * fitting.free[DEVICE]
+
+
+def test_shards_are_smaller_with_more_processes(plan):
+    sizes = [
+        sum(
+            parts(plan("4B", "student.shard=fsdp2", processes=n), "update")[name]
+            for name in ("student weights", "optimizer moments")
+        )
+        for n in (2, 4, 8)
+    ]
+    assert sizes[0] == pytest.approx(2 * sizes[1], rel=1e-6)
+    assert sizes[1] == pytest.approx(2 * sizes[2], rel=1e-6)
+    assert "gathered weights" in parts(plan("4B", "student.shard=fsdp2", processes=4), "rollout")
+
+
+def test_a_teacher_on_another_device_is_counted_there(plan):
+    planned = plan("1.7B", "teacher.device=cuda:1")
+    assert planned.devices == (DEVICE, "cuda:1", HOST)
+    assert "teacher weights" not in parts(planned, "update")
+    assert parts(planned, "score", "cuda:1")["teacher weights"] > 16e9
+    assert planned.fits("cuda:1") is None  # nothing is known of it
+
+
+def test_what_is_too_small_is_told_with_what_would_fit(memory_table):
+    cfg = memory_table.base_run("4B", 4096, lora=False)
+    found = first_that_fits(cfg, lambda changed: memory_table.plan_on(changed, 80))
+    assert found[0] == ("optim.offload=cpu",)
+    assert first_that_fits(cfg, lambda changed: memory_table.plan_on(changed, 24)) is None
+
+
+def test_smaller_micro_batches_are_proposed_on_a_cpu(memory_table):
+    cfg = memory_table.base_run("0.6B", 1024, lora=False)
+    cfg = config.parse(config.dump(cfg), ["rollout.path=recorded"])  # else sampling needs most
+
+    def plan(changed, free):
+        return plan_memory(changed, device=HOST, free=free, read=memory_table.read_shape)
+
+    smaller = config.parse(config.dump(cfg), ["train.tokens_per_microbatch=1024"])
+    needed = [plan(c, {}).peak(HOST).total for c in (smaller, cfg)]
+    assert needed[0] < 0.8 * needed[1]
+    free = {HOST: round(needed[0] / USABLE) + 1}
+    found = first_that_fits(cfg, lambda changed: plan(changed, free))
+    assert found[0] == ("train.tokens_per_microbatch=1024",)
+
+
+def demo(folder):
+    return config.parse(demo_config(folder / "run") | {"eval": []})
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Sets what the host has free."""
+
+    def have(size):
+        monkeypatch.setattr(memory_plan, "free_memory", lambda devices: {HOST: size})
+
+    return have
+
+
+def test_enough_memory_is_an_ok(tmp_path, free):
+    free(8 * PROCESS)
+    found = check_memory(demo(tmp_path))
+    assert found.finding.level == "ok"
+    assert "host memory" in found.finding.message
+
+
+def test_a_plan_beyond_what_is_free_fails_and_within_the_margin_warns(tmp_path, free):
+    free(8 * PROCESS)
+    needed = check_memory(demo(tmp_path)).plan.peak(HOST).total
+    for size, certain in ((needed - 1, True), (needed + 1, False)):
+        free(size)
+        cfg = demo(tmp_path)
+        assert find_shortage(cfg, plan_memory(cfg)).certain is certain
+
+
+def test_a_check_refuses_before_weights_are_loaded(tmp_path, free, monkeypatch, capsys):
+    import yaml
+
+    free(PROCESS // 2)
+    monkeypatch.setattr("opd.setup.pair.load_lm", None)  # loading anything would fail
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(demo_config(tmp_path / "run")))
+    result = run_check(file, ())
+    assert result.best.verdict == NO_GO
+    text = " ".join(capsys.readouterr().out.split())
+    assert "host memory" in text
+    assert "docs/memory.md" in text
+    assert config.load(file)
+
+
+def test_a_run_that_will_not_fit_is_warned_of(tmp_path, free, caplog):
+    free(PROCESS // 2)
+    with caplog.at_level(logging.WARNING, logger=memory_advice.__name__):
+        warn_of_shortage(demo(tmp_path))
+    assert "planned" in caplog.text
+
+
+def test_an_unreadable_model_is_left_to_the_loader(tmp_path):
+    cfg = config.parse(config.dump(demo(tmp_path)), [f"student.model={tmp_path}/none"])
+    assert check_memory(cfg) is None
+    warn_of_shortage(cfg)
+
+
+def test_free_memory_of_a_container(tmp_path):
+    meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
+    assert free_host_bytes(meminfo, cgroup) is None
+    meminfo.write_text("MemTotal: 900 kB\nMemAvailable:    500 kB\n")
+    assert free_host_bytes(meminfo, cgroup) == 500 * 1024
+    cgroup.mkdir()
+    (cgroup / "memory.max").write_text("max\n")
+    (cgroup / "memory.current").write_text("1000\n")
+    assert free_host_bytes(meminfo, cgroup) == 500 * 1024
+    (cgroup / "memory.max").write_text("2000\n")
+    (cgroup / "memory.stat").write_text("anon 3\ninactive_file 300\n")
+    assert free_host_bytes(meminfo, cgroup) == 1300
+
+
+def test_this_machine_has_some():
+    assert memory_models.free_memory([HOST])[HOST] > 0
