@@ -11,7 +11,7 @@ from opd_lab.pairs.kinds import STUDENTS, TEACHERS
 from opd_lab.pairs.setting import SETTINGS, Setting
 from opd_lab.streams import WorldStream
 
-LONG_RUNS = 0.15  # fraction of runs of 100 to 400 steps
+LONG_RUNS = 0.1  # fraction of runs of 60 to 400 steps; the others have 20 to 60
 FULL_RATES, LORA_RATES = (1e-4, 1e-2), (3e-4, 3e-2)
 EVALUATIONS = ((1.0, 1.0), (0.7, 0.95))  # temperature, top_p
 # What all-linear cannot find in a Gemma whose embedding is its output head too.
@@ -60,7 +60,7 @@ def plan(block: str, index: int) -> PlannedRun:
     student = _choose(rng, STUDENTS)
     teacher = _choose(rng, {kind: w for kind, w in TEACHERS.items() if kind != student})
     long = rng.random() < LONG_RUNS
-    steps = round(_log_uniform(rng, 100, 400) if long else _log_uniform(rng, 20, 100))
+    steps = round(_log_uniform(rng, *((60, 400) if long else (20, 60))))
     lora = rng.random() < 0.3
     rate = _log_uniform(rng, *(LORA_RATES if lora else FULL_RATES))
     prompts, responses = (8, 2) if long else (int(rng.choice([8, 16])), int(rng.choice([2, 4])))
