@@ -11,7 +11,7 @@ from transformers import Qwen3ForCausalLM
 
 from opd import config
 from opd.commands import auto
-from opd.commands.check import output, rounds
+from opd.commands.check import gather, output, rounds
 from opd.commands.check.rounds import MIN_PROMPTS
 from opd.commands.train import run_train
 from opd.demo.run_config import PAIR, demo_config
@@ -61,22 +61,23 @@ def test_a_stranger_gets_a_cold_start(tmp_path, stranger):
 
 
 def test_the_check_writes_little_of_what_the_run_will(tmp_path, monkeypatch):
-    """A share of the run's tokens, no timed step, and never too few prompts for a verdict."""
+    """A share of the run's tokens, the pilot's too, and never too few prompts for a verdict."""
     seen, step = [], monkeypatch.setattr
-    step("opd.commands.check.run._measure_cost", lambda *_: pytest.fail("timed a step"))
+    step(gather, "StepTimer", lambda *_: pytest.fail("timed a step"))
     found = auto.check
     step(auto, "check", lambda *a, **k: seen.append(found(*a, **k)) or seen[-1])
     for steps in (1, 400):
         train = {"steps": steps, "prompts_per_step": 16}
-        step(rounds, "MAX_PROMPTS", 256)
+        step(rounds, "MAX_PROMPTS", 192)
         given = settings(tmp_path, train=train)
         auto.prepare(given, resume=False, console=QUIET)
     few, many = (len(one.student.prompts) for one in seen)
-    assert few == MIN_PROMPTS < many < 256
+    assert few == MIN_PROMPTS < many < 192
+    assert [one.best.features["pilot_steps"].value for one in seen] == [1, gather.LONGER_PILOT]
     own, side = seen[-1].student, seen[-1].best.side
     length = sum(map(len, own.rollouts)) / len(own.rollouts)
     each = (own.tokens + side.tokens) / many
-    assert each > 6 * length  # four answers, two of the teacher, and continuations of both
+    assert each > 8 * length  # four rollouts, answers of both, and continuations of both
     planned = auto.TOKEN_FRACTION * 400 * 16 * given.rollout.n * length
     assert many * each == pytest.approx(planned, rel=0.1)  # later rounds differ a little
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from opd import config
-from opd.commands.check import measure
+from opd.commands.check import pilot as pilot_module
 from opd.commands.check.candidates import load_candidate
-from opd.commands.check.measure import Measurement, PilotSize, measure_pair
+from opd.commands.check.measure import Measurement, measure_pair
+from opd.commands.check.pilot import PilotSize, run_pilot
+from opd.commands.check.rounds import make_probe_config, probe_prompts
 from opd.data.graders import make_grader
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
@@ -58,20 +60,20 @@ def test_a_pilot_moves_the_student_and_puts_it_back_bit_for_bit(tmp_path, change
     training = load_training_prompts(cfg, pair, Console("quiet"))
     before, randomness = states(pair.student), random_states()
     inside = []
-    original = measure.PilotMeasurer.measure
+    original = pilot_module.PilotMeasurer.measure
 
-    def spy(self, *, resample):
+    def spy(self):
         inside.append(any(not torch.equal(t, before[n]) for n, t in states(pair.student).items()))
-        return original(self, resample=resample)
+        return original(self)
 
-    monkeypatch.setattr(measure.PilotMeasurer, "measure", spy)
+    monkeypatch.setattr(pilot_module.PilotMeasurer, "measure", spy)
     with make_grader("exact", [p.answer for p in training.prompts]) as grader:
-        probe = measure.make_probe_config(cfg, pair, grader)
+        probe = make_probe_config(cfg, pair, grader)
         student = ProbeModel(pair.student, pair.stop)
         ours = probe_student(student, training.prompts[:6], probe)
         theirs = probe_teacher(ProbeModel(pair.teacher, pair.teacher_stop), student, ours, probe)
         size = PilotSize(steps=2, stretch=1)
-        result = measure.run_pilot(candidate, training, tmp_path, (ours, theirs), probe, size)
+        result = run_pilot(candidate, training, tmp_path, (ours, theirs), probe, size)
     assert inside == [True, True, True]
     after = states(pair.student)
     assert all(torch.equal(after[n], t) for n, t in before.items())
@@ -143,7 +145,7 @@ def test_probe_prompts_are_not_those_of_the_pilots_steps(tmp_path):
     cfg = demo_run(tmp_path)
     candidate = load_candidate(cfg, "teacher", None, tmp_path)
     training = load_training_prompts(cfg, candidate.pair, Console("quiet"))
-    ordered = measure.probe_prompts(training, cfg, 2)
+    ordered = probe_prompts(training, cfg, 2)
     used = {p.index for step in (0, 1) for p in training.batch(
         step, cfg.train.prompts_per_step, seed=cfg.train.seed, shuffle=True)}  # fmt: skip
     assert {p.index for p in ordered[-len(used) :]} == used

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -55,6 +56,12 @@ class Console:
         """Print a line, unless the style is for machines or quiet."""
         if self.style not in ("json", "quiet"):
             self.out.print(escape(text), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Print a line of progress to standard error, so that results stay alone on the other."""
+        if self.style != "quiet":
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
     def start(self, step: int, steps: int) -> None:
         """Begin at `step` of `steps`."""

@@ -107,7 +107,7 @@ def print_result(record: Mapping[str, Any], console: Console, *, json_lines: boo
 
 def examples(probe: Probe, features: Mapping[str, Estimate]) -> list[dict[str, str]]:
     """Two graded answers of the student, where no answer of either model was accepted."""
-    if not nothing_accepted(features):
+    if probe.student is None or not nothing_accepted(features):
         return []
     return [
         {

@@ -27,11 +27,11 @@ from opd.setup.models import token_budget
 from opd.setup.pair import Pair
 from opd.setup.prompts import load_eval_task
 from opd.setup.samplers import rollout_decoding
+from opd.types import Prompt
 
-FIRST_ROUND = 8  # prompts; later rounds double as long as there is time
 # Of training prompts, if the budget lasts: accuracies are then known to about .03, and the forecast
 # itself is less exact than that.
-MAX_PROMPTS = 256
+MAX_PROMPTS = 192
 ANSWERS = 2  # of each model per prompt
 MIN_PROMPTS = 32  # that a verdict rests on, however few tokens may be generated
 
@@ -41,70 +41,106 @@ class Budget:
     """How much a check may take.
 
     Attributes:
-        seconds: from `started` on; None: 5 % of a run of half an hour or more, else two minutes.
-        token_fraction: generated tokens, all models together, as a fraction of those of the run,
-            but at least `MIN_PROMPTS` prompts. Below infinity no step is timed, so there is no cost
-            estimate, and no limit of time beside `seconds`.
-        started: `time.monotonic()` of the beginning.
+        seconds: once the models are loaded; None: 5 % of the run's own time, two minutes at least.
+        token_fraction: generated tokens of the probe, all models together, as a fraction of those
+            of the run, but at least `MIN_PROMPTS` prompts. Below infinity there is no limit of
+            time beside `seconds`, the pilot is as short, and there is no cost estimate.
     """
 
     seconds: float | None = None
     token_fraction: float = math.inf
-    started: float = field(default_factory=time.monotonic)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Probe:
-    """The result of all rounds.
+    """The rounds so far: the student and every teacher on the same prompts.
 
     Attributes:
-        student: the student's half.
-        teachers: the other halves, in the order of the candidates.
+        candidates: compatible ones.
+        prompts: that may be used, in order.
         config: the settings of the probe.
         limitations: what could not be measured, and why.
+        student: the student's half; None before the first round.
+        teachers: the other halves, in the order of the candidates.
+        seconds_per_prompt: of the last round.
     """
 
-    student: StudentSide
-    teachers: list[TeacherSide]
+    candidates: Sequence[Candidate]
+    prompts: Sequence[Prompt]
     config: ProbeConfig
     limitations: list[str]
+    student: StudentSide | None = None
+    teachers: list[TeacherSide] = field(default_factory=list)
+    seconds_per_prompt: float = math.inf
+
+    @property
+    def done(self) -> int:
+        """Prompts so far."""
+        return 0 if self.student is None else len(self.student.prompts)
+
+    @property
+    def total(self) -> int:
+        """Prompts at most."""
+        return min(MAX_PROMPTS, len(self.prompts))
+
+    @property
+    def sides(self) -> list[tuple[StudentSide, TeacherSide]]:
+        """The student's half with each of the teachers'; empty before the first round."""
+        if self.student is None:
+            return []
+        return [(self.student, teacher) for teacher in self.teachers]
+
+    def add(self, size: int) -> None:
+        """Another round, of so many prompts; nothing is added if it is interrupted."""
+        began = time.monotonic()
+        pair = self.candidates[0].pair
+        assert pair is not None
+        model = ProbeModel(pair.student, pair.stop)
+        part = self.prompts[self.done : min(self.done + size, self.total)]
+        ours = probe_student(model, part, self.config)
+        theirs = [_probe_candidate(c, model, ours, self.config) for c in self.candidates]
+        self.teachers = (
+            [a + b for a, b in zip(self.teachers, theirs, strict=True)] if self.teachers else theirs
+        )
+        self.student = ours if self.student is None else self.student + ours
+        self.seconds_per_prompt = (time.monotonic() - began) / len(part)
+
+    def affordable(self, token_fraction: float) -> int:
+        """How many more prompts fit the token budget, by the tokens generated so far."""
+        if math.isinf(token_fraction) or self.student is None:
+            return MAX_PROMPTS
+        cfg, student = self.candidates[0].cfg, self.student
+        length = sum(map(len, student.rollouts)) / len(student.rollouts)
+        run_tokens = cfg.train.steps * cfg.train.prompts_per_step * cfg.rollout.n * length
+        per_prompt = (student.tokens + sum(side.tokens for side in self.teachers)) / self.done
+        return max(int(token_fraction * run_tokens / per_prompt), MIN_PROMPTS) - self.done
 
 
-def run_probe(
-    candidates: Sequence[Candidate], prompts: PromptSet, deadline: float, token_fraction: float
-) -> Probe:
-    """Probe round by round until the deadline, the token budget, or all prompts.
+def make_probe(candidates: Sequence[Candidate], training: PromptSet, steps: int) -> Probe:
+    """A probe without any rounds.
 
     Args:
         candidates: compatible ones.
-        prompts: of training.
-        deadline: in terms of `time.monotonic()`; the first round runs in any case.
-        token_fraction: see `Budget`.
+        training: prompts of the run.
+        steps: of a pilot, whose prompts come last.
     """
     first = candidates[0]
     assert first.pair is not None
-    chosen, grader, limitations = _graded_prompts(first.cfg, first.pair, prompts)
+    chosen, grader, limitations = _graded_prompts(first.cfg, first.pair, training)
+    prompts = probe_prompts(chosen, first.cfg, steps) if chosen is training else chosen.prompts
     config = make_probe_config(first.cfg, first.pair, grader)
-    model = ProbeModel(first.pair.student, first.pair.stop)
-    student: StudentSide | None = None
-    teachers: list[TeacherSide] = []
-    done, size = 0, FIRST_ROUND
-    total = min(MAX_PROMPTS, len(chosen.prompts))
-    while done < total:
-        started = time.monotonic()
-        part = chosen.prompts[done : min(done + size, total)]
-        student_round = probe_student(model, part, config)
-        rounds = [_probe_candidate(c, model, student_round, config) for c in candidates]
-        student = student_round if student is None else student + student_round
-        teachers = [a + b for a, b in zip(teachers, rounds, strict=True)] if teachers else rounds
-        done += len(part)
-        seconds_per_prompt = (time.monotonic() - started) / len(part)
-        in_time = int(min((deadline - time.monotonic()) / seconds_per_prompt, total))
-        size = min(2 * size, in_time, _affordable(first.cfg, student, teachers, token_fraction))
-        if size < 1:
-            break
-    assert student is not None
-    return Probe(student, teachers, config, limitations)
+    return Probe(candidates, prompts, config, limitations)
+
+
+def probe_prompts(training: PromptSet, cfg: Run, steps: int) -> list[Prompt]:
+    """The training prompts, those of the run's first steps moved to the end."""
+    size = cfg.train.prompts_per_step
+    used = {
+        prompt.index
+        for step in range(steps)
+        for prompt in training.batch(step, size, seed=cfg.train.seed, shuffle=cfg.prompts.shuffle)
+    }
+    return sorted(training.prompts, key=lambda prompt: prompt.index in used)
 
 
 def make_probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfig:
@@ -120,19 +156,6 @@ def make_probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfi
         m=ANSWERS if evaluation.temperature > 0 else 1,  # greedy answers are all the same
         evaluation=evaluation,
     )
-
-
-def _affordable(
-    cfg: Run, student: StudentSide, teachers: Sequence[TeacherSide], token_fraction: float
-) -> int:
-    """How many more prompts fit the token budget, by the tokens generated so far."""
-    if math.isinf(token_fraction):
-        return MAX_PROMPTS
-    done = len(student.prompts)
-    length = sum(map(len, student.rollouts)) / len(student.rollouts)
-    run_tokens = cfg.train.steps * cfg.train.prompts_per_step * cfg.rollout.n * length
-    tokens_per_prompt = (student.tokens + sum(side.tokens for side in teachers)) / done
-    return max(int(token_fraction * run_tokens / tokens_per_prompt), MIN_PROMPTS) - done
 
 
 def _probe_candidate(

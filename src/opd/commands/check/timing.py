@@ -10,6 +10,7 @@ import torch
 
 from opd import rng
 from opd.commands.check.candidates import Candidate
+from opd.commands.check.speed import SMALL_BATCH, Speed
 from opd.config import Run
 from opd.core.batch import Batch
 from opd.data.prompts import PromptSet
@@ -120,18 +121,31 @@ def run_cost(
     )
 
 
-def time_evaluations(cfg: Run, pair: Pair) -> list[EvaluationCost]:
-    """How often each held-out set is evaluated, and the seconds per completion, timed now."""
+def time_evaluations(cfg: Run, pair: Pair, speed: Speed | None = None) -> list[EvaluationCost]:
+    """How often each held-out set is evaluated, and the seconds per completion.
+
+    Args:
+        cfg: the run.
+        pair: student and teacher.
+        speed: of the pair, to estimate seconds by; None: they are timed now.
+    """
     costs = []
     for i, spec in enumerate(cfg.eval):
         task = load_eval_task(cfg, spec, i, pair)
         times = 2 + ((cfg.train.steps - 1) // spec.every if spec.every else 0)
-        seconds = [
-            0.0 if lm is None else _seconds_per_completion(cfg, lm, stop, task)
-            for lm, stop in ((pair.student, pair.stop), (pair.teacher, pair.teacher_stop))
-        ]
+        if speed is None:
+            seconds = [
+                0.0 if lm is None else _seconds_per_completion(cfg, lm, stop, task)
+                for lm, stop in ((pair.student, pair.stop), (pair.teacher, pair.teacher_stop))
+            ]
+        else:
+            seconds = [
+                m.decoding(SMALL_BATCH, speed.length) / SMALL_BATCH
+                for m in (speed.student, *speed.teachers[:1])
+            ]
         completions = len(task.prompts.prompts) * spec.n
-        costs.append(EvaluationCost(task.label, times, completions, seconds[0], seconds[1]))
+        teacher = seconds[1] if len(seconds) > 1 else 0.0
+        costs.append(EvaluationCost(task.label, times, completions, seconds[0], teacher))
     return costs
 
 

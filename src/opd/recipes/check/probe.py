@@ -56,6 +56,8 @@ class ProbeConfig:
         seed: of all samples.
         evaluation: decoding of the answers that accuracies are of, the teacher's samples and the
             continuations: that of the run's evaluation; None: as the rollouts.
+        greedy: whether the student also answers at temperature 0.
+        continuations: whether both models continue the student's prefixes.
     """
 
     decoding: Decoding
@@ -67,6 +69,8 @@ class ProbeConfig:
     tokens_per_batch: int = 8192
     seed: int = 0
     evaluation: Decoding | None = None
+    greedy: bool = True
+    continuations: bool = True
 
     @property
     def answering(self) -> Decoding:
@@ -186,7 +190,7 @@ def probe_student(
     rollouts = _sample(student, prompts, config, config.n, STUDENT_SAMPLES)
     answers, tokens = answer(student, prompts, config)
     greedy = None
-    if config.grader is not None:
+    if config.grader is not None and config.greedy:
         at_zero = replace(config, m=1, evaluation=replace(config.answering, temperature=0.0))
         greedy, more = answer(student, prompts, at_zero)
         tokens += more
@@ -291,7 +295,7 @@ def _continue(
 
     The random numbers are the same for all models.
     """
-    if config.grader is None:
+    if config.grader is None or not config.continuations:
         return None, 0
     columns, tokens = [], 0
     for depth, prompts in enumerate(prefixes):

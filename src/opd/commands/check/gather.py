@@ -1,0 +1,254 @@
+"""Gathering evidence within the budget: a few tokens to see the speed, the probe, the pilot, cost.
+
+Whatever is interrupted, by the deadline or by Ctrl-C, what was measured before stands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from opd.commands.check import timing
+from opd.commands.check.candidates import Candidate
+from opd.commands.check.pilot import PilotResult, PilotSize, run_pilot
+from opd.commands.check.rounds import Budget, Probe, make_probe
+from opd.commands.check.speed import Speed, measure_speed
+from opd.commands.check.timing import StepTimer
+from opd.commands.check.watch import Watch
+from opd.core.stats import Estimate
+from opd.data.prompts import PromptSet
+from opd.recipes.check.cost import RunCost, StepTime
+from opd.recipes.check.features import compute_features
+from opd.recipes.check.forecast import predict
+from opd.recipes.check.forecast_model import load_model
+from opd.recipes.check.settings import RunSettings
+from opd.recipes.check.verdict import GO, NO_GO, decisive_rule, judge
+
+SHORT = 120.0  # seconds a check may take beside a short run ...
+LONG_FRACTION = 0.05  # ... and as a fraction of a long one
+FIRST_ROUNDS = (8, 4, 2, 1)  # prompts of the first round, the largest that fits
+FIRST_FRACTION = 0.25  # of the budget, that the first round may take by the first few tokens' speed
+PROBE_FRACTION = 0.5  # of the budget, after which the pilot begins
+LEAN_N, LEAN_M = 2, 1  # rollouts and answers per prompt where even a few prompts take long
+FORWARD_SECONDS = 5.0  # of a forward pass, at most: the deadline cannot hold in the middle of it
+MIN_BATCH = 128  # tokens
+PILOT_STEPS, LONGER_PILOT, STRETCH_STEPS, MIN_STEPS = 4, 8, 4, 2
+PILOT_TOKENS = 0.03  # of the run's, that the pilot may generate under a token budget
+SURE_PROMPTS = 48  # that a no-go without a pilot rests on
+MARGIN = 1.3  # times the errors, with which a verdict must be the same to be settled
+
+
+class Gathering:
+    """Everything that a check has measured so far."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        training: PromptSet,
+        budget: Budget,
+        watch: Watch,
+        scratch: Path,
+    ) -> None:
+        """Nothing is measured yet.
+
+        Args:
+            candidates: compatible ones.
+            training: prompts of the run.
+            budget: of time and tokens.
+            watch: started.
+            scratch: a folder for what a step needs.
+        """
+        self.candidates, self.training, self.budget = candidates, training, budget
+        self.watch, self.scratch = watch, scratch
+        self.model = load_model()
+        self.probe: Probe = make_probe(candidates, training, PILOT_STEPS + STRETCH_STEPS)
+        self.pilots: dict[int, PilotResult] = {}
+        self.speed: Speed | None = None
+        self.cost: RunCost | None = None
+
+    def run(self) -> None:
+        """Gather until everything is measured, the verdict is settled, or time is over."""
+        pairs = [c.pair for c in self.candidates if c.pair is not None]
+        models = [pairs[0].student, *(p.teacher for p in pairs if p.teacher is not None)]
+        if self.budget.seconds is not None:
+            self.watch.allow(self.budget.seconds)
+        with self.watch.attached(models), self.watch.evidence():
+            self.watch.stage("sampling a few tokens to see the speed")
+            self.speed = measure_speed(self.candidates, self.training.prompts)
+            self._plan(self.speed)
+            self._add_rounds(PROBE_FRACTION)
+            self._run_pilots()
+            if not self.pilots:
+                self._add_rounds(1.0)
+            self._measure_cost(self.speed)
+
+    def features(self, index: int) -> dict[str, Estimate]:
+        """Every number of a candidate so far."""
+        pilot = self.pilots.get(index)
+        return compute_features(*self.probe.sides[index]) | (pilot.features if pilot else {})
+
+    def settings(self, index: int) -> RunSettings:
+        """Of a candidate's run."""
+        candidate = self.candidates[index]
+        assert candidate.pair is not None
+        return RunSettings.of_run(candidate.cfg, candidate.pair.student)
+
+    def _plan(self, speed: Speed) -> None:
+        """Set the deadline, and how much is asked of each prompt."""
+        cfg = self.candidates[0].cfg
+        seconds = self.budget.seconds
+        if seconds is None and math.isinf(self.budget.token_fraction):
+            seconds = max(SHORT, LONG_FRACTION * cfg.train.steps * speed.step(cfg))
+        if seconds is None:
+            return
+        self.watch.allow(seconds)
+        config = self.probe.config
+        slowest = max(m.forward for m in (speed.student, *speed.teachers))
+        batch = max(MIN_BATCH, int(FORWARD_SECONDS / max(slowest, 1e-9)))
+        config = replace(config, tokens_per_batch=min(config.tokens_per_batch, batch))
+        if speed.probe(FIRST_ROUNDS[0], config) > PROBE_FRACTION * seconds:
+            config = replace(config, n=LEAN_N, m=LEAN_M, greedy=False, continuations=False)
+        self.probe.config = config
+
+    def _first_round(self) -> int:
+        if math.isinf(self.watch.deadline) or self.speed is None:
+            return FIRST_ROUNDS[0]
+        seconds = FIRST_FRACTION * self.watch.allowed
+        config = self.probe.config
+        sizes = [n for n in FIRST_ROUNDS if self.speed.probe(n, config) <= seconds]
+        return sizes[0] if sizes else FIRST_ROUNDS[-1]
+
+    def _add_rounds(self, fraction: float) -> None:
+        """Rounds, each twice as large as all before it, until so much of the budget is spent."""
+        probe, watch = self.probe, self.watch
+        size = self._first_round() if probe.done == 0 else probe.done
+        while probe.done < probe.total:
+            if probe.done:
+                left = fraction * watch.allowed - watch.seconds
+                if math.isfinite(watch.deadline):
+                    size = min(size, int(left / probe.seconds_per_prompt))
+                size = min(size, probe.affordable(self.budget.token_fraction))
+            if size < 1 or (probe.done >= SURE_PROMPTS and self._hopeless()):
+                return
+            upto = min(probe.done + size, probe.total)
+            watch.stage(f"probe: prompts {probe.done + 1} to {upto} of up to {probe.total}")
+            probe.add(size)
+            size = probe.done
+
+    def _hopeless(self) -> bool:
+        """Whether every candidate is a settled no-go without a pilot."""
+        return all(self._settled(i) == NO_GO for i in range(len(self.candidates)))
+
+    def _settled(self, index: int, features: dict[str, Estimate] | None = None) -> str | None:
+        """The verdict if it is the same with larger errors, and a plain one; else None."""
+        numbers = self.features(index) if features is None else features
+        forecast = predict(self.model, numbers, self.settings(index))
+        verdict, distribution = judge(forecast, numbers), forecast.distribution
+        if distribution is None or verdict not in (GO, NO_GO):
+            return None
+        if verdict == NO_GO and decisive_rule(forecast, numbers) == "too little":
+            return None if "pilot_steps" not in numbers else verdict
+        wide = replace(distribution, scale=MARGIN * distribution.scale)
+        change = forecast.change
+        assert change is not None
+        ends = replace(change, low=wide.quantile(0.05), high=wide.quantile(0.95))
+        same = judge(replace(forecast, distribution=wide, change=ends), numbers) == verdict
+        return verdict if same else None
+
+    def _run_pilots(self) -> None:
+        """A pilot for each candidate, the best first, as far as there is time."""
+        if not self.probe.sides or self._hopeless():
+            return
+        order = sorted(range(len(self.candidates)), key=self._expected_change, reverse=True)
+        for index in order:
+            missing = self._seconds_missing(index)
+            if missing > 0:
+                self.probe.limitations.append(
+                    "There was no time for a pilot, so the forecast knows neither the length nor "
+                    f"the rate of this run. --budget {self.watch.allowed + missing:.0f} would "
+                    "allow one."
+                )
+                return
+            self._run_pilot(index)
+
+    def _expected_change(self, index: int) -> float:
+        forecast = predict(self.model, self.features(index), self.settings(index))
+        return forecast.transfer if forecast.change is None else forecast.change.value
+
+    def _seconds_missing(self, index: int) -> float:
+        """Seconds beyond the deadline that the shortest pilot would take; negative if it fits."""
+        if self.speed is None or math.isinf(self.watch.deadline):
+            return -math.inf
+        cfg, config, prompts = self.candidates[index].cfg, self.probe.config, self.probe.done
+        texts = 3 * self.speed.fixed_texts(config, prompts)
+        return MIN_STEPS * self.speed.step(cfg) + texts - self.watch.remaining
+
+    def _run_pilot(self, index: int) -> None:
+        candidate, result = self.candidates[index], PilotResult()
+        folder = self.scratch / f"pilot{index}"
+        folder.mkdir()
+        steps = min(max(PILOT_STEPS, int(LONG_FRACTION * candidate.cfg.train.steps)), LONGER_PILOT)
+        size = PilotSize(steps, STRETCH_STEPS)
+        if math.isfinite(self.budget.token_fraction):
+            steps = int(PILOT_TOKENS * candidate.cfg.train.steps)
+            size = PilotSize(min(max(1, steps), LONGER_PILOT), 0, resample=False)
+        self.pilots[index] = result
+        self.watch.stage("pilot: the first steps of the run, on a copy")
+        sides = self.probe.sides[index]
+
+        def more(result: PilotResult, steps: int) -> bool:
+            return self._goes_on(index, result, steps)
+
+        config = self.probe.config
+        try:
+            run_pilot(
+                candidate, self.training, folder, sides, config, size, result=result, more=more
+            )
+        finally:
+            if not result.moments:
+                del self.pilots[index]
+
+    def _goes_on(self, index: int, result: PilotResult, steps: int) -> bool:
+        """Whether a pilot goes on after a measurement."""
+        done = len(result.times)
+        self.watch.stage(f"pilot: {done} steps done")
+        features = compute_features(*self.probe.sides[index]) | result.features
+        if done >= MIN_STEPS and self._settled(index, features) is not None:
+            return False
+        if math.isinf(self.watch.deadline):
+            return done < PILOT_STEPS or math.isfinite(self.budget.token_fraction)
+        next_part = max(steps, 1) if done == steps else STRETCH_STEPS
+        seconds = next_part * result.step_seconds + 2 * result.measuring
+        return seconds <= self.watch.remaining
+
+    def _measure_cost(self, speed: Speed) -> None:
+        """The cost of the best candidate's run, from steps of its pilot or a timed one."""
+        candidate = self.candidates[0]
+        cfg, pair = candidate.cfg, candidate.pair
+        if math.isfinite(self.budget.token_fraction) or pair is None or cfg.rollout.engine != "hf":
+            return
+        step = self._step_time(speed)
+        if step is None:
+            return
+        self.watch.stage("timing an evaluation")
+        rough = timing.time_evaluations(cfg, pair, speed)
+        sample = timing.EVAL_PROMPTS * sum(each.n for each in cfg.eval)
+        models = (speed.student, *speed.teachers[:1])
+        seconds = 2 * sum(model.decoding(sample, speed.length) for model in models)
+        if seconds < 0.5 * self.watch.remaining:
+            rough = timing.time_evaluations(cfg, pair)
+        self.cost = timing.run_cost(candidate, step, rough)
+
+    def _step_time(self, speed: Speed) -> StepTime | None:
+        pilot = self.pilots.get(0)
+        if pilot is not None:
+            return sorted(pilot.times, key=lambda time: time.seconds)[len(pilot.times) // 2]
+        cfg = self.candidates[0].cfg
+        part = timing.FIRST / cfg.train.prompts_per_step
+        if 2 * part * speed.step(cfg) > self.watch.remaining:
+            return None
+        self.watch.stage("timing a step")
+        timer = StepTimer(self.candidates[0], self.training, self.scratch)
+        return timer.median_step(timing.FIRST)

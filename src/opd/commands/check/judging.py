@@ -1,0 +1,112 @@
+"""From what was measured to the verdict on one teacher, with reasons and advice."""
+
+from __future__ import annotations
+
+from opd.commands.check.candidates import Candidate
+from opd.commands.check.gather import Gathering
+from opd.commands.check.result import TeacherResult
+from opd.config import LocalTeacher, Run
+from opd.core import stats
+from opd.models.lm import load_lm
+from opd.recipes.check.advice import Advice, RunFacts, advise, find_changes
+from opd.recipes.check.diagnose import diagnose
+from opd.recipes.check.forecast import Forecast, predict
+from opd.recipes.check.reasons import Reason, base_model_reason, explain
+from opd.recipes.check.verdict import (
+    CHANGES,
+    UNKNOWN,
+    Verdict,
+    decisive_rule,
+    judge,
+    nothing_accepted,
+)
+from opd.setup.pair import Pair
+
+# Learning rate of a cold start: times optim.lr (paper: 1e-5 against 1e-6), but at most so much,
+# since tiny models train at high rates already.
+COLD_START_LR_FACTOR, COLD_START_MAX_LR = 10.0, 4e-3
+
+
+def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
+    """The verdict on a candidate from everything that was measured."""
+    candidate = gathering.candidates[index]
+    if not gathering.probe.sides:
+        return _unmeasured(candidate, gathering)
+    student, side = gathering.probe.sides[index]
+    features, settings = gathering.features(index), gathering.settings(index)
+    forecast = predict(gathering.model, features, settings)
+    verdict: Verdict = judge(forecast, features)
+    changes: list[Advice] = []
+    if decisive_rule(forecast, features) in ("too little", "undecided"):
+        changes = find_changes(gathering.model, features, settings)
+        verdict = CHANGES if changes else verdict
+    reasons = explain(verdict, forecast, features, settings)
+    if nothing_accepted(features):  # the grader or the template is wrong, not the models
+        verdict, changes, reasons = UNKNOWN, [], [GRADER_FAULT]
+    base = candidate.cfg.check.origin
+    assert candidate.pair is not None
+    if base is not None and candidate.pair.teacher is not None:
+        reasons = [*reasons, _compare_with_base(base, candidate.pair, gathering)]
+    rollouts = student.rollouts
+    support = side.on_student.mean.get("diag/support_mass")
+    facts = RunFacts(
+        truncated=float(sum(r.finish == "length" for r in rollouts) / len(rollouts)),
+        support_mass=1.0 if support is None else float(support.mean()),
+        max_new_tokens=candidate.cfg.rollout.max_new_tokens,
+        cold_start=_cold_start(candidate.cfg),
+        prompts=len(student.prompts),
+    )
+    advice = changes + advise(verdict, forecast, features, candidate.findings, facts)
+    return TeacherResult(candidate, verdict, features, side, forecast, reasons, advice)
+
+
+GRADER_FAULT = Reason(
+    "No answer of either model was accepted: suspect the grader or the template, not the models",
+    "look at the two examples below; prompts.grader, prompts.template and prompts.chat decide",
+)
+
+
+def _unmeasured(candidate: Candidate, gathering: Gathering) -> TeacherResult:
+    """Not one round of the probe was over in time."""
+    watch, speed = gathering.watch, gathering.speed
+    reason = Reason(f"Not one prompt was measured before the check was ended by {watch.stopped}")
+    advice = Advice("To settle it: give the check more time (a larger --budget)")
+    if speed is not None:
+        config = gathering.probe.config
+        needed = 2 * speed.probe(32, config) + 4 * speed.step(candidate.cfg)
+        evidence = (
+            f"the student takes {speed.student.decode:.2g} s for a token of a few answers at once"
+        )
+        if speed.teachers:
+            evidence += f", the teacher {speed.teachers[0].decode:.2g} s"
+        reason = Reason(reason.text, evidence)
+        advice = Advice(f"To settle it: --budget {needed:.0f}, roughly, on this machine")
+    forecast = Forecast(0.0, None, None)
+    return TeacherResult(candidate, UNKNOWN, {}, None, forecast, [reason], [advice])
+
+
+def _cold_start(cfg: Run) -> dict[str, object] | None:
+    """The section for a cold start; None if there is one, or the teacher cannot generate."""
+    starts_cold = cfg.coldstart is not None and cfg.coldstart.when == "start"
+    if starts_cold or not isinstance(cfg.teacher, LocalTeacher):
+        return None
+    lr = min(COLD_START_LR_FACTOR * cfg.optim.lr, max(COLD_START_MAX_LR, cfg.optim.lr))
+    return {"coldstart": {"lr": float(f"{lr:.3g}")}}
+
+
+def _compare_with_base(path: str, pair: Pair, gathering: Gathering) -> Reason:
+    assert pair.teacher is not None
+    student_side, config = gathering.probe.sides[0][0], gathering.probe.config
+    base = load_lm(path, device=str(pair.student.device), key="check.origin")
+    base.vocab = pair.student.vocab
+    rollouts, prompts = student_side.rollouts, len(student_side.prompts)
+    teacher, student = (
+        diagnose(base, lm, rollouts, k=config.k, tokens_per_batch=config.tokens_per_batch).mean[
+            "diag/reverse_kl"
+        ]
+        for lm in (pair.teacher, pair.student)
+    )
+    teacher_kl, student_kl = (
+        stats.mean(kl.reshape(prompts, -1).mean(1)) for kl in (teacher, student)
+    )
+    return base_model_reason(teacher_kl, student_kl)

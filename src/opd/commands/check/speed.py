@@ -1,0 +1,131 @@
+"""How fast this machine is with this pair, from the first few tokens: what the check plans by.
+
+Rough, and meant to be: the first round of the probe and the first step of the pilot are timed as
+well, and everything after them is planned by those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from opd import rng
+from opd.commands.check.candidates import Candidate
+from opd.config import Run
+from opd.models.lm import LM
+from opd.recipes.check.cost import time_call
+from opd.recipes.check.probe import DEPTHS, ProbeConfig
+from opd.rng import Stream
+from opd.samplers.hf import Decoding, HFSampler
+from opd.teachers.local import LocalTeacher
+from opd.types import Prompt, Rollout, Want
+
+SLOW = 0.5  # seconds for one token, from which on a model is timed by as little as possible
+TOKENS = 4  # sampled to see the speed of a slow model ...
+FAST_TOKENS, FAST_ROWS = 8, 16  # ... and of a fast one
+SEEN = 64  # prompts, of which the shortest is sampled from and the lengths are known
+SMALL_BATCH = 16  # rows up to which a step of decoding takes about as long as for one
+EXPECTED_FRACTION = 0.5  # of the longest completion, that one has on average
+UPDATE = 3.0  # forward passes that an update is worth
+
+
+@dataclass(frozen=True)
+class ModelSpeed:
+    """Of one model.
+
+    Attributes:
+        decode: seconds per step of decoding a few rows.
+        forward: seconds per token of a forward pass.
+    """
+
+    decode: float
+    forward: float
+
+    def decoding(self, rows: int, tokens: float) -> float:
+        """Seconds for so many rows of so many tokens."""
+        return self.decode * tokens * max(1.0, rows / SMALL_BATCH)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of the pair.
+
+    Attributes:
+        student: its speed.
+        teachers: of those in this process.
+        prompt: tokens of a prompt.
+        length: expected tokens of a completion.
+    """
+
+    student: ModelSpeed
+    teachers: tuple[ModelSpeed, ...]
+    prompt: int
+    length: float
+
+    def probe(self, prompts: int, config: ProbeConfig) -> float:
+        """Seconds of a round of the probe, roughly."""
+        rollouts, answers = prompts * config.n, prompts * config.m
+        continuations = (1 - sum(DEPTHS) / len(DEPTHS)) * self.length
+        tokens = (rollouts + answers) * (self.prompt + self.length)
+        total = self.student.decoding(rollouts, self.length)
+        for model, extra in ((self.student, config.greedy), *((t, False) for t in self.teachers)):
+            total += model.decoding(answers, self.length) + model.forward * tokens
+            total += model.decoding(prompts, self.length) if extra else 0.0
+            if config.continuations:
+                total += len(DEPTHS) * model.decoding(prompts, continuations)
+        return total
+
+    def step(self, cfg: Run) -> float:
+        """Seconds of a step of the run, roughly."""
+        rows = cfg.train.prompts_per_step * cfg.rollout.n
+        tokens = rows * (self.prompt + self.length)
+        passes = UPDATE * self.student.forward + sum(t.forward for t in self.teachers[:1])
+        return self.student.decoding(rows, self.length) + tokens * passes
+
+    def fixed_texts(self, config: ProbeConfig, prompts: int) -> float:
+        """Seconds of a measurement on the fixed texts."""
+        tokens = prompts * (config.n + config.m) * (self.prompt + self.length)
+        return self.student.forward * tokens
+
+    def answers(self, config: ProbeConfig, prompts: int) -> float:
+        """Seconds of sampling the student's answers again."""
+        return self.student.decoding(prompts * config.m, self.length)
+
+
+def measure_speed(candidates: Sequence[Candidate], prompts: Sequence[Prompt]) -> Speed:
+    """Sample and score a few tokens with every model.
+
+    Args:
+        candidates: compatible ones.
+        prompts: of training; a short one is used.
+    """
+    first = candidates[0]
+    assert first.pair is not None
+    prompt = min(prompts[:SEEN], key=lambda each: len(each.ids))
+    student = _measure_model(first.pair.student, prompt)
+    teachers = [
+        _measure_model(c.pair.teacher, prompt)
+        for c in candidates
+        if c.pair is not None and c.pair.teacher is not None
+    ]
+    length = EXPECTED_FRACTION * first.cfg.rollout.max_new_tokens
+    mean = sum(len(each.ids) for each in prompts[:SEEN]) // len(prompts[:SEEN])
+    return Speed(student, tuple(teachers), mean, max(1.0, length))
+
+
+def _measure_model(lm: LM, prompt: Prompt) -> ModelSpeed:
+    sampler = HFSampler(lm, Decoding(FAST_TOKENS), stop=frozenset(), capture=1)
+    key = rng.key(0, Stream.TIMING)
+
+    def sample(rows: int, tokens: int) -> tuple[list[Rollout], float]:
+        return time_call(lambda: sampler.sample([prompt], n=rows, key=key, limit=tokens))
+
+    _, reading = sample(1, 1)
+    if reading > SLOW:
+        _, longer = sample(1, 1 + TOKENS)
+        decoding = max(longer - reading, 0.0) / TOKENS
+        return ModelSpeed(decoding, reading / len(prompt.ids))
+    rollouts, decoding = sample(FAST_ROWS, FAST_TOKENS)  # what was first has warmed everything up
+    _, scoring = time_call(lambda: LocalTeacher(lm).score(rollouts, Want(sampled=True)))
+    tokens = sum(len(prompt.ids) + len(rollout) for rollout in rollouts)
+    return ModelSpeed(decoding / FAST_TOKENS, scoring / tokens)

@@ -1,0 +1,215 @@
+"""The budget of a check on hardware of any speed: planned, kept, interrupted, told."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from opd import config
+from opd.commands.check import gather, pilot, rounds
+from opd.commands.check.candidates import load_candidate
+from opd.commands.check.gather import SHORT, Gathering
+from opd.commands.check.rounds import Budget
+from opd.commands.check.run import check
+from opd.commands.check.speed import ModelSpeed, Speed
+from opd.commands.check.watch import OutOfTime, Watch
+from opd.demo.run_config import demo_config
+from opd.run.console import Console
+from opd.setup.prompts import load_training_prompts
+
+
+class Clock:
+    """Time that passes only where a layer of a model is run: the speed of a machine, given."""
+
+    def __init__(self, seconds_per_layer, per_token=0.0):
+        self.now, self.seconds, self.per_token = 1000.0, seconds_per_layer, per_token
+
+    def __call__(self):
+        return self.now
+
+    def run_layer(self, module, arguments):
+        self.now += self.seconds + self.per_token * arguments[0].shape[0] * arguments[0].shape[1]
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Make every layer of every model take so long."""
+
+    def install(seconds_per_layer, per_token=0.0):
+        clock = Clock(seconds_per_layer, per_token)
+        original = gather.Gathering.run
+
+        def run(self):
+            models = [lm for c in self.candidates for lm in (c.pair.student, c.pair.teacher)]
+            handles = [
+                layer.register_forward_pre_hook(clock.run_layer)
+                for lm in models
+                for layer in lm.causal.base_model.layers
+            ]
+            try:
+                original(self)
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+        monkeypatch.setattr(gather.Gathering, "run", run)
+        monkeypatch.setattr(time, "monotonic", clock)
+        for module in (pilot,):
+            monkeypatch.setattr(module, "monotonic", clock)
+        return clock
+
+    return install
+
+
+def demo_run(folder, **changes):
+    data = demo_config(folder / "run") | {"eval": []}
+    for section, values in changes.items():
+        data[section] = data.get(section, {}) | values
+    return config.parse(data)
+
+
+def checked(folder, budget, lines=None, **changes):
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    show = (lambda line: None) if lines is None else lines.append
+    return check("run.yaml", [demo_run(folder, **changes)], Budget(budget), scratch, show)
+
+
+@pytest.mark.parametrize("seconds_per_layer", [1e-3, 0.03, 0.2, 2.0])
+def test_the_budget_is_kept_at_any_speed(tmp_path, slow, monkeypatch, seconds_per_layer):
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 24)
+    slow(seconds_per_layer)
+    result = checked(tmp_path, 120.0)
+    assert result.seconds <= 120 * 1.02
+    assert result.best.verdict in ("go", "don't", "go with changes", "not known")
+    if result.student is None:  # a machine that has not enough time for a single prompt
+        assert result.best.verdict == "not known"
+        assert "--budget" in result.best.advice[0].text
+    elif seconds_per_layer <= 0.03:
+        assert len(result.student.prompts) == 24
+        assert "pilot_steps" in result.best.features
+
+
+def test_time_left_by_the_probe_goes_to_the_pilot_and_a_short_one_is_said(tmp_path, slow):
+    slow(0.0, per_token=3e-3)
+    result = checked(tmp_path, 120.0)
+    assert 120 * 0.3 < result.seconds <= 120 * 1.02
+    text = " ".join(result.limitations)
+    assert ("pilot_steps" in result.best.features) != ("no time for a pilot" in text)
+
+
+def test_progress_is_told_all_along(tmp_path, slow, monkeypatch):
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 24)
+    slow(0.05)
+    lines = []
+    result = checked(tmp_path, 300.0, lines)
+    assert len(lines) >= result.seconds / 25
+    assert any("of 300 s: probe: prompts" in line for line in lines)
+
+
+def test_ctrl_c_gives_the_verdict_so_far_and_the_student_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 16)
+    seen = []
+    original = pilot.PilotMeasurer.measure
+
+    def interrupt(self):
+        if len(self.pilot.losses) == 2:
+            raise KeyboardInterrupt
+        seen.append({n: p.detach().clone() for n, p in self.model.lm.parameters().items()})
+        return original(self)
+
+    monkeypatch.setattr(pilot.PilotMeasurer, "measure", interrupt)
+    lines = []
+    result = checked(tmp_path, None, lines)
+    assert result.best.features["pilot_steps"].value == 1  # the moment before stands
+    assert "The check was ended by Ctrl-C." in result.limitations
+    assert any("Ctrl-C" in line for line in lines)
+    student = result.best.candidate.pair.student
+    fresh = load_candidate(demo_run(tmp_path), "teacher", None, tmp_path).pair.student
+    for name, weight in fresh.parameters().items():
+        assert torch.equal(weight, student.parameters()[name])
+        assert not torch.equal(weight, seen[0][name]) or weight.ndim < 2
+
+
+def test_ctrl_c_in_the_second_round_keeps_the_first(tmp_path, monkeypatch):
+    original, calls = rounds.probe_student, []
+
+    def interrupt(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(rounds, "probe_student", interrupt)
+    result = checked(tmp_path, None)
+    assert len(result.student.prompts) == gather.FIRST_ROUNDS[0]
+    assert result.best.forecast.change is not None
+
+
+def gathering(tmp_path, budget, **changes):
+    candidate = load_candidate(demo_run(tmp_path, **changes), "teacher", None, tmp_path)
+    training = load_training_prompts(candidate.cfg, candidate.pair, Console("quiet"))
+    return Gathering([candidate], training, budget, Watch(lambda line: None), tmp_path)
+
+
+def test_the_default_budget_is_two_minutes_or_a_twentieth_of_the_run(tmp_path):
+    fast, slow = ModelSpeed(1e-4, 1e-6), ModelSpeed(1.0, 1e-3)
+    for speed, expected in ((fast, SHORT), (slow, None)):
+        each = gathering(tmp_path, Budget())
+        both = Speed(speed, (speed,), 8, 20.0)
+        each._plan(both)
+        run = each.candidates[0].cfg.train.steps * both.step(each.candidates[0].cfg)
+        assert each.watch.allowed == pytest.approx(expected or 0.05 * run)
+    given = gathering(tmp_path, Budget(33.0))
+    given._plan(Speed(fast, (fast,), 8, 20.0))
+    assert given.watch.allowed == pytest.approx(33.0)
+
+
+def test_a_slow_pair_is_asked_for_less(tmp_path):
+    each = gathering(tmp_path, Budget(100.0))
+    slow = ModelSpeed(0.5, 1e-2)
+    each._plan(Speed(slow, (slow,), 8, 20.0))
+    config = each.probe.config
+    assert (config.n, config.m, config.greedy, config.continuations) == (2, 1, False, False)
+    assert config.tokens_per_batch <= 500
+
+
+def test_a_settled_no_go_needs_no_pilot(tmp_path, monkeypatch):
+    from opd.demo.run_config import PAIR
+
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 64)
+    swapped = {
+        "student": {"model": str(PAIR / "teacher")},
+        "teacher": {"model": str(PAIR / "student")},
+    }
+    result = checked(tmp_path, None, **swapped)
+    assert result.best.verdict == "don't"
+    assert "pilot_steps" not in result.best.features
+
+
+def test_the_deadline_holds_inside_a_forward_pass(make_lm):
+    lm = make_lm(0)
+    watch, passed = Watch(lambda line: None), []
+    layers = next(m for m in lm.causal.base_model.modules() if isinstance(m, nn.ModuleList))
+    layers[-1].register_forward_pre_hook(lambda *_: passed.append(1))
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    with watch.attached([lm]):
+        lm.hidden(ids)
+        watch.allow(-1.0)
+        with watch.evidence():
+            lm.hidden(ids)
+        assert watch.stopped == "the budget of -1 s"
+        with pytest.raises(OutOfTime):
+            lm.hidden(ids)
+    lm.hidden(ids)  # no longer watched
+    assert len(passed) == 2
+
+
+def test_a_check_without_a_compatible_teacher_takes_no_time(tmp_path):
+    from opd.demo.run_config import PAIR
+
+    result = checked(tmp_path, 5.0, teacher={"model": str(PAIR / "student")})
+    assert result.best.verdict == "don't"
