@@ -188,8 +188,8 @@ REMOVED: dict[str, Removed] = {
         "auto", "Windows are a tenth of the run, at least 4 steps", affects_results=False
     ),
     "check.prompts": Removed(
-        256,
-        "The check looks at 256 prompts at most; `opd check --budget` ends it earlier",
+        192,
+        "The check looks at 192 prompts at most; `opd check --budget` ends it earlier",
         "opd.commands.check.rounds:MAX_PROMPTS",
         affects_results=False,
     ),
