@@ -19,11 +19,11 @@ from opd.run.console import Console
 from opd_lab.forecast_fit import fit_forecast
 from opd_lab.pairs.design import plan
 from opd_lab.pairs.features import measure_features
-from opd_lab.pairs.judging import fit_rows, judge_records, leave_worlds_out
+from opd_lab.pairs.judging import fit_rows, judge_outcomes, leave_worlds_out
 from opd_lab.pairs.outcomes import measure_outcome
 from opd_lab.pairs.page import Findings, ablate, check_document
 from opd_lab.pairs.queue import work
-from opd_lab.pairs.records import Record, load_records, pack, worlds_of
+from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, pack, worlds_of
 
 PARTS = {"outcomes": measure_outcome, "features": measure_features}
 
@@ -75,23 +75,23 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
     Raises:
         UserError: fewer than two worlds have records.
     """
-    console, fitted = Console("plain"), load_records("fit")
+    console, fitted = Console("plain"), load_outcomes("fit")
     if len(worlds_of(fitted)) < 2:
         raise UserError("Fewer than two worlds have records; run opd lab outcomes and records.")
     if refit:
         console.print(f"Wrote {_write_model(fitted)}. Commit it before fresh seeds judge it.")
         return
-    model = load_model()
+    model, fresh = load_model(), load_outcomes("fresh")
     findings = Findings(
         fitted,
         leave_worlds_out(fitted),
-        judge_records(model, load_records("fresh")),
+        judge_outcomes(model, fresh),
         model,
         {
             "Command": "opd lab judge",
             "Shipped model": model.fitted_on,
-            "Records of the fit": f"{len(fitted)} runs of {len(worlds_of(fitted))} worlds",
-            "Fresh seeds": f"{len(load_records('fresh'))} runs",
+            "Records of the fit": _describe(fitted),
+            "Fresh seeds": _describe(fresh),
         },
         ablate(fitted),
     )
@@ -101,12 +101,19 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
     console.print(f"Page: {path}")
 
 
-def _write_model(fitted: list[Record]) -> Path:
+def _describe(outcomes: list[Outcome]) -> str:
+    if not outcomes:
+        return "none"
+    worlds, last = worlds_of(outcomes), max(o.facts["index"] for o in outcomes)
+    return (
+        f"{len(outcomes)} runs ({count_trainings(outcomes)} trainings, numbers 0 to {last}) "
+        f"of {len(worlds)} worlds"
+    )
+
+
+def _write_model(fitted: list[Outcome]) -> Path:
     """Fit the forecast and put it into the package; return its path."""
-    worlds = worlds_of(fitted)
-    last = max(record.facts["index"] for record in fitted)
-    text = f"{len(fitted)} runs of {len(worlds)} worlds (block fit, runs 0 to {last})"
-    model = fit_forecast(fit_rows(fitted), fitted_on=text)
+    model = fit_forecast(fit_rows(fitted), fitted_on=_describe(fitted))
     path = Path(sys.modules["opd.recipes.check"].__path__[0]) / MODEL_FILE
     path.write_text(json.dumps(asdict(model), indent=1) + "\n", encoding="utf-8")
     return path

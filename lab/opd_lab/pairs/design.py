@@ -11,7 +11,8 @@ from opd_lab.pairs.kinds import STUDENTS, TEACHERS
 from opd_lab.pairs.setting import SETTINGS, Setting
 from opd_lab.streams import WorldStream
 
-LONG_RUNS = 0.1  # fraction of runs of 60 to 400 steps; the others have 20 to 60
+LONG_RUNS = 0.1  # fraction of runs of 100 to 400 steps; the others have 40 to 100
+EVALUATIONS_PER_RUN = 4  # at equal distances: outcomes of shorter runs, too
 FULL_RATES, LORA_RATES = (1e-4, 1e-2), (3e-4, 3e-2)
 EVALUATIONS = ((1.0, 1.0), (0.7, 0.95))  # temperature, top_p
 # What all-linear cannot find in a Gemma whose embedding is its output head too.
@@ -60,7 +61,8 @@ def plan(block: str, index: int) -> PlannedRun:
     student = _choose(rng, STUDENTS)
     teacher = _choose(rng, {kind: w for kind, w in TEACHERS.items() if kind != student})
     long = rng.random() < LONG_RUNS
-    steps = round(_log_uniform(rng, *((60, 400) if long else (20, 60))))
+    quarter = round(_log_uniform(rng, *((100, 400) if long else (40, 100))) / EVALUATIONS_PER_RUN)
+    steps = quarter * EVALUATIONS_PER_RUN
     lora = rng.random() < 0.3
     rate = _log_uniform(rng, *(LORA_RATES if lora else FULL_RATES))
     prompts, responses = (8, 2) if long else (int(rng.choice([8, 16])), int(rng.choice([2, 4])))
@@ -68,12 +70,12 @@ def plan(block: str, index: int) -> PlannedRun:
     changes = [
         f"train.steps={steps}",
         f"optim.lr={rate:.3g}",
-        f"optim.warmup={round(steps * float(rng.choice([0, 0.1])))}",
+        f"optim.warmup={round(quarter * float(rng.choice([0, 0.2])))}",
         f"train.prompts_per_step={prompts}",
         f"rollout.n={responses}",
         f"eval.0.temperature={temperature}",
         f"eval.0.top_p={top_p}",
-        f"eval.0.every={(steps + 1) // 2}",
+        f"eval.0.every={quarter}",
     ]
     if lora:
         rank = int(rng.choice([4, 8, 16]))

@@ -12,10 +12,9 @@ from scipy import stats as scipy_stats
 from opd.core import stats
 from opd.recipes.check.forecast import Forecast, predict
 from opd.recipes.check.forecast_model import ForecastModel
-from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.verdict import GO, NEGLIGIBLE, NO_GO, WORTHWHILE, Verdict, judge
 from opd_lab.forecast_fit import TERMS, FitRow, fit_forecast
-from opd_lab.pairs.records import Record, worlds_of
+from opd_lab.pairs.records import Outcome, count_trainings, worlds_of
 
 MIN_GAP = 0.1  # accuracy gap from which on a recovery is meaningful
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of central intervals
@@ -34,12 +33,12 @@ class Case:
     """A run, what was predicted for it, and the verdict.
 
     Attributes:
-        record: of the run.
+        outcome: of the run.
         forecast: by a model that knows nothing of the run's world.
         verdict: on it.
     """
 
-    record: Record
+    outcome: Outcome
     forecast: Forecast
     verdict: Verdict
 
@@ -52,11 +51,11 @@ class Case:
     @property
     def right(self) -> bool:
         """Whether the verdict was right: a go recovers something, a no-go no more than half."""
-        record = self.record
+        outcome = self.outcome
         if self.verdict == GO:
-            return record.gap >= MIN_GAP and record.recovery >= NEGLIGIBLE
+            return outcome.gap >= MIN_GAP and outcome.recovery >= NEGLIGIBLE
         if self.verdict == NO_GO:
-            return record.gap < MIN_GAP or record.recovery <= WORTHWHILE
+            return outcome.gap < MIN_GAP or outcome.recovery <= WORTHWHILE
         return True
 
     def inside(self, level: float) -> bool:
@@ -64,7 +63,7 @@ class Case:
         distribution = self.forecast.distribution
         assert distribution is not None
         low, high = (distribution.quantile(x) for x in ((1 - level) / 2, (1 + level) / 2))
-        return low <= self.record.change <= high
+        return low <= self.outcome.change <= high
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,8 @@ class Judgement:
 
     Attributes:
         label: world, or all of them.
-        pairs: number of cases.
+        cases: how many.
+        trainings: that they come from.
         spearman: rank correlation of predicted and real change.
         baselines: of each of `BASELINES` with the real change.
         auroc: of predicted recovery for "recovers at least half", with a gap of `MIN_GAP`.
@@ -87,7 +87,8 @@ class Judgement:
     """
 
     label: str
-    pairs: int
+    cases: int
+    trainings: int
     spearman: float
     baselines: Mapping[str, float]
     auroc: stats.Estimate
@@ -102,54 +103,50 @@ class Judgement:
     @property
     def decided(self) -> float:
         """Fraction of cases given a plain go or don't."""
-        return (self.verdicts.get(GO, 0) + self.verdicts.get(NO_GO, 0)) / max(self.pairs, 1)
+        return (self.verdicts.get(GO, 0) + self.verdicts.get(NO_GO, 0)) / max(self.cases, 1)
 
 
-def fit_rows(records: Sequence[Record]) -> list[FitRow]:
-    """Records as rows of a fit."""
-    return [
-        FitRow(
-            r.features, r.accuracy("before"), r.accuracy("after"), r.accuracy("teacher"), r.world
-        )
-        for r in records
-    ]
+def fit_rows(outcomes: Sequence[Outcome]) -> list[FitRow]:
+    """Outcomes as rows of a fit."""
+    return [FitRow(o.features, o.before, o.after, o.teacher, o.world) for o in outcomes]
 
 
-def leave_worlds_out(records: Sequence[Record], terms: Sequence[str] = TERMS) -> list[Case]:
-    """Every record judged by a model that was fitted on the other worlds."""
+def leave_worlds_out(outcomes: Sequence[Outcome], terms: Sequence[str] = TERMS) -> list[Case]:
+    """Every outcome judged by a model that was fitted on the other worlds."""
     cases = []
-    for world in worlds_of(records):
-        model = fit_forecast(fit_rows([r for r in records if r.world != world]), terms)
-        cases += judge_records(model, [r for r in records if r.world == world])
+    for world in worlds_of(outcomes):
+        model = fit_forecast(fit_rows([o for o in outcomes if o.world != world]), terms)
+        cases += judge_outcomes(model, [o for o in outcomes if o.world == world])
     return cases
 
 
-def judge_records(model: ForecastModel, records: Sequence[Record]) -> list[Case]:
-    """What a model says of records; those without a forecast (no answers) are left out."""
+def judge_outcomes(model: ForecastModel, outcomes: Sequence[Outcome]) -> list[Case]:
+    """What a model says of outcomes; those without a forecast (no answers) are left out."""
     cases = []
-    for record in records:
-        forecast = predict(model, record.features, RunSettings.of_record(record.run))
+    for outcome in outcomes:
+        forecast = predict(model, outcome.features, outcome.run)
         if forecast.change is not None:
-            cases.append(Case(record, forecast, judge(forecast, record.features)))
+            cases.append(Case(outcome, forecast, judge(forecast, outcome.features)))
     return cases
 
 
 def by_world(cases: Sequence[Case]) -> list[Judgement]:
     """A judgement per world, the worst (by rank correlation) first."""
-    worlds = worlds_of(case.record for case in cases)
-    each = [summarise([c for c in cases if c.record.world == world], world) for world in worlds]
+    worlds = worlds_of(case.outcome for case in cases)
+    each = [summarise([c for c in cases if c.outcome.world == world], world) for world in worlds]
     return sorted(each, key=lambda j: j.spearman)
 
 
 def summarise(cases: Sequence[Case], label: str) -> Judgement:
     """Judge cases together."""
-    changes = np.array([case.record.change for case in cases])
+    changes = np.array([case.outcome.change for case in cases])
     predicted = np.array([case.predicted for case in cases])
     gains = np.array([_value(case, "continuation_gain") for case in cases])
-    with_gap = [case for case in cases if case.record.gap >= MIN_GAP]
+    with_gap = [case for case in cases if case.outcome.gap >= MIN_GAP]
     return Judgement(
         label=label,
-        pairs=len(cases),
+        cases=len(cases),
+        trainings=count_trainings(case.outcome for case in cases),
         spearman=rank_correlation(predicted, changes),
         baselines={
             name: rank_correlation([sign * _value(c, name) for c in cases], changes)
@@ -158,7 +155,7 @@ def summarise(cases: Sequence[Case], label: str) -> Judgement:
         auroc=stats.auroc(
             # The probe's own estimate of the gap, because that is what the check divides by.
             [case.predicted / max(_value(case, "gap"), 0.01) for case in with_gap],
-            [float(case.record.recovery >= WORTHWHILE) for case in with_gap],
+            [float(case.outcome.recovery >= WORTHWHILE) for case in with_gap],
         ),
         with_gap=len(with_gap),
         coverage={x: float(np.mean([c.inside(x) for c in cases])) for x in LEVELS},
@@ -171,7 +168,7 @@ def summarise(cases: Sequence[Case], label: str) -> Judgement:
 
 
 def _value(case: Case, name: str) -> float:
-    features = case.record.features
+    features = case.outcome.features
     return features[name].value if name in features else float("nan")
 
 

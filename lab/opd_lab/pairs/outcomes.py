@@ -19,7 +19,7 @@ from opd_lab.pairs.design import PlannedRun
 from opd_lab.pairs.models import build_model, weights_digest
 from opd_lab.runs import RunResult, Task, one_thread, run_config
 
-TEST = 320  # held-out prompts, twice each
+TEST = 256  # held-out prompts, twice each
 FIXED = ("eval.0.n=2",)
 
 
@@ -60,8 +60,9 @@ def configure(run: PlannedRun, cache: Path, out: Path) -> tuple[Run, dict[str, A
 def measure_outcome(run: PlannedRun, cache: Path, scratch: Path) -> dict[str, Any]:
     """Train a pair; return its record.
 
-    The record holds accuracy with 95 % intervals before, at half of the run, after, and of the
-    teacher; or `error`, where the product gave up.
+    The record holds accuracy with 95 % intervals of the student `before`, of the `teacher`, and
+    after some numbers of steps; or `error`, where the product gave up. The rate of a run does not
+    depend on its length, so each of these is the outcome of a run of as many steps.
 
     Args:
         run: of the design.
@@ -81,7 +82,7 @@ def measure_outcome(run: PlannedRun, cache: Path, scratch: Path) -> dict[str, An
             finally:
                 session.trackers.close()
                 session.folder.close()
-        facts |= _accuracies(RunResult(out), cfg.train.steps)
+        facts |= _accuracies(RunResult(out), cfg.eval[0].every)
     except UserError as error:
         facts["error"] = str(error)
     finally:
@@ -89,14 +90,15 @@ def measure_outcome(run: PlannedRun, cache: Path, scratch: Path) -> dict[str, An
     return facts | {"run_seconds": round(time.monotonic() - began, 1)}
 
 
-def _accuracies(result: RunResult, steps: int) -> dict[str, Any]:
+def _accuracies(result: RunResult, every: int) -> dict[str, Any]:
     """Accuracies and truncation, from the evaluations in a run folder."""
-    names = {
-        "before": "step-0-task",
-        "half": f"step-{(steps + 1) // 2}-task",
-        "after": f"step-{steps}-task",
-        "teacher": "step-0-teacher-task",
-    }
+    names = {"before": "step-0-task", "teacher": "step-0-teacher-task"}
+    steps = sorted(
+        int(path.name.split("-")[1])
+        for path in (result.path / "eval").glob("step-*-task.json")
+        if "teacher" not in path.name
+    )
+    names |= {str(step): f"step-{step}-task" for step in steps if step and step % every == 0}
     accuracies, truncated = {}, {}
     for moment, name in names.items():
         record = result.record(f"eval/{name}.json")
