@@ -9,15 +9,15 @@ from opd.recipes.check.verdict import GO, NO_GO
 from opd.reports.markdown import render_markdown
 from opd_lab.forecast_fit import fit_forecast
 from opd_lab.pairs import judging
-from opd_lab.pairs.judging import by_world, fit_rows, judge_records, leave_worlds_out, summarise
+from opd_lab.pairs.judging import by_world, fit_rows, judge_outcomes, leave_worlds_out, summarise
 from opd_lab.pairs.page import Findings, ablate, check_document
-from opd_lab.pairs.records import Record, load_records, pack
+from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, outcomes_of, pack
 from support.check_features import RUN, make_features
 
 TERMS = ("distance", "continuation_gain")
 
 
-def make_record(world, index, rng, *, change=None, teacher=None):
+def make_outcome(world, index, rng, *, change=None, teacher=None):
     """A run of a world in which close teachers are followed."""
     before = float(rng.uniform(0.1, 0.5))
     teacher = float(rng.uniform(0.2, 1.0)) if teacher is None else teacher
@@ -26,53 +26,69 @@ def make_record(world, index, rng, *, change=None, teacher=None):
     real = adopted * (teacher - before) if change is None else change
     after = float(np.clip(before + real + rng.normal(0, 0.01), 0, 1))
     features = make_features(before, teacher, distance, continuation_gain=0.3 * real)
-    accuracy = {"before": before, "half": (before + after) / 2, "after": after, "teacher": teacher}
-    facts = {
-        "block": "fit",
-        "index": index,
-        "world": world,
-        "student": "base",
-        "teacher": "clean",
-        "accuracy": {name: [value, value, value] for name, value in accuracy.items()},
-    }
-    return Record(facts, features, [], RUN.record())
+    facts = {"block": "fit", "index": index, "world": world, "student": "a", "teacher": "b"}
+    return Outcome(facts, features, RUN, before, (before + after) / 2, after, teacher)
+
+
+def write_rows(folder, rows):
+    folder.mkdir()
+    for row in rows:
+        (folder / f"fit-{row['index']:04d}.json").write_text(json.dumps(row))
 
 
 @pytest.fixture(scope="module")
-def records():
+def outcomes():
     rng = np.random.default_rng(0)
-    return [make_record(world, i, rng) for i in range(40) for world in ("one", "two", "three")]
+    return [make_outcome(world, i, rng) for i in range(40) for world in ("one", "two", "three")]
+
+
+FACTS = {"block": "fit", "index": 0, "weights": {"student": "a"}, "seed": 0, "world": "one"}
+POINT = [0.5, 0.4, 0.6]
+ACCURACY = {"before": [0.1, 0.0, 0.2], "teacher": [0.9, 0.8, 1.0], "20": POINT, "80": POINT}
+MEASURED = {
+    "features": {
+        "gap": [0.3, 0.2, 0.4],
+        "pilot_path": [0.05, 0.05, 0.05],
+        "stretch_path": [0.4, 0.4, 0.4],
+        "stretch_drift": [1.0, 1.0, 1.0],
+    },
+    "moments": [],
+    "run": RUN.record(),
+}
 
 
 def test_packing_joins_outcome_and_features_and_keeps_what_is_incomplete(tmp_path):
-    outcome = {"block": "fit", "index": 0, "weights": {"student": "a"}, "seed": 0, "world": "one"}
-    accuracy = {"accuracy": {"before": [0.1, 0.0, 0.2], "after": [0.5, 0.4, 0.6]}}
-    measured = {"features": {"gap": [0.3, 0.2, 0.4]}, "moments": [], "run": RUN.record()}
-    for folder, rows in {
-        "outcomes": [outcome | accuracy, outcome | {"index": 1, "error": "refused"}],
-        "features": [outcome | measured],
-    }.items():
-        (tmp_path / folder).mkdir()
-        for row in rows:
-            (tmp_path / folder / f"fit-{row['index']:04d}.json").write_text(json.dumps(row))
+    refused = FACTS | {"index": 1, "error": "refused"}
+    write_rows(tmp_path / "outcomes", [FACTS | {"accuracy": ACCURACY}, refused])
+    write_rows(tmp_path / "features", [FACTS | MEASURED])
     assert pack(tmp_path, tmp_path / "packed") == {"fit": 2}
-    (record,) = load_records("fit", tmp_path / "packed")
-    assert record.change == pytest.approx(0.4)
-    assert record.features["gap"].low == 0.2
-    assert record.run == RUN.record()
-    assert not load_records("fresh", tmp_path / "packed")
+    loaded = load_outcomes("fit", tmp_path / "packed")
+    assert [o.run.steps for o in loaded] == [20, 80]
+    assert all(o.change == pytest.approx(0.4) for o in loaded)
+    assert loaded[0].features["gap"].low == 0.2
+    assert loaded[1].run == RUN
+    assert count_trainings(loaded) == 1
+    assert not load_outcomes("fresh", tmp_path / "packed")
+
+
+def test_an_evaluation_on_the_way_is_a_shorter_run_with_the_same_pilot():
+    short, whole = outcomes_of(FACTS | MEASURED | {"accuracy": ACCURACY})
+    assert whole.features["pilot_path"].value == 0.05
+    assert short.features["pilot_path"].value == pytest.approx(0.2)
+    assert whole.features["stretch_drift"].value == 1
+    assert "stretch_drift" not in short.features  # it would have gone beyond the end: 1.6
+    assert short.half is None
+    assert outcomes_of(FACTS | MEASURED | {"accuracy": ACCURACY | {"40": POINT}})[2].half == 0.5
 
 
 def test_packing_refuses_features_of_other_weights(tmp_path):
-    for folder, weights in (("outcomes", "a"), ("features", "b")):
-        (tmp_path / folder).mkdir()
-        row = {"block": "fit", "index": 0, "weights": {"student": weights}}
-        (tmp_path / folder / "fit-0000.json").write_text(json.dumps(row))
+    write_rows(tmp_path / "outcomes", [FACTS])
+    write_rows(tmp_path / "features", [FACTS | {"weights": {"student": "b"}}])
     with pytest.raises(ValueError, match="different weights"):
         pack(tmp_path, tmp_path / "packed")
 
 
-def test_a_world_is_judged_by_a_model_that_has_not_seen_it(records, monkeypatch):
+def test_a_world_is_judged_by_a_model_that_has_not_seen_it(outcomes, monkeypatch):
     seen = []
 
     def spy(rows, *args, **kwargs):
@@ -80,13 +96,13 @@ def test_a_world_is_judged_by_a_model_that_has_not_seen_it(records, monkeypatch)
         return fit_forecast(rows, *args, **kwargs)
 
     monkeypatch.setattr(judging, "fit_forecast", spy)
-    cases = leave_worlds_out(records, TERMS)
-    assert len(cases) == len(records)
+    cases = leave_worlds_out(outcomes, TERMS)
+    assert len(cases) == len(outcomes)
     assert sorted(map(sorted, seen)) == [["one", "three"], ["one", "two"], ["three", "two"]]
 
 
-def test_a_law_that_holds_in_every_world_is_found(records):
-    whole = summarise(leave_worlds_out(records, TERMS), "all")
+def test_a_law_that_holds_in_every_world_is_found(outcomes):
+    whole = summarise(leave_worlds_out(outcomes, TERMS), "all")
     assert whole.spearman > 0.92
     assert whole.error < 0.04
     assert abs(whole.bias) < 0.02
@@ -94,11 +110,11 @@ def test_a_law_that_holds_in_every_world_is_found(records):
     assert not whole.wrong.get(NO_GO)
 
 
-def test_a_world_that_breaks_the_law_comes_first_and_its_wrong_gos_are_counted(records):
+def test_a_world_that_breaks_the_law_comes_first_and_its_wrong_gos_are_counted(outcomes):
     rng = np.random.default_rng(1)
-    odd = [make_record("odd", i, rng, change=-0.1, teacher=0.9) for i in range(30)]
-    model = fit_forecast(fit_rows(records), TERMS)
-    judgements = by_world(judge_records(model, records + odd))
+    odd = [make_outcome("odd", i, rng, change=-0.1, teacher=0.9) for i in range(30)]
+    model = fit_forecast(fit_rows(outcomes), TERMS)
+    judgements = by_world(judge_outcomes(model, outcomes + odd))
     worst = judgements[0]
     assert worst.label == "odd"
     assert worst.verdicts[GO] > 5
@@ -111,11 +127,11 @@ def test_a_flat_number_has_no_rank_correlation():
     assert judging.rank_correlation([1, 2, float("nan"), 4], [1, 2, 3, 4]) == pytest.approx(1)
 
 
-def test_the_page_shows_worst_world_first_and_every_part(records):
-    model = fit_forecast(fit_rows(records), TERMS, fitted_on="made up")
-    cases = leave_worlds_out(records, TERMS)
-    ablations = ablate(records, TERMS)
-    findings = Findings(records, cases, cases[:30], model, {"Command": "x"}, ablations)
+def test_the_page_shows_worst_world_first_and_every_part(outcomes):
+    model = fit_forecast(fit_rows(outcomes), TERMS, fitted_on="made up")
+    cases = leave_worlds_out(outcomes, TERMS)
+    ablations = ablate(outcomes, TERMS)
+    findings = Findings(outcomes, cases, cases[:30], model, {"Command": "x"}, ablations)
     text = render_markdown(check_document(findings))
     order = [j.label for j in by_world(cases)]
     positions = [text.index(f"| {name} |") for name in order]
