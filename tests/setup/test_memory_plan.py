@@ -69,6 +69,15 @@ def test_4b_in_full_with_an_8b_teacher_on_80_gb(plan):
     assert parts(offloaded, "update", HOST)["offloaded optimizer"] > 16 * 4.02e9
 
 
+def test_moments_of_8_bits_are_an_alternative_to_offload(plan):
+    overrides = ("optim.moments=int8", "student.gradient_checkpointing=true")
+    smaller = plan("4B", *overrides)
+    assert smaller.too_small == []
+    moments = parts(smaller, "update")["optimizer moments"]
+    assert moments == pytest.approx(2.03 * 4.02e9, rel=0.01)
+    assert parts(plan(), "update")["optimizer moments"] == pytest.approx(8 * 4.02e9, rel=0.01)
+
+
 def test_8b_lora_with_a_32b_teacher_on_80_gb(plan):
     checkpointing = "student.gradient_checkpointing=true"
     teachers = (

@@ -169,6 +169,9 @@ class Optim(Section):
     offload: Literal["none", "cpu"] = "none"
     """cpu: master weights and moments in pinned host memory, stepped there (12 bytes per parameter
     less on the GPU). Full training in bf16_mixed only."""
+    moments: Literal["float32", "int8"] = "float32"
+    """int8: moments quantised in blocks, 2 bytes a weight instead of 8; updates differ by a few
+    percent. Not with student.shard: fsdp2."""
 
 
 class Train(Section):
@@ -275,6 +278,11 @@ class Run(Section):
             raise ValueError(
                 "loss.support=full compares whole distributions, but teacher is null. Use "
                 "loss.support=student_topk for a run on the outcome reward alone"
+            )
+        if self.optim.moments == "int8" and self.student.shard == "fsdp2":
+            raise ValueError(
+                "optim.moments=int8 quantises whole weights, and student.shard=fsdp2 gives each "
+                "process a part of them. Set optim.moments=float32, or student.shard=none"
             )
         if self.horizon is not None:
             self._horizon(self.horizon)

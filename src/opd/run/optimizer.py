@@ -15,7 +15,8 @@ from torch import Tensor
 
 from opd.models.fsdp import shard_like
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+SCALES = ("exp_avg_scale", "exp_avg_sq_scale")  # of moments in 8 bits
+MOMENTS = ("exp_avg", "exp_avg_sq", *SCALES, "step")
 LOCAL_SETTINGS = ("params", "fused", "foreach")  # of this process and device
 # Numbers, booleans and pairs, all of which go to state.json.
 Groups = list[dict[str, Any]]
@@ -53,9 +54,10 @@ def restore_optimizer(
 
     Raises:
         KeyError: when `tensors` has state of a parameter the optimizer does not hold.
-        ValueError: when a shape or dtype differs from the parameter's.
+        ValueError: when a shape differs from the parameter's, or a dtype from the optimizer's.
     """
     remaining = dict(tensors)
+    dtype_of = getattr(optimizer, "moment_dtype", lambda parameter, moment: parameter.dtype)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = names[parameter]
@@ -64,13 +66,14 @@ def restore_optimizer(
                 continue
             for moment in ("exp_avg", "exp_avg_sq"):
                 actual = (state[moment].shape, state[moment].dtype)
-                expected = (parameter.shape, parameter.dtype)
+                expected = (parameter.shape, dtype_of(parameter, moment))
                 if actual != expected:
-                    raise ValueError(f"{moment} of {name} is {actual}, the parameter {expected}")
+                    raise ValueError(f"{moment} of {name} is {actual}, the optimizer's {expected}")
                 # Clones: the optimizer updates in place, the caller's tensors stay as they are.
                 state[moment] = shard_like(state[moment], parameter).clone(
                     memory_format=torch.preserve_format
                 )
+            state |= {m: state[m].to(parameter.device).clone() for m in SCALES if m in state}
             # AdamW keeps its counter on the CPU unless it is fused or captured.
             on_device = group["fused"] or group["capturable"]
             state["step"] = state["step"].to(parameter.device if on_device else "cpu").clone()

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 Overrides = Sequence[str]
 CHECKPOINTING = "student.gradient_checkpointing=true"
 OFFLOAD = "optim.offload=cpu"
+INT8 = "optim.moments=int8"
 SERVED = "teacher={{url: http://HOST:8400/v1, model: {model}}}"
 SMALLEST_BUDGET = min(GPU_CHOICES)  # tokens of a micro-batch
 NAMED_PARTS = 4  # of a phase, in messages
@@ -105,6 +106,8 @@ def _settings(cfg: Run) -> Iterator[Overrides]:
     optimizer: list[Overrides] = [()]
     if resolve_precision(cfg) == "bf16_mixed" and cfg.student.lora is None:
         optimizer += [] if cfg.optim.offload == "cpu" else [(OFFLOAD,)]
+    if cfg.optim.moments != "int8":
+        optimizer += [(*state, INT8) for state in optimizer]
     budget: list[Overrides] = [()]
     tokens = cfg.train.tokens_per_microbatch
     if tokens == "auto" or tokens > SMALLEST_BUDGET:

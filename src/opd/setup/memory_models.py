@@ -15,6 +15,7 @@ from opd.models.lm import default_device
 from opd.models.model_size import FLOAT, ModelSize, model_size
 from opd.run.devices import free_device_bytes, free_host_bytes
 from opd.setup.precision import ResolvedPrecision, resolve_precision
+from opd.training.int8_moments import state_bytes
 
 HOST = "cpu"
 DTYPES: Mapping[ResolvedPrecision, torch.dtype] = {
@@ -123,7 +124,8 @@ def plan_models(
     else:
         offload = cfg.optim.offload == "cpu" and device != HOST
         mixed = precision == "bf16_mixed" and section.lora is None
-        state = student_state(student, mixed=mixed, offload=offload)
+        int8 = cfg.optim.moments == "int8"
+        state = student_state(student, mixed=mixed, offload=offload, int8=int8)
     teacher, reference = None, None
     if isinstance(cfg.teacher, LocalTeacher) and cfg.teacher.cache is None:
         place = device if cfg.teacher.device is None else device_name(cfg.teacher.device)
@@ -135,19 +137,24 @@ def plan_models(
     return PlannedModels(student, state, device, precision, teacher, reference)
 
 
-def student_state(size: ModelSize, *, mixed: bool, offload: bool = False) -> StudentState:
+def student_state(
+    size: ModelSize, *, mixed: bool, offload: bool = False, int8: bool = False
+) -> StudentState:
     """Of a student that one process holds whole.
 
     Args:
         size: of its working weights.
         mixed: bf16 weights that are trained have float32 masters (bf16_mixed without LoRA).
         offload: masters and moments are in host memory.
+        int8: moments have 8 bits.
     """
     itemsize = FLOAT if mixed else size.trained_itemsize
     trained = itemsize * size.trained_elements
     largest = itemsize * max(size.trained, default=0)
     loaded = FLOAT * size.parameters if mixed else size.weights
     masters, moments, host = trained if mixed else 0, STATES * trained, 0
+    if int8:
+        moments = sum(map(state_bytes, size.trained))
     if offload:  # masters and gradients are pinned
         pinned = 2 * sum(_pinned_bytes(itemsize * count) for count in size.trained)
         masters, moments, host = 0, 0, pinned + moments

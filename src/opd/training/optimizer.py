@@ -12,6 +12,7 @@ from opd.errors import UserError
 from opd.models.fsdp import full_tensor
 from opd.models.lm import LM
 from opd.models.master_weights import copy_masters_to_model, fraction_that_cannot_move
+from opd.training.int8_moments import moment_dtypes, new_state, step_weight
 
 Schedule = Literal["constant", "cosine"]
 BETAS = (0.9, 0.999)  # of the paper, and what torch and TRL take unasked
@@ -35,7 +36,7 @@ class MasterAdamW(torch.optim.AdamW):
         Unfused, torch holds another copy of its largest matrix (on a CPU) or of all weights (on a
         GPU) while it steps.
         """
-        self._student = student
+        self._student, self._int8 = student, optim.moments == "int8"
         weights = student.weights().values()
         groups = [
             {"params": [w for w in weights if w.ndim >= 2], "weight_decay": optim.weight_decay},
@@ -46,7 +47,7 @@ class MasterAdamW(torch.optim.AdamW):
             [g for g in groups if g["params"]],
             lr=optim.lr,
             betas=BETAS,
-            fused=None if sharded_on_cpu else True,
+            fused=None if sharded_on_cpu or self._int8 else True,
         )
 
     @torch.no_grad()
@@ -55,9 +56,25 @@ class MasterAdamW(torch.optim.AdamW):
         working = self._student.parameters()
         for name, master in self._student.masters.items():
             _move_gradient(working[name], master)
-        result = super().step(closure)
+        result = None
+        if self._int8:
+            self._step_int8()
+        else:
+            result = super().step(closure)
         copy_masters_to_model(self._student)
         return result
+
+    def _step_int8(self) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    state = self.state[weight] or new_state(weight)
+                    self.state[weight] = state
+                    step_weight(weight, weight.grad, state, group)
+
+    def moment_dtype(self, weight: torch.Tensor, moment: str) -> torch.dtype:
+        """The dtype of exp_avg or exp_avg_sq of a weight, as checkpoints hold it."""
+        return moment_dtypes(weight)[moment] if self._int8 else weight.dtype
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients of the model and of the masters."""
