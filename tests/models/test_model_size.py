@@ -87,6 +87,38 @@ def test_activations_are_those_of_a_real_pass(name, dtype, lora, checkpointing):
     assert planned + backward == pytest.approx(peak, rel=WITHIN + 0.05)
 
 
+class FusedNorm(torch.autograd.Function):
+    """Keeps what torch's kernel keeps on a GPU; its numbers are none."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight):
+        ctx.save_for_backward(hidden, weight)
+        return torch.empty_like(hidden)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        hidden, weight = ctx.saved_tensors
+        return torch.zeros_like(hidden), torch.zeros_like(weight)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("lora", [None, Lora(rank=8)], ids=["full", "lora"])
+@pytest.mark.parametrize("name", ["qwen3", "llama", "olmo2"])
+def test_activations_with_the_fused_norms_of_a_gpu(name, lora, checkpointing):
+    lm = real(family(name), torch.bfloat16, lora=lora)
+    for module in lm.model.modules():
+        if "RMSNorm" in type(module).__name__:
+            module.forward = lambda hidden, norm=module: FusedNorm.apply(hidden, norm.weight)
+    if checkpointing:
+        enable_checkpointing(lm)
+    held, peak = count_pass(lm)
+    size = model_size(family(name), torch.bfloat16, lora=lora, on_gpu=True)
+    planned = size.activation_bytes(TOKENS, checkpointing=checkpointing)
+    backward = size.backward_bytes(TOKENS, checkpointing=checkpointing)
+    assert planned == pytest.approx(held, rel=WITHIN + 0.05)
+    assert planned + backward == pytest.approx(peak, rel=WITHIN + 0.05)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_forward_without_gradient(name):
     lm = real(family(name), torch.bfloat16)

@@ -69,6 +69,22 @@ def test_4b_in_full_with_an_8b_teacher_on_80_gb(plan):
     assert parts(offloaded, "update", HOST)["offloaded optimizer"] > 16 * 4.02e9
 
 
+def test_a_step_that_was_measured_on_a_gpu(plan):
+    """An H100: 43 GiB in the rollout, 24 in scoring, 41 in the update (docs/gpu.md)."""
+    planned = plan(
+        "4B",
+        "optim.offload=cpu",
+        "student.gradient_checkpointing=true",
+        "train.tokens_per_microbatch=8192",
+        "train.prompts_per_step=8",
+        "prompts.max_tokens=4032",
+        "rollout.max_new_tokens=64",
+    )
+    assert planned.rows == 32
+    for phase, measured in {"rollout": 43, "score": 24, "update": 41}.items():
+        assert sum(parts(planned, phase).values()) / GIB == pytest.approx(measured, rel=0.05)
+
+
 def test_moments_of_8_bits_are_an_alternative_to_offload(plan):
     overrides = ("optim.moments=int8", "student.gradient_checkpointing=true")
     smaller = plan("4B", *overrides)

@@ -96,7 +96,7 @@ class ModelSize:
 
 
 def model_size(
-    config: Any, dtype: torch.dtype, *, lora: Lora | None = None, copies_heads: bool = False
+    config: Any, dtype: torch.dtype, *, lora: Lora | None = None, on_gpu: bool = False
 ) -> ModelSize:
     """Sizes of the model of a transformers configuration.
 
@@ -104,8 +104,8 @@ def model_size(
         config: of the model.
         dtype: of its weights.
         lora: adapters that are trained in place of the weights.
-        copies_heads: whether attention copies keys and values to every query head, as it does on a
-            GPU in float32 (`opd.models.attention`).
+        on_gpu: whether RMS norms are fused (`opd.models.norms`), and attention in float32 copies
+            keys and values to every query head (`opd.models.attention`).
 
     Raises:
         UserError: no causal language model, or adapters that do not fit it.
@@ -113,10 +113,11 @@ def model_size(
     lm = _build(config, dtype, lora)
     own, item = lm.config, dtype.itemsize
     layers = _decoder_layers(lm)
-    saved = [_saved_elements(own, layer, item, copies_heads) for layer in layers]
+    saved = [_saved_bytes(own, layer, item, on_gpu) for layer in layers]
     trained = [p for p in lm.model.parameters() if p.requires_grad]
     width = max((_mlp_width(layer) for layer in layers), default=0)
     width = width or 4 * int(own.hidden_size)
+    fused = on_gpu and all(map(_fused_norms, layers))
     of_layers = {id(p): p.numel() for layer in layers for p in layer.parameters()}
     largest = max((of_layers.get(id(p), 0) for p in trained), default=0)
     return ModelSize(
@@ -132,7 +133,7 @@ def model_size(
         layers=len(layers),
         saved=sum(saved),
         layer_saved=max(saved, default=0),
-        norm_saved=(FLOAT + 2 * item) * int(own.hidden_size),
+        norm_saved=(2 * item if fused else FLOAT + 2 * item) * int(own.hidden_size),
         # In the dtype of the weight, then in that of the sum.
         largest_gradient=largest * (item if item >= FLOAT else item + FLOAT),
         working=item * ((2 if item >= FLOAT else 3) * width + 2 * int(own.hidden_size)),
@@ -208,20 +209,21 @@ def _weight_bytes(lm: LM, config: Any) -> int:
     )
 
 
-def _saved_elements(config: Any, layer: nn.Module, item: int, copies_heads: bool) -> int:
+def _saved_bytes(config: Any, layer: nn.Module, item: int, on_gpu: bool) -> int:
     """Bytes per token that autograd keeps of a layer.
 
-    Of a norm: its input in float32 and, for the gradient of its gain, what it multiplies; of a
+    Of a norm: its input, unless fused in float32 and with what its gain multiplies; of a
     linear layer with a gradient: its input; of attention: queries, keys, values, outputs; of a
     gated MLP: three or four times its width. Adapters keep a float32 copy of their inputs each.
     """
     heads, kv_heads, size = _heads(config)
-    keys = heads if copies_heads else kv_heads
+    keys = heads if on_gpu and item >= FLOAT else kv_heads
     total = item * size * 2 * (heads + keys)
+    fused = on_gpu and _fused_norms(layer)
     adapters: list[Any] = [m for m in layer.modules() if hasattr(m, "lora_A")]
     share_inputs = item >= FLOAT or not adapters  # else each adapter has its own in float32
     for kind, width, frozen in _norms(layer, heads, kv_heads, size):
-        total += width * (FLOAT if frozen else FLOAT + item)
+        total += width * (item if fused else FLOAT if frozen else FLOAT + item)
         total += width * item if kind == "layer" and share_inputs else 0
     total += item * sum(_mlp_elements(config, layer, with_inputs=share_inputs))
     for module in adapters:
@@ -236,6 +238,12 @@ def _heads(config: Any) -> tuple[int, int, int]:
     heads = int(config.num_attention_heads)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     return heads, kv_heads, int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+
+def _fused_norms(layer: nn.Module) -> bool:
+    """Whether a layer has RMS norms that torch's kernel computes; Gemma's gain has an offset."""
+    names = {type(m).__name__ for m in layer.modules() if "Norm" in type(m).__name__}
+    return all("RMSNorm" in name and "Gemma" not in name for name in names)
 
 
 def _norms(

@@ -208,9 +208,8 @@ def free_memory(devices: Iterable[str]) -> dict[str, int]:
 
 
 def _size(config: Any, dtype: torch.dtype, lora: Lora | None, device: str) -> ModelSize:
-    copies_heads = device != HOST and dtype != torch.bfloat16
     adapters = None if lora is None else lora.model_dump_json()
-    return _cached_size(_Hashable(config), dtype, adapters, copies_heads)
+    return _cached_size(_Hashable(config), dtype, adapters, device != HOST)
 
 
 class _Hashable:
@@ -228,10 +227,10 @@ class _Hashable:
 
 @lru_cache(maxsize=32)
 def _cached_size(
-    config: _Hashable, dtype: torch.dtype, adapters: str | None, copies_heads: bool
+    config: _Hashable, dtype: torch.dtype, adapters: str | None, on_gpu: bool
 ) -> ModelSize:
     lora = None if adapters is None else Lora.model_validate_json(adapters)
-    return model_size(config.config, dtype, lora=lora, copies_heads=copies_heads)
+    return model_size(config.config, dtype, lora=lora, on_gpu=on_gpu)
 
 
 def _dtype(config: Any, dtype: str) -> torch.dtype:
