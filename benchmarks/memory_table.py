@@ -125,7 +125,7 @@ def make_rows() -> list[Row]:
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown; sizes in GB."""
     lines = [
-        "| student | trained | card | tokens | teacher | YAML | weights | gradients | masters, "
+        "| student | trained | card | tokens | teacher | run.yaml | weights | gradients | masters, "
         "moments | teacher | activations, loss | update | rows sampled at once | host |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -163,13 +163,10 @@ def teacher_of(row: Row) -> str:
 
 
 def yaml_of(row: Row) -> str:
-    """The keys beside model names: flow style, one per section."""
-    keys = ["lora: {}"] if row.lora else []
-    keys += ["gradient_checkpointing: true"] * any("checkpoint" in o for o in row.overrides)
-    sections = [f"student: {{{', '.join(keys)}}}"] if keys else []
-    optim = [o.partition(".")[2].replace("=", ": ") for o in row.overrides if o.startswith("optim")]
-    sections += [f"optim: {{{', '.join(optim)}}}"] if optim else []
-    return f"`{'; '.join(sections)}`" if sections else "defaults"
+    """The keys of run.yaml that are not at their default, but for models and lengths."""
+    keys = ["student.lora: {}"] if row.lora else []
+    keys += [o.replace("=", ": ") for o in row.overrides if not o.startswith("teacher")]
+    return ", ".join(f"`{key}`" for key in keys) or "defaults"
 
 
 def updated(text: str, rows: Sequence[Row]) -> str:

@@ -18,6 +18,7 @@ MAX_KEYS = 110
 # Keys beyond that number, each with the reason why nobody but the user can know its value.
 ADDED = {
     "optim.offload": "trades speed for GPU memory, at the cost of pinned memory on the host",
+    "optim.moments": "trades exactness for memory, where the host has none to offload to",
     "train.deterministic": "trades speed for equal bits on a GPU",
 }
 FIRST_SCREEN = 20
