@@ -187,7 +187,7 @@ def kill_and_resume(folder: Path, rng: random.Random, *, kills: int, **changes) 
     file.write_text(yaml.safe_dump(run_config(folder, **changes)))
     log = folder / "metrics.jsonl"
     for _ in range(kills):
-        process = _opd(file, "--resume")
+        process = _opd(file, *(["--resume"] if folder.exists() else []))
         before = log.stat().st_size if log.exists() else 0
         while process.poll() is None and (not log.exists() or log.stat().st_size == before):
             time.sleep(0.002)  # still importing and loading

@@ -134,7 +134,8 @@ def main() -> None:
     teacher = train_teacher(base, files["teacher"], out / "teacher", args.seed)
     cfg = run_config(base, teacher, files, out / "run", args.seed)
     (out / "run.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "opd", "train", str(out / "run.yaml"), "--resume"]
+    command = [sys.executable, "-m", "opd", "train", str(out / "run.yaml")]
+    command += ["--resume"] if (out / "run").exists() else []
     if code := subprocess.run([*command, *args.overrides]).returncode:
         sys.exit(code)  # opd has printed the reason
     print(f"\n{HEADER}\n{row(args.seed, out / 'run', (time.monotonic() - began) / 60)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -151,6 +152,9 @@ def check(
         raise UserError("--local belongs to opd verify, or to opd check --self.")
     from opd.commands.check import run_check
 
+    if budget is not None and not math.isfinite(budget):
+        raise UserError(f"--budget={budget} is no number of seconds.")
+
     result = run_check(file, overrides or (), budget=budget, apply=apply, json_lines=json_lines)
     if result.best.verdict == "don't":
         raise typer.Exit(1)
@@ -188,7 +192,7 @@ def serve_teacher(
     file: ConfigFile,
     overrides: Overrides = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8400,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8400,
     score: Annotated[
         Path | None,
         typer.Option(help="Score these rollouts into teacher.cache.dir and end; serve nothing."),
@@ -224,7 +228,7 @@ def report(
 @app.command()
 def watch(
     run: RunFolder,
-    every: Annotated[float, typer.Option(help="Seconds between two views.")] = 2.0,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two views.")] = 2.0,
 ) -> None:
     """A live view of a run in the terminal."""
     from opd.commands import watch as commands
@@ -263,7 +267,7 @@ def export(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
-    steps: Annotated[int | None, typer.Option(help="Fewer or more steps.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Fewer or more steps.")] = None,
 ) -> None:
     """The whole story on a tiny shipped pair, no network, no GPU; replaces an earlier demo."""
     from opd.commands.demo import run_demo
@@ -323,12 +327,43 @@ def main() -> None:
     except UserError as error:
         if _Debug.on:
             raise
-        typer.echo(f"opd: {error}", err=True)
-        end(2)
+        fail(str(error), 2)
     except SystemExit as done:
         if isinstance(done.code, str):  # what the interpreter itself makes of it
             typer.echo(done.code, err=True)
         end(done.code if isinstance(done.code, int) else int(done.code is not None))
+    except BrokenPipeError:  # of `opd ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        end(141)
+    except Exception as error:
+        if _Debug.on:
+            raise
+        report_crash(error)
+
+
+def report_crash(error: Exception) -> NoReturn:
+    """A message for an error that is no `UserError`, and a line that tells where its traceback is.
+
+    Exits with 2 for what the machine or the user caused, with 1 for a bug of opd.
+    """
+    from opd.run.crash import describe, save_traceback
+
+    message = describe(error)
+    path = save_traceback(error)
+    if message is None:
+        message = f"This is a bug of opd, please report it: {type(error).__name__}: {error}"
+    where = f"\nThe traceback is in {path}." if path is not None else ""
+    fail(f"{message}{where}", 1 if describe(error) is None else 2)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print a message, as far as the terminal can show it, and leave the process."""
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    text = f"opd: {message}".encode(encoding, "backslashreplace").decode(encoding)
+    typer.echo(
+        "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text), err=True
+    )
+    end(code)
 
 
 def end(code: int) -> NoReturn:

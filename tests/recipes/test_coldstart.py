@@ -215,7 +215,9 @@ def kill_once(folder: Path, file: Path, rng: random.Random, *, after: bool) -> b
 
 
 def _opd(file: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "opd", "train", str(file), "--quiet", "--resume"]
+    command = [sys.executable, "-m", "opd", "train", str(file), "--quiet"]
+    begun = Path(yaml.safe_load(file.read_text())["output"]["dir"]).exists()
+    command += ["--resume"] if begun else []
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 

@@ -24,6 +24,7 @@ import yaml
 
 from opd import cli
 from opd.demo.run_config import PAIR
+from opd.run.crash import note_folder
 
 ROWS = [
     '{"problem": "sum pig gnu jay", "answer": "8"}',
@@ -128,6 +129,7 @@ def type_in_a_process(
 
 def _exit_code(words: tuple[str, ...]) -> int:
     sys.argv = ["opd", *words]
+    note_folder(None)
     try:
         cli.main()
     except SystemExit as done:

@@ -30,6 +30,10 @@ def run_coldstart(
         raise UserError("There is no `coldstart` section. Add `coldstart: {}` for every default.")
     if cfg.coldstart.when == "alarm":
         raise UserError("coldstart.when=alarm begins in a run. For one now: coldstart.when=start.")
+    if resume:
+        from opd.setup.preflight import require_resumable
+
+        require_resumable(cfg)
     options = RunOptions(resume, overwrite, style)
     console, record = run_session(cfg, _cold_start, "coldstart", options)
     if console is not None and style == "json":

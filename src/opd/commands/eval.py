@@ -18,10 +18,12 @@ def evaluate_target(target: Path, overrides: Sequence[str], json_lines: bool) ->
     cfg = _config_of(target, overrides)
     from opd.models.tokenizers import make_decoder
     from opd.setup.pair import load_pair
+    from opd.setup.preflight import read_inputs
     from opd.setup.prompts import load_eval_task
     from opd.setup.samplers import eval_sampler
     from opd.training.evaluate import evaluate
 
+    read_inputs(cfg, console, trains=False)
     pair = load_pair(cfg, trains=False)
     decode = make_decoder(pair.tokenizer)
     models = [("student", pair.student, pair.stop)]

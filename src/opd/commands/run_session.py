@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from opd.config import Run
 from opd.run.console import Console, Style
+from opd.run.manifest import list_checkpoints
+from opd.run.redact import redact_command
 
 if TYPE_CHECKING:
     from opd.recipes.coldstart import CompletionSource
@@ -55,6 +59,10 @@ def run_session(
     session, completions = build(
         cfg, resume=options.resume, overwrite=options.overwrite, console=console
     )
+    if options.resume:
+        steps = [step for step, _ in list_checkpoints(session.folder.checkpoints)]
+        start = f"from step {max(steps)} of {cfg.train.steps}" if steps else "from the beginning"
+        console.print(f"Going on with {session.folder.path} {start}.")
     handlers = stop_after_step(session.stop, console)
     try:
         result = work(session, completions)
@@ -62,8 +70,8 @@ def run_session(
         console.close()
         saved = "This step is saved" if reason.args else "Nothing is lost"
         console.print(
-            f"Stopped. {saved}: `opd {command} ... --resume` continues {session.folder.path} from "
-            "its last checkpoint and reuses the rollouts that are on disk."
+            f"Stopped. {saved}. To go on from the last checkpoint of {session.folder.path} with "
+            f"the rollouts that are on disk:\n  {resume_command(command)}"
         )
         raise
     finally:
@@ -74,6 +82,14 @@ def run_session(
         session.folder.close()
         destroy_ranks()
     return console if ranks.is_main else None, result
+
+
+def resume_command(command: str) -> str:
+    """What to type to go on with this run: the command line of this process, and --resume."""
+    words = [w for w in redact_command(sys.argv[1:]) if w not in ("--overwrite", "--resume")]
+    if words[:1] != [command]:  # from Python, a test or a plugin
+        return f"opd {command} ... --resume"
+    return shlex.join(["opd", *words, "--resume"])
 
 
 def stop_after_step(stop: Event, console: Console) -> dict[signal.Signals, Any]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from dataclasses import replace
 from typing import Any
 
 from opd.config import LocalTeacher, Run
 from opd.errors import UserError
 from opd.models import tokenizers
-from opd.models.lm import LM, load_lm
+from opd.models.lm import LM, load_lm, resolve_device
+from opd.models.model_files import read_facts
 from opd.run.console import Console
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,9 @@ def serve(cfg: Run, *, host: str, port: int) -> None:
     """
     console = Console("plain")
     spec = _local(cfg)
+    require_address(host, port)
+    read_facts(spec.model, "teacher.model")
+    resolve_device(spec.device, "teacher.device")
     from opd.teachers.scoring_server import Scorer, TeacherServer, make_app
 
     console.print(f"Loading {spec.model} ...")
@@ -49,6 +54,29 @@ def serve(cfg: Run, *, host: str, port: int) -> None:
             host,
         )
     TeacherServer(app, host, port).serve()
+
+
+def require_address(host: str, port: int) -> None:
+    """Check that an address can be listened on, before a model is loaded for it.
+
+    Raises:
+        UserError: naming the option.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host={host}: no such address ({error}).") from None
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise UserError(
+                f"--port={port}: cannot listen on {host}:{port} ({error.strerror}). Give another "
+                "one with --port."
+            ) from None
 
 
 def _local(cfg: Run) -> LocalTeacher:

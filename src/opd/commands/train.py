@@ -28,7 +28,13 @@ def run_train(
     from opd.recipes.distillation import distill
     from opd.reports.terminal import render_text
     from opd.reports.training_summary import training_summary
+    from opd.setup.preflight import require_flags, require_resumable, require_run_folder
 
+    require_flags(resume=resume, overwrite=overwrite)
+    if resume:
+        require_resumable(cfg)
+    elif cfg.recipe is not None:
+        require_run_folder(cfg, resume=False, overwrite=overwrite)
     cfg = prepare(cfg, resume=resume, console=Console("plain" if style == "auto" else "quiet"))
     console, summary = run_session(cfg, distill, "train", RunOptions(resume, overwrite, style))
     if console is None:

@@ -15,6 +15,7 @@ from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.setup.models import open_models
 from opd.setup.precision import prepare_weights
+from opd.setup.preflight import read_inputs
 from opd.setup.prompts import load_training_prompts
 from opd.setup.session import make_learner
 from opd.training.optimizer import make_optimizer
@@ -36,6 +37,7 @@ def load_subject(cfg: Run, local: str | None = None) -> Subject:
             "The teacher is a server. Give the same model as a folder, so that its scores can "
             "be compared: opd verify run.yaml --local FOLDER"
         )
+    read_inputs(cfg, Console("quiet"), trains=False)
     models = open_models(cfg, Console("quiet"), local=local)
     cfg, pair = models.cfg, models.pair
     if pair.teacher is None:

@@ -8,12 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from opd.config.mistakes import explain
 from opd.config.removed import removed_key_errors, upgrade
 from opd.config.schema import Run
+from opd.config.yaml_file import parse_value, read_yaml
 from opd.errors import UserError
 
 
@@ -59,16 +59,7 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, or not a YAML mapping.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"No such file: {path}. `opd init {path}` writes a commented one.")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} must hold a mapping of sections, found {type(data).__name__}.")
-    return data
+    return read_yaml(Path(path))
 
 
 def parse(data: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Run:
@@ -96,12 +87,12 @@ def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     data = json.loads(json.dumps(data, default=str))
     for item in overrides:
         key, eq, value = item.partition("=")
-        if not eq or not key:
+        if not eq or not all(key.split(".")):
             raise UserError(f"Override {item!r} is not key=value, e.g. train.steps=50.")
         try:
-            _assign(data, key.split("."), yaml.safe_load(value), item)
-        except yaml.YAMLError:
-            raise UserError(f"Override {item!r}: {value!r} is not a YAML value.") from None
+            _assign(data, key.split("."), parse_value(value), item)
+        except ValueError as error:
+            raise UserError(f"Override {item!r}: {value!r} is not a YAML value: {error}") from None
     return data
 
 

@@ -29,12 +29,19 @@ def input_paths(config: Mapping[str, Any]) -> dict[str, Path]:
     Args:
         config: plain values, as in run.yaml or a run's config.json.
     """
-    return {k: p for k, p in _paths(config, INPUT_KEYS).items() if p.exists()}
+    return {k: p for k, p in _paths(config, INPUT_KEYS).items() if _exists(p)}
 
 
 def output_paths(config: Mapping[str, Any]) -> dict[str, Path]:
     """The files and folders that commands write for a configuration, by key."""
     return _paths(config, OUTPUT_KEYS)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no path at all; who reads it says so
+        return False
 
 
 def _paths(config: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Path]:

@@ -6,7 +6,7 @@ Every default carries its reason. Paper = arXiv 2604.13016, defaults of section 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,9 @@ class Prompts(Section):
     """User message with {problem} in it; null keeps the row's own text."""
     chat: dict[str, Any] | None = {}
     """Keywords for the chat template (enable_thinking ...); null sends plain text (base models)."""
+    teacher_template: bool | None = None
+    """true: prompts are rendered with the teacher's chat template; false: with the student's own.
+    null: with the student's, and refused where it has none and the teacher has one."""
     max_tokens: int = Field(1024, ge=1)
     """Longer prompts are dropped and counted. Paper: 1024."""
     shuffle: bool = True
@@ -181,7 +184,7 @@ class Train(Section):
     """Updates. May be changed when a run is resumed."""
     prompts_per_step: int = Field(64, ge=1)
     """Paper: 64 prompts x 4 responses, one optimizer step per batch of rollouts."""
-    tokens_per_microbatch: int | Literal["auto"] = "auto"
+    tokens_per_microbatch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Padded tokens per forward-backward; changes the update by rounding only. auto: 8192 on a CPU,
     on a GPU as many as its memory holds, up to 16384."""
     seed: int = Field(0, ge=0)

@@ -145,14 +145,17 @@ class Leak:
 
 
 def find_leaks(
-    prompts: Sequence[Prompt], held_out: Sequence[tuple[str, Sequence[Prompt]]], *, near: float
+    prompts: Sequence[Prompt],
+    held_out: Sequence[tuple[str, Sequence[Prompt]]],
+    *,
+    near: float | None,
 ) -> list[Leak]:
     """Find training prompts whose question is in an evaluation set, one entry per prompt and set.
 
     Args:
         prompts: of training.
         held_out: evaluation sets by label.
-        near: similarity from which questions with the same numbers count.
+        near: similarity from which questions with the same numbers count; None: only exact ones.
     """
     texts = strip_common_frame([p.text for p in prompts])
     leaks = []
@@ -162,22 +165,25 @@ def find_leaks(
             keys = (question_key(prompt.text), question_key(text))
             match = next((exact[k] for k in keys if k in exact), None)
             is_exact = match is not None
-            if match is None:
+            if match is None and similar is not None:
                 match = similar.find(text)
             if match is not None:
                 leaks.append(Leak(prompt.index, label, eval_prompts[match].index, is_exact))
     return leaks
 
 
-def _index(prompts: Sequence[Prompt], near: float) -> tuple[dict[str, int], NearDuplicateIndex]:
+def _index(
+    prompts: Sequence[Prompt], near: float | None
+) -> tuple[dict[str, int], NearDuplicateIndex | None]:
     """Positions of the prompts by their keys, and an index of their near duplicates."""
     exact: dict[str, int] = {}
-    similar = NearDuplicateIndex(near)
+    similar = None if near is None else NearDuplicateIndex(near)
     texts = strip_common_frame([p.text for p in prompts])
     for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         for key in (question_key(prompt.text), question_key(text)):
             exact.setdefault(key, i)
-        similar.add(i, text)
+        if similar is not None:
+            similar.add(i, text)
     return exact, similar
 
 

@@ -180,8 +180,10 @@ def grader_for(
         return make_grader(kind, answers)
     if required_by is None:
         return None
+    first = next(p.index for p in prompts if p.answer is None)
     raise UserError(
-        f"{required_by} needs an answer for every prompt; {missing} of {len(prompts)} have none. "
+        f"{required_by} needs an answer for every prompt; {missing} of {len(prompts)} have none, "
+        f"the first in line {first + 1} (blank lines not counted). "
         f"Give each row an `answer`{remedy and ', or '}{remedy}."
     )
 

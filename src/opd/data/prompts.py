@@ -6,6 +6,7 @@ spelled in it still become special tokens, so such rows are counted and warned o
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import logging
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
+import jinja2.meta
+import jinja2.sandbox
 
 from opd.data.answers import final_answer
 from opd.data.order import batch_indices
@@ -39,6 +42,10 @@ SPECIAL_TEXT = (
     "%s: %d of %d prompts spell a special token in their own text; the model reads it as the real "
     "one."
 )
+
+# What transformers gives every template, and its own tag, which plain Jinja does not know.
+_GIVEN = {"messages", "add_generation_prompt", "bos_token", "eos_token", "raise_exception"}
+_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 Message = dict[str, str]
 Rendered = Literal["plain", "chat"]
@@ -105,6 +112,7 @@ def load_prompts(
         )
     rows = read_rows(path)
     column = prompt_column(path, rows)
+    warn_of_misspelt_answers(path, rows)
     rendered = _choose_rendering(tokenizer, chat)
     special = _special_token_pattern(tokenizer)
     conversations = ((row, conversation(row, column)) for row in rows)
@@ -155,6 +163,16 @@ def _tokenize(
             if not ids:
                 raise UserError(f"{row.location}: the prompt has no tokens.")
             yield row, turns, text, ids
+
+
+def warn_of_misspelt_answers(path: str, rows: list[Row]) -> None:
+    """Warn of a column whose name is nearly that of the answers, where no other has them."""
+    names = column_names(rows)
+    if any(name in names for name in (*ANSWER_COLUMNS, "reward_model")):
+        return
+    for name in names:
+        if near := difflib.get_close_matches(name, ANSWER_COLUMNS, n=1, cutoff=0.75):
+            logger.warning("%s: column %r is not read. Did you mean %r?", path, name, near[0])
 
 
 def prompt_column(path: str, rows: list[Row]) -> str:
@@ -261,12 +279,35 @@ def _choose_rendering(tokenizer: Any, chat: dict[str, Any] | None) -> Rendered:
                 "prompts.chat: null (and eval.N.chat: null) for plain text."
             )
         return "plain"
+    _require_known_words(chat_template, chat)
     if len(str(chat_template)) > TEMPLATE_LIMIT:
         raise UserError(
             f"The chat template has {len(str(chat_template))} characters; at most "
             f"{TEMPLATE_LIMIT} are rendered. Set prompts.chat: null for plain text."
         )
     return "chat"
+
+
+def _require_known_words(chat_template: Any, chat: dict[str, Any]) -> None:
+    """Refuse keywords that the template never looks at: a misspelt one would change nothing."""
+    texts = chat_template.values() if isinstance(chat_template, dict) else [chat_template]
+    parser = jinja2.sandbox.SandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    words: set[str] = set()
+    try:
+        for text in texts:
+            tree = parser.parse(_GENERATION.sub("", str(text)))
+            words |= jinja2.meta.find_undeclared_variables(tree)
+    except jinja2.TemplateError as error:
+        raise UserError(f"prompts.chat: the chat template is broken: {error}") from None
+    unknown = sorted(set(chat) - words - {"chat_template", "tools", "documents"})
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], words, n=1)
+        known = sorted(words - _GIVEN)
+        hint = f"Did you mean {near[0]}?" if near else f"It knows: {', '.join(known) or 'none'}."
+        raise UserError(
+            f"prompts.chat: {', '.join(unknown)} is no word of this chat template, so it would "
+            f"change nothing. {hint}"
+        )
 
 
 def _render(

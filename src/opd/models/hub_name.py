@@ -5,6 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def same_model(a: str, b: str) -> bool:
+    """Whether two names are of one model: the same folder, or the same name and revision."""
+    if a == b:
+        return True
+    paths = [Path(split_revision(name)[0]).expanduser() for name in (a, b)]
+    return all(p.is_dir() for p in paths) and paths[0].resolve() == paths[1].resolve()
+
+
 def split_revision(name: str) -> tuple[str, str | None]:
     """Divide owner/name@revision at its last @; a path that exists is a folder as it stands.
 

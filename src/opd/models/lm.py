@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from opd.models.attention import use_grouped_attention
 from opd.models.head import SPARSE_VOCAB, Head
 from opd.models.hub_name import split_revision
 from opd.models.norms import use_fused_norms
+from opd.models.weight_checks import require_all_weights, require_finite_weights
 from opd.rng import Stream, torch_seed
 from opd.types import Dtype
 
@@ -175,13 +177,16 @@ def load_lm(
         raise UserError(f"{key}={name}: the folder has no config.json; give a Hugging Face folder.")
     transformers.utils.logging.disable_progress_bar()  # opd has its own console
     source, revision = split_revision(name)
+    target = resolve_device(device, f"{key.partition('.')[0]}.device")
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
             dtype=_DTYPES[dtype],
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
@@ -189,7 +194,8 @@ def load_lm(
             f"{key}={name}: cannot be loaded as a causal language model: {first}\n"
             "Give a local Hugging Face folder with safetensors weights, or a hub name."
         ) from None
-    model = model.to(torch.device(device) if device else default_device()).eval()
+    require_all_weights(loading, f"{key}={name}")
+    model = model.to(target).eval()
     use_grouped_attention(model)
     if model.device.type == "cuda":
         use_fused_norms(model)
@@ -206,6 +212,28 @@ def load_lm(
 def default_device() -> torch.device:
     """CUDA if there is one, else the CPU: sampling needs float64, which Apple's GPUs lack."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_device(device: str | torch.device | None, key: str) -> torch.device:
+    """The device of a name, if this machine has it; None: the default one.
+
+    Raises:
+        UserError: naming the key, and what there is.
+    """
+    if device is None:
+        return default_device()
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(gpus))])
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, ValueError):
+        raise UserError(f"{key}={device}: no such device. This machine has: {here}.") from None
+    if resolved.type == "cpu" or (resolved.type == "cuda" and (resolved.index or 0) < gpus):
+        return resolved
+    why = " Sampling needs float64, which it lacks." if resolved.type == "mps" else ""
+    raise UserError(
+        f"{key}={device}: opd cannot use that device here.{why} This machine has: {here}."
+    )
 
 
 @torch.no_grad()
@@ -227,6 +255,8 @@ def check_head(lm: LM, key: str) -> None:
     gap = (expected - logits).abs().max().item()
     # bf16 rounds a logit of 16 by up to 0.06; anything larger is another function.
     tolerance = 0.1 if lm.causal.dtype == torch.bfloat16 else 1e-3
+    if math.isnan(gap):
+        require_finite_weights(lm.model, f"{key}={lm.name}")
     if not gap <= tolerance * max(1.0, expected.abs().max().item() / 16):  # NaN is refused too
         raise UserError(
             f"{key}={lm.name}: this architecture ({type(lm.causal).__name__}) transforms its "

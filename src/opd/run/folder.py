@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from opd.errors import UserError
 from opd.run import evals, rollouts, token_texts
+from opd.run.crash import note_folder
 from opd.run.disk import (
     DISK,
     READ_ONLY,
@@ -27,6 +28,7 @@ from opd.run.layout import (
     CONFIG,
     ENV,
     FOLDERS,
+    INPUTS,
     JOURNALS,
     REFUSED,
     check_record,
@@ -104,6 +106,7 @@ class RunFolder:
             check_folder(path, resolved, resume, overwrite)  # it may have changed before the lock
             folder = cls(path, resolved, ops, lock)
             folder._prepare(overwrite)
+            note_folder(path.absolute())
         except BaseException:
             lock.release()
             raise
@@ -273,6 +276,10 @@ class RunFolder:
         """Write the text of every token id, unless an earlier part of the run did."""
         if self.writes and not (self.path / token_texts.TOKENS).exists():
             token_texts.save(self.path, texts(), self.ops)
+
+    def save_inputs(self, record: Mapping[str, Any]) -> None:
+        """Write `inputs.json`: what the run reads, with hashes that a resumed run compares."""
+        write_json(self.path / INPUTS, json_safe(record), self.ops)
 
     def save_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, the final numbers of the run."""

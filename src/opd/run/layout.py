@@ -25,11 +25,21 @@ ON_POLICY = "on-policy"  # the other phase
 BEST = "best"  # folder of the best student so far, kept from pruning
 FINAL = "final"  # the student at the end, a Hugging Face folder
 WRONG_ANSWERS = "wrong-answers"  # responses of a server that could not be used
+INPUTS = "inputs.json"  # what the run read: hashes of prompts and models
+TRACEBACK = "traceback.txt"  # of the error that ended a command
 SYNC = "sync"  # weights for a rollout server
 
 RECORDS = (
     *(CONFIG, ENV, LOCK, *JOURNALS),
-    *("summary.json", "check.json", "teacher.json", "coldstart.json", "tokens.parquet"),
+    *(
+        "summary.json",
+        "check.json",
+        INPUTS,
+        "teacher.json",
+        "coldstart.json",
+        "tokens.parquet",
+        TRACEBACK,
+    ),
 )
 _CHECKPOINT_FILE = re.compile(r"MANIFEST\.json|state\.json|[A-Za-z0-9][A-Za-z0-9_-]*\.safetensors")
 _TEMPORARY = re.compile(r"(\.trash)?\.tmp-\d+$")

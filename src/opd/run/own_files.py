@@ -13,6 +13,7 @@ from opd.run.layout import CONFIG, ENV, LOCK, is_own_file, is_own_folder, own_en
 
 log = logging.getLogger(__name__)
 
+REPORTS = ("report.html", "report.json")
 SHOWN = 5  # paths named in a message
 
 
@@ -55,7 +56,8 @@ def clear(folder: Path, ops: FileOps) -> list[Path]:
         if path not in kept:
             remove_own(path, folder, ops)
     ops.sync_folder(folder)
-    return [p for p in all_files(folder) if p not in kept]
+    reports = [folder / name for name in REPORTS]  # replaced by the next report
+    return [p for p in all_files(folder) if p not in (*kept, *reports)]
 
 
 def remove_own(path: Path, root: Path, ops: FileOps) -> None:

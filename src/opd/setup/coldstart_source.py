@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -51,7 +52,7 @@ def completion_source(
     if cold is None:
         return None
     require_one_process(cfg, cold, processes)
-    given = given_completions(models, cold)
+    given = given_completions(cfg, pair.tokenizer, cold)
     own = [] if given else _prompts(models, cold, prompts)
     stop, end = pair.stop, pair.tokenizer.eos_token_id
     order = _order(len(prompts.prompts), cfg.train.seed)
@@ -91,17 +92,17 @@ def require_one_process(cfg: Run, cold: Coldstart, processes: int) -> None:
         )
 
 
-def given_completions(models: Models, cold: Coldstart) -> list[Rollout]:
+def given_completions(cfg: Run, tokenizer: Any, cold: Coldstart) -> list[Rollout]:
     """The completions of coldstart.path in random order; empty without a path."""
     if cold.path is None:
         return []
-    cfg, path = models.cfg, Path(cold.path)
+    path = Path(cold.path)
     if path.is_dir() or _is_rollout_file(path):
         completions = read_rollouts(path, key="coldstart.path")
     else:
         completions = read_sft_examples(
             cold.path,
-            models.pair.tokenizer,
+            tokenizer,
             template=cfg.prompts.template,
             chat=cfg.prompts.chat,
             max_tokens=cfg.prompts.max_tokens,

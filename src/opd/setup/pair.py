@@ -8,6 +8,7 @@ from typing import Any
 from opd.config import LocalTeacher, Run, ServerTeacher
 from opd.models import tokenizers
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
+from opd.setup.chat_template import choose_template
 from opd.setup.precision import loading_dtype
 from opd.setup.remote_teacher import TeacherSource
 
@@ -47,6 +48,7 @@ def load_pair(
     teacher_tok = None
     if spec is not None:
         teacher_tok = tokenizers.load_tokenizer(spec.model, key="teacher.model")
+    choose_template(cfg, student_tok, teacher_tok)
     given = student
     student = given or load_lm(
         cfg.student.model,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from opd.config import EvalSet, Run
 from opd.data.graders import Grader, grader_for
 from opd.data.prompts import PromptSet, load_prompts
@@ -10,12 +12,44 @@ from opd.errors import UserError
 from opd.models.lm import rope_parameters
 from opd.run.console import Console
 from opd.samplers.hf import Decoding
-from opd.setup.pair import Pair
 from opd.training.evaluate import EvalTask
 from opd.types import Rollout
 
 
-def load_training_prompts(cfg: Run, pair: Pair, console: Console) -> PromptSet:
+class Sized(Protocol):
+    """A model, as far as lengths of prompts depend on it."""
+
+    @property
+    def config(self) -> Any:
+        """Its text configuration."""
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence it takes."""
+        ...
+
+
+class Tokenized(Protocol):
+    """A pair, as far as prompts depend on it: its weights may not be loaded yet."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The student's."""
+        ...
+
+    @property
+    def student(self) -> Sized:
+        """The student."""
+        ...
+
+    @property
+    def teacher(self) -> Sized | None:
+        """The teacher in this process."""
+        ...
+
+
+def load_training_prompts(cfg: Run, pair: Tokenized, console: Console) -> PromptSet:
     """The training prompts; a message says how many were dropped."""
     prompts = load_prompts(
         cfg.prompts.path,
@@ -34,7 +68,7 @@ def load_training_prompts(cfg: Run, pair: Pair, console: Console) -> PromptSet:
     return prompts
 
 
-def load_eval_task(cfg: Run, spec: EvalSet, index: int, pair: Pair) -> EvalTask:
+def load_eval_task(cfg: Run, spec: EvalSet, index: int, pair: Tokenized) -> EvalTask:
     """The held-out set at `index` of `eval`, with its grader.
 
     Raises:
@@ -81,7 +115,7 @@ def training_grader(cfg: Run, prompts: PromptSet) -> Grader | None:
     )
 
 
-def load_sft_examples(cfg: Run, pair: Pair) -> list[Rollout]:
+def load_sft_examples(cfg: Run, pair: Tokenized) -> list[Rollout]:
     """The completions of loss.terms.sft_path; none if it is not set."""
     if cfg.loss.terms.sft_path is None:
         return []
@@ -94,7 +128,7 @@ def load_sft_examples(cfg: Run, pair: Pair) -> list[Rollout]:
     )
 
 
-def max_prompt_tokens(cfg: Run, pair: Pair, new_tokens: int, key: str) -> int:
+def max_prompt_tokens(cfg: Run, pair: Tokenized, new_tokens: int, key: str) -> int:
     """Longest prompt: prompts.max_tokens, or what the context of both models leaves.
 
     Args:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from opd.config import Run
-from opd.http import Endpoint, Http, Limits, read_key
+from opd.errors import UserError
+from opd.http import Endpoint, Http, Limits, Refusal, Transient, read_key
+from opd.http.vllm import model_cards
 from opd.models.lm import LM
 from opd.run.bad_answers import Quarantine
 from opd.run.layout import SYNC, WRONG_ANSWERS
@@ -50,12 +52,15 @@ def eval_sampler(
     return make
 
 
-def vllm_sampler(cfg: Run, pair: Pair, folder: Path) -> VllmSampler:
-    """Rollouts by a vLLM server that is given the student's weights after every step."""
+def connect(cfg: Run) -> Http:
+    """A connection to the rollout server.
+
+    Raises:
+        UserError: no address, or a key that is not set.
+    """
     r = cfg.rollout
     assert r.url is not None
-    assert r.model is not None
-    http = Http(
+    return Http(
         Endpoint(
             r.url.rstrip("/").removesuffix("/v1"),
             role="rollout server",
@@ -64,8 +69,35 @@ def vllm_sampler(cfg: Run, pair: Pair, folder: Path) -> VllmSampler:
         ),
         limits=Limits(answer=ANSWER_SECONDS),
     )
+
+
+def require_rollout_server(cfg: Run) -> None:
+    """Check that the rollout server answers, before models are loaded for it.
+
+    Raises:
+        UserError: it does not.
+    """
+    http = connect(cfg)
+    try:
+        model_cards(http, once=True)
+    except Transient as error:
+        raise UserError(
+            f"rollout.url={cfg.rollout.url}: the rollout server does not answer ({error}). Start "
+            "it first."
+        ) from None
+    except Refusal as error:
+        raise UserError(f"rollout.url={cfg.rollout.url}: {error}") from None
+    finally:
+        http.close()
+
+
+def vllm_sampler(cfg: Run, pair: Pair, folder: Path) -> VllmSampler:
+    """Rollouts by a vLLM server that is given the student's weights after every step."""
+    r = cfg.rollout
+    assert r.url is not None
+    assert r.model is not None
     server = RolloutServer(
-        http,
+        connect(cfg),
         r.model,
         sync_dir=folder / SYNC if r.sync_dir is None else Path(r.sync_dir),
         quarantine=Quarantine(folder / WRONG_ANSWERS),

@@ -38,12 +38,8 @@ from opd.setup.memory_advice import warn_of_shortage
 from opd.setup.models import Models, open_models, teacher_logits, token_budget
 from opd.setup.pair import Pair
 from opd.setup.precision import prepare_weights
-from opd.setup.prompts import (
-    load_eval_task,
-    load_sft_examples,
-    load_training_prompts,
-    training_grader,
-)
+from opd.setup.preflight import read_inputs, require_run_folder, require_same_inputs
+from opd.setup.prompts import load_sft_examples, training_grader
 from opd.setup.samplers import eval_sampler, student_sampler
 from opd.teachers.local import LocalTeacher
 from opd.training.deterministic import prepare_deterministic
@@ -80,11 +76,16 @@ def build(
         prepare_deterministic()
     ranks = init_ranks()
     check_accelerate_launcher(cfg.student.shard)
+    if ranks.is_main:
+        require_run_folder(cfg, resume=resume, overwrite=overwrite)
+    inputs = read_inputs(cfg, console)
+    if resume:
+        require_same_inputs(cfg, inputs)
+    prompts, evals = inputs.prompts, inputs.evals
+    assert prompts is not None
     warn_of_shortage(cfg)
     models = open_models(cfg, console)
     cfg, pair = models.cfg, models.pair
-    prompts = load_training_prompts(cfg, pair, console)
-    evals = [load_eval_task(cfg, spec, i, pair) for i, spec in enumerate(cfg.eval)]
     require_prunable(models)
     require_cache(pair.student)  # before requests that a teacher may charge for
     if evals and pair.teacher is not None:
@@ -99,6 +100,7 @@ def build(
     resolved = config.dump(cfg)
     folder = open_folder(cfg.output.dir, resolved, ranks, resume=resume, overwrite=overwrite)
     folder.record_attention(attention_kernels(pair))
+    folder.save_inputs(inputs.record())
     folder.save_token_texts(partial(token_texts, pair.tokenizer, pair.student.vocab))
     clock = Clock(console.show_phase)
     source = replace(source, teacher=models.teacher(folder.path, console, clock))

@@ -23,6 +23,7 @@ from opd.recipes.check.cost import RunCost
 from opd.recipes.check.reasons import Reason
 from opd.recipes.check.verdict import CHANGES, GO, NO_GO, UNKNOWN
 from opd.run.console import Console
+from opd.setup.preflight import read_inputs
 from opd.setup.prompts import load_training_prompts
 
 
@@ -51,6 +52,8 @@ def run_check(
     cfgs = config.load_each(file, overrides)
     output.require_outputs(cfgs, file, apply)
     console = Console("json" if json_lines else "plain")
+    several = {"teacher": None} if len(cfgs) > 1 else {}
+    read_inputs(cfgs[0].model_copy(update=several), console, trains=False, judges_pair=True)
     console.print(f"Checking {file} ...")
     with tempfile.TemporaryDirectory() as scratch:
         result = check(str(file), cfgs, limits, Path(scratch), console.note)

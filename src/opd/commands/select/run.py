@@ -22,6 +22,7 @@ from opd.rng import Stream
 from opd.run.console import Console
 from opd.run.outputs import require_free
 from opd.setup.models import open_models
+from opd.setup.preflight import read_inputs
 from opd.setup.prompts import load_training_prompts
 
 FRACTIONS = (0.0, 0.25, 0.5, 1.0)  # of prompts from the rest, in the report
@@ -43,6 +44,7 @@ def run_select(cfg: Run, json_lines: bool = False, *, overwrite: bool = False) -
         raise UserError("There is no `select` section. Add `select: {output: selected.jsonl}`.")
     require_outputs(cfg, cfg.select, overwrite=overwrite)
     console = Console("json" if json_lines else "plain")
+    read_inputs(cfg, console, trains=False)
     selection = select(cfg, cfg.select, console)
     output = Path(cfg.select.output)
     write_rows(output, output_rows(cfg, cfg.select, selection))

@@ -1,0 +1,41 @@
+"""Whose chat template prompts are rendered with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opd.config import Run
+from opd.errors import UserError
+
+
+def choose_template(cfg: Run, student: Any, teacher: Any | None) -> None:
+    """Give the student's tokenizer the template that the configuration chooses.
+
+    Args:
+        cfg: the run.
+        student: its tokenizer.
+        teacher: its tokenizer; None for a teacher that is not in this process.
+
+    Raises:
+        UserError: only the teacher has a template and nothing is chosen, or none to take.
+    """
+    choice, chat = cfg.prompts.teacher_template, cfg.prompts.chat
+    theirs = None if teacher is None else teacher.chat_template
+    if choice:
+        if theirs is None:
+            raise UserError(
+                "prompts.teacher_template=true, but the teacher "
+                + ("is not in this process." if teacher is None else "has no chat template.")
+                + " Set it to null."
+            )
+        student.chat_template = theirs
+        return
+    given = chat is None or "chat_template" in chat or student.chat_template is not None
+    if choice is None and not given and theirs is not None:
+        raise UserError(
+            "The student's tokenizer has no chat template and the teacher's has one: without it "
+            "the teacher answers far worse than it can. Choose one:\n"
+            "  prompts.teacher_template=true   prompts in the teacher's template\n"
+            "  prompts.teacher_template=false  plain text, as for a base model\n"
+            "  prompts.chat=null               the same, said of the prompts themselves"
+        )

@@ -1,0 +1,118 @@
+"""What is allowed and often a mistake: said before a run begins, never refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from opd.config import LocalTeacher, Run
+from opd.data.duplicates import find_leaks, load_questions
+from opd.data.prompts import PromptSet
+from opd.models.hub_name import same_model
+
+# Jaccard similarity of runs of six letters and digits from which questions with the same numbers
+# count as near duplicates, as in `opd select`.
+NEAR = 0.8
+# Beyond this product of rows near duplicates take longer than a start may: exact ones only.
+MAX_NEAR_ROWS = 20_000
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Questions of a held-out set that are also training prompts.
+
+    Attributes:
+        label: the set.
+        rows: of the set.
+        exact: its rows whose letters and digits are those of a training prompt.
+        near: further rows that are nearly one.
+        examples: (row of the set, training row), the first few.
+    """
+
+    label: str
+    rows: int
+    exact: int
+    near: int
+    examples: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        pairs = ", ".join(f"row {e + 1} = training row {t + 1}" for e, t in self.examples)
+        return (
+            f"{self.exact + self.near} of {self.rows} questions of the held-out set {self.label!r} "
+            f"are also training prompts ({self.exact} the same, {self.near} nearly; {pairs}). Its "
+            "accuracy will tell what was memorised. `opd select` leaves such prompts out."
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, for the run folder."""
+        return {
+            "set": self.label,
+            "rows": self.rows,
+            "exact": self.exact,
+            "near": self.near,
+            "examples": [list(pair) for pair in self.examples],
+        }
+
+
+def find_overlaps(cfg: Run, kept: Sequence[int]) -> list[Overlap]:
+    """The held-out sets that share questions with the training prompts.
+
+    Args:
+        cfg: the run; its files are readable.
+        kept: row numbers of the training prompts that are used.
+    """
+    if not cfg.eval:
+        return []
+    rows = set(kept)
+    training = [q for q in load_questions(cfg.prompts.path) if q.index in rows]
+    held_out = [(e.label, load_questions(e.path)[: e.limit]) for e in cfg.eval]
+    total = len(training) + sum(len(questions) for _, questions in held_out)
+    leaks = find_leaks(training, held_out, near=NEAR if total <= MAX_NEAR_ROWS else None)
+    overlaps = []
+    for label, questions in held_out:
+        own = [leak for leak in leaks if leak.label == label]
+        exact = {leak.eval_row for leak in own if leak.exact}
+        near = {leak.eval_row for leak in own} - exact
+        if own:
+            first = {leak.eval_row: leak.row for leak in reversed(own)}
+            examples = tuple(sorted(first.items())[:SHOWN])
+            overlaps.append(Overlap(label, len(questions), len(exact), len(near), examples))
+    return overlaps
+
+
+def find_notes(cfg: Run, prompts: PromptSet, templates: tuple[Any, Any]) -> list[str]:
+    """Sentences about settings that are allowed and often mistakes.
+
+    Args:
+        cfg: the run.
+        prompts: of training.
+        templates: chat template of student and teacher; None where it has none or is unknown.
+    """
+    notes = []
+    count, missing = len(prompts.prompts), [p for p in prompts.prompts if p.answer is None]
+    if missing and len(missing) < count:
+        notes.append(
+            f"{len(missing)} of {count} training prompts have no answer (the first is row "
+            f"{missing[0].index + 1}), so the accuracy of rollouts is not measured. Give every "
+            "row an `answer`, or none."
+        )
+    size = cfg.train.prompts_per_step
+    if size > count:
+        notes.append(
+            f"train.prompts_per_step={size}, but there are {count} training prompts: a step uses "
+            "some of them several times."
+        )
+    teacher = cfg.teacher
+    if isinstance(teacher, LocalTeacher) and same_model(cfg.student.model, teacher.model):
+        notes.append(
+            f"teacher.model={teacher.model} is student.model: there is nothing to learn from it."
+        )
+    student, other = templates
+    if cfg.prompts.chat is not None and student and other and student != other:
+        notes.append(
+            "The chat templates of student and teacher differ. Prompts are rendered with the "
+            "student's; prompts.teacher_template=true takes the teacher's."
+        )
+    return notes
