@@ -30,6 +30,7 @@ LORA = {"student": {"lora": {"rank": 4}}, "optim": {"lr": 0.005}}
 OFFLOAD = {"optim": {"lr": 0.005, "offload": "cpu"}}
 MIXED = {"student": {"precision": "bf16_mixed"}, **OFFLOAD}
 MIXED_LORA = {"student": {"precision": "bf16_mixed", "lora": {"rank": 4}}, **OFFLOAD}
+INT8 = {"optim": {"lr": 0.005, "moments": "int8"}}
 SAMPLED = {"loss": {"support": "sampled"}}
 GOLD = {"loss": {"terms": {"sft_weight": 0.5, "sft_path": "gold.jsonl"}}}
 OUTCOME = {"loss": {"terms": {"outcome_weight": 1.0}}}
@@ -48,7 +49,7 @@ def dropout(tmp_path_factory) -> dict:
     return {"student": {"model": str(folder)}}
 
 
-@pytest.mark.parametrize("changes", [FULL, LORA, SAMPLED, OUTCOME, GOLD, MIXED, MIXED_LORA])
+@pytest.mark.parametrize("changes", [FULL, LORA, SAMPLED, OUTCOME, GOLD, MIXED, MIXED_LORA, INT8])
 def test_six_steps_are_three_and_three(tmp_path, changes):
     check_halves(tmp_path, changes)
 
