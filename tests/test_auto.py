@@ -140,3 +140,48 @@ def test_several_processes_are_told_to_check_first(tmp_path, monkeypatch):
 def test_without_the_recipe_nothing_changes(tmp_path):
     given = settings(tmp_path, recipe=None)
     assert auto.prepare(given, resume=False, console=QUIET) is given
+
+
+def trained(tmp_path, **sections):
+    """A run of `recipe: auto` without its check."""
+    from opd.recipes.distillation import distill
+    from opd.setup.session import build
+
+    data = demo_config(tmp_path / "run") | {"recipe": "auto"}
+    data["train"] |= {"steps": 3}
+    data["eval"] = [data["eval"][0] | {"every": 1, "limit": 48}]
+    for section, values in sections.items():
+        data[section] = data.get(section, {}) | values
+    cfg = config.parse(data)
+    session, completions = build(cfg, resume=False, overwrite=False, console=QUIET)
+    return distill(session, completions), cfg
+
+
+def weights(folder):
+    return Qwen3ForCausalLM.from_pretrained(folder).state_dict()
+
+
+DESTRUCTIVE = {"optim": {"lr": 0.05, "grad_clip": 100.0}}
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_run_that_does_harm_keeps_the_student_it_began_with(tmp_path, cold):
+    """Pairs called don't were trained all the same and left students of .15 to .44 at .01."""
+    sections = dict(DESTRUCTIVE)
+    if cold:
+        sections["coldstart"] = {"lr": 0.05, "completions_per_round": 32, "max_rounds": 1}
+    sections["student"] = {"model": str(PAIR / "teacher")}
+    sections["teacher"] = {"model": str(PAIR / "student")}
+    summary, _ = trained(tmp_path, **sections)
+    assert summary["kept"] == {"step": 0, "after": 3}
+    assert summary["steps"] == 0
+    entry = summary["sets"]["sum"]
+    assert entry["after"] == entry["before"]
+    ours, theirs = weights(tmp_path / "run" / "final"), weights(PAIR / "teacher")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_that_helps_keeps_its_last_student(tmp_path):
+    summary, _ = trained(tmp_path)
+    assert "kept" not in summary
+    assert summary["steps"] == 3

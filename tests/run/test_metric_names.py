@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from opd.recipes.check.features import DEFINITIONS
+from opd.recipes.check.pilot_features import PILOT_DEFINITIONS, STRETCH_DEFINITIONS
 from opd.run import metric_names
 
 ROOT = Path(__file__).parents[2]
@@ -23,11 +25,12 @@ GROUPS = (
     "time",
     "memory",
 )
+CHECK = "## Numbers of `opd check`"
 NAME = re.compile(rf"(?:{'|'.join(GROUPS)})/[a-z0-9_@]+")
 
 
 def documented():
-    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").split(CHECK)[0]
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     for row in rows:
         cells = re.split(r"(?<!\\)\|", row)[1:-1]
@@ -64,3 +67,13 @@ def test_every_name_the_code_writes_is_a_known_one():
 @pytest.mark.parametrize("name", metric_names.POSITIONAL)
 def test_positional_names_are_diagnostics(name):
     assert name in metric_names.FULL + metric_names.OVERLAP
+
+
+def test_every_number_of_the_check_is_on_the_page_with_its_definition():
+    definitions = DEFINITIONS | PILOT_DEFINITIONS | STRETCH_DEFINITIONS
+    section = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").split(CHECK)[1]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    expected = [
+        f"| `{n}` | {text.replace('|', chr(92) + '|')} |" for n, text in definitions.items()
+    ]
+    assert rows == expected

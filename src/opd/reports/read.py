@@ -266,7 +266,9 @@ def _read_stop(
 ) -> tuple[AlarmText | None, int | None]:
     """The alarm that stopped the run and the step that was kept, unless it was resumed since."""
     summary = _read_record(path, "summary.json", problems) or {}
-    alarm, kept_step = summary.get("stopped"), summary.get("steps")
+    alarm, kept_step, kept = (summary.get(name) for name in ("stopped", "steps", "kept"))
+    if isinstance(kept, dict) and kept.get("after") == _steps_done(metrics):
+        return None, kept.get("step")
     if not isinstance(alarm, dict) or not isinstance(kept_step, int):
         return None, None
     if alarm.get("step") != _steps_done(metrics):  # resumed since

@@ -38,6 +38,12 @@ def _phases(summary: Mapping[str, Any]) -> list[str]:
             f"Stopped at step {alarm['step']} by the alarm {alarm['name']}; the final student is "
             f"that of step {summary['steps']}, the best on held-out prompts."
         )
+    if "kept" in summary:
+        kept = summary["kept"]
+        texts.append(
+            f"The student after {kept['after']} steps is worse on held-out prompts than the best "
+            f"one before; the final student is that of step {kept['step']}."
+        )
     return texts
 
 

@@ -269,7 +269,9 @@ def make_interventions(
         cold_start="ready" if by_alarm else "never",
     )
     monitor = Monitor(cfg.alarms, cfg.train.steps)
-    return Interventions(monitor, adjustable, folder, console, trackers)
+    return Interventions(
+        monitor, adjustable, folder, console, trackers, keeps_best=cfg.recipe == "auto"
+    )
 
 
 def distribute(source: ExperienceSource, ranks: Ranks, student: LM) -> ExperienceSource:

@@ -30,6 +30,15 @@ def evaluate_due(session: Session, step: int) -> None:
         session.save_best(step)
 
 
+def mean_accuracy(session: Session, step: int) -> float | None:
+    """Mean accuracy after `step` updates of the sets evaluated along the way; None if unknown."""
+    kept = [
+        load_evaluation(session, task, step, task.label) for task in session.evals if task.every
+    ]
+    known = [evaluation.accuracy.value for evaluation in kept if evaluation is not None]
+    return sum(known) / len(known) if known and len(known) == len(kept) else None
+
+
 def evaluate_teacher(session: Session) -> None:
     """Evaluate the teacher, once a run: the top of the gap."""
     if session.teacher_sampler is None:

@@ -9,9 +9,10 @@ from opd.models.saving import save_final
 from opd.run.layout import BEST, FINAL
 from opd.training.checkpoints import load_student
 from opd.training.evaluate import recovery
-from opd.training.evaluations import evaluate_once, load_evaluation
+from opd.training.evaluations import evaluate_once, load_evaluation, mean_accuracy
 from opd.training.session import Session
 
+MAX_LOSS = 0.03  # of held-out accuracy, against the best student, that `recipe: auto` puts up with
 NOT_EVALUATED_BEFORE = (
     "no evaluation before training: the set was added or changed when the run was resumed"
 )
@@ -27,17 +28,29 @@ def finish(session: Session, step: int) -> dict[str, Any]:
     Returns:
         The summary.
     """
-    if session.interventions.stopped_by is not None:
+    done, harmful = step, did_harm(session, step)
+    if session.interventions.stopped_by is not None or harmful:
         step = restore_best(session, step)
     save_student(session)
     summary = summarise(session, step)
+    if harmful:
+        summary["kept"] = {"step": step, "after": done}
     session.folder.save_summary(summary)
     session.console.close()
     return summary
 
 
+def did_harm(session: Session, step: int) -> bool:
+    """Whether the student that `recipe: auto` ends with is worse than the best one it had."""
+    interventions = session.interventions
+    if not interventions.keeps_best or interventions.best is None:
+        return False
+    last = mean_accuracy(session, step)
+    return last is not None and last < interventions.best[1] - MAX_LOSS
+
+
 def restore_best(session: Session, step: int) -> int:
-    """After an alarm that ended the run, put the best student so far in place.
+    """After an alarm that ended the run, or harm, put the best student so far in place.
 
     Returns:
         The step it is of.

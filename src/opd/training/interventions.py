@@ -104,6 +104,7 @@ class Interventions:
         folder: where alarms are written.
         console: where they are shown.
         trackers: where they are sent.
+        keeps_best: whether the best student is kept although no alarm may stop the run.
         best: step and held-out accuracy of the best student; None before an evaluation.
         stopped_by: the alarm that ended the run; None while it goes on.
     """
@@ -115,6 +116,7 @@ class Interventions:
     trackers: Trackers
     best: tuple[int, float] | None = None
     stopped_by: Alarm | None = None
+    keeps_best: bool = False
 
     def restore(self, state: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
         """Be where a checkpoint with this state was; `rows` are those of its metrics.jsonl."""
@@ -142,7 +144,7 @@ class Interventions:
         if self.best is not None and accuracy <= self.best[1]:
             return False
         self.best = (step, accuracy)
-        return self.monitor.settings.may_stop
+        return self.keeps_best or self.monitor.settings.may_stop
 
     def check(self, step: int) -> None:
         """Record, show and act on what the rules find after `step` updates."""

@@ -67,6 +67,7 @@ class Gathering:
         self.pilots: dict[int, PilotResult] = {}
         self.speed: Speed | None = None
         self.cost: RunCost | None = None
+        self._slowness = 1.0  # seconds of the last round over what the first few tokens made expect
 
     def run(self) -> None:
         """Gather until everything is measured, the verdict is settled, or time is over."""
@@ -134,7 +135,11 @@ class Gathering:
                 return
             upto = min(probe.done + size, probe.total)
             watch.stage(f"probe: prompts {probe.done + 1} to {upto} of up to {probe.total}")
+            began, before = watch.seconds, probe.done
             probe.add(size)
+            if self.speed is not None:
+                expected = self.speed.probe(probe.done - before, probe.config)
+                self._slowness = (watch.seconds - began) / expected
             size = probe.done
 
     def _hopeless(self) -> bool:
@@ -183,7 +188,8 @@ class Gathering:
             return -math.inf
         cfg, config, prompts = self.candidates[index].cfg, self.probe.config, self.probe.done
         texts = 3 * self.speed.fixed_texts(config, prompts)
-        return MIN_STEPS * self.speed.step(cfg) + texts - self.watch.remaining
+        seconds = MIN_STEPS * self.speed.step(cfg) + texts
+        return self._slowness * seconds - self.watch.remaining
 
     def _run_pilot(self, index: int) -> None:
         candidate, result = self.candidates[index], PilotResult()

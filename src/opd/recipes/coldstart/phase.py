@@ -33,7 +33,7 @@ from opd.run.disk import make_folder, remove, write_json
 from opd.run.layout import COLD_START, ON_POLICY
 from opd.run.own_files import sweep_own
 from opd.training.checkpoints import restore, restore_phase, write_checkpoint
-from opd.training.evaluations import evaluate_once
+from opd.training.evaluations import evaluate_once, mean_accuracy
 from opd.training.learner import Learner
 from opd.training.optimizer import NonFiniteStep, learning_rate, make_optimizer
 from opd.training.session import Session
@@ -65,10 +65,23 @@ def before_training(session: Session, source: CompletionSource) -> Session:
         with session.clock("evaluate"):
             for task in session.evals:  # the student as it came, before saved weights are restored
                 evaluate_once(session, task, 0, task.label, session.student_sampler(task))
+        _keep_student(session)
         record = run_rounds(session, source, cfg, 0)
         write_json(session.folder.path / RECORD, record, session.folder.ops)
-        write_checkpoint(session.folder, session.learner, 0, keep=session.cfg.output.keep)
+        keep, facts = session.cfg.output.keep, session.interventions.state()
+        write_checkpoint(session.folder, session.learner, 0, keep=keep, facts=facts)
     return replace(hand_over(session, source, cfg), warm_started=True)
+
+
+def _keep_student(session: Session) -> None:
+    """Keep the student as it came, where a run that does harm is to end with it."""
+    accuracy = mean_accuracy(session, 0)
+    if not session.interventions.keeps_best or accuracy is None:
+        return
+    restored = find_newest_checkpoint(session.folder.path / COLD_START / "checkpoints")
+    session.interventions.record_accuracy(0, accuracy)
+    if restored is None:  # a resumed phase would keep a student that it has trained
+        session.save_best(0)
 
 
 def during_training(session: Session, source: CompletionSource, step: int) -> Session:
