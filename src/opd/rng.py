@@ -43,6 +43,7 @@ class Stream(IntEnum):
     BOOTSTRAP = 22  # resampled units of an interval
     PERMUTATION_TEST = 23  # sign flips of a paired test
     GPU_CHECK = 24  # random models, prompts and rollouts of the GPU check
+    TEACHER_REPEATS = 25  # which rollouts a teacher server scores again: call
 
 
 def key(seed: int, stream: IntEnum, *index: int) -> tuple[int, ...]:

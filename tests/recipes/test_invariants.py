@@ -96,6 +96,22 @@ def test_a_loss_divided_by_its_micro_batch_is_named(make_lm, make_prompts, monke
     assert names == {"any split into micro-batches is the same update"}
 
 
+def test_a_server_that_is_wrong_on_long_prompts_alone_is_named(make_lm, make_prompts):
+    honest, other = LocalTeacher(make_lm(1)), LocalTeacher(make_lm(2))
+    case = subject(make_lm, make_prompts)
+    longest = max(len(prompt.ids) for prompt in case.prompts)
+
+    class WrongOnLong:
+        name, kinds = "server", honest.kinds
+
+        def score(self, rollouts, want):
+            models = [other if len(r.prompt.ids) == longest else honest for r in rollouts]
+            return [m.score([r], want)[0] for m, r in zip(models, rollouts, strict=True)]
+
+    results = check_invariants(replace(case, server=WrongOnLong()))
+    assert broken(results) == {"the teacher server scores as the local model does"}
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_server_of_another_model_is_named(make_lm, make_prompts, seed):
     server = LocalTeacher(make_lm(seed))

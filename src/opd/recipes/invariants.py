@@ -21,11 +21,13 @@ from opd.models.prefix_cache import supports_prefix_cache
 from opd.rng import Stream, key
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
+from opd.teachers.repeats import score_differences
 from opd.training.gradient import forward, microbatch_loss
 from opd.training.learner import Learner
-from opd.types import Prompt, Rollout, Teacher
+from opd.types import Prompt, Rollout, Teacher, Want
 
 PROMPTS, SAMPLES, TOKENS = 2, 2, 12
+SPOT_CHECKED = 16  # rollouts of a server that are compared with the weights
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def check_invariants(subject: Subject) -> list[InvariantResult]:
         *_check_micro_batches(learner, batch, subject.teacher, tolerance),
     ]
     if subject.server is not None:
-        results.append(_check_server(subject.server, teacher, learner, rollouts))
+        results.append(_check_server(subject, teacher, learner))
     return results
 
 
@@ -109,8 +111,15 @@ def _score(learner: Learner, teacher: Teacher, rollouts: Sequence[Rollout]) -> B
     return Batch(rollouts, teacher.score(rollouts, learner.objective.want._replace(full=full)))
 
 
-def _sample(subject: Subject, rows: int = 64) -> list[Rollout]:
-    """A few short rollouts, `rows` of them decoded at once."""
+def _sample(
+    subject: Subject,
+    rows: int = 64,
+    *,
+    prompts: Sequence[Prompt] | None = None,
+    samples: int = SAMPLES,
+) -> list[Rollout]:
+    """A few short rollouts, `rows` of them decoded at once; by default of the first prompts."""
+    prompts = subject.prompts[:PROMPTS] if prompts is None else prompts
     sampler = HFSampler(
         subject.learner.student,
         Decoding(TOKENS),
@@ -118,7 +127,7 @@ def _sample(subject: Subject, rows: int = 64) -> list[Rollout]:
         capture=subject.learner.objective.k,
         batch=rows,
     )
-    return sampler.sample(subject.prompts[:PROMPTS], n=SAMPLES, key=key(0, Stream.INVARIANTS))
+    return sampler.sample(prompts, n=samples, key=key(0, Stream.INVARIANTS))
 
 
 @torch.no_grad()
@@ -254,22 +263,27 @@ def _check_micro_batches(
     ]
 
 
-def _check_server(
-    server: Teacher, teacher: LocalTeacher, learner: Learner, rollouts: Sequence[Rollout]
-) -> InvariantResult:
+def _check_server(subject: Subject, teacher: LocalTeacher, learner: Learner) -> InvariantResult:
+    """A spot check against the weights: rollouts to prompts of all lengths, the longest too."""
+    prompts = sorted(subject.prompts, key=lambda prompt: len(prompt.ids))
+    places = np.unique(np.linspace(0, len(prompts) - 1, SPOT_CHECKED).round().astype(int))
+    rollouts = _sample(subject, prompts=[prompts[i] for i in places], samples=1)
     want = learner.objective.want._replace(sampled=True)
-    local, remote = teacher.score(rollouts, want), server.score(rollouts, want)
-    differences = [
-        np.abs(a.sampled - b.sampled).max()
-        for a, b in zip(local, remote, strict=True)
-        if a.sampled is not None and b.sampled is not None and len(a.sampled)
-    ]
+    assert subject.server is not None
     return InvariantResult(
         "the teacher server scores as the local model does",
-        float(max(differences)),
+        largest_score_difference(teacher, subject.server, rollouts, want),
         logp_tolerance(learner.student),
-        "largest difference, nats",
+        f"largest difference of any score the loss asks for, {len(rollouts)} rollouts, nats",
     )
+
+
+def largest_score_difference(
+    local: Teacher, server: Teacher, rollouts: Sequence[Rollout], want: Want
+) -> float:
+    """Largest difference between two teachers in any score of `want`, in nats."""
+    pairs = zip(local.score(rollouts, want), server.score(rollouts, want), strict=True)
+    return max(score_differences(a, b).largest for a, b in pairs)
 
 
 def _shared_prompts(batch: Batch) -> MicroBatchGroup:

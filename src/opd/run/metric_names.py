@@ -85,6 +85,7 @@ CLOCK = (  # timings.jsonl
     "memory/peak_device_mib",
     "teacher/requests",
     "teacher/retries",
+    "teacher/checked",
     "teacher/bytes_sent_per_token",
     "teacher/bytes_received_per_token",
     "teacher/cache_hits",

@@ -24,6 +24,7 @@ from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.disk import write_json
 from opd.run.layout import WRONG_ANSWERS
+from opd.run.rollouts import FILE, read_step
 from opd.samplers.hf import Decoding
 from opd.samplers.vllm import RolloutServer, VllmSampler
 from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store
@@ -34,12 +35,14 @@ from opd.teachers.probe_texts import missing_support_message
 from opd.teachers.prober import Handshake
 from opd.teachers.probes import probe_temperature
 from opd.teachers.remote import RemoteOptions, RemoteTeacher
+from opd.teachers.repeats import RepeatChecks
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Kind, Teacher
 
 logger = logging.getLogger(__name__)
 
 TEACHER = "teacher.json"
+REMEMBERED_STEPS = 4
 
 
 @dataclass
@@ -285,9 +288,24 @@ def recognise_or_record(folder: Path, teacher: RemoteTeacher, hands: Handshake) 
     path = folder / TEACHER
     if path.exists():
         teacher.expected = TeacherRecord.from_json(json.loads(path.read_text("utf-8")))
+        teacher.checks = RepeatChecks(teacher.expected.noise)
         try:
             teacher.verify()
         except Transient as error:
             raise UserError(f"The teacher stopped answering: {error}") from None
+        remember_earlier_steps(folder, teacher)
         return
     write_json(path, hands.to_json())
+
+
+def remember_earlier_steps(folder: Path, teacher: RemoteTeacher) -> None:
+    """Rollouts that an earlier process of the run kept with their scores: scored again, too."""
+    steps = folder / "rollouts"
+    if not steps.is_dir():
+        return
+    files = sorted((int(m[1]), p) for p in steps.iterdir() if (m := FILE.fullmatch(p.name)))
+    for _, path in files[-REMEMBERED_STEPS:]:
+        try:
+            teacher.checks.remember(*read_step(path))
+        except (OSError, ValueError):
+            logger.debug("%s cannot be read", path)  # whoever needs it will say so

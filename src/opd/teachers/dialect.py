@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from opd.http import Http
+from opd.teachers.repeats import NO_NOISE, Noise
 from opd.teachers.validate import WrongAnswer, check_answer
 from opd.types import Kind, Rollout, Scores, Want
 
@@ -59,10 +60,11 @@ class Canary:
 
 @dataclass(frozen=True, eq=False)
 class TeacherRecord:
-    """Which teacher a run began with: what `Dialect.identity` returned, and the canary."""
+    """Which teacher a run began with: what `Dialect.identity` returned, canary and noise floor."""
 
     identity: str
     canary: Canary | None = None
+    noise: Noise = NO_NOISE
 
     @property
     def fingerprint(self) -> str:
@@ -74,22 +76,23 @@ class TeacherRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values."""
+        record: dict[str, Any] = {"identity": self.identity, "noise": self.noise._asdict()}
         canary = self.canary
         if canary is None:
-            return {"identity": self.identity, "canary": None}
+            return record | {"canary": None}
         ids = [*canary.rollout.prompt.ids, *canary.rollout.ids.tolist()]
         values = {"ids": ids, "sampled": canary.sampled.tolist(), "tolerance": canary.tolerance}
-        return {"identity": self.identity, "canary": values}
+        return record | {"canary": values}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> TeacherRecord:
         """The inverse of `to_json`; other keys are ignored."""
-        values = record["canary"]
+        values, noise = record["canary"], Noise(**record.get("noise", {}))
         if values is None:
-            return cls(record["identity"])
+            return cls(record["identity"], noise=noise)
         rollout = text_rollout(values["ids"])
         canary = Canary(rollout, np.array(values["sampled"]), values["tolerance"])
-        return cls(record["identity"], canary)
+        return cls(record["identity"], canary, noise)
 
 
 def request_scores(

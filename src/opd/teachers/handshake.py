@@ -1,6 +1,6 @@
 """The handshake with a teacher server before a run: can its scores be trained on?
 
-About fifty small requests. Each probe (`opd.teachers.probes`) states what any correct language
+About sixty small requests. Each probe (`opd.teachers.probes`) states what any correct language
 model must answer, so a failure is a fact about the server, and its message names the fix. A passed
 handshake leaves a noise floor and a canary, by which the teacher is recognised later.
 """
@@ -14,7 +14,9 @@ import numpy as np
 
 from opd.http import Refusal
 from opd.teachers import probes
+from opd.teachers.dependence_probes import probe_position, probe_reach
 from opd.teachers.dialect import Canary, Dialect, text_rollout
+from opd.teachers.distribution_probes import probe_mass, probe_rounding
 from opd.teachers.probe_texts import TEXTS
 from opd.teachers.prober import Handshake, Prober
 from opd.types import Rollout, Scores, Want
@@ -66,7 +68,14 @@ def run_handshake(dialect: Dialect, inputs: HandshakeInputs) -> Handshake:
         return result
     if first is None and not result.fatal:
         first = prober.request([canary], Want(sampled=True))
-    for probe in (probes.probe_signal, probes.probe_noise, probes.probe_position):
+    for probe in (
+        probes.probe_signal,
+        probes.probe_noise,
+        probe_position,
+        lambda prober, texts: probe_reach(prober, texts, inputs.max_length),
+        probe_rounding,
+        probe_mass,
+    ):
         probe(prober, texts)
         if result.fatal:
             return result

@@ -11,6 +11,7 @@ import numpy as np
 from opd.errors import UserError
 from opd.http import clean
 from opd.teachers.dialect import Canary, Dialect, TeacherRecord, request_scores, text_rollout
+from opd.teachers.repeats import Noise
 from opd.teachers.validate import WrongAnswer
 from opd.types import Rollout, Scores, Want
 
@@ -62,7 +63,7 @@ class Handshake:
     @property
     def teacher(self) -> TeacherRecord:
         """Which teacher this was."""
-        return TeacherRecord(self.identity, self.canary)
+        return TeacherRecord(self.identity, self.canary, Noise(self.noise_mean, self.noise_max))
 
     def require(self, url: str) -> None:
         """Refuse a teacher that failed a probe.
@@ -77,8 +78,7 @@ class Handshake:
     def to_json(self) -> dict[str, Any]:
         """The record of teacher.json; `TeacherRecord.from_json` reads it."""
         probes = [{"name": p.name, "level": p.level, "found": p.message} for p in self.probes]
-        noise = {"mean": self.noise_mean, "max": self.noise_max}
-        return {"noise": noise, "probes": probes} | self.teacher.to_json()
+        return {"probes": probes} | self.teacher.to_json()
 
 
 @dataclass

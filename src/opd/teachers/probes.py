@@ -19,7 +19,9 @@ from opd.teachers.prober import Handshake, Prober
 from opd.types import Want
 
 MIN_MARGIN = 1.0  # by which text must beat its own tokens shuffled
-MAX_NOISE = 0.03  # mean difference between two answers to one question
+# Mean difference between two answers to one question: SmolLM2-135M in bf16 has 0.043 (two shapes of
+# one batch), two replicas of different weights or new noise in every answer more than this.
+MAX_NOISE = 0.08
 MIN_SPREAD = 1e-3  # between the tokens of a text
 GREEDY_TOKENS = 12
 
@@ -184,27 +186,6 @@ def probe_noise(prober: Prober, texts: Sequence[Sequence[int]]) -> None:
         "ok",
         f"noise floor {result.noise_mean:.4f} nats mean, {result.noise_max:.3f} max",
     )
-
-
-def probe_position(prober: Prober, texts: Sequence[Sequence[int]]) -> None:
-    """The last token's score depends on the last token, and no earlier score does."""
-    text = list(texts[0][:32])
-    others = sorted({t for ids in texts for t in ids} - {text[-1]})[:4]
-    logp = prober.token_logp([text, *([*text[:-1], other] for other in others)])
-    if logp is None:
-        return
-    early = max(float(np.abs(s[:-1] - logp[0][:-1]).mean()) for s in logp[1:])
-    late = max(float(abs(s[-1] - logp[0][-1])) for s in logp[1:])
-    tolerance = max(MAX_NOISE, 2 * prober.result.noise_mean)
-    if early > tolerance or late <= tolerance:
-        prober.result.add(
-            "position",
-            "fatal",
-            f"changing the last token moves its own score by {late:.3f} nats and earlier ones by "
-            f"{early:.3f}: scores are shifted against the tokens they belong to",
-        )
-        return
-    prober.result.add("position", "ok", "a token's score depends on it and what stands before")
 
 
 def probe_temperature(

@@ -19,6 +19,7 @@ from opd.errors import UserError
 from opd.http import Http, Transient, clean
 from opd.run.bad_answers import Exchange, Quarantine
 from opd.teachers.dialect import Dialect, TeacherRecord, request_scores
+from opd.teachers.repeats import RepeatChecks
 from opd.teachers.validate import WrongAnswer
 from opd.types import Rollout, Scores, Want
 
@@ -87,6 +88,7 @@ class RemoteTeacher:
         self.dialect, self.name, self.kinds = dialect, name, dialect.kinds
         self.vocab, self.expected, self.options = vocab, expected, options
         self.quarantine = quarantine
+        self.checks = RepeatChecks(expected.noise)
         self._timer = dialect.http.timer
 
     def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
@@ -103,7 +105,8 @@ class RemoteTeacher:
         ]
         fruitless, missing = 0, len(scores)
         while (
-            failure := self._score_missing(rollouts, request, scores) or self._verify()
+            failure := self._score_missing(rollouts, request, scores)
+            or self._verify(rollouts, request, scores)
         ) is not None:
             still_missing = sum(s is None for s in scores)
             fruitless = fruitless + 1 if still_missing == missing else 0
@@ -112,7 +115,9 @@ class RemoteTeacher:
                 raise self._down(f"it answers probes, but not this: {failure}", scores)
             self._wait_for_teacher(failure, scores)
         self._record_traffic(before, rollouts)
-        return set_positions([s for s in scores if s is not None], want)
+        complete = [s for s in scores if s is not None]
+        self.checks.remember(rollouts, complete)
+        return set_positions(complete, want)
 
     def verify(self) -> None:
         """Make sure that the server is still the expected teacher.
@@ -215,11 +220,34 @@ class RemoteTeacher:
                 kept = self.quarantine.keep([Exchange(*e) for e in exchanges], str(error))
                 raise WrongAnswer(f"{error}.{kept}".removesuffix(".")) from None
 
-    def _verify(self) -> Transient | None:
+    def _verify(
+        self, rollouts: Sequence[Rollout], want: Want, scores: Sequence[Scores | None]
+    ) -> Transient | None:
+        """Make sure that complete scores are of the expected teacher, and agree with themselves.
+
+        Raises:
+            UserError: see `verify`; or it scores a rollout differently than the first time.
+        """
         try:
             self.verify()
         except Transient as error:
             return error
+        repeats = self.checks.choose(rollouts, [s or Scores() for s in scores])
+        answers: list[Scores | None] = [None] * len(repeats)
+        again = [repeat.rollout for repeat in repeats]
+        if (failure := self._score_missing(again, want, answers)) is not None:
+            return failure
+        contradiction = self.checks.judge(repeats, [a or Scores() for a in answers])
+        if contradiction is not None:
+            raise UserError(
+                f"The teacher {self.name} at {self.dialect.http.url} contradicts itself: "
+                f"{contradiction}. Answers of different rows mixed up, replicas that differ, a "
+                "stale cache, or other weights than before. The scores of this step are not used. "
+                "Serve one replica, then continue with --resume."
+            )
+        scored = sum(len(r.prompt.ids) + len(r) for r in rollouts)
+        checked = sum(len(r.prompt.ids) + len(r) for r in again)
+        self.options.record("teacher/checked", checked / max(1, scored))
         return None
 
     def _verify_identity(self, identity: str) -> None:

@@ -47,19 +47,33 @@ def bigram_model(logits: np.ndarray) -> NextLogp:
     return lambda ids: table[np.asarray(ids)]
 
 
-def letter_model(seed: int = 0, *, corpus: str = CORPUS, smoothing: float = 0.3) -> NextLogp:
-    """A bigram model of letters, which passes the handshake as a teacher of English.
+def letter_model(
+    seed: int = 0, *, corpus: str = CORPUS, smoothing: float = 0.3, memory: float = 0.16
+) -> NextLogp:
+    """A bigram model of letters with a memory, which passes the handshake as a teacher of English.
 
     Args:
         seed: jitters the counts, so that two seeds are two models.
         corpus: text whose letters are counted.
         smoothing: added to every count.
+        memory: weight of the letters seen so far in the sequence, all of them alike: as in a real
+            model, every token depends on the whole text before it.
     """
     rng = np.random.default_rng(seed)
     counts = smoothing + rng.uniform(0, 0.2, (LETTER_VOCAB, LETTER_VOCAB))
     for a, b in itertools.pairwise(encode_letters(corpus)):
         counts[a, b] += 1
-    return bigram_model(np.log(counts))
+    bigrams = np.exp(bigram_model(np.log(counts))(list(range(LETTER_VOCAB))))
+
+    def logp(ids: Sequence[int]) -> np.ndarray:
+        tokens = np.asarray(ids)
+        seen = np.cumsum(np.eye(LETTER_VOCAB)[tokens], 0)
+        frequencies = seen / seen.sum(1, keepdims=True)
+        values = np.log((1 - memory) * bigrams[tokens] + memory * frequencies)
+        rounded: np.ndarray = values.astype(np.float32).astype(np.float64)  # as a float32 server's
+        return rounded
+
+    return logp
 
 
 def model_logp(lm: LM) -> NextLogp:

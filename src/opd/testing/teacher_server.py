@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from opd.teachers.opd_api import (
     PROTOCOL,
     REQUEST_ARRAYS,
     SCORE,
+    TOKENIZE,
     row_checksum,
 )
 from opd.testing.clients import json_response, raw_response
@@ -34,6 +36,7 @@ class FakeTeacherServer(httpx2.BaseTransport):
         eos: ids that end a completion.
         context: maximum tokens of prompt + completion.
         protocol: what it says it speaks.
+        tokenize: text to token ids; None: no such route.
         applies_temperature: False: scores are those of temperature 1 whatever is asked.
         edit_answer: changes the arrays of an answer in place, to answer wrongly.
     """
@@ -44,6 +47,7 @@ class FakeTeacherServer(httpx2.BaseTransport):
     eos: Sequence[int] = ()
     context: int = 4096
     protocol: str = PROTOCOL
+    tokenize: Callable[[str], list[int]] | None = None
     applies_temperature: bool = True
     edit_answer: Callable[[dict[str, np.ndarray]], None] | None = None
 
@@ -62,6 +66,8 @@ class FakeTeacherServer(httpx2.BaseTransport):
                     "max_tokens": self.context,
                 }
             )
+        if request.url.path == TOKENIZE and self.tokenize is not None:
+            return json_response({"tokens": self.tokenize(json.loads(body)["prompt"])})
         if request.url.path == SCORE:
             return raw_response(self._score(body))
         return json_response({"detail": "Not Found"}, 404)
@@ -77,8 +83,10 @@ class FakeTeacherServer(httpx2.BaseTransport):
         scores = []
         for ids, count, support in zip(sequences, completions, supports, strict=True):
             rollout = Rollout.of_ids(ids[:-count], ids[-count:], topk_ids=support)
-            logits = completion_logp(self.logp, rollout) / temperature
-            logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+            logp = completion_logp(self.logp, rollout)
+            if temperature != 1.0:
+                logits = logp / temperature
+                logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
             scores.append(compute_scores(logp, rollout, want).arrays())
         answer = {name: np.concatenate([s[name] for s in scores]) for name in scores[0]}
         answer[CHECKSUMS] = np.array([row_checksum(s) for s in sequences], np.int32)

@@ -1,0 +1,130 @@
+"""Every lie of `support.teacher_lies` is found in two steps; honest teachers are not accused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from opd.errors import UserError
+from opd.run.rollouts import StepFile, encode
+from opd.setup.remote_teacher import remember_earlier_steps
+from opd.teachers.remote import RemoteOptions, RemoteTeacher
+from opd.teachers.repeats import MAX_COST, Noise, RepeatChecks, suspicion
+from opd.testing import LETTER_VOCAB, FakeTeacher
+from opd.types import Want
+from support import teacher_lies as lies
+
+NAMES = sorted(lies.LIES)
+PROTOCOLS = ("opd", "vllm")
+WANT = Want(sampled=True, topk=lies.K)
+
+
+def assert_found(name, protocol, start, prompts):
+    liar = lies.Liar(lies.LIES[name])
+    found = lies.detect_liar(liar, protocol, start, prompts=prompts)
+    if start == 0 and lies.impossible(name, protocol):
+        assert found is None  # else the docs are wrong about what cannot be known
+    elif name not in lies.NOISE and (liar.state.hits or not name.startswith("1 of")):
+        assert found is not None
+
+
+@pytest.mark.parametrize(("place", "name"), list(enumerate(NAMES)))
+def test_a_lie_is_found_whenever_it_begins(place, name):
+    first, second = PROTOCOLS if place % 2 else PROTOCOLS[::-1]
+    assert_found(name, first, 0, prompts=16)
+    assert_found(name, second, 2, prompts=16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lie_is_found_over_both_protocols(name, protocol, start):
+    assert_found(name, protocol, start, prompts=64)
+
+
+@pytest.mark.parametrize("name", sorted(lies.CONSISTENT_VLLM))
+def test_the_weights_tell_what_nothing_else_can(name):
+    assert lies.detect_with_weights(name) > 0.01
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_honest_teachers_in_bf16_are_not_accused(seed):
+    assert lies.false_alarm(seed) is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_five_hundred_honest_runs_in_bf16_raise_no_alarm():
+    assert [a for a in map(lies.false_alarm, range(500)) if a is not None] == []
+
+
+def test_what_is_scored_again_costs_little():
+    assert lies.checked_fraction(64) <= MAX_COST
+    small = lies.rollouts_of(1, 1)[:2]  # two sequences at least
+    scores = FakeTeacher(lies.HONEST).score(small, WANT)
+    assert len(RepeatChecks(Noise()).choose(small, scores)) == 2
+
+
+@pytest.mark.parametrize("wrong", [lies.shuffled, lies.of_another, lies.plain(lies.uniform)])
+def test_one_wrong_row_of_a_thousand_is_scored_again(wrong):
+    rollouts = lies.rollouts_of(1) + lies.rollouts_of(2) + lies.rollouts_of(3)
+    scores = FakeTeacher(lies.HONEST).score(rollouts, WANT)
+    liar = lies.Liar(wrong)
+    liar.lies = True
+    (scores[321],) = FakeTeacher(liar).score([rollouts[321]], WANT)
+    assert 321 in np.argsort(-suspicion(rollouts, scores))[:3]
+    again = RepeatChecks(Noise()).choose(rollouts, scores)
+    assert any(repeat.rollout is rollouts[321] for repeat in again)
+
+
+def test_earlier_rollouts_are_scored_again_from_their_beginning():
+    checks = RepeatChecks(Noise())
+    first, second = lies.rollouts_of(1, 16), lies.rollouts_of(2, 16)
+    teacher = FakeTeacher(lies.HONEST)
+    checks.remember(first, teacher.score(first, WANT))
+    repeats = checks.choose(second, teacher.score(second, WANT))
+    earlier = [r for r in repeats if r.origin == "an earlier step"]
+    assert earlier
+    assert all(lies.LENGTH // 2 <= len(r.rollout) <= lies.LENGTH for r in earlier)
+    answers = teacher.score([r.rollout for r in repeats], WANT)
+    assert checks.judge(repeats, answers) is None
+
+
+def test_a_resumed_run_scores_rollouts_of_earlier_steps_again(tmp_path):
+    liar = lies.Liar(lies.LIES["honest on known text, another model elsewhere"])
+    dialect = lies.connect(liar, "opd")
+    result = lies.handshake(dialect)
+    rollouts = lies.rollouts_of(1, 4)
+    scores = FakeTeacher(lies.HONEST).score(rollouts, WANT)
+    folder = tmp_path / "rollouts"
+    folder.mkdir()
+    (folder / "step-3.parquet").write_bytes(encode(StepFile(rollouts, scores, None, {})))
+    (folder / "step-4.parquet").write_bytes(b"damaged")
+    liar.lies = True  # the server was restarted before the run was
+    teacher = RemoteTeacher(
+        dialect, "m", vocab=LETTER_VOCAB, expected=result.teacher, options=RemoteOptions()
+    )
+    teacher.verify()  # it knows the text of the handshake
+    remember_earlier_steps(tmp_path, teacher)
+    with pytest.raises(UserError, match="contradicts itself: a rollout of an earlier step"):
+        teacher.score(lies.rollouts_of(5, 4), WANT)
+
+
+def test_noise_is_measured_in_the_first_step_and_bounded():
+    rollouts = lies.rollouts_of(1, 4)
+    teacher, rng = FakeTeacher(lies.HONEST), np.random.default_rng(0)
+
+    def noisy(scale):
+        scores = teacher.score([r.rollout for r in repeats], Want(sampled=True))
+        for s in scores:
+            s.sampled[:] += rng.normal(0, scale, len(s.sampled))
+        return scores
+
+    checks = RepeatChecks(Noise())
+    repeats = checks.choose(rollouts, teacher.score(rollouts, Want(sampled=True)))
+    assert checks.judge(repeats, noisy(0.02)) is None
+    assert 0.005 < checks.noise.mean < 0.03
+    assert checks.judge(repeats, noisy(0.02)) is None
+    assert "differ" in checks.judge(repeats, noisy(0.3))
+    assert RepeatChecks(Noise()).judge(repeats, noisy(0.5)) is not None
