@@ -31,6 +31,7 @@ class Mutant:
 LOSSES, ESTIMATORS = ("core/test_losses.py",), ("core/test_estimators.py",)
 OBJECTIVE, SUPPORTS = ("core/test_objective.py",), ("core/test_supports.py",)
 DIAGNOSTICS, STATS = ("core/test_diagnostics.py",), ("core/test_stats.py",)
+LIES = ("teachers/test_teacher_lies.py",)
 PREFIXES = ("models/test_prefix_cache.py",)
 BATCH, CHUNKED, UPDATE = ("core/test_batch.py",), ("core/test_chunked.py",), ("test_update.py",)
 
@@ -425,6 +426,35 @@ MUTANTS = [
         "(teacher_logits[rows],)",
         "(teacher_logits[: rows.stop - rows.start],)",
         CHUNKED,
+    ),
+    # teachers
+    Mutant(
+        "a server that contradicts itself is believed",
+        "teachers/remote.py",
+        "if contradiction is not None:",
+        "if contradiction is None and not repeats:",
+        LIES,
+    ),
+    Mutant(
+        "earlier rollouts are not scored again",
+        "teachers/repeats.py",
+        "yield _cut(earlier.pop(), rng)",
+        "earlier.pop()",
+        LIES,
+    ),
+    Mutant(
+        "another beginning is not looked for in the last tokens",
+        "teachers/dependence_probes.py",
+        "        if not noticed:\n",
+        "        if False:\n",
+        LIES,
+    ),
+    Mutant(
+        "a difference of a change is not bounded",
+        "core/stats.py",
+        "low, high = _wilson(mean, size, squared)",
+        "low, high = mean - (squared * variance) ** 0.5, mean + (squared * variance) ** 0.5",
+        STATS,
     ),
 ]
 

@@ -53,6 +53,18 @@ def test_honest_teachers_in_bf16_are_not_accused(seed):
     assert lies.false_alarm(seed) is None
 
 
+@pytest.mark.parametrize("size", [4, 16, 32])
+def test_a_short_window_is_found_in_the_noise_of_bf16(size):
+    model = lies.bf16(size)
+
+    def cut(ids):
+        ends = range(1, len(ids) + 1)
+        return np.stack([model(list(ids)[max(0, end - size) : end])[-1] for end in ends])
+
+    (failed,) = lies.handshake(lies.connect(cut, "opd")).fatal
+    assert failed.name == "reach"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_five_hundred_honest_runs_in_bf16_raise_no_alarm():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -120,7 +121,9 @@ def _notices(
     count = length - len(end)
     before = (filler * (1 + count // len(filler)))[:count]
     other = [max(end, key=end.count)] * int(length * fraction)
-    logp = prober.token_logp([[*before, *end], [*other, *before[len(other) :], *end]])
+    # Without top tokens: over JSON those of a long sequence are megabytes.
+    plain = replace(prober, topk=0)
+    logp = plain.token_logp([[*before, *end], [*other, *before[len(other) :], *end]])
     if logp is None:
         return None
     moved = np.abs(logp[0] - logp[1])[-max(MIN_TAIL, len(end) // 2) :]
