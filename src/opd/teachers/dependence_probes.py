@@ -113,13 +113,14 @@ def _notices(
 ) -> bool | None:
     """Whether the last tokens of a text score differently when its beginning is replaced.
 
-    By the most frequent token of the end, repeated: every model then expects it more. None: no
+    The text ends as it begins, which every model learns to copy, so the trace of the beginning is
+    nats and not noise. It is replaced by the most frequent of these tokens, repeated. None: no
     answer.
     """
     end = list(texts[-1][: min(MAX_TAIL, max(MIN_TAIL, length // 2))])
-    filler = [t for text in texts for t in text]
+    filler = [t for text in texts[:-1] or texts for t in text]
     count = length - len(end)
-    before = (filler * (1 + count // len(filler)))[:count]
+    before = [*end, *filler * (1 + count // len(filler))][:count]
     other = [max(end, key=end.count)] * int(length * fraction)
     # Without top tokens: over JSON those of a long sequence are megabytes.
     plain = replace(prober, topk=0)
