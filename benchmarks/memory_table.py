@@ -106,8 +106,8 @@ def make_row(student: str, length: int, card: int, *, lora: bool) -> Row:
         (f"teacher.model={teacher}{FOUR_BIT}", "teacher.dtype=auto"),
         (f"teacher={{url: http://HOST:8400/v1, model: {teacher}}}",),
     ]
-    found = first_that_fits(cfg, lambda changed: plan_on(changed, card), teachers)
-    overrides, plan = ((), None) if found is None else found
+    fitting = first_that_fits(cfg, lambda changed: plan_on(changed, card), teachers)
+    overrides, plan = ((), None) if fitting is None else fitting
     return Row(student, lora, card, length, overrides, plan)
 
 

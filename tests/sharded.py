@@ -57,11 +57,11 @@ def prompts() -> list[Prompt]:
 
 
 def trained(learner: Learner, batches) -> list[dict[str, float]]:
-    told = []
+    metrics = []
     for step, batch in enumerate(batches):
-        found = update(learner, batch, step)
-        told.append({name: mean.value for name, mean in found.items()})
-    return told
+        means = update(learner, batch, step)
+        metrics.append({name: mean.value for name, mean in means.items()})
+    return metrics
 
 
 def weights(lm: LM) -> dict[str, torch.Tensor]:
@@ -90,14 +90,14 @@ def compare(kind: str, folder: Path) -> dict[str, float]:
     shard_model(shared.student, ranks.size)
     shared = replace(shared, optimizer=make_optimizer(shared.student, shared.optim))
     mine = sum(p.to_local().numel() for p in shared.student.model.parameters())
-    told = trained(alone, batches), trained(shared, batches)
+    metrics = trained(alone, batches), trained(shared, batches)
     found = {
         "share": mine / shared.student.num_parameters(),
         "parts": len(batches[0].split(10)),
-        "metrics": max(abs(a[name] - b[name]) for a, b in zip(*told, strict=True) for name in a),
+        "metrics": max(abs(a[name] - b[name]) for a, b in zip(*metrics, strict=True) for name in a),
         "weights": worst(weights(alone.student), weights(shared.student)),
     }
-    assert all(a.keys() == b.keys() for a, b in zip(*told, strict=True))
+    assert all(a.keys() == b.keys() for a, b in zip(*metrics, strict=True))
     found |= sampled(shared, alone, ranks) | saved(shared, alone, kind, folder, batches, ranks)
     return found
 

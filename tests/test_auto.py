@@ -11,7 +11,7 @@ from transformers import Qwen3ForCausalLM
 
 from opd import config
 from opd.commands import auto
-from opd.commands.check import gather, output, rounds
+from opd.commands.check import gather, rounds
 from opd.commands.check.rounds import MIN_PROMPTS
 from opd.commands.train import run_train
 from opd.demo.run_config import PAIR, demo_config
@@ -26,6 +26,19 @@ def few_prompts(monkeypatch):
     monkeypatch.setattr(rounds, "MAX_PROMPTS", 32)
 
 
+@pytest.fixture
+def checks(monkeypatch):
+    """Results of the checks that the recipe makes, in order."""
+    results, run = [], auto.check
+
+    def recorded(*args, **kwargs):
+        results.append(run(*args, **kwargs))
+        return results[-1]
+
+    monkeypatch.setattr(auto, "check", recorded)
+    return results
+
+
 def settings(tmp_path, **sections):
     data = demo_config(tmp_path / "run")
     data |= {"recipe": "auto", "eval": []}
@@ -34,9 +47,9 @@ def settings(tmp_path, **sections):
 
 
 @pytest.fixture
-def stranger(tmp_path):
+def untrained(tmp_path):
     """A student that speaks the teacher's tokens and knows nothing: it needs a cold start."""
-    folder = tmp_path / "stranger"
+    folder = tmp_path / "untrained"
     shutil.copytree(PAIR / "student", folder)
     model = Qwen3ForCausalLM.from_pretrained(folder)
     rng = torch.Generator().manual_seed(0)
@@ -53,28 +66,25 @@ def test_a_pair_that_works_is_trained_as_it_is_with_alarms_that_act(tmp_path):
     assert cfg.alarms.action == "act"
 
 
-def test_a_stranger_gets_a_cold_start(tmp_path, stranger):
-    given = settings(tmp_path, student={"model": stranger})
+def test_an_untrained_student_gets_a_cold_start(tmp_path, untrained):
+    given = settings(tmp_path, student={"model": untrained})
     cfg = auto.prepare(given, resume=False, console=QUIET)
     assert cfg.coldstart is not None
     assert cfg.coldstart.lr == pytest.approx(4e-3)
 
 
-def test_the_check_writes_little_of_what_the_run_will(tmp_path, monkeypatch):
-    """A share of the run's tokens, the pilot's too, and never too few prompts for a verdict."""
-    seen, step = [], monkeypatch.setattr
-    step(gather, "StepTimer", lambda *_: pytest.fail("timed a step"))
-    found = auto.check
-    step(auto, "check", lambda *a, **k: seen.append(found(*a, **k)) or seen[-1])
+def test_the_check_samples_a_small_fraction_of_the_tokens_of_the_run(tmp_path, monkeypatch, checks):
+    """The pilot's tokens count too; no step is timed, no verdict comes from too few prompts."""
+    monkeypatch.setattr(gather, "StepTimer", lambda *_: pytest.fail("timed a step"))
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 192)
     for steps in (1, 400):
-        train = {"steps": steps, "prompts_per_step": 16}
-        step(rounds, "MAX_PROMPTS", 192)
-        given = settings(tmp_path, train=train)
+        given = settings(tmp_path, train={"steps": steps, "prompts_per_step": 16})
         auto.prepare(given, resume=False, console=QUIET)
-    few, many = (len(one.student.prompts) for one in seen)
+    few, many = (len(result.student.prompts) for result in checks)
     assert few == MIN_PROMPTS < many < 192
-    assert [one.best.features["pilot_steps"].value for one in seen] == [1, gather.LONGER_PILOT]
-    own, side = seen[-1].student, seen[-1].best.side
+    pilots = [result.best.features["pilot_steps"].value for result in checks]
+    assert pilots == [1, gather.LONGER_PILOT]
+    own, side = checks[-1].student, checks[-1].best.side
     length = sum(map(len, own.rollouts)) / len(own.rollouts)
     each = (own.tokens + side.tokens) / many
     assert each > 8 * length  # four rollouts, answers of both, and continuations of both
@@ -82,10 +92,10 @@ def test_the_check_writes_little_of_what_the_run_will(tmp_path, monkeypatch):
     assert many * each == pytest.approx(planned, rel=0.1)  # later rounds differ a little
 
 
-def test_what_the_user_asked_for_stays(tmp_path, stranger):
+def test_what_the_user_asked_for_stays(tmp_path, untrained):
     given = settings(
         tmp_path,
-        student={"model": stranger},
+        student={"model": untrained},
         coldstart={"lr": 1e-3},
         alarms={"action": "stop"},
     )
@@ -94,7 +104,7 @@ def test_what_the_user_asked_for_stays(tmp_path, stranger):
     assert cfg.alarms.action == "stop"
 
 
-def test_a_dont_is_not_trained_and_leaves_no_run(tmp_path):
+def test_a_no_go_is_not_trained_and_leaves_no_run(tmp_path):
     given = settings(
         tmp_path,
         student={"model": str(PAIR / "teacher")},
@@ -105,10 +115,10 @@ def test_a_dont_is_not_trained_and_leaves_no_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dont_is_not_believed_on_few_prompts(tmp_path, monkeypatch):
+def test_a_no_go_on_few_prompts_is_checked_again_with_the_full_budget(
+    tmp_path, monkeypatch, checks
+):
     monkeypatch.setattr(rounds, "MAX_PROMPTS", 48)
-    seen, found = [], auto.check
-    monkeypatch.setattr(auto, "check", lambda *a, **k: seen.append(found(*a, **k)) or seen[-1])
     given = settings(
         tmp_path,
         student={"model": str(PAIR / "teacher")},
@@ -116,22 +126,25 @@ def test_a_dont_is_not_believed_on_few_prompts(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match="check says no-go"):
         auto.prepare(given, resume=False, console=QUIET)
-    assert [len(one.student.prompts) for one in seen] == [MIN_PROMPTS, 48]
+    assert [len(result.student.prompts) for result in checks] == [MIN_PROMPTS, 48]
 
 
-def test_a_resumed_run_takes_what_was_decided(tmp_path, monkeypatch):
+def test_a_resumed_run_takes_what_was_decided(tmp_path, checks):
     run_train(settings(tmp_path), style="quiet")
+    assert len(checks) == 1
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert stored["alarms"]["action"] == "act"
     assert (tmp_path / "run" / "check.json").exists()
-    monkeypatch.setattr(output, "save_record", None)  # a second check would stumble over this
-    monkeypatch.setattr(auto, "check", None)
+    record = (tmp_path / "run" / "check.json").read_bytes()
     given = settings(tmp_path, train=stored["train"] | {"steps": 2})
     summary = run_train(given, resume=True, style="quiet")
     assert summary["steps"] == 2
+    assert len(checks) == 1
+    assert (tmp_path / "run" / "check.json").read_bytes() == record
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["alarms"]["action"] == "act"
 
 
-def test_several_processes_are_told_to_check_first(tmp_path, monkeypatch):
+def test_several_processes_are_asked_to_check_first(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--apply"):
         auto.prepare(settings(tmp_path), resume=False, console=QUIET)

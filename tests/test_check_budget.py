@@ -1,4 +1,4 @@
-"""The budget of a check on hardware of any speed: planned, kept, interrupted, told."""
+"""The budget of a check on hardware of any speed: planned, kept, interrupted, reported."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Pinned runs: a change that moves these numbers changes the objective and has to say so.
 
-Everything is float64, so that another processor's rounding (1e-16) cannot flip a drawn token. The
+Everything is float64, so that another CPU's rounding (1e-16) cannot flip a sampled token. The
 norms of Qwen3 are float32 even so: a sum in another order may flip one of their bits, which five
 steps make 3e-8 (prompts run once, instead of with each response, did).
 `python tests/test_golden.py` writes the files anew; the commit that does so explains why.

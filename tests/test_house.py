@@ -1,9 +1,14 @@
-"""How many keys there are, and that what is shipped or shown of run.yaml is true."""
+"""Rules of the house: keys of run.yaml, sizes, docstrings, imports and words.
+
+What is shipped or shown of run.yaml must load; the rest is said in CONTRIBUTING.md.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,9 +28,60 @@ ADDED = {
 }
 FIRST_SCREEN = 20
 
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("lab/*.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]
 FOLDERS = ("src", "lab", "examples", "benchmarks", "docs", "demo-data")
 HISTORY = ("CHANGELOG.md", "LOG.md")  # they name what was
+PRODUCT = [*(ROOT / "src").rglob("*.py"), *(ROOT / "lab").rglob("*.py")]
+TESTS = list((ROOT / "tests").rglob("*.py"))
+SCRIPTS = [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
+
+MAX_LINES, MAX_FUNCTION, MAX_ARGUMENTS = 400, 60, 6
+ROOT_MODULES, LAYERS, README_LINES = 8, 12, 120
+# What is larger, and why; at most ten.
+LARGER = {
+    "tests/mutants.py": "a table: one entry per mutant",
+    "tests/core/estimator_table.py:position_rows": "a table: one row per estimator",
+    "src/opd/cli.py:check": "each option of a command is an argument",
+    "lab/opd_lab/cli.py:lab_run": "each option of a command is an argument",
+    "src/opd/models/attention.py:grouped_attention": "transformers' signature of an attention",
+    "src/opd/recipes/sft.py:sft": "public: its settings have defaults and are named in the call",
+    "src/opd/gpu_check/workload.py:make_model": "variants of one random model, named in the call",
+    "src/opd/commands/check/pilot.py:run_pilot": "the parts of a check that it is measured with",
+    "lab/opd_lab/runs.py:run": "student, teacher, task and seed are a run's identity",
+}
+
+# Words that mean something else to everybody else, and what to say.
+RETIRED = {
+    r"\btold\b": "reported, asked",
+    r"\bheats?\b": "temperature",
+    r"\bforet(ell|old)\w*": "predict, forecast",
+    r"\bstrangers?\b": "mismatched teacher, foreign file",
+    r"\bsift\w*": "filter",
+    r"\bdrawn tokens?\b": "sampled token",
+    r"\ba don't\b|\bdon'ts\b": "no-go",
+    r"\bshared out\b": "sharded, distributed",
+    r"\bits twin\b": "JSON sidecar",
+    r"\b(on a|another) processors?\b": "CPU",
+    r"\bmend(s|ed)?\b": "fix",
+    r"\b(rows|tokens|bytes|ids|values|numbers|responses|completions)"
+    r" an? (position|prompt|token|row|step|parameter|second|response)\b": "per",
+    r"\bstudent writes\b": "samples, generates",
+    r"\bteacher reads\b": "scores",
+    r"\btells money\b": "shows cost",
+    r"\brefused updates?\b": "skipped non-finite update",
+    r"\bsureness\b": "confidence",
+    r"\b(overhear|overheard)\b": "capture",
+    r"\bthe (pen|ear)\b": "generator, scorer",
+    r"\bwarm[- ]up phase\b": "cold start",
+}
+# The same for parts of names that code defines.
+RETIRED_NAMES = {
+    **dict.fromkeys(["found", "told", "said", "telling", "heard"], "metrics, scores, message"),
+    **dict.fromkeys(["foretold", "foretell", "mended"], "predicted, fixed"),
+    **dict.fromkeys(["heat", "pen", "ear", "sift", "circles", "sureness"], "see RETIRED"),
+    **dict.fromkeys(["stranger", "strangers"], "mismatched"),
+    **dict.fromkeys(["follower", "led", "overhear", "interlude"], "rank zero, capture, cold start"),
+}
 MINIMAL = {
     "student": {"model": "s"},
     "teacher": {"model": "t"},
@@ -71,14 +127,28 @@ def yaml_shown() -> list[tuple[str, str]]:
         inline = re.findall(
             r"`(([a-z]+): [^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)
         )
-        pieces += [(page.name, piece) for piece, name in inline if name in config.Run.model_fields]
+        pieces += [
+            (page.name, piece.replace("}; ", "}\n"))
+            for piece, name in inline
+            if name in config.Run.model_fields
+        ]
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.y*ml")]
     return pieces + [(path.name, path.read_text(encoding="utf-8")) for path in files]
 
 
+def with_minimal(shown: dict) -> dict:
+    """What is shown, with the keys that every run needs; a section that is null stays null."""
+    return {
+        name: MINIMAL.get(name, {}) | shown[name]
+        if isinstance(shown.get(name), dict)
+        else shown.get(name, MINIMAL.get(name))
+        for name in MINIMAL | shown
+    }
+
+
 @pytest.mark.parametrize(("page", "text"), yaml_shown())
 def test_every_yaml_that_is_shown_loads(page, text):
-    data = MINIMAL | yaml.safe_load(text)
+    data = with_minimal(yaml.safe_load(text))
     if (data.get("coldstart") or {}).get("when") == "alarm":  # shown apart from what it needs
         data |= {"alarms": {"action": "act"}}
     config.parse(data, where=page)
@@ -110,10 +180,130 @@ def test_the_documentation_names_no_key_that_is_gone(page):
 
 def test_no_message_names_a_key_that_is_gone():
     unknown = []
-    for file in [*(ROOT / "src").rglob("*.py"), *(ROOT / "lab").rglob("*.py")]:
+    for file in PRODUCT:
         if file.name == "removed.py":
             continue
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(parse(file)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 unknown += [(file.name, node.lineno, name) for name in unknown_keys(node.value)]
     assert not unknown
+
+
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def functions(files: list[Path]) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function and method, also of functions, with the name of its file and its own."""
+    for file in files:
+        for node in ast.walk(parse(file)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{name_of(file)}:{node.name}", node
+
+
+def count_arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    spec = function.args
+    names = [a.arg for a in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def test_files_functions_and_argument_lists_are_short():
+    larger = {
+        name_of(file)
+        for file in [*PRODUCT, *TESTS, *SCRIPTS]
+        if len(file.read_text(encoding="utf-8").splitlines()) > MAX_LINES
+    }
+    larger |= {
+        name
+        for name, node in functions([*PRODUCT, *TESTS])
+        if (node.end_lineno or 0) - node.lineno + 1 > MAX_FUNCTION
+    }
+    larger |= {name for name, node in functions(PRODUCT) if count_arguments(node) > MAX_ARGUMENTS}
+    assert larger == set(LARGER)
+    assert len(LARGER) <= 10
+
+
+def undocumented(file: Path) -> list[str]:
+    """Public functions, classes and methods of a module without a docstring."""
+    module = parse(file)
+    named = [n for n in module.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    named += [
+        method
+        for node in module.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        for method in node.body
+        if isinstance(method, ast.FunctionDef)
+    ]
+    return [
+        f"{name_of(file)}:{node.name}"
+        for node in named
+        if not node.name.startswith("_") and ast.get_docstring(node) is None
+    ]
+
+
+def test_public_names_are_documented():
+    assert not [name for file in PRODUCT for name in undocumented(file)]
+    assert not [name_of(file) for file in PRODUCT if ast.get_docstring(parse(file)) is None]
+
+
+def test_few_modules_at_the_root_and_few_layers():
+    assert len(list((ROOT / "src/opd").glob("*.py"))) <= ROOT_MODULES
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = (c["layers"] for c in settings["contracts"] if c["type"] == "layers")
+    assert len(layers) <= LAYERS
+    assert not settings.get("exclude_type_checking_imports")
+    packages = {p.name for p in (ROOT / "src/opd").iterdir() if (p / "__init__.py").exists()}
+    named = {name.removeprefix("opd.") for layer in layers for name in layer.split(" | ")}
+    assert packages <= named
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
+
+
+def retired_words(text: str) -> list[str]:
+    """Lines of a text with a retired word, and what to say instead."""
+    return [
+        f"{number}: {match[0]!r}, say: {instead}"
+        for pattern, instead in RETIRED.items()
+        for number, line in enumerate(text.splitlines(), start=1)
+        for match in re.finditer(pattern, line, re.IGNORECASE)
+    ]
+
+
+def test_retired_words_stay_out_of_code_and_documentation():
+    assert retired_words("16 rows a position")
+    assert not retired_words("at a position that a student samples a token")
+    files = [*PRODUCT, *SCRIPTS, *(f for f in TESTS if f.name != Path(__file__).name)]
+    texts = {name_of(p): p.read_text(encoding="utf-8") for p in [*files, *PAGES]}
+    pages = {name for name in texts if name.endswith(".md") and "not edited by hand" in texts[name]}
+    passed = {*HISTORY, *pages}  # they keep the words of their day
+    said = {name: retired_words(text) for name, text in texts.items() if name not in passed}
+    assert not {name: lines for name, lines in said.items() if lines}
+
+
+def defined_names(module: ast.Module) -> Iterator[tuple[int, str]]:
+    """Names of variables, attributes, arguments, functions and classes, where they are made."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.lineno, node.name
+
+
+def test_retired_words_are_no_names():
+    assert not [
+        f"{name_of(file)}:{line}: {name}, say: {RETIRED_NAMES[part.lower()]}"
+        for file in [*PRODUCT, *SCRIPTS]
+        for line, name in defined_names(parse(file))
+        for part in re.findall(r"[A-Z]?[a-z0-9]+", name)
+        if part.lower() in RETIRED_NAMES
+    ]

@@ -18,8 +18,8 @@ from opd.errors import UserError
 
 app = typer.Typer(
     name="opd",
-    help="On-policy distillation: the student writes, the teacher scores every token of it, the "
-    "student learns from that.",
+    help="On-policy distillation: the student samples completions, the teacher scores every "
+    "token of them, and the student learns from the scores.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -179,7 +179,7 @@ def test_a_stop_keeps_the_best_student(tmp_path):
     shared = weights.keys() & final.keys()
     assert shared
     assert all(torch.equal(weights[n], final[n]) for n in shared)
-    # Run again, it is over; told to warn only, it goes on.
+    # Run again, it is over; with action: warn, it goes on.
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert run(data, resume=True) == alarms
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before

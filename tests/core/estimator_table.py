@@ -243,7 +243,7 @@ OUTCOME = _logits(7, len(COMPLETIONS))
 
 
 def reach(p, prefix):
-    """Probability that the student writes this prefix, p (prefixes, tokens)."""
+    """Probability that the student samples this prefix, p (prefixes, tokens)."""
     total = torch.ones((), dtype=torch.float64)
     for i, token in enumerate(prefix):
         total = total * p[INDEX[prefix[:i]], token]

@@ -76,7 +76,7 @@ TEXTS = {
 }
 
 
-def sifted(answer, grader):
+def filtered(answer, grader):
     examples = []
     for name in TEXTS:
         made = make_example(name, [5], [name, 1])
@@ -116,7 +116,7 @@ NUMBER = make_grader("number", ["3"])
     ],
 )
 def test_counts_by_the_first_reason(answer, grader, kept, counts):
-    assert sifted(answer, grader) == (kept, counts)
+    assert filtered(answer, grader) == (kept, counts)
 
 
 def test_same_question_in_other_dress():

@@ -1,4 +1,4 @@
-"""Rows come back as written; every broken file is told where it is broken."""
+"""Rows come back as written; every error says where the file is broken."""
 
 from __future__ import annotations
 

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from conftest import tiny_tokenizer
 from opd import config
-from opd.alarms import RULES, replay
 from opd.commands.coldstart import run_coldstart
-from opd.config import Alarms, Coldstart, ServerTeacher
+from opd.config import Coldstart, ServerTeacher
 from opd.data.duplicates import question_key
 from opd.data.sft_examples import make_example
-from opd.demo.run_config import PAIR, demo_config
+from opd.demo.run_config import PAIR
 from opd.errors import UserError
 from opd.http import Endpoint, Http
 from opd.recipes.coldstart import CompletionSource, before_training
@@ -32,7 +32,6 @@ from opd.recipes.coldstart.completions import with_student_end
 from opd.recipes.coldstart.phase import even_batches
 from opd.recipes.coldstart.progress import Overlap, reason_to_stop
 from opd.recipes.distillation import distill
-from opd.reports.read import read_run
 from opd.run.checkpoint import find_newest_checkpoint
 from opd.run.jsonl import read_jsonl
 from opd.run.rollouts import read_step
@@ -41,32 +40,9 @@ from opd.setup.coldstart_source import require_one_process, teacher_sampler
 from opd.setup.remote_teacher import ServedTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.testing import FakeVllmServer
-from support.runs import Counting, digest, open_run
+from support.coldstart_runs import run_config
+from support.runs import Counting, digest, open_run, run_to_end
 from support.servers import STOP, stopping_model
-
-# The shipped pair overlaps from the start: a target out of reach, so that rounds are made, of two
-# optimizer steps each.
-COLD = {"completions_per_round": 64, "max_rounds": 3, "lr": 1e-3, "mass": 1.0}
-
-
-def run_config(folder: Path, **cold) -> dict:
-    data = demo_config(folder)
-    data["train"] |= {"steps": 2, "prompts_per_step": 4}
-    data["output"] |= {"save_every": 1, "rollout_sample": 2, "keep": 3}
-    data["eval"] = [e | {"limit": 8, "every": 1} for e in data["eval"][:1]]
-    return data | {"coldstart": COLD | cold}
-
-
-def made(data: dict, *, resume=False):
-    return open_run(data, resume=resume)
-
-
-def run(data: dict, *, resume=False) -> dict:
-    session, completions = made(data, resume=resume)
-    try:
-        return distill(session, completions)
-    finally:
-        session.folder.close()
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +53,7 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def straight(home):
     """An uninterrupted run: its folder and summary."""
-    return home / "straight", run(run_config(home / "straight"))
+    return home / "straight", run_to_end(run_config(home / "straight"))
 
 
 def test_hands_over_a_trained_student_with_a_fresh_optimizer(straight):
@@ -87,21 +63,15 @@ def test_hands_over_a_trained_student_with_a_fresh_optimizer(straight):
     assert (record["rounds"], record["steps"], record["completions"]) == (3, 6, 192)
     assert len(record["looks"]) == 4
     start = find_newest_checkpoint(folder / "checkpoints")
-    begun = safetensors(folder / "checkpoints" / "step-0" / "student.safetensors")
-    model = safetensors(PAIR / "student" / "model.safetensors")
+    begun = load_file(folder / "checkpoints" / "step-0" / "student.safetensors")
+    model = load_file(PAIR / "student" / "model.safetensors")
     assert any(not torch.equal(begun[n], model[n]) for n in begun)
-    assert safetensors(folder / "checkpoints" / "step-0" / "optimizer.safetensors") == {}
+    assert load_file(folder / "checkpoints" / "step-0" / "optimizer.safetensors") == {}
     assert start.step == 2
     # The loop's optimizer counts its own steps alone.
-    after = safetensors(folder / "checkpoints" / "step-2" / "optimizer.safetensors")
+    after = load_file(folder / "checkpoints" / "step-2" / "optimizer.safetensors")
     assert {float(v) for n, v in after.items() if n.startswith("step/")} == {2.0}
     assert not (folder / "coldstart" / "checkpoints").exists()
-
-
-def safetensors(path):
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 def test_off_policy_tokens_are_those_on_disk(straight):
@@ -138,7 +108,7 @@ def test_prompts_of_the_two_phases_are_disjoint(straight, home):
     folder, summary = straight
     files = (folder / "coldstart" / "rollouts").glob("*.parquet")
     learned = {question_key(r.prompt.text) for file in files for r in read_step(file)[0]}
-    session, completions = made(run_config(folder), resume=True)
+    session, completions = open_run(run_config(folder), resume=True)
     asked = before_training(session, completions).source.prompts.prompts
     session.folder.close()
     assert not learned & {question_key(p.text) for p in asked}
@@ -148,7 +118,7 @@ def test_prompts_of_the_two_phases_are_disjoint(straight, home):
 @pytest.mark.parametrize("stop_after", ["first round", "handover"])
 def test_stopped_and_resumed_is_the_same_run(home, straight, stop_after):
     folder = home / f"stopped-{stop_after.replace(' ', '-')}"
-    session, completions = made(run_config(folder))
+    session, completions = open_run(run_config(folder))
     if stop_after == "first round":
         session.stop.set()
         with pytest.raises(KeyboardInterrupt):
@@ -158,17 +128,17 @@ def test_stopped_and_resumed_is_the_same_run(home, straight, stop_after):
     else:
         session.folder.close()
         record = run_coldstart(config.parse(run_config(folder)), resume=True, style="quiet")
-        weights = safetensors(folder / "coldstart" / "student" / "model.safetensors")
-        begun = safetensors(straight[0] / "checkpoints" / "step-0" / "student.safetensors")
+        weights = load_file(folder / "coldstart" / "student" / "model.safetensors")
+        begun = load_file(straight[0] / "checkpoints" / "step-0" / "student.safetensors")
         assert all(torch.equal(weights[name], begun[name]) for name in weights)
         assert record["tokens"] == straight[1]["coldstart"]["tokens"]
-    assert run(run_config(folder), resume=True)["coldstart"] == straight[1]["coldstart"]
+    assert run_to_end(run_config(folder), resume=True)["coldstart"] == straight[1]["coldstart"]
     assert digest(folder) == digest(straight[0])
 
 
 def test_completions_on_disk_are_not_written_again(home, straight):
     folder = home / "died"
-    session, completions = made(run_config(folder))
+    session, completions = open_run(run_config(folder))
     session.stop.set()
     with pytest.raises(KeyboardInterrupt):
         distill(session, completions)
@@ -179,12 +149,12 @@ def test_completions_on_disk_are_not_written_again(home, straight):
         for file in path.iterdir():
             file.unlink()
         path.rmdir()
-    session, completions = made(run_config(folder), resume=True)
+    session, completions = open_run(run_config(folder), resume=True)
     writer = Counting(completions.sampler)
     before_training(session, replace(completions, sampler=writer))
     session.folder.close()
     assert writer.calls == 2  # rounds two and three; the first was on disk
-    run(run_config(folder), resume=True)
+    run_to_end(run_config(folder), resume=True)
     assert digest(folder) == digest(straight[0])
 
 
@@ -245,7 +215,7 @@ def test_a_teacher_that_only_scores_cannot_make_completions():
 def test_an_overlap_that_suffices_costs_no_token(tmp_path):
     data = run_config(tmp_path / "run", mass=0.97)
     data["student"]["model"] = str(PAIR / "teacher")
-    summary = run(data)
+    summary = run_to_end(data)
     record = summary["coldstart"]
     assert (record["rounds"], record["tokens"]) == (0, 0)
     assert "have reached" in record["reason"]
@@ -254,7 +224,7 @@ def test_an_overlap_that_suffices_costs_no_token(tmp_path):
 
 def test_given_rollouts_and_gold_rows_need_no_writer(home, straight, tmp_path):
     given = str(straight[0] / "coldstart" / "rollouts")
-    record = run(run_config(home / "given", path=given))["coldstart"]
+    record = run_to_end(run_config(home / "given", path=given))["coldstart"]
     assert record["reason"] == "coldstart.max_rounds=3 were made"
     assert record["written_tokens"] == straight[1]["coldstart"]["written_tokens"]
     rows = [
@@ -263,14 +233,14 @@ def test_given_rollouts_and_gold_rows_need_no_writer(home, straight, tmp_path):
     ]
     gold = tmp_path / "gold.jsonl"
     gold.write_text("\n".join(map(json.dumps, rows)))
-    record = run(run_config(home / "gold", path=str(gold)))["coldstart"]
+    record = run_to_end(run_config(home / "gold", path=str(gold)))["coldstart"]
     assert (record["completions"], record["left_out"]["truncated"]) == (1, 1)
     assert record["reason"] == "its completions are used up"
 
 
 def test_nothing_worth_imitating_is_said(tmp_path):
     with pytest.raises(UserError, match=r"none of the 64 .* \(64 truncated\).*max_new_tokens"):
-        run(run_config(tmp_path / "run", max_new_tokens=2))
+        run_to_end(run_config(tmp_path / "run", max_new_tokens=2))
 
 
 @pytest.mark.parametrize(
@@ -357,100 +327,3 @@ def test_batches_use_everything_once_and_evenly(count):
     assert not sizes or max(sizes) - min(sizes) <= 1
     assert all(size <= 6 for size in sizes)
     assert np.mean(sizes or [4]) == pytest.approx(4, abs=2) or count == 1
-
-
-def when_alarmed(folder: Path) -> dict:
-    data = run_config(folder, when="alarm")
-    data["train"] |= {"steps": 7}
-    return data | {"alarms": {"action": "act"}}
-
-
-@pytest.fixture
-def loud(monkeypatch):
-    """An alarm that any run raises after four steps (found after two, held for two)."""
-    rule = next(r for r in RULES if r.name == "overlap-stagnating")
-    seen = replace(
-        rule, condition=lambda seen, _: {} if len(seen.values("train/loss")) > 2 else None
-    )
-    monkeypatch.setattr("opd.alarms.monitor.RULES", (seen,))
-    monkeypatch.setattr("opd.alarms.monitor.MIN_WINDOW", 2)
-
-
-@pytest.mark.usefixtures("loud")
-def test_an_alarm_begins_a_cold_start_and_training_goes_on_afresh(tmp_path):
-    folder = tmp_path / "straight"
-    summary = run(when_alarmed(folder))
-    (alarm,) = read_jsonl(folder / "alarms.jsonl")
-    assert alarm["action"] == "a cold start begins before the next step"
-    record = summary["coldstart"]
-    assert (alarm["step"], record["after_step"], record["rounds"]) == (4, 4, 3)
-    rows = read_jsonl(folder / "metrics.jsonl")
-    trained = [row["step"] for row in rows if "train/loss" in row]
-    assert trained == list(range(1, 8))
-    inserted = [i for i, row in enumerate(rows) if row.get("phase") == "coldstart"]
-    assert {rows[i]["step"] for i in inserted} == {4}
-    assert rows[inserted[-1] + 1] == {"step": 4, "phase": "on-policy"}
-    # The optimizer of training was begun anew: it has counted the three steps since.
-    after = safetensors(folder / "checkpoints" / "step-7" / "optimizer.safetensors")
-    assert {float(v) for n, v in after.items() if n.startswith("step/")} == {3.0}
-    assert not (folder / "coldstart" / "checkpoints").exists()
-    # Rules look at the student of today, live and in a replay.
-    assert [a.step for a in replay(rows, Alarms(action="act"), 7)] == [4]
-    data = read_run(folder)
-    assert data.phases == [(0, "on-policy"), (4, "coldstart"), (4, "on-policy")]
-    assert data.series("time/step_s").steps.tolist() == list(range(1, 8))
-    assert data.total("time/step_s", cold_start=True) > 0
-    for stop in ("at the alarm", "in the phase", "later"):
-        half = tmp_path / stop.replace(" ", "-")
-        interrupted(when_alarmed(half), stop)
-        assert run(when_alarmed(half), resume=True)["coldstart"] == record
-        assert digest(half) == digest(folder)
-
-
-def interrupted(data: dict, when: str) -> None:
-    """A run that Ctrl-C stops after step 4 or 5, or after the first round of the cold start."""
-    session, completions = made(data)
-    at = {"at the alarm": 4, "later": 5}.get(when)
-    session.console.show_step = lambda now, *rest: session.stop.set() if now == at else None
-    if when == "in the phase":
-        session.console.print = lambda text: session.stop.set() if "round 1" in text else None
-    with pytest.raises(KeyboardInterrupt):
-        distill(session, completions)
-    session.folder.close()
-    phase = Path(data["output"]["dir"]) / "coldstart" / "checkpoints"
-    assert phase.exists() == (when == "in the phase")
-
-
-def test_a_cold_start_that_waits_needs_an_alarm_that_acts(tmp_path):
-    data = when_alarmed(tmp_path / "run")
-    with pytest.raises(UserError, match=r"alarms\.action=act"):
-        config.parse(data | {"alarms": {"action": "warn"}})
-    with pytest.raises(UserError, match=r"coldstart\.when=start"):
-        run_coldstart(config.parse(data), style="quiet")
-
-
-@pytest.mark.usefixtures("loud")
-def test_an_alarm_at_the_last_step_begins_nothing_until_there_are_more(tmp_path):
-    data = when_alarmed(tmp_path / "run")
-    data["train"]["steps"] = 4
-    assert "coldstart" not in run(data)
-    final = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
-    assert "coldstart" not in run(data, resume=True)
-    assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == final
-    data["train"]["steps"] = 5
-    assert run(data, resume=True)["coldstart"]["after_step"] == 4
-
-
-@pytest.mark.usefixtures("loud")
-def test_a_cold_start_that_finds_nothing_to_imitate_leaves_the_run_as_it_was(tmp_path, caplog):
-    hopeless = when_alarmed(tmp_path / "hopeless")
-    hopeless["coldstart"] |= {"max_new_tokens": 1}
-    assert "coldstart" not in run(hopeless)
-    assert "The run goes on without it" in caplog.text
-    plain = when_alarmed(tmp_path / "plain")
-    run({key: value for key, value in plain.items() if key != "coldstart"})
-    first, second = (digest(tmp_path / name) for name in ("hopeless", "plain"))
-    final = "final/model.safetensors"
-    assert first[final] == second[final]
-    assert first["metrics.jsonl"] == second["metrics.jsonl"]
-    assert "coldstart" not in run(hopeless, resume=True)

@@ -165,7 +165,7 @@ def newer_schema(path):
     file.write_text(file.read_text().replace('"schema": 1', '"schema": 2'))
 
 
-def stranger(path):
+def unlisted_file(path):
     (path / "extra.safetensors").write_bytes(b"")
 
 
@@ -181,7 +181,7 @@ BREAKAGE = [
     (lambda p: (p / "state.json").unlink(), "state.json is missing"),
     (other_step, "is of step 10"),
     (newer_schema, "schema 2, this opd reads 1"),
-    (stranger, "extra.safetensors is not in MANIFEST.json"),
+    (unlisted_file, "extra.safetensors is not in MANIFEST.json"),
 ]
 
 
@@ -199,7 +199,7 @@ def test_broken_ones_are_named_and_skipped(tmp_path, caplog, wreck, reason):
     assert f"{path}: {why}" in caplog.text
 
 
-def test_half_folders_and_strangers_are_no_checkpoints(tmp_path, caplog):
+def test_half_folders_and_other_files_are_no_checkpoints(tmp_path, caplog):
     put(tmp_path, 10)
     shutil.copytree(tmp_path / "step-10", tmp_path / "step-20.tmp-1")
     (tmp_path / "step-30").write_text("a file")

@@ -40,7 +40,7 @@ METHOD = (
 LEFT_OUT = (
     "Every world is judged by a model that was fitted on the other worlds alone; the worst world "
     "comes first. A go is wrong if less than a fifth of the gap was recovered, or there was no gap "
-    f"of {MIN_GAP:g}; a don't is wrong if more than half of a gap was."
+    f"of {MIN_GAP:g}; a no-go is wrong if more than half of a gap was."
 )
 
 

@@ -35,7 +35,7 @@ class Student(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower."""
     shard: Literal["none", "fsdp2"] = "none"
-    """fsdp2: weights, gradients and moments are shared out among the processes of torchrun or
+    """fsdp2: weights, gradients and moments are sharded across the processes of torchrun or
     accelerate launch; none: every process holds them all. No effect in a single process."""
 
 

@@ -40,7 +40,7 @@ class Prompts(Section):
 
 
 class RolloutConfig(Section):
-    """How the student writes."""
+    """How the student samples completions."""
 
     url: str | None = None
     """vLLM server that samples the rollouts, such as http://127.0.0.1:8001/v1. null: this
@@ -55,7 +55,7 @@ class RolloutConfig(Section):
     path: str | None = None
     """Recorded rollouts to train on instead of sampling: a parquet file, or a folder of them."""
     n: int = Field(4, ge=1)
-    """Responses a prompt. Paper: 4."""
+    """Responses per prompt. Paper: 4."""
     max_new_tokens: int = Field(1024, ge=1)
     """Paper: 7168 for long reasoning; 3K-7K was best there. Start short: it is the cost driver."""
     temperature: float = Field(1.0, gt=0)
@@ -111,7 +111,7 @@ class Terms(Section):
 class Loss(Section):
     """What the student minimises at each completion position.
 
-    Which combinations make sense is told by `opd.core.objective.Objective`, once for everybody.
+    `opd.core.objective.Objective` refuses combinations that make no sense.
     """
 
     divergence: Divergence = "reverse_kl"
@@ -240,7 +240,7 @@ class Output(Section):
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Loggers that get every metric, beside metrics.jsonl."""
     price_per_hour: float | None = Field(None, ge=0)
-    """USD an hour of everything the run occupies; the report then tells money. null: no money."""
+    """USD an hour of everything the run occupies; the report then shows the cost. null: no cost."""
 
 
 class Run(Section):

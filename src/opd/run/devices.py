@@ -108,7 +108,7 @@ def free_host_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | Non
 def _match(path: Path, pattern: str) -> int | None:
     """The number that a pattern finds in a file; None without file or match."""
     try:
-        found = re.search(pattern, path.read_text("utf-8"))
+        match = re.search(pattern, path.read_text("utf-8"))
     except OSError:
         return None
-    return None if found is None else int(found[1])
+    return None if match is None else int(match[1])

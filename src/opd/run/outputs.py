@@ -1,4 +1,4 @@
-"""Files that commands write: never over an input, never over another file unless told."""
+"""Files that commands write: never over an input, over another file only on request."""
 
 from __future__ import annotations
 

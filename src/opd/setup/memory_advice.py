@@ -47,10 +47,10 @@ def find_shortage(cfg: Run, plan: MemoryPlan) -> Shortage | None:
         parts = sorted(peak.parts.items(), key=lambda item: -item[1])[:NAMED_PARTS]
         named = ", ".join(f"{name} {human_size(size)}" for name, size in parts)
         message = f"{describe_need(peak)}, of which {human_size(free)} are free: {named}"
-        found = first_that_fits(cfg, lambda changed: plan_memory(changed, free=plan.free))
+        fitting = first_that_fits(cfg, lambda changed: plan_memory(changed, free=plan.free))
         fix = "use a smaller model, student.lora={} or shorter completions"
-        if found is not None:
-            fix = "set " + " ".join(found[0])
+        if fitting is not None:
+            fix = "set " + " ".join(fitting[0])
         return Shortage(peak.total > free, message, f"{fix} (docs/memory.md)")
     return None
 

@@ -33,7 +33,7 @@ class Watch:
         self.started, self.deadline = time.monotonic(), math.inf
         self.stopped = ""  # why the check ended early, in words
         self._show, self._heartbeat = show, heartbeat
-        self._stage, self._told = "", self.started
+        self._stage, self._last_shown = "", self.started
 
     @property
     def seconds(self) -> float:
@@ -66,8 +66,8 @@ class Watch:
             OutOfTime: it is past the deadline.
         """
         now = time.monotonic()
-        if now - self._told >= self._heartbeat:
-            self._told = now
+        if now - self._last_shown >= self._heartbeat:
+            self._last_shown = now
             of = f" of {self.allowed:.0f}" if math.isfinite(self.deadline) else ""
             self._show(f"{self.seconds:.0f}{of} s: {self._stage}")
         if now > self.deadline:
