@@ -37,10 +37,11 @@ SCRIPTS = [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "examples").rglob("*.p
 
 MAX_LINES, MAX_FUNCTION, MAX_ARGUMENTS = 400, 60, 6
 ROOT_MODULES, LAYERS, README_LINES = 8, 12, 120
-# What is larger, and why; at most ten.
+# What is larger, and why; at most ten. A file stands for its functions too.
 LARGER = {
     "tests/mutants.py": "a table: one entry per mutant",
-    "tests/core/estimator_table.py:position_rows": "a table: one row per estimator",
+    "tests/core/estimator_table.py": "a table: one row per estimator",
+    "tests/support/mistake_cases.py": "a table: one entry per mistake",
     "src/opd/cli.py:check": "each option of a command is an argument",
     "lab/opd_lab/cli.py:lab_run": "each option of a command is an argument",
     "src/opd/models/attention.py:grouped_attention": "transformers' signature of an attention",
@@ -223,7 +224,9 @@ def test_files_functions_and_argument_lists_are_short():
         if (node.end_lineno or 0) - node.lineno + 1 > MAX_FUNCTION
     }
     larger |= {name for name, node in functions(PRODUCT) if count_arguments(node) > MAX_ARGUMENTS}
-    assert larger == set(LARGER)
+    assert {file if (file := name.split(":")[0]) in LARGER else name for name in larger} == {
+        *LARGER
+    }
     assert len(LARGER) <= 10
 
 

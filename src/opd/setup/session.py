@@ -6,6 +6,7 @@ Order matters: whatever can be wrong with the input is found before the run fold
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,7 @@ from opd.training.distributed import (
     init_ranks,
     open_folder,
 )
+from opd.training.evaluate import EvalTask
 from opd.training.experience import ExperienceSource, StepSize
 from opd.training.horizon import Horizon, Pruning
 from opd.training.interventions import Adjustable, Interventions
@@ -107,9 +109,6 @@ def build(
     if ranks.size > 1:
         source = distribute(source, ranks, pair.student)
     trackers = Trackers(cfg.output.trackers if ranks.is_main else [], folder.path, resolved)
-    teacher_sampler = None
-    if pair.teacher is not None:
-        teacher_sampler = eval_sampler(cfg, pair.teacher, pair.teacher_stop, ranks)
     session = Session(
         cfg=cfg,
         folder=folder,
@@ -118,13 +117,22 @@ def build(
         tokenizer=pair.tokenizer,
         evals=evals,
         student_sampler=eval_sampler(cfg, pair.student, pair.stop, ranks),
-        teacher_sampler=teacher_sampler,
+        teacher_sampler=teacher_eval_sampler(cfg, pair, ranks),
         console=console,
         trackers=trackers,
         clock=clock,
         interventions=make_interventions(models, source.teacher, folder, console, trackers),
     )
     return session, completions
+
+
+def teacher_eval_sampler(
+    cfg: Run, pair: Pair, ranks: Ranks
+) -> Callable[[EvalTask], Sampler] | None:
+    """What answers held-out prompts for the teacher; None for one that is not in this process."""
+    if pair.teacher is None:
+        return None
+    return eval_sampler(cfg, pair.teacher, pair.teacher_stop, ranks)
 
 
 def attention_kernels(pair: Pair) -> dict[str, str]:
