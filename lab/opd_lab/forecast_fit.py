@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,6 @@ from opd.recipes.check.forecast import (
     PILOT,
     STRETCH,
     derived_features,
-    error_parts,
     estimate_views,
 )
 from opd.recipes.check.forecast_model import Combination, ForecastModel, Mixture, Term
@@ -24,8 +24,12 @@ VIEWS = ((DISTANCE,), (DISTANCE, PILOT), (DISTANCE, PILOT, STRETCH))
 RIDGE = 0.02  # on standardised weights: keeps an uninformative feature from a large weight
 MIN_ROWS = 20  # of a set of views, to weigh and judge it
 LEVELS = (0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.995)
-START = (0.03, 0.3, 0.3)  # floor, noise, disagreement
-MIN_FLOOR = 0.015  # accuracy: a held-out set is no more exact than that
+MIN_ERROR = 0.015  # accuracy: a held-out set is no more exact than that
+START_ERRORS = {DISTANCE: 0.03, PILOT: 0.05, STRETCH: 0.05}  # before any errors were seen
+START_ADDED = {DISTANCE: 0.4, PILOT: 0.6, STRETCH: 0.6}
+START_DISAGREEMENT = 0.2
+NORMAL = ((0.005, -2.58), (0.05, -1.645), (0.5, 0.0), (0.95, 1.645), (0.995, 2.58))
+PRIOR = 3.0  # rows that the starting values are worth
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,17 @@ def fit_means(
 ) -> ForecastModel:
     """The model without its errors."""
     mixture = _fit_mixture(rows, terms)
-    combinations = [_fit_weights(mixture, rows, names) for names in views]
-    kept = tuple(c for c in combinations if c is not None)
-    return ForecastModel(mixture, kept, "")
+    combinations = []
+    for names in views:
+        usable = [r for r in rows if set(names) <= estimate_views(mixture, r.features).keys()]
+        if len(usable) >= MIN_ROWS or len(names) == 1:
+            combinations.append(_start(names))
+    return ForecastModel(mixture, tuple(combinations), "")
+
+
+def _start(names: Sequence[str]) -> Combination:
+    errors, added = ({n: start[n] for n in names} for start in (START_ERRORS, START_ADDED))
+    return Combination(errors, added, START_DISAGREEMENT, NORMAL)
 
 
 def _row_weights(rows: Sequence[FitRow]) -> np.ndarray:
@@ -134,63 +146,48 @@ def _fit_mixture(rows: Sequence[FitRow], names: Sequence[str]) -> Mixture:
     return mixture(optimize.least_squares(residuals, start, bounds=(low, high)).x)
 
 
-def _fit_weights(
-    mixture: Mixture, rows: Sequence[FitRow], names: Sequence[str]
-) -> Combination | None:
-    """Weights of the views that add up to 1, none negative; None with too few rows."""
-    usable = [row for row in rows if set(names) <= estimate_views(mixture, row.values).keys()]
-    if len(usable) < MIN_ROWS and len(names) > 1:
-        return None
-    views = [estimate_views(mixture, row.values) for row in usable]
-    table = np.array([[view[name] for name in names] for view in views])
-    change = np.array([row.change for row in usable])
-    scale = _row_weights(usable)
-    heavy = 1e3 * scale.sum()  # makes the weights add up to 1
-    weights, _ = optimize.nnls(
-        np.vstack([scale[:, None] * table, np.full(len(names), heavy)]),
-        np.append(scale * change, heavy),
-    )
-    shares = dict(zip(names, (weights / weights.sum()).tolist(), strict=True))
-    return Combination(shares, *START, ((0.05, -1.645), (0.5, 0.0), (0.95, 1.645)))
-
-
 def _with_errors(
     combination: Combination, rows: Sequence[FitRow], left_out: Mapping[str, ForecastModel]
 ) -> Combination:
-    """The combination with the error scale and the quantiles of models that left a world out."""
-    names = set(combination.weights)
-    cases = []
+    """The combination with errors, and their quantiles, of mixtures that left a world out."""
+    names, cases = list(combination.errors), []
     for row in rows:
-        model = left_out[row.world]
-        views = estimate_views(model.mixture, row.values)
-        partial = next((c for c in model.combinations if set(c.weights) == names), None)
-        if partial is not None and names <= views.keys():
-            parts = error_parts(model.mixture, partial, row.features)
-            cases.append((row.change - partial.mean(views), parts))
-    errors = np.array([error for error, _ in cases])
+        views = estimate_views(left_out[row.world].mixture, row.features)
+        if set(names) <= views.keys():
+            cases.append((views, row.change))
+    start = np.array(_parameters(combination))
 
-    def scales(parameters: Sequence[float]) -> np.ndarray:
-        floor, noise, disagreement = np.abs(parameters).tolist()
-        scaled = replace(
-            combination, floor=floor + MIN_FLOOR, noise=noise, disagreement=disagreement
-        )
-        return np.array([scaled.scale(*parts) for _, parts in cases])
+    def standardise(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        made = _of_parameters(names, np.exp(parameters).tolist())
+        combined = [(made.combine(views), change) for views, change in cases]
+        errors = np.array([change - mean for (mean, _), change in combined])
+        return errors, np.array([scale for (_, scale), _ in combined])
 
     def loss(parameters: np.ndarray) -> float:  # of a Laplace distribution: outliers do not rule
-        scale = scales(parameters.tolist())
-        return float(np.mean(np.log(scale) + np.abs(errors) / scale))
+        errors, scales = standardise(parameters)
+        prior = PRIOR / len(cases) * float(np.square(parameters - start).sum())
+        return float(np.mean(np.log(scales) + np.abs(errors) / scales)) + prior
 
-    best = optimize.minimize(loss, START, method="Nelder-Mead", options={"maxfev": 150}).x.tolist()
-    standardised = np.sort(errors / scales(best))
-    count = len(errors)
+    options = {"maxfev": 60 * len(start), "xatol": 0.02, "fatol": 1e-3}
+    best = optimize.minimize(loss, start, method="Nelder-Mead", options=options).x
+    errors, scales = standardise(best)
+    count = len(cases)
     # A little further out than the sample's own quantiles: it is finite.
     levels = [min(max((x * (count + 1) - 0.5) / count, 0.0), 1.0) for x in LEVELS]
-    values = np.quantile(standardised, levels)
-    quantiles = tuple(zip(LEVELS, np.maximum.accumulate(values).tolist(), strict=True))
-    return replace(with_scales(combination, best), quantiles=quantiles)
+    values = np.maximum.accumulate(np.quantile(errors / scales, levels))
+    quantiles = tuple(zip(LEVELS, values.tolist(), strict=True))
+    return replace(_of_parameters(names, np.exp(best).tolist()), quantiles=quantiles)
 
 
-def with_scales(combination: Combination, parameters: Sequence[float]) -> Combination:
-    """The combination with another floor (above `MIN_FLOOR`), noise and disagreement."""
-    floor, noise, disagreement = (abs(x) for x in parameters)
-    return replace(combination, floor=MIN_FLOOR + floor, noise=noise, disagreement=disagreement)
+def _parameters(combination: Combination) -> list[float]:
+    """Logarithms of what is fitted."""
+    values = [*combination.errors.values(), *combination.added.values(), combination.disagreement]
+    return [math.log(value) for value in values]
+
+
+def _of_parameters(names: Sequence[str], values: Sequence[float]) -> Combination:
+    """The inverse, from the values themselves."""
+    count = len(names)
+    errors = {n: max(x, MIN_ERROR) for n, x in zip(names, values[:count], strict=True)}
+    added = dict(zip(names, values[count : 2 * count], strict=True))
+    return Combination(errors, added, values[-1], NORMAL)

@@ -109,12 +109,12 @@ def test_the_fit_trusts_the_view_that_is_right_and_widens_for_a_world_left_out()
         rows.append(FitRow(features, 0.3, 0.3 + change, 0.8, f"world {i % 3}"))
     model = fit_forecast(rows, ["log_distance"])
     alone, piloted = model.combinations
-    assert piloted.weights["pilot"] > 0.9
+    assert piloted.errors["pilot"] < 0.1
     widths = [predict(model, row.features).change for row in rows]
     inside = [w.low <= row.change <= w.high for w, row in zip(widths, rows, strict=True)]
     assert 0.84 <= np.mean(inside) <= 0.97
     assert np.mean([w.high - w.low for w in widths]) < 0.2
-    assert alone.weights == {"distance": 1.0}
+    assert set(alone.errors) == {"distance"}
 
 
 def test_every_pair_of_the_grid_has_its_checkpoints():
@@ -158,7 +158,7 @@ def test_page_shows_targets_model_and_every_held_out_pair(tmp_path):
     facts = {"Command": "opd lab calibrate"}
     path = page.write_page(tmp_path / "check.md", load_model(), fitted, held_out, facts)
     lines = path.read_text("utf-8").splitlines()
-    assert any(line.startswith("| as shipped | 0.966 |") for line in lines)
+    assert any(line.startswith("| as shipped | 0.955 |") for line in lines)
     assert any(line.startswith("after = a * target + (1 - a - l) * before") for line in lines)
     pairs = [line for line in lines if line.startswith(("| chain-22-d", "| route-20-d"))]
     assert len(pairs) == len(first_runs(held_out))

@@ -32,8 +32,10 @@ MODEL = ForecastModel(
         terms=(Term("distance", -3.0, 3.0, 1.0, 0.5, 0.0, 2.0),),
     ),
     (
-        Combination({"distance": 1.0}, 0.02, 0.4, 0.0, NORMAL),
-        Combination({"distance": 0.4, "pilot": 0.6}, 0.02, 0.3, 0.4, NORMAL),
+        Combination({"distance": 0.02}, {"distance": 0.4}, 0.0, NORMAL),
+        Combination(
+            {"distance": 0.05, "pilot": 0.03}, {"distance": 0.4, "pilot": 0.3}, 0.4, NORMAL
+        ),
     ),
     "by hand",
 )

@@ -195,9 +195,9 @@ def _explanation(model: ForecastModel) -> str:
     first = model.combinations[0]
     return (
         f"Fitted on {model.fitted_on}. Range of the fit: {ranges}. The 90 % interval is "
-        f"{first.quantile(0.05):+.2f} to {first.quantile(0.95):+.2f} times hypot({first.floor:.3f},"
-        f" {first.noise:.2f} * standard deviation of the three outcomes), together with the "
-        "probe's own sampling error."
+        f"{first.quantile(0.05):+.2f} to {first.quantile(0.95):+.2f} times hypot("
+        f"{first.errors['distance']:.3f}, {first.added['distance']:.2f} * standard deviation of "
+        "the three outcomes, the probe's own standard error)."
     )
 
 

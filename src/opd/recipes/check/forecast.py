@@ -1,4 +1,4 @@
-"""Predicted change of accuracy by this run: up to three views of it, weighed against each other.
+"""Predicted change of accuracy by this run: up to three views of it, weighed by their errors.
 
     distance   after = a target + (1 - a - l) before,   (a, l, rest) = softmax(w_a . z, w_l . z, 0)
     pilot      change after the pilot's steps, extrapolated to the end of the run
@@ -28,6 +28,7 @@ from opd.recipes.check.forecast_model import (
     ForecastModel,
     Mixture,
     Term,
+    View,
     is_known,
 )
 from opd.recipes.check.settings import RunSettings
@@ -38,7 +39,10 @@ DISTANCE, PILOT, STRETCH = "distance", "pilot", "stretch"
 MAX_DROP = 0.98  # of the reverse KL in the pilot: beyond it the speed is unknown
 MIN_EFOLDS = 0.01
 MIN_DISAGREEMENT = 0.2  # of accuracy, between views, from which on it is worth a sentence
-HALF_90 = 0.84  # a 95 % half-width to a 90 % one
+NORMAL_90, NORMAL_95 = 1.645, 1.96  # half-widths of normal intervals, in standard errors
+MIN_ERROR = 1e-3  # of a measured change
+TYPICAL_CHANGE = 0.02  # of accuracy, by which errors of extrapolation are measured: no actual one,
+# since more of a measured change must never predict less
 NEEDED = ("student_accuracy", "teacher_accuracy", "weighted_teacher_accuracy")
 
 
@@ -123,12 +127,14 @@ def predict(
     transfer, _ = model.mixture.fractions(values)
     if not all(is_known(values, name) for name in NEEDED):
         return Forecast(transfer, None, None, outside, efolds=values.get("efolds"))
-    views = estimate_views(model.mixture, values, ratio)
+    views = estimate_views(model.mixture, features, ratio)
     combination = model.combination(views)
-    parts = error_parts(model.mixture, combination, features, ratio)
-    scale = combination.scale(*parts) * (OUTSIDE if outside else 1.0)
-    distribution = Distribution(combination.mean(views), scale, combination, parts[2])
-    base = Forecast(transfer, None, None, outside, views=views, efolds=values.get("efolds"))
+    mean, scale = combination.combine(views)
+    sampling = math.sqrt(sum(views[name].sampling ** 2 for name in combination.errors))
+    sampling *= NORMAL_90 / len(combination.errors)
+    distribution = Distribution(mean, scale * (OUTSIDE if outside else 1.0), combination, sampling)
+    changes = {name: views[name].change for name in views}
+    base = Forecast(transfer, None, None, outside, views=changes, efolds=values.get("efolds"))
     return _filled(base, distribution, features)
 
 
@@ -146,7 +152,7 @@ def _filled(
     if gap.low > 0:
         recovery = Estimate(centre / gap.value, low / gap.value, high / gap.value, gap.n)
         half = 1 - distribution.below(0.5 * gap.value)
-    used = [name for name in distribution.combination.weights if name != DISTANCE]
+    used = [name for name in distribution.combination.errors if name != DISTANCE]
     distance = max((abs(base.views[name] - base.views[DISTANCE]) for name in used), default=0.0)
     return replace(
         base,
@@ -182,65 +188,74 @@ def growth(fraction: float, efolds: float) -> float:
 
 
 def estimate_views(
-    mixture: Mixture, values: Mapping[str, float], ratio: float = 1.0
-) -> dict[str, float]:
+    mixture: Mixture, features: Mapping[str, Estimate], ratio: float = 1.0
+) -> dict[str, View]:
     """The change of accuracy by each view that the features allow.
 
     Args:
         mixture: the view `distance`.
-        values: features with `derived_features`.
-        ratio: as there.
-    """
-    views = {DISTANCE: mixture.change(values)}
-    before = values["student_accuracy"]
-    for name, feature in ((PILOT, "pilot_change"), (STRETCH, "stretch_resampled")):
-        path = f"{name}_path"
-        if all(is_known(values, each) for each in (feature, path, "efolds")):
-            change = values[feature] * growth(values[path] / ratio, values["efolds"])
-            views[name] = min(max(change, -before), 1 - before)
-    return views
-
-
-def error_parts(
-    mixture: Mixture,
-    combination: Combination,
-    features: Mapping[str, Estimate],
-    ratio: float = 1.0,
-) -> tuple[float, float, float]:
-    """What a forecast's error scale is made of; see `Combination.scale`.
-
-    Returns:
-        Spread of the mixture, distance between the views that are used, 90 % half-width of the
-        sampling error.
+        features: the numbers of the probe and the pilot.
+        ratio: as in `derived_features`.
     """
     values = {name: e.value for name, e in features.items()}
     values |= derived_features(values, ratio)
-    views = estimate_views(mixture, values, ratio)
-    used = [views[name] for name in combination.weights]
-    sampling = _sampling_error(mixture, combination, features, ratio)
-    return mixture.spread(values), max(used) - min(used), sampling
-
-
-def _sampling_error(
-    mixture: Mixture,
-    combination: Combination,
-    features: Mapping[str, Estimate],
-    ratio: float,
-) -> float:
-    """90 % half-width of the combined views, from those of the features one by one."""
-    inputs = ("weighted_teacher_accuracy", "student_accuracy", "pilot_change", "stretch_resampled")
-    middle = {name: e.value for name, e in features.items()}
-    total = 0.0
-    for name in inputs:
-        if name not in features or not math.isfinite(features[name].high - features[name].low):
+    views = {DISTANCE: _distance_view(mixture, features, values)}
+    before = values["student_accuracy"]
+    for name, measured in ((PILOT, pilot_change(features)), (STRETCH, stretch_change(features))):
+        path = f"{name}_path"
+        if measured is None or not (is_known(values, path) and is_known(values, "efolds")):
             continue
-        ends = []
-        for value in (features[name].low, features[name].high):
-            values = middle | {name: value}
-            values |= derived_features(values, ratio)
-            ends.append(combination.mean(estimate_views(mixture, values, ratio)))
-        total += ((ends[1] - ends[0]) / 2 * HALF_90) ** 2
-    return math.sqrt(total)
+        change, error = measured
+        times = growth(values[path] / ratio, values["efolds"])
+        grown = min(max(change * times, -before), 1 - before)
+        added = min(TYPICAL_CHANGE * (times - 1), 1.0)
+        views[name] = View(grown, min(error * times, 1.0), added)
+    return views
+
+
+def _distance_view(
+    mixture: Mixture, features: Mapping[str, Estimate], values: Mapping[str, float]
+) -> View:
+    square = 0.0
+    for name in ("weighted_teacher_accuracy", "student_accuracy"):
+        error = standard_error(features[name])
+        moved = [mixture.change({**values, name: values[name] + d}) for d in (-error, error)]
+        square += ((moved[1] - moved[0]) / 2) ** 2
+    return View(mixture.change(values), math.sqrt(square), mixture.spread(values))
+
+
+def standard_error(e: Estimate) -> float:
+    """From a 95 % interval."""
+    half = (e.high - e.low) / 2
+    return half / NORMAL_95 if math.isfinite(half) else 1.0
+
+
+def pilot_change(features: Mapping[str, Estimate]) -> tuple[float, float] | None:
+    """Change of accuracy by the pilot so far, and its standard error; None if not measured.
+
+    Reweighted rollouts are exact while few weights differ; where they do, the effective number of
+    them falls, and answers that were sampled again are trusted instead.
+    """
+    known = []
+    if "pilot_change" in features:
+        change, effective = features["pilot_change"], features.get("pilot_ess")
+        doubt = 0.0 if effective is None else (1 - effective.value) ** 2 / 2
+        known.append((change.value, math.hypot(standard_error(change), doubt)))
+    if "pilot_resampled" in features:
+        known.append(
+            (features["pilot_resampled"].value, standard_error(features["pilot_resampled"]))
+        )
+    if not known:
+        return None
+    precisions = [1 / max(error, MIN_ERROR) ** 2 for _, error in known]
+    mean = sum(p * x for p, (x, _) in zip(precisions, known, strict=True)) / sum(precisions)
+    return mean, 1 / math.sqrt(sum(precisions))
+
+
+def stretch_change(features: Mapping[str, Estimate]) -> tuple[float, float] | None:
+    """Change of accuracy by the stretch, and its standard error; None if not measured."""
+    measured = features.get("stretch_resampled")
+    return None if measured is None else (measured.value, standard_error(measured))
 
 
 def _out_of_range(terms: Sequence[Term], values: Mapping[str, float]) -> list[str]:

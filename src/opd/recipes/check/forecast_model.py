@@ -92,32 +92,54 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Combination:
-    """How views are weighed, and how wrong that was.
+class View:
+    """One view of the change of accuracy.
 
     Attributes:
-        weights: by view, adding up to 1.
-        floor: smallest error scale.
-        noise: error scale per unit of the mixture's spread.
-        disagreement: error scale per unit of distance between the views.
+        change: at the end of the run.
+        sampling: standard error of what it was measured from.
+        added: what extrapolation, or an undecided outcome, adds to its error: for `distance` the
+            spread of the mixture, for the others that by which a typical change was grown.
+    """
+
+    change: float
+    sampling: float
+    added: float
+
+
+@dataclass(frozen=True)
+class Combination:
+    """How views are weighed against each other, by their errors, and how wrong that was.
+
+    Attributes:
+        errors: smallest standard error, by view.
+        added: by view, error per unit of `View.added`.
+        disagreement: error per unit of distance between the views.
         quantiles: (level, error / error scale) of signed errors (outcome - forecast), rising.
     """
 
-    weights: Mapping[str, float]
-    floor: float
-    noise: float
+    errors: Mapping[str, float]
+    added: Mapping[str, float]
     disagreement: float
     quantiles: tuple[tuple[float, float], ...]
 
-    def mean(self, views: Mapping[str, float]) -> float:
-        """The weighted mean of the views."""
-        return sum(weight * views[name] for name, weight in self.weights.items())
+    def variances(self, views: Mapping[str, View]) -> dict[str, float]:
+        """Squared error of each view that is used."""
+        return {
+            name: error**2 + views[name].sampling ** 2 + (self.added[name] * views[name].added) ** 2
+            for name, error in self.errors.items()
+        }
 
-    def scale(self, spread: float, distance: float, sampling: float) -> float:
-        """The error scale of a forecast."""
-        return math.hypot(
-            self.floor, self.noise * spread, self.disagreement * distance, sampling / 1.645
-        )
+    def combine(self, views: Mapping[str, View]) -> tuple[float, float]:
+        """Mean weighted by precision, and error scale: their errors are not independent."""
+        variances = self.variances(views)
+        total = sum(1 / variance for variance in variances.values())
+        weights = {name: 1 / variance / total for name, variance in variances.items()}
+        changes = [views[name].change for name in weights]
+        mean = sum(weight * views[name].change for name, weight in weights.items())
+        square = sum(weight * variances[name] for name, weight in weights.items())
+        distance = max(changes) - min(changes)
+        return mean, math.hypot(math.sqrt(square), self.disagreement * distance)
 
     def quantile(self, level: float) -> float:
         """Of the standardised errors."""
@@ -144,10 +166,10 @@ class ForecastModel:
     combinations: tuple[Combination, ...]
     fitted_on: str
 
-    def combination(self, views: Mapping[str, float]) -> Combination:
+    def combination(self, views: Mapping[str, View]) -> Combination:
         """The one that uses most of the views."""
-        usable = [c for c in self.combinations if set(c.weights) <= set(views)]
-        return max(usable, key=lambda c: len(c.weights))
+        usable = [c for c in self.combinations if set(c.errors) <= set(views)]
+        return max(usable, key=lambda c: len(c.errors))
 
 
 def load_model() -> ForecastModel:

@@ -68,7 +68,7 @@ def decisive_rule(forecast: Forecast, features: Mapping[str, Estimate]) -> Rule:
     if gap.value < MIN_GAP:
         unlikely = 1 - distribution.below(MIN_GAP) <= LITTLE
         return "level" if unlikely and change.value < MIN_GAP else "undecided"
-    known = not forecast.out_of_range or len(distribution.combination.weights) > 1
+    known = not forecast.out_of_range or len(distribution.combination.errors) > 1
     likely = distribution.below(NEGLIGIBLE * gap.value) <= MAX_RISK and change.low > -MIN_GAP
     if known and likely and change.value >= WORTHWHILE * gap.value:
         return "recovers"
