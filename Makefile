@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow test-vllm bench check gpu-check screenshots calibrate install clean
+.PHONY: demo test test-slow test-vllm bench check gpu-check screenshots calibrate judge install clean
 
 demo: install
 	$(BIN)/opd demo
@@ -104,9 +104,13 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Every pair of the calibration of `opd check`, and docs/check.md: about an hour and a half on two cores.
+# Every pair of the earlier calibration of `opd check`: about an hour and a half on two cores.
 calibrate: install
-	$(BIN)/opd lab calibrate --jobs 2 --out docs
+	$(BIN)/opd lab calibrate --jobs 2
+
+# docs/check.md from the records in the repository: minutes. `opd lab outcomes` makes more of them.
+judge: install
+	$(BIN)/opd lab judge --out docs
 
 # Screenshots of reports at 1440, 768 and 390 pixels, light and dark; needs Chromium.
 PAGES ?= $(wildcard docs/gallery/*.html)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from opd.recipes.check.forecast import (
     derived_features,
     estimate_views,
 )
-from opd.recipes.check.forecast_model import Combination, ForecastModel, Mixture, Term
+from opd.recipes.check.forecast_model import Combination, ForecastModel, Mixture, Term, is_known
 
 TERMS = ("log_distance", "tilt_gain", "continuation_gain", "log_efolds", "slips")
 VIEWS = ((DISTANCE,), (DISTANCE, PILOT), (DISTANCE, PILOT, STRETCH))
@@ -126,24 +126,49 @@ def _fit_mixture(rows: Sequence[FitRow], names: Sequence[str]) -> Mixture:
             spread = float(known.std()) or 1.0
             terms.append(Term(name, 0.0, 0.0, float(known.mean()), spread, *ends))
     changes, scale = np.array([row.change for row in rows]), _row_weights(rows)
-
-    def mixture(parameters: np.ndarray) -> Mixture:
-        adopts, loses, likely, *weights = parameters.tolist()
-        pairs = zip(terms, weights[: len(terms)], weights[len(terms) :], strict=True)
-        fitted = tuple(replace(term, adopts=a, loses=b) for term, a, b in pairs)
-        return Mixture(adopts, loses, likely, fitted)
-
-    values = [row.values for row in rows]
+    predict_changes = _vectorise(terms, rows)
 
     def residuals(parameters: np.ndarray) -> np.ndarray:
-        model = mixture(parameters)
-        predicted = np.array([model.change(v) for v in values])
+        predicted = predict_changes(parameters)
         return np.concatenate([scale * (predicted - changes), RIDGE**0.5 * parameters[3:]])
 
     start = np.concatenate([[1.0, -2.0, 0.8], np.zeros(2 * len(terms))])
     low = np.concatenate([[-20.0, -20.0, 0.0], np.full(2 * len(terms), -20.0)])
     high = np.concatenate([[20.0, 20.0, 1.0], np.full(2 * len(terms), 20.0)])
-    return mixture(optimize.least_squares(residuals, start, bounds=(low, high)).x)
+    best = optimize.least_squares(residuals, start, bounds=(low, high)).x
+    adopts, loses, likely, *weights = best.tolist()
+    pairs = zip(terms, weights[: len(terms)], weights[len(terms) :], strict=True)
+    fitted = tuple(replace(term, adopts=x, loses=y) for term, x, y in pairs)
+    return Mixture(adopts, loses, likely, fitted)
+
+
+def _vectorise(terms: Sequence[Term], rows: Sequence[FitRow]) -> Callable[[np.ndarray], np.ndarray]:
+    """`Mixture.change` of all rows at once, as a function of a mixture's parameters.
+
+    Parameters are adopts, loses, likely, then the terms' weights for adopting and for losing.
+    """
+    values = [row.values for row in rows]
+    standard = np.array(
+        [[t.standardise(v[t.name]) if is_known(v, t.name) else 0.0 for t in terms] for v in values]
+    ).reshape(len(rows), -1)
+    before, plain, weighted = (
+        np.array([v[name] for v in values])
+        for name in ("student_accuracy", "teacher_accuracy", "weighted_teacher_accuracy")
+    )
+
+    def changes(parameters: np.ndarray) -> np.ndarray:
+        adopts, loses, likely = parameters[:3]
+        weights = parameters[3:].reshape(2, -1)
+        logits = np.stack(
+            [adopts + standard @ weights[0], loses + standard @ weights[1], np.zeros(len(rows))]
+        )
+        fractions = np.exp(logits - logits.max(0))
+        fractions /= fractions.sum(0)
+        target = likely * weighted + (1 - likely) * plain
+        change: np.ndarray = fractions[0] * (target - before) - fractions[1] * before
+        return change
+
+    return changes
 
 
 def _with_errors(

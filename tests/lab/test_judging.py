@@ -136,5 +136,11 @@ def test_the_page_shows_worst_world_first_and_every_part(outcomes):
     order = [j.label for j in by_world(cases)]
     positions = [text.index(f"| {name} |") for name in order]
     assert positions == sorted(positions)
-    for words in ("without distance", "Fresh seeds", "Coverage", "reverse_kl", "Every wrong go"):
+    for words in (
+        "without distance",
+        "The shipped forecast",
+        "Coverage",
+        "reverse_kl",
+        "Every wrong go",
+    ):
         assert words in text

@@ -25,6 +25,7 @@ from opd_lab.pairs.page import Findings, ablate, check_document
 from opd_lab.pairs.queue import work
 from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, pack, worlds_of
 
+STUDY = "study"  # in the description of a model that was fitted on the records of block fit
 PARTS = {"outcomes": measure_outcome, "features": measure_features}
 
 
@@ -69,28 +70,32 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
 
     Args:
         out: folder of the page.
-        refit: fit on all records of the block `fit`. Fresh seeds are for a later call, after the
-            model has been committed.
+        refit: fit on all records but fresh ones, which are for a later call, after the model has
+            been committed.
 
     Raises:
-        UserError: fewer than two worlds have records.
+        UserError: there are no records.
     """
-    console, fitted = Console("plain"), load_outcomes("fit")
-    if len(worlds_of(fitted)) < 2:
-        raise UserError("Fewer than two worlds have records; run opd lab outcomes and records.")
+    console = Console("plain")
+    study, earlier, fresh = (load_outcomes(block) for block in ("fit", "calibration", "fresh"))
+    fitted = earlier + study
+    if not study:
+        raise UserError("There are no records; run opd lab outcomes, then opd lab records.")
     if refit:
         console.print(f"Wrote {_write_model(fitted)}. Commit it before fresh seeds judge it.")
         return
-    model, fresh = load_model(), load_outcomes("fresh")
+    model = load_model()
+    unseen = fresh if STUDY in model.fitted_on else study + fresh
     findings = Findings(
         fitted,
         leave_worlds_out(fitted),
-        judge_outcomes(model, fresh),
+        judge_outcomes(model, unseen),
         model,
         {
             "Command": "opd lab judge",
-            "Shipped model": model.fitted_on,
-            "Records of the fit": _describe(fitted),
+            "Shipped model": f"fitted on {model.fitted_on}",
+            "Study": _describe(study),
+            "Of the earlier calibration (40 steps at 1e-3, no pilot)": _describe(earlier),
             "Fresh seeds": _describe(fresh),
         },
         ablate(fitted),
@@ -113,7 +118,7 @@ def _describe(outcomes: list[Outcome]) -> str:
 
 def _write_model(fitted: list[Outcome]) -> Path:
     """Fit the forecast and put it into the package; return its path."""
-    model = fit_forecast(fit_rows(fitted), fitted_on=_describe(fitted))
+    model = fit_forecast(fit_rows(fitted), fitted_on=f"{STUDY}: {_describe(fitted)}")
     path = Path(sys.modules["opd.recipes.check"].__path__[0]) / MODEL_FILE
     path.write_text(json.dumps(asdict(model), indent=1) + "\n", encoding="utf-8")
     return path

@@ -13,7 +13,7 @@ from opd.core import stats
 from opd.recipes.check.forecast import Forecast, predict
 from opd.recipes.check.forecast_model import ForecastModel
 from opd.recipes.check.verdict import GO, NEGLIGIBLE, NO_GO, WORTHWHILE, Verdict, judge
-from opd_lab.forecast_fit import TERMS, FitRow, fit_forecast
+from opd_lab.forecast_fit import TERMS, FitRow, fit_forecast, fit_means
 from opd_lab.pairs.records import Outcome, count_trainings, worlds_of
 
 MIN_GAP = 0.1  # accuracy gap from which on a recovery is meaningful
@@ -111,11 +111,20 @@ def fit_rows(outcomes: Sequence[Outcome]) -> list[FitRow]:
     return [FitRow(o.features, o.before, o.after, o.teacher, o.world) for o in outcomes]
 
 
-def leave_worlds_out(outcomes: Sequence[Outcome], terms: Sequence[str] = TERMS) -> list[Case]:
-    """Every outcome judged by a model that was fitted on the other worlds."""
+def leave_worlds_out(
+    outcomes: Sequence[Outcome], terms: Sequence[str] = TERMS, *, widths: bool = True
+) -> list[Case]:
+    """Every outcome judged by a model that was fitted on the other worlds.
+
+    Args:
+        outcomes: of several worlds.
+        terms: of the forecast.
+        widths: fit the errors as well; without them intervals and verdicts mean nothing.
+    """
     cases = []
     for world in worlds_of(outcomes):
-        model = fit_forecast(fit_rows([o for o in outcomes if o.world != world]), terms)
+        others = fit_rows([o for o in outcomes if o.world != world])
+        model = fit_forecast(others, terms) if widths else fit_means(others, terms)
         cases += judge_outcomes(model, [o for o in outcomes if o.world == world])
     return cases
 
@@ -152,11 +161,7 @@ def summarise(cases: Sequence[Case], label: str) -> Judgement:
             name: rank_correlation([sign * _value(c, name) for c in cases], changes)
             for name, sign in BASELINES.items()
         },
-        auroc=stats.auroc(
-            # The probe's own estimate of the gap, because that is what the check divides by.
-            [case.predicted / max(_value(case, "gap"), 0.01) for case in with_gap],
-            [float(case.outcome.recovery >= WORTHWHILE) for case in with_gap],
-        ),
+        auroc=_recovery_auroc(with_gap),
         with_gap=len(with_gap),
         coverage={x: float(np.mean([c.inside(x) for c in cases])) for x in LEVELS},
         bias=float((predicted - changes).mean()),
@@ -164,6 +169,17 @@ def summarise(cases: Sequence[Case], label: str) -> Judgement:
         gain_error=float(np.nanmean(np.abs(gains - changes))),
         verdicts=Counter(case.verdict for case in cases),
         wrong=Counter(case.verdict for case in cases if not case.right),
+    )
+
+
+def _recovery_auroc(cases: Sequence[Case]) -> stats.Estimate:
+    """AUROC of predicted recovery for "recovers at least half"; NaN without cases."""
+    if not cases:
+        return stats.Estimate(float("nan"), float("nan"), float("nan"), 0)
+    # The probe's own estimate of the gap, because that is what the check divides by.
+    return stats.auroc(
+        [case.predicted / max(_value(case, "gap"), 0.01) for case in cases],
+        [float(case.outcome.recovery >= WORTHWHILE) for case in cases],
     )
 
 

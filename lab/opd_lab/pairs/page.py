@@ -44,6 +44,12 @@ LEFT_OUT = (
 )
 
 
+FROZEN = (
+    "The model that ships, on worlds and seeds it was not fitted on, run after the commit that "
+    "froze it. The rank correlation of a world of few trainings says little."
+)
+
+
 @dataclass(frozen=True)
 class Findings:
     """What the page is made of.
@@ -51,7 +57,7 @@ class Findings:
     Attributes:
         fitted: outcomes of the fit.
         left_out: cases of them, each judged without its world.
-        fresh: cases of fresh seeds, judged by the shipped model; empty until they were run.
+        unseen: cases that the shipped model was not fitted on, judged by it.
         model: that ships.
         facts: for the head of the page.
         ablations: cases of fits with other terms, by name.
@@ -59,7 +65,7 @@ class Findings:
 
     fitted: Sequence[Outcome]
     left_out: Sequence[Case]
-    fresh: Sequence[Case]
+    unseen: Sequence[Case]
     model: ForecastModel
     facts: dict[str, str]
     ablations: dict[str, Sequence[Case]] = field(default_factory=dict)
@@ -68,7 +74,7 @@ class Findings:
 def ablate(outcomes: Sequence[Outcome], terms: Sequence[str] = TERMS) -> dict[str, Sequence[Case]]:
     """The same judgement of models with a term less."""
     return {
-        f"without {name}": leave_worlds_out(outcomes, [t for t in terms if t != name])
+        f"without {name}": leave_worlds_out(outcomes, [t for t in terms if t != name], widths=False)
         for name in terms
     }
 
@@ -76,22 +82,20 @@ def ablate(outcomes: Sequence[Outcome], terms: Sequence[str] = TERMS) -> dict[st
 def check_document(findings: Findings) -> Document:
     """The page as a document."""
     facts = Table("", ("", ""), [[name, value] for name, value in findings.facts.items()])
-    sections = [
-        Section("method", "Method", [Note(METHOD), facts]),
+    sections = [Section("method", "Method", [Note(METHOD), facts])]
+    if findings.unseen:
+        sections += [
+            Section(
+                "unseen", "The shipped forecast, frozen first", _judged(findings.unseen, FROZEN)
+            ),
+            Section("unseen-coverage", "Its coverage", [_coverage(findings.unseen)]),
+            Section("unseen-wrong", "Its wrong gos and don'ts", [_wrong(findings.unseen)]),
+        ]
+    sections += [
         Section("worlds", "Worlds left out of the fit", _judged(findings.left_out, LEFT_OUT)),
         Section("baselines", "Rank correlation of other numbers", [_baselines(findings.left_out)]),
         Section("coverage", "Coverage of the intervals", [_coverage(findings.left_out)]),
         Section("wrong", "Every wrong go and don't", [_wrong(findings.left_out)]),
-    ]
-    if findings.fresh:
-        note = "Models, worlds' problems and runs of seeds that no fit has seen."
-        sections.append(Section("fresh", "Fresh seeds", _judged(findings.fresh, note)))
-        sections.append(
-            Section(
-                "fresh-wrong", "Fresh seeds: every wrong go and don't", [_wrong(findings.fresh)]
-            )
-        )
-    sections += [
         Section("half", "Change at half of the run", [_half(findings.fitted)]),
         Section("ablation", "Ablation", [_ablation(findings)]),
         Section("single", "Each feature alone", [_features(findings.fitted)]),
