@@ -77,15 +77,9 @@ def fit_forecast(
         fitted_on: description of the rows.
         views: sets of views to weigh; one that fewer than `MIN_ROWS` rows have is left out.
     """
+    mixtures = _fit_left_out(rows, terms)
     full = fit_means(rows, terms, views)
-    worlds = sorted({row.world for row in rows})
-    left_out = {
-        world: fit_means([r for r in rows if r.world != world], terms, views)
-        if worlds[1:]
-        else full
-        for world in worlds
-    }
-    combinations = [_with_errors(c, rows, left_out) for c in full.combinations]
+    combinations = [_with_errors(c, rows, mixtures) for c in full.combinations]
     return replace(full, combinations=tuple(combinations), fitted_on=fitted_on)
 
 
@@ -105,6 +99,15 @@ def fit_means(
 def _start(names: Sequence[str]) -> Combination:
     errors, added = ({n: start[n] for n in names} for start in (START_ERRORS, START_ADDED))
     return Combination(errors, added, START_DISAGREEMENT, NORMAL)
+
+
+def _fit_left_out(rows: Sequence[FitRow], terms: Sequence[str]) -> dict[str, Mixture]:
+    """By world: a mixture fitted on the other worlds; on itself, if it is the only one."""
+    worlds = {row.world for row in rows}
+    return {
+        world: _fit_mixture([r for r in rows if r.world != world or len(worlds) == 1], terms)
+        for world in sorted(worlds)
+    }
 
 
 def _row_weights(rows: Sequence[FitRow]) -> np.ndarray:
@@ -172,14 +175,15 @@ def _vectorise(terms: Sequence[Term], rows: Sequence[FitRow]) -> Callable[[np.nd
 
 
 def _with_errors(
-    combination: Combination, rows: Sequence[FitRow], left_out: Mapping[str, ForecastModel]
+    combination: Combination, rows: Sequence[FitRow], mixtures: Mapping[str, Mixture]
 ) -> Combination:
     """The combination with errors, and their quantiles, of mixtures that left a world out."""
-    names, cases = list(combination.errors), []
+    names, cases, trainings = list(combination.errors), [], set()
     for row in rows:
-        views = estimate_views(left_out[row.world].mixture, row.features)
+        views = estimate_views(mixtures[row.world], row.features)
         if set(names) <= views.keys():
             cases.append((views, row.change))
+            trainings.add((row.world, row.before, row.teacher))
     start = np.array(_parameters(combination))
 
     def standardise(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -196,8 +200,9 @@ def _with_errors(
     options = {"maxfev": 60 * len(start), "xatol": 0.02, "fatol": 1e-3}
     best = optimize.minimize(loss, start, method="Nelder-Mead", options=options).x
     errors, scales = standardise(best)
-    count = len(cases)
-    # A little further out than the sample's own quantiles: it is finite.
+    # A little further out than the sample's own quantiles: it is finite, and lengths of the same
+    # training count once.
+    count = len(trainings)
     levels = [min(max((x * (count + 1) - 0.5) / count, 0.0), 1.0) for x in LEVELS]
     values = np.maximum.accumulate(np.quantile(errors / scales, levels))
     quantiles = tuple(zip(LEVELS, values.tolist(), strict=True))

@@ -17,7 +17,7 @@ from opd.recipes.check.forecast_model import MODEL_FILE, load_model
 from opd.reports.markdown import render_markdown
 from opd.run.console import Console
 from opd_lab.forecast_fit import fit_forecast
-from opd_lab.pairs.design import plan
+from opd_lab.pairs.design import FITTED, plan
 from opd_lab.pairs.features import measure_features
 from opd_lab.pairs.judging import fit_rows, judge_outcomes, leave_worlds_out
 from opd_lab.pairs.outcomes import measure_outcome
@@ -25,7 +25,6 @@ from opd_lab.pairs.page import Findings, ablate, check_document
 from opd_lab.pairs.queue import work
 from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, pack, worlds_of
 
-STUDY = "study"  # in the description of a model that was fitted on the records of block fit
 PARTS = {"outcomes": measure_outcome, "features": measure_features}
 
 
@@ -70,25 +69,25 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
 
     Args:
         out: folder of the page.
-        refit: fit on all records but fresh ones, which are for a later call, after the model has
-            been committed.
+        refit: fit on the first `FITTED` runs and the earlier calibration. Later runs and fresh
+            seeds are for another call, after the model has been committed.
 
     Raises:
         UserError: there are no records.
     """
     console = Console("plain")
     study, earlier, fresh = (load_outcomes(block) for block in ("fit", "calibration", "fresh"))
-    fitted = earlier + study
+    fitted = earlier + [o for o in study if o.facts["index"] < FITTED]
     if not study:
         raise UserError("There are no records; run opd lab outcomes, then opd lab records.")
     if refit:
         console.print(f"Wrote {_write_model(fitted)}. Commit it before fresh seeds judge it.")
         return
     model = load_model()
-    unseen = fresh if STUDY in model.fitted_on else study + fresh
+    unseen = [o for o in study if o.facts["index"] >= FITTED] + fresh
     findings = Findings(
-        fitted,
-        leave_worlds_out(fitted),
+        earlier + study,
+        leave_worlds_out(earlier + study),
         judge_outcomes(model, unseen),
         model,
         {
@@ -98,7 +97,7 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
             "Of the earlier calibration (40 steps at 1e-3, no pilot)": _describe(earlier),
             "Fresh seeds": _describe(fresh),
         },
-        ablate(fitted),
+        ablate(earlier + study),
     )
     path = out / "check.md"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,16 +108,13 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
 def _describe(outcomes: list[Outcome]) -> str:
     if not outcomes:
         return "none"
-    worlds, last = worlds_of(outcomes), max(o.facts["index"] for o in outcomes)
-    return (
-        f"{len(outcomes)} runs ({count_trainings(outcomes)} trainings, numbers 0 to {last}) "
-        f"of {len(worlds)} worlds"
-    )
+    worlds = ", ".join(worlds_of(outcomes))
+    return f"{len(outcomes)} runs ({count_trainings(outcomes)} trainings) of {worlds}"
 
 
 def _write_model(fitted: list[Outcome]) -> Path:
     """Fit the forecast and put it into the package; return its path."""
-    model = fit_forecast(fit_rows(fitted), fitted_on=f"{STUDY}: {_describe(fitted)}")
+    model = fit_forecast(fit_rows(fitted), fitted_on=_describe(fitted))
     path = Path(sys.modules["opd.recipes.check"].__path__[0]) / MODEL_FILE
     path.write_text(json.dumps(asdict(model), indent=1) + "\n", encoding="utf-8")
     return path

@@ -55,7 +55,7 @@ class Findings:
     """What the page is made of.
 
     Attributes:
-        fitted: outcomes of the fit.
+        known: all outcomes but fresh ones.
         left_out: cases of them, each judged without its world.
         unseen: cases that the shipped model was not fitted on, judged by it.
         model: that ships.
@@ -63,7 +63,7 @@ class Findings:
         ablations: cases of fits with other terms, by name.
     """
 
-    fitted: Sequence[Outcome]
+    known: Sequence[Outcome]
     left_out: Sequence[Case]
     unseen: Sequence[Case]
     model: ForecastModel
@@ -96,10 +96,10 @@ def check_document(findings: Findings) -> Document:
         Section("baselines", "Rank correlation of other numbers", [_baselines(findings.left_out)]),
         Section("coverage", "Coverage of the intervals", [_coverage(findings.left_out)]),
         Section("wrong", "Every wrong go and don't", [_wrong(findings.left_out)]),
-        Section("half", "Change at half of the run", [_half(findings.fitted)]),
+        Section("half", "Change at half of the run", [_half(findings.known)]),
         Section("ablation", "Ablation", [_ablation(findings)]),
-        Section("single", "Each feature alone", [_features(findings.fitted)]),
-        Section("data", "The records", [_data(findings.fitted)]),
+        Section("single", "Each feature alone", [_features(findings.known)]),
+        Section("data", "The records", [_data(findings.known)]),
     ]
     return Document("How right opd check is", "", sections)
 
