@@ -88,7 +88,7 @@ def test_trl_leaves_a_run_that_can_be_reported(trained):
 def test_diagnostics_agree_with_a_direct_computation(trained):
     """Mean log q - log p of the kept tokens is the logged token reward: every rollout was kept."""
     from opd.reports.read import read_run
-    from opd.reports.token_view import scored_rollouts
+    from opd.reports.scored_rollouts import scored_rollouts
 
     folder, _ = trained
     run = read_run(folder)

@@ -123,11 +123,23 @@ class Want(NamedTuple):
     support: bool = False  # log-scores on each rollout's topk_ids
     topk: int = 0  # how many of the teacher's own top tokens; 0 for none
     full: Sequence[np.ndarray] | None = None  # per rollout: positions that need `Scores.hidden`
+    view: Sequence[bool] | None = None  # per rollout: whether it needs `Scores.view`
+
+    def of_rollouts(self, indices: Sequence[int]) -> Want:
+        """The same request for some of the rollouts."""
+        full = None if self.full is None else [self.full[i] for i in indices]
+        view = None if self.view is None else [self.view[i] for i in indices]
+        return self._replace(full=full, view=view)
 
     @property
     def normaliser(self) -> bool:
         """Whether the teacher must compute its whole vocabulary at every position."""
         return self.sampled or self.topk > 0
+
+    @property
+    def holds_view(self) -> bool:
+        """Whether an answer without `Scores.view` holds all of `VIEW_FIELDS`."""
+        return self.sampled and self.topk >= VIEW_TOPK
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -148,6 +160,11 @@ SCORE_FIELDS: Final[Mapping[str, int]] = {
 """The per-token arrays of `Scores` and their number of dimensions: (T,) or (T, K)."""
 
 
+VIEW_FIELDS: Final = ("sampled", "log_z", "entropy", "topk_ids", "topk_logp")
+"""What `Scores.view` holds: a loss renormalised on the student's tokens needs none of it."""
+VIEW_TOPK: Final = 8  # tokens of the teacher's own in `Scores.view`
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
     """A teacher's scores of one rollout: one row per completion token, prompts are never scored.
@@ -166,6 +183,7 @@ class Scores:
     topk_logp: np.ndarray | None = None  # float32 (T, K'), normalised
     positions: np.ndarray | None = None  # int32 (n,), where `hidden` was taken
     hidden: torch.Tensor | None = None  # (n, H) in the teacher's dtype, for a local teacher
+    view: Scores | None = None  # `VIEW_FIELDS` alone, for people to look at; never trained on
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The `SCORE_FIELDS` that are present, by name."""

@@ -76,6 +76,10 @@ BAD = {
         "rollout/reward": 0.3,
     },
     "overlap-mass-falling": lambda t: {"diag/overlap_mass_student": 0.97 - 0.3 * t},
+    "teacher-off-support": lambda t: {
+        "diag/loss_teacher_mass": 0.55 - 0.1 * t,
+        "rollout/reward": 0.3,
+    },
     "support-mass-draining": lambda t: {"diag/support_mass": 0.997 - 0.05 * t},
     "entropy-gap-open": lambda t: {
         "diag/entropy_gap_abs": 0.3 + 0.4 * t,
@@ -129,7 +133,8 @@ def test_each_rule_sees_its_trouble_with_numbers_and_a_remedy(name):
 
 
 def test_every_rule_has_a_test():
-    assert {rule.name for rule in RULES} - set(BAD) == {"diversity-falling"}  # has its own below
+    have_their_own = {"diversity-falling", "forgetting"}  # below
+    assert {rule.name for rule in RULES} - set(BAD) == have_their_own
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -201,6 +206,64 @@ def test_held_out_accuracy_is_watched_too():
     (alarm,) = replay(table, Alarms(), STEPS)
     assert (alarm.name, alarm.step) == ("reverse-distillation", 21)
     assert alarm.evidence["off-task_start"] == 0.8
+    assert alarm.message.startswith("On off-task: the student ")
+
+
+def held_out(**sets: tuple[float, float]) -> list[dict]:
+    """Evaluations of several sets at steps 0 and 20, with narrow intervals, in order."""
+    table = []
+    for step in (0, 20):
+        for name, values in sets.items():
+            accuracy = values[step > 0]
+            row = {"accuracy": accuracy, "accuracy_low": accuracy - 0.02}
+            row |= {"accuracy_high": accuracy + 0.02}
+            table.append({"step": step} | {f"eval/{name}/{n}": v for n, v in row.items()})
+    return table
+
+
+def test_a_loss_on_another_set_is_forgetting_and_has_its_own_remedy():
+    table = together(rows(), held_out(sum=(0.2, 0.9), echo=(0.98, 0.9), code=(0.5, 0.5)))
+    (alarm,) = replay(table, Alarms(), STEPS)
+    assert (alarm.name, alarm.step) == ("forgetting", 21)
+    assert alarm.message.startswith("On echo: the student ")
+    assert alarm.evidence == {"echo_start": 0.98, "echo_now": 0.9}
+    assert "prompts.path" in alarm.remedy
+    assert "teacher" not in alarm.remedy
+
+
+def test_training_accuracy_that_falls_is_no_alarm_where_the_judged_set_rose():
+    falling = rows(BAD["reverse-distillation"])
+    assert "reverse-distillation" in names(replay(falling, Alarms(), STEPS))
+    table = together(falling, held_out(sum=(0.2, 0.9)))
+    late = [a for a in replay(table, Alarms(), STEPS) if a.step > 20]
+    assert "reverse-distillation" not in names(late)
+
+
+def test_forgetting_ends_a_run_only_where_it_is_told_to():
+    (rule,) = [rule for rule in RULES if rule.name == "forgetting"]
+    assert Monitor(Alarms(action="stop"), STEPS).action(rule) == "warn"
+    own = Alarms.model_validate({"rules": {"forgetting": {"action": "stop"}}})
+    assert Monitor(own, STEPS).action(rule) == "stop"
+    assert own.may_stop
+
+
+@pytest.mark.parametrize(
+    "mass",
+    [
+        lambda t: 0.9,  # as the loosest good pair that was seen begins
+        lambda t: 0.5 + 0.45 * t,  # the student comes to where the teacher is
+    ],
+)
+def test_a_teacher_that_is_on_the_support_or_gets_there_is_no_alarm(mass):
+    table = rows(lambda t: {"diag/loss_teacher_mass": mass(t), "rollout/reward": 0.3}, noise=0.005)
+    assert "teacher-off-support" not in names(replay(table, Alarms(), STEPS))
+
+
+def test_a_student_that_gains_is_not_told_that_its_loss_misses_the_teacher():
+    table = rows(lambda t: {"diag/loss_teacher_mass": 0.5})
+    assert "teacher-off-support" not in names(
+        [a for a in replay(table, Alarms(), STEPS) if a.step > STEPS / 2]
+    )
 
 
 @pytest.mark.parametrize("split", [1, 9, 17, 18, 39])

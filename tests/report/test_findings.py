@@ -53,9 +53,25 @@ def test_the_report_calls_a_run_healthy_if_and_only_if_the_alarms_do(make_run, t
     sentences = {s.values["alarm"]: s for s in result.sentences if "alarm" in s.values}
     assert sentences.keys() == names
     for name in names:
-        assert sentences[name].text == BY_NAME[name].message
+        rule = BY_NAME[name]
+        assert sentences[name].text.endswith(rule.message)
+        assert (sentences[name].text == rule.message) != rule.denies_gain  # accuracy rose
         assert "replayed from the metrics" in sentences[name].evidence
-        assert BY_NAME[name].remedy in [advice.text for advice in result.advice]
+        assert (rule.remedy in [a.text for a in result.advice]) != rule.denies_gain
+
+
+def test_an_alarm_never_contradicts_the_verdict(make_run):
+    """As `opd demo --steps 200` did: 17.8 to 95.1 %, and "worse than no teacher" as advice."""
+    path = make_run(accuracy={0: 0.2, 20: 0.9}, alarm_steps=())
+    rule = BY_NAME["reverse-distillation"]
+    record = {"step": 9, "name": rule.name, "message": rule.message, "remedy": rule.remedy}
+    with (path / "alarms.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record | {"evidence": {"echo_start": 0.98}, "action": "warn"}) + "\n")
+    result = verdict(read_run(path))
+    assert result.tone == "good"
+    assert rule.remedy not in [advice.text for advice in result.advice]
+    (sentence,) = [s for s in result.sentences if "alarm" in s.values]
+    assert "did not bear out" in sentence.text
 
 
 def test_recorded_alarms_are_shown_as_the_replayed_ones(make_run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from opd.core import stats
 from opd.errors import UserError
 from opd.reports.compare_page import compare_document, cumulative, why_not_comparable
 from opd.reports.read import read_run
-from opd.reports.token_view import EDGES, SHADES, advantages, scored_rollouts, shade, token_view
+from opd.reports.scored_rollouts import scored_rollouts
+from opd.reports.token_view import EDGES, SHADES, shade, token_view
+from opd.run.rollouts import decode, encode
+from opd.types import Scores
 
 
 def test_advantage_on_the_support_against_a_loop(good):
@@ -35,7 +39,14 @@ def test_advantage_is_exact_where_the_teacher_was_normalised(make_run):
     np.testing.assert_allclose(
         scored.advantage, scored.scores.sampled.astype(float) - scored.rollout.logp.astype(float)
     )
-    assert advantages(scored.rollout, type(scored.scores)()) is None
+
+
+def test_rollouts_without_scores_are_left_out(make_run):
+    path = make_run()
+    file = path / "rollouts" / "step-1.parquet"
+    step = decode(file.read_bytes())
+    file.write_bytes(encode(replace(step, scores=[Scores(), *step.scores[1:]])))
+    assert len(scored_rollouts(read_run(path), 1)) == len(step.batch) - 1
 
 
 def test_view_shows_worst_median_and_best_of_early_middle_and_late(good):

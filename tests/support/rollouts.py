@@ -48,6 +48,13 @@ def make_scores(rng, length, k=4, hidden=torch.bfloat16):
         topk_logp=floats(rng, length, k + 1),
         positions=positions,
         hidden=states,
+        view=Scores(
+            sampled=floats(rng, length),
+            log_z=floats(rng, length),
+            entropy=floats(rng, length),
+            topk_ids=rng.integers(0, 99, (length, 8)).astype(np.int32),
+            topk_logp=floats(rng, length, 8),
+        ),
     )
 
 

@@ -7,18 +7,37 @@ fraction - never a level that a good run of another pair could have. The first a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import fmean, median
 
 from opd.alarms.history import Change, History
 
-Evidence = dict[str, float]
+
+class Evidence(dict[str, float]):
+    """The numbers that show what a rule found.
+
+    Attributes:
+        subject: the evaluation set, or the training prompts, that they are about; empty where they
+            are about the whole run.
+    """
+
+    def __init__(self, *numbers: Mapping[str, float], subject: str = "") -> None:
+        """Evidence of some numbers."""
+        super().__init__()
+        self.subject = subject
+        for part in numbers:
+            self.update(part)
+
+
+TRAINING_PROMPTS = "the training prompts"
 Condition = Callable[[History, float], Evidence | None]
 
 REVERSE_KL = ("diag/reverse_kl", "bound/reverse_kl_lower")
 ENTROPY_GAP = "diag/entropy_gap_abs"
 TOP1_AGREEMENT, OVERLAP_RATIO = "diag/top1_agreement", "diag/overlap_ratio"
 ENTROPY, TEACHER_ENTROPY = "diag/student_entropy", "diag/teacher_entropy"
+LOSS_TEACHER_MASS = "diag/loss_teacher_mass"
+MASS_GAINED = 0.25  # of the mass outside the support: then the student is on its way by itself
 LENGTH, TRUNCATED = "rollout/length", "rollout/truncated"
 REPETITION, REWARD = "rollout/repetition", "rollout/reward"
 HORIZON_CUT = "horizon/cut"  # fraction of rollouts cut by a horizon below rollout.max_new_tokens
@@ -43,7 +62,7 @@ def overlap_stagnates(history: History, min_closed: float) -> Evidence | None:
             distances[label] = _from_one(change) if name == OVERLAP_RATIO else change
     closed = median(_fraction_closed(c) for c in distances.values())
     if closed < min_closed:
-        return {"closed": round(closed, 6), **_evidence(**distances)}
+        return Evidence({"closed": round(closed, 6)}, _evidence(**distances))
     late = None if kl_name is None else history.change(kl_name, skip_windows=1)
     entropy = history.change(ENTROPY)
     if late is None or entropy is None or history.num_windows(TOP1_AGREEMENT) < 5:
@@ -66,6 +85,17 @@ def mass_outside_grows(name: str, label: str, min_rise: float) -> Condition:
         return None
 
     return condition
+
+
+def teacher_off_support(history: History, min_mass: float) -> Evidence | None:
+    """The teacher has little mass where the loss renormalises it, and hardly gains any there."""
+    mass = history.change(LOSS_TEACHER_MASS)
+    if mass is None or mass.now >= min_mass or _improves(history):
+        return None
+    is_early = history.num_windows(LOSS_TEACHER_MASS) < 4
+    if (is_early and mass.rises(0.0)) or _fraction_closed(_from_one(mass)) >= MASS_GAINED:
+        return None
+    return _evidence(teacher_mass=mass)
 
 
 def entropy_gap_stays_open(history: History, max_widening: float) -> Evidence | None:
@@ -106,10 +136,13 @@ def diversity_falls(history: History, min_fall: float) -> Evidence | None:
             continue
         if max(passed[-2:]) > passed[0] - min_fall:
             continue
-        evidence = {f"{name}_pass@{k}_start": passed[0], f"{name}_pass@{k}_now": passed[-1]}
-        evidence |= {f"{name}_start": accuracy[0], f"{name}_now": accuracy[-1]}
         entropy = history.change(ENTROPY)
-        return evidence | ({} if entropy is None else _evidence(student_entropy=entropy))
+        return Evidence(
+            {f"{name}_pass@{k}_start": passed[0], f"{name}_pass@{k}_now": passed[-1]},
+            {f"{name}_start": accuracy[0], f"{name}_now": accuracy[-1]},
+            {} if entropy is None else _evidence(student_entropy=entropy),
+            subject=name,
+        )
     return None
 
 
@@ -128,7 +161,7 @@ def late_entropy_spikes(history: History, factor: float) -> Evidence | None:
     change = history.change(bins[now][1])
     assert change is not None
     positions = {"position": float(bins[now][0]), "position_before": float(bins[before][0])}
-    return positions | _evidence(entropy_there=change)
+    return Evidence(positions, _evidence(entropy_there=change))
 
 
 def _first_spiking_bin(
@@ -183,7 +216,7 @@ def truncation_rises(history: History, min_rise: float) -> Evidence | None:
     if fmean(eval_lengths) < 3 * length.now:
         return None
     evidence = _evidence(truncated=change, length=length)
-    return evidence | {"evaluation_length": fmean(eval_lengths)}
+    return Evidence(evidence, {"evaluation_length": fmean(eval_lengths)})
 
 
 def nothing_to_learn(history: History, max_fraction: float) -> Evidence | None:
@@ -196,7 +229,7 @@ def nothing_to_learn(history: History, max_fraction: float) -> Evidence | None:
     change = history.change(kl)
     if largest >= max_fraction or change is None or _improves(history):
         return None
-    return {"largest_share_of_entropy": round(largest, 6)} | _evidence(kl=change)
+    return Evidence({"largest_share_of_entropy": round(largest, 6)}, _evidence(kl=change))
 
 
 def sampler_drifts(history: History, factor: float) -> Evidence | None:
@@ -210,28 +243,57 @@ def sampler_drifts(history: History, factor: float) -> Evidence | None:
 
 
 def accuracy_falls_towards_teacher(history: History, min_fall: float) -> Evidence | None:
-    """The student comes closer to the teacher and gets worse."""
+    """The student comes closer to the teacher and gets worse at what the run is judged by."""
     kl, loss = _falling_kl(history), _accuracy_loss(history, min_fall)
-    return None if kl is None or loss is None else loss | _evidence(kl=kl)
+    if kl is None or loss is None:
+        return None
+    return Evidence(loss, _evidence(kl=kl), subject=loss.subject)
 
 
 def accuracy_falls(history: History, min_fall: float) -> Evidence | None:
-    """The student gets worse without coming closer to the teacher."""
+    """The student gets worse at what the run is judged by, and comes no closer to the teacher."""
     return None if _falling_kl(history) is not None else _accuracy_loss(history, min_fall)
 
 
+def forgets(history: History, min_fall: float) -> Evidence | None:
+    """Accuracy on other sets than the first, by which the run is judged, is below its start."""
+    losses = [n for n in history.eval_sets()[1:] if _has_fallen(history, n, min_fall)]
+    if not losses:
+        return None
+    values = {name: history.values(f"eval/{name}/accuracy") for name in losses}
+    numbers = ({f"{n}_start": v[0], f"{n}_now": v[-1]} for n, v in values.items())
+    return Evidence(*numbers, subject=", ".join(losses))
+
+
 def _accuracy_loss(history: History, min_fall: float) -> Evidence | None:
-    """Accuracy on training rollouts or on a held-out set is below its start, beyond chance."""
+    """Accuracy on the first held-out set, or on training rollouts, is below its start.
+
+    Beyond chance; and not where the first set, by which the run is judged, is above its start.
+    """
+    main = next(iter(history.eval_sets()), None)
+    if main is not None and _has_risen(history, main):
+        return None
+    if main is not None and _has_fallen(history, main, min_fall):
+        accuracy = history.values(f"eval/{main}/accuracy")
+        numbers = {f"{main}_start": accuracy[0], f"{main}_now": accuracy[-1]}
+        return Evidence(numbers, subject=main)
     reward = history.change(REWARD)
     if reward is not None and reward.falls(min_fall) and not any(history.values(HORIZON_CUT)):
-        return _evidence(reward=reward)
-    for name in history.eval_sets():
-        high = history.values(f"eval/{name}/accuracy_high")
-        low = history.values(f"eval/{name}/accuracy_low")
-        accuracy = history.values(f"eval/{name}/accuracy")
-        if high[-1] < low[0] and accuracy[0] - accuracy[-1] >= min_fall:
-            return {f"{name}_start": accuracy[0], f"{name}_now": accuracy[-1]}
+        return Evidence(_evidence(reward=reward), subject=TRAINING_PROMPTS)
     return None
+
+
+def _has_risen(history: History, name: str) -> bool:
+    """Whether the newest accuracy on a held-out set is above the first, beyond chance."""
+    low, high = (history.values(f"eval/{name}/accuracy_{end}") for end in ("low", "high"))
+    return low[-1] > high[0]
+
+
+def _has_fallen(history: History, name: str, min_fall: float) -> bool:
+    """Whether the newest accuracy on a held-out set is below the first, beyond chance."""
+    low, high = (history.values(f"eval/{name}/accuracy_{end}") for end in ("low", "high"))
+    accuracy = history.values(f"eval/{name}/accuracy")
+    return high[-1] < low[0] and accuracy[0] - accuracy[-1] >= min_fall
 
 
 def _improves(history: History) -> bool:
@@ -258,11 +320,12 @@ def _falling_kl(history: History) -> Change | None:
 
 def _evidence(**changes: Change) -> Evidence:
     """Start and newest window of several metrics."""
-    return {
-        f"{name}_{when}": round(value, 6)
-        for name, c in changes.items()
-        for when, value in (("start", c.start), ("now", c.now))
-    }
+    return Evidence(
+        *(
+            {f"{name}_start": round(c.start, 6), f"{name}_now": round(c.now, 6)}
+            for name, c in changes.items()
+        )
+    )
 
 
 def _fraction_closed(change: Change) -> float:

@@ -78,7 +78,10 @@ class Monitor:
         """The configured action of a rule."""
         override = self.settings.rules.get(rule.name)
         own = None if override is None else override.action
-        return self.settings.action if own is None else own
+        if own is not None:
+            return own
+        general = self.settings.action
+        return "warn" if general == "stop" and not rule.stops else general
 
     def threshold(self, rule: Rule) -> float:
         """The configured threshold of a rule."""
@@ -95,7 +98,8 @@ class Monitor:
                 continue
             evidence = rule.condition(self.history, self.threshold(rule))
             if self._begins(rule.name, evidence is not None) and evidence is not None:
-                alarm = Alarm(step, rule.name, rule.message, evidence, rule.remedy, action)
+                message = rule.message_about(evidence.subject)
+                alarm = Alarm(step, rule.name, message, evidence, rule.remedy, action)
                 alarms.append((rule, alarm))
         return alarms
 

@@ -24,6 +24,9 @@ class Rule:
         threshold_meaning: what the threshold is.
         condition: evidence from the history and the threshold, or None.
         interventions: what a run can do by itself, in order of preference.
+        stops: whether `alarms.action: stop` ends the run; with its own `action: stop` it always
+            does.
+        denies_gain: whether it says that the run achieves nothing, which a later gain refutes.
     """
 
     name: AlarmName
@@ -33,6 +36,14 @@ class Rule:
     threshold_meaning: str
     condition: Condition
     interventions: tuple[Intervention, ...] = ()
+    stops: bool = True
+    denies_gain: bool = False
+
+    def message_about(self, subject: str) -> str:
+        """The message with the evaluation set that it is about, if it is about one."""
+        if not subject:
+            return self.message
+        return f"On {subject}: {self.message[0].lower()}{self.message[1:]}"
 
 
 RULES = (
@@ -48,6 +59,7 @@ RULES = (
         "reverse KL above the student's entropy, from the second window to the fifth",
         condition=conditions.overlap_stagnates,
         interventions=("cold start",),
+        denies_gain=True,
     ),
     Rule(
         name="overlap-mass-falling",
@@ -69,6 +81,20 @@ RULES = (
         "or more)",
         condition=conditions.mass_outside_grows("diag/support_mass", "support_mass", 0.01),
         interventions=("tail",),
+    ),
+    Rule(
+        name="teacher-off-support",
+        message="Much of the teacher's probability lies outside the student's top k, on which the "
+        "loss renormalises it: the student is taught something else than the teacher.",
+        remedy="Set loss.mode=tail, or run a cold start on teacher completions first; with "
+        "loss.support=union the loss sees the teacher's own tokens, too.",
+        threshold=0.75,
+        threshold_meaning="teacher's mean probability on the student's top loss.k below which the "
+        "newest window counts, unless it rises, or after four windows has gained a quarter of what "
+        "was missing",
+        condition=conditions.teacher_off_support,
+        interventions=("cold start", "tail"),
+        denies_gain=True,
     ),
     Rule(
         name="entropy-gap-open",
@@ -153,6 +179,7 @@ RULES = (
         threshold_meaning="largest reverse KL, as a fraction of the student's entropy, of any "
         "window; at least four windows",
         condition=conditions.nothing_to_learn,
+        denies_gain=True,
     ),
     Rule(
         name="drift",
@@ -166,20 +193,35 @@ RULES = (
     ),
     Rule(
         name="reverse-distillation",
-        message="The student comes closer to the teacher and gets worse: it loses abilities.",
+        message="The student comes closer to the teacher and gets worse.",
         remedy="This teacher is worse for this student than no teacher: take one whose "
         "continuations of the student's text are correct more often; or run a cold start on its "
         "completions.",
         threshold=0.05,
-        threshold_meaning="fall of accuracy, beyond chance",
+        threshold_meaning="fall of accuracy on the first evaluation set or the training prompts, "
+        "beyond chance",
         condition=conditions.accuracy_falls_towards_teacher,
+        denies_gain=True,
     ),
     Rule(
         name="accuracy-falling",
         message="The student gets worse without coming closer to the teacher.",
         remedy="Lower optim.lr; look at skipped updates, truncation and repetition.",
         threshold=0.05,
-        threshold_meaning="fall of accuracy, beyond chance",
+        threshold_meaning="fall of accuracy on the first evaluation set or the training prompts, "
+        "beyond chance",
         condition=conditions.accuracy_falls,
+        denies_gain=True,
+    ),
+    Rule(
+        name="forgetting",
+        message="The student loses accuracy on what it is not trained for.",
+        remedy="Mix prompts of that kind into prompts.path, add examples of it "
+        "(loss.terms.sft_path), lower optim.lr, or stop earlier.",
+        threshold=0.05,
+        threshold_meaning="fall of accuracy on another evaluation set than the first, beyond "
+        "chance; it warns where alarms.action is stop, unless its own action is stop",
+        condition=conditions.forgets,
+        stops=False,
     ),
 )

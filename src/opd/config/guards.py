@@ -13,6 +13,7 @@ AlarmName = Literal[
     "overlap-stagnating",
     "overlap-mass-falling",
     "support-mass-draining",
+    "teacher-off-support",
     "entropy-gap-open",
     "entropy-collapse",
     "diversity-falling",
@@ -24,7 +25,17 @@ AlarmName = Literal[
     "drift",
     "reverse-distillation",
     "accuracy-falling",
+    "forgetting",
 ]
+
+
+# Alarms about a student that is too far from its teacher.
+COLD_START_ALARMS: tuple[AlarmName, ...] = (
+    "overlap-stagnating",
+    "overlap-mass-falling",
+    "teacher-off-support",
+    "entropy-gap-open",
+)
 
 
 def _off(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from opd.config.guards import Alarms, Horizon
+from opd.config.guards import COLD_START_ALARMS, Alarms, Horizon
 from opd.config.models import Student, Teacher
 from opd.config.recipes import Check, Coldstart, Select
 from opd.config.section import Section
@@ -311,8 +311,8 @@ class Run(Section):
             )
         if self.coldstart is not None and self.coldstart.when == "alarm" and not self._acts():
             raise ValueError(
-                "coldstart.when=alarm waits for overlap-stagnating, overlap-mass-falling or "
-                "entropy-gap-open, and none of them acts. Set alarms.action=act"
+                f"coldstart.when=alarm waits for one of {', '.join(COLD_START_ALARMS)}, and none "
+                "of them acts. Set alarms.action=act"
             )
         if self.rollout.engine == "replay":
             raise ValueError(
@@ -322,7 +322,7 @@ class Run(Section):
 
     def _acts(self) -> bool:
         """Whether an alarm that can begin a cold start acts."""
-        for name in ("overlap-stagnating", "overlap-mass-falling", "entropy-gap-open"):
+        for name in COLD_START_ALARMS:
             own = self.alarms.rules.get(name)
             if ((own and own.action) or self.alarms.action) == "act":
                 return True

@@ -169,6 +169,11 @@ class Objective:
         return self.support in ("sampled", "full") or self.mode != "paper"
 
     @property
+    def renormalises_teacher(self) -> bool:
+        """Whether the teacher counts on the student's top k alone, as if it had nothing else."""
+        return self.support == "student_topk" and self.mode == "paper"
+
+    @property
     def needs_normaliser(self) -> bool:
         """Whether the student's log_z or whole row is needed: logits of the whole vocabulary."""
         return self._normalised or self.entropy_forward_kl is not None or self.outcome_weight > 0

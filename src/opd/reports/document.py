@@ -244,17 +244,27 @@ class ShownRollout:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Rollouts with every token coloured by the teacher's advantage."""
+    """Rollouts with every token coloured by the teacher's advantage.
+
+    Attributes:
+        items: rollouts.
+        legend: of colours and hatching.
+        texts: of token ids.
+        note: what is shown.
+        low: mass of the teacher on the student's top k below which a token is hatched.
+    """
 
     kind: ClassVar[str] = "tokens"
     items: Sequence[ShownRollout]
     legend: Sequence[Legend]
     texts: dict[str, str]
     note: str
+    low: float = 0.0
 
     def panel(self) -> Markup:
         """Data for the script of the HTML page: JSON without `<`, `>` or `&`."""
-        data = {"texts": self.texts, "rollouts": [list(r.details) for r in self.items]}
+        rollouts = [list(r.details) for r in self.items]
+        data = {"texts": self.texts, "rollouts": rollouts, "low": self.low}
         text = json.dumps(data, separators=(",", ":"), allow_nan=False)
         for char in "<>&":
             text = text.replace(char, f"\\u{ord(char):04x}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from opd.alarms import History, window_size
+from opd.alarms import RULES, History, window_size
 from opd.core import stats
 from opd.reports.alarm_log import AlarmText
 from opd.reports.document import Sentence
@@ -18,6 +18,7 @@ from opd.reports.outcome import Outcome
 from opd.reports.read import RunData
 
 CLOSED = 0.5  # of the gap, by the lower end of the interval: "most of the gap"
+DENY_GAIN = frozenset(rule.name for rule in RULES if rule.denies_gain)
 MAX_ALARMS = 4  # kinds of alarms in the verdict; all of them are in the table
 
 
@@ -36,7 +37,7 @@ def findings(run: RunData, main: Outcome | None) -> list[Finding]:
         main: outcome on its first held-out set.
     """
     optional = (_skipped_updates(run), _no_lead(main), _still_rising(run, main))
-    results = [*_alarms(run), *(finding for finding in optional if finding is not None)]
+    results = [*_alarms(run, main), *(finding for finding in optional if finding is not None)]
     if results or not gap_closed(main):
         return results
     return [Finding(Sentence("Nothing in the metrics shows what limits the rest of the gap."))]
@@ -56,24 +57,29 @@ def approached_teacher(run: RunData) -> bool:
     return change is not None and change.falls(0.0)
 
 
-def _alarms(run: RunData) -> list[Finding]:
+def _alarms(run: RunData, main: Outcome | None) -> list[Finding]:
     """One finding per kind of alarm, in order of its first step."""
+    gained = main is not None and main.gain is not None and main.gain.difference.low > 0
     kinds: dict[str, list[AlarmText]] = {}
     for alarm in run.alarms:
         kinds.setdefault(alarm.name, []).append(alarm)
-    results = [_alarm(alarms, run.replayed) for alarms in list(kinds.values())[:MAX_ALARMS]]
+    results = [
+        _alarm(alarms, run.replayed, refuted=gained and name in DENY_GAIN)
+        for name, alarms in list(kinds.items())[:MAX_ALARMS]
+    ]
     if len(kinds) > MAX_ALARMS:
         text = f"{len(kinds) - MAX_ALARMS} more kinds of alarms were raised, see the table below."
         results.append(Finding(Sentence(text, "", {"alarms": list(kinds)[MAX_ALARMS:]})))
     return results
 
 
-def _alarm(alarms: Sequence[AlarmText], replayed: bool) -> Finding:
+def _alarm(alarms: Sequence[AlarmText], replayed: bool, *, refuted: bool) -> Finding:
     """The finding of one kind of alarm.
 
     Args:
         alarms: of one name, in order of steps.
         replayed: whether they were replayed from the metrics.
+        refuted: whether the run gained what the alarm denies; then its remedy is no advice.
     """
     first = alarms[0]
     times = "" if len(alarms) == 1 else f", {len(alarms)} times"
@@ -84,6 +90,9 @@ def _alarm(alarms: Sequence[AlarmText], replayed: bool) -> Finding:
     if intervention is not None:
         evidence += f"; at step {intervention.step:,}: {intervention.intervention}"
     values = {"alarm": first.name, "steps": [alarm.step for alarm in alarms]}
+    if refuted:
+        text = f"An alarm on the way that the outcome did not bear out: {first.message}"
+        return Finding(Sentence(text, evidence, values))
     advice = Sentence(first.remedy, f"for the alarm {first.name}") if first.remedy else None
     return Finding(Sentence(first.message or f"Alarm {first.name}.", evidence, values), advice)
 

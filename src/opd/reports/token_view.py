@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 from opd.reports.document import Legend, ShownRollout, Tokens, TokenSpan
-from opd.reports.formatting import minus, plain
+from opd.reports.formatting import minus, percent, plain
 from opd.reports.read import RunData
 from opd.reports.sanitize import visible
-from opd.types import Rollout, Scores
-
-Floats = NDArray[np.float64]
+from opd.reports.scored_rollouts import (
+    Floats,
+    ScoredRollout,
+    renormalised,
+    scored_rollouts,
+    whole_vocabulary,
+)
 
 STEPS_PER_PART = 5  # of the early, middle and late part from which rollouts are selected
 END_TOKENS = 180  # shown at each end of a long completion
@@ -24,35 +26,12 @@ PANEL_ROWS = 8  # tokens of each model in the panel
 EDGES = (0.1, 0.5, 2.0)  # nats: where the colours change
 SHADES = ("n3", "n2", "n1", "z", "p1", "p2", "p3")
 
-EXACT = "log q \u2013 log p of the token, whole vocabulary"
-ON_SUPPORT = "log q \u2013 log p of the token, both renormalised on the student's top k"
-
-
-@dataclass(frozen=True)
-class ScoredRollout:
-    """A rollout with the teacher's advantage of every token.
-
-    Attributes:
-        step: at which it was sampled.
-        rollout: the sampled tokens.
-        scores: of the teacher.
-        text: of the completion.
-        advantage: log q - log p in nats, (T,); NaN where it is unknown.
-        exact: whether it is over the whole vocabulary, not renormalised on the top k.
-    """
-
-    step: int
-    rollout: Rollout
-    scores: Scores
-    text: str
-    advantage: Floats
-    exact: bool
-
-    @property
-    def mean(self) -> float:
-        """Mean advantage over the tokens where it is known; NaN without any."""
-        known = self.advantage[np.isfinite(self.advantage)]
-        return float(known.mean()) if len(known) else float("nan")
+EXACT = "log q \u2013 log p of the token, both over the whole vocabulary"
+ON_SUPPORT = (
+    "log q \u2013 log p of the token, both renormalised on the student's top k wherever the "
+    "teacher's normaliser was not kept"
+)
+LOW_MASS = 0.5  # of the teacher on the student's top k: below it, a token is hatched
 
 
 def token_view(run: RunData) -> Tokens | None:
@@ -72,7 +51,22 @@ def token_view(run: RunData) -> Tokens | None:
         f"Colour is the teacher's advantage, {EXACT if exact else ON_SUPPORT}, in nats. Selected "
         "by its mean over the rollout, among the rollouts that are in the run folder."
     )
-    return Tokens(items, _legend(), texts, note)
+    masses = [r.teacher_mass for _, r in selected if r.teacher_mass is not None]
+    if masses:
+        low = float((np.concatenate(masses) < LOW_MASS).mean())
+        note += (
+            f" Hatched, {percent(low).text} of these tokens: less than half of the teacher's "
+            f"probability lies on the student's top k{_meaning_of_hatch(run)}."
+        )
+    return Tokens(items, _legend(exact=exact, hatched=bool(masses)), texts, note, LOW_MASS)
+
+
+def _meaning_of_hatch(run: RunData) -> str:
+    """What the loss of the run makes of tokens outside the student's top k."""
+    mode, support = run.setting("loss", "mode"), run.setting("loss", "support")
+    if mode == "paper" and support == "student_topk":
+        return ", and the loss, renormalised there, teaches something else than the teacher"
+    return ""
 
 
 def _parts(steps: Sequence[int]) -> dict[str, Sequence[int]]:
@@ -95,49 +89,6 @@ def _worst_median_best(ranked: Sequence[ScoredRollout]) -> list[tuple[str, Score
     return [("worst", ranked[0]), ("median", ranked[len(ranked) // 2]), ("best", ranked[-1])]
 
 
-def scored_rollouts(run: RunData, step: int) -> list[ScoredRollout]:
-    """The rollouts of a step with their advantages; none without scores of the teacher.
-
-    Args:
-        run: the run.
-        step: from 1.
-    """
-    file = run.rollout_file(step)
-    if file is None:
-        return []
-    texts = file.texts or [""] * len(file.batch)
-    scored = []
-    for rollout, scores, text in zip(file.batch, file.scores, texts, strict=True):
-        advantage = advantages(rollout, scores)
-        if advantage is not None and len(rollout):
-            exact = scores.sampled is not None
-            scored.append(ScoredRollout(step, rollout, scores, text, advantage, exact))
-    return scored
-
-
-def advantages(rollout: Rollout, scores: Scores) -> Floats | None:
-    """The teacher's log q - log p of each sampled token, (T,), in nats.
-
-    Exact where the teacher returned normalised log-probs; otherwise both sides are renormalised on
-    the student's top k, and a token outside it is NaN. None without either.
-    """
-    if scores.sampled is not None:
-        return scores.sampled.astype(np.float64) - rollout.logp.astype(np.float64)
-    if scores.support is None:
-        return None
-    p, q = renormalised(rollout.topk_logp), renormalised(scores.support)
-    is_sampled = rollout.topk_ids == rollout.ids[:, None]
-    difference = np.where(is_sampled, q - p, 0.0).sum(1)
-    advantage: Floats = np.where(is_sampled.any(1), difference, np.nan)
-    return advantage
-
-
-def renormalised(scores: NDArray[Any]) -> Floats:
-    """Log-scores (T, K) as log-probabilities over K, (T, K) in float64."""
-    logp: Floats = log_softmax(scores.astype(np.float64), axis=1)
-    return logp
-
-
 def _shown(
     title: str, scored: ScoredRollout, token_texts: Sequence[str] | None, texts: dict[str, str]
 ) -> ShownRollout:
@@ -152,7 +103,9 @@ def _shown(
         known = bool(np.isfinite(value))
         tooltip = minus(f"{value:+.2f} nats") if known else "outside the student's top k"
         text = _text(int(scored.rollout.ids[i]), token_texts).replace("\n", "\u23ce\n")
-        spans.append(TokenSpan(text, shade(value), tooltip, i))
+        is_low = scored.teacher_mass is not None and scored.teacher_mass[i] < LOW_MASS
+        style = f"{shade(value)} low" if is_low else shade(value)
+        spans.append(TokenSpan(text, style, tooltip, i))
     truncated = scored.rollout.finish == "length"
     note = (
         f"step {scored.step}, mean advantage {plain(scored.mean).text} nats, {length:,} tokens"
@@ -171,7 +124,7 @@ def shade(value: float) -> str:
     return "z" if size == 0 else f"{'p' if value > 0 else 'n'}{size}"
 
 
-def _legend() -> list[Legend]:
+def _legend(*, exact: bool, hatched: bool) -> list[Legend]:
     a, b, c = EDGES
     labels = (
         f"less likely under the teacher: {c:g} nats or more",
@@ -184,7 +137,8 @@ def _legend() -> list[Legend]:
     )
     return [
         *(Legend(style, label) for style, label in zip(SHADES, labels, strict=True)),
-        Legend("out", "not in the student's top k: unknown"),
+        *([] if exact else [Legend("out", "not in the student's top k: unknown")]),
+        *([Legend("z low", "teacher mostly elsewhere")] if hatched else []),
     ]
 
 
@@ -200,16 +154,19 @@ def _details(
         "a": _rounded(scored.advantage[i]),
         "p": _rounded(float(np.exp(rollout.logp[i]))),
         "h": _rounded(float(rollout.entropy[i])),
+        "s": _top(rollout.topk_ids[i], student),
     }
-    if scores.topk_ids is not None and scores.topk_logp is not None:
-        row["s"] = _top(rollout.topk_ids[i], student)
-        row["q"] = _top(scores.topk_ids[i], np.exp(scores.topk_logp[i].astype(np.float64)))
-    elif scores.support is not None:
+    whole = whole_vocabulary(scores)
+    if scored.teacher_mass is not None:
+        row["m"] = _rounded(scored.teacher_mass[i])
+    if whole is not None and whole.topk_ids is not None and whole.topk_logp is not None:
+        row["q"] = _top(whole.topk_ids[i], np.exp(whole.topk_logp[i].astype(np.float64)))
+    elif whole is None and scores.support is not None:  # of versions that kept no more
         both = (renormalised(rollout.topk_logp[i : i + 1]), renormalised(scores.support[i : i + 1]))
         row["s"], row["q"] = (_top(rollout.topk_ids[i], np.exp(logp[0])) for logp in both)
-        row["m"] = _rounded(float(student.sum()))  # probability on which both are renormalised
-    else:
-        row["s"] = _top(rollout.topk_ids[i], student)
+        row["r"] = _rounded(float(student.sum()))  # probability on which both are renormalised
+    if whole is not None and scored.on_support is not None:
+        row["l"] = _rounded(scored.on_support[i])
     for token in {row["t"], *(pair[0] for key in ("s", "q") for pair in row.get(key, ()))}:
         texts[str(token)] = visible(_text(token, token_texts))
     return row

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from opd.alarms import RULES
 from opd.reports.coldstart_section import coldstart_sentence
 from opd.reports.document import Number, Sentence, Tile, Tone, Verdict
 from opd.reports.findings import approached_teacher, findings, gap_closed
@@ -25,10 +26,7 @@ from opd.reports.read import RunData
 
 MAX_ADVICE = 3
 RESUME = "Continue where it stopped: `opd train ... --resume`, with the same run.yaml."
-FORGETTING = (
-    "To forget less on other tasks: mix other prompts into prompts.path, lower optim.lr, or stop "
-    "earlier."
-)
+FORGETTING = next(rule.remedy for rule in RULES if rule.name == "forgetting")
 
 
 def verdict(run: RunData) -> Verdict:
@@ -48,8 +46,9 @@ def verdict(run: RunData) -> Verdict:
     advice = [finding.advice for finding in results if finding.advice is not None]
     if run.state == "stopped" and run.stopped_by is None:
         advice.insert(0, Sentence(RESUME))
-    if any(o.gain is not None and o.gain.difference.high < 0 for o in others):
-        advice.append(Sentence(FORGETTING))
+    forgot = any(o.gain is not None and o.gain.difference.high < 0 for o in others)
+    if forgot and all(sentence.text != FORGETTING for sentence in advice):
+        advice.append(Sentence(FORGETTING, "for the other sets"))
     return Verdict(headline, tone, _tiles(main), sentences, advice[:MAX_ADVICE], _caption(main))
 
 

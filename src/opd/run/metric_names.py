@@ -27,6 +27,7 @@ OVERLAP = (  # exact from both top-k lists
     "verl/teacher_mass",
 )
 SAMPLED = ("diag/token_reward",)  # needs the sampled token's two log-probs
+LOSS = ("diag/loss_teacher_mass",)  # of a loss renormalised on the student's top k alone
 BOUNDS = (  # what top-k lists imply for quantities of the whole vocabulary
     "bound/teacher_support_mass_lower",
     "bound/teacher_support_mass_upper",
@@ -102,7 +103,7 @@ POSITIONAL = (  # also logged by position bin
 )
 BINNED = ("<name>@pos<first>-<last>", "<name>@rel<from>-<to>")
 METRICS = (
-    *(FULL + OVERLAP + SAMPLED + BOUNDS + DERIVED + DRIFT),
+    *(FULL + OVERLAP + SAMPLED + LOSS + BOUNDS + DERIVED + DRIFT),
     *(LOOP + HORIZON + COLDSTART + CLOCK + BINNED),
 )
 """Every name that may be logged; `<...>` stands for a part that varies."""

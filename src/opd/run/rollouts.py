@@ -25,7 +25,7 @@ from opd.run.parquet import (
     text_columns,
     to_parquet,
 )
-from opd.types import SCORE_FIELDS, Prompt, Rollout, Scores
+from opd.types import SCORE_FIELDS, VIEW_FIELDS, Prompt, Rollout, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +85,9 @@ def encode(step: StepFile) -> bytes:
         columns |= array_columns(name, [getattr(r, name) for r in batch], dims)
     for name, dims in _SCORE_DIMS.items():
         columns |= array_columns(TEACHER + name, [getattr(s, name) for s in scores], dims)
+    for name in VIEW_FIELDS:
+        arrays = [None if s.view is None else getattr(s.view, name) for s in scores]
+        columns |= array_columns(VIEW + name, arrays, SCORE_FIELDS[name])
     columns |= _encode_hidden([s.hidden for s in scores])
     meta = {"schema": SCHEMA, "key": step.key, "thinned": step.thinned}
     return to_parquet(columns, meta)
@@ -106,6 +109,7 @@ def decode(data: bytes, *, hidden_states: bool = True) -> StepFile:
     texts = read_texts(table, TEXTS)
     rollout_arrays = {n: read_arrays(table, n, d) for n, d in _ROLLOUT_DIMS.items()}
     score_arrays = {n: read_arrays(table, TEACHER + n, d) for n, d in _SCORE_DIMS.items()}
+    views = _decode_views(table)
     hidden = _decode_hidden(table) if hidden_states else [None] * len(table)
     batch, scores = [], []
     for i, row in enumerate(table.select(_SCALARS).to_pylist()):
@@ -116,7 +120,7 @@ def decode(data: bytes, *, hidden_states: bool = True) -> StepFile:
         fields |= {n: arrays[i] for n, arrays in rollout_arrays.items()}
         batch.append(Rollout(prompt=prompt, **fields))
         score_fields: dict[str, Any] = {n: arrays[i] for n, arrays in score_arrays.items()}
-        scores.append(Scores(**score_fields, hidden=hidden[i]))
+        scores.append(Scores(**score_fields, hidden=hidden[i], view=views[i]))
     completions = [t[3] for t in texts if t[3] is not None]
     decoded = completions if len(completions) == len(texts) else None
     return StepFile(batch, scores, decoded, meta["key"], meta["thinned"])
@@ -156,14 +160,15 @@ def thin(folder: Path, upto_step: int, keep: int, ops: FileOps = DISK) -> None:
             continue
         if step.thinned:
             continue
-        kept = _sample_indices(int(match[1]), len(step.batch), keep)
+        kept = kept_indices(int(match[1]), len(step.batch), keep)
         texts = None if step.texts is None else [step.texts[i] for i in kept]
         scores = [replace(step.scores[i], hidden=None) for i in kept]
         thinned = StepFile([step.batch[i] for i in kept], scores, texts, step.key, thinned=True)
         write_bytes(path, encode(thinned), ops)
 
 
-def _sample_indices(step: int, count: int, keep: int) -> list[int]:
+def kept_indices(step: int, count: int, keep: int) -> list[int]:
+    """Which of the `count` rollouts of a step stay in the run folder: `keep` of them, sorted."""
     rng = generator(0, Stream.KEPT_ROLLOUTS, step, count)
     return sorted(rng.choice(count, size=min(keep, count), replace=False).tolist())
 
@@ -178,10 +183,22 @@ def _read(path: Path) -> StepFile | None:
         return None
 
 
-TEACHER = "teacher_"
+TEACHER, VIEW = "teacher_", "view_"
 _SCALARS = ["prompt_index", "prompt_ids", "sample", "finish", "version"]
 _ROLLOUT_DIMS = {"ids": 1, "logp": 1, "entropy": 1, "topk_ids": 2, "topk_logp": 2}
 _SCORE_DIMS = {**SCORE_FIELDS, "positions": 1}
+
+
+def _decode_views(table: Any) -> list[Scores | None]:
+    """`Scores.view` of every rollout; None in files of versions that did not keep it."""
+    if VIEW + VIEW_FIELDS[0] not in table.column_names:
+        return [None] * len(table)
+    columns = {n: read_arrays(table, VIEW + n, SCORE_FIELDS[n]) for n in VIEW_FIELDS}
+    views: list[Scores | None] = []
+    for i in range(len(table)):
+        fields: dict[str, Any] = {n: column[i] for n, column in columns.items()}
+        views.append(None if all(x is None for x in fields.values()) else Scores(**fields))
+    return views
 
 
 def _tensor_bytes(tensor: torch.Tensor) -> bytes:

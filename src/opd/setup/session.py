@@ -193,6 +193,7 @@ def step_size(cfg: Run) -> StepSize:
         responses=cfg.rollout.n,
         shuffle=cfg.prompts.shuffle,
         diagnosed_positions=cfg.diagnostics.positions,
+        kept_rollouts=cfg.output.rollout_sample,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from opd.errors import UserError
 from opd.models.head import HeadDistribution
 from opd.models.lm import LM, free_memory, is_out_of_memory
 from opd.models.prefix_cache import PrefixCache, supports_prefix_cache
-from opd.types import Kind, Rollout, Scores, Want
+from opd.types import VIEW_TOPK, Kind, Rollout, Scores, Want
 
 # Keys and values of a token in all layers, over what a pass holds of it in one: 1.4 (8B parameters,
 # grouped heads) to 5 (7B, all heads).
@@ -58,8 +59,7 @@ class LocalTeacher:
             try:
                 for j, states in self._states([rollouts[i] for i in missing]):
                     i = missing[j]
-                    full = None if want.full is None else want.full[i]
-                    scores[i] = self._score_one(rollouts[i], states, want, full)
+                    scores[i] = self._score_one(rollouts[i], states, want.of_rollouts([i]))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -118,9 +118,7 @@ class LocalTeacher:
                     yield i, hidden[row, predicting_positions(before, len(rollouts[i]))]
             del cache  # before the next one's keys and values are computed
 
-    def _score_one(
-        self, rollout: Rollout, states: Tensor, want: Want, full: np.ndarray | None
-    ) -> Scores:
+    def _score_one(self, rollout: Rollout, states: Tensor, want: Want) -> Scores:
         """Scores of one rollout from its hidden states (T, H)."""
         head, arrays = self.lm.head, {}
         if want.support and not want.normaliser:
@@ -128,13 +126,17 @@ class LocalTeacher:
             arrays["support"] = _numpy(head.logits_of(states, ids) / self.temperature)
         if want.normaliser:
             arrays |= self._normalised_scores(rollout, states, want)
-        positions, hidden = None, None
-        if full is not None:
-            positions = full.astype(np.int32)
+        positions = hidden = view = None
+        if want.full is not None:
+            positions = want.full[0].astype(np.int32)
             hidden = states[torch.from_numpy(positions).long().to(states.device)].clone()
             if len(positions) == len(rollout):  # for a loss over the whole vocabulary: all of them
                 hidden = hidden.cpu()  # they wait for the update, which takes them back in parts
-        return Scores(**arrays, positions=positions, hidden=hidden)
+        if want.view is not None and want.view[0] and not want.holds_view:
+            whole = Want(sampled=True, topk=VIEW_TOPK)
+            of_view: dict[str, Any] = dict(self._normalised_scores(rollout, states, whole))
+            view = Scores(**of_view)
+        return Scores(**arrays, positions=positions, hidden=hidden, view=view)
 
     def _normalised_scores(
         self, rollout: Rollout, states: Tensor, want: Want

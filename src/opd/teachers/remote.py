@@ -301,11 +301,11 @@ class RemoteTeacher:
 
 
 def replace_full(want: Want, topk: int) -> Want:
-    """`want` without hidden states, which no server returns; the top `topk` tokens instead."""
+    """`want` without hidden states and view, which no server returns; the top `topk` instead."""
     if want.full is None:
-        return want
+        return want._replace(view=None)
     topk = max(want.topk, topk)
-    return want._replace(full=None, topk=topk, sampled=want.sampled or topk > 0)
+    return want._replace(full=None, view=None, topk=topk, sampled=want.sampled or topk > 0)
 
 
 def set_positions(scores: list[Scores], want: Want) -> list[Scores]:

@@ -18,6 +18,10 @@ from opd.run.metric_names import POSITIONAL
 from opd.training.learner import Learner
 from opd.types import Metrics, add_means
 
+# The teacher's mass on the tokens on which the loss renormalises it. With little of it, the student
+# is taught a preference among tokens that the teacher does not want.
+LOSS_TEACHER_MASS = "diag/loss_teacher_mass"
+
 
 @torch.no_grad()
 def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
@@ -43,6 +47,8 @@ def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
             assert micro.teacher_hidden is not None
             teacher_logits = learner.teacher_logits(micro.teacher_hidden[part])
         values = _measure(learner, micro, index, logits, teacher_logits)
+        if not complete:
+            values |= _known_loss_mass(learner, micro, index)
         add_means(metrics, diagnostics.overall(values))
         at = (micro.tokens.position[index], micro.length[index])
         binned = {name: values[name] for name in POSITIONAL if name in values}
@@ -66,15 +72,31 @@ def _measure(
         if teacher_logits is None:
             values = _measure_topk(learner, micro, view.log_probs(), at)
         else:
-            teacher = DenseDistribution(teacher_logits[rows]).log_probs()
+            own = DenseDistribution(teacher_logits[rows])
             k = learner.diagnostics_k
-            values = diagnostics.full_metrics(view.log_probs(), teacher, k=k, targets=targets)
+            values = diagnostics.full_metrics(
+                view.log_probs(), own.log_probs(), k=k, targets=targets
+            )
+            if learner.objective.renormalises_teacher:
+                if learner.teacher_temperature != 1:
+                    own = DenseDistribution(teacher_logits[rows], learner.teacher_temperature)
+                q = logp(own, micro.tokens.student_topk[at])
+                values[LOSS_TEACHER_MASS] = Measure.of(q.exp().sum(-1))
         sampling = view if temperature == 1 else DenseDistribution(logits[rows], temperature)
         sampled_logp = logp(sampling, targets[:, None]).squeeze(1)
-        blocks.append(
-            values | diagnostics.drift_metrics(sampled_logp, micro.tokens.sampler_logp[at])
-        )
+        values |= diagnostics.drift_metrics(sampled_logp, micro.tokens.sampler_logp[at])
+        blocks.append(values)
     return diagnostics.concatenate(blocks)
+
+
+def _known_loss_mass(learner: Learner, micro: MicroBatch, index: Tensor) -> dict[str, Measure]:
+    """`diag/loss_teacher_mass` from a server's normalised scores of the student's tokens."""
+    if not learner.objective.renormalises_teacher or micro.teacher is None:
+        return {}
+    if micro.teacher.normaliser is None:
+        return {}
+    q = logp(micro.teacher, micro.tokens.student_topk)[index]
+    return {LOSS_TEACHER_MASS: Measure.of(q.exp().sum(-1))}
 
 
 def _has_topk(learner: Learner, micro: MicroBatch) -> bool:

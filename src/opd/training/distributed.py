@@ -310,14 +310,13 @@ class ShardedTeacher:
         """
         indices = self.ranks.shard(len(rollouts))
         own = [rollouts[i] for i in indices]
-        full = None if want.full is None else [want.full[i] for i in indices]
 
         def work() -> bytes:
             scores: list[Scores] = []
             reason = b""
             try:
                 if own:
-                    scores = self.teacher.score(own, want._replace(full=full))
+                    scores = self.teacher.score(own, want.of_rollouts(indices))
             except TeacherDown as down:
                 scores, reason = [s or Scores() for s in down.partial], str(down).encode()
             return len(reason).to_bytes(4, "little") + reason + _packed(own, scores)

@@ -23,6 +23,7 @@ from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.rng import Stream, generator, key
 from opd.run.folder import RunFolder
+from opd.run.rollouts import kept_indices
 from opd.teachers.remote import TeacherDown
 from opd.training.horizon import Pruning, prune_weights
 from opd.types import Mean, Metrics, Rollout, Sampler, Scores, Teacher
@@ -38,6 +39,7 @@ class StepSize:
         responses: rollout.n.
         shuffle: prompts.shuffle.
         diagnosed_positions: diagnostics.positions.
+        kept_rollouts: output.rollout_sample; those are scored for the token view, too.
     """
 
     seed: int
@@ -45,6 +47,7 @@ class StepSize:
     responses: int
     shuffle: bool
     diagnosed_positions: int
+    kept_rollouts: int
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,9 @@ def request_scores(
         else choose_positions(rollouts, source.size.diagnosed_positions, source.size.seed, step)
     )
     missing = [i for i, s in enumerate(scores) if not is_scored(s)]
-    want = objective.want._replace(full=[positions[i] for i in missing])
+    kept = set(kept_indices(step + 1, len(rollouts), source.size.kept_rollouts))
+    view = [i in kept for i in range(len(rollouts))]
+    want = objective.want._replace(full=positions, view=view).of_rollouts(missing)
     if source.pruning is not None:
         want = want._replace(topk=max(want.topk, source.pruning.k))
 

@@ -11,6 +11,7 @@
   };
   const percent = (p) => (p >= 0.0001 ? (100 * p).toFixed(p < 0.1 ? 2 : 1) + "%" : "<0.01%");
   const text = (id) => data.texts[id].replace(/ /g, "\u2423").replace(/\n/g, "\u23ce");
+  const nats = (x) => `${x > 0 ? "+" : ""}${x.toFixed(2)} nats`.replace("-", "\u2212");
   const cell = (pair, sampled, colour) => {
     const td = make("td");
     if (!pair) return td;
@@ -23,17 +24,22 @@
   };
   const show = (row) => {
     panel.replaceChildren();
-    const advantage = row.a === null ? "advantage unknown" : `advantage ${row.a > 0 ? "+" : ""}${row.a.toFixed(2)} nats`.replace("-", "\u2212");
+    const advantage = row.a === null ? "advantage unknown" : `advantage ${nats(row.a)}`;
     panel.append(make("p", `Token ${row.i + 1}: ${text(row.t)}  ${advantage}`));
     panel.append(make("p", `Probability under the student: ${percent(row.p)}; the student's entropy at this position: ${row.h.toFixed(2)} nats.`, "note"));
     const table = make("table");
     const head = table.insertRow();
-    head.append(make("th", "student"), make("th", row.q ? "teacher" : "teacher: top k not kept"));
+    const teacher = row.r === undefined ? "teacher" : "teacher, on the student's top k alone";
+    head.append(make("th", "student"), make("th", row.q ? teacher : "teacher: top k not kept"));
     for (let i = 0; i < Math.max(row.s.length, (row.q || []).length); i++)
       table.insertRow().append(cell(row.s[i], row.t, "--n1"), cell((row.q || [])[i], row.t, "--p1"));
     panel.append(table);
     if (row.m !== undefined)
-      panel.append(make("p", `Both renormalised on the student's top k, which holds ${percent(row.m)} of its probability.`, "note"));
+      panel.append(make("p", `The student's top k holds ${percent(row.m)} of the teacher's probability.`, row.m < data.low ? "low" : "note"));
+    if (row.m !== undefined && row.l !== undefined)
+      panel.append(make("p", row.l === null ? "The token is not in the student's top k." : `Renormalised on the student's top k, the advantage is ${nats(row.l)}.`, "note"));
+    if (row.r !== undefined)
+      panel.append(make("p", `Both renormalised on the student's top k, which holds ${percent(row.r)} of the student's probability; how much of the teacher's was not kept.`, "note"));
   };
   const panel = document.querySelector(".panel");
   const spans = [...document.querySelectorAll(".rollout .t")];
