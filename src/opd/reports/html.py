@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from opd.errors import UserError
+from opd.reports.chat_turns import readable_prompt
 from opd.reports.document import Document
 from opd.reports.sanitize import visible
 from opd.run.disk import write_output
@@ -118,6 +119,7 @@ def _environment() -> jinja2.Environment:
     )
     # Safe: the three are files of this package.
     environment.globals |= {"policy": policy, "script": Markup(script), "style": Markup(style)}
+    environment.globals["readable_prompt"] = readable_prompt
     return environment
 
 
