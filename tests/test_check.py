@@ -87,9 +87,11 @@ def test_a_timed_step_changes_no_weight(tmp_path):
     assert all(torch.equal(p, before[n]) for n, p in student.parameters().items())
 
 
-def test_the_reverse_is_a_no_go_that_names_the_base_model(file):
+def test_the_reverse_is_a_no_go_that_names_the_base_model(file, tmp_path, capsys):
     path = write(file, student={"model": TEACHER}, teacher={"model": STUDENT})
-    result = run_check(path, (f"check.origin={STUDENT}",))
+    result = run_check(path, (f"check.origin={STUDENT}",), apply=tmp_path / "advice.yaml")
+    assert not (tmp_path / "advice.yaml").exists()
+    assert "advice.yaml was not written" in capsys.readouterr().out
     best = result.best
     assert best.verdict == "don't"
     texts = [r.text for r in best.reasons]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
 
+from opd import config
 from opd.core.stats import Estimate
 from opd.errors import UserError
-from opd.reports.check_page import check_document, number_table
+from opd.reports.check_page import check_document, number_table, overrides
 from opd.reports.document import Document, Note, Section, Table, Verdict
 from opd.reports.formatting import estimate
 from opd.reports.html import render_html, write_report
@@ -65,8 +67,8 @@ def test_a_check_shows_verdict_reasons_advice_and_numbers(label, tone):
     for words in (
         "the teacher is ahead by 0.3",
         "Start shorter.",
-        "set rollout.max_new_tokens=64, optim.lr=1e-06",
-        "set coldstart={}",
+        "set rollout.max_new_tokens=64 optim.lr=1e-06",
+        "set 'coldstart={}'",
         "accuracy.student",
         "95% interval 0.125 to 0.5, n = 40",
     ):
@@ -137,7 +139,7 @@ def test_a_whole_check_is_printed_from_its_record():
         "- mass is low 0.61",
         "- No prompt has an answer.",
         "- Outside the range of the calibration runs: reverse KL 9.",
-        "- Start shorter. set rollout.max_new_tokens=64, optim.lr=1e-06",
+        "- Start shorter. set rollout.max_new_tokens=64 optim.lr=1e-06",
         "The student 1+1 2 3",
         "warning end two set end",
         "overlap_mass 0.9 0.8 null 0.25",
@@ -146,3 +148,20 @@ def test_a_whole_check_is_printed_from_its_record():
         "This check took 6 min 0 s, 5.0% of the run.",
     ):
         assert words in text, words
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"coldstart": {"lr": 3e-4}},
+        {"coldstart": {"lr": 3e-4, "completions": 256}, "train.steps": 80},
+        {"loss.mode": "tail", "rollout.max_new_tokens": 64},
+        {"prompts.template": "Q: {problem}\n'A': ", "coldstart": {}},
+    ],
+)
+def test_advice_can_be_pasted_into_a_shell(keys):
+    """`set coldstart=lr 0.0003` was no configuration."""
+    words = shlex.split(overrides(keys))
+    whole = {name: value for name, value in keys.items() if "." not in name}
+    dotted = [f"{name}={json.dumps(value)}" for name, value in keys.items() if "." in name]
+    assert config.overridden({}, words) == config.overridden(whole, dotted)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 
+import pytest
 from rich.console import Console as RichConsole
 
 from opd.core.stats import Estimate
@@ -58,8 +59,45 @@ def test_clock_tells_phases_and_a_slow_teacher_stands_out():
     column = PhaseColumn()
     clock = Clock(column.update)
     with clock("score"):
-        assert str(column.render(None)).startswith("teacher scores")
+        assert str(column.render(None)).startswith("scoring")
         column._since -= 60
         assert column.render(None).style == "yellow"
     assert column.teacher_seconds is not None
     assert str(column.render(None)) == ""
+
+
+def test_time_left_counts_steps_and_no_evaluation(monkeypatch):
+    """A run of minutes said 33 hours after a long evaluation of step 0."""
+    now = [0.0]
+    monkeypatch.setattr("opd.run.console.time.monotonic", lambda: now[0])
+    console, out = piped("plain")
+    console.start(0, 200)
+    console.show_phase("evaluate", None)
+    now[0] += 600
+    console.show_phase("evaluate", 600.0)
+    now[0] += 2
+    console.show_step(1, VALUES, 1000.0)
+    assert "6m38s left" in out.getvalue()
+    now[0] += 199 * 200
+    console.show_step(2, VALUES, 1000.0)
+    assert "h" in out.getvalue().splitlines()[-1].split()[-2]
+
+
+@pytest.mark.parametrize(("width", "last"), [(80, "sum 12.5%"), (60, "KL 0.250")])
+def test_the_live_line_is_one_line_with_bar_phase_and_time_first(width, last):
+    console, out = piped("auto")
+    console.out = RichConsole(file=out, force_terminal=True, width=width, color_system=None)
+    console.live = True
+    console.start(0, 2000)
+    try:
+        console.show_evaluation(0, "sum", Estimate(0.125, 0.1, 0.2, 100))
+        console.show_step(100, VALUES | {"diag/top1_agreement": 0.5}, 1000.0)
+        console.show_phase("score", None)
+        console._phase._since -= 12
+        console._progress.update(console._task, left="12m03s")
+        lines = console.out.render_lines(console._progress.get_renderable())
+    finally:
+        console.close()
+    (line,) = ("".join(segment.text for segment in line) for line in lines)
+    for words in ("step 100/2000", "12m03s", "scoring 12 s", last):
+        assert words in line

@@ -6,8 +6,12 @@ Its input is check.json: `verdict`, `reasons`, `advice` with the keys it would s
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import yaml
 
 from opd.reports.document import (
     Cell,
@@ -273,9 +277,31 @@ def _sentence(item: Any) -> Sentence:
     keys = item.get("set")
     evidence = str(item.get("evidence", ""))
     if isinstance(keys, Mapping) and keys:
-        change = "set " + ", ".join(f"{key}={_short(value)}" for key, value in keys.items())
+        change = f"set {overrides(keys)}"
         evidence = f"{change}; {evidence}" if evidence else change
     return Sentence(str(item.get("text", "")), evidence, {"set": keys} if keys else {})
+
+
+def overrides(keys: Mapping[str, Any]) -> str:
+    """Keys and values as arguments of a command: `opd train run.yaml coldstart.lr=0.0003`."""
+    return " ".join(shlex.quote(f"{key}={value}") for key, value in _arguments(keys, ""))
+
+
+def _arguments(value: Any, key: str) -> Iterable[tuple[str, str]]:
+    """Dotted keys and what the command line, which reads YAML, takes for their values."""
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _arguments(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value if _is_plain_yaml(value) else json.dumps(value)
+
+
+def _is_plain_yaml(value: Any) -> bool:
+    """Whether YAML reads a text as itself."""
+    try:
+        return isinstance(value, str) and bool(yaml.safe_load(value) == value)
+    except yaml.YAMLError:
+        return False
 
 
 def number_table(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from opd.run.jsonl import json_safe
@@ -27,10 +28,12 @@ STEP_METRICS = (
     ("rollout/length", "len", "{:.0f}"),
     ("rollout/reward", "acc", "{:.0%}"),
 )
+LIVE_WIDTH = 51  # columns of the live line before its numbers: step, bar, time left, phase
+LIVE_METRICS = STEP_METRICS[:2]  # beside held-out accuracy: they fit into 80 columns
 
 PHASE_LABELS = {
-    "rollout": "student samples",
-    "score": "teacher scores",
+    "rollout": "sampling",
+    "score": "scoring",
     "update": "update",
     "evaluate": "evaluation",
     "save": "checkpoint",
@@ -48,6 +51,7 @@ class Console:
         self.live = style == "auto" and self.out.is_terminal
         self._progress: Progress | None = None
         self._start = (0.0, 0)  # time and step
+        self._evaluating = 0.0  # seconds since then that no step took
         self._steps = 0
         self._phase = PhaseColumn()
         self._accuracy = ""
@@ -66,17 +70,18 @@ class Console:
     def start(self, step: int, steps: int) -> None:
         """Begin at `step` of `steps`."""
         self._start, self._steps = (time.monotonic(), step), steps
+        self._evaluating = 0.0
         if self.live:
             self._progress = Progress(
-                TextColumn("[bold]step {task.completed}/{task.total}"),
-                BarColumn(bar_width=20),
+                _text_column("[bold]step {task.completed}/{task.total}"),
+                BarColumn(bar_width=10),
+                _text_column("{task.fields[left]}"),
                 self._phase,
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(),
+                _text_column("{task.description}"),
                 console=self.out,
                 transient=True,
             )
-            self._task = self._progress.add_task("", total=steps, completed=step)
+            self._task = self._progress.add_task("", total=steps, completed=step, left="")
             self._progress.start()
 
     def show_step(
@@ -88,18 +93,23 @@ class Console:
         if self.style == "json":
             self._json({"step": step} | dict(values) | {"tokens_per_s": tokens_per_second})
             return
-        parts = [
-            f"{label} {form.format(value)}"
-            for name, label, form in STEP_METRICS
-            if (value := values.get(name)) is not None
-        ]
+        parts, short = (
+            [
+                f"{label} {form.format(value)}"
+                for name, label, form in metrics
+                if (value := values.get(name)) is not None
+            ]
+            for metrics in (STEP_METRICS, LIVE_METRICS)
+        )
+        left = self._time_left(step)
         if self._phase.teacher_seconds is not None:
             parts.append(f"teacher {self._phase.teacher_seconds:.2g} s")
         line = "  ".join([*parts, f"{tokens_per_second:.0f} tok/s", self._accuracy]).rstrip()
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, description=line)
+            live = escape(self._fitting([*short, self._accuracy]))
+            self._progress.update(self._task, completed=step, description=live, left=left)
         if not self.live or step == 1 or step % max(1, self._steps // 10) == 0:
-            remaining = "" if self.live else f"  {self._time_left(step)} left"
+            remaining = "" if self.live else f"  {left} left"
             self.print(f"step {step:>4}/{self._steps}  {line}{remaining}")
 
     def show_evaluation(self, step: int, label: str, accuracy: Any, who: str = "student") -> None:
@@ -128,6 +138,8 @@ class Console:
     def show_phase(self, name: str, seconds: float | None) -> None:
         """Show a phase of the step that begins (`seconds` is None) or has ended; see `Clock`."""
         self._phase.update(name, seconds)
+        if name == "evaluate" and seconds is not None:
+            self._evaluating += seconds
 
     def _json(self, record: Mapping[str, Any]) -> None:
         self.out.print_json(json.dumps(json_safe(record)), indent=None)
@@ -138,18 +150,38 @@ class Console:
             self._progress.stop()
             self._progress = None
 
+    def _fitting(self, parts: Sequence[str]) -> str:
+        """As many of the parts as there is room for beside step, bar, time left and phase."""
+        text = ""
+        for part in filter(None, parts):
+            longer = f"{text} {part}" if text else part
+            if len(longer) > self.out.width - LIVE_WIDTH:
+                break
+            text = longer
+        return text
+
     def _time_left(self, step: int) -> str:
+        """Time of the steps to come, by those that were made; evaluations are not counted."""
         started, first = self._start
-        seconds = (time.monotonic() - started) / max(1, step - first) * (self._steps - step)
+        spent = time.monotonic() - started - self._evaluating
+        seconds = spent / max(1, step - first) * (self._steps - step)
         minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        if hours:
+            return f"{hours}h{minutes:02d}m"
         return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _text_column(text: str) -> TextColumn:
+    """A column that is cut off, never wrapped, where the terminal is narrow."""
+    return TextColumn(text, table_column=Column(no_wrap=True, overflow="crop"))
 
 
 class PhaseColumn(ProgressColumn):
     """The phase a step is in and its seconds so far; a slow teacher is highlighted."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True, overflow="crop"))
         self.max_refresh = 0.5
         self.teacher_seconds: float | None = None
         self._phase = ""

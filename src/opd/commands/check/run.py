@@ -61,10 +61,23 @@ def run_check(
     output.print_result(record, console, json_lines=json_lines)
     output.save_record(cfgs[0], record, console)
     if apply is not None:
-        best = result.best
-        output.apply_advice(file, overrides, best.candidate.cfg, best.advice, apply)
-        console.print(f"Wrote {apply} with the advice followed: opd train {apply}")
+        _apply(result, file, overrides, apply, console)
     return result
+
+
+def _apply(
+    result: CheckResult, file: Path, overrides: Sequence[str], out: Path, console: Console
+) -> None:
+    """Write the file with the advice followed; nothing for a run that is not expected to work."""
+    best = result.best
+    if best.verdict == NO_GO:
+        console.print(
+            f"{out} was not written: no advice makes this run one that is expected to work."
+        )
+        return
+    output.apply_advice(file, overrides, best.candidate.cfg, best.advice, out)
+    followed = "the advice followed" if any(a.set for a in best.advice) else "nothing to change"
+    console.print(f"Wrote {out} with {followed}: opd train {out}")
 
 
 def check(
