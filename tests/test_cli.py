@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
-from opd.cli import app
+from opd.cli import app, main
 from opd.demo.run_config import PAIR
 from opd.errors import UserError
 
@@ -219,6 +220,23 @@ except SystemExit as end:
     assert end.code == 0, end.code
 print({"torch", "transformers", "matplotlib", "numpy"} & sys.modules.keys(), time.process_time())
 """
+
+
+def test_without_arguments_the_four_commands_one_needs_first_are_shown(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["opd"])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    commands = [line.split()[:2] for line in lines if line.startswith("  opd ")]
+    assert commands == [["opd", name] for name in ("demo", "init", "check", "train")]
+
+
+def test_the_version_is_told():
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"opd {version('opd')}\n")
+
+
+def test_shells_can_complete():
+    assert "--install-completion" in CliRunner().invoke(app, ["--help"]).output
 
 
 @pytest.mark.parametrize("words", [["--help"], ["report", "--help"], ["lab", "run", "--help"]])

@@ -20,11 +20,19 @@ app = typer.Typer(
     name="opd",
     help="On-policy distillation: the student samples completions, the teacher scores every "
     "token of them, and the student learns from the scores.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    no_args_is_help=True,
 )
+
+FIRST_COMMANDS = """On-policy distillation. The four commands one needs first:
+
+  opd demo             the whole story on a tiny shipped pair: two minutes, no GPU, no network
+  opd init run.yaml    a commented configuration for your own student, teacher and prompts
+  opd check run.yaml   will this teacher help this student, and what would the run cost?
+  opd train run.yaml   train; ends with a report in the run folder
+
+All commands: opd --help. Options and arguments of one: opd COMMAND --help."""
 
 ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file.", metavar="run.yaml")]
 Overrides = Annotated[
@@ -40,9 +48,24 @@ Local = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.")]
 
 
+def show_version(wanted: bool) -> None:
+    """Print the version and leave, for --version."""
+    if wanted:
+        from opd.run.env import package_versions
+
+        typer.echo(f"opd {package_versions()['opd']}")
+        raise typer.Exit
+
+
 @app.callback()
 def setup(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """Options before the command."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
@@ -322,6 +345,9 @@ add_plugins()
 
 def main() -> None:
     """Entry point: a user's mistake is a message and exit code 2, never a traceback."""
+    if len(sys.argv) == 1:
+        typer.echo(FIRST_COMMANDS)
+        return
     try:
         app(standalone_mode=True)
     except UserError as error:

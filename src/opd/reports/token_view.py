@@ -57,6 +57,9 @@ def token_view(run: RunData) -> Tokens | None:
         note += (
             f" Hatched, {percent(low).text} of these tokens: less than half of the teacher's "
             f"probability lies on the student's top k{_meaning_of_hatch(run)}."
+            if low
+            else " No token is hatched: at least half of the teacher's probability lies on the "
+            "student's top k everywhere."
         )
     return Tokens(items, _legend(exact=exact, hatched=bool(masses)), texts, note, LOW_MASS)
 
