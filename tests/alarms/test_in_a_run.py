@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from opd.alarms import RULES, Alarm, Rule, replay
+from opd.alarms.conditions import Evidence
 from opd.config import Alarms
 from opd.core.objective import Objective
 from opd.demo.run_config import PAIR, demo_config
@@ -136,7 +137,7 @@ def test_acting_alarms_change_the_run_and_come_back_bit_for_bit(tmp_path, monkey
     spike = next(r for r in RULES if r.name == "repetition")
     # A condition that any run meets after four steps, so that the answer comes for certain.
     loud = replace(
-        spike, condition=lambda seen, _: {} if len(seen.values("train/loss")) > 3 else None
+        spike, condition=lambda seen, _: Evidence() if len(seen.values("train/loss")) > 3 else None
     )
     monkeypatch.setattr("opd.alarms.monitor.RULES", (loud,))
     act = {"alarms": {"action": "act"}, "rollout": {"max_new_tokens": 40}}
