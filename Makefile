@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow test-vllm bench check gpu-check screenshots calibrate judge install clean
+.PHONY: demo test test-mistakes test-slow test-vllm bench check gpu-check screenshots calibrate judge install clean
 
 demo: install
 	$(BIN)/opd demo
@@ -14,6 +14,14 @@ demo: install
 # Two processes of one thread each: the tiny models of the tests do not profit from more threads.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10
+
+# Hundreds of typing errors, the overwrite matrix and the fuzz of run.yaml, all in parallel; a table of the mistakes by
+# class. FUZZ: how many mutated files.
+FUZZ ?= 1000
+test-mistakes: install
+	mkdir -p build
+	OMP_NUM_THREADS=1 OPD_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -n auto -m "" tests/mistakes --junitxml=build/mistakes.xml; \
+	  code=$$?; PYTHONPATH=tests $(BIN)/python -m support.mistakes_table build/mistakes.xml; exit $$code
 
 test-slow: install
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow --timeout=7200

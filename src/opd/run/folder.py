@@ -191,10 +191,21 @@ class RunFolder:
         """Flush the logs to disk and return their lengths in bytes, for a checkpoint's state."""
         return {name: journal.sync() for name, journal in self._journals.items()}
 
-    def truncate_logs(self, offsets: Mapping[str, int]) -> None:
-        """Cut the logs to their lengths at a checkpoint; `{}` empties them (no checkpoint yet)."""
+    def log_digests(self) -> dict[str, str]:
+        """sha256 of each log as far as it is written, for a checkpoint's state."""
+        return {name: journal.digest for name, journal in self._journals.items()}
+
+    def truncate_logs(
+        self, offsets: Mapping[str, int], digests: Mapping[str, str] | None = None
+    ) -> None:
+        """Cut the logs to their lengths at a checkpoint; `{}` empties them (no checkpoint yet).
+
+        Args:
+            offsets: bytes, by name.
+            digests: of `log_digests` then; a log that is another now is warned of.
+        """
         for name, journal in self._journals.items():
-            journal.truncate(offsets.get(name, 0))
+            journal.truncate(offsets.get(name, 0), (digests or {}).get(name))
 
     def rollout_key(self, step: int, version: int) -> dict[str, Any]:
         """The key of a step's rollouts: seed, step, student version, configuration."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -119,14 +120,25 @@ class Journal:
         line = encode_line(record)
         self._ops.write(self._fd, line)
         self.offset += len(line)
+        self._digest.update(line)
 
     def sync(self) -> int:
         """Wait until every record is on the disk; return the length in bytes."""
         self._ops.fsync(self._fd)
         return self.offset
 
-    def truncate(self, offset: int) -> None:
-        """Drop what came after `offset` bytes: steps that will be repeated."""
+    @property
+    def digest(self) -> str:
+        """sha256 of every record."""
+        return self._digest.hexdigest()
+
+    def truncate(self, offset: int, digest: str | None = None) -> None:
+        """Drop what came after `offset` bytes: steps that will be repeated.
+
+        Args:
+            offset: of a checkpoint.
+            digest: of the records then; a warning tells when they are others now. None: unknown.
+        """
         size = self.path.stat().st_size
         if size < offset:
             log.warning(
@@ -138,6 +150,14 @@ class Journal:
         if size > offset:
             self._ops.truncate(self.path, offset)
         self.offset = min(size, offset)
+        self._digest = hashlib.sha256(self.path.read_bytes()[: self.offset])
+        if digest is not None and self.digest != digest and size >= offset:
+            log.warning(
+                "%s is not what this run wrote: its first %d bytes have changed since the "
+                "checkpoint. Its numbers, and the report's, cannot be trusted.",
+                self.path,
+                offset,
+            )
 
     def close(self) -> None:
         """Release the file."""

@@ -62,6 +62,7 @@ def write_checkpoint(
     state: dict[str, Any] = {
         "step": step,
         "logs": run.sync_logs(),
+        "log_digests": run.log_digests(),
         "groups": group_settings(learner.optimizer),
         "facts": dict(facts or {}),
     }
@@ -132,5 +133,5 @@ def restore_phase(
     restore_optimizer(learner.optimizer, {p: n for n, p in weights.items()}, tensors["optimizer"])
     restore_group_settings(learner.optimizer, state["groups"])
     if cut:
-        run.truncate_logs(state["logs"])
+        run.truncate_logs(state["logs"], state.get("log_digests"))
     return newest.step, state

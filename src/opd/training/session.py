@@ -102,7 +102,7 @@ class Session:
         due = facts.get("course", {}).get("cold_start") == "due"
         # A cold start that was under way has a newer checkpoint, and cuts the logs to that.
         if not due or find_newest_checkpoint(folder.path / COLD_START / "checkpoints") is None:
-            folder.truncate_logs(state.get("logs", {}))
+            folder.truncate_logs(state.get("logs", {}), state.get("log_digests"))
         self.learner.ranks.barrier()  # logs are cut before anybody reads them
         self.interventions.restore(facts, read_jsonl(folder.path / "metrics.jsonl"))
         # A kill may have come between the last checkpoint and this.
