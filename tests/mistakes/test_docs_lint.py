@@ -1,7 +1,7 @@
 """What the documentation says about failures has a test, named beside it.
 
-The form: `<!-- test: FILE::NAME -->`. The comment is in the paragraph or table, or in a block of its own right after it. Results of
-measurements need none.
+The form: `<!-- test: FILE::NAME -->`, in the paragraph or table or in a block right after
+it. Results of measurements need none.
 """
 
 from __future__ import annotations
