@@ -25,6 +25,8 @@ ADDED = {
     "optim.offload": "trades speed for GPU memory, at the cost of pinned memory on the host",
     "optim.moments": "trades exactness for memory, where the host has none to offload to",
     "train.deterministic": "trades speed for equal bits on a GPU",
+    "prompts.teacher_template": "a student without a template beside a teacher with one: either is "
+    "possible, and the wrong one costs the teacher its accuracy in silence",
 }
 FIRST_SCREEN = 20
 

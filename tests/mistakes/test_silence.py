@@ -37,6 +37,9 @@ def test_held_out_rows_that_are_training_rows_are_named_and_counted(workspace):
     assert "row 2 = training row 1" in outcome.text
     (overlap,) = json.loads(Path("run/inputs.json").read_text())["overlaps"]
     assert (overlap["exact"], overlap["rows"]) == (2, 3)
+    assert (
+        "2 of 3 questions of held are also training prompts" in Path("run/report.html").read_text()
+    )
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,30 @@ def findings(run: RunData, main: Outcome | None) -> list[Finding]:
         main: outcome on its first held-out set.
     """
     optional = (_skipped_updates(run), _no_lead(main), _still_rising(run, main))
-    results = [*_alarms(run, main), *(finding for finding in optional if finding is not None)]
+    results = [
+        *_overlaps(run),
+        *_alarms(run, main),
+        *(finding for finding in optional if finding is not None),
+    ]
     if results or not gap_closed(main):
         return results
     return [Finding(Sentence("Nothing in the metrics shows what limits the rest of the gap."))]
+
+
+def _overlaps(run: RunData) -> list[Finding]:
+    """Held-out sets whose accuracy also tells what was memorised."""
+    return [
+        Finding(
+            Sentence(
+                f"{o.exact + o.near} of {o.rows} questions of {o.label} are also training prompts: "
+                "its accuracy tells what was memorised, too.",
+                f"{o.exact} the same, {o.near} nearly",
+                {"rows": o.rows, "exact": o.exact, "near": o.near},
+            ),
+            Sentence("Leave them out of the training prompts; `opd select` does."),
+        )
+        for o in run.overlaps
+    ]
 
 
 def gap_closed(main: Outcome | None) -> bool:

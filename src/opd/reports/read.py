@@ -16,7 +16,9 @@ from opd.reports.eval_sets import EvalSet, read_eval_sets
 from opd.run import rollouts, token_texts
 from opd.run.env import package_versions
 from opd.run.jsonl import json_restore, read_jsonl
+from opd.run.layout import INPUTS
 from opd.run.lock import is_locked
+from opd.run.own_files import check_kinds
 
 Floats = NDArray[np.float64]
 
@@ -34,6 +36,16 @@ class Series:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Rows of a held-out set that are also training prompts, the same or nearly."""
+
+    label: str
+    rows: int
+    exact: int
+    near: int
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class RunData:
         evals: the held-out sets.
         token_texts: text of every token id.
         is_running: a process is writing the folder.
+        overlaps: held-out sets that share questions with the training prompts.
         problems: what is absent, damaged or of another version.
     """
 
@@ -74,6 +87,7 @@ class RunData:
     evals: list[EvalSet]
     token_texts: list[str] | None
     is_running: bool
+    overlaps: list[Overlap] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -160,6 +174,8 @@ def read_run(path: str | Path) -> RunData:
     """
     path = Path(path)
     problems: list[str] = []
+    if path.is_dir():
+        check_kinds(path)  # nothing is read through a link
     config, env = _read_object(path, "config.json"), _read_object(path, "env.json")
     _require_keys(path, config, env)
     if (version := env["versions"].get("opd")) != VERSION:
@@ -192,8 +208,21 @@ def read_run(path: str | Path) -> RunData:
         evals=read_eval_sets(path / "eval", config, kept_step, problems),
         token_texts=_read_token_texts(path, problems),
         is_running=is_locked(path),
+        overlaps=_read_overlaps(path, problems),
         problems=problems,
     )
+
+
+def _read_overlaps(path: Path, problems: list[str]) -> list[Overlap]:
+    entries = (_read_record(path, INPUTS, problems) or {}).get("overlaps")
+    overlaps = []
+    for entry in entries if isinstance(entries, list) else []:
+        try:
+            numbers = [int(entry[key]) for key in ("rows", "exact", "near")]
+            overlaps.append(Overlap(str(entry["set"]), *numbers))
+        except (KeyError, TypeError, ValueError):
+            problems.append(f"{INPUTS} is damaged: {str(entry)[:80]}")
+    return overlaps
 
 
 def _read_rows(file: Path) -> list[dict[str, Any]]:
