@@ -730,6 +730,11 @@ def contradictions() -> Iterator[Mistake]:
             "teacher=[{model: teacher}, {model: teacher}]",
             "teacher|opd check",
         ),
+        (
+            "rank beyond any machine",
+            "student.lora={rank: 9223372036854775808}",
+            "student.lora.rank|2**53",
+        ),
         ("*k beyond the vocabulary", "loss.k=100000", "loss.k|100000|vocab"),
         ("a key that was removed", "student.dtype=float32", "student.dtype|precision"),
         ("temperature of a replay", "rollout.path=x ; coldstart={}", "rollout.path|coldstart"),
