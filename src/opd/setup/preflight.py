@@ -257,7 +257,11 @@ def read_pair(cfg: Run, problems: Problems, *, judges_pair: bool = False) -> Tok
     if isinstance(cfg.teacher, LocalTeacher) and not is_offline(cfg):
         problems.attempt(resolve_device, cfg.teacher.device, "teacher.device")
         teacher = problems.attempt(read_facts, cfg.teacher.model, "teacher.model")
-        if teacher is not None:
+        same = teacher is not None and tokenizer is not None
+        same = same and tokenizers.have_same_files(cfg.student.model, cfg.teacher.model)
+        if same:
+            teacher_tok = tokenizer
+        elif teacher is not None:
             teacher_tok = problems.attempt(
                 tokenizers.load_tokenizer, cfg.teacher.model, key="teacher.model"
             )
@@ -273,13 +277,14 @@ def read_pair(cfg: Run, problems: Problems, *, judges_pair: bool = False) -> Tok
     ends = problems.attempt(_end_tokens, tokenizer, student, "student.model")
     if teacher is not None and teacher_tok is not None and not judges_pair:
         teacher_ends = problems.attempt(_end_tokens, teacher_tok, teacher, "teacher.model")
-        problems.attempt(
-            tokenizers.require_same,
-            tokenizer,
-            teacher_tok,
-            student_vocab=student.vocab,
-            teacher_vocab=teacher.vocab,
-        )
+        if teacher_tok is not tokenizer:
+            problems.attempt(
+                tokenizers.require_same,
+                tokenizer,
+                teacher_tok,
+                student_vocab=student.vocab,
+                teacher_vocab=teacher.vocab,
+            )
         if ends is not None and teacher_ends is not None:
             problems.attempt(
                 tokenizers.resolve_stop, tokenizer, ends, teacher_ends, cfg.rollout.stop
