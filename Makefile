@@ -20,7 +20,7 @@ test: install
 FUZZ ?= 1000
 test-mistakes: install
 	mkdir -p build
-	OMP_NUM_THREADS=1 OPD_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -n auto -m "" tests/mistakes --junitxml=build/mistakes.xml; \
+	OMP_NUM_THREADS=1 OPD_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -n auto -m "" tests/mistakes -o junit_family=legacy --junitxml=build/mistakes.xml; \
 	  code=$$?; PYTHONPATH=tests $(BIN)/python -m support.mistakes_table build/mistakes.xml; exit $$code
 
 test-slow: install
