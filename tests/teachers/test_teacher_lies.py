@@ -1,4 +1,4 @@
-"""Every lie of `support.teacher_lies` is found in two steps; honest teachers are not accused."""
+"""Every lie of `support.lies` is found in two steps; honest teachers are not accused."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from opd.teachers.remote import RemoteOptions, RemoteTeacher
 from opd.teachers.repeats import MAX_COST, Noise, RepeatChecks, suspicion
 from opd.testing import LETTER_VOCAB, FakeTeacher
 from opd.types import Want
-from support import teacher_lies as lies
+from support import lies
+from support import teacher_lies as detection
 
 NAMES = sorted(lies.LIES)
 PROTOCOLS = ("opd", "vllm")
-WANT = Want(sampled=True, topk=lies.K)
+WANT = Want(sampled=True, topk=detection.K)
 
 
 def assert_found(name, protocol, start, prompts):
-    liar = lies.Liar(lies.LIES[name])
-    found = lies.detect_liar(liar, protocol, start, prompts=prompts)
-    if start == 0 and lies.impossible(name, protocol):
+    liar = detection.Liar(lies.LIES[name])
+    found = detection.detect_liar(liar, protocol, start, prompts=prompts)
+    if start == 0 and detection.impossible(name, protocol):
         assert found is None  # else the docs are wrong about what cannot be known
     elif name not in lies.NOISE and (liar.state.hits or not name.startswith("1 of")):
         assert found is not None
@@ -45,44 +46,44 @@ def test_a_lie_is_found_over_both_protocols(name, protocol, start):
 
 @pytest.mark.parametrize("name", sorted(lies.CONSISTENT_VLLM))
 def test_the_weights_tell_what_nothing_else_can(name):
-    assert lies.detect_with_weights(name) > 0.01
+    assert detection.detect_with_weights(name) > 0.01
 
 
 @pytest.mark.parametrize("seed", range(24))
 def test_honest_teachers_in_bf16_are_not_accused(seed):
-    assert lies.false_alarm(seed) is None
+    assert detection.false_alarm(seed) is None
 
 
 @pytest.mark.parametrize("size", [4, 16, 32])
 def test_a_short_window_is_found_in_the_noise_of_bf16(size):
-    model = lies.bf16(size)
+    model = detection.bf16(size)
 
     def cut(ids):
         ends = range(1, len(ids) + 1)
         return np.stack([model(list(ids)[max(0, end - size) : end])[-1] for end in ends])
 
-    (failed,) = lies.handshake(lies.connect(cut, "opd")).fatal
+    (failed,) = detection.handshake(detection.connect(cut, "opd")).fatal
     assert failed.name == "reach"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_five_hundred_honest_runs_in_bf16_raise_no_alarm():
-    assert [a for a in map(lies.false_alarm, range(500)) if a is not None] == []
+    assert [a for a in map(detection.false_alarm, range(500)) if a is not None] == []
 
 
 def test_what_is_scored_again_costs_little():
-    assert lies.checked_fraction(64) <= MAX_COST
-    small = lies.rollouts_of(1, 1)[:2]  # two sequences at least
+    assert detection.checked_fraction(64) <= MAX_COST
+    small = detection.rollouts_of(1, 1)[:2]  # two sequences at least
     scores = FakeTeacher(lies.HONEST).score(small, WANT)
     assert len(RepeatChecks(Noise()).choose(small, scores)) == 2
 
 
 @pytest.mark.parametrize("wrong", [lies.shuffled, lies.of_another, lies.plain(lies.uniform)])
 def test_one_wrong_row_of_a_thousand_is_scored_again(wrong):
-    rollouts = lies.rollouts_of(1) + lies.rollouts_of(2) + lies.rollouts_of(3)
+    rollouts = detection.rollouts_of(1) + detection.rollouts_of(2) + detection.rollouts_of(3)
     scores = FakeTeacher(lies.HONEST).score(rollouts, WANT)
-    liar = lies.Liar(wrong)
+    liar = detection.Liar(wrong)
     liar.lies = True
     (scores[321],) = FakeTeacher(liar).score([rollouts[321]], WANT)
     assert 321 in np.argsort(-suspicion(rollouts, scores))[:3]
@@ -92,22 +93,22 @@ def test_one_wrong_row_of_a_thousand_is_scored_again(wrong):
 
 def test_earlier_rollouts_are_scored_again_from_their_beginning():
     checks = RepeatChecks(Noise())
-    first, second = lies.rollouts_of(1, 16), lies.rollouts_of(2, 16)
+    first, second = detection.rollouts_of(1, 16), detection.rollouts_of(2, 16)
     teacher = FakeTeacher(lies.HONEST)
     checks.remember(first, teacher.score(first, WANT))
     repeats = checks.choose(second, teacher.score(second, WANT))
     earlier = [r for r in repeats if r.origin == "an earlier step"]
     assert earlier
-    assert all(lies.LENGTH // 2 <= len(r.rollout) <= lies.LENGTH for r in earlier)
+    assert all(detection.LENGTH // 2 <= len(r.rollout) <= detection.LENGTH for r in earlier)
     answers = teacher.score([r.rollout for r in repeats], WANT)
     assert checks.judge(repeats, answers) is None
 
 
 def test_a_resumed_run_scores_rollouts_of_earlier_steps_again(tmp_path):
-    liar = lies.Liar(lies.LIES["honest on known text, another model elsewhere"])
-    dialect = lies.connect(liar, "opd")
-    result = lies.handshake(dialect)
-    rollouts = lies.rollouts_of(1, 4)
+    liar = detection.Liar(lies.LIES["honest on known text, another model elsewhere"])
+    dialect = detection.connect(liar, "opd")
+    result = detection.handshake(dialect)
+    rollouts = detection.rollouts_of(1, 4)
     scores = FakeTeacher(lies.HONEST).score(rollouts, WANT)
     folder = tmp_path / "rollouts"
     folder.mkdir()
@@ -120,11 +121,11 @@ def test_a_resumed_run_scores_rollouts_of_earlier_steps_again(tmp_path):
     teacher.verify()  # it knows the text of the handshake
     remember_earlier_steps(tmp_path, teacher)
     with pytest.raises(UserError, match="contradicts itself: a rollout of an earlier step"):
-        teacher.score(lies.rollouts_of(5, 4), WANT)
+        teacher.score(detection.rollouts_of(5, 4), WANT)
 
 
 def test_noise_is_measured_in_the_first_step_and_bounded():
-    rollouts = lies.rollouts_of(1, 4)
+    rollouts = detection.rollouts_of(1, 4)
     teacher, rng = FakeTeacher(lies.HONEST), np.random.default_rng(0)
 
     def noisy(scale):

@@ -104,14 +104,14 @@ class RepeatChecks:
             score_differences(r.expected, a) for r, a in zip(repeats, answers, strict=True)
         ]
         noise = self.noise if self.calibrated else _at_least(self.noise, FIRST_MEAN, FIRST_MAX)
-        for repeat, found in zip(repeats, differences, strict=True):
-            mean, count = float(found.tokens.mean()), len(found.tokens)
+        for repeat, difference in zip(repeats, differences, strict=True):
+            mean, count = float(difference.tokens.mean()), len(difference.tokens)
             limit = max(MIN_ROW, 3 * noise.mean) + 3 * noise.max / math.sqrt(count)
             largest = max(MIN_ENTRY, 8 * noise.max)
-            if mean > limit or found.largest > largest:
+            if mean > limit or difference.largest > largest:
                 return (
                     f"a rollout of {repeat.origin}, scored again beside others, differs by "
-                    f"{mean:.3g} nats per token, {found.largest:.3g} at most (noise allows "
+                    f"{mean:.3g} nats per token, {difference.largest:.3g} at most (noise allows "
                     f"{limit:.2g} and {largest:.2g})"
                 )
         if not differences:
