@@ -183,7 +183,7 @@ def _with_errors(
         views = estimate_views(mixtures[row.world], row.features)
         if set(names) <= views.keys():
             cases.append((views, row.change))
-            trainings.add((row.world, row.before, row.teacher))
+            trainings.add((row.world, row.before, row.teacher, row.values.get("log_distance")))
     start = np.array(_parameters(combination))
 
     def standardise(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from opd.commands.process_exit import end, fail
 from opd.errors import UserError
 
 app = typer.Typer(
@@ -380,28 +381,3 @@ def report_crash(error: Exception) -> NoReturn:
         message = f"This is a bug of opd, please report it: {type(error).__name__}: {error}"
     where = f"\nThe traceback is in {path}." if path is not None else ""
     fail(f"{message}{where}", 1 if describe(error) is None else 2)
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """Print a message, as far as the terminal can show it, and leave the process."""
-    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-    text = f"opd: {message}".encode(encoding, "backslashreplace").decode(encoding)
-    typer.echo(
-        "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text), err=True
-    )
-    end(code)
-
-
-def end(code: int) -> NoReturn:
-    """Leave the process; one among several does so without tearing the interpreter down.
-
-    gloo's threads outlive the process group (torch keeps it in a registry). One that asks for the
-    interpreter's lock while that is torn down aborts the process, rarely, and the launcher then
-    calls a finished run failed.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        sys.exit(code)
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -89,7 +89,7 @@ def check_document(findings: Findings) -> Document:
                 "unseen", "The shipped forecast, frozen first", _judged(findings.unseen, FROZEN)
             ),
             Section("unseen-coverage", "Its coverage", [_coverage(findings.unseen)]),
-            Section("unseen-wrong", "Its wrong gos and don'ts", [_wrong(findings.unseen)]),
+            Section("unseen-wrong", "Its wrong gos and no-gos", [_wrong(findings.unseen)]),
         ]
     sections += [
         Section("worlds", "Worlds left out of the fit", _judged(findings.left_out, LEFT_OUT)),

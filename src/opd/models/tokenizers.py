@@ -17,23 +17,11 @@ import transformers
 
 from opd.errors import UserError
 from opd.models.hub_name import split_revision
+from opd.models.tokenizer_files import TOKENIZER_FILES
 from opd.types import Stop
 
 logger = logging.getLogger(__name__)
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
-TOKENIZER_SETTINGS = (
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
-    "chat_template.jinja",
-)
 SHOWN = 3  # differences shown in a message; the rest are counted
 # Equal vocabularies do not make equal tokenizers: merges, normalisers and pre-tokenizers matter
 # too, and differences show on texts like these.
@@ -105,19 +93,6 @@ def load_tokenizer(name: str, *, key: str = "model") -> Any:
             f"{key}={path}: neither a local folder nor a model that the hub returns: {first}\n"
             f"Check the spelling{and_revision}, or download the model and give its folder."
         ) from None
-
-
-def have_same_files(a: str, b: str) -> bool:
-    """Whether two local folders have the same tokenizer, byte for byte."""
-    folders = [Path(split_revision(name)[0]).expanduser() for name in (a, b)]
-    if not all(folder.is_dir() for folder in folders):
-        return False
-    names = (*TOKENIZER_FILES, *TOKENIZER_SETTINGS)
-    return all(_bytes(folders[0] / name) == _bytes(folders[1] / name) for name in names)
-
-
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
 
 
 def vocab_size(tokenizer: Any) -> int:

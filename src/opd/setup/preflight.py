@@ -22,6 +22,7 @@ from opd.errors import MissingDependency, UserError
 from opd.models import tokenizers
 from opd.models.lm import resolve_device
 from opd.models.model_files import ModelFacts, read_facts
+from opd.models.tokenizer_files import have_same_files
 from opd.run.console import Console
 from opd.run.layout import INPUTS
 from opd.run.manifest import list_checkpoints
@@ -258,7 +259,7 @@ def read_pair(cfg: Run, problems: Problems, *, judges_pair: bool = False) -> Tok
         problems.attempt(resolve_device, cfg.teacher.device, "teacher.device")
         teacher = problems.attempt(read_facts, cfg.teacher.model, "teacher.model")
         same = teacher is not None and tokenizer is not None
-        same = same and tokenizers.have_same_files(cfg.student.model, cfg.teacher.model)
+        same = same and have_same_files(cfg.student.model, cfg.teacher.model)
         if same:
             teacher_tok = tokenizer
         elif teacher is not None:
