@@ -50,6 +50,15 @@ FROZEN = (
 )
 
 
+LIMITS = (
+    "What this does not show. Generated worlds have few trainings so far (see the table of them): "
+    "a rank correlation of two trainings, or their verdicts, says little, and worlds below a "
+    "correlation of .85 or a coverage of .84 are not covered by any promise. No real model is in "
+    "the fit or in the judgement. No fresh seeds have judged the shipped forecast yet unless a "
+    "section below says so. `opd lab outcomes` adds runs, `opd lab records` packs them."
+)
+
+
 @dataclass(frozen=True)
 class Findings:
     """What the page is made of.
@@ -82,7 +91,7 @@ def ablate(outcomes: Sequence[Outcome], terms: Sequence[str] = TERMS) -> dict[st
 def check_document(findings: Findings) -> Document:
     """The page as a document."""
     facts = Table("", ("", ""), [[name, value] for name, value in findings.facts.items()])
-    sections = [Section("method", "Method", [Note(METHOD), facts])]
+    sections = [Section("method", "Method", [Note(METHOD), Note(LIMITS), facts])]
     if findings.unseen:
         sections += [
             Section(
