@@ -42,6 +42,7 @@ class FitRow:
         after: after it.
         teacher: the teacher's.
         world: left out together.
+        training: what lengths of the same training share; None: nobody else's.
     """
 
     features: Mapping[str, Estimate]
@@ -49,6 +50,7 @@ class FitRow:
     after: float
     teacher: float
     world: str
+    training: tuple[str, int] | None = None
 
     @property
     def change(self) -> float:
@@ -183,7 +185,7 @@ def _with_errors(
         views = estimate_views(mixtures[row.world], row.features)
         if set(names) <= views.keys():
             cases.append((views, row.change))
-            trainings.add((row.world, row.before, row.teacher, row.values.get("log_distance")))
+            trainings.add(row.training or id(row))
     start = np.array(_parameters(combination))
 
     def standardise(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

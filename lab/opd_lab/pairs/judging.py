@@ -108,7 +108,7 @@ class Judgement:
 
 def fit_rows(outcomes: Sequence[Outcome]) -> list[FitRow]:
     """Outcomes as rows of a fit."""
-    return [FitRow(o.features, o.before, o.after, o.teacher, o.world) for o in outcomes]
+    return [FitRow(o.features, o.before, o.after, o.teacher, o.world, o.training) for o in outcomes]
 
 
 def leave_worlds_out(
