@@ -95,8 +95,7 @@ def test_the_reverse_is_a_no_go_that_names_the_base_model(file, tmp_path, capsys
     best = result.best
     assert best.verdict == "don't"
     texts = [r.text for r in best.reasons]
-    assert texts[0] == "Training is predicted to lower accuracy"
-    assert "The teacher is less accurate than the student" in texts
+    assert texts[0].startswith("The teacher is less accurate than the student")
     assert "The teacher is the student's base model again: training would undo gains" in texts
     assert CliRunner().invoke(app, ["check", str(path)]).exit_code == 1
 

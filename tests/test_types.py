@@ -9,7 +9,7 @@ from opd.types import SCORE_FIELDS, Prompt, Rollout, Scores, Want
 
 
 def test_score_fields_are_all_the_arrays_with_a_row_per_token():
-    assert {f.name for f in fields(Scores)} - set(SCORE_FIELDS) == {"positions", "hidden"}
+    assert {f.name for f in fields(Scores)} - set(SCORE_FIELDS) == {"positions", "hidden", "view"}
 
 
 def test_arrays_are_those_that_are_there():

@@ -277,6 +277,9 @@ def test_processes_agree_before_they_plan(make_lm, tmp_path):
             wishes.append(condition)
             return True  # the other one cannot
 
+        def smallest(self, value: int) -> int:
+            return value
+
     cfg = config.parse(demo_config(tmp_path))
     lm, wishes = make_lm(0), []
     pair = SimpleNamespace(student=lm, teacher=None)

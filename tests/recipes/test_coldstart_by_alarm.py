@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from opd import config
 from opd.alarms import RULES, replay
+from opd.alarms.conditions import Evidence
 from opd.commands.coldstart import run_coldstart
 from opd.config import Alarms
 from opd.errors import UserError
@@ -31,7 +32,7 @@ def loud(monkeypatch):
     """An alarm that any run raises after four steps (found after two, held for two)."""
     rule = next(r for r in RULES if r.name == "overlap-stagnating")
     seen = replace(
-        rule, condition=lambda seen, _: {} if len(seen.values("train/loss")) > 2 else None
+        rule, condition=lambda seen, _: Evidence() if len(seen.values("train/loss")) > 2 else None
     )
     monkeypatch.setattr("opd.alarms.monitor.RULES", (seen,))
     monkeypatch.setattr("opd.alarms.monitor.MIN_WINDOW", 2)

@@ -51,7 +51,9 @@ def test_each_hostile_text_in_every_field_stays_text(make_run, text):
 
 
 def parts_of(field: str, text: str) -> list[str]:
-    """What stands together on the page: of a long prompt, the beginning is folded."""
+    """What stands together on the page: a prompt's beginning is folded, a key quoted for a shell."""
+    if field == "key":
+        return text.split("'")
     shown = readable_prompt(text)
     return [shown.start, shown.question] if field in ("question", "prompt") else [text]
 

@@ -21,8 +21,9 @@ from opd.core.objective import Objective
 from opd.errors import UserError
 from opd.models.attention import use_grouped_attention
 from opd.models.cache_support import cache_support
-from opd.models.lm import LM, add_lora, check_head, load_lm, save_final
+from opd.models.lm import LM, add_lora, check_head, load_lm
 from opd.models.prefix_cache import supports_prefix_cache
+from opd.models.saving import save_final
 from opd.samplers.hf import Decoding, HFSampler
 from opd.testing import tiny_tokenizer
 from opd.training.step import update
@@ -218,7 +219,7 @@ def with_lora(name: str) -> tuple[LM, str]:
         (["q_proj", "k_proj", "v_proj", "o_proj"], "attention only"),
     ):
         try:
-            lm = add_lora(build(name), rank=2, alpha=4, dropout=0.0, target_modules=modules, seed=0)
+            lm = add_lora(build(name), rank=2, alpha=4, target_modules=modules, seed=0)
         except UserError:  # peft's, for state spaces
             continue
         return lm, answer
