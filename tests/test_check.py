@@ -166,11 +166,11 @@ def test_a_grader_that_never_matches_is_suspected_first(file, tmp_path, capsys):
 
 def test_advice_is_applied_to_a_copy_that_validates(file, tmp_path):
     out = tmp_path / "better.yaml"
-    path = write(file, rollout__max_new_tokens=6)  # every rollout is cut off
+    path = write(file, rollout__max_new_tokens=17)  # many rollouts are cut off
     result = run_check(path, (), apply=out)
     assert any("cut off" in a.text for a in result.best.advice)
-    assert config.load(out).rollout.max_new_tokens == 12
-    assert config.load(path).rollout.max_new_tokens == 6
+    assert config.load(out).rollout.max_new_tokens == 34
+    assert config.load(path).rollout.max_new_tokens == 17
     with pytest.raises(UserError, match="exists"):
         run_check(path, (), apply=out)
 
