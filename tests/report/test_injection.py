@@ -51,7 +51,7 @@ def test_each_hostile_text_in_every_field_stays_text(make_run, text):
 
 
 def parts_of(field: str, text: str) -> list[str]:
-    """What stands together on the page: a prompt's beginning is folded, a key quoted for a shell."""
+    """What stands together on the page: a prompt's beginning is folded, a key is quoted."""
     if field == "key":
         return text.split("'")
     shown = readable_prompt(text)
