@@ -54,8 +54,10 @@ LIMITS = (
     "What this does not show. Generated worlds have few trainings so far (see the table of them): "
     "a rank correlation of two trainings, or their verdicts, says little, and worlds below a "
     "correlation of .85 or a coverage of .84 are not covered by any promise. No real model is in "
-    "the fit or in the judgement. No fresh seeds have judged the shipped forecast yet unless a "
-    "section below says so. `opd lab outcomes` adds runs, `opd lab records` packs them."
+    "the fit or in the judgement. The tables judge models that were fitted anew without a world; "
+    "the shipped forecast (below) has the same form and other coefficients. No fresh seeds have "
+    "judged the shipped forecast yet unless a section below says so. `opd lab outcomes` adds runs, "
+    "`opd lab records` packs them."
 )
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from opd.gpu_check.harness import Device
-from opd.gpu_check.speed import word_tokenizer
 from opd.gpu_check.workload import make_model
+from opd.testing import tiny_tokenizer
 
 CASES: dict[str, dict[str, Any]] = {
     "bf16_mixed": {"student": {"precision": "bf16_mixed"}},
@@ -33,7 +33,7 @@ def resume(device: Device) -> None:
     for name, seed in (("student", 0), ("teacher", 1)):
         lm = make_model(small, "0.6B", torch.float32, seed=seed)
         lm.model.save_pretrained(folder / name)  # type: ignore[operator]
-        word_tokenizer(lm.vocab).save_pretrained(folder / name)  # type: ignore[attr-defined]
+        tiny_tokenizer(lm.vocab).save_pretrained(folder / name)
     rows = [" ".join(f"w{3 + (7 * i + j) % 8000}" for j in range(12)) for i in range(16)]
     lines = [json.dumps({"prompt": text}) + "\n" for text in rows]
     (folder / "prompts.jsonl").write_text("".join(lines))

@@ -22,6 +22,7 @@ from opd.models.lm import LM, enable_checkpointing
 from opd.models.master_weights import add_master_weights
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
+from opd.testing import tiny_tokenizer
 from opd.training.gradient import accumulate
 from opd.training.step import update
 
@@ -240,27 +241,10 @@ def trl_step(device: Device) -> None:
         teacher_model=teacher.model,
         args=config,
         train_dataset=Dataset.from_list([{"prompt": text} for text in prompts]),
-        processing_class=word_tokenizer(student.vocab),
+        processing_class=tiny_tokenizer(student.vocab),
         callbacks=[Marks()],
     )
     device.reset_memory()
     trainer.train()
     seconds = marks[-1] - marks[-2]
     device.measure(f"TRL step, {rows} x {length} tokens", seconds=seconds, gib=device.peak())
-
-
-def word_tokenizer(vocab: int) -> object:
-    """A tokenizer whose word wN is token N."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<s>", "</s>", "<unk>", *(f"w{i}" for i in range(3, vocab))]
-    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-        unk_token="<unk>",
-    )
