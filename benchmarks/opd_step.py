@@ -120,11 +120,11 @@ def main() -> None:
             p.numel() * p.element_size() for p in session.source.teacher.lm.model.parameters()
         )
         sampler = Timed(
-            old.lm, old.decoding, stop=frozenset(old.stop.tolist()), capture=old.capture,
+            old.lm, old.decoding, stop=old.stop, capture=old.capture,
             batch=old.batch, wanted=workload.lengths(args.requests, args.limit),
         )  # fmt: skip
         sampler.watch(Peaks(base + allocated / 2**20, trained / 2**20))
-        session.clock._tell = sampler.peaks
+        session.clock._listener = sampler.peaks
         object.__setattr__(session.source, "sampler", sampler)
         distill(session, completions)
         session.folder.close()
