@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -124,3 +125,33 @@ def test_work_goes_on_where_it_stopped(tmp_path):
     assert [r["index"] for r in work(runs, lambda r: {"index": r.index}, tmp_path)] == [2]
     assert json.loads((tmp_path / "fit-0002.json").read_text()) == {"index": 2}
     assert not list(tmp_path.glob("*.claim"))
+
+
+@pytest.mark.parametrize("task", ["sort", "reverse", "add"])
+def test_real_tasks_keep_held_out_problems_apart_and_answer_them_rightly(task):
+    from opd_lab.pairs.real import problems
+
+    splits = {split: problems(task, split, 60) for split in ("train", "sft", "heldout")}
+    held_out = {question for question, _ in splits["heldout"]}
+    assert held_out.isdisjoint(q for split in ("train", "sft") for q, _ in splits[split])
+    for question, answer in splits["train"]:
+        words = re.findall(r"\w+", question.partition(": ")[2] or question)
+        numbers = [int(word) for word in words if word.isdigit()]
+        expected = {
+            "sort": ", ".join(map(str, sorted(numbers))),
+            "reverse": " ".join(words[::-1]),
+            "add": str(sum(numbers)),
+        }
+        assert answer == expected[task]
+
+
+def test_a_real_run_whose_weights_are_not_named_is_left_out(monkeypatch):
+    from opd_lab.pairs.real import FOLDERS, RUNS
+
+    for name in FOLDERS.values():
+        monkeypatch.delenv(name, raising=False)
+    assert not any(run.available for run in RUNS)
+    monkeypatch.setenv("OPD_SMOLLM2", "somewhere")
+    assert {
+        weights for run in RUNS if run.available for weights, _ in (run.student, run.teacher)
+    } == {"smollm2"}

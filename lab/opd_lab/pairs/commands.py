@@ -20,9 +20,10 @@ from opd_lab.forecast_fit import fit_forecast
 from opd_lab.pairs.design import FITTED, plan
 from opd_lab.pairs.features import measure_features
 from opd_lab.pairs.judging import fit_rows, judge_outcomes, leave_worlds_out
-from opd_lab.pairs.outcomes import measure_outcome
+from opd_lab.pairs.outcomes import AnyRun, measure_outcome
 from opd_lab.pairs.page import Findings, ablate, check_document
 from opd_lab.pairs.queue import work
+from opd_lab.pairs.real import BLOCK, RUNS
 from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, pack, worlds_of
 
 PARTS = {"outcomes": measure_outcome, "features": measure_features}
@@ -36,10 +37,18 @@ def run_outcomes(block: str, first: int, count: int, cache: Path) -> None:
     _one_quiet_process()
     console = Console("plain")
     for index in range(first, first + count):
+        run = _run_of(block, index)
         for part, measure in PARTS.items():
             measure_here = partial(measure, cache=cache, scratch=cache / "scratch")
-            for record in work([plan(block, index)], measure_here, cache / part):
+            for record in work([] if run is None else [run], measure_here, cache / part):
                 console.print(_line(record))
+
+
+def _run_of(block: str, index: int) -> AnyRun | None:
+    """Run `index` of a block; None for a real pair whose weights are not named, or beyond them."""
+    if block != BLOCK:
+        return plan(block, index)
+    return RUNS[index] if index < len(RUNS) and RUNS[index].available else None
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 from opd.commands.check.measure import measure_pair
 from opd.core.stats import Estimate
 from opd.errors import UserError
-from opd_lab.pairs.design import PlannedRun
-from opd_lab.pairs.outcomes import configure
+from opd_lab.pairs.outcomes import AnyRun, configure_any
+from opd_lab.pairs.real import PROMPTS as REAL_PROMPTS
+from opd_lab.pairs.real import RealRun
 from opd_lab.runs import one_thread
 
 PROMPTS = 128
@@ -20,7 +21,7 @@ PILOT_STEPS, STRETCH_STEPS = 4, 4
 DIGITS = 4  # significant ones
 
 
-def measure_features(run: PlannedRun, cache: Path, scratch: Path) -> dict[str, Any]:
+def measure_features(run: AnyRun, cache: Path, scratch: Path) -> dict[str, Any]:
     """Measure a pair and a pilot of its run; return a record.
 
     Features are [value, low, high]; those of the pilot's earlier moments are values alone.
@@ -31,7 +32,7 @@ def measure_features(run: PlannedRun, cache: Path, scratch: Path) -> dict[str, A
         scratch: folder for what the pilot leaves, which is removed.
     """
     folder = scratch / f"features-{run.block}-{run.index}"
-    cfg, facts = configure(run, cache, folder / "run")
+    cfg, facts = configure_any(run, cache, folder / "run")
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     try:
@@ -39,7 +40,7 @@ def measure_features(run: PlannedRun, cache: Path, scratch: Path) -> dict[str, A
             measured = measure_pair(
                 cfg,
                 folder,
-                prompts=PROMPTS,
+                prompts=REAL_PROMPTS if isinstance(run, RealRun) else PROMPTS,
                 pilot_steps=PILOT_STEPS,
                 stretch_steps=STRETCH_STEPS,
             )

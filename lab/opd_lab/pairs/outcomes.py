@@ -17,8 +17,10 @@ from opd.run.env import git_state
 from opd.setup.session import build
 from opd_lab.pairs.design import PlannedRun
 from opd_lab.pairs.models import build_model, weights_digest
+from opd_lab.pairs.real import RealRun, configure_real
 from opd_lab.runs import RunResult, Task, one_thread, run_config
 
+AnyRun = PlannedRun | RealRun
 TEST = 256  # held-out prompts, twice each
 FIXED = ("eval.0.n=2",)
 
@@ -57,7 +59,14 @@ def configure(run: PlannedRun, cache: Path, out: Path) -> tuple[Run, dict[str, A
     return config.parse(data, [*FIXED, *run.changes]), facts
 
 
-def measure_outcome(run: PlannedRun, cache: Path, scratch: Path) -> dict[str, Any]:
+def configure_any(run: AnyRun, cache: Path, out: Path) -> tuple[Run, dict[str, Any]]:
+    """`configure` or `configure_real`, as the run asks."""
+    if isinstance(run, RealRun):
+        return configure_real(run, cache, out)
+    return configure(run, cache, out)
+
+
+def measure_outcome(run: AnyRun, cache: Path, scratch: Path) -> dict[str, Any]:
     """Train a pair; return its record.
 
     The record holds accuracy with 95 % intervals of the student `before`, of the `teacher`, and
@@ -70,7 +79,7 @@ def measure_outcome(run: PlannedRun, cache: Path, scratch: Path) -> dict[str, An
         scratch: folder for the run folder, which is removed.
     """
     out = scratch / f"run-{run.block}-{run.index}"
-    cfg, facts = configure(run, cache, out)
+    cfg, facts = configure_any(run, cache, out)
     began = time.monotonic()
     try:
         with one_thread():

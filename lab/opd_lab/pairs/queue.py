@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from opd_lab.pairs.design import PlannedRun
+from opd_lab.pairs.outcomes import AnyRun
 
-Measure = Callable[[PlannedRun], dict[str, Any]]
+Measure = Callable[[AnyRun], dict[str, Any]]
 STALE = ".claim"
 
 
-def work(runs: Iterable[PlannedRun], measure: Measure, folder: Path) -> Iterator[dict[str, Any]]:
+def work(runs: Iterable[AnyRun], measure: Measure, folder: Path) -> Iterator[dict[str, Any]]:
     """Measure every run that has no record and that no other process has claimed.
 
     A claim names the process that made it; that of a process which is gone does not count.
