@@ -40,12 +40,13 @@ FOLDERS = {
 }
 TRAIN, TEST, EVALUATIONS = 400, 128, 4
 PROMPTS = 64  # of the probe
-WORDS = tuple(
-    """
-    apple river stone cloud music paper glass light water green table chair house bread horse train
-    plant sugar ocean tiger
-    """.split()
-)  # noqa: SIM905
+# fmt: off
+WORDS = (
+    "apple", "river", "stone", "cloud", "music", "paper", "glass",
+    "light", "water", "green", "table", "chair", "house", "bread",
+    "horse", "train", "plant", "sugar", "ocean", "tiger",
+)
+# fmt: on
 SPLITS = {"train": 0, "sft": 1, "heldout": 2}
 Example = tuple[str, str]  # question, answer
 
