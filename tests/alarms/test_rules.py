@@ -42,6 +42,8 @@ def good(t: float) -> dict[str, float]:
         "rollout/truncated": 0.02,
         "rollout/repetition": 0.01,
         "rollout/reward": 0.2 + 0.6 * (1 - left),
+        "rollout/hint_quoted": 0.01,
+        "rollout/distinct": 0.9 - 0.2 * t,
         "train/loss": 0.5 * left,
     }
 
@@ -91,6 +93,8 @@ BAD = {
     "repetition": lambda t: {"rollout/repetition": 0.5 * t},
     "truncation": lambda t: {"rollout/truncated": 0.6 * t},
     "nothing-to-learn": lambda t: {"diag/reverse_kl": 0.01, "rollout/reward": 0.3},
+    "hint-leaking": lambda t: {"rollout/hint_quoted": 0.3 * t},
+    "responses-alike": lambda t: {"rollout/distinct": 0.9 - 0.7 * t},
     "drift": lambda t: {"drift/logp_gap": 0.1 * t},
     "reverse-distillation": lambda t: {"rollout/reward": 0.9 - 0.6 * t},
     "accuracy-falling": lambda t: {"rollout/reward": 0.9 - 0.6 * t, "diag/reverse_kl": 0.5 + t},

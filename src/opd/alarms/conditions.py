@@ -40,6 +40,7 @@ LOSS_TEACHER_MASS = "diag/loss_teacher_mass"
 MASS_GAINED = 0.25  # of the mass outside the support: then the student is on its way by itself
 LENGTH, TRUNCATED = "rollout/length", "rollout/truncated"
 REPETITION, REWARD = "rollout/repetition", "rollout/reward"
+HINT_QUOTED, DISTINCT = "rollout/hint_quoted", "rollout/distinct"
 HORIZON_CUT = "horizon/cut"  # fraction of rollouts cut by a horizon below rollout.max_new_tokens
 
 
@@ -199,6 +200,20 @@ def repetition_rises(history: History, min_rise: float) -> Evidence | None:
     change = history.change(REPETITION)
     rises = change is not None and change.rises(min_rise)
     return _evidence(repetition=change) if change is not None and rises else None
+
+
+def hint_leaks(history: History, min_rise: float) -> Evidence | None:
+    """More rollouts quote what only the teacher sees."""
+    change = history.change(HINT_QUOTED)
+    rises = change is not None and change.rises(min_rise)
+    return _evidence(hint_quoted=change) if change is not None and rises else None
+
+
+def responses_become_alike(history: History, min_fraction: float) -> Evidence | None:
+    """Distinct 4-grams among the responses to a prompt have become few."""
+    change = history.change(DISTINCT)
+    falls = change is not None and change.falls((1 - min_fraction) * change.start)
+    return _evidence(distinct=change) if change is not None and falls else None
 
 
 def truncation_rises(history: History, min_rise: float) -> Evidence | None:

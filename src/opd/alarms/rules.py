@@ -192,6 +192,27 @@ RULES = (
         condition=conditions.sampler_drifts,
     ),
     Rule(
+        name="hint-leaking",
+        message="The student begins to quote what only the teacher sees.",
+        remedy="Say in teacher.prompt that the answer must not mention the hint, take a shorter "
+        "hint, or stop here.",
+        threshold=0.05,
+        threshold_meaning="rise of the fraction of rollouts with words that only the teacher's "
+        "prompt has",
+        condition=conditions.hint_leaks,
+    ),
+    Rule(
+        name="responses-alike",
+        message="Responses to one prompt become alike: a teacher that knows the answer takes the "
+        "shortest way to it.",
+        remedy="Stop here, lower optim.lr, set loss.terms.entropy_forward_kl, or give a hint that "
+        "says less.",
+        threshold=0.5,
+        threshold_meaning="fraction of its start that the share of distinct 4-grams among the "
+        "responses to a prompt has fallen below",
+        condition=conditions.responses_become_alike,
+    ),
+    Rule(
         name="reverse-distillation",
         message="The student comes closer to the teacher and gets worse.",
         remedy="This teacher is worse for this student than no teacher: take one whose "

@@ -16,6 +16,7 @@ from opd.samplers.replay import read_rollouts
 from opd.setup.models import Models, open_models
 from opd.setup.prompts import load_training_prompts
 from opd.setup.remote_teacher import diagnostics_topk
+from opd.setup.self_teacher import require_ordinary_teacher
 from opd.teachers.cache import CachedTeacher, Store, offline_name
 
 BATCH = 64  # rollouts scored between two lines of progress
@@ -37,6 +38,7 @@ def score_ahead(cfg: Run, path: Path) -> tuple[int, int]:
             "--score puts scores into teacher.cache.dir, which run.yaml does not set. Write "
             "teacher: {..., cache: {dir: FOLDER, offline: true}}."
         )
+    require_ordinary_teacher(cfg, "Scoring ahead of time")
     require_folders_apart(config.dump(cfg))
     rollouts = read_rollouts(path)
     online = cfg.model_copy(update={"teacher": spec.model_copy(update={"cache": None})})

@@ -17,6 +17,7 @@ from opd.setup.models import open_models
 from opd.setup.precision import prepare_weights
 from opd.setup.preflight import read_inputs
 from opd.setup.prompts import load_training_prompts
+from opd.setup.self_teacher import require_ordinary_teacher
 from opd.setup.session import make_learner
 from opd.training.optimizer import make_optimizer
 
@@ -37,6 +38,7 @@ def load_subject(cfg: Run, local: str | None = None) -> Subject:
             "The teacher is a server. Give the same model as a folder, so that its scores can "
             "be compared: opd verify run.yaml --local FOLDER"
         )
+    require_ordinary_teacher(cfg, "opd verify")
     read_inputs(cfg, Console("quiet"), trains=False)
     models = open_models(cfg, Console("quiet"), local=local)
     cfg, pair = models.cfg, models.pair

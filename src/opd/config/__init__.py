@@ -3,7 +3,15 @@
 from opd.config.files import dump, load, load_each, overridden, parse, parse_stored, read, validate
 from opd.config.guards import AlarmAction, AlarmName, AlarmRule, Alarms, Grow, Horizon, Prune
 from opd.config.mistakes import WELL_KNOWN
-from opd.config.models import Cache, LocalTeacher, Lora, ServerTeacher, Student, Teacher
+from opd.config.models import (
+    Cache,
+    LocalTeacher,
+    Lora,
+    SelfTeacher,
+    ServerTeacher,
+    Student,
+    Teacher,
+)
 from opd.config.paths import input_paths, output_paths
 from opd.config.recipes import AnswerRule, Coldstart, Select
 from opd.config.reference import known_keys, reference, settable_keys
@@ -49,6 +57,7 @@ __all__ = [
     "Run",
     "Section",
     "Select",
+    "SelfTeacher",
     "ServerTeacher",
     "Student",
     "Teacher",

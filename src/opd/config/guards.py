@@ -23,6 +23,8 @@ AlarmName = Literal[
     "truncation",
     "nothing-to-learn",
     "drift",
+    "hint-leaking",
+    "responses-alike",
     "reverse-distillation",
     "accuracy-falling",
     "forgetting",

@@ -50,7 +50,7 @@ WELL_KNOWN = {
 def explain(error: Any) -> str:
     """One pydantic error as: key - what is wrong - value seen - fix."""
     loc = [str(part) for part in error["loc"]]
-    if loc[:1] == ["teacher"] and loc[1:2] in (["local"], ["server"]):
+    if loc[:1] == ["teacher"] and loc[1:2] in (["local"], ["server"], ["self"]):
         del loc[1]  # which kind it was taken for
     key = ".".join(loc)
     if error["type"] == "extra_forbidden":

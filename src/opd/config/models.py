@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from opd.config.section import Section
 from opd.types import Dtype, Precision
@@ -61,6 +61,9 @@ class LocalTeacher(Section):
     """null: where the student is."""
     cache: Cache | None = None
     """Scores made ahead of time by `opd serve-teacher --score`; the model is then not loaded."""
+    prompt: str | None = None
+    """User message that the teacher sees instead of the student's: {prompt} is that message,
+    {answer} the row's answer, any other name a column of the row. null: it sees the same."""
 
     @model_validator(mode="after")
     def _coherent(self) -> LocalTeacher:
@@ -84,6 +87,7 @@ class ServerTeacher(Section):
     patience: float = Field(600.0, ge=0)
     """Seconds to wait for a teacher that has gone away, before the run saves and stops."""
     cache: Cache | None = None
+    prompt: str | None = None
 
     @model_validator(mode="after")
     def _coherent(self) -> ServerTeacher:
@@ -96,14 +100,52 @@ class ServerTeacher(Section):
         return self
 
 
+class SelfTeacher(Section):
+    """The student itself, usually with a prompt that says more than the student's own."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    source: Literal["student"] = Field(alias="from")
+    """student: the teacher is the student itself, told more (teacher.prompt)."""
+    weights: Literal["frozen", "live", "ema"] = "frozen"
+    """frozen: those the run began with (with LoRA the adapters switched off, no second copy); live:
+    those of the moment; ema: a moving average of them, kept in every checkpoint."""
+    decay: float = Field(0.99, gt=0, lt=1)
+    """Of the average (weights: ema), per step."""
+    prompt: str | None = None
+
+    @property
+    def cache(self) -> None:
+        """Never: asking costs no more than looking up."""
+        return None
+
+    @property
+    def model(self) -> str:
+        """For messages and pages."""
+        return f"the student itself ({self.weights})"
+
+    @model_validator(mode="after")
+    def _coherent(self) -> SelfTeacher:
+        if self.weights == "live" and self.prompt is None:
+            raise ValueError(
+                "teacher.weights=live without teacher.prompt is the student itself: the loss is 0. "
+                "Set teacher.prompt, such as '{prompt}\n\nReference: {answer}'"
+            )
+        return self
+
+
 def _teacher_kind(value: Any) -> str:
-    """A teacher with a url is a server."""
+    """A teacher with a url is a server, one with `from` the student."""
     if isinstance(value, dict):
-        return "server" if "url" in value else "local"
+        return "self" if "from" in value else "server" if "url" in value else "local"
+    if isinstance(value, SelfTeacher):
+        return "self"
     return "server" if isinstance(value, ServerTeacher) else "local"
 
 
 Teacher = Annotated[
-    Annotated[LocalTeacher, Tag("local")] | Annotated[ServerTeacher, Tag("server")],
+    Annotated[LocalTeacher, Tag("local")]
+    | Annotated[ServerTeacher, Tag("server")]
+    | Annotated[SelfTeacher, Tag("self")],
     Discriminator(_teacher_kind),
 ]

@@ -14,7 +14,8 @@ from opd.config.schema import Run
 def known_keys(section: type[BaseModel] = Run, prefix: str = "") -> dict[str, FieldInfo]:
     """Every dotted key of the configuration with its field, groups of keys included."""
     keys: dict[str, FieldInfo] = {}
-    for name, field in section.model_fields.items():
+    for attribute, field in section.model_fields.items():
+        name = field.alias or attribute
         keys[prefix + name] = field
         for inner in _sections_in(field.annotation):
             inner_keys = known_keys(inner, f"{prefix}{name}.")

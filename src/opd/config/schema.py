@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from opd.config.guards import COLD_START_ALARMS, Alarms, Horizon
-from opd.config.models import Student, Teacher
+from opd.config.models import SelfTeacher, Student, Teacher
 from opd.config.recipes import Check, Coldstart, Select
 from opd.config.section import Section
 from opd.types import Divergence, Estimator, GraderKind, Mode, Stop, Support
@@ -289,6 +289,7 @@ class Run(Section):
             )
         if self.horizon is not None:
             self._horizon(self.horizon)
+        self._own_prompt_or_weights()
         labels = [e.label for e in self.eval]
         if any(label.startswith(("teacher-", "coldstart-")) for label in labels):
             raise ValueError(
@@ -300,6 +301,38 @@ class Run(Section):
         if len(set(labels)) < len(labels):
             raise ValueError(f"eval sets share a name: {labels}; give each its own eval.N.name")
         return self
+
+    def _own_prompt_or_weights(self) -> None:
+        """Refuse what makes no sense for a teacher that is told more, or is the student itself."""
+        teacher = self.teacher
+        if teacher is None:
+            return
+        own = isinstance(teacher, SelfTeacher)
+        if own and teacher.prompt is None and self.loss.terms.outcome_weight == 0:
+            raise ValueError(
+                "teacher.from=student without teacher.prompt knows nothing that the student does "
+                "not. Set teacher.prompt, such as '{prompt}\n\nReference: {answer}', or train on "
+                "the outcome too (loss.terms.outcome_weight)"
+            )
+        if own and self.student.shard == "fsdp2":
+            raise ValueError(
+                "teacher.from=student scores with the student's own weights, and student.shard="
+                "fsdp2 gives each process a part of them. Set student.shard=none, or name the "
+                "model as teacher.model"
+            )
+        if not own and teacher.prompt is None:
+            return
+        key = "teacher.from=student" if own else "teacher.prompt"
+        if self.coldstart is not None:
+            raise ValueError(
+                f"coldstart imitates completions of the teacher's, which with {key} would answer "
+                "another prompt than the student's. Set coldstart=null"
+            )
+        if self.recipe is not None:
+            raise ValueError(
+                f"recipe=auto measures both models on one prompt and may begin with a cold start; "
+                f"with {key} neither makes sense. Set recipe=null"
+            )
 
     def _can_start_cold(self) -> None:
         if self.teacher is None:

@@ -82,6 +82,7 @@ class Batch:
     weights: Sequence[np.ndarray] | None = None  # (T,) per rollout; None is 1 everywhere
     sft_examples: Sequence[Rollout] = ()  # to imitate beside the distillation
     pruned: Sequence[np.ndarray] | None = None  # (T,) what the horizon left; part of `weights`
+    quoted: np.ndarray | None = None  # (number of rollouts,) whether it quotes the teacher's hint
 
     def __post_init__(self) -> None:
         for name, scores in (("teacher", self.scores), ("reference", self.reference)):

@@ -258,6 +258,19 @@ def repetition(ids: Sequence[int] | np.ndarray, *, n: int = 4) -> float:
     return 1.0 - len(np.unique(grams, axis=0)) / len(grams)
 
 
+def distinct_ngrams(completions: Sequence[np.ndarray], *, n: int = 4) -> float | None:
+    """Distinct token n-grams of several completions together, as a fraction of all of them.
+
+    1: no two alike; 1 / number of completions: all equal, and none repeats itself. None where no
+    completion has n tokens.
+    """
+    long_enough = [np.asarray(c) for c in completions if len(c) >= n]
+    if not long_enough:
+        return None
+    grams = np.concatenate([np.lib.stride_tricks.sliding_window_view(c, n) for c in long_enough])
+    return len(np.unique(grams, axis=0)) / len(grams)
+
+
 def concatenate(parts: Sequence[dict[str, Measure]]) -> dict[str, Measure]:
     """Measures of consecutive positions, all with the same names, as one of each."""
     return {

@@ -113,7 +113,7 @@ def load_prompts(
     rows = read_rows(path)
     column = prompt_column(path, rows)
     warn_of_misspelt_answers(path, rows)
-    rendered = _choose_rendering(tokenizer, chat)
+    rendered = choose_rendering(tokenizer, chat)
     special = _special_token_pattern(tokenizer)
     conversations = ((row, conversation(row, column)) for row in rows)
     tokenized = _tokenize(conversations, tokenizer, template, rendered, chat or {})
@@ -154,15 +154,23 @@ def _tokenize(
     remaining = iter(conversations)
     while chunk := list(islice(remaining, CHUNK)):
         texts = [
-            _render(tokenizer, _apply_template(turns, template), rendered, chat, row.location)
+            render(tokenizer, apply_template(turns, template), rendered, chat, row.location)
             for row, turns in chunk
         ]
-        # A chat template writes its special tokens itself; plain text gets the tokenizer's own.
-        encoded = tokenizer(texts, add_special_tokens=rendered == "plain", verbose=False)
-        for (row, turns), text, ids in zip(chunk, texts, encoded["input_ids"], strict=True):
+        encoded = encode_texts(tokenizer, texts, rendered)
+        for (row, turns), text, ids in zip(chunk, texts, encoded, strict=True):
             if not ids:
                 raise UserError(f"{row.location}: the prompt has no tokens.")
             yield row, turns, text, ids
+
+
+def encode_texts(tokenizer: Any, texts: list[str], rendered: Rendered) -> list[list[int]]:
+    """Token ids of rendered prompts.
+
+    A chat template writes its special tokens itself; plain text gets the tokenizer's own.
+    """
+    encoded = tokenizer(texts, add_special_tokens=rendered == "plain", verbose=False)
+    return list(encoded["input_ids"])
 
 
 def warn_of_misspelt_answers(path: str, rows: list[Row]) -> None:
@@ -255,14 +263,20 @@ def answer_of(row: Row) -> str | None:
     return None if value is None else final_answer(str(value)) or None
 
 
-def _apply_template(turns: list[Message], template: str | None) -> list[Message]:
+def apply_template(turns: list[Message], template: str | None) -> list[Message]:
+    """The turns, the last one put into a template; None leaves them as they are."""
     if template is None:
         return turns
     text = template.replace("{problem}", turns[-1]["content"])
     return [*turns[:-1], {"role": turns[-1]["role"], "content": text}]
 
 
-def _choose_rendering(tokenizer: Any, chat: dict[str, Any] | None) -> Rendered:
+def choose_rendering(tokenizer: Any, chat: dict[str, Any] | None) -> Rendered:
+    """Whether prompts go through the chat template.
+
+    Raises:
+        UserError: keywords that cannot be set or are none of the template's, or no template.
+    """
     if chat is None:
         return "plain"
     reserved = sorted(set(chat) & RESERVED)
@@ -310,9 +324,14 @@ def _require_known_words(chat_template: Any, chat: dict[str, Any]) -> None:
         )
 
 
-def _render(
+def render(
     tokenizer: Any, turns: list[Message], rendered: Rendered, chat: dict[str, Any], location: str
 ) -> str:
+    """The text of a conversation whose next turn is the model's.
+
+    Raises:
+        UserError: with the row's location: the template refuses it, or it is no text.
+    """
     content_length = sum(len(turn["content"]) for turn in turns)
     if rendered == "plain":
         if any(turn["role"] not in ("system", "user") for turn in turns):

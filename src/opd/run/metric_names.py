@@ -59,6 +59,8 @@ LOOP = (  # logged by the training loop, the sampler and the evaluation
     "rollout/repetition",
     "rollout/entropy",
     "rollout/reward",
+    "rollout/hint_quoted",
+    "rollout/distinct",
     "eval/<set>/accuracy",
     "eval/<set>/accuracy_low",
     "eval/<set>/accuracy_high",

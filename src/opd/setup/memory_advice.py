@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from opd import config
-from opd.config import Run, ServerTeacher
+from opd.config import LocalTeacher, Run
 from opd.errors import UserError
 from opd.run.disk import human_size
 from opd.setup.memory_models import HOST
@@ -119,6 +119,6 @@ def _settings(cfg: Run) -> Iterator[Overrides]:
 
 
 def _served(cfg: Run) -> list[Overrides]:
-    if cfg.teacher is None or isinstance(cfg.teacher, ServerTeacher):
+    if not isinstance(cfg.teacher, LocalTeacher):
         return []
     return [(SERVED.format(model=cfg.teacher.model),)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from opd.config import LocalTeacher, Lora, Run
+from opd.config import LocalTeacher, Lora, Run, SelfTeacher
 from opd.models.configs import read_config
 from opd.models.lm import default_device
 from opd.models.model_size import FLOAT, ModelSize, model_size
@@ -131,6 +131,12 @@ def plan_models(
         place = device if cfg.teacher.device is None else device_name(cfg.teacher.device)
         config = read(cfg.teacher.model, "teacher.model")
         teacher = FrozenModel(_size(config, _dtype(config, cfg.teacher.dtype), None, place), place)
+    elif (
+        isinstance(cfg.teacher, SelfTeacher)
+        and section.lora is None
+        and cfg.teacher.weights != "live"
+    ):  # a copy of the student, frozen or averaged
+        teacher = FrozenModel(_size(config, DTYPES[precision], None, device), device)
     if (name := cfg.loss.terms.reference) is not None:
         config = read(name, "loss.terms.reference")
         reference = FrozenModel(_size(config, _dtype(config, "auto"), None, device), device)

@@ -7,7 +7,7 @@ settled before anything is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,15 +16,20 @@ from opd.config import LocalTeacher as LocalTeacherSection
 from opd.config import Run
 from opd.core.objective import Objective
 from opd.data.prompts import PromptSet
+from opd.data.teacher_prompts import TeacherPrompts
 from opd.models.lm import LM
+from opd.models.self_weights import SelfWeights
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.samplers.hf import Decoding, HFSampler
 from opd.setup.memory_plan import auto_tokens
 from opd.setup.objective import make_objective, resolve_support
 from opd.setup.pair import Pair, load_pair
+from opd.setup.prompts import load_teacher_prompts
 from opd.setup.remote_teacher import ServedTeacher, TeacherSource, find_remote_teacher
+from opd.setup.self_teacher import make_self_weights
 from opd.teachers.local import LocalTeacher
+from opd.teachers.prompted import PromptedTeacher, StudentAsTeacher
 from opd.types import Kind, Sampler, Teacher
 
 
@@ -37,12 +42,29 @@ class Models:
         objective: of its loss section.
         pair: student and, if it is in this process, teacher.
         remote: the teacher if it is not in this process.
+        teacher_prompts: what the teacher sees, where that is not the student's prompt.
+        own: the weights of a teacher that is the student itself.
     """
 
     cfg: Run
     objective: Objective
     pair: Pair
     remote: TeacherSource | None
+    teacher_prompts: TeacherPrompts | None = None
+    own: SelfWeights | None = None
+
+    def for_prompts(self, prompts: PromptSet) -> Models:
+        """The same for a run on these prompts: its teacher may have prompts of its own.
+
+        Raises:
+            UserError: a prompt of the teacher's that cannot be made, or is too long.
+        """
+        seen = load_teacher_prompts(self.cfg, self.pair, prompts)
+        return self if seen is None else replace(self, teacher_prompts=seen)
+
+    def with_own_weights(self) -> Models:
+        """The same with the weights of a teacher that is the student, as it is now."""
+        return replace(self, own=make_self_weights(self.cfg, self.pair))
 
     def handshake(self, prompts: PromptSet) -> None:
         """Probe a remote teacher for this run; nothing to do for one in this process.
@@ -52,6 +74,8 @@ class Models:
         """
         if self.remote is not None:
             pair = self.pair
+            if self.teacher_prompts is not None:
+                prompts = self.teacher_prompts.of_set(prompts)
             self.remote.handshake(
                 self.cfg, self.objective, pair.student.vocab, pair.tokenizer, prompts
             )
@@ -64,10 +88,30 @@ class Models:
             console: shows when a server goes away and comes back.
             clock: takes numbers of a server's requests.
         """
-        if self.remote is None:
+        teacher: Teacher | None
+        if self.remote is not None:
+            vocab = self.pair.student.vocab
+            teacher = self.remote.teacher(self.cfg, vocab, folder, console, clock)
+        else:
+            teacher = self._teacher_here()
+        if teacher is None or self.teacher_prompts is None:
+            return teacher
+        return PromptedTeacher(teacher, self.teacher_prompts)
+
+    def _teacher_here(self) -> LocalTeacher | None:
+        own = self.own or make_self_weights(self.cfg, self.pair)
+        if own is None:
             return local_teacher(self.cfg, self.pair)
-        vocab = self.pair.student.vocab
-        return self.remote.teacher(self.cfg, vocab, folder, console, clock)
+        size, temperature = token_budget(self.cfg), self.cfg.loss.teacher_temperature
+        return StudentAsTeacher(own, tokens_per_batch=size, temperature=temperature)
+
+    @property
+    def teacher_logits(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """The teacher's head as a function of hidden states; None for one not in this process."""
+        own = self.own
+        if own is not None:
+            return lambda hidden: own.head.logits(hidden)
+        return None if self.pair.teacher is None else teacher_logits(self.pair.teacher)
 
     def teacher_sampler(self, decoding: Decoding) -> Sampler | None:
         """A sampler of the teacher's own completions; None without a teacher that can generate."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opd.config import LocalTeacher, Run, ServerTeacher
+from opd.config import LocalTeacher, Run
 from opd.models import tokenizers
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
 from opd.setup.chat_template import choose_template
@@ -44,7 +44,7 @@ def load_pair(
             without a choice in rollout.stop.
     """
     student_tok = tokenizers.load_tokenizer(cfg.student.model, key="student.model")
-    spec = None if remote or isinstance(cfg.teacher, ServerTeacher) else cfg.teacher
+    spec = cfg.teacher if remote is None and isinstance(cfg.teacher, LocalTeacher) else None
     teacher_tok = None
     if spec is not None:
         teacher_tok = tokenizers.load_tokenizer(spec.model, key="teacher.model")

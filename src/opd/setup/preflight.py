@@ -18,6 +18,7 @@ from opd import config
 from opd.config import LocalTeacher, Run
 from opd.data.prompts import PromptSet
 from opd.data.readers import read_rows
+from opd.data.teacher_prompts import TeacherPrompts
 from opd.errors import MissingDependency, UserError
 from opd.models import tokenizers
 from opd.models.lm import resolve_device
@@ -36,6 +37,7 @@ from opd.setup.objective import make_objective
 from opd.setup.prompts import (
     load_eval_task,
     load_sft_examples,
+    load_teacher_prompts,
     load_training_prompts,
     training_grader,
 )
@@ -104,6 +106,7 @@ class Inputs:
         overlaps: held-out sets that share questions with the training prompts.
         notes: to be said, nothing to be refused.
         models: identity of student and teacher.
+        teacher_prompts: what the teacher sees, where that is not the student's prompt.
     """
 
     prompts: PromptSet | None = None
@@ -111,13 +114,16 @@ class Inputs:
     overlaps: list[Overlap] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
+    teacher_prompts: TeacherPrompts | None = None
 
     def record(self) -> dict[str, Any]:
         """Plain values for `inputs.json`."""
         assert self.prompts is not None
+        seen = self.teacher_prompts
         return {
             "hashes": {
                 "prompts": self.prompts.digest,
+                **({} if seen is None else {"teacher.prompt": seen.digest}),
                 **{f"eval {task.label}": task.prompts.digest for task in self.evals},
                 **self.models,
             },
@@ -378,6 +384,7 @@ def _read_prompts(
             inputs.evals.append(task)
     if inputs.prompts is not None:
         problems.attempt(training_grader, cfg, inputs.prompts)
+        inputs.teacher_prompts = problems.attempt(load_teacher_prompts, cfg, pair, inputs.prompts)
     if cfg.loss.terms.sft_path is not None:
         problems.attempt(load_sft_examples, cfg, pair)
     if cfg.coldstart is not None and cfg.coldstart.path is not None:

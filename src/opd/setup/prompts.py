@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from opd.config import EvalSet, Run
+from opd.config import EvalSet, Run, SelfTeacher
 from opd.data.graders import Grader, grader_for
 from opd.data.prompts import PromptSet, load_prompts
 from opd.data.sft_examples import read_sft_examples
+from opd.data.teacher_prompts import Rendering, TeacherPrompts, make_teacher_prompts
 from opd.errors import UserError
 from opd.models.lm import rope_parameters
 from opd.run.console import Console
@@ -66,6 +67,26 @@ def load_training_prompts(cfg: Run, pair: Tokenized, console: Console) -> Prompt
             f"out (prompts.max_tokens={cfg.prompts.max_tokens})."
         )
     return prompts
+
+
+def load_teacher_prompts(cfg: Run, pair: Tokenized, prompts: PromptSet) -> TeacherPrompts | None:
+    """What the teacher sees instead of the student's prompts; None where it sees the same.
+
+    Raises:
+        UserError: a row without what teacher.prompt needs, or a prompt beyond the context.
+    """
+    spec = cfg.teacher
+    if spec is None or spec.prompt is None:
+        return None
+    model = pair.student if isinstance(spec, SelfTeacher) else pair.teacher
+    context = None if model is None else model.context_length
+    return make_teacher_prompts(
+        cfg.prompts.path,
+        prompts.prompts,
+        Rendering(pair.tokenizer, cfg.prompts.template, cfg.prompts.chat),
+        spec.prompt,
+        longest=None if context is None else context - cfg.rollout.max_new_tokens,
+    )
 
 
 def load_eval_task(cfg: Run, spec: EvalSet, index: int, pair: Tokenized) -> EvalTask:

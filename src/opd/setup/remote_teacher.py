@@ -212,7 +212,7 @@ def find_remote_teacher(cfg: Run) -> TeacherSource | None:
         return None
     if spec.cache is not None and spec.cache.offline:
         return CachedScores(spec)
-    if isinstance(spec, LocalTeacher):
+    if not isinstance(spec, ServerTeacher):
         return None
     return ServedTeacher(spec, connect(spec, temperature=cfg.loss.teacher_temperature))
 

@@ -36,7 +36,7 @@ from opd.samplers.vllm import VllmSampler
 from opd.setup.coldstart_source import completion_source
 from opd.setup.disk_estimate import bytes_needed
 from opd.setup.memory_advice import warn_of_shortage
-from opd.setup.models import Models, open_models, teacher_logits, token_budget
+from opd.setup.models import Models, open_models, token_budget
 from opd.setup.pair import Pair
 from opd.setup.precision import prepare_weights
 from opd.setup.preflight import read_inputs, require_run_folder, require_same_inputs
@@ -56,6 +56,7 @@ from opd.training.distributed import (
 )
 from opd.training.evaluate import EvalTask
 from opd.training.experience import ExperienceSource, StepSize
+from opd.training.hint_quotes import HintQuotes
 from opd.training.horizon import Horizon, Pruning
 from opd.training.interventions import Adjustable, Interventions
 from opd.training.learner import Learner
@@ -92,9 +93,11 @@ def build(
     require_cache(pair.student)  # before requests that a teacher may charge for
     if evals and pair.teacher is not None:
         require_cache(pair.teacher)
+    models = models.for_prompts(prompts)
     models.handshake(prompts)
     completions = completion_source(models, prompts, processes=ranks.size)
     prepare_weights(cfg, pair.student, ranks)
+    models = models.with_own_weights()
     optimizer = make_optimizer(pair.student, cfg.optim)
     out = Path(cfg.output.dir)
     source = experience_source(models, prompts, student_sampler(cfg, pair, out))
@@ -175,7 +178,16 @@ def experience_source(models: Models, prompts: PromptSet, sampler: Sampler) -> E
         decode=make_decoder(pair.tokenizer),
         size=step_size(cfg),
         pruning=make_pruning(cfg),
+        quotes=make_quotes(models),
     )
+
+
+def make_quotes(models: Models) -> HintQuotes | None:
+    """A finder of quotations from the teacher's own prompts; None where it sees the student's."""
+    spec, seen = models.cfg.teacher, models.teacher_prompts
+    if seen is None or spec is None or spec.prompt is None:
+        return None
+    return HintQuotes.of(seen, spec.prompt)
 
 
 def make_pruning(cfg: Run) -> Pruning | None:
@@ -250,7 +262,7 @@ def make_learner(
         objective=models.objective,
         optim=cfg.optim,
         tokens_per_microbatch=ranks.smallest(token_budget(cfg)),
-        teacher_logits=None if pair.teacher is None else teacher_logits(pair.teacher),
+        teacher_logits=models.teacher_logits,
         teacher_temperature=cfg.loss.teacher_temperature,
         diagnostics_k=min(OVERLAP_K, pair.student.vocab),
         position_edges=position_edges(cfg.rollout.max_new_tokens),
@@ -258,6 +270,7 @@ def make_learner(
         sft_weight=cfg.loss.terms.sft_weight,
         ranks=ranks,
         deterministic=cfg.train.deterministic,
+        own_teacher=models.own,
     )
 
 

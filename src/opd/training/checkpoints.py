@@ -53,6 +53,8 @@ def write_checkpoint(
         "student": {name: p.detach() for name, p in weights.items()},
         "optimizer": flatten_optimizer(learner.optimizer, {p: n for n, p in weights.items()}),
     }
+    if learner.own_teacher is not None and learner.own_teacher.average:
+        tensors["teacher"] = learner.own_teacher.average
     if learner.student.sharded is not None:
         tensors = {
             group: gather_tensors(named, keep=run.writes) for group, named in tensors.items()
@@ -132,6 +134,8 @@ def restore_phase(
     load_weights(learner.student, tensors["student"])
     restore_optimizer(learner.optimizer, {p: n for n, p in weights.items()}, tensors["optimizer"])
     restore_group_settings(learner.optimizer, state["groups"])
+    if learner.own_teacher is not None and "teacher" in tensors:
+        learner.own_teacher.restore(tensors["teacher"])
     if cut:
         run.truncate_logs(state["logs"], state.get("log_digests"))
     return newest.step, state

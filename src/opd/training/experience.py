@@ -25,6 +25,7 @@ from opd.rng import Stream, generator, key
 from opd.run.folder import RunFolder
 from opd.run.rollouts import kept_indices
 from opd.teachers.remote import TeacherDown
+from opd.training.hint_quotes import HintQuotes, hint_metrics
 from opd.training.horizon import Pruning, prune_weights
 from opd.types import Mean, Metrics, Rollout, Sampler, Scores, Teacher
 
@@ -66,6 +67,7 @@ class ExperienceSource:
         decode: token ids to text.
         size: of a step.
         pruning: weights by overlap (horizon.prune); None without.
+        quotes: finds what only the teacher sees in completions; None where it sees the same.
     """
 
     prompts: PromptSet
@@ -79,6 +81,7 @@ class ExperienceSource:
     decode: Callable[[Sequence[int]], str]
     size: StepSize
     pruning: Pruning | None = None
+    quotes: HintQuotes | None = None
 
 
 def sample(
@@ -141,7 +144,15 @@ def make_batch(
         weights=weights.loss,
         sft_examples=sft_examples_of(source, step),
         pruned=weights.pruned,
+        quoted=find_quotes(source, rollouts),
     )
+
+
+def find_quotes(source: ExperienceSource, rollouts: Sequence[Rollout]) -> np.ndarray | None:
+    """Which rollouts quote what only the teacher sees; None where it sees the same."""
+    if source.quotes is None:
+        return None
+    return np.array([source.quotes.find(r, source.decode(r.ids.tolist())) for r in rollouts])
 
 
 def request_and_save(
@@ -305,4 +316,6 @@ def rollout_metrics(batch: Batch) -> Metrics:
         metrics["rollout/entropy"] = Mean(entropy, batch.num_tokens)
     if batch.rewards is not None:
         metrics["rollout/reward"] = Mean(float(batch.rewards.sum()), count)
+    if batch.quoted is not None:
+        metrics |= hint_metrics(rollouts, batch.quoted)
     return metrics

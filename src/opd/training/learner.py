@@ -12,6 +12,7 @@ from opd.config import Optim
 from opd.core.microbatches import MicroBatchGroup
 from opd.core.objective import Objective
 from opd.models.lm import LM
+from opd.models.self_weights import SelfWeights
 from opd.training.distributed import SINGLE, Ranks
 
 LogitsOf = Callable[[Tensor], Tensor]  # teacher hidden states (n, H) to logits (n, V)
@@ -51,6 +52,7 @@ class Learner:
         ranks: the processes that divide the micro-batches among them.
         splits: how often micro-batches were halved because memory ran out.
         deterministic: use deterministic kernels in the update (train.deterministic).
+        own_teacher: weights that teach and are the student's own; they may follow its updates.
     """
 
     student: LM
@@ -67,6 +69,7 @@ class Learner:
     ranks: Ranks = SINGLE
     splits: MicroBatchSplits = field(default_factory=MicroBatchSplits)
     deterministic: bool = False
+    own_teacher: SelfWeights | None = None
 
     @staticmethod
     def supervised(

@@ -55,6 +55,8 @@ def update(learner: Learner, batch: Batch, step: int) -> Metrics:
     optim = learner.optim
     lr = learning_rate(optim.lr, step, optim.warmup)
     norm = finish_step(learner.student, learner.optimizer, total, lr=lr, grad_clip=optim.grad_clip)
+    if learner.own_teacher is not None:
+        learner.own_teacher.follow()
     if "drift/ratio" in metrics:
         if "diag/teacher_entropy" in metrics:
             metrics["diag/entropy_gap_mean"] = diagnostics.entropy_gap_mean(metrics)

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from opd.commands.check.memory import MemoryCheck
-from opd.config import LocalTeacher, Run
+from opd.config import LocalTeacher, Run, SelfTeacher
 from opd.data.prompts import PromptSet, load_prompts
 from opd.errors import UserError
 from opd.models.configs import read_config
@@ -22,11 +22,13 @@ from opd.recipes.check import compatibility
 from opd.recipes.check.compatibility import Finding
 from opd.run.clock import Clock
 from opd.run.console import Console
-from opd.setup.models import open_models
+from opd.setup.models import Models, open_models
 from opd.setup.pair import Pair
+from opd.setup.prompts import load_training_prompts
 from opd.types import Teacher
 
 PROMPT_ROWS = 256  # of the prompt file, for templates and lengths
+SHOWN_PROMPT = 600  # characters
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,13 @@ def load_candidate(
         return Candidate(label, cfg, findings, None, memory=memory)
     models = open_models(cfg, Console("quiet"), student=student)
     cfg, pair = models.cfg, models.pair
+    if cfg.teacher is not None and cfg.teacher.prompt is not None:
+        models = models.for_prompts(load_training_prompts(cfg, pair, Console("quiet")))
+        findings.append(_shown_prompt(models))
+    own = isinstance(cfg.teacher, SelfTeacher)
+    if own or (models.teacher_prompts is not None and models.remote is None):
+        scorer = models.teacher(scratch, Console("quiet"), Clock())
+        return Candidate(label, cfg, findings, pair, scorer, memory)
     if pair.teacher is not None:
         findings.append(compatibility.check_distinct(same_weights(pair.student, pair.teacher)))
         return Candidate(label, cfg, findings, pair, memory=memory)
@@ -101,6 +110,18 @@ def load_candidate(
     message = "the server encodes known texts as the student does"
     findings.insert(0, Finding("tokens", "ok", message))
     return Candidate(label, cfg, findings, pair, server, memory)
+
+
+def _shown_prompt(models: Models) -> Finding:
+    """One prompt as the teacher sees it: a hint in the wrong place shows at a glance."""
+    seen = models.teacher_prompts
+    assert seen is not None
+    index, ids = next(iter(seen.ids.items()))
+    text = str(models.pair.tokenizer.decode(ids))
+    if len(text) > SHOWN_PROMPT:
+        text = f"{text[: SHOWN_PROMPT // 2]} ... {text[-SHOWN_PROMPT // 2 :]}"
+    message = f"with teacher.prompt the teacher sees, for row {index + 1}: {text}"
+    return Finding("teacher prompt", "ok", message)
 
 
 def _prompts(cfg: Run, tokenizer: Any, chat: dict[str, Any] | None) -> PromptSet:

@@ -24,6 +24,7 @@ from opd.run.outputs import require_free
 from opd.setup.models import open_models
 from opd.setup.preflight import read_inputs
 from opd.setup.prompts import load_training_prompts
+from opd.setup.self_teacher import require_ordinary_teacher
 
 FRACTIONS = (0.0, 0.25, 0.5, 1.0)  # of prompts from the rest, in the report
 
@@ -84,6 +85,7 @@ def select(cfg: Run, spec: Select, console: Console) -> Selection:
     Raises:
         UserError: as `run_select`.
     """
+    require_ordinary_teacher(cfg, "opd select")
     models = open_models(cfg, console)
     cfg, pair, seed = models.cfg, models.pair, cfg.train.seed
     prompts = load_training_prompts(cfg, pair, console)
