@@ -145,11 +145,14 @@ def yaml_shown() -> list[tuple[str, str]]:
 
 def with_minimal(shown: dict) -> dict:
     """What is shown, with the keys that every run needs; a section that is null stays null."""
+    minimal = dict(MINIMAL)
+    if "from" in (shown.get("teacher") or {}) or "teachers" in shown:  # they name no model
+        del minimal["teacher"]
     return {
-        name: MINIMAL.get(name, {}) | shown[name]
+        name: minimal.get(name, {}) | shown[name]
         if isinstance(shown.get(name), dict)
-        else shown.get(name, MINIMAL.get(name))
-        for name in MINIMAL | shown
+        else shown.get(name, minimal.get(name))
+        for name in minimal | shown
     }
 
 
