@@ -26,7 +26,7 @@ ADDED = {
     "teacher.from": "the student as its own teacher is another method, not a default of one",
     "teacher.weights": "frozen, live or averaged: which holds depends on the length of the run",
     "teacher.decay": "how fast the average follows is the user's trade of stability for speed",
-    "teacher.prompt": "what the teacher is told beyond the student's prompt is the method itself",
+    "teacher.prompt": "what the teacher sees beyond the student's prompt is the method itself",
     "optim.moments": "trades exactness for memory, where the host has none to offload to",
     "train.deterministic": "trades speed for equal bits on a GPU",
     "prompts.teacher_template": "a student without a template beside a teacher with one: either is "

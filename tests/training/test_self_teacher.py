@@ -1,4 +1,4 @@
-"""A teacher that is the student itself, told more: exact scores, frozen, live and averaged."""
+"""A teacher that is the student itself, seeing more: exact scores, frozen, live and averaged."""
 
 from __future__ import annotations
 

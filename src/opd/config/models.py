@@ -106,7 +106,7 @@ class SelfTeacher(Section):
     model_config = ConfigDict(serialize_by_alias=True)
 
     source: Literal["student"] = Field(alias="from")
-    """student: the teacher is the student itself, told more (teacher.prompt)."""
+    """student: the teacher is the student itself, seeing more (teacher.prompt)."""
     weights: Literal["frozen", "live", "ema"] = "frozen"
     """frozen: those the run began with (with LoRA the adapters switched off, no second copy); live:
     those of the moment; ema: a moving average of them, kept in every checkpoint."""

@@ -303,7 +303,7 @@ class Run(Section):
         return self
 
     def _own_prompt_or_weights(self) -> None:
-        """Refuse what makes no sense for a teacher that is told more, or is the student itself."""
+        """Refuse what makes no sense for a teacher that sees more, or is the student itself."""
         teacher = self.teacher
         if teacher is None:
             return

@@ -142,17 +142,17 @@ def fill_in(view: str, row: Row, prompt: str, key: str) -> str:
         name = match[1]
         if name == "prompt":
             return prompt
-        found = row.values.get(name)
-        if name == "answer" and not isinstance(found, str):
-            found = answer_of(row)
-        if isinstance(found, int | float) and not isinstance(found, bool):
-            found = str(found)
-        if not isinstance(found, str) or not found.strip():
+        given = row.values.get(name)
+        if name == "answer" and not isinstance(given, str):
+            given = answer_of(row)
+        if isinstance(given, int | float) and not isinstance(given, bool):
+            given = str(given)
+        if not isinstance(given, str) or not given.strip():
             raise UserError(
                 f"{row.location}: {key} needs text for {{{name}}}, and this row has none. Give "
                 "every row one, or take the name out."
             )
-        return found
+        return given
 
     return PLACEHOLDER.sub(value, view)
 
