@@ -36,7 +36,7 @@ class Rendering:
     """How rows become the student's prompts, which the teacher's follow.
 
     Attributes:
-        tokenizer: whose ids the teacher reads.
+        tokenizer: whose ids the teacher is given.
         template: prompts.template.
         chat: prompts.chat.
     """
