@@ -18,14 +18,27 @@ def tiny(name: Path, folder: Path) -> dict:
     """An example with the demo's models, prompts and sizes in place of its own."""
     data, demo = yaml.safe_load(name.read_text()), run_config(folder, steps=2)
     data["student"]["model"] = demo["student"]["model"]
-    if "model" in data.get("teacher", {}):
-        data["teacher"]["model"] = str(PAIR / "teacher")
-    data["prompts"] = demo["prompts"]
+    teachers = list(data.get("teachers", {}).values()) or [data["teacher"]]
+    models = ("teacher", "student")
+    for teacher, model in zip(teachers, models, strict=False):
+        if "model" in teacher:
+            teacher["model"] = str(PAIR / model)
+    data["prompts"] = with_paths(data["prompts"], demo["prompts"]["path"])
     data["rollout"] |= {"n": 2, "max_new_tokens": 16}
     data["train"] |= demo["train"]
     data["optim"] = demo["optim"]
     data |= {"eval": [], "output": demo["output"]}
     return data
+
+
+def with_paths(prompts: dict | list, path: str) -> dict:
+    """A prompts section with the demo's file in place of every one of its own."""
+    section = {"files": prompts} if isinstance(prompts, list) else dict(prompts)
+    if "files" in section:
+        section["files"] = [file | {"path": path} for file in section["files"]]
+    else:
+        section["path"] = path
+    return section | {"max_tokens": 32}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.stem)
@@ -37,4 +50,4 @@ def test_two_steps_of_each_example(example, tmp_path):
 
 
 def test_there_are_examples():
-    assert "hint" in {p.stem for p in EXAMPLES}
+    assert {"hint", "two-teachers", "mixture"} <= {p.stem for p in EXAMPLES}

@@ -27,6 +27,12 @@ ADDED = {
     "teacher.weights": "frozen, live or averaged: which holds depends on the length of the run",
     "teacher.decay": "how fast the average follows is the user's trade of stability for speed",
     "teacher.prompt": "what the teacher sees beyond the student's prompt is the method itself",
+    "teachers": "who teaches what is the user's, as is every teacher's own section",
+    "prompts.files": "prompts of several skills, each with its teacher and its weight",
+    "prompts.files.path": "see prompts.files",
+    "prompts.files.teacher": "see prompts.files",
+    "prompts.files.weight": "see prompts.files",
+    "prompts.by": "whether a teacher of long answers may take more of the loss is a choice",
     "optim.moments": "trades exactness for memory, where the host has none to offload to",
     "train.deterministic": "trades speed for equal bits on a GPU",
     "prompts.teacher_template": "a student without a template beside a teacher with one: either is "
@@ -148,6 +154,8 @@ def with_minimal(shown: dict) -> dict:
     minimal = dict(MINIMAL)
     if "from" in (shown.get("teacher") or {}) or "teachers" in shown:  # they name no model
         del minimal["teacher"]
+    if isinstance(shown.get("prompts"), list) or "files" in (shown.get("prompts") or {}):
+        del minimal["prompts"]
     return {
         name: minimal.get(name, {}) | shown[name]
         if isinstance(shown.get(name), dict)
@@ -179,7 +187,11 @@ def unknown_keys(text: str) -> list[str]:
     # The keywords of a chat template are the template's own.
     keys = {name: re.sub(r"\.(\d+|N)(?=\.|$)|(?<=\.chat)\.\w+$", "", name) for name in dotted}
     return [
-        name for name, key in keys.items() if key not in known and key.split(".")[-1] not in FILES
+        name
+        for name, key in keys.items()
+        if key not in known
+        and key.split(".")[-1] not in FILES
+        and not key.startswith("teachers.")  # followed by a name of the user's
     ]
 
 

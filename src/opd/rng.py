@@ -21,7 +21,7 @@ class Stream(IntEnum):
 
     ROLLOUT = 1  # tokens of training rollouts: step, prompt, sample
     EVALUATION = 2  # tokens of held-out completions: prompt, sample; the same at every step
-    PROMPT_ORDER = 3  # permutation of the training prompts: epoch
+    PROMPT_ORDER = 3  # permutation of the training prompts: epoch, file of several
     INVARIANTS = 4  # rollouts of `opd verify`: prompt, sample
     DROPOUT = 5  # torch's generator during an on-policy update: step
     COLDSTART_COMPLETIONS = 6  # tokens of the teacher's completions: round, prompt, sample

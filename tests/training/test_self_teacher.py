@@ -195,7 +195,7 @@ def test_text_of_a_row_is_no_template(tmp_path):
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     data["prompts"]["path"] = str(path)
     inputs = read_inputs(config.parse(data), Console("quiet"))
-    assert inputs.teacher_prompts.texts[0] == "sum pig {answer} jay ANS {prompt}"
+    assert inputs.teacher_prompts["teacher.prompt"].texts[0] == "sum pig {answer} jay ANS {prompt}"
 
 
 def test_another_hint_is_another_run(tmp_path):

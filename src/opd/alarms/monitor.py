@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +16,7 @@ from opd.run.layout import ON_POLICY
 # A tenth of the run averages most of the noise away and leaves time to act; below four steps the
 # noise of a window cannot be estimated.
 WINDOWS, MIN_WINDOW = 10, 4
+TEACHER = "teachers/"  # begins the names of metrics of one of several teachers
 HOLD_STEPS = 2  # successive steps a condition must hold
 
 
@@ -63,16 +64,23 @@ class Monitor:
         self.history = History(window_size(planned))
         self._steps_held: dict[str, int] = {}  # steps for which a rule's condition has held
         self._steps_quiet: dict[str, int] = {}  # successive steps for which it has not
+        self._planned = planned
+        self._teachers: dict[str, Monitor] = {}  # of several, each by its own metrics
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a row of metrics.jsonl; rows of a cold start are left out."""
-        if "phase" not in row:
-            self.history.add(row)
+        if "phase" in row:
+            return
+        self.history.add(row)
+        for teacher, own in _by_teacher(row).items():
+            if teacher not in self._teachers:
+                self._teachers[teacher] = Monitor(self.settings, self._planned)
+            self._teachers[teacher].history.add(own)
 
     def reset(self) -> None:
         """Forget everything before a cold start: trends are those of the student that it made."""
         self.history = History(self.history.window)
-        self._steps_held, self._steps_quiet = {}, {}
+        self._steps_held, self._steps_quiet, self._teachers = {}, {}, {}
 
     def action(self, rule: Rule) -> AlarmAction:
         """The configured action of a rule."""
@@ -101,6 +109,8 @@ class Monitor:
                 message = rule.message_about(evidence.subject)
                 alarm = Alarm(step, rule.name, message, evidence, rule.remedy, action)
                 alarms.append((rule, alarm))
+        for teacher, monitor in self._teachers.items():
+            alarms += [(rule, _about(alarm, teacher)) for rule, alarm in monitor.check(step)]
         return alarms
 
     def _begins(self, name: str, holds: bool) -> bool:
@@ -126,6 +136,22 @@ class Monitor:
                 self.add(row)
             alarms += [alarm for _, alarm in self.check(step)]
         return alarms
+
+
+def _by_teacher(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The metrics of each of several teachers, under the names they have for one."""
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in row.items():
+        if key.startswith(TEACHER):
+            teacher, _, name = key.removeprefix(TEACHER).partition("/")
+            parts.setdefault(teacher, {})[name] = value
+    return parts
+
+
+def _about(alarm: Alarm, teacher: str) -> Alarm:
+    """An alarm about one of several teachers: it warns, for the run is that of all of them."""
+    message = f"On the prompts of teacher {teacher}: {alarm.message[0].lower()}{alarm.message[1:]}"
+    return replace(alarm, message=message, action="warn")
 
 
 def replay(rows: Iterable[Mapping[str, Any]], settings: Alarms, planned: int) -> list[Alarm]:

@@ -13,17 +13,16 @@ from opd.config.models import (
     Teacher,
 )
 from opd.config.paths import input_paths, output_paths
+from opd.config.prompts import Grader, PromptFile, Prompts
 from opd.config.recipes import AnswerRule, Coldstart, Select
 from opd.config.reference import known_keys, reference, settable_keys
 from opd.config.removed import REMOVED, upgrade
 from opd.config.schema import (
     Diagnostics,
     EvalSet,
-    Grader,
     Loss,
     Optim,
     Output,
-    Prompts,
     RolloutConfig,
     Run,
     Terms,
@@ -51,6 +50,7 @@ __all__ = [
     "Loss",
     "Optim",
     "Output",
+    "PromptFile",
     "Prompts",
     "Prune",
     "RolloutConfig",

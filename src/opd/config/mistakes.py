@@ -52,6 +52,8 @@ def explain(error: Any) -> str:
     loc = [str(part) for part in error["loc"]]
     if loc[:1] == ["teacher"] and loc[1:2] in (["local"], ["server"], ["self"]):
         del loc[1]  # which kind it was taken for
+    if loc[:1] == ["teachers"] and loc[2:3] in (["local"], ["server"], ["self"]):
+        del loc[2]
     key = ".".join(loc)
     if error["type"] == "extra_forbidden":
         return f"  {key}: unknown key.{_suggest(loc)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 
 from opd.config.section import Section
 from opd.types import Dtype, Precision
@@ -142,6 +142,8 @@ def _teacher_kind(value: Any) -> str:
         return "self"
     return "server" if isinstance(value, ServerTeacher) else "local"
 
+
+TeacherName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
 
 Teacher = Annotated[
     Annotated[LocalTeacher, Tag("local")]

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# Keys whose value is a path to read. `N` stands for every element of a list.
+# Keys whose value is a path to read. `N` stands for every element of a list, `*` for every name.
 INPUT_KEYS = (
     "student.model",
     "teacher.model",
+    "teachers.*.model",
     "prompts.path",
+    "prompts.files.N.path",
     "eval.N.path",
     "rollout.path",
     "loss.terms.reference",
@@ -20,7 +22,13 @@ INPUT_KEYS = (
     "check.origin",
     "select.against.N",
 )
-OUTPUT_KEYS = ("output.dir", "select.output", "teacher.cache.dir", "rollout.sync_dir")
+OUTPUT_KEYS = (
+    "output.dir",
+    "select.output",
+    "teacher.cache.dir",
+    "teachers.*.cache.dir",
+    "rollout.sync_dir",
+)
 
 
 def input_paths(config: Mapping[str, Any]) -> dict[str, Path]:
@@ -60,6 +68,8 @@ def _values(node: Any, names: list[str], prefix: str) -> Iterator[tuple[str, Any
     name, rest = names[0], names[1:]
     if name == "N":
         children = [(str(i), v) for i, v in enumerate(node)] if isinstance(node, list) else []
+    elif name == "*":
+        children = list(node.items()) if isinstance(node, Mapping) else []
     else:
         children = [(name, node.get(name))] if isinstance(node, Mapping) else []
     for key, child in children:

@@ -24,8 +24,15 @@ def known_keys(section: type[BaseModel] = Run, prefix: str = "") -> dict[str, Fi
 
 
 def settable_keys() -> dict[str, FieldInfo]:
-    """The keys that docs/config.md lists: without groups that are never null."""
-    return {k: f for k, f in known_keys().items() if not _is_section(f.annotation)}
+    """The keys that docs/config.md lists: without groups that are never null.
+
+    A named teacher's keys are those of `teacher`.
+    """
+    return {
+        k: f
+        for k, f in known_keys().items()
+        if not _is_section(f.annotation) and not k.startswith("teachers.")
+    }
 
 
 def reference() -> str:

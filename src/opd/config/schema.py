@@ -11,32 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from opd.config.guards import COLD_START_ALARMS, Alarms, Horizon
-from opd.config.models import SelfTeacher, Student, Teacher
+from opd.config.models import Student, Teacher, TeacherName
+from opd.config.prompts import Grader, Prompts
 from opd.config.recipes import Check, Coldstart, Select
 from opd.config.section import Section
-from opd.types import Divergence, Estimator, GraderKind, Mode, Stop, Support
-
-Grader = GraderKind | Literal["auto"]
-
-
-class Prompts(Section):
-    """Where training prompts come from and how they are rendered."""
-
-    path: str
-    """JSONL, JSON, parquet or CSV file, or a hub dataset as hub:owner/name[:split]."""
-    template: str | None = None
-    """User message with {problem} in it; null keeps the row's own text."""
-    chat: dict[str, Any] | None = {}
-    """Keywords for the chat template (enable_thinking ...); null sends plain text (base models)."""
-    teacher_template: bool | None = None
-    """true: prompts are rendered with the teacher's chat template; false: with the student's own.
-    null: with the student's, and refused where it has none and the teacher has one."""
-    max_tokens: int = Field(1024, ge=1)
-    """Longer prompts are dropped and counted. Paper: 1024."""
-    shuffle: bool = True
-    """A permutation a pass, from train.seed. The reference code keeps file order."""
-    grader: Grader = "auto"
-    """Grades training rollouts when every prompt has an answer."""
+from opd.config.teacher_rules import require_possible, require_teacher_possible
+from opd.types import Divergence, Estimator, Mode, Stop, Support
 
 
 class RolloutConfig(Section):
@@ -249,6 +229,9 @@ class Run(Section):
     student: Student
     teacher: Teacher | None
     """null: no teacher; the outcome reward alone trains (loss.terms.outcome_weight)."""
+    teachers: dict[TeacherName, Teacher] = {}
+    """Several teachers by name, in place of teacher; prompts.files and the rows say who scores
+    what."""
     prompts: Prompts
     rollout: RolloutConfig = RolloutConfig()
     loss: Loss = Loss()
@@ -270,14 +253,38 @@ class Run(Section):
     begins with a cold start if the check advises one, and trains with alarms that act."""
     output: Output
 
+    @model_validator(mode="before")
+    @classmethod
+    def _teachers_alone(cls, value: Any) -> Any:
+        """With `teachers` there is no `teacher` to ask for."""
+        if isinstance(value, dict) and value.get("teachers") and "teacher" not in value:
+            return value | {"teacher": None}
+        return value
+
+    def of_teacher(self, name: str) -> Run:
+        """The same run with one of its teachers alone."""
+        return self.model_copy(update={"teacher": self.teachers[name], "teachers": {}})
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether anybody scores rollouts."""
+        return self.teacher is not None or bool(self.teachers)
+
     @model_validator(mode="after")
     def _coherent(self) -> Run:
-        if self.teacher is None and self.loss.terms.outcome_weight == 0:
+        if self.teachers:
+            require_possible(self)
+        elif any(file.teacher is not None for file in self.prompts.files):
+            raise ValueError(
+                "prompts.files.N.teacher names one of `teachers`, which are not set. Write "
+                "teachers: {NAME: {model: ...}} in place of teacher"
+            )
+        if not self.has_teacher and self.loss.terms.outcome_weight == 0:
             raise ValueError(
                 "teacher is null and loss.terms.outcome_weight is 0: nothing trains the student. "
                 "Give a teacher, or set loss.terms.outcome_weight=1"
             )
-        if self.teacher is None and self.loss.support == "full":
+        if not self.has_teacher and self.loss.support == "full":
             raise ValueError(
                 "loss.support=full compares whole distributions, but teacher is null. Use "
                 "loss.support=student_topk for a run on the outcome reward alone"
@@ -289,7 +296,8 @@ class Run(Section):
             )
         if self.horizon is not None:
             self._horizon(self.horizon)
-        self._own_prompt_or_weights()
+        if self.teacher is not None:
+            require_teacher_possible(self, self.teacher, "teacher")
         labels = [e.label for e in self.eval]
         if any(label.startswith(("teacher-", "coldstart-")) for label in labels):
             raise ValueError(
@@ -301,38 +309,6 @@ class Run(Section):
         if len(set(labels)) < len(labels):
             raise ValueError(f"eval sets share a name: {labels}; give each its own eval.N.name")
         return self
-
-    def _own_prompt_or_weights(self) -> None:
-        """Refuse what makes no sense for a teacher that sees more, or is the student itself."""
-        teacher = self.teacher
-        if teacher is None:
-            return
-        own = isinstance(teacher, SelfTeacher)
-        if own and teacher.prompt is None and self.loss.terms.outcome_weight == 0:
-            raise ValueError(
-                "teacher.from=student without teacher.prompt knows nothing that the student does "
-                "not. Set teacher.prompt, such as '{prompt}\n\nReference: {answer}', or train on "
-                "the outcome too (loss.terms.outcome_weight)"
-            )
-        if own and self.student.shard == "fsdp2":
-            raise ValueError(
-                "teacher.from=student scores with the student's own weights, and student.shard="
-                "fsdp2 gives each process a part of them. Set student.shard=none, or name the "
-                "model as teacher.model"
-            )
-        if not own and teacher.prompt is None:
-            return
-        key = "teacher.from=student" if own else "teacher.prompt"
-        if self.coldstart is not None:
-            raise ValueError(
-                f"coldstart imitates completions of the teacher's, which with {key} would answer "
-                "another prompt than the student's. Set coldstart=null"
-            )
-        if self.recipe is not None:
-            raise ValueError(
-                f"recipe=auto measures both models on one prompt and may begin with a cold start; "
-                f"with {key} neither makes sense. Set recipe=null"
-            )
 
     def _can_start_cold(self) -> None:
         if self.teacher is None:
@@ -370,5 +346,5 @@ class Run(Section):
                 raise ValueError(
                     f"horizon.{key}={value} is beyond rollout.max_new_tokens={longest}; lower it"
                 )
-        if horizon.prune is not None and self.teacher is None:
+        if horizon.prune is not None and not self.has_teacher:
             raise ValueError("horizon.prune measures overlap with a teacher, but teacher is null")

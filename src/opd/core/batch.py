@@ -53,6 +53,7 @@ class MicroBatch:
     teacher_topk_logp: Tensor | None  # (N, K') beside tokens.teacher_topk
     diagnosed: Tensor  # (n,) which of the N tokens the diagnostics look at
     teacher_hidden: Tensor | None  # (n, H) of those, where the teacher gave hidden states
+    teacher_name: str | None = None  # of several
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,6 +83,7 @@ class Batch:
     weights: Sequence[np.ndarray] | None = None  # (T,) per rollout; None is 1 everywhere
     sft_examples: Sequence[Rollout] = ()  # to imitate beside the distillation
     pruned: Sequence[np.ndarray] | None = None  # (T,) what the horizon left; part of `weights`
+    teachers: Sequence[str] | None = None  # per rollout: who scored it; None for one teacher
     quoted: np.ndarray | None = None  # (number of rollouts,) whether it quotes the teacher's hint
 
     def __post_init__(self) -> None:
@@ -106,7 +108,22 @@ class Batch:
         self, budget: Budget, *, share_prompts: bool, processes: int = 1
     ) -> list[MicroBatchGroup]:
         """Indices of the rollouts that are not empty, in micro-batches; see `plan_microbatches`."""
-        kept = [i for i, r in enumerate(self.rollouts) if len(r)]
+        groups = []
+        for kept in self._rows_by_teacher():
+            groups += self._plan_rows(kept, budget, share_prompts, processes)
+        return groups
+
+    def _rows_by_teacher(self) -> list[list[int]]:
+        """Rollouts that are not empty: a micro-batch holds those of one teacher."""
+        rows: dict[str, list[int]] = {}
+        for i, rollout in enumerate(self.rollouts):
+            if len(rollout):
+                rows.setdefault("" if self.teachers is None else self.teachers[i], []).append(i)
+        return list(rows.values())
+
+    def _plan_rows(
+        self, kept: list[int], budget: Budget, share_prompts: bool, processes: int
+    ) -> list[MicroBatchGroup]:
         rollouts = [self.rollouts[i] for i in kept]
         groups = plan_microbatches(
             [r.prompt.ids for r in rollouts],
@@ -158,6 +175,7 @@ class Batch:
             teacher_topk_logp=_column(flat, scores, "topk_logp"),
             diagnosed=diagnosed,
             teacher_hidden=teacher_hidden,
+            teacher_name=None if self.teachers is None else self.teachers[indices[0]],
         )
 
     def _tokens(

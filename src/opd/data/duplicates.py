@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opd.data.prompts import answer_of, conversation, prompt_column
-from opd.data.readers import read_rows
+from opd.data.readers import Source, read_rows, source_name
 from opd.rng import Stream, generator
 from opd.types import Prompt
 
@@ -31,14 +31,14 @@ def question_key(text: str) -> str:
     return "".join(c for c in text.casefold() if c.isalnum()) or text
 
 
-def load_questions(path: str) -> list[Prompt]:
+def load_questions(source: Source) -> list[Prompt]:
     """Read the last user turns of a prompt file, without template and not tokenized.
 
     Raises:
         UserError: as `opd.data.prompts.load_prompts`, for what concerns rows.
     """
-    rows = read_rows(path)
-    column = prompt_column(path, rows)
+    rows = read_rows(source)
+    column = prompt_column(source_name(source), rows)
     return [
         Prompt(row.index, (), conversation(row, column)[-1]["content"], answer_of(row))
         for row in rows

@@ -11,8 +11,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +22,17 @@ import jinja2.meta
 import jinja2.sandbox
 
 from opd.data.answers import final_answer
-from opd.data.order import batch_indices
-from opd.data.readers import Row, column_names, json_type, read_rows, require_one_type
+from opd.data.order import Share, batch_indices, mixed_indices
+from opd.data.readers import (
+    Row,
+    Source,
+    column_names,
+    json_type,
+    read_rows,
+    require_one_type,
+    source_name,
+)
+from opd.data.routes import Route
 from opd.errors import UserError
 from opd.rng import Stream
 from opd.types import Prompt
@@ -62,6 +71,8 @@ class PromptSet:
         rendered: whether a chat template was applied.
         digest: sha256 over (index, ids, answer) of every prompt.
         special_text: number of prompts whose own text spells a special token.
+        shares: of several files, how many prompts of each a step takes; empty for one.
+        routes: who scores each prompt, by its index; empty for one teacher.
     """
 
     prompts: tuple[Prompt, ...]
@@ -70,11 +81,15 @@ class PromptSet:
     rendered: Rendered
     digest: str
     special_text: int = 0
+    shares: tuple[Share, ...] = ()
+    routes: Mapping[int, Route] = field(default_factory=dict)
 
     def batch(self, step: int, size: int, *, seed: int, shuffle: bool) -> list[Prompt]:
         """The prompts of one step; `shuffle=False` repeats the order of the file."""
         total = len(self.prompts)
-        if shuffle:
+        if self.shares:
+            indices = mixed_indices(self.shares, size, step, seed=seed, shuffle=shuffle)
+        elif shuffle:
             indices = batch_indices(total, size, step, seed=seed, stream=Stream.PROMPT_ORDER)
         else:
             indices = [(step * size + i) % total for i in range(size)]
@@ -82,7 +97,7 @@ class PromptSet:
 
 
 def load_prompts(
-    path: str,
+    source: Source,
     tokenizer: Any,
     *,
     template: str | None,
@@ -93,7 +108,7 @@ def load_prompts(
     """Read, render and tokenize a prompt set.
 
     Args:
-        path: file or hub dataset (see `readers.read_rows`).
+        source: file or hub dataset, or several (see `readers.read_rows`).
         tokenizer: the student's; a chat template is rendered through it alone (sandboxed).
         template: user text with `{problem}` in it, replaced literally: problems contain braces.
         chat: keywords of the chat template; None for plain text. {} gives plain text when the
@@ -110,7 +125,7 @@ def load_prompts(
             f"The template {template[:80]!r} does not say where the problem goes: write "
             "{problem} in it (prompts.template, eval.N.template), or set it to null."
         )
-    rows = read_rows(path)
+    rows, path = read_rows(source), source_name(source)
     column = prompt_column(path, rows)
     warn_of_misspelt_answers(path, rows)
     rendered = choose_rendering(tokenizer, chat)
@@ -127,9 +142,9 @@ def load_prompts(
             dropped_lengths.append(len(ids))
             continue
         special_text += special is not None and any(special.search(t["content"]) for t in turns)
-        source = row.values.get("data_source")
-        source = source if isinstance(source, str) and source else Path(path).name
-        kept.append(Prompt(row.index, tuple(ids), text, answer_of(row), source))
+        origin = row.values.get("data_source")
+        origin = origin if isinstance(origin, str) and origin else Path(path).name
+        kept.append(Prompt(row.index, tuple(ids), text, answer_of(row), origin))
     if not kept:
         raise UserError(
             f"{path}: all {len(dropped_lengths)} prompts are longer than {max_tokens} tokens (the "
@@ -209,6 +224,8 @@ def conversation(row: Row, column: str) -> list[Message]:
     Raises:
         UserError: with the row's location and what is wrong with it.
     """
+    if column not in row.values:  # of several files each may have its own
+        column = next((name for name in PROMPT_COLUMNS if name in row.values), column)
     value = row.values.get(column)
     if isinstance(value, str):
         turns = [{"role": "user", "content": value}]

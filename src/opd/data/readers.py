@@ -10,8 +10,8 @@ import csv
 import importlib.util
 import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,14 +39,28 @@ class Row:
     values: dict[str, Any]
 
 
-def read_rows(path: str) -> list[Row]:
-    """All rows of a file, or of a hub dataset named `hub:owner/name[:split]`.
+Source = str | Sequence[str]
+
+
+def source_name(source: Source) -> str:
+    """A file, or files, for messages."""
+    return source if isinstance(source, str) else ", ".join(source)
+
+
+def read_rows(source: Source) -> list[Row]:
+    """All rows of a file, or of a hub dataset named `hub:owner/name[:split]`; or of several.
+
+    Of several, rows are numbered through, in the order of the files.
 
     Raises:
         UserError: no such file, unknown suffix, not UTF-8, empty, or a row that cannot be read,
             with file and line.
         MissingDependency: a hub dataset without the package `datasets`.
     """
+    if not isinstance(source, str):
+        rows = [row for path in source for row in read_rows(path)]
+        return [replace(row, index=i) for i, row in enumerate(rows)]
+    path = source
     if path.startswith(HUB):
         return _require_rows(path, _rows(path, _read_hub(path)))
     file = Path(path).expanduser()

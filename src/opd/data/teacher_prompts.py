@@ -24,7 +24,7 @@ from opd.data.prompts import (
     prompt_column,
     render,
 )
-from opd.data.readers import Row, read_rows
+from opd.data.readers import Row, Source, read_rows, source_name
 from opd.errors import UserError
 from opd.types import Prompt
 
@@ -82,7 +82,7 @@ class TeacherPrompts:
 
 
 def make_teacher_prompts(
-    path: str,
+    source: Source,
     prompts: Sequence[Prompt],
     rendering: Rendering,
     view: str,
@@ -93,7 +93,7 @@ def make_teacher_prompts(
     """Render the teacher's prompt of every row that the student is trained on.
 
     Args:
-        path: the prompt file.
+        source: the prompt file, or files.
         prompts: of the student, made from it.
         rendering: of the student's prompts.
         view: the teacher's user message, with {prompt}, {answer} or names of columns in it.
@@ -103,7 +103,7 @@ def make_teacher_prompts(
     Raises:
         UserError: a name that is no column, a row without a value for it, a prompt too long.
     """
-    rows = {row.index: row for row in read_rows(path)}
+    rows, path = {row.index: row for row in read_rows(source)}, source_name(source)
     column = prompt_column(path, list(rows.values()))
     _require_names(view, path, list(rows.values()), key)
     rendered = choose_rendering(rendering.tokenizer, rendering.chat)

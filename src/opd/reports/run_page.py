@@ -35,6 +35,7 @@ from opd.reports.eval_section import eval_section
 from opd.reports.plots import COLOUR_PERCENTILES
 from opd.reports.read import RunData
 from opd.reports.sanitize import short_name
+from opd.reports.teachers_section import teachers_section
 from opd.reports.token_view import token_view
 from opd.reports.verdict import verdict
 
@@ -50,6 +51,7 @@ def run_document(run: RunData) -> Document:
         *([] if run.check is None else [check_section(run.check)]),
         *coldstart_sections(run),
         _diagnostics(run),
+        *teachers_section(run),
         *_positions(run),
         _tokens(run),
         *_rollouts(run),
@@ -65,8 +67,9 @@ def run_document(run: RunData) -> Document:
 
 
 def _pair(config: dict[str, Any]) -> str:
-    teacher = config.get("teacher") or {}
-    names = [str(config["student"]["model"]), str(teacher.get("model", "no teacher"))]
+    teacher, several = config.get("teacher") or {}, config.get("teachers") or {}
+    nobody = "the student itself" if "from" in teacher else ", ".join(several) or "no teacher"
+    names = [str(config["student"]["model"]), str(teacher.get("model", nobody))]
     return " learns from ".join(short_name(name) for name in names)
 
 

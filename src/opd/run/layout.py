@@ -41,6 +41,7 @@ RECORDS = (
         TRACEBACK,
     ),
 )
+_NAMED_TEACHER = re.compile(r"teacher-[A-Za-z0-9][A-Za-z0-9_-]{0,31}\.json")
 _CHECKPOINT_FILE = re.compile(r"MANIFEST\.json|state\.json|[A-Za-z0-9][A-Za-z0-9_-]*\.safetensors")
 _TEMPORARY = re.compile(r"(\.trash)?\.tmp-\d+$")
 _STEP = re.compile(r"step-\d+(\.old)?")
@@ -86,7 +87,7 @@ def is_own_file(relative: str | PurePosixPath) -> bool:
     """
     name, parent = _split(relative)
     if parent == ".":
-        return name in RECORDS
+        return name in RECORDS or _NAMED_TEACHER.fullmatch(name) is not None
     if (files := _FILES.get(parent)) is not None:
         return files.fullmatch(name) is not None
     step, folder = _split(parent)

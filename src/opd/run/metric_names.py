@@ -70,6 +70,10 @@ LOOP = (  # logged by the training loop, the sampler and the evaluation
     "eval/<set>/response_entropy",
     "eval/<set>/gap_recovery",
 )
+TEACHERS = (  # each of several teachers on its own prompts
+    "teachers/<teacher>/token_share",
+    "teachers/<teacher>/<metric>",
+)
 COLDSTART = (  # logged by a cold start
     "coldstart/step",
     "coldstart/loss",
@@ -106,6 +110,6 @@ POSITIONAL = (  # also logged by position bin
 BINNED = ("<name>@pos<first>-<last>", "<name>@rel<from>-<to>")
 METRICS = (
     *(FULL + OVERLAP + SAMPLED + LOSS + BOUNDS + DERIVED + DRIFT),
-    *(LOOP + HORIZON + COLDSTART + CLOCK + BINNED),
+    *(LOOP + HORIZON + TEACHERS + COLDSTART + CLOCK + BINNED),
 )
 """Every name that may be logged; `<...>` stands for a part that varies."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from opd.config import LocalTeacher, Lora, Run, SelfTeacher
+from opd.config import LocalTeacher, Lora, Run, SelfTeacher, Teacher
 from opd.models.configs import read_config
 from opd.models.lm import default_device
 from opd.models.model_size import FLOAT, ModelSize, model_size
@@ -83,11 +83,12 @@ class PlannedModels:
     precision: ResolvedPrecision
     teacher: FrozenModel | None = None
     reference: FrozenModel | None = None
+    others: tuple[FrozenModel, ...] = ()
 
     @property
     def frozen(self) -> list[FrozenModel]:
-        """Teacher and reference, as far as there are any."""
-        return [f for f in (self.teacher, self.reference) if f is not None]
+        """Teachers and reference, as far as there are any."""
+        return [f for f in (self.teacher, *self.others, self.reference) if f is not None]
 
     @property
     def devices(self) -> list[str]:
@@ -126,21 +127,27 @@ def plan_models(
         mixed = precision == "bf16_mixed" and section.lora is None
         int8 = cfg.optim.moments == "int8"
         state = student_state(student, mixed=mixed, offload=offload, int8=int8)
-    teacher, reference = None, None
-    if isinstance(cfg.teacher, LocalTeacher) and cfg.teacher.cache is None:
-        place = device if cfg.teacher.device is None else device_name(cfg.teacher.device)
-        config = read(cfg.teacher.model, "teacher.model")
-        teacher = FrozenModel(_size(config, _dtype(config, cfg.teacher.dtype), None, place), place)
-    elif (
-        isinstance(cfg.teacher, SelfTeacher)
-        and section.lora is None
-        and cfg.teacher.weights != "live"
-    ):  # a copy of the student, frozen or averaged
-        teacher = FrozenModel(_size(config, DTYPES[precision], None, device), device)
+    specs = [cfg.teacher] if cfg.teacher is not None else list(cfg.teachers.values())
+    planned = [_plan_teacher(cfg, spec, device, read) for spec in specs]
+    teachers = [teacher for teacher in planned if teacher is not None]
+    reference = None
     if (name := cfg.loss.terms.reference) is not None:
         config = read(name, "loss.terms.reference")
         reference = FrozenModel(_size(config, _dtype(config, "auto"), None, device), device)
-    return PlannedModels(student, state, device, precision, teacher, reference)
+    teacher, others = (teachers[0], tuple(teachers[1:])) if teachers else (None, ())
+    return PlannedModels(student, state, device, precision, teacher, reference, others)
+
+
+def _plan_teacher(cfg: Run, spec: Teacher, device: str, read: ConfigReader) -> FrozenModel | None:
+    """What a teacher holds in this process; None for a server and for what it shares."""
+    if isinstance(spec, LocalTeacher) and spec.cache is None:
+        place = device if spec.device is None else device_name(spec.device)
+        config = read(spec.model, "teacher.model")
+        return FrozenModel(_size(config, _dtype(config, spec.dtype), None, place), place)
+    if not isinstance(spec, SelfTeacher) or spec.weights == "live" or cfg.student.lora is not None:
+        return None
+    config = read(cfg.student.model, "student.model")  # a copy, frozen or averaged
+    return FrozenModel(_size(config, DTYPES[resolve_precision(cfg)], None, device), device)
 
 
 def student_state(

@@ -6,8 +6,8 @@ settled before anything is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -27,9 +27,18 @@ from opd.setup.objective import make_objective, resolve_support
 from opd.setup.pair import Pair, load_pair
 from opd.setup.prompts import load_teacher_prompts
 from opd.setup.remote_teacher import ServedTeacher, TeacherSource, find_remote_teacher
+from opd.setup.routing import (
+    join_logits,
+    join_teachers,
+    naming,
+    prompts_of,
+    require_mixable,
+    same_for_all,
+)
 from opd.setup.self_teacher import make_self_weights
 from opd.teachers.local import LocalTeacher
 from opd.teachers.prompted import PromptedTeacher, StudentAsTeacher
+from opd.teachers.routed import LogitsOf
 from opd.types import Kind, Sampler, Teacher
 
 
@@ -44,6 +53,8 @@ class Models:
         remote: the teacher if it is not in this process.
         teacher_prompts: what the teacher sees, where that is not the student's prompt.
         own: the weights of a teacher that is the student itself.
+        members: the same for each of several teachers, by name; their student is one.
+        prompts: of the run, with their routes to the members.
     """
 
     cfg: Run
@@ -52,6 +63,8 @@ class Models:
     remote: TeacherSource | None
     teacher_prompts: TeacherPrompts | None = None
     own: SelfWeights | None = None
+    members: Mapping[str, Models] = field(default_factory=dict)
+    prompts: PromptSet | None = None
 
     def for_prompts(self, prompts: PromptSet) -> Models:
         """The same for a run on these prompts: its teacher may have prompts of its own.
@@ -59,12 +72,23 @@ class Models:
         Raises:
             UserError: a prompt of the teacher's that cannot be made, or is too long.
         """
+        if self.members:
+            require_mixable(prompts, self.objective, _prunes(self.cfg))
+            members = {}
+            for name, member in self.members.items():
+                with naming(name):
+                    members[name] = member.for_prompts(prompts_of(prompts, name))
+            return replace(self, members=members, prompts=prompts)
         seen = load_teacher_prompts(self.cfg, self.pair, prompts)
         return self if seen is None else replace(self, teacher_prompts=seen)
 
     def with_own_weights(self) -> Models:
         """The same with the weights of a teacher that is the student, as it is now."""
-        return replace(self, own=make_self_weights(self.cfg, self.pair))
+        members = {name: member.with_own_weights() for name, member in self.members.items()}
+        owns = [m.own for m in members.values() if m.own is not None]
+        averaged = [own for own in owns if own.average]
+        own = make_self_weights(self.cfg, self.pair) if not members else None
+        return replace(self, own=averaged[0] if averaged else own, members=members)
 
     def handshake(self, prompts: PromptSet) -> None:
         """Probe a remote teacher for this run; nothing to do for one in this process.
@@ -72,6 +96,9 @@ class Models:
         Raises:
             UserError: a loss it cannot serve, or every probe that failed, with its fix.
         """
+        for name, member in self.members.items():
+            with naming(name):
+                member.handshake(prompts_of(prompts, name))
         if self.remote is not None:
             pair = self.pair
             if self.teacher_prompts is not None:
@@ -89,6 +116,8 @@ class Models:
             clock: takes numbers of a server's requests.
         """
         teacher: Teacher | None
+        if self.members:
+            return self._joined_teachers(folder, console, clock)
         if self.remote is not None:
             vocab = self.pair.student.vocab
             teacher = self.remote.teacher(self.cfg, vocab, folder, console, clock)
@@ -97,6 +126,32 @@ class Models:
         if teacher is None or self.teacher_prompts is None:
             return teacher
         return PromptedTeacher(teacher, self.teacher_prompts)
+
+    def _joined_teachers(self, folder: Path, console: Console, clock: Clock) -> Teacher:
+        assert self.prompts is not None, "for_prompts first"
+        teachers = {}
+        for name, member in self.members.items():
+            if isinstance(member.remote, ServedTeacher):
+                member.remote.record_file = f"teacher-{name}.json"
+            with naming(name):
+                teacher = member.teacher(folder, console, clock)
+            assert teacher is not None
+            teachers[name] = teacher
+        served = all(member.remote is not None for member in self.members.values())
+        return join_teachers(teachers, self.prompts, self.objective, parallel=served)
+
+    @property
+    def routed_logits(self) -> dict[str, LogitsOf | None]:
+        """Hidden states to logits for every route of several teachers; empty for one."""
+        if not self.members or self.prompts is None:
+            return {}
+        heads = {name: (m.model, m.teacher_logits) for name, m in self.members.items()}
+        return join_logits(heads, self.prompts)
+
+    @property
+    def model(self) -> LM | None:
+        """The teacher's model; None for one not in this process."""
+        return self.pair.teacher if self.own is None else self.own.lm
 
     def _teacher_here(self) -> LocalTeacher | None:
         own = self.own or make_self_weights(self.cfg, self.pair)
@@ -138,6 +193,8 @@ def open_models(
         UserError: a server that does not answer, a loss that makes no sense, a model or tokenizer
             that cannot be read, vocabularies or end tokens that differ.
     """
+    if cfg.teachers:
+        return open_members(cfg, console, student=student)
     remote = find_remote_teacher(cfg)
     cfg = resolve_support(cfg, remote.kinds if remote else frozenset(Kind), console)
     objective = make_objective(cfg)
@@ -145,6 +202,41 @@ def open_models(
         beside = cfg.model_copy(update={"teacher": LocalTeacherSection(model=local)})
         return Models(cfg, objective, load_pair(beside, student=student), remote)
     return Models(cfg, objective, load_pair(cfg, remote, student), remote)
+
+
+def open_members(cfg: Run, console: Console, *, student: LM | None = None) -> Models:
+    """`open_models` for several teachers beside one student.
+
+    Raises:
+        UserError: as `open_models`, with the teacher's name; end tokens or losses that differ.
+    """
+    members: dict[str, Models] = {}
+    for name in cfg.teachers:
+        with naming(name):
+            members[name] = open_models(cfg.of_teacher(name), console, student=student)
+        student = members[name].pair.student
+    first = next(iter(members.values()))
+    loss = same_for_all(
+        {name: m.cfg.loss for name, m in members.items()},
+        lambda loss: f"loss.support=auto is {loss.support}",
+        "Set loss.support.",
+    )
+    stops = {name: m.pair.stop for name, m in members.items()}
+    if cfg.rollout.stop == "union":
+        stop = frozenset().union(*stops.values())
+    else:
+        stop = same_for_all(
+            stops,
+            lambda ids: f"a completion ends with {sorted(ids)}",
+            "Set rollout.stop=student or union.",
+        )
+    pair = replace(first.pair, teacher=None, stop=stop, teacher_stop=stop)
+    cfg = cfg.model_copy(update={"loss": loss})
+    return Models(cfg, first.objective, pair, None, members=members)
+
+
+def _prunes(cfg: Run) -> bool:
+    return cfg.horizon is not None and cfg.horizon.prune is not None
 
 
 def local_teacher(cfg: Run, pair: Pair) -> LocalTeacher | None:

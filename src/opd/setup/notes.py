@@ -66,7 +66,7 @@ def find_overlaps(cfg: Run, kept: Sequence[int]) -> list[Overlap]:
     if not cfg.eval:
         return []
     rows = set(kept)
-    training = [q for q in load_questions(cfg.prompts.path) if q.index in rows]
+    training = [q for q in load_questions(cfg.prompts.source) if q.index in rows]
     held_out = [(e.label, load_questions(e.path)[: e.limit]) for e in cfg.eval]
     total = len(training) + sum(len(questions) for _, questions in held_out)
     leaks = find_leaks(training, held_out, near=NEAR if total <= MAX_NEAR_ROWS else None)

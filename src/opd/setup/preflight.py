@@ -15,22 +15,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from opd import config
-from opd.config import LocalTeacher, Run
+from opd.config import Run
 from opd.data.prompts import PromptSet
 from opd.data.readers import read_rows
+from opd.data.routes import digest_routes
 from opd.data.teacher_prompts import TeacherPrompts
 from opd.errors import MissingDependency, UserError
-from opd.models import tokenizers
-from opd.models.lm import resolve_device
-from opd.models.model_files import ModelFacts, read_facts
-from opd.models.tokenizer_files import have_same_files
 from opd.run.console import Console
 from opd.run.layout import INPUTS
 from opd.run.manifest import list_checkpoints
 from opd.run.outputs import require_folders_apart, require_writable_parent
 from opd.run.preflight import check_folder, check_name, require_safe_name
 from opd.samplers.replay import read_rollouts
-from opd.setup.chat_template import choose_template
 from opd.setup.coldstart_source import given_completions
 from opd.setup.notes import Overlap, find_notes, find_overlaps
 from opd.setup.objective import make_objective
@@ -41,59 +37,15 @@ from opd.setup.prompts import (
     load_training_prompts,
     training_grader,
 )
+from opd.setup.routing import naming, prompts_of, require_mixable
 from opd.setup.samplers import require_rollout_server
+from opd.setup.tokenized_pair import Problems, TokenizedPair, is_offline, read_pair
 from opd.training.evaluate import EvalTask
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
-
-
-class Problems:
-    """What is wrong, collected: one message at the end."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def attempt(self, check: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
-        """The result of a check, or None after noting what it found wrong."""
-        try:
-            return check(*args, **kwargs)
-        except UserError as error:
-            if str(error) not in self.messages:
-                self.messages.append(str(error))
-            return None
-
-    def raise_all(self) -> None:
-        """Raise UserError if there are any."""
-        if len(self.messages) == 1:
-            raise UserError(self.messages[0])
-        if self.messages:
-            listed = "\n".join(f"{i}. {m}" for i, m in enumerate(self.messages, 1))
-            raise UserError(f"{len(self.messages)} things are wrong:\n{listed}")
-
-
-@dataclass(frozen=True)
-class TokenizedPair:
-    """Tokenizer and sizes of a pair whose weights are not loaded.
-
-    Attributes:
-        tokenizer: the student's.
-        student: of its configuration.
-        teacher: of its configuration; None without one in this process.
-        templates: chat templates of the two, as they came.
-    """
-
-    tokenizer: Any
-    student: ModelFacts
-    teacher: ModelFacts | None
-    templates: tuple[Any, Any]
-
-    def models(self) -> dict[str, ModelFacts]:
-        """The models by the key that names them."""
-        both = {"student.model": self.student, "teacher.model": self.teacher}
-        return {key: facts for key, facts in both.items() if facts is not None}
 
 
 @dataclass
@@ -106,7 +58,8 @@ class Inputs:
         overlaps: held-out sets that share questions with the training prompts.
         notes: to be said, nothing to be refused.
         models: identity of student and teacher.
-        teacher_prompts: what the teacher sees, where that is not the student's prompt.
+        teacher_prompts: by key of the template, what a teacher sees that is not the student's
+            prompt.
     """
 
     prompts: PromptSet | None = None
@@ -114,16 +67,17 @@ class Inputs:
     overlaps: list[Overlap] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
-    teacher_prompts: TeacherPrompts | None = None
+    teacher_prompts: dict[str, TeacherPrompts] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Plain values for `inputs.json`."""
         assert self.prompts is not None
-        seen = self.teacher_prompts
+        routes = self.prompts.routes
         return {
             "hashes": {
                 "prompts": self.prompts.digest,
-                **({} if seen is None else {"teacher.prompt": seen.digest}),
+                **{key: seen.digest for key, seen in self.teacher_prompts.items()},
+                **({"teachers": digest_routes(routes)} if routes else {}),
                 **{f"eval {task.label}": task.prompts.digest for task in self.evals},
                 **self.models,
             },
@@ -158,7 +112,7 @@ def read_inputs(
         problems.attempt(make_objective, cfg)
     _read_files(cfg, problems)
     if pair is None:
-        for path in (cfg.prompts.path, *(e.path for e in cfg.eval)):
+        for path in (cfg.prompts.source, *(e.path for e in cfg.eval)):
             problems.attempt(read_rows, path)
     else:
         _read_prompts(cfg, pair, problems, inputs, console)
@@ -252,69 +206,6 @@ def require_resumable(cfg: Run) -> None:
         )
 
 
-def read_pair(cfg: Run, problems: Problems, *, judges_pair: bool = False) -> TokenizedPair | None:
-    """Tokenizers and configurations of the pair; None if the student's cannot be read."""
-    student = problems.attempt(read_facts, cfg.student.model, "student.model")
-    tokenizer = None
-    if student is not None:
-        tokenizer = problems.attempt(
-            tokenizers.load_tokenizer, cfg.student.model, key="student.model"
-        )
-    teacher, teacher_tok = None, None
-    if isinstance(cfg.teacher, LocalTeacher) and not is_offline(cfg):
-        problems.attempt(resolve_device, cfg.teacher.device, "teacher.device")
-        teacher = problems.attempt(read_facts, cfg.teacher.model, "teacher.model")
-        same = teacher is not None and tokenizer is not None
-        same = same and have_same_files(cfg.student.model, cfg.teacher.model)
-        if same:
-            teacher_tok = tokenizer
-        elif teacher is not None:
-            teacher_tok = problems.attempt(
-                tokenizers.load_tokenizer, cfg.teacher.model, key="teacher.model"
-            )
-    others = {"loss.terms.reference": cfg.loss.terms.reference, "check.origin": cfg.check.origin}
-    for key, name in others.items():
-        if name is not None:
-            problems.attempt(read_facts, name, key)
-    if student is None or tokenizer is None:
-        return None
-    templates = [t and t.chat_template for t in (tokenizer, teacher_tok)]
-    if not judges_pair:
-        problems.attempt(choose_template, cfg, tokenizer, teacher_tok)
-    ends = problems.attempt(_end_tokens, tokenizer, student, "student.model")
-    if teacher is not None and teacher_tok is not None and not judges_pair:
-        teacher_ends = problems.attempt(_end_tokens, teacher_tok, teacher, "teacher.model")
-        if teacher_tok is not tokenizer:
-            problems.attempt(
-                tokenizers.require_same,
-                tokenizer,
-                teacher_tok,
-                student_vocab=student.vocab,
-                teacher_vocab=teacher.vocab,
-            )
-        if ends is not None and teacher_ends is not None:
-            problems.attempt(
-                tokenizers.resolve_stop, tokenizer, ends, teacher_ends, cfg.rollout.stop
-            )
-    problems.attempt(require_k, cfg, tokenizers.vocab_size(tokenizer))
-    return TokenizedPair(tokenizer, student, teacher, (templates[0], templates[1]))
-
-
-def is_offline(cfg: Run) -> bool:
-    """Whether the teacher's scores come from a cache alone."""
-    teacher = cfg.teacher
-    return teacher is not None and teacher.cache is not None and teacher.cache.offline
-
-
-def require_k(cfg: Run, vocab: int) -> None:
-    """Refuse a support of more tokens than there are."""
-    if cfg.loss.support not in ("full", "sampled") and cfg.loss.k > vocab:
-        raise UserError(
-            f"loss.k={cfg.loss.k} is more than the {vocab} tokens of the vocabulary. Lower it, or "
-            "use loss.support=full."
-        )
-
-
 def require_package(tracker: str) -> None:
     """Check that the package of a tracker is installed.
 
@@ -327,13 +218,6 @@ def require_package(tracker: str) -> None:
         )
 
 
-def _end_tokens(tokenizer: Any, facts: ModelFacts, key: str) -> frozenset[int]:
-    try:
-        return tokenizers.eos_ids(tokenizer, facts.end_tokens)
-    except UserError as error:
-        raise UserError(f"{key}={facts.name}: {error}") from None
-
-
 def _read_files(cfg: Run, problems: Problems) -> None:
     """Files that need no tokenizer."""
     if cfg.rollout.url is not None:
@@ -342,7 +226,7 @@ def _read_files(cfg: Run, problems: Problems) -> None:
         problems.attempt(read_rollouts, Path(cfg.rollout.path))
     for key, path in _row_files(cfg):
         problems.attempt(_named, key, read_rows, path)
-    if cfg.teacher is not None and is_offline(cfg):
+    if is_offline(cfg):
         problems.attempt(_require_cache, cfg)
 
 
@@ -384,8 +268,36 @@ def _read_prompts(
             inputs.evals.append(task)
     if inputs.prompts is not None:
         problems.attempt(training_grader, cfg, inputs.prompts)
-        inputs.teacher_prompts = problems.attempt(load_teacher_prompts, cfg, pair, inputs.prompts)
+        _read_teacher_prompts(cfg, pair, problems, inputs)
     if cfg.loss.terms.sft_path is not None:
         problems.attempt(load_sft_examples, cfg, pair)
     if cfg.coldstart is not None and cfg.coldstart.path is not None:
         problems.attempt(given_completions, cfg, pair.tokenizer, cfg.coldstart)
+
+
+def _read_teacher_prompts(
+    cfg: Run, pair: TokenizedPair, problems: Problems, inputs: Inputs
+) -> None:
+    """What each teacher sees, where that is not the student's prompt."""
+    prompts = inputs.prompts
+    assert prompts is not None
+    if cfg.teachers and cfg.loss.support != "auto":
+        prunes = cfg.horizon is not None and cfg.horizon.prune is not None
+        objective = problems.attempt(make_objective, cfg)
+        if objective is not None:
+            problems.attempt(require_mixable, prompts, objective, prunes)
+    for name, member in (pair.members or {"": pair}).items():
+        own = cfg.of_teacher(name) if name else cfg
+        subset = prompts_of(prompts, name) if name else prompts
+        seen = problems.attempt(_named_prompts, name, own, member, subset)
+        if seen is not None:
+            inputs.teacher_prompts[f"teachers.{name}.prompt" if name else "teacher.prompt"] = seen
+
+
+def _named_prompts(
+    name: str, cfg: Run, pair: TokenizedPair, prompts: PromptSet
+) -> TeacherPrompts | None:
+    if not name:
+        return load_teacher_prompts(cfg, pair, prompts)
+    with naming(name):
+        return load_teacher_prompts(cfg, pair, prompts)

@@ -13,6 +13,7 @@ from opd.errors import UserError
 from opd.models.lm import rope_parameters
 from opd.run.console import Console
 from opd.samplers.hf import Decoding
+from opd.setup.routing import route_prompts
 from opd.training.evaluate import EvalTask
 from opd.types import Rollout
 
@@ -53,7 +54,7 @@ class Tokenized(Protocol):
 def load_training_prompts(cfg: Run, pair: Tokenized, console: Console) -> PromptSet:
     """The training prompts; a message says how many were dropped."""
     prompts = load_prompts(
-        cfg.prompts.path,
+        cfg.prompts.source,
         pair.tokenizer,
         template=cfg.prompts.template,
         chat=cfg.prompts.chat,
@@ -66,7 +67,7 @@ def load_training_prompts(cfg: Run, pair: Tokenized, console: Console) -> Prompt
             f"{prompts.dropped} of {prompts.rows} prompts are longer than they may be and are left "
             f"out (prompts.max_tokens={cfg.prompts.max_tokens})."
         )
-    return prompts
+    return route_prompts(cfg, prompts)
 
 
 def load_teacher_prompts(cfg: Run, pair: Tokenized, prompts: PromptSet) -> TeacherPrompts | None:
@@ -81,7 +82,7 @@ def load_teacher_prompts(cfg: Run, pair: Tokenized, prompts: PromptSet) -> Teach
     model = pair.student if isinstance(spec, SelfTeacher) else pair.teacher
     context = None if model is None else model.context_length
     return make_teacher_prompts(
-        cfg.prompts.path,
+        cfg.prompts.source,
         prompts.prompts,
         Rendering(pair.tokenizer, cfg.prompts.template, cfg.prompts.chat),
         spec.prompt,

@@ -53,11 +53,13 @@ class ServedTeacher:
         spec: the teacher section.
         dialect: of its server.
         hands: the result of its handshake; None before.
+        record_file: name of the file in the run folder that remembers it.
     """
 
     spec: ServerTeacher
     dialect: Dialect
     hands: Handshake | None = None
+    record_file: str = TEACHER
 
     @property
     def kinds(self) -> frozenset[Kind]:
@@ -139,7 +141,7 @@ class ServedTeacher:
         )
         teacher.quarantine = Quarantine(folder / WRONG_ANSWERS)
         try:
-            recognise_or_record(folder, teacher, hands)
+            recognise_or_record(folder / self.record_file, teacher, hands, self._sees_more)
         except UserError:
             self.dialect.http.close()
             raise
@@ -153,6 +155,10 @@ class ServedTeacher:
             topk_for_diagnostics=options.topk_for_diagnostics,
             record=clock.note,
         )
+
+    @property
+    def _sees_more(self) -> bool:
+        return self.spec.prompt is not None
 
     def sampler(
         self, student: LM, tokenizer: Any, decoding: Decoding, stop: frozenset[int]
@@ -279,13 +285,20 @@ def diagnostics_topk(cfg: Run, vocab: int) -> int:
     return min(OVERLAP_K, vocab)
 
 
-def recognise_or_record(folder: Path, teacher: RemoteTeacher, hands: Handshake) -> None:
+def recognise_or_record(
+    path: Path, teacher: RemoteTeacher, hands: Handshake, sees_more: bool = False
+) -> None:
     """Write teacher.json, or compare the teacher of a resumed run with it.
+
+    Args:
+        path: of the file.
+        teacher: of the run.
+        hands: the result of its handshake.
+        sees_more: its prompts are not the student's, which are in the rollouts of earlier steps.
 
     Raises:
         UserError: it is not the teacher this run began with.
     """
-    path = folder / TEACHER
     if path.exists():
         teacher.expected = TeacherRecord.from_json(json.loads(path.read_text("utf-8")))
         teacher.checks = RepeatChecks(teacher.expected.noise)
@@ -293,7 +306,8 @@ def recognise_or_record(folder: Path, teacher: RemoteTeacher, hands: Handshake) 
             teacher.verify()
         except Transient as error:
             raise UserError(f"The teacher stopped answering: {error}") from None
-        remember_earlier_steps(folder, teacher)
+        if not sees_more and path.name == TEACHER:  # else others have scored some of them
+            remember_earlier_steps(path.parent, teacher)
         return
     write_json(path, hands.to_json())
 

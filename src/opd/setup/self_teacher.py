@@ -45,6 +45,11 @@ def require_ordinary_teacher(cfg: Run, command: str) -> None:
         UserError: naming the command.
     """
     spec = cfg.teacher
+    if cfg.teachers:
+        raise UserError(
+            f"{command} needs one teacher, and this run has {len(cfg.teachers)}: "
+            f"{', '.join(cfg.teachers)}. Write one of them as `teacher`."
+        )
     if isinstance(spec, SelfTeacher):
         raise UserError(
             f"{command} needs a teacher that is another model, and this one is the student itself "

@@ -206,6 +206,7 @@ def step_size(cfg: Run) -> StepSize:
         shuffle=cfg.prompts.shuffle,
         diagnosed_positions=cfg.diagnostics.positions,
         kept_rollouts=cfg.output.rollout_sample,
+        by_tokens=cfg.prompts.by == "tokens",
     )
 
 
@@ -263,6 +264,7 @@ def make_learner(
         optim=cfg.optim,
         tokens_per_microbatch=ranks.smallest(token_budget(cfg)),
         teacher_logits=models.teacher_logits,
+        routed_logits=models.routed_logits,
         teacher_temperature=cfg.loss.teacher_temperature,
         diagnostics_k=min(OVERLAP_K, pair.student.vocab),
         position_edges=position_edges(cfg.rollout.max_new_tokens),

@@ -34,7 +34,8 @@ def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
     that is diagnosed is exactly the one whose gradient is taken.
     """
     metrics: Metrics = {}
-    complete = micro.teacher_hidden is not None and learner.teacher_logits is not None
+    logits_of = learner.logits_of(micro.teacher_name)
+    complete = micro.teacher_hidden is not None and logits_of is not None
     if not complete and not _has_topk(learner, micro):
         return metrics
     head = learner.student.head
@@ -43,9 +44,9 @@ def diagnose(learner: Learner, micro: MicroBatch, hidden: Tensor) -> Metrics:
         index = micro.diagnosed[part]
         logits, teacher_logits = head.logits(hidden[index]), None
         if complete:
-            assert learner.teacher_logits is not None
+            assert logits_of is not None
             assert micro.teacher_hidden is not None
-            teacher_logits = learner.teacher_logits(micro.teacher_hidden[part])
+            teacher_logits = logits_of(micro.teacher_hidden[part])
         values = _measure(learner, micro, index, logits, teacher_logits)
         if not complete:
             values |= _known_loss_mass(learner, micro, index)

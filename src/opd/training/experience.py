@@ -27,6 +27,7 @@ from opd.run.rollouts import kept_indices
 from opd.teachers.remote import TeacherDown
 from opd.training.hint_quotes import HintQuotes, hint_metrics
 from opd.training.horizon import Pruning, prune_weights
+from opd.training.per_teacher import equalise_tokens, split_by_teacher
 from opd.types import Mean, Metrics, Rollout, Sampler, Scores, Teacher
 
 
@@ -41,6 +42,7 @@ class StepSize:
         shuffle: prompts.shuffle.
         diagnosed_positions: diagnostics.positions.
         kept_rollouts: output.rollout_sample; those are scored for the token view, too.
+        by_tokens: each teacher's tokens together count as its prompts do (prompts.by).
     """
 
     seed: int
@@ -49,6 +51,7 @@ class StepSize:
     shuffle: bool
     diagnosed_positions: int
     kept_rollouts: int
+    by_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,15 @@ def make_batch(
         weights=weights.loss,
         sft_examples=sft_examples_of(source, step),
         pruned=weights.pruned,
+        teachers=teacher_names(source, rollouts),
         quoted=find_quotes(source, rollouts),
     )
+
+
+def teacher_names(source: ExperienceSource, rollouts: Sequence[Rollout]) -> list[str] | None:
+    """Who scored each rollout, where there are several; None for one teacher."""
+    routes = source.prompts.routes
+    return [routes[r.prompt.index].label for r in rollouts] if routes else None
 
 
 def find_quotes(source: ExperienceSource, rollouts: Sequence[Rollout]) -> np.ndarray | None:
@@ -194,6 +204,9 @@ def token_weights(
 ) -> TokenWeights:
     """Each token's weight after special tokens and pruning by overlap."""
     plain = None if source.special is None else special_weights(source, rollouts)
+    names = teacher_names(source, rollouts)
+    if names is not None and source.size.by_tokens:
+        plain = equalise_tokens(rollouts, names, plain)
     if source.pruning is None:
         return TokenWeights(plain)
     plain = plain or [np.ones(len(r), dtype=np.float32) for r in rollouts]
@@ -318,4 +331,8 @@ def rollout_metrics(batch: Batch) -> Metrics:
         metrics["rollout/reward"] = Mean(float(batch.rewards.sum()), count)
     if batch.quoted is not None:
         metrics |= hint_metrics(rollouts, batch.quoted)
+    if batch.teachers is not None:
+        for name, part in split_by_teacher(batch).items():
+            metrics |= {f"teachers/{name}/{n}": m for n, m in rollout_metrics(part).items()}
+            metrics[f"teachers/{name}/token_share"] = Mean(part.num_tokens, batch.num_tokens)
     return metrics

@@ -23,6 +23,7 @@ from opd.models.prefix_cache import PrefixCache, supports_prefix_cache
 from opd.rng import Stream, torch_seed
 from opd.training.diagnose import diagnose
 from opd.training.learner import Learner
+from opd.training.per_teacher import of_teacher
 from opd.types import Mean, Metrics, add_means
 
 
@@ -45,7 +46,9 @@ def accumulate(learner: Learner, batch: Batch, step: int) -> tuple[Metrics, Tens
                 hidden.retain_grad()
             (total / denominator).backward()  # type: ignore[no-untyped-call]
             loss += total.detach().double().cpu() / denominator
-            add_means(metrics, diagnose(learner, micro, hidden.detach()))
+            diagnosis = diagnose(learner, micro, hidden.detach())
+            add_means(metrics, diagnosis)
+            add_means(metrics, of_teacher(micro, total, diagnosis))
             if diagnosed:
                 assert hidden.grad is not None
                 norms, at = hidden.grad.norm(dim=-1), (micro.tokens.position, micro.length)
@@ -147,7 +150,7 @@ def microbatch_loss(
 
     if not objective.needs_full_teacher:
         return head.chunked_sum(of_logits, hidden)
-    logits_of, full_hidden = learner.teacher_logits, micro.teacher_hidden
+    logits_of, full_hidden = learner.logits_of(micro.teacher_name), micro.teacher_hidden
     assert logits_of is not None
     assert full_hidden is not None
     return head.chunked_sum(of_logits, hidden, lambda part: logits_of(full_hidden[part]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,6 +52,7 @@ class Learner:
         ranks: the processes that divide the micro-batches among them.
         splits: how often micro-batches were halved because memory ran out.
         deterministic: use deterministic kernels in the update (train.deterministic).
+        routed_logits: as teacher_logits, by the name of each of several teachers.
         own_teacher: weights that teach and are the student's own; they may follow its updates.
     """
 
@@ -69,7 +70,12 @@ class Learner:
     ranks: Ranks = SINGLE
     splits: MicroBatchSplits = field(default_factory=MicroBatchSplits)
     deterministic: bool = False
+    routed_logits: Mapping[str, LogitsOf | None] = field(default_factory=dict)
     own_teacher: SelfWeights | None = None
+
+    def logits_of(self, teacher_name: str | None) -> LogitsOf | None:
+        """Hidden states to logits of the one teacher, or of the named one of several."""
+        return self.teacher_logits if teacher_name is None else self.routed_logits[teacher_name]
 
     @staticmethod
     def supervised(

@@ -127,7 +127,7 @@ def _shown_prompt(models: Models) -> Finding:
 def _prompts(cfg: Run, tokenizer: Any, chat: dict[str, Any] | None) -> PromptSet:
     """The first rows of the prompt file: enough for templates and lengths."""
     return load_prompts(
-        cfg.prompts.path,
+        cfg.prompts.source,
         tokenizer,
         template=cfg.prompts.template,
         chat=chat,

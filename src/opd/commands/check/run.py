@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from opd import config
@@ -17,6 +19,8 @@ from opd.commands.check.rounds import Budget
 from opd.commands.check.watch import Watch
 from opd.config import Run
 from opd.core.stats import Estimate
+from opd.data.prompts import PromptSet
+from opd.data.readers import read_rows
 from opd.errors import UserError
 from opd.recipes.check.compatibility import Finding
 from opd.recipes.check.cost import RunCost
@@ -25,6 +29,7 @@ from opd.recipes.check.verdict import CHANGES, GO, NO_GO, UNKNOWN
 from opd.run.console import Console
 from opd.setup.preflight import read_inputs
 from opd.setup.prompts import load_training_prompts
+from opd.setup.routing import prompts_of
 
 
 def run_check(
@@ -50,6 +55,8 @@ def run_check(
     """
     limits = Budget(budget)
     cfgs = config.load_each(file, overrides)
+    if cfgs[0].teachers:
+        return _check_members(file, cfgs[0], limits, apply, json_lines=json_lines)
     output.require_outputs(cfgs, file, apply)
     console = Console("json" if json_lines else "plain")
     several = {"teacher": None} if len(cfgs) > 1 else {}
@@ -63,6 +70,50 @@ def run_check(
     if apply is not None:
         _apply(result, file, overrides, apply, console)
     return result
+
+
+def _check_members(
+    file: Path, cfg: Run, limits: Budget, apply: Path | None, *, json_lines: bool
+) -> CheckResult:
+    """Check each of a run's teachers on its own prompts; the worst result."""
+    if apply is not None:
+        raise UserError(
+            "--apply follows the advice about one teacher, and this run has "
+            f"{len(cfg.teachers)}. Leave it out; each teacher's own record has the advice."
+        )
+    console = Console("json" if json_lines else "plain")
+    inputs = read_inputs(cfg, console, trains=False, judges_pair=True)
+    assert inputs.prompts is not None
+    if limits.seconds is not None:
+        limits = replace(limits, seconds=limits.seconds / len(cfg.teachers))
+    results = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, own in teacher_runs(cfg, inputs.prompts, Path(scratch)).items():
+            output.require_outputs([own], file, None)
+            console.print(f"Checking teacher {name} of {file} on its prompts ...")
+            folder = Path(scratch) / f"check-{name}"
+            folder.mkdir()
+            result = check(str(file), [own], limits, folder, console.note)
+            record = output.to_record(result)
+            output.print_result(record, console, json_lines=json_lines)
+            output.save_record(own, record, console)
+            results.append(result)
+    return min(results, key=lambda result: _rank(result.best))
+
+
+def teacher_runs(cfg: Run, prompts: PromptSet, scratch: Path) -> dict[str, Run]:
+    """One run for each of several teachers, on the rows that it scores."""
+    rows = {row.index: row.values for row in read_rows(cfg.prompts.source)}
+    runs = {}
+    for name in cfg.teachers:
+        path = scratch / f"{name}.jsonl"
+        own = [rows[p.index] for p in prompts_of(prompts, name).prompts]
+        path.write_text("".join(json.dumps(row) + "\n" for row in own), encoding="utf-8")
+        section = cfg.prompts.model_copy(update={"path": str(path), "files": []})
+        folder = cfg.output.model_copy(update={"dir": f"{cfg.output.dir}.{name}"})
+        changes = {"prompts": section, "output": folder}
+        runs[name] = cfg.of_teacher(name).model_copy(update=changes)
+    return runs
 
 
 def _apply(

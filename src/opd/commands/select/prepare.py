@@ -38,7 +38,7 @@ def drop_duplicates(
     """
     paths = [(e.label, e.path) for e in cfg.eval] + [(Path(p).stem, p) for p in spec.against]
     indices = {p.index for p in prompts.prompts}
-    questions = [q for q in load_questions(cfg.prompts.path) if q.index in indices]
+    questions = [q for q in load_questions(cfg.prompts.source) if q.index in indices]
     held_out = [(label, load_questions(path)) for label, path in paths]
     leaked = find_leaks(questions, held_out, near=NEAR)
     leaked_rows = {leak.row for leak in leaked}
@@ -46,7 +46,7 @@ def drop_duplicates(
     usable = [p for p in prompts.prompts if p.index not in leaked_rows and p.index not in repeated]
     if len(usable) < 2:
         raise UserError(
-            f"{cfg.prompts.path}: {len(usable)} prompts are left of {len(prompts.prompts)} after "
+            f"{cfg.prompts.source}: {len(usable)} prompts are left of {len(prompts.prompts)} after "
             f"{len(leaked_rows)} that evaluation sets contain and {len(repeated)} repeated ones."
         )
     return usable, leaked, repeated

@@ -19,7 +19,7 @@ from opd.run.disk import write_output
 
 def output_rows(cfg: Run, spec: Select, selection: Selection) -> list[dict[str, Any]]:
     """The kept rows as they were, with `why` and `measured`."""
-    rows = {row.index: row.values for row in read_rows(cfg.prompts.path)}
+    rows = {row.index: row.values for row in read_rows(cfg.prompts.source)}
     aligned, kept = set(selection.aligned), []
     for index in sorted([*selection.aligned, *selection.others]):
         numbers = prompt_numbers(spec, selection, index)

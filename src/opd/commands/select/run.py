@@ -51,7 +51,7 @@ def run_select(cfg: Run, json_lines: bool = False, *, overwrite: bool = False) -
     write_rows(output, output_rows(cfg, cfg.select, selection))
     record = to_record(cfg, cfg.select, selection)
     report = write_report(
-        select_document(record, source=cfg.prompts.path), output.with_suffix(".html")
+        select_document(record, source=cfg.prompts.name), output.with_suffix(".html")
     )
     if json_lines:
         console.out.print_json(json.dumps(record), indent=None)

@@ -89,7 +89,7 @@ def _candidates(cfg: Run, spec: Select, pair: Pair) -> dict[str, Template]:
 
 def _load(cfg: Run, pair: Pair, template: Template) -> Sequence[Prompt]:
     return load_prompts(
-        cfg.prompts.path,
+        cfg.prompts.source,
         pair.tokenizer,
         template=template[0],
         chat=template[1],

@@ -1,0 +1,165 @@
+"""Tokenizers and configurations of a run's models, checked against each other without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from opd.config import LocalTeacher, Run
+from opd.errors import UserError
+from opd.models import tokenizers
+from opd.models.lm import resolve_device
+from opd.models.model_files import ModelFacts, read_facts
+from opd.models.tokenizer_files import have_same_files
+from opd.setup.chat_template import choose_template
+from opd.setup.routing import naming
+
+T = TypeVar("T")
+
+
+class Problems:
+    """What is wrong, collected: one message at the end."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def attempt(self, check: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+        """The result of a check, or None after noting what it found wrong."""
+        try:
+            return check(*args, **kwargs)
+        except UserError as error:
+            if str(error) not in self.messages:
+                self.messages.append(str(error))
+            return None
+
+    def raise_all(self) -> None:
+        """Raise UserError if there are any."""
+        if len(self.messages) == 1:
+            raise UserError(self.messages[0])
+        if self.messages:
+            listed = "\n".join(f"{i}. {m}" for i, m in enumerate(self.messages, 1))
+            raise UserError(f"{len(self.messages)} things are wrong:\n{listed}")
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """Tokenizer and sizes of a pair whose weights are not loaded.
+
+    Attributes:
+        tokenizer: the student's.
+        student: of its configuration.
+        teacher: of its configuration; None without one in this process.
+        templates: chat templates of the two, as they came.
+        members: the same with each of several teachers, by name.
+    """
+
+    tokenizer: Any
+    student: ModelFacts
+    teacher: ModelFacts | None
+    templates: tuple[Any, Any]
+    members: Mapping[str, TokenizedPair] = field(default_factory=dict)
+
+    def models(self) -> dict[str, ModelFacts]:
+        """The models by the key that names them."""
+        both = {"student.model": self.student, "teacher.model": self.teacher}
+        if self.members:
+            both = {"student.model": self.student}
+            both |= {f"teachers.{n}.model": m.teacher for n, m in self.members.items()}
+        return {key: facts for key, facts in both.items() if facts is not None}
+
+
+def read_pair(cfg: Run, problems: Problems, *, judges_pair: bool = False) -> TokenizedPair | None:
+    """Tokenizers and configurations of the pair; None if the student's cannot be read.
+
+    Of several teachers each is checked; `teacher` is then the one of the shortest context.
+    """
+    if cfg.teachers:
+        return _read_members(cfg, problems, judges_pair=judges_pair)
+    student = problems.attempt(read_facts, cfg.student.model, "student.model")
+    tokenizer = None
+    if student is not None:
+        tokenizer = problems.attempt(
+            tokenizers.load_tokenizer, cfg.student.model, key="student.model"
+        )
+    teacher, teacher_tok = None, None
+    if isinstance(cfg.teacher, LocalTeacher) and not is_offline(cfg):
+        problems.attempt(resolve_device, cfg.teacher.device, "teacher.device")
+        teacher = problems.attempt(read_facts, cfg.teacher.model, "teacher.model")
+        same = teacher is not None and tokenizer is not None
+        same = same and have_same_files(cfg.student.model, cfg.teacher.model)
+        if same:
+            teacher_tok = tokenizer
+        elif teacher is not None:
+            teacher_tok = problems.attempt(
+                tokenizers.load_tokenizer, cfg.teacher.model, key="teacher.model"
+            )
+    others = {"loss.terms.reference": cfg.loss.terms.reference, "check.origin": cfg.check.origin}
+    for key, name in others.items():
+        if name is not None:
+            problems.attempt(read_facts, name, key)
+    if student is None or tokenizer is None:
+        return None
+    templates = [t and t.chat_template for t in (tokenizer, teacher_tok)]
+    if not judges_pair:
+        problems.attempt(choose_template, cfg, tokenizer, teacher_tok)
+    ends = problems.attempt(_end_tokens, tokenizer, student, "student.model")
+    if teacher is not None and teacher_tok is not None and not judges_pair:
+        teacher_ends = problems.attempt(_end_tokens, teacher_tok, teacher, "teacher.model")
+        if teacher_tok is not tokenizer:
+            problems.attempt(
+                tokenizers.require_same,
+                tokenizer,
+                teacher_tok,
+                student_vocab=student.vocab,
+                teacher_vocab=teacher.vocab,
+            )
+        if ends is not None and teacher_ends is not None:
+            problems.attempt(
+                tokenizers.resolve_stop, tokenizer, ends, teacher_ends, cfg.rollout.stop
+            )
+    problems.attempt(require_k, cfg, tokenizers.vocab_size(tokenizer))
+    return TokenizedPair(tokenizer, student, teacher, (templates[0], templates[1]))
+
+
+def _read_members(cfg: Run, problems: Problems, *, judges_pair: bool) -> TokenizedPair | None:
+    members: dict[str, TokenizedPair] = {}
+    for name in cfg.teachers:
+        own = Problems()
+        pair = read_pair(cfg.of_teacher(name), own, judges_pair=judges_pair)
+        problems.attempt(_raise_named, name, own)
+        if pair is not None:
+            members[name] = pair
+    if not members:
+        return None
+    first = next(iter(members.values()))
+    contexts = [m.teacher for m in members.values() if m.teacher and m.teacher.context_length]
+    shortest = min(contexts, key=lambda facts: facts.context_length or 0, default=None)
+    return replace(first, teacher=shortest, members=members)
+
+
+def _raise_named(name: str, own: Problems) -> None:
+    with naming(name):
+        own.raise_all()
+
+
+def is_offline(cfg: Run) -> bool:
+    """Whether the teacher's scores come from a cache alone."""
+    teacher = cfg.teacher
+    return teacher is not None and teacher.cache is not None and teacher.cache.offline
+
+
+def require_k(cfg: Run, vocab: int) -> None:
+    """Refuse a support of more tokens than there are."""
+    if cfg.loss.support not in ("full", "sampled") and cfg.loss.k > vocab:
+        raise UserError(
+            f"loss.k={cfg.loss.k} is more than the {vocab} tokens of the vocabulary. Lower it, or "
+            "use loss.support=full."
+        )
+
+
+def _end_tokens(tokenizer: Any, facts: ModelFacts, key: str) -> frozenset[int]:
+    try:
+        return tokenizers.eos_ids(tokenizer, facts.end_tokens)
+    except UserError as error:
+        raise UserError(f"{key}={facts.name}: {error}") from None
