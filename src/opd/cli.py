@@ -104,9 +104,10 @@ def train(
     json_lines: Json = False,
 ) -> None:
     """Distil the teacher into the student, on the student's own rollouts."""
-    from opd.config import load
+    from opd.commands.look import load_and_look
 
-    _train(load(file, overrides or ()), resume, overwrite, quiet, json_lines)
+    cfg = load_and_look(file, overrides or (), trains=True, resume=resume, overwrite=overwrite)
+    _train(cfg, resume, overwrite, quiet, json_lines)
 
 
 @app.command()
@@ -121,10 +122,11 @@ def coldstart(
     json_lines: Json = False,
 ) -> None:
     """Imitate the teacher's completions until the student can learn on-policy."""
-    from opd.commands.coldstart import run_coldstart
-    from opd.config import load
+    from opd.commands.look import load_and_look
 
-    cfg = load(file, overrides or ())
+    cfg = load_and_look(file, overrides or (), trains=True, resume=resume, overwrite=overwrite)
+    from opd.commands.coldstart import run_coldstart
+
     with _interruptible():
         run_coldstart(
             cfg,
@@ -144,10 +146,12 @@ def select(
     json_lines: Json = False,
 ) -> None:
     """Choose the prompts, and the template, on which this teacher can teach this student."""
-    from opd.commands.select import run_select
-    from opd.config import load
+    from opd.commands.look import look_at_selection
 
-    run_select(load(file, overrides or ()), json_lines, overwrite=overwrite)
+    cfg = look_at_selection(file, overrides or (), overwrite=overwrite)
+    from opd.commands.select import run_select
+
+    run_select(cfg, json_lines, overwrite=overwrite)
 
 
 @app.command()
@@ -174,10 +178,12 @@ def check(
         return
     if local is not None:
         raise UserError("--local belongs to opd verify, or to opd check --self.")
-    from opd.commands.check import run_check
-
     if budget is not None and not math.isfinite(budget):
         raise UserError(f"--budget={budget} is no number of seconds.")
+    from opd.commands.look import look_at_check
+
+    look_at_check(file, overrides or (), apply)
+    from opd.commands.check import run_check
 
     result = run_check(file, overrides or (), budget=budget, apply=apply, json_lines=json_lines)
     if result.best.verdict == "don't":
@@ -192,10 +198,12 @@ def verify(
     json_lines: Json = False,
 ) -> None:
     """The invariants of the mathematics, checked on this pair. Exits with 1 if one is broken."""
-    from opd.commands.verify import run_verify
-    from opd.config import load
+    from opd.commands.look import load_and_look
 
-    if not run_verify(load(file, overrides or ()), json_lines=json_lines, local=local):
+    cfg = load_and_look(file, overrides or ())
+    from opd.commands.verify import run_verify
+
+    if not run_verify(cfg, json_lines=json_lines, local=local):
         raise typer.Exit(1)
 
 
@@ -223,14 +231,19 @@ def serve_teacher(
     ] = None,
 ) -> None:
     """Serve teacher.model over HTTP, exact on tokens the student chose."""
-    from opd.commands.score import score_ahead
-    from opd.commands.serve_teacher import serve
     from opd.config import load
 
     cfg = load(file, overrides or ())
     if score is not None:
+        from opd.commands.score import score_ahead
+
         score_ahead(cfg, score)
     else:
+        from opd.commands.outputs import require_address
+
+        require_address(host, port)
+        from opd.commands.serve_teacher import serve
+
         serve(cfg, host=host, port=port)
 
 

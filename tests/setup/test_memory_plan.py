@@ -16,7 +16,7 @@ from opd.demo.run_config import demo_config
 from opd.recipes.check.verdict import NO_GO
 from opd.run.devices import free_host_bytes
 from opd.setup import memory_advice, memory_models, memory_plan
-from opd.setup.memory_advice import find_shortage, first_that_fits, warn_of_shortage
+from opd.setup.memory_advice import find_shortage, first_that_fits, require_memory
 from opd.setup.memory_models import HOST
 from opd.setup.memory_plan import GPU_CHOICES, PROCESS, USABLE, plan_memory
 
@@ -214,14 +214,14 @@ def test_a_check_refuses_before_weights_are_loaded(tmp_path, free, monkeypatch, 
 def test_a_run_that_will_not_fit_is_warned_of(tmp_path, free, caplog):
     free(PROCESS // 2)
     with caplog.at_level(logging.WARNING, logger=memory_advice.__name__):
-        warn_of_shortage(demo(tmp_path))
+        require_memory(demo(tmp_path))
     assert "planned" in caplog.text
 
 
 def test_an_unreadable_model_is_left_to_the_loader(tmp_path):
     cfg = config.parse(config.dump(demo(tmp_path)), [f"student.model={tmp_path}/none"])
     assert check_memory(cfg) is None
-    warn_of_shortage(cfg)
+    require_memory(cfg)
 
 
 def test_free_memory_of_a_container(tmp_path):

@@ -31,7 +31,7 @@ def run_coldstart(
     if cfg.coldstart.when == "alarm":
         raise UserError("coldstart.when=alarm begins in a run. For one now: coldstart.when=start.")
     if resume:
-        from opd.setup.preflight import require_resumable
+        from opd.setup.run_folder import require_resumable
 
         require_resumable(cfg)
     options = RunOptions(resume, overwrite, style)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opd import config
+from opd.commands.look import look
 from opd.config import Run
 from opd.errors import UserError
 from opd.run.console import Console
@@ -16,6 +17,7 @@ def evaluate_target(target: Path, overrides: Sequence[str], json_lines: bool) ->
     """Evaluate the student of a run.yaml, or the final student of a run folder."""
     console = Console("json" if json_lines else "plain")
     cfg = _config_of(target, overrides)
+    look(cfg)
     from opd.models.tokenizers import make_decoder
     from opd.setup.pair import load_pair
     from opd.setup.preflight import read_inputs

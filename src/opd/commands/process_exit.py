@@ -11,13 +11,18 @@ import typer
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print a message, as far as the terminal can show it, and leave the process."""
+    """Print a message and leave the process."""
+    complain(message)
+    end(code)
+
+
+def complain(message: str) -> None:
+    """Print a message on stderr, as far as the terminal can show it."""
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     text = f"opd: {message}".encode(encoding, "backslashreplace").decode(encoding)
     typer.echo(
         "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text), err=True
     )
-    end(code)
 
 
 def end(code: int) -> NoReturn:

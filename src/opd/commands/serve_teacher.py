@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 from dataclasses import replace
 from typing import Any
 
+from opd.commands.outputs import require_address
 from opd.config import LocalTeacher, Run
 from opd.errors import UserError
 from opd.models import tokenizers
@@ -54,29 +54,6 @@ def serve(cfg: Run, *, host: str, port: int) -> None:
             host,
         )
     TeacherServer(app, host, port).serve()
-
-
-def require_address(host: str, port: int) -> None:
-    """Check that an address can be listened on, before a model is loaded for it.
-
-    Raises:
-        UserError: naming the option.
-    """
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"--host={host}: no such address ({error}).") from None
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise UserError(
-                f"--port={port}: cannot listen on {host}:{port} ({error.strerror}). Give another "
-                "one with --port."
-            ) from None
 
 
 def _local(cfg: Run) -> LocalTeacher:

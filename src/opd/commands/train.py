@@ -28,7 +28,7 @@ def run_train(
     from opd.recipes.distillation import distill
     from opd.reports.terminal import render_text
     from opd.reports.training_summary import training_summary
-    from opd.setup.preflight import require_flags, require_resumable, require_run_folder
+    from opd.setup.run_folder import require_flags, require_resumable, require_run_folder
 
     require_flags(resume=resume, overwrite=overwrite)
     if resume:

@@ -17,7 +17,8 @@ from transformers.cache_utils import DynamicCache
 
 from opd.core.batch import pad_rows
 from opd.errors import UserError
-from opd.models.lm import LM, is_out_of_memory, rope_parameters
+from opd.models.configs import rope_parameters
+from opd.models.lm import LM, is_out_of_memory
 from opd.models.prefix_cache import relative_difference
 from opd.models.slab_cache import SlabCache, column_mask, has_plain_layers
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import transformers
-
 from opd.errors import UserError
 from opd.models.hub_name import split_revision
 
@@ -20,6 +18,8 @@ def read_config(name: str, *, key: str = "student.model") -> Any:
     Raises:
         UserError: it cannot be read.
     """
+    import transformers  # seconds: not before a model is asked for
+
     path, revision = split_revision(name)
     try:
         return transformers.AutoConfig.from_pretrained(
@@ -28,3 +28,23 @@ def read_config(name: str, *, key: str = "student.model") -> Any:
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{key}={name}: its configuration cannot be read: {first}") from None
+
+
+def context_length_of(config: Any) -> int | None:
+    """Longest sequence that a model's config allows and computes independently of its batch.
+
+    With longrope (Phi-3, Phi-4-mini) one row beyond the original context changes the rotation of
+    every token of its call: scores would depend on the micro-batch, and decoding would use keys
+    rotated in another way. So those models end at their original context here.
+    """
+    lengths = [getattr(config, "max_position_embeddings", None)]
+    longrope = rope_parameters(config, "longrope")
+    lengths += [r.get("original_max_position_embeddings") for r in longrope]
+    return min((n for n in lengths if n is not None), default=None)
+
+
+def rope_parameters(config: Any, *types: str) -> list[dict[str, Any]]:
+    """The rotary embeddings of these types in a config; some models have one per layer type."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    each = [rope, *(v for v in rope.values() if isinstance(v, dict))]
+    return [r for r in each if r.get("rope_type") in types]

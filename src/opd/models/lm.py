@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from opd.errors import UserError
 from opd.models.attention import use_grouped_attention
+from opd.models.configs import context_length_of
 from opd.models.head import SPARSE_VOCAB, Head
 from opd.models.hub_name import split_revision
 from opd.models.norms import use_fused_norms
@@ -121,26 +122,6 @@ class LM:
     def num_parameters(self) -> int:
         """All parameters, tied ones once."""
         return sum(p.numel() for p in self.model.parameters())
-
-
-def context_length_of(config: Any) -> int | None:
-    """Longest sequence that a model's config allows and computes independently of its batch.
-
-    With longrope (Phi-3, Phi-4-mini) one row beyond the original context changes the rotation of
-    every token of its call: scores would depend on the micro-batch, and decoding would use keys
-    rotated in another way. So those models end at their original context here.
-    """
-    lengths = [getattr(config, "max_position_embeddings", None)]
-    longrope = rope_parameters(config, "longrope")
-    lengths += [r.get("original_max_position_embeddings") for r in longrope]
-    return min((n for n in lengths if n is not None), default=None)
-
-
-def rope_parameters(config: Any, *types: str) -> list[dict[str, Any]]:
-    """The rotary embeddings of these types in a config; some models have one per layer type."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    each = [rope, *(v for v in rope.values() if isinstance(v, dict))]
-    return [r for r in each if r.get("rope_type") in types]
 
 
 def _logit_transform(config: Any) -> tuple[float, float | None]:

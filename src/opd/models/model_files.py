@@ -9,15 +9,15 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from opd.errors import UserError
+from opd.models.configs import context_length_of
 from opd.models.hub_name import split_revision
-from opd.models.lm import context_length_of
+from opd.models.tokenizer_files import find_tokenizer
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -63,6 +63,8 @@ def read_facts(name: str, key: str) -> ModelFacts:
         UserError: no such model, no causal language model, or weight files that are absent, cut
             off or no safetensors.
     """
+    import transformers  # seconds: not before the folder is known to be there
+
     source, revision = split_revision(name)
     folder = find_folder(source, key)
     if folder is not None:
@@ -83,6 +85,24 @@ def read_facts(name: str, key: str) -> ModelFacts:
     text = config.get_text_config()
     identity = _commit(config) if folder is None else identify(folder)
     return ModelFacts(name, text, _generation_config(folder or Path(source), config), identity)
+
+
+def look_at_files(name: str, key: str) -> Path | None:
+    """What `read_facts` and loading its tokenizer would find wrong with the files of a model.
+
+    Returns:
+        Its folder; None for a name on the hub.
+
+    Raises:
+        UserError: as `read_facts`.
+    """
+    source, _ = split_revision(name)
+    folder = find_folder(source, key)
+    if folder is not None:
+        _require_config(folder, key)
+        require_weight_files(folder, key)
+        find_tokenizer(source, key)
+    return folder
 
 
 def find_folder(source: str, key: str) -> Path | None:
@@ -107,6 +127,13 @@ def find_folder(source: str, key: str) -> Path | None:
     if not folder.is_dir():
         raise UserError(f"{key}={source} is a file; give the folder that holds it, or a hub name.")
     return folder
+
+
+def count_elements(folder: Path) -> int:
+    """Elements of all tensors in the weight files of a folder, from their headers."""
+    headers = [read_header(file) for file in sorted(folder.glob("*.safetensors"))]
+    shapes = [shape for h in headers if isinstance(h, Header) for shape in h.shapes.values()]
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def require_weight_files(folder: Path, key: str) -> None:
@@ -226,6 +253,8 @@ def _require_config(folder: Path, key: str) -> None:
 
 
 def _generation_config(source: Path, config: Any) -> Any:
+    import transformers
+
     path = source / "generation_config.json"
     try:
         tokens = json.loads(path.read_text("utf-8")).get("eos_token_id")

@@ -19,7 +19,8 @@ from transformers.cache_utils import DynamicCache
 
 from opd.config import Lora
 from opd.errors import UserError
-from opd.models.lm import LM, add_lora, context_length_of
+from opd.models.configs import context_length_of
+from opd.models.lm import LM, add_lora
 
 FLOAT = 4  # bytes of float32
 BNB_SCALES = 32 / 64, 0.127  # bits per weight of bitsandbytes' scales: plain, quantised themselves

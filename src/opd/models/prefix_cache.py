@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from opd.core.batch import pad_rows
-from opd.models.lm import LM, is_out_of_memory, rope_parameters
+from opd.models.configs import rope_parameters
+from opd.models.lm import LM, is_out_of_memory
 
 
 class PrefixCache:

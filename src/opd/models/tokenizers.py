@@ -6,6 +6,7 @@ vocabulary would go wrong silently. Everything here compares tokenizers and the 
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable, Iterable
@@ -13,16 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from opd.errors import UserError
 from opd.models.hub_name import split_revision
-from opd.models.tokenizer_files import TOKENIZER_FILES
+from opd.models.tokenizer_files import find_tokenizer, have_same_ids, read_template
+from opd.models.vocabulary import join_differences, other_tokenizers, token_differences
 from opd.types import Stop
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 3  # differences shown in a message; the rest are counted
 # Equal vocabularies do not make equal tokenizers: merges, normalisers and pre-tokenizers matter
 # too, and differences show on texts like these.
 PROBES = (
@@ -62,18 +61,11 @@ def load_tokenizer(name: str, *, key: str = "model") -> Any:
     Raises:
         UserError: no such folder, a folder without tokenizer, or a hub that does not answer.
     """
+    import transformers  # seconds: not before a tokenizer is asked for
+
     path, revision = split_revision(name)
-    folder = Path(path).expanduser()
-    local = folder.exists()
-    if local and not folder.is_dir():
-        raise UserError(f"{key}={path} is a file; give the folder that holds it, or a hub name.")
-    if local and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(
-            f"{key}={path}: the folder has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}). "
-            "Save one there with tokenizer.save_pretrained(folder)."
-        )
-    if not local and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(f"{key}={path}: no such folder.")
+    folder = find_tokenizer(path, key)
+    local = folder is not None
     try:
         return transformers.AutoTokenizer.from_pretrained(
             str(folder) if local else path, revision=revision, trust_remote_code=False
@@ -93,6 +85,30 @@ def load_tokenizer(name: str, *, key: str = "model") -> Any:
             f"{key}={path}: neither a local folder nor a model that the hub returns: {first}\n"
             f"Check the spelling{and_revision}, or download the model and give its folder."
         ) from None
+
+
+def load_like(own: Any, student: str, teacher: str) -> Any:
+    """The teacher's tokenizer; the student's `own` again where only the chat template differs.
+
+    Args:
+        own: the student's, loaded.
+        student: student.model.
+        teacher: teacher.model.
+
+    Raises:
+        UserError: as `load_tokenizer`.
+    """
+    if not have_same_ids(student, teacher):
+        return load_tokenizer(teacher, key="teacher.model")
+    other = copy.copy(own)
+    other.chat_template = read_template(Path(split_revision(teacher)[0]).expanduser())
+    return other
+
+
+def share_ids(a: Any, b: Any) -> bool:
+    """Whether two tokenizers are one, but for their chat template (`load_like`)."""
+    backend = getattr(a, "backend_tokenizer", None)
+    return a is b or (backend is not None and backend is getattr(b, "backend_tokenizer", None))
 
 
 def vocab_size(tokenizer: Any) -> int:
@@ -138,12 +154,15 @@ def compare(
         student_vocab: rows of the student's output head; may exceed the tokenizer's ids.
         teacher_vocab: rows of the teacher's output head.
     """
+    same = share_ids(student_tok, teacher_tok)
+    vocabularies = [] if same else [student_tok.get_vocab(), teacher_tok.get_vocab()]
+    needed = vocab_size(student_tok)
     differences = [
-        _ids(student_tok.get_vocab(), teacher_tok.get_vocab()),
-        _added(student_tok, teacher_tok),
+        None if same else _ids(*vocabularies),
+        None if same else _added(student_tok, teacher_tok),
         *(_special(student_tok, teacher_tok, name) for name in ("bos", "unk", "eos", "pad")),
-        _head("student", student_tok, student_vocab),
-        _head("teacher", teacher_tok, teacher_vocab),
+        _head("student", student_tok, student_vocab, needed),
+        _head("teacher", teacher_tok, teacher_vocab, needed if same else vocab_size(teacher_tok)),
         _head_sizes(student_vocab, teacher_vocab),
         _pad_is_eos("student", student_tok),
         _pad_is_eos("teacher", teacher_tok),
@@ -151,7 +170,7 @@ def compare(
     ]
     result = [d for d in differences if d is not None]
     # Different ids mean different encodings; these are for what the ids do not show.
-    if not any(d.fatal for d in result):
+    if not same and not any(d.fatal for d in result):
         hidden = (_merges(student_tok, teacher_tok), *_encodings(student_tok, teacher_tok))
         result += [d for d in hidden if d is not None]
     return result
@@ -175,12 +194,7 @@ def require_same(
         logger.info("tokenizers: %s", difference.message)
     fatal = [d.message for d in differences if d.fatal]
     if fatal:
-        raise UserError(
-            "student.model and teacher.model have different tokenizers, so the teacher would score "
-            "other tokens than the student sampled:\n  "
-            + "\n  ".join(fatal)
-            + "\nChoose a teacher of the same family (student.model, teacher.model)."
-        )
+        raise other_tokenizers(fatal)
     return vocab_size(student_tok)
 
 
@@ -225,30 +239,9 @@ def _spell(tokenizer: Any, ids: Iterable[int]) -> str:
     return ", ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in sorted(ids))
 
 
-def _join(differences: list[str]) -> str:
-    more = len(differences) - SHOWN
-    return "; ".join(differences[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
-
-
 def _ids(student: dict[str, int], teacher: dict[str, int]) -> Difference | None:
-    differing = [t for t in student.keys() | teacher.keys() if student.get(t) != teacher.get(t)]
-    if not differing:
-        return None
-
-    def by_id(token: str) -> tuple[int, str]:
-        return min(i for v in (student, teacher) if (i := v.get(token)) is not None), token
-
-    lines = [
-        f"{token!r} is {student.get(token, 'absent')} for the student and "
-        f"{teacher.get(token, 'absent')} for the teacher"
-        for token in sorted(differing, key=by_id)
-    ]
-    return Difference(
-        "ids",
-        f"{len(differing)} tokens differ (student {len(student)}, teacher {len(teacher)} tokens): "
-        + _join(lines),
-        True,
-    )
+    found = token_differences(student, teacher)
+    return None if found is None else Difference("ids", found, True)
 
 
 def _added(student_tok: Any, teacher_tok: Any) -> Difference | None:
@@ -275,7 +268,9 @@ def _added(student_tok: Any, teacher_tok: Any) -> Difference | None:
         f"{describe(teacher.get(i))} for the teacher"
         for i in differing
     ]
-    return Difference("added", f"{len(differing)} added tokens differ: {_join(lines)}", True)
+    return Difference(
+        "added", f"{len(differing)} added tokens differ: {join_differences(lines)}", True
+    )
 
 
 def _special(student_tok: Any, teacher_tok: Any, name: str) -> Difference | None:
@@ -295,8 +290,7 @@ def _special(student_tok: Any, teacher_tok: Any, name: str) -> Difference | None
     return Difference("special", seen, True)
 
 
-def _head(role: str, tokenizer: Any, width: int) -> Difference | None:
-    need = vocab_size(tokenizer)
+def _head(role: str, tokenizer: Any, width: int, need: int) -> Difference | None:
     if width >= need:
         return None
     return Difference(
@@ -340,10 +334,12 @@ def _template(student_tok: Any, teacher_tok: Any) -> Difference | None:
 
 
 def _merges(student_tok: Any, teacher_tok: Any) -> Difference | None:
-    student, teacher = (
-        json.loads(tok.backend_tokenizer.to_str())["model"].get("merges") if tok.is_fast else None
-        for tok in (student_tok, teacher_tok)
-    )
+    if not (student_tok.is_fast and teacher_tok.is_fast):
+        return None
+    texts = [tok.backend_tokenizer.to_str() for tok in (student_tok, teacher_tok)]
+    if texts[0] == texts[1]:
+        return None
+    student, teacher = (json.loads(text)["model"].get("merges") for text in texts)
     if student is None or teacher is None or student == teacher:
         return None
     rank = next(
@@ -370,7 +366,8 @@ def _encodings(student_tok: Any, teacher_tok: Any) -> list[Difference]:
                 f"{text!r} becomes {student[:6]}.. for the student, {teacher[:6]}.. for the teacher"
             )
     if lines:
-        message = f"{len(lines)} of {len(PROBES)} probe texts become different ids: {_join(lines)}"
+        shown = join_differences(lines)
+        message = f"{len(lines)} of {len(PROBES)} probe texts become different ids: {shown}"
         return [Difference("encoding", message, True)]
     encoded = [tok.encode(PROBES[0]) for tok in (student_tok, teacher_tok)]
     if encoded[0] == encoded[1]:

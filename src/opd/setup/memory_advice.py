@@ -22,6 +22,11 @@ OFFLOAD = "optim.offload=cpu"
 INT8 = "optim.moments=int8"
 SERVED = "teacher={{url: http://HOST:8400/v1, model: {model}}}"
 SMALLEST_BUDGET = min(GPU_CHOICES)  # tokens of a micro-batch
+# Parts of a phase that are there whatever is sampled.
+FIXED_PARTS = (
+    *("student weights", "master weights", "optimizer moments", "gradients"),
+    *("teacher weights", "reference weights", "offloaded optimizer"),
+)
 NAMED_PARTS = 4  # of a phase, in messages
 
 
@@ -31,11 +36,13 @@ class Shortage:
 
     Attributes:
         certain: more is needed than there is; else only fragments and workspaces lack room.
+        impossible: so do weights, gradients and the optimizer's state alone, whatever is sampled.
         message: what is needed, and of what.
         fix: what to set.
     """
 
     certain: bool
+    impossible: bool
     message: str
     fix: str
 
@@ -51,7 +58,8 @@ def find_shortage(cfg: Run, plan: MemoryPlan) -> Shortage | None:
         fix = "use a smaller model, student.lora={} or shorter completions"
         if fitting is not None:
             fix = "set " + " ".join(fitting[0])
-        return Shortage(peak.total > free, message, f"{fix} (docs/memory.md)")
+        impossible = fixed_bytes(plan, device) > free
+        return Shortage(peak.total > free, impossible, message, f"{fix} (docs/memory.md)")
     return None
 
 
@@ -61,12 +69,29 @@ def describe_need(peak: PhaseMemory) -> str:
     return f"planned: the phase {peak.phase} needs {human_size(peak.total)} of {device}"
 
 
-def warn_of_shortage(cfg: Run) -> None:
-    """Log a warning where a run is not expected to fit; say nothing where it cannot be planned."""
+def fixed_bytes(plan: MemoryPlan, device: str) -> int:
+    """Bytes of a device that do not depend on lengths, rows and micro-batches, at most in a phase.
+
+    Args:
+        plan: of the run.
+        device: one of its devices.
+    """
+    phases = [p for p in plan.phases if p.device == device and p.phase != "load"]
+    return max(sum(p.parts.get(name, 0) for name in FIXED_PARTS) for p in phases)
+
+
+def require_memory(cfg: Run) -> None:
+    """Log a warning where a run is not expected to fit; say nothing where it cannot be planned.
+
+    Raises:
+        UserError: it cannot fit.
+    """
     try:
         shortage = find_shortage(cfg, plan_memory(cfg))
     except UserError:  # loading the model says why
         return
+    if shortage is not None and shortage.impossible:
+        raise UserError(f"Not enough memory, {shortage.message}. To run it, {shortage.fix}.")
     if shortage is not None:
         logger.warning("Memory, %s. To avoid it, %s.", shortage.message, shortage.fix)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from opd.config import LocalTeacher, Lora, Run, SelfTeacher, Teacher
+from opd.errors import UserError
 from opd.models.configs import read_config
 from opd.models.lm import default_device
 from opd.models.model_size import FLOAT, ModelSize, model_size
@@ -203,8 +204,15 @@ def sharded_state(size: ModelSize, processes: int, *, mixed: bool) -> StudentSta
 
 
 def device_name(device: str | None) -> str:
-    """One name per device: cuda is the current one; None is where models go by default."""
-    chosen = default_device() if device is None else torch.device(device)
+    """One name per device: cuda is the current one; None is where models go by default.
+
+    Raises:
+        UserError: there is no device of that kind.
+    """
+    try:
+        chosen = default_device() if device is None else torch.device(device)
+    except RuntimeError:
+        raise UserError(f"{device} is no device.") from None
     if chosen.type == HOST:
         return HOST
     if str(chosen) == "cuda" and torch.cuda.is_available():

@@ -47,7 +47,7 @@ def load_pair(
     spec = cfg.teacher if remote is None and isinstance(cfg.teacher, LocalTeacher) else None
     teacher_tok = None
     if spec is not None:
-        teacher_tok = tokenizers.load_tokenizer(spec.model, key="teacher.model")
+        teacher_tok = tokenizers.load_like(student_tok, cfg.student.model, spec.model)
     choose_template(cfg, student_tok, teacher_tok)
     given = student
     student = given or load_lm(

@@ -10,7 +10,7 @@ from opd.data.prompts import PromptSet, load_prompts
 from opd.data.sft_examples import read_sft_examples
 from opd.data.teacher_prompts import Rendering, TeacherPrompts, make_teacher_prompts
 from opd.errors import UserError
-from opd.models.lm import rope_parameters
+from opd.models.configs import rope_parameters
 from opd.run.console import Console
 from opd.samplers.hf import Decoding
 from opd.setup.routing import route_prompts

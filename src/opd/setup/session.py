@@ -35,12 +35,13 @@ from opd.run.trackers import Trackers
 from opd.samplers.vllm import VllmSampler
 from opd.setup.coldstart_source import completion_source
 from opd.setup.disk_estimate import bytes_needed
-from opd.setup.memory_advice import warn_of_shortage
 from opd.setup.models import Models, open_models, token_budget
 from opd.setup.pair import Pair
 from opd.setup.precision import prepare_weights
-from opd.setup.preflight import read_inputs, require_run_folder, require_same_inputs
+from opd.setup.preflight import read_inputs, require_same_inputs
+from opd.setup.problems import Problems
 from opd.setup.prompts import load_sft_examples, training_grader
+from opd.setup.run_folder import require_run_folder
 from opd.setup.samplers import eval_sampler, student_sampler
 from opd.teachers.local import LocalTeacher
 from opd.training.deterministic import prepare_deterministic
@@ -79,14 +80,14 @@ def build(
         prepare_deterministic()
     ranks = init_ranks()
     check_accelerate_launcher(cfg.student.shard)
+    problems = Problems()
     if ranks.is_main:
-        require_run_folder(cfg, resume=resume, overwrite=overwrite)
-    inputs = read_inputs(cfg, console)
+        problems.attempt(require_run_folder, cfg, resume=resume, overwrite=overwrite)
+    inputs = read_inputs(cfg, console, problems=problems)
     if resume:
         require_same_inputs(cfg, inputs)
     prompts, evals = inputs.prompts, inputs.evals
     assert prompts is not None
-    warn_of_shortage(cfg)
     models = open_models(cfg, console)
     cfg, pair = models.cfg, models.pair
     require_prunable(models)

@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from opd.config import LocalTeacher, Run
 from opd.errors import UserError
 from opd.models import tokenizers
 from opd.models.lm import resolve_device
 from opd.models.model_files import ModelFacts, read_facts
-from opd.models.tokenizer_files import have_same_files
 from opd.setup.chat_template import choose_template
+from opd.setup.first_look import is_offline, require_k
+from opd.setup.problems import Problems
 from opd.setup.routing import naming
-
-T = TypeVar("T")
-
-
-class Problems:
-    """What is wrong, collected: one message at the end."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def attempt(self, check: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
-        """The result of a check, or None after noting what it found wrong."""
-        try:
-            return check(*args, **kwargs)
-        except UserError as error:
-            if str(error) not in self.messages:
-                self.messages.append(str(error))
-            return None
-
-    def raise_all(self) -> None:
-        """Raise UserError if there are any."""
-        if len(self.messages) == 1:
-            raise UserError(self.messages[0])
-        if self.messages:
-            listed = "\n".join(f"{i}. {m}" for i, m in enumerate(self.messages, 1))
-            raise UserError(f"{len(self.messages)} things are wrong:\n{listed}")
 
 
 @dataclass(frozen=True)
@@ -86,14 +61,12 @@ def read_pair(cfg: Run, problems: Problems, *, judges_pair: bool = False) -> Tok
     if isinstance(cfg.teacher, LocalTeacher) and not is_offline(cfg):
         problems.attempt(resolve_device, cfg.teacher.device, "teacher.device")
         teacher = problems.attempt(read_facts, cfg.teacher.model, "teacher.model")
-        same = teacher is not None and tokenizer is not None
-        same = same and have_same_files(cfg.student.model, cfg.teacher.model)
-        if same:
-            teacher_tok = tokenizer
-        elif teacher is not None:
+        if teacher is not None and tokenizer is not None:
             teacher_tok = problems.attempt(
-                tokenizers.load_tokenizer, cfg.teacher.model, key="teacher.model"
+                tokenizers.load_like, tokenizer, cfg.student.model, cfg.teacher.model
             )
+        elif teacher is not None:
+            problems.attempt(tokenizers.load_tokenizer, cfg.teacher.model, key="teacher.model")
     others = {"loss.terms.reference": cfg.loss.terms.reference, "check.origin": cfg.check.origin}
     for key, name in others.items():
         if name is not None:
@@ -106,14 +79,13 @@ def read_pair(cfg: Run, problems: Problems, *, judges_pair: bool = False) -> Tok
     ends = problems.attempt(_end_tokens, tokenizer, student, "student.model")
     if teacher is not None and teacher_tok is not None and not judges_pair:
         teacher_ends = problems.attempt(_end_tokens, teacher_tok, teacher, "teacher.model")
-        if teacher_tok is not tokenizer:
-            problems.attempt(
-                tokenizers.require_same,
-                tokenizer,
-                teacher_tok,
-                student_vocab=student.vocab,
-                teacher_vocab=teacher.vocab,
-            )
+        problems.attempt(
+            tokenizers.require_same,
+            tokenizer,
+            teacher_tok,
+            student_vocab=student.vocab,
+            teacher_vocab=teacher.vocab,
+        )
         if ends is not None and teacher_ends is not None:
             problems.attempt(
                 tokenizers.resolve_stop, tokenizer, ends, teacher_ends, cfg.rollout.stop
@@ -141,21 +113,6 @@ def _read_members(cfg: Run, problems: Problems, *, judges_pair: bool) -> Tokeniz
 def _raise_named(name: str, own: Problems) -> None:
     with naming(name):
         own.raise_all()
-
-
-def is_offline(cfg: Run) -> bool:
-    """Whether the teacher's scores come from a cache alone."""
-    teacher = cfg.teacher
-    return teacher is not None and teacher.cache is not None and teacher.cache.offline
-
-
-def require_k(cfg: Run, vocab: int) -> None:
-    """Refuse a support of more tokens than there are."""
-    if cfg.loss.support not in ("full", "sampled") and cfg.loss.k > vocab:
-        raise UserError(
-            f"loss.k={cfg.loss.k} is more than the {vocab} tokens of the vocabulary. Lower it, or "
-            "use loss.support=full."
-        )
 
 
 def _end_tokens(tokenizer: Any, facts: ModelFacts, key: str) -> frozenset[int]:

@@ -14,9 +14,9 @@ from opd.commands.check.memory import MemoryCheck
 from opd.config import LocalTeacher, Run, SelfTeacher
 from opd.data.prompts import PromptSet, load_prompts
 from opd.errors import UserError
-from opd.models.configs import read_config
+from opd.models.configs import context_length_of, read_config
 from opd.models.hub_name import split_revision
-from opd.models.lm import LM, context_length_of
+from opd.models.lm import LM
 from opd.models.tokenizers import eos_ids, load_tokenizer
 from opd.recipes.check import compatibility
 from opd.recipes.check.compatibility import Finding

@@ -13,21 +13,19 @@ import yaml
 from opd import config
 from opd.commands.check.result import CheckResult, TeacherResult
 from opd.commands.check.rounds import Probe
+from opd.commands.outputs import record_paths
 from opd.config import Run
 from opd.core.stats import Estimate
-from opd.errors import UserError
 from opd.recipes.check.advice import Advice
 from opd.recipes.check.features import ON_STUDENT, quarter_means
 from opd.recipes.check.reasons import confidence
 from opd.recipes.check.verdict import nothing_accepted
 from opd.reports.check_page import check_document
-from opd.reports.html import require_report_path, write_report
+from opd.reports.html import write_report
 from opd.reports.terminal import render_text
 from opd.run.console import Console
 from opd.run.disk import encode_json, write_output
 from opd.run.jsonl import json_safe
-from opd.run.layout import check_record
-from opd.run.outputs import require_free, require_no_input, require_writable_parent
 
 BY_QUARTER = (
     "overlap_ratio",
@@ -118,46 +116,6 @@ def examples(probe: Probe, features: Mapping[str, Estimate]) -> list[dict[str, s
         }
         for rollout in probe.student.rollouts[:: probe.config.n][:2]
     ]
-
-
-def require_outputs(cfgs: Sequence[Run], file: Path, apply: Path | None) -> None:
-    """Check that the record, its report and the file with the advice may be written.
-
-    Args:
-        cfgs: one per teacher.
-        file: run.yaml.
-        apply: file to write with the advice followed; None: none.
-
-    Raises:
-        UserError: one of them is an input, or a file that no check has made.
-    """
-    inputs = {"the file": file}
-    for cfg in cfgs:
-        inputs |= config.input_paths(config.dump(cfg))
-    if apply is not None:
-        require_free(apply, inputs, key="--apply", replace="")
-    path, report = record_paths(cfgs[0])
-    how = f"Move it, or set output.dir to another folder than {cfgs[0].output.dir}."
-    require_no_input(path, inputs, key="the record of the check")
-    if path.exists() and not is_record(path):
-        raise UserError(f"{path} exists and is no record of a check; it stays as it is. {how}")
-    require_writable_parent(path, "output.dir")
-    require_report_path(report, inputs, replace=True, how=how)
-
-
-def is_record(path: Path) -> bool:
-    """Whether a file is a record of an earlier check."""
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and {"verdict", "pair", "numbers"} <= set(record)
-
-
-def record_paths(cfg: Run) -> tuple[Path, Path]:
-    """Where the record of a check and its report are written: beside the run folder."""
-    path = check_record(cfg.output.dir)
-    return path, path.with_name(f"{Path(cfg.output.dir).name}.checked.html")
 
 
 def save_record(cfg: Run, record: Mapping[str, Any], console: Console) -> None:

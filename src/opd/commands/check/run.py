@@ -17,6 +17,7 @@ from opd.commands.check.memory import check_memory
 from opd.commands.check.result import CheckResult, TeacherResult
 from opd.commands.check.rounds import Budget
 from opd.commands.check.watch import Watch
+from opd.commands.outputs import require_check_outputs
 from opd.config import Run
 from opd.core.stats import Estimate
 from opd.data.prompts import PromptSet
@@ -57,7 +58,7 @@ def run_check(
     cfgs = config.load_each(file, overrides)
     if cfgs[0].teachers:
         return _check_members(file, cfgs[0], limits, apply, json_lines=json_lines)
-    output.require_outputs(cfgs, file, apply)
+    require_check_outputs(cfgs, file, apply)
     console = Console("json" if json_lines else "plain")
     several = {"teacher": None} if len(cfgs) > 1 else {}
     read_inputs(cfgs[0].model_copy(update=several), console, trains=False, judges_pair=True)
@@ -89,7 +90,7 @@ def _check_members(
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, own in teacher_runs(cfg, inputs.prompts, Path(scratch)).items():
-            output.require_outputs([own], file, None)
+            require_check_outputs([own], file, None)
             console.print(f"Checking teacher {name} of {file} on its prompts ...")
             folder = Path(scratch) / f"check-{name}"
             folder.mkdir()

@@ -7,20 +7,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from opd import config, rng
+from opd import rng
+from opd.commands.outputs import require_selection_outputs
 from opd.commands.select.prepare import drop_duplicates, measurement_setup, subsample
 from opd.commands.select.record import to_record
 from opd.commands.select.result import Selection
 from opd.commands.select.rows import output_rows, write_rows
 from opd.commands.select.templates import choose_template
-from opd.config import Run, Select, input_paths
+from opd.config import Run, Select
 from opd.errors import UserError
 from opd.recipes.select import choose_prompts, measure_prompts, mixture_entropy, rank_prompts
-from opd.reports.html import require_report_path, write_report
+from opd.reports.html import write_report
 from opd.reports.select_page import select_document
 from opd.rng import Stream
 from opd.run.console import Console
-from opd.run.outputs import require_free
 from opd.setup.models import open_models
 from opd.setup.preflight import read_inputs
 from opd.setup.prompts import load_training_prompts
@@ -43,7 +43,7 @@ def run_select(cfg: Run, json_lines: bool = False, *, overwrite: bool = False) -
     """
     if cfg.select is None:
         raise UserError("There is no `select` section. Add `select: {output: selected.jsonl}`.")
-    require_outputs(cfg, cfg.select, overwrite=overwrite)
+    require_selection_outputs(cfg, cfg.select, overwrite=overwrite)
     console = Console("json" if json_lines else "plain")
     read_inputs(cfg, console, trains=False)
     selection = select(cfg, cfg.select, console)
@@ -59,19 +59,6 @@ def run_select(cfg: Run, json_lines: bool = False, *, overwrite: bool = False) -
         console.print(sentence)
     console.print(f"Prompts: {output}\nReport:  {report}")
     return record
-
-
-def require_outputs(cfg: Run, spec: Select, *, overwrite: bool) -> None:
-    """Check that prompt file and report may be written.
-
-    Raises:
-        UserError: they exist and `overwrite` is False, or are inputs.
-    """
-    output, inputs = Path(spec.output), input_paths(config.dump(cfg))
-    replace = None if overwrite else "--overwrite"
-    require_free(output, inputs, key="select.output", replace=replace)
-    how = "Set select.output to another name, or give --overwrite to replace an older report."
-    require_report_path(output.with_suffix(".html"), inputs, replace=overwrite, how=how)
 
 
 def select(cfg: Run, spec: Select, console: Console) -> Selection:

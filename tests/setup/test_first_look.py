@@ -1,0 +1,140 @@
+"""What is wrong is said before torch is imported, and all at once before anything is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from opd import config
+from opd.demo.run_config import PAIR
+from opd.models import tokenizers
+from opd.models.tokenizer_files import have_same_ids
+from opd.models.vocabulary import read_vocabulary, token_differences
+from opd.run.console import Console
+from opd.run.disk import DISK
+from opd.setup import memory_plan, preflight
+from opd.setup.first_look import look_first
+from opd.setup.memory_plan import PROCESS
+from opd.setup.problems import Problems
+from support.mistakes import make_workspace, run_yaml, type_command
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_workspace(tmp_path)
+    return tmp_path
+
+
+def parsed(**changes):
+    return config.parse(run_yaml(**changes))
+
+
+def test_a_run_that_is_right_gives_no_message(workspace):
+    assert look_first(parsed(), trains=True) == []
+
+
+def test_nothing_heavy_is_imported_for_a_first_look(workspace):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom opd.commands.look import load_and_look\n"
+        "load_and_look(Path('run.yaml'), ['prompts.path=no.jsonl', 'loss.k=999'], trains=True)\n"
+        "print([m for m in ('torch', 'transformers', 'sympy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+    assert "no.jsonl" in done.stderr
+    assert "loss.k=999" in done.stderr
+
+
+def test_what_the_first_look_finds_is_in_the_final_list(workspace):
+    words = ("prompts.path=no.jsonl", "eval.0.name=../x", "output.trackers=[wandb]")
+    outcome = type_command(workspace, "train", "run.yaml", "teacher.device=gpu", *words)
+    first, final = outcome.text.split("Looking for more ...")
+    for said in ("no.jsonl", "../x", "wandb"):
+        assert said in first
+        assert said in final
+    assert "teacher.device=gpu" in final
+    assert outcome.changed == ()
+
+
+def test_disk_memory_and_the_run_folder_are_in_the_one_list(workspace, monkeypatch):
+    monkeypatch.setattr(type(DISK), "free", lambda self, path: 1000)
+    monkeypatch.setattr(memory_plan, "free_memory", lambda devices: {"cpu": 1000})
+    (workspace / "run").mkdir()
+    (workspace / "run" / "notes.txt").write_text("mine")
+    outcome = type_command(workspace, "train", "run.yaml", "prompts.path=no.jsonl")
+    assert outcome.code == 2
+    for said in ("Not enough disk", "no.jsonl", "run"):
+        assert said in outcome.text
+    outcome = type_command(workspace, "train", "run.yaml")
+    final = outcome.text.split("Looking for more ...")[1]
+    for said in ("3 things", "Not enough disk", "Not enough memory", "already has content"):
+        assert said in final, outcome.text
+    assert outcome.changed == ()
+
+
+def test_a_run_that_may_fit_is_warned_of_and_one_that_cannot_is_refused(
+    workspace, monkeypatch, caplog
+):
+    for free, messages in ((PROCESS // 2, 0), (1000, 1)):
+        monkeypatch.setattr(memory_plan, "free_memory", lambda devices, n=free: {"cpu": n})
+        problems = Problems()
+        problems.attempt(preflight.require_memory, parsed())
+        assert len(problems.messages) == messages
+    assert "planned" in caplog.text
+
+
+def test_a_full_list_leaves_no_run_folder(workspace):
+    with pytest.raises(preflight.UserError, match="2 things"):
+        preflight.read_inputs(
+            parsed(prompts={"path": "no.jsonl"}, loss={"k": 999}), Console("quiet")
+        )
+    assert not Path("run").exists()
+
+
+def copy_teacher(workspace, **files) -> str:
+    (workspace / "teacher").unlink()
+    shutil.copytree(PAIR / "teacher", workspace / "teacher")
+    for name, content in files.items():
+        (workspace / "teacher" / name).write_text(content)
+    return str(workspace / "teacher")
+
+
+def test_tokenizers_that_differ_in_their_template_are_read_once(workspace, monkeypatch):
+    teacher = copy_teacher(workspace)
+    (workspace / "teacher" / "chat_template.jinja").write_text("{{ messages }}")
+    own = tokenizers.load_tokenizer("student")
+    monkeypatch.setattr(tokenizers, "load_tokenizer", None)
+    other = tokenizers.load_like(own, "student", teacher)
+    assert other.chat_template == "{{ messages }}" != own.chat_template
+    assert tokenizers.share_ids(own, other)
+    assert other.encode("sum pig gnu") == own.encode("sum pig gnu")
+
+
+def test_tokenizers_of_other_tokens_or_another_kind_of_model_are_no_copies(workspace):
+    teacher = copy_teacher(workspace)
+    assert have_same_ids("student", teacher)
+    file = workspace / "teacher" / "config.json"
+    kind = json.loads(file.read_text()) | {"model_type": "llama"}
+    file.write_text(json.dumps(kind))
+    assert not have_same_ids("student", teacher)
+
+
+def test_other_tokens_are_found_without_transformers(workspace):
+    teacher = copy_teacher(workspace)
+    file = workspace / "teacher" / "tokenizer.json"
+    data = json.loads(file.read_text())
+    vocabulary = data["model"]["vocab"]
+    first, second = list(vocabulary)[:2]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(data))
+    vocabularies = [read_vocabulary(Path(f)) for f in ("student", teacher)]
+    assert "2 tokens differ" in token_differences(*vocabularies)
+    found = look_first(parsed())
+    assert any("different tokenizers" in message for message in found)
+    assert look_first(parsed(), judges_pair=True) == []
