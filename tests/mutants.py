@@ -438,7 +438,7 @@ MUTANTS = [
     Mutant(
         "earlier rollouts are not scored again",
         "teachers/repeats.py",
-        "yield _cut(earlier.pop(), rng)",
+        "yield _shortened(earlier.pop(), rng)",
         "earlier.pop()",
         LIES,
     ),

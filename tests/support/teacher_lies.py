@@ -206,8 +206,8 @@ def false_alarm(seed: int, *, steps: int = 3, prompts: int = 8) -> str | None:
     return None
 
 
-def checked_fraction(prompts: int, steps: int = 4) -> float:
-    """Tokens scored again, of those of a step."""
+def checked_fraction(prompts: int, steps: int = 12) -> float:
+    """Tokens scored again, of those of the steps after the first."""
     taken: list[float] = []
     dialect = connect(HONEST, "opd")
     options = RemoteOptions(
@@ -216,8 +216,8 @@ def checked_fraction(prompts: int, steps: int = 4) -> float:
     expected = handshake(dialect).teacher
     teacher = RemoteTeacher(dialect, "m", vocab=LETTER_VOCAB, expected=expected, options=options)
     for step in range(1, steps + 1):
-        teacher.score(rollouts_of(step, prompts), Want(sampled=True, topk=K))
-    return float(np.mean(taken))
+        teacher.score(rollouts_of(1 + step % 4, prompts), Want(sampled=True, topk=K))
+    return float(np.mean(taken[1:]))
 
 
 def cell(name: str, protocol: Protocol, start: int) -> str:

@@ -73,10 +73,38 @@ def test_five_hundred_honest_runs_in_bf16_raise_no_alarm():
 
 
 def test_what_is_scored_again_costs_little():
-    assert detection.checked_fraction(64) <= MAX_COST
+    for prompts in (64, 8):
+        assert 0.75 * MAX_COST <= detection.checked_fraction(prompts) <= 1.05 * MAX_COST
     small = detection.rollouts_of(1, 1)[:2]  # two sequences at least
     scores = FakeTeacher(lies.HONEST).score(small, WANT)
     assert len(RepeatChecks(Noise()).choose(small, scores)) == 2
+
+
+@pytest.mark.parametrize(("count", "steps"), [(32, 2), (8, 4)])
+def test_small_steps_score_both_kinds_again_by_turns(count, steps):
+    checks, teacher = RepeatChecks(Noise()), FakeTeacher(lies.HONEST)
+    origins = []
+    for step in range(12):
+        rollouts = detection.rollouts_of(1 + step % 4, 8)[:count]
+        scores = teacher.score(rollouts, WANT)
+        repeats = checks.choose(rollouts, scores)
+        assert checks.judge(repeats, teacher.score([r.rollout for r in repeats], WANT)) is None
+        checks.remember(rollouts, scores)
+        origins.append({repeat.origin for repeat in repeats})
+    for i in range(1, len(origins) - steps):
+        assert len(set().union(*origins[i : i + steps])) == 2
+
+
+def test_a_sequence_is_cut_to_what_may_be_spent():
+    checks, teacher = RepeatChecks(Noise()), FakeTeacher(lies.HONEST)
+    rollouts = detection.rollouts_of(1, 8)
+    scores = teacher.score(rollouts, WANT)
+    checks.choose(rollouts, scores)
+    again = checks.choose(rollouts, scores)
+    assert again
+    for repeat in again:
+        assert 4 <= len(repeat.rollout) < detection.LENGTH
+        assert len(repeat.expected.sampled) == len(repeat.rollout)
 
 
 @pytest.mark.parametrize("wrong", [lies.shuffled, lies.of_another, lies.plain(lies.uniform)])

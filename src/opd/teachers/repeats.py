@@ -21,7 +21,12 @@ import numpy as np
 from opd.rng import Stream, generator
 from opd.types import Rollout, Scores
 
-MAX_COST = 0.02  # tokens scored again, of those of a step; but two sequences at least
+MAX_COST = 0.02  # tokens scored again, of those of a step; what is left is for later steps
+FIRST = 2  # sequences that the first step scores again, whatever they cost: they measure the noise
+# Of a sequence, scored again at least where the tokens do not suffice for all of it. An earlier one
+# is cut at random before, and its end is what shows a context that is cut short.
+SHORTEST = {"this step": 0.25, "an earlier step": 0.6}
+SHORTEST_TOKENS = 4
 MEMORY = 16  # earlier rollouts that are kept
 KEPT_PER_CALL = 4
 MIN_ROW, MIN_MEAN, MIN_ENTRY = 0.01, 0.004, 0.5  # nats: tolerances where no noise was measured
@@ -29,6 +34,9 @@ MIN_ROW, MIN_MEAN, MIN_ENTRY = 0.01, 0.004, 0.5  # nats: tolerances where no noi
 # for few short texts, which a prefix cache may answer alike.
 FIRST_MEAN, FIRST_MAX = 0.04, 0.2
 MAX_CALIBRATED = 0.08  # mean noise above this is a fault, and never becomes the tolerance
+
+
+Origin = Literal["this step", "an earlier step"]
 
 
 class Noise(NamedTuple):
@@ -53,7 +61,7 @@ class Repeat:
 
     rollout: Rollout
     expected: Scores
-    origin: Literal["this step", "an earlier step"]
+    origin: Origin
 
 
 class RepeatChecks:
@@ -65,6 +73,9 @@ class RepeatChecks:
         self.calibrated = False
         self._earlier: list[Repeat] = []
         self._calls = 0
+        self._credit = 0.0  # tokens
+        self._idle = False  # whether the last step had nothing scored again
+        self._due: Origin = "this step"
 
     def choose(self, rollouts: Sequence[Rollout], scores: Sequence[Scores]) -> list[Repeat]:
         """Sequences to score again after a step, in the order in which to send them.
@@ -75,14 +86,26 @@ class RepeatChecks:
         """
         self._calls += 1
         rng = generator(0, Stream.TEACHER_REPEATS, self._calls)
-        budget = MAX_COST * sum(map(_tokens, rollouts))
+        income = MAX_COST * sum(map(_tokens, rollouts))
+        self._credit += income
+        # Of small steps one in two has a sequence scored again, whatever it costs.
+        first = self._calls == 1
+        least = FIRST if first else int(self._idle)
         chosen: list[Repeat] = []
-        candidates = self._candidates(rollouts, scores, rng)
-        for repeat in candidates:
-            budget -= _tokens(repeat.rollout)
-            if budget < 0 and len(chosen) >= 2:
+        for repeat in self._candidates(rollouts, scores, rng):
+            needed = len(chosen) < least
+            # The first sequence of a step may borrow from the next step.
+            loan = 0.0 if first or chosen else income
+            limit = math.inf if needed else self._credit + loan
+            fitting = repeat if first and needed else _fit(repeat, self._credit, limit)
+            if fitting is None:
+                self._due = repeat.origin
                 break
-            chosen.append(repeat)
+            self._credit -= _tokens(fitting.rollout)
+            chosen.append(fitting)
+        if first:
+            self._credit = max(0.0, self._credit)
+        self._idle = not chosen
         return [chosen[i] for i in rng.permutation(len(chosen))]
 
     def remember(self, rollouts: Sequence[Rollout], scores: Sequence[Scores]) -> None:
@@ -133,7 +156,10 @@ class RepeatChecks:
     def _candidates(
         self, rollouts: Sequence[Rollout], scores: Sequence[Scores], rng: np.random.Generator
     ) -> Iterator[Repeat]:
-        """The most suspicious row and an earlier rollout, then others by turns, each once."""
+        """The most suspicious row and an earlier rollout, then others by turns, each once.
+
+        The earlier one comes first where the tokens of the last step did not suffice for one.
+        """
         scored = [i for i, r in enumerate(rollouts) if len(r) and scores[i].arrays()]
         suspicious: list[int] = []
         if scored:
@@ -142,15 +168,17 @@ class RepeatChecks:
         random = rng.permutation(scored).astype(int).tolist()
         earlier = [self._earlier[i] for i in rng.permutation(len(self._earlier))]
         used: set[int] = set()
+        waits = bool(earlier) and self._due == "an earlier step"
         while suspicious or earlier:
             for queue in (suspicious, random):
                 while queue and queue[0] in used:
                     queue.pop(0)
-            if suspicious:
+            if suspicious and not waits:
                 used.add(i := suspicious.pop(0))
                 yield Repeat(rollouts[i], scores[i], "this step")
+            waits = False
             if earlier:
-                yield _cut(earlier.pop(), rng)
+                yield _shortened(earlier.pop(), rng)
             if random and random[0] not in used:
                 used.add(i := random.pop(0))
                 yield Repeat(rollouts[i], scores[i], "this step")
@@ -222,13 +250,35 @@ def _centred(values: np.ndarray) -> np.ndarray:
     return centred
 
 
-def _cut(repeat: Repeat, rng: np.random.Generator) -> Repeat:
+def _shortened(repeat: Repeat, rng: np.random.Generator) -> Repeat:
     """The beginning of an earlier rollout, at least half of it."""
-    rollout, count = repeat.rollout, len(repeat.rollout)
-    end = int(rng.integers((count + 1) // 2, count + 1))
+    count = len(repeat.rollout)
+    return _cut(repeat, int(rng.integers((count + 1) // 2, count + 1)))
+
+
+def _fit(repeat: Repeat, tokens: float, limit: float) -> Repeat | None:
+    """As much of a sequence as some tokens allow, or the least that tells something.
+
+    Args:
+        repeat: the sequence.
+        tokens: of prompt and completion together.
+        limit: tokens that the least may have; None is returned if it has more.
+    """
+    count, prompt = len(repeat.rollout), len(repeat.rollout.prompt.ids)
+    least = min(count, max(SHORTEST_TOKENS, math.ceil(SHORTEST[repeat.origin] * count)))
+    end = max(least, min(count, math.floor(tokens) - prompt))
+    return None if prompt + end > limit else _cut(repeat, end)
+
+
+def _cut(repeat: Repeat, end: int) -> Repeat:
+    """The first tokens of a completion."""
+    rollout = repeat.rollout
+    if end == len(rollout):
+        return repeat
     per_token = ("ids", "logp", "entropy", "topk_ids", "topk_logp")
     cut = {name: getattr(rollout, name)[:end] for name in per_token}
-    scores: dict[str, Any] = {n: a[:end] for n, a in repeat.expected.arrays().items()}
+    kept = replace(repeat.expected, positions=None, hidden=None)
+    scores: dict[str, Any] = {n: a[:end] for n, a in kept.arrays().items()}
     return Repeat(replace(rollout, **cut), Scores(**scores), repeat.origin)
 
 
