@@ -240,8 +240,8 @@ def _spell(tokenizer: Any, ids: Iterable[int]) -> str:
 
 
 def _ids(student: dict[str, int], teacher: dict[str, int]) -> Difference | None:
-    found = token_differences(student, teacher)
-    return None if found is None else Difference("ids", found, True)
+    message = token_differences(student, teacher)
+    return None if message is None else Difference("ids", message, True)
 
 
 def _added(student_tok: Any, teacher_tok: Any) -> Difference | None:

@@ -32,9 +32,9 @@ def require_same_tokens(student: dict[str, int] | None, teacher: dict[str, int] 
     """
     if student is None or teacher is None:
         return
-    found = token_differences(student, teacher)
-    if found is not None:
-        raise other_tokenizers([found])
+    message = token_differences(student, teacher)
+    if message is not None:
+        raise other_tokenizers([message])
 
 
 def other_tokenizers(differences: Sequence[str]) -> UserError:
