@@ -35,6 +35,14 @@ ADDED = {
     "prompts.by": "whether a teacher of long answers may take more of the loss is a choice",
     "optim.moments": "trades exactness for memory, where the host has none to offload to",
     "train.deterministic": "trades speed for equal bits on a GPU",
+    "rollout.launch": "whether opd starts the server, or somebody else has",
+    "teacher.launch": "as rollout.launch",
+    "rollout.launch.python": "which environment has vLLM is only known to whoever made it",
+    "rollout.launch.gpus": "who sits on which GPU is the owner's to say",
+    "rollout.launch.args": "vLLM has hundreds of options, quantisation and parallelism among them",
+    "teacher.launch.python": "as rollout.launch.python",
+    "teacher.launch.gpus": "as rollout.launch.gpus",
+    "teacher.launch.args": "as rollout.launch.args",
     "prompts.teacher_template": "a student without a template beside a teacher with one: either is "
     "possible, and the wrong one costs the teacher its accuracy in silence",
 }

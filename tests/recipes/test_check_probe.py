@@ -27,6 +27,7 @@ from opd.recipes.check.probe import (
     TAIL,
     ProbeConfig,
     ProbeModel,
+    ServedTeacher,
     prefix_prompt,
     probe_server,
     probe_student,
@@ -163,10 +164,27 @@ def test_a_server_shows_what_a_local_teacher_would(pair, make_prompts, probe_con
     student, teacher = (ProbeModel(lm, STOP) for lm in pair)
     side, local = probe(student, teacher, answered(make_prompts(3, 6, 4)), probe_config)
     here = compute_features(side, local)
-    there = compute_features(side, probe_server(LocalTeacher(pair[1]), side, probe_config))
+    scoring = ServedTeacher(LocalTeacher(pair[1]))
+    there = compute_features(side, probe_server(scoring, student, side, probe_config))
     for name in ("overlap_ratio", "overlap_mass", "top1_agreement", "max_reward"):
         assert there[name].value == pytest.approx(here[name].value, abs=1e-5), name
-    assert not {"reverse_kl", "distance", "gap"} & there.keys()
+    assert not {"distance", "gap", "continuation_gain"} & there.keys()
+
+
+def test_a_server_that_generates_shows_all_of_it(pair, make_prompts, probe_config):
+    """The same answers and continuations; distances from sampled tokens, within their noise."""
+    student, teacher = (ProbeModel(lm, STOP) for lm in pair)
+    prompts = answered(make_prompts(*[3, 6, 4] * 8))
+    side, local = probe(student, teacher, prompts, probe_config)
+    here = compute_features(side, local)
+    served = ServedTeacher(LocalTeacher(pair[1]), teacher.samplers)
+    there = compute_features(side, probe_server(served, student, side, probe_config))
+    exact = ("teacher_accuracy", "gap", "continuation_gain", "teacher_length", "weighted_gap")
+    for name in (*exact, "tilt_gain", "offpolicy_overlap_mass"):
+        assert there[name].value == pytest.approx(here[name].value, abs=1e-5), name
+    for name in ("reverse_kl", "offpolicy_kl"):
+        assert there[name].low < here[name].value < there[name].high, name
+    assert here.keys() - there.keys() == {"entropy_gap", "student_entropy", "teacher_entropy"}
 
 
 def test_tilting_is_what_reweighting_by_hand_gives():

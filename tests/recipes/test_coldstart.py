@@ -18,7 +18,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from conftest import tiny_tokenizer
 from opd import config
 from opd.commands.coldstart import run_coldstart
 from opd.config import Coldstart, ServerTeacher
@@ -205,7 +204,7 @@ def test_a_teacher_that_only_scores_cannot_make_completions():
     class OnlyScores:
         cfg = config.parse(run_config(Path("unused")))
 
-        def teacher_sampler(self, decoding):
+        def teacher_samplers(self):
             return None
 
     with pytest.raises(UserError, match=r"coldstart\.path"):
@@ -285,8 +284,7 @@ def test_a_vllm_teacher_writes_and_one_that_only_scores_does_not(make_lm, make_p
     spec = ServerTeacher(url="http://teacher.test", model="base")
     remote = ServedTeacher(spec, VllmDialect(http, "base", probe_support=False))
     assert remote.generates
-    tokenizer, stop = tiny_tokenizer(), frozenset({STOP})
-    writer = remote.sampler(make_lm(), tokenizer, Decoding(6, 0.7, 0.95), stop)
+    writer = remote.samplers(make_lm(), frozenset({STOP}))(Decoding(6, 0.7, 0.95), None)
     first = writer.sample(make_prompts(3, 4), n=2, key=(0, 6, 0))
     again = writer.sample(make_prompts(3, 4), n=2, key=(0, 6, 0))
     assert [r.ids.tolist() for r in first] == [r.ids.tolist() for r in again]

@@ -8,7 +8,8 @@ import pytest
 from opd.errors import UserError
 from opd.http import Endpoint, Http, Transient
 from opd.samplers.hf import Decoding
-from opd.samplers.vllm import RolloutServer, VllmSampler
+from opd.samplers.sampling_server import SamplingServer
+from opd.samplers.vllm import VllmSampler
 from opd.teachers.opd_api import OpdDialect, is_opd
 from opd.teachers.vllm_api import VllmDialect
 from opd.testing import (
@@ -25,7 +26,6 @@ from opd.testing import (
     letter_model,
     random_rollouts,
     serve_on_loopback,
-    tiny_lm,
     token_logp,
 )
 from opd.types import Kind, Prompt, Want
@@ -99,13 +99,11 @@ def test_a_server_that_breaks_off_over_a_real_socket_is_transient():
         http.close()
 
 
-def test_a_vllm_server_samples_from_its_model_by_the_requests_seed(tmp_path):
+def test_a_vllm_server_samples_from_its_model_by_the_requests_seed():
     logits = np.random.default_rng(0).normal(0, 2, (TINY_VOCAB, TINY_VOCAB))
     server = FakeVllmServer(bigram_model(logits))
-    rollout_server = RolloutServer(fake_client(server, FakeClock()), "m", tmp_path)
-    sampler = VllmSampler(
-        rollout_server, tiny_lm(), None, Decoding(400), stop=frozenset({1}), capture=2
-    )
+    sampling = SamplingServer(fake_client(server, FakeClock()), "m")
+    sampler = VllmSampler(sampling, Decoding(400), stop=frozenset({1}), logp=True)
     (first,) = sampler.sample([Prompt(0, (3,), "")], n=1, key=(0,))
     (again,) = sampler.sample([Prompt(0, (3,), "")], n=1, key=(0,))
     (other,) = sampler.sample([Prompt(0, (3,), "")], n=1, key=(1,))

@@ -25,6 +25,7 @@ from opd.errors import UserError
 from opd.recipes.check.verdict import NO_GO, cold_start_helps
 from opd.run.console import Console
 from opd.run.layout import CONFIG
+from opd.setup.launch import start_servers
 
 DECIDED = ("coldstart", "alarms", "prompts")
 """Sections that this recipe may change."""
@@ -65,7 +66,10 @@ def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
 
 def check_pair(cfg: Run, token_fraction: float) -> CheckResult:
     """Run the check, sampling at most a fraction of the run's tokens."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        start_servers([cfg], Console("plain"), Path(scratch, "check")),
+    ):
         return check("recipe: auto", [cfg], Budget(token_fraction=token_fraction), Path(scratch))
 
 

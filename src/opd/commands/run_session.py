@@ -78,6 +78,7 @@ def run_session(
         for number, handler in handlers.items():
             signal.signal(number, handler)
         console.close()
+        session.close()
         session.trackers.close()
         session.folder.close()
         destroy_ranks()

@@ -5,6 +5,7 @@ from opd.config.guards import AlarmAction, AlarmName, AlarmRule, Alarms, Grow, H
 from opd.config.mistakes import WELL_KNOWN
 from opd.config.models import (
     Cache,
+    Launch,
     LocalTeacher,
     Lora,
     SelfTeacher,
@@ -45,6 +46,7 @@ __all__ = [
     "Grader",
     "Grow",
     "Horizon",
+    "Launch",
     "LocalTeacher",
     "Lora",
     "Loss",

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from opd.config.section import Section
 from opd.types import Dtype, Precision
@@ -75,13 +83,50 @@ class LocalTeacher(Section):
         return self
 
 
-class ServerTeacher(Section):
+class Launch(Section):
+    """A vLLM server that `opd` starts on this machine, and that ends with the command."""
+
+    python: str
+    """Interpreter of the environment that has vLLM, such as .venv-vllm/bin/python: one of its own,
+    since vLLM and opd want other versions of torch and transformers."""
+    gpus: list[int] = []
+    """Numbers of the GPUs it may use; empty: all that this process sees."""
+    args: dict[str, str | int | float | bool] = {}
+    """Further options of `vllm serve`, such as {gpu-memory-utilization: 0.5}; true: the option
+    alone."""
+
+
+class Server(Section):
+    """What a model behind HTTP is reached by: an address, or a server that `opd` has started."""
+
+    _launched: Any = PrivateAttr(default=None)
+
+    @property
+    def launched(self) -> Any:
+        """The `opd.http.launched.LaunchedServer` of its `launch`, once it was started."""
+        return self._launched
+
+    def set_launched(self, server: Any) -> None:
+        """Note the server that was started for `launch`."""
+        self._launched = server
+
+    @property
+    def address(self) -> str | None:
+        """Where it is reached."""
+        if self._launched is not None:
+            return str(self._launched.url)
+        return getattr(self, "url", None)
+
+
+class ServerTeacher(Server):
     """A frozen model behind HTTP: `opd serve-teacher`, or a vLLM server."""
 
-    url: str
+    url: str | None = None
     """Such as http://127.0.0.1:8000/v1."""
+    launch: Launch | None = None
+    """A vLLM server that the command starts for the teacher, instead of an address."""
     model: str
-    """The name the server gives it."""
+    """The name the server gives it; with teacher.launch the model's folder or hub name."""
     api_key_env: str | None = None
     """Environment variable that holds the key; the key itself never stands in a file."""
     patience: float = Field(600.0, ge=0)
@@ -91,6 +136,8 @@ class ServerTeacher(Section):
 
     @model_validator(mode="after")
     def _coherent(self) -> ServerTeacher:
+        if (self.url is None) == (self.launch is None):
+            raise ValueError("teacher.url names a server and teacher.launch starts one: set one")
         name = self.api_key_env
         if name is not None and not (name.isidentifier() and name.upper() == name):
             raise ValueError(
@@ -135,9 +182,10 @@ class SelfTeacher(Section):
 
 
 def _teacher_kind(value: Any) -> str:
-    """A teacher with a url is a server, one with `from` the student."""
+    """A teacher with a url or to be launched is a server, one with `from` the student."""
     if isinstance(value, dict):
-        return "self" if "from" in value else "server" if "url" in value else "local"
+        served = {"url", "launch"} & value.keys()
+        return "self" if "from" in value else "server" if served else "local"
     if isinstance(value, SelfTeacher):
         return "self"
     return "server" if isinstance(value, ServerTeacher) else "local"

@@ -96,10 +96,13 @@ REMOVED: dict[str, Removed] = {
         "them the student samples in this process",
     ),
     "rollout.timeout": Removed(
-        600.0, "A completion may take 600 s", "opd.samplers.vllm:ANSWER_SECONDS", False
+        600.0, "A completion may take 600 s", "opd.samplers.sampling_server:ANSWER_SECONDS", False
     ),
     "rollout.concurrency": Removed(
-        32, "32 completions are under way at once", "opd.samplers.vllm:CONCURRENCY", False
+        256,
+        "256 completions are under way at once",
+        "opd.samplers.sampling_server:CONCURRENCY",
+        False,
     ),
     "rollout.top_k": Removed(
         None,

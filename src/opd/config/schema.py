@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from opd.config.guards import COLD_START_ALARMS, Alarms, Horizon
-from opd.config.models import Student, Teacher, TeacherName
+from opd.config.models import Launch, Server, Student, Teacher, TeacherName
 from opd.config.prompts import Grader, Prompts
 from opd.config.recipes import Check, Coldstart, Select
 from opd.config.section import Section
@@ -19,14 +19,16 @@ from opd.config.teacher_rules import require_possible, require_teacher_possible
 from opd.types import Divergence, Estimator, Mode, Stop, Support
 
 
-class RolloutConfig(Section):
+class RolloutConfig(Server):
     """How the student samples completions."""
 
     url: str | None = None
     """vLLM server that samples the rollouts, such as http://127.0.0.1:8001/v1. null: this
     process."""
+    launch: Launch | None = None
+    """A vLLM server that the command starts for the student, instead of an address."""
     model: str | None = None
-    """The name that server gives the student's base model."""
+    """The name that rollout.url gives the student's base model."""
     api_key_env: str | None = None
     """As teacher.api_key_env, for that server."""
     sync_dir: str | None = None
@@ -48,7 +50,7 @@ class RolloutConfig(Section):
     @property
     def engine(self) -> Literal["hf", "vllm", "replay"]:
         """Who samples: the model in this process, a vLLM server, or an earlier run."""
-        if self.url is not None:
+        if self.url is not None or self.launch is not None:
             return "vllm"
         return "hf" if self.path is None else "replay"
 
@@ -58,11 +60,21 @@ class RolloutConfig(Section):
             raise ValueError("rollout.url samples and rollout.path replays: set one of them")
         if (self.url is None) != (self.model is None):
             raise ValueError("rollout.url and rollout.model go together: set both")
+        if self.launch is not None and (self.url is not None or self.path is not None):
+            raise ValueError(
+                "rollout.launch starts a server: set it without rollout.url and rollout.path"
+            )
         if self.url is not None and self.temperature != 1.0:
             raise ValueError(
                 f"rollout.temperature={self.temperature} with rollout.url: the log-probs of a vLLM "
                 "server are those of temperature 1, so drift could not be measured. Set it to 1, "
-                "or remove rollout.url"
+                "or let opd start the server (rollout.launch)"
+            )
+        if self.launch is not None and self.temperature != 1.0 and self.top_p != 1.0:
+            raise ValueError(
+                f"rollout.temperature={self.temperature} with rollout.top_p={self.top_p}: the "
+                "log-probs of a vLLM server are then those of the truncated distribution, so drift "
+                "could not be measured. Set one of the two to 1"
             )
         return self
 

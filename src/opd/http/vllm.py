@@ -26,7 +26,18 @@ def model_cards(http: Http, *, once: bool = False) -> dict[str, dict[str, Any]] 
 
 def only_choice(answer: Any) -> dict[str, Any] | None:
     """The choice of a completion with exactly one; None for any other answer."""
+    choices = choices_of(answer, 1)
+    return None if choices is None else choices[0]
+
+
+def choices_of(answer: Any, n: int) -> list[dict[str, Any]] | None:
+    """The `n` choices of an answer in the order of their indices; None for any other answer."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+    if not isinstance(choices, list) or len(choices) != n:
         return None
-    return choices[0]
+    if not all(isinstance(choice, dict) for choice in choices):
+        return None
+    if n == 1:
+        return choices
+    by_index = {choice.get("index"): choice for choice in choices}
+    return [by_index[i] for i in range(n)] if set(by_index) == set(range(n)) else None

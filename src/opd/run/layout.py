@@ -39,9 +39,11 @@ RECORDS = (
         "coldstart.json",
         "tokens.parquet",
         TRACEBACK,
+        "rollout-server.log",
+        "teacher-server.log",
     ),
 )
-_NAMED_TEACHER = re.compile(r"teacher-[A-Za-z0-9][A-Za-z0-9_-]{0,31}\.json")
+_NAMED_TEACHER = re.compile(r"teacher-[A-Za-z0-9][A-Za-z0-9_-]{0,31}(\.json|-server\.log)")
 _CHECKPOINT_FILE = re.compile(r"MANIFEST\.json|state\.json|[A-Za-z0-9][A-Za-z0-9_-]*\.safetensors")
 _TEMPORARY = re.compile(r"(\.trash)?\.tmp-\d+$")
 _STEP = re.compile(r"step-\d+(\.old)?")

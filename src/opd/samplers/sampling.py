@@ -6,7 +6,7 @@ Shapes: R rows, K captured top tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from opd.core.cpu_kernels import topk
 from opd.core.precision import at_least_float32
 from opd.rng import generator_of
-from opd.types import Prompt
+from opd.types import Prompt, Sampler
 
 _CDF_BLOCK = 128  # tokens per partial sum of `invert_cdf`
 
@@ -29,6 +29,11 @@ class Decoding:
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+
+
+MakeSampler = Callable[[Decoding, int | None], Sampler]
+"""Makes samplers of one model, in this process or on a server, from a decoding and K, the top
+tokens to record per position; None: tokens alone are wanted."""
 
 
 class Statistics(NamedTuple):

@@ -125,14 +125,14 @@ def teacher_sampler(models: Models, cold: Coldstart) -> Sampler:
         UserError: a teacher that cannot generate.
     """
     new_tokens = cold.max_new_tokens or models.cfg.rollout.max_new_tokens
-    sampler = models.teacher_sampler(Decoding(new_tokens, cold.temperature, cold.top_p))
-    if sampler is None:
+    make = models.teacher_samplers()
+    if make is None:
         raise UserError(
             "The teacher server scores and does not generate, so it cannot make the completions of "
             "a cold start. Serve the teacher with vLLM, use a teacher in this process, or give "
             "completions in coldstart.path."
         )
-    return sampler
+    return make(Decoding(new_tokens, cold.temperature, cold.top_p), None)
 
 
 def _prompts(models: Models, cold: Coldstart, prompts: PromptSet) -> list[Prompt]:

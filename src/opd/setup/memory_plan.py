@@ -347,6 +347,12 @@ def _total(parts: Parts) -> int:
     return sum(parts.values())
 
 
+def token_budget(cfg: Run) -> int:
+    """Padded tokens per forward-backward."""
+    size = cfg.train.tokens_per_microbatch
+    return auto_tokens(cfg) if size == "auto" else size
+
+
 def auto_tokens(cfg: Run) -> int:
     """Tokens per micro-batch on this machine where train.tokens_per_microbatch is auto.
 

@@ -21,8 +21,8 @@ from opd.models.lm import LM
 from opd.models.self_weights import SelfWeights
 from opd.run.clock import Clock
 from opd.run.console import Console
-from opd.samplers.hf import Decoding, HFSampler
-from opd.setup.memory_plan import auto_tokens
+from opd.samplers.sampling import MakeSampler
+from opd.setup.memory_plan import token_budget
 from opd.setup.objective import make_objective, resolve_support
 from opd.setup.pair import Pair, load_pair
 from opd.setup.prompts import load_teacher_prompts
@@ -35,11 +35,13 @@ from opd.setup.routing import (
     require_mixable,
     same_for_all,
 )
+from opd.setup.samplers import local_samplers
 from opd.setup.self_teacher import make_self_weights
 from opd.teachers.local import LocalTeacher
 from opd.teachers.prompted import PromptedTeacher, StudentAsTeacher
 from opd.teachers.routed import LogitsOf
-from opd.types import Kind, Sampler, Teacher
+from opd.training.distributed import SINGLE, Ranks
+from opd.types import Kind, Teacher
 
 
 @dataclass(frozen=True)
@@ -168,14 +170,24 @@ class Models:
             return lambda hidden: own.head.logits(hidden)
         return None if self.pair.teacher is None else teacher_logits(self.pair.teacher)
 
-    def teacher_sampler(self, decoding: Decoding) -> Sampler | None:
-        """A sampler of the teacher's own completions; None without a teacher that can generate."""
-        pair = self.pair
-        if pair.teacher is not None:
-            return HFSampler(pair.teacher, decoding, stop=pair.teacher_stop, capture=1)
-        if not isinstance(self.remote, ServedTeacher) or not self.remote.generates:
-            return None
-        return self.remote.sampler(pair.student, pair.tokenizer, decoding, pair.stop)
+    def teacher_samplers(self, ranks: Ranks = SINGLE) -> MakeSampler | None:
+        """What generates with the teacher; None without a teacher that can.
+
+        Args:
+            ranks: the processes that share the work.
+        """
+        return teacher_samplers(self.pair, self.remote, ranks)
+
+
+def teacher_samplers(
+    pair: Pair, remote: TeacherSource | None, ranks: Ranks = SINGLE
+) -> MakeSampler | None:
+    """What generates with a teacher; None where none can; see `Models.teacher_samplers`."""
+    if pair.teacher is not None:
+        return local_samplers(pair.teacher, pair.teacher_stop, ranks)
+    if not isinstance(remote, ServedTeacher) or not remote.generates:
+        return None
+    return remote.samplers(pair.student, pair.teacher_stop, ranks)
 
 
 def open_models(
@@ -254,9 +266,3 @@ def teacher_logits(teacher: LM) -> Callable[[torch.Tensor], torch.Tensor]:
     """The teacher's head as a function of hidden states that may be on another device."""
     head = teacher.head
     return lambda hidden: head.logits(hidden.to(teacher.device)).to(hidden.device)
-
-
-def token_budget(cfg: Run) -> int:
-    """Padded tokens per forward-backward."""
-    size = cfg.train.tokens_per_microbatch
-    return auto_tokens(cfg) if size == "auto" else size

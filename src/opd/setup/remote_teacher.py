@@ -18,6 +18,7 @@ from opd.core.objective import Objective
 from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.http import Endpoint, Http, Transient, read_key
+from opd.http.launched import STARTUP
 from opd.models.lm import LM
 from opd.run.bad_answers import Quarantine
 from opd.run.clock import Clock
@@ -25,8 +26,9 @@ from opd.run.console import Console
 from opd.run.disk import write_json
 from opd.run.layout import WRONG_ANSWERS
 from opd.run.rollouts import FILE, read_step
-from opd.samplers.hf import Decoding
-from opd.samplers.vllm import RolloutServer, VllmSampler
+from opd.samplers.sampling import Decoding, MakeSampler
+from opd.samplers.sampling_server import SamplingServer
+from opd.samplers.vllm import VllmSampler
 from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store
 from opd.teachers.dialect import Dialect, TeacherRecord
 from opd.teachers.handshake import HandshakeInputs, run_handshake
@@ -37,7 +39,8 @@ from opd.teachers.probes import probe_temperature
 from opd.teachers.remote import RemoteOptions, RemoteTeacher
 from opd.teachers.repeats import RepeatChecks
 from opd.teachers.vllm_api import VllmDialect
-from opd.types import Kind, Teacher
+from opd.training.distributed import SINGLE, Ranks, RankZeroSampler
+from opd.types import Kind, Sampler, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +90,8 @@ class ServedTeacher:
         require_kinds(objective, self.kinds)
         if isinstance(self.dialect, OpdDialect) and self.dialect.vocab != vocab:
             raise UserError(
-                f"The teacher at {self.spec.url} has {self.dialect.vocab} tokens and the student "
-                f"{vocab}: other tokenizers. Serve a teacher of the student's family."
+                f"The teacher at {self.spec.address} has {self.dialect.vocab} tokens and the "
+                f"student {vocab}: other tokenizers. Serve a teacher of the student's family."
             )
         material = [p.ids for p in prompts.prompts[:8]]
         try:
@@ -104,12 +107,12 @@ class ServedTeacher:
             self._probe_temperature(result, material[0], cfg.loss.teacher_temperature)
         except Transient as error:
             raise UserError(
-                f"teacher.url={self.spec.url}: the teacher stopped answering during the handshake "
-                f"({error})."
+                f"teacher.url={self.spec.address}: the teacher stopped answering during the "
+                f"handshake ({error})."
             ) from None
         if result.fatal:
             self.dialect.http.close()
-        result.require(self.spec.url)
+        result.require(str(self.spec.address))
         for probe in result.probes:
             level = logging.WARNING if probe.level == "note" else logging.INFO
             logger.log(level, "teacher %s: %s", probe.name, probe.message)
@@ -160,17 +163,25 @@ class ServedTeacher:
     def _sees_more(self) -> bool:
         return self.spec.prompt is not None
 
-    def sampler(
-        self, student: LM, tokenizer: Any, decoding: Decoding, stop: frozenset[int]
-    ) -> VllmSampler:
-        """A sampler of the teacher's own completions, where `generates`."""
+    def samplers(self, student: LM, stop: frozenset[int], ranks: Ranks = SINGLE) -> MakeSampler:
+        """What generates with the teacher, where it `generates`.
+
+        Args:
+            student: of the run; needed by name only.
+            stop: token ids that end a completion.
+            ranks: the processes that share the work: rank zero asks the server.
+        """
         assert isinstance(self.dialect, VllmDialect), "a server that only scores"
-        server = RolloutServer(
-            self.dialect.http,
-            self.spec.model,
-            sync_dir=Path(),  # a teacher is never sent weights
-        )
-        return VllmSampler(server, student, tokenizer, decoding, stop=stop, capture=1)
+        launched = self.spec.launched
+        server = SamplingServer(self.dialect.http, self.spec.model, patience=self.spec.patience)
+        if launched is not None:
+            server.patience, server.given_up = STARTUP, launched.ended
+
+        def make(decoding: Decoding, k: int | None) -> Sampler:
+            sampler = VllmSampler(server, decoding, stop=stop)
+            return sampler if ranks.size == 1 else RankZeroSampler(sampler, ranks, student)
+
+        return make
 
 
 @dataclass
@@ -229,9 +240,15 @@ def connect(spec: ServerTeacher, *, temperature: float = 1.0) -> Dialect:
     Raises:
         UserError: nobody answers, the key is missing or refused, or the model is not there.
     """
+    address = spec.address
+    if address is None:
+        raise UserError(
+            "teacher.launch: this command starts no servers. Start the teacher yourself and give "
+            "teacher.url."
+        )
     http = Http(
         Endpoint(
-            spec.url.rstrip("/").removesuffix("/v1"),
+            address.rstrip("/").removesuffix("/v1"),
             role="teacher",
             key="teacher.url",
             api_key=read_key(spec.api_key_env, "teacher.api_key_env"),
@@ -252,7 +269,7 @@ def connect(spec: ServerTeacher, *, temperature: float = 1.0) -> Dialect:
     except Transient as error:
         http.close()
         raise UserError(
-            f"teacher.url={spec.url}: no teacher answers there ({error}). Start it, or correct the "
+            f"teacher.url={address}: no teacher answers there ({error}). Start it, or correct the "
             "address."
         ) from None
 

@@ -1,24 +1,32 @@
-"""Samplers of a configuration: training rollouts and held-out completions."""
+"""Samplers of a configuration: everything that a run generates, in this process or on a server."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from opd.config import Run
 from opd.errors import UserError
 from opd.http import Endpoint, Http, Limits, Refusal, Transient, read_key
+from opd.http.launched import STARTUP, LaunchedServer
 from opd.http.vllm import model_cards
 from opd.models.lm import LM
 from opd.run.bad_answers import Quarantine
 from opd.run.layout import SYNC, WRONG_ANSWERS
 from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.replay import ReplaySampler, read_rollouts
-from opd.samplers.vllm import ANSWER_SECONDS, RolloutServer, VllmSampler
+from opd.samplers.sampling import MakeSampler
+from opd.samplers.sampling_server import ANSWER_SECONDS, SamplingServer
+from opd.samplers.vllm import StatisticsSampler, VllmSampler
+from opd.samplers.weight_sync import Destination, WeightSync
+from opd.setup.launch import STUDENT, server_dtype
+from opd.setup.memory_plan import token_budget
 from opd.setup.pair import Pair
-from opd.training.distributed import SINGLE, Ranks, ShardedSampler
+from opd.teachers.local import LocalTeacher
+from opd.training.distributed import SINGLE, Ranks, RankZeroSampler, ShardedSampler, ShardedTeacher
 from opd.training.evaluate import EvalTask
-from opd.types import Sampler
+from opd.types import Sampler, Teacher
 
 
 def rollout_decoding(cfg: Run) -> Decoding:
@@ -27,29 +35,82 @@ def rollout_decoding(cfg: Run) -> Decoding:
     return Decoding(r.max_new_tokens, r.temperature, r.top_p)
 
 
-def student_sampler(cfg: Run, pair: Pair, folder: Path) -> Sampler:
-    """The sampler of training rollouts; records as many top tokens as the loss needs."""
-    r = cfg.rollout
-    if r.engine == "vllm":
-        return vllm_sampler(cfg, pair, folder)
-    if r.path is not None:
-        rollouts = read_rollouts(Path(r.path))
-        return ReplaySampler(
-            rollouts, Path(r.path), capture=cfg.loss.k, max_length=r.max_new_tokens
-        )
-    return HFSampler(pair.student, rollout_decoding(cfg), stop=pair.stop, capture=cfg.loss.k)
+def student_samplers(cfg: Run, pair: Pair, folder: Path, ranks: Ranks = SINGLE) -> MakeSampler:
+    """What generates with the student: the rollout server if there is one, else this process.
+
+    Samplers of one server share it: weights that one of them has sent are those of all.
+
+    Args:
+        cfg: the run.
+        pair: of which the student is sampled.
+        folder: for weights and wrong answers.
+        ranks: the processes that share the work.
+    """
+    if cfg.rollout.engine == "vllm":
+        return server_samplers(cfg, pair, folder, ranks)
+    return local_samplers(pair.student, pair.stop, ranks)
 
 
-def eval_sampler(
-    cfg: Run, lm: LM, stop: frozenset[int], ranks: Ranks = SINGLE
-) -> Callable[[EvalTask], Sampler]:
-    """Samplers for held-out sets: they record only what evaluations report."""
+def local_samplers(lm: LM, stop: frozenset[int], ranks: Ranks = SINGLE) -> MakeSampler:
+    """What generates with a model in this process."""
 
-    def make(task: EvalTask) -> Sampler:
-        sampler = HFSampler(lm, task.decoding, stop=stop, capture=1)
+    def make(decoding: Decoding, k: int | None) -> Sampler:
+        sampler = HFSampler(lm, decoding, stop=stop, capture=1 if k is None else k)
         return sampler if ranks.size == 1 else ShardedSampler(sampler, ranks, lm)
 
     return make
+
+
+def server_samplers(cfg: Run, pair: Pair, folder: Path, ranks: Ranks = SINGLE) -> MakeSampler:
+    """What generates with the student on the rollout server."""
+    weights = weight_sync(cfg, pair, folder)
+    server = weights.server
+
+    def make(decoding: Decoding, k: int | None) -> Sampler:
+        asking = VllmSampler(server, decoding, stop=pair.stop, logp=k is not None, weights=weights)
+        sampler = asking if ranks.size == 1 else RankZeroSampler(asking, ranks, pair.student)
+        if k is None:
+            return sampler
+        scorer: Teacher = LocalTeacher(
+            pair.student, tokens_per_batch=token_budget(cfg), temperature=decoding.temperature
+        )
+        if ranks.size > 1:
+            scorer = ShardedTeacher(scorer, ranks)
+        return StatisticsSampler(sampler, pair.student, scorer, min(k, pair.student.vocab))
+
+    return make
+
+
+def weight_sync(cfg: Run, pair: Pair, folder: Path) -> WeightSync:
+    """The rollout server and the way of the student's weights to it."""
+    r = cfg.rollout
+    launched: LaunchedServer | None = r.launched
+    server = SamplingServer(connect(cfg), r.model or STUDENT, Quarantine(folder / WRONG_ANSWERS))
+    destination = Destination(folder / SYNC if r.sync_dir is None else Path(r.sync_dir))
+    if launched is not None:
+        server.patience, server.given_up = STARTUP, launched.ended
+        destination = replace(
+            destination,
+            dtype=server_dtype(cfg),
+            restart=lambda model: launched.restart(str(model)),
+        )
+    return WeightSync(server, pair.student, pair.tokenizer, destination)
+
+
+def training_sampler(cfg: Run, make: MakeSampler, student: LM, ranks: Ranks = SINGLE) -> Sampler:
+    """The sampler of training rollouts; records as many top tokens as the loss needs."""
+    r = cfg.rollout
+    if r.path is None:
+        return make(rollout_decoding(cfg), cfg.loss.k)
+    sampler = ReplaySampler(
+        read_rollouts(Path(r.path)), Path(r.path), capture=cfg.loss.k, max_length=r.max_new_tokens
+    )
+    return sampler if ranks.size == 1 else ShardedSampler(sampler, ranks, student)
+
+
+def eval_sampler(make: MakeSampler) -> Callable[[EvalTask], Sampler]:
+    """Samplers for held-out sets: they record only what evaluations report."""
+    return lambda task: make(task.decoding, None)
 
 
 def connect(cfg: Run) -> Http:
@@ -59,10 +120,10 @@ def connect(cfg: Run) -> Http:
         UserError: no address, or a key that is not set.
     """
     r = cfg.rollout
-    assert r.url is not None
+    assert r.address is not None
     return Http(
         Endpoint(
-            r.url.rstrip("/").removesuffix("/v1"),
+            r.address.rstrip("/").removesuffix("/v1"),
             role="rollout server",
             key="rollout.url",
             api_key=read_key(r.api_key_env, "rollout.api_key_env"),
@@ -89,25 +150,3 @@ def require_rollout_server(cfg: Run) -> None:
         raise UserError(f"rollout.url={cfg.rollout.url}: {error}") from None
     finally:
         http.close()
-
-
-def vllm_sampler(cfg: Run, pair: Pair, folder: Path) -> VllmSampler:
-    """Rollouts by a vLLM server that is given the student's weights after every step."""
-    r = cfg.rollout
-    assert r.url is not None
-    assert r.model is not None
-    server = RolloutServer(
-        connect(cfg),
-        r.model,
-        sync_dir=folder / SYNC if r.sync_dir is None else Path(r.sync_dir),
-        quarantine=Quarantine(folder / WRONG_ANSWERS),
-    )
-    capture = min(cfg.loss.k, pair.student.vocab)
-    return VllmSampler(
-        server,
-        pair.student,
-        pair.tokenizer,
-        rollout_decoding(cfg),
-        stop=pair.stop,
-        capture=capture,
-    )

@@ -6,10 +6,10 @@ Order matters: whatever can be wrong with the input is found before the run fold
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -22,7 +22,7 @@ from opd.errors import UserError
 from opd.models import tokenizers
 from opd.models.attention import attention_kernel
 from opd.models.cache_support import require_cache
-from opd.models.lm import LM, load_lm
+from opd.models.lm import load_lm
 from opd.models.prefix_cache import supports_prefix_cache
 from opd.models.token_text import token_texts
 from opd.models.tokenizers import make_decoder
@@ -32,30 +32,28 @@ from opd.run.console import Console
 from opd.run.disk import require_space
 from opd.run.folder import RunFolder
 from opd.run.trackers import Trackers
-from opd.samplers.vllm import VllmSampler
 from opd.setup.coldstart_source import completion_source
 from opd.setup.disk_estimate import bytes_needed
-from opd.setup.models import Models, open_models, token_budget
+from opd.setup.launch import Servers, start_servers
+from opd.setup.memory_plan import token_budget
+from opd.setup.models import Models, open_models
 from opd.setup.pair import Pair
 from opd.setup.precision import prepare_weights
-from opd.setup.preflight import read_inputs, require_same_inputs
+from opd.setup.preflight import Inputs, read_inputs, require_same_inputs
 from opd.setup.problems import Problems
 from opd.setup.prompts import load_sft_examples, training_grader
 from opd.setup.run_folder import require_run_folder
-from opd.setup.samplers import eval_sampler, student_sampler
+from opd.setup.samplers import eval_sampler, student_samplers, training_sampler
 from opd.teachers.local import LocalTeacher
 from opd.training.deterministic import prepare_deterministic
 from opd.training.distributed import (
     SINGLE,
     Ranks,
-    RankZeroSampler,
-    ShardedSampler,
     ShardedTeacher,
     check_accelerate_launcher,
     init_ranks,
     open_folder,
 )
-from opd.training.evaluate import EvalTask
 from opd.training.experience import ExperienceSource, StepSize
 from opd.training.hint_quotes import HintQuotes
 from opd.training.horizon import Horizon, Pruning
@@ -86,12 +84,34 @@ def build(
     inputs = read_inputs(cfg, console, problems=problems)
     if resume:
         require_same_inputs(cfg, inputs)
+    servers = start_servers([cfg], console, Path(cfg.output.dir), ranks)
+    try:
+        return _assemble(cfg, inputs, ranks, servers, RunOpening(console, resume, overwrite))
+    except BaseException:
+        servers.stop()
+        raise
+
+
+class RunOpening(NamedTuple):
+    """How a run folder is opened, and what people see."""
+
+    console: Console
+    resume: bool
+    overwrite: bool
+
+
+def _assemble(
+    cfg: Run, inputs: Inputs, ranks: Ranks, servers: Servers, opening: RunOpening
+) -> tuple[Session, CompletionSource | None]:
+    """The session of inputs that were read, once its servers answer; see `build`."""
+    console = opening.console
     prompts, evals = inputs.prompts, inputs.evals
     assert prompts is not None
     models = open_models(cfg, console)
     cfg, pair = models.cfg, models.pair
     require_prunable(models)
-    require_cache(pair.student)  # before requests that a teacher may charge for
+    if cfg.rollout.engine != "vllm":
+        require_cache(pair.student)  # before requests that a teacher may charge for
     if evals and pair.teacher is not None:
         require_cache(pair.teacher)
     models = models.for_prompts(prompts)
@@ -101,17 +121,23 @@ def build(
     models = models.with_own_weights()
     optimizer = make_optimizer(pair.student, cfg.optim)
     out = Path(cfg.output.dir)
-    source = experience_source(models, prompts, student_sampler(cfg, pair, out))
+    make_student = student_samplers(cfg, pair, out, ranks)
+    make_teacher = models.teacher_samplers(ranks)
+    sampler = training_sampler(cfg, make_student, pair.student, ranks)
+    source = experience_source(models, prompts, sampler)
     require_space(out, bytes_needed(cfg, pair.student, pair.teacher))
     resolved = config.dump(cfg)
-    folder = open_folder(cfg.output.dir, resolved, ranks, resume=resume, overwrite=overwrite)
+    folder = open_folder(
+        cfg.output.dir, resolved, ranks, resume=opening.resume, overwrite=opening.overwrite
+    )
+    servers.move_logs(folder.path)
     folder.record_attention(attention_kernels(pair))
     folder.save_inputs(inputs.record())
     folder.save_token_texts(partial(token_texts, pair.tokenizer, pair.student.vocab))
     clock = Clock(console.show_phase)
     source = replace(source, teacher=models.teacher(folder.path, console, clock))
     if ranks.size > 1:
-        source = distribute(source, ranks, pair.student)
+        source = distribute(source, ranks)
     trackers = Trackers(cfg.output.trackers if ranks.is_main else [], folder.path, resolved)
     session = Session(
         cfg=cfg,
@@ -120,23 +146,15 @@ def build(
         learner=make_learner(models, optimizer, ranks),
         tokenizer=pair.tokenizer,
         evals=evals,
-        student_sampler=eval_sampler(cfg, pair.student, pair.stop, ranks),
-        teacher_sampler=teacher_eval_sampler(cfg, pair, ranks),
+        student_sampler=eval_sampler(make_student),
+        teacher_sampler=None if make_teacher is None else eval_sampler(make_teacher),
         console=console,
         trackers=trackers,
         clock=clock,
         interventions=make_interventions(models, source.teacher, folder, console, trackers),
+        close=servers.stop,
     )
     return session, completions
-
-
-def teacher_eval_sampler(
-    cfg: Run, pair: Pair, ranks: Ranks
-) -> Callable[[EvalTask], Sampler] | None:
-    """What answers held-out prompts for the teacher; None for one that is not in this process."""
-    if pair.teacher is None:
-        return None
-    return eval_sampler(cfg, pair.teacher, pair.teacher_stop, ranks)
 
 
 def attention_kernels(pair: Pair) -> dict[str, str]:
@@ -299,14 +317,11 @@ def make_interventions(
     )
 
 
-def distribute(source: ExperienceSource, ranks: Ranks, student: LM) -> ExperienceSource:
-    """Sampling and scoring divided among processes."""
-    teacher, reference, sampler = source.teacher, source.reference, source.sampler
+def distribute(source: ExperienceSource, ranks: Ranks) -> ExperienceSource:
+    """Scoring divided among processes."""
+    teacher, reference = source.teacher, source.reference
     return replace(
         source,
-        sampler=RankZeroSampler(sampler, ranks, student)
-        if isinstance(sampler, VllmSampler)
-        else ShardedSampler(sampler, ranks, student),
         teacher=None if teacher is None else ShardedTeacher(teacher, ranks),
         reference=None if reference is None else ShardedTeacher(reference, ranks),
     )

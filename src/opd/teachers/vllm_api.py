@@ -118,7 +118,9 @@ class VllmDialect:
         return arrays
 
     def _score_support(self, rollout: Rollout) -> np.ndarray:
-        """Log-probs (T, K) of the ids the student chose."""
+        """Log-probs (T, K) of the ids the student chose; nothing is asked where K is 0."""
+        if rollout.topk_ids.shape[1] == 0:
+            return np.zeros(rollout.topk_ids.shape, dtype=np.float32)
         ids = [*rollout.prompt.ids, *rollout.ids.tolist()]
         scored = predicting_positions(len(rollout.prompt.ids), len(rollout))
         body = {

@@ -24,7 +24,7 @@ from opd.testing.language import (
     random_rollouts,
     token_logp,
 )
-from opd.testing.models import TINY_VOCAB, tiny_lm, tiny_model, tiny_tokenizer
+from opd.testing.models import TINY_VOCAB, load_weights_for, tiny_lm, tiny_model, tiny_tokenizer
 from opd.testing.sampler import FakeSampler
 from opd.testing.teacher import FakeTeacher
 from opd.testing.teacher_server import FakeTeacherServer
@@ -44,6 +44,7 @@ __all__ = [
     "encode_letters",
     "fake_client",
     "letter_model",
+    "load_weights_for",
     "model_logp",
     "random_rollouts",
     "serve_on_loopback",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from opd.models.lm import LM
+from opd.testing.language import NextLogp, model_logp
 
 TINY_VOCAB = 40
 
@@ -65,3 +69,24 @@ def tiny_lm(seed: int = 0, **options: Any) -> LM:
     """`tiny_model` as an `opd.models.lm.LM`; options as there."""
     model = tiny_model(seed, **options)
     return LM(model, model.config.vocab_size, f"tiny-{seed}")
+
+
+def load_weights_for(student: LM) -> Callable[[Path], NextLogp]:
+    """What a server makes of the weights it is sent: `FakeVllmServer.load`.
+
+    Args:
+        student: whose weights are sent; its base model is that of adapters.
+    """
+
+    def load(folder: Path) -> NextLogp:
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        if not student.is_lora:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=student.causal.dtype)
+        else:
+            base = copy.deepcopy(student.model).unload()  # type: ignore[operator]
+            model = PeftModel.from_pretrained(base, folder)
+        return model_logp(LM(model.eval(), student.vocab, str(folder)))
+
+    return load

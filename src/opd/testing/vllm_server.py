@@ -15,11 +15,11 @@ import httpx2
 import numpy as np
 
 from opd.http.vllm import COMPLETIONS, MODELS
-from opd.samplers.vllm import (
+from opd.samplers.sampling_server import UPDATE_VERSION, WEIGHT_INFO
+from opd.samplers.weight_sync import (
     LOAD_ADAPTER,
     RESET_PREFIX_CACHE,
     RPC,
-    TOKEN_PREFIX,
     UNLOAD_ADAPTER,
 )
 from opd.teachers.vllm_api import GENERATE, TOKENIZE
@@ -34,8 +34,8 @@ class FakeVllmServer(httpx2.BaseTransport):
     """A transport of `opd.http.Http` that speaks vLLM's API.
 
     Routes: models, completions (with `prompt_logprobs` to score, else to sample), tokenize,
-    /inference/v1/generate where `scores_chosen_ids`, LoRA adapters and `reload_weights`. Weights
-    are accepted and change nothing. `top_p` and `top_k` of a request are ignored.
+    /inference/v1/generate where `scores_chosen_ids`, LoRA adapters and `reload_weights`. `top_p`
+    and `top_k` of a request are ignored.
 
     Attributes:
         logp: next-token log-probs.
@@ -44,6 +44,9 @@ class FakeVllmServer(httpx2.BaseTransport):
         max_logprobs: maximum top tokens per position.
         scores_chosen_ids: whether it scores student-chosen ids.
         accepts_weights: whether it takes adapters and weights.
+        load: the model that a folder of weights or of an adapter makes of it; None: weights change
+            nothing.
+        versions: whether it keeps a label of its weights.
         tokenize: text to token ids; None: no such route.
         clock: time as hooks see it.
         fault: replaces the answer to a request, unless it returns None.
@@ -60,6 +63,8 @@ class FakeVllmServer(httpx2.BaseTransport):
     max_logprobs: int = 20
     scores_chosen_ids: bool = False
     accepts_weights: bool = True
+    load: Callable[[Path], NextLogp] | None = None
+    versions: bool = True
     tokenize: Callable[[str], list[int]] | None = encode_letters
     clock: FakeClock = field(default_factory=FakeClock)
     fault: Callable[[FakeVllmServer, httpx2.Request], httpx2.Response | None] | None = None
@@ -68,9 +73,11 @@ class FakeVllmServer(httpx2.BaseTransport):
     calls: list[tuple[str, Json]] = field(default_factory=list)
     adapters: dict[str, str] = field(default_factory=dict)
     last_ids: list[int] = field(default_factory=list)
+    weight_version: str = field(default="default", init=False)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
+        self._adapted: dict[str, NextLogp] = {}
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Answer one request at a time: a fault's answer, else the right one."""
@@ -95,11 +102,16 @@ class FakeVllmServer(httpx2.BaseTransport):
         if path == TOKENIZE and self.tokenize is not None:
             return json_response({"tokens": self.tokenize(body["prompt"])})
         if path == COMPLETIONS:
-            return self._score(body) if "prompt_logprobs" in body else self._sample(body)
+            return self._sample(body) if "seed" in body else self._score(body)
         if path == GENERATE and self.scores_chosen_ids:
             return self._score_chosen_ids(body)
         if path in (LOAD_ADAPTER, UNLOAD_ADAPTER, RPC, RESET_PREFIX_CACHE) and self.accepts_weights:
             return self._take_weights(path, body)
+        if path == UPDATE_VERSION and self.versions:
+            self.weight_version = body["new_version"]
+            return json_response({"success": True})
+        if path == WEIGHT_INFO and self.versions:
+            return json_response({"weight_version": self.weight_version})
         return json_response({"detail": "Not Found"}, 404)
 
     @property
@@ -136,27 +148,31 @@ class FakeVllmServer(httpx2.BaseTransport):
     def _sample(self, body: Json) -> httpx2.Response:
         if body["model"] not in self.models:
             return json_response({"error": {"message": "no such model"}}, 404)
-        if body["logprobs"] > self.max_logprobs:
-            return json_response({"error": {"message": "too many logprobs"}}, 400)
-        rng = np.random.default_rng(body["seed"])
+        choices = [self._complete(body, i) for i in range(body.get("n", 1))]
+        answer = {"model": body["model"], "choices": choices}
+        if self.edit_completion is not None:
+            for choice in choices:
+                self.edit_completion(answer, choice)
+        return json_response(answer)
+
+    def _complete(self, body: Json, index: int) -> Json:
+        """One choice: as vLLM does it, by the seed of the request plus its index."""
+        model = self._adapted.get(body["model"], self.logp)
+        rng = np.random.default_rng(body["seed"] + index)
         ids: list[int] = []
-        token_logprobs, top_logprobs = [], []
+        token_logprobs = []
         while len(ids) < body["max_tokens"] and not set(ids) & set(body["stop_token_ids"]):
-            logp = self.logp([*body["prompt"], *ids])[-1]
+            logp = model([*body["prompt"], *ids])[-1]
             token = _sample_token(logp, body["temperature"], rng)
             ids.append(token)
             token_logprobs.append(float(logp[token]))
-            row = prompt_logprobs(logp, token, body["logprobs"])
-            top_logprobs.append({TOKEN_PREFIX + i: e["logprob"] for i, e in row.items()})
-        choice = {
-            "token_ids": ids,
-            "prompt_token_ids": body["prompt"],
-            "logprobs": {"token_logprobs": token_logprobs, "top_logprobs": top_logprobs},
-        }
-        answer = {"model": body["model"], "choices": [choice]}
-        if self.edit_completion is not None:
-            self.edit_completion(answer, choice)
-        return json_response(answer)
+        choice: Json = {"index": index, "token_ids": ids, "prompt_token_ids": body["prompt"]}
+        if "logprobs" in body:
+            choice["logprobs"] = {"token_logprobs": token_logprobs}
+        if "prompt_logprobs" in body:
+            scored = zip(model(body["prompt"]), body["prompt"][1:], strict=False)
+            choice["prompt_logprobs"] = [None, *(prompt_logprobs(p, t, 0) for p, t in scored)]
+        return choice
 
     def _take_weights(self, path: str, body: Json) -> httpx2.Response:
         """Load or unload; a folder without weights is a mistake of the caller's."""
@@ -165,8 +181,12 @@ class FakeVllmServer(httpx2.BaseTransport):
         elif path == LOAD_ADAPTER:
             self.adapters[body["lora_name"]] = body["lora_path"]
             _require_file(Path(body["lora_path"]) / "adapter_model.safetensors")
+            if self.load is not None:
+                self._adapted[body["lora_name"]] = self.load(Path(body["lora_path"]))
         elif path == RPC:
             _require_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
+            if self.load is not None:
+                self.logp = self.load(Path(body["kwargs"]["weights_path"]))
         return raw_response(b"Success")
 
 

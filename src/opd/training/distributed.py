@@ -270,7 +270,8 @@ class RankZeroSampler:
 
         def work() -> bytes:
             if self.ranks.is_main and student is not None:
-                self.sampler.send(student, version)
+                assert self.sampler.weights is not None
+                self.sampler.weights.send(version, student)
             return b""
 
         self.ranks.run_everywhere(work)

@@ -58,6 +58,7 @@ def restore_best(session: Session, step: int) -> int:
     session.learner.ranks.barrier()  # one process wrote it
     best = load_student(session.learner, session.folder.path / BEST)
     kept = step if best is None else best
+    session.source.sampler.sync(kept)
     for task in session.evals:  # those that are not evaluated along the way
         evaluate_once(session, task, kept, task.label, session.student_sampler(task))
     return kept

@@ -43,6 +43,7 @@ class Session:
         stop: set it to save after this step and stop.
         facts: what earlier phases add to the summary.
         warm_started: a phase before the first step has trained the student.
+        close: ends the servers that were started for the run.
     """
 
     cfg: Run
@@ -60,6 +61,7 @@ class Session:
     stop: Event = field(default_factory=Event)
     facts: Mapping[str, Any] = field(default_factory=dict)
     warm_started: bool = False
+    close: Callable[[], None] = lambda: None
 
     @property
     def steps(self) -> int:

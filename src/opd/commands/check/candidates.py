@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,11 @@ from opd.recipes.check import compatibility
 from opd.recipes.check.compatibility import Finding
 from opd.run.clock import Clock
 from opd.run.console import Console
+from opd.samplers.sampling import MakeSampler
 from opd.setup.models import Models, open_models
 from opd.setup.pair import Pair
 from opd.setup.prompts import load_training_prompts
+from opd.setup.samplers import rollout_decoding, student_samplers
 from opd.types import Teacher
 
 PROMPT_ROWS = 256  # of the prompt file, for templates and lengths
@@ -42,6 +44,8 @@ class Candidate:
         pair: student and teacher, or None if they are incompatible.
         server: the teacher, if it is a server.
         memory: plan of the run's memory, if it could be made.
+        student_samplers: what generates with the student.
+        teacher_samplers: what generates with the teacher; None if it only scores.
     """
 
     label: str
@@ -50,6 +54,8 @@ class Candidate:
     pair: Pair | None
     server: Teacher | None = None
     memory: MemoryCheck | None = None
+    student_samplers: MakeSampler | None = None
+    teacher_samplers: MakeSampler | None = None
 
     @property
     def compatible(self) -> bool:
@@ -101,15 +107,31 @@ def load_candidate(
     own = isinstance(cfg.teacher, SelfTeacher)
     if own or (models.teacher_prompts is not None and models.remote is None):
         scorer = models.teacher(scratch, Console("quiet"), Clock())
-        return Candidate(label, cfg, findings, pair, scorer, memory)
+        return _with_samplers(
+            Candidate(label, cfg, findings, pair, scorer, memory), models, scratch, answers=False
+        )
     if pair.teacher is not None:
         findings.append(compatibility.check_distinct(same_weights(pair.student, pair.teacher)))
-        return Candidate(label, cfg, findings, pair, memory=memory)
+        return _with_samplers(Candidate(label, cfg, findings, pair, memory=memory), models, scratch)
     models.handshake(_prompts(cfg, pair.tokenizer, cfg.prompts.chat))
     server = models.teacher(scratch, Console("quiet"), Clock())
     message = "the server encodes known texts as the student does"
     findings.insert(0, Finding("tokens", "ok", message))
-    return Candidate(label, cfg, findings, pair, server, memory)
+    return _with_samplers(Candidate(label, cfg, findings, pair, server, memory), models, scratch)
+
+
+def _with_samplers(
+    candidate: Candidate, models: Models, scratch: Path, *, answers: bool = True
+) -> Candidate:
+    """The candidate with what generates: servers where the run has them, else this process.
+
+    A teacher that sees more than the student is not asked for answers: it would only read them out.
+    """
+    make = student_samplers(models.cfg, models.pair, scratch)
+    # A rollout server may hold anything: the student's weights are sent before it is asked.
+    make(rollout_decoding(models.cfg), None).sync(0)
+    generating = models.teacher_samplers() if answers and models.teacher_prompts is None else None
+    return replace(candidate, student_samplers=make, teacher_samplers=generating)
 
 
 def _shown_prompt(models: Models) -> Finding:

@@ -233,18 +233,22 @@ class Gathering:
         """The cost of the best candidate's run, from steps of its pilot or a timed one."""
         candidate = self.candidates[0]
         cfg, pair = candidate.cfg, candidate.pair
-        if math.isfinite(self.budget.token_fraction) or pair is None or cfg.rollout.engine != "hf":
+        if (
+            math.isfinite(self.budget.token_fraction)
+            or pair is None
+            or cfg.rollout.engine == "replay"
+        ):
             return
         step = self._step_time(speed)
         if step is None:
             return
         self.watch.stage("timing an evaluation")
-        rough = timing.time_evaluations(cfg, pair, speed)
+        rough = timing.time_evaluations(candidate, speed)
         sample = timing.EVAL_PROMPTS * sum(each.n for each in cfg.eval)
         models = (speed.student, *speed.teachers[:1])
         seconds = 2 * sum(model.decoding(sample, speed.length) for model in models)
         if seconds < 0.5 * self.watch.remaining:
-            rough = timing.time_evaluations(cfg, pair)
+            rough = timing.time_evaluations(candidate)
         self.cost = timing.run_cost(candidate, step, rough)
 
     def _step_time(self, speed: Speed) -> StepTime | None:

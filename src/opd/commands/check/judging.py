@@ -5,7 +5,6 @@ from __future__ import annotations
 from opd.commands.check.candidates import Candidate
 from opd.commands.check.gather import Gathering
 from opd.commands.check.result import TeacherResult
-from opd.config import LocalTeacher, Run
 from opd.core import stats
 from opd.models.lm import load_lm
 from opd.recipes.check.advice import Advice, RunFacts, advise, find_changes
@@ -53,7 +52,7 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
         truncated=float(sum(r.finish == "length" for r in rollouts) / len(rollouts)),
         support_mass=1.0 if support is None else float(support.mean()),
         max_new_tokens=candidate.cfg.rollout.max_new_tokens,
-        cold_start=_cold_start(candidate.cfg),
+        cold_start=_cold_start(candidate),
         prompts=len(student.prompts),
     )
     advice = changes + advise(verdict, forecast, features, candidate.findings, facts)
@@ -85,10 +84,11 @@ def _unmeasured(candidate: Candidate, gathering: Gathering) -> TeacherResult:
     return TeacherResult(candidate, UNKNOWN, {}, None, forecast, [reason], [advice])
 
 
-def _cold_start(cfg: Run) -> dict[str, object] | None:
+def _cold_start(candidate: Candidate) -> dict[str, object] | None:
     """The section for a cold start; None if there is one, or the teacher cannot generate."""
+    cfg = candidate.cfg
     starts_cold = cfg.coldstart is not None and cfg.coldstart.when == "start"
-    if starts_cold or not isinstance(cfg.teacher, LocalTeacher):
+    if starts_cold or candidate.teacher_samplers is None:
         return None
     lr = min(COLD_START_LR_FACTOR * cfg.optim.lr, max(COLD_START_MAX_LR, cfg.optim.lr))
     return {"coldstart": {"lr": float(f"{lr:.3g}")}}

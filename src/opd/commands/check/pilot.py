@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 from opd.commands.check.candidates import Candidate
+from opd.commands.check.rounds import student_model
 from opd.core.stats import Estimate
 from opd.data.prompts import PromptSet
 from opd.recipes.check.cost import StepTime
@@ -19,7 +20,7 @@ from opd.recipes.check.settings import RunSettings
 from opd.setup.models import Models, local_teacher
 from opd.setup.objective import make_objective
 from opd.setup.precision import prepare_weights
-from opd.setup.samplers import student_sampler
+from opd.setup.samplers import training_sampler
 from opd.setup.session import experience_source, make_learner, make_pruning
 from opd.training.horizon import Horizon
 from opd.training.optimizer import make_optimizer
@@ -81,17 +82,17 @@ class PilotResult:
 def make_pilot(candidate: Candidate, training: PromptSet, scratch: Path) -> Pilot:
     """The first steps of a candidate's run, with a fresh optimizer.
 
-    Its student is the candidate's own: see `opd.training.throwaway`. Rollouts are sampled in this
-    process, since a rollout server would have to be given the throw-away weights.
+    Its student is the candidate's own: see `opd.training.throwaway`. A rollout server is given the
+    throw-away weights.
     """
     cfg, pair = candidate.cfg, candidate.pair
     assert pair is not None
-    if cfg.rollout.engine == "vllm":
-        rollout = cfg.rollout.model_copy(update={"engine": "hf"})
-        cfg = cfg.model_copy(update={"rollout": rollout})
+    assert candidate.student_samplers is not None
     prepare_weights(cfg, pair.student)
     models = Models(cfg, make_objective(cfg), pair, None)
-    source = experience_source(models, training, student_sampler(cfg, pair, scratch))
+    sampler = training_sampler(cfg, candidate.student_samplers, pair.student)
+    sampler.sync(0)
+    source = experience_source(models, training, sampler)
     return Pilot(
         make_learner(models, make_optimizer(pair.student, cfg.optim)),
         replace(source, teacher=candidate.server or local_teacher(cfg, pair)),
@@ -147,7 +148,7 @@ def make_measurer(
         *sides, pair.teacher, tokens_per_batch=config.tokens_per_batch, seed=cfg.train.seed
     )
     before = read(pair.student, texts)
-    model = ProbeModel(pair.student, pair.stop)
+    model = student_model(candidate)
     settings = RunSettings.of_run(cfg, pair.student)
     return PilotMeasurer(pilot, model, sides, config, settings, texts, before)
 

@@ -16,6 +16,7 @@ from opd.models.tokenizers import make_decoder
 from opd.recipes.check.probe import (
     ProbeConfig,
     ProbeModel,
+    ServedTeacher,
     StudentSide,
     TeacherSide,
     probe_server,
@@ -23,7 +24,7 @@ from opd.recipes.check.probe import (
     probe_teacher,
 )
 from opd.recipes.check.settings import evaluation_decoding
-from opd.setup.models import token_budget
+from opd.setup.memory_plan import token_budget
 from opd.setup.pair import Pair
 from opd.setup.prompts import load_eval_task
 from opd.setup.samplers import rollout_decoding
@@ -93,9 +94,7 @@ class Probe:
     def add(self, size: int) -> None:
         """Another round, of so many prompts; nothing is added if it is interrupted."""
         began = time.monotonic()
-        pair = self.candidates[0].pair
-        assert pair is not None
-        model = ProbeModel(pair.student, pair.stop)
+        model = student_model(self.candidates[0])
         part = self.prompts[self.done : min(self.done + size, self.total)]
         ours = probe_student(model, part, self.config)
         theirs = [_probe_candidate(c, model, ours, self.config) for c in self.candidates]
@@ -158,11 +157,18 @@ def make_probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfi
     )
 
 
+def student_model(candidate: Candidate) -> ProbeModel:
+    """The student, sampled where the run samples it."""
+    assert candidate.pair is not None
+    return ProbeModel(candidate.pair.student, candidate.pair.stop, candidate.student_samplers)
+
+
 def _probe_candidate(
     candidate: Candidate, student: ProbeModel, side: StudentSide, config: ProbeConfig
 ) -> TeacherSide:
     if candidate.server is not None:
-        return probe_server(candidate.server, side, config)
+        served = ServedTeacher(candidate.server, candidate.teacher_samplers)
+        return probe_server(served, student, side, config)
     assert candidate.pair is not None
     assert candidate.pair.teacher is not None
     teacher = ProbeModel(candidate.pair.teacher, candidate.pair.teacher_stop)

@@ -28,6 +28,7 @@ from opd.recipes.check.cost import RunCost
 from opd.recipes.check.reasons import Reason
 from opd.recipes.check.verdict import CHANGES, GO, NO_GO, UNKNOWN
 from opd.run.console import Console
+from opd.setup.launch import start_servers
 from opd.setup.preflight import read_inputs
 from opd.setup.prompts import load_training_prompts
 from opd.setup.routing import prompts_of
@@ -63,7 +64,10 @@ def run_check(
     several = {"teacher": None} if len(cfgs) > 1 else {}
     read_inputs(cfgs[0].model_copy(update=several), console, trains=False, judges_pair=True)
     console.print(f"Checking {file} ...")
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        start_servers(cfgs, console, Path(scratch, "check")),
+    ):
         result = check(str(file), cfgs, limits, Path(scratch), console.note)
     record = output.to_record(result)
     output.print_result(record, console, json_lines=json_lines)

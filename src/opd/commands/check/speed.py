@@ -17,8 +17,9 @@ from opd.recipes.check.cost import time_call
 from opd.recipes.check.probe import DEPTHS, ProbeConfig
 from opd.rng import Stream
 from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.sampling import MakeSampler
 from opd.teachers.local import LocalTeacher
-from opd.types import Prompt, Rollout, Want
+from opd.types import Prompt, Rollout, Sampler, Want
 
 SLOW = 0.5  # seconds for one token, from which on a model is timed by as little as possible
 TOKENS = 4  # sampled to see the speed of a slow model ...
@@ -102,7 +103,9 @@ def measure_speed(candidates: Sequence[Candidate], prompts: Sequence[Prompt]) ->
     first = candidates[0]
     assert first.pair is not None
     prompt = min(prompts[:SEEN], key=lambda each: len(each.ids))
-    student = _measure_model(first.pair.student, prompt)
+    # A server's completions may end early: its speed is a rougher guess.
+    served = first.student_samplers if first.cfg.rollout.engine == "vllm" else None
+    student = _measure_model(first.pair.student, prompt, served)
     teachers = [
         _measure_model(c.pair.teacher, prompt)
         for c in candidates
@@ -113,8 +116,11 @@ def measure_speed(candidates: Sequence[Candidate], prompts: Sequence[Prompt]) ->
     return Speed(student, tuple(teachers), mean, max(1.0, length))
 
 
-def _measure_model(lm: LM, prompt: Prompt) -> ModelSpeed:
-    sampler = HFSampler(lm, Decoding(FAST_TOKENS), stop=frozenset(), capture=1)
+def _measure_model(lm: LM, prompt: Prompt, make: MakeSampler | None = None) -> ModelSpeed:
+    few = Decoding(FAST_TOKENS)
+    sampler: Sampler = HFSampler(lm, few, stop=frozenset(), capture=1)
+    if make is not None:
+        sampler = make(few, None)
     key = rng.key(0, Stream.TIMING)
 
     def sample(rows: int, tokens: int) -> tuple[list[Rollout], float]:

@@ -11,22 +11,20 @@ import torch
 from opd import rng
 from opd.commands.check.candidates import Candidate
 from opd.commands.check.speed import SMALL_BATCH, Speed
-from opd.config import Run
 from opd.core.batch import Batch
 from opd.data.prompts import PromptSet
-from opd.models.lm import LM
 from opd.models.tokenizers import make_decoder
 from opd.recipes.check import cost
 from opd.recipes.check.cost import EvaluationCost, RunCost, StepTime
 from opd.rng import Stream
 from opd.samplers.hf import batch_rows
+from opd.samplers.sampling import MakeSampler
 from opd.setup.disk_estimate import bytes_needed, checkpoint_bytes
 from opd.setup.models import Models, local_teacher
 from opd.setup.objective import make_objective
-from opd.setup.pair import Pair
 from opd.setup.precision import prepare_weights
 from opd.setup.prompts import load_eval_task
-from opd.setup.samplers import eval_sampler, student_sampler
+from opd.setup.samplers import training_sampler
 from opd.setup.session import make_learner, step_size
 from opd.training.evaluate import EvalTask
 from opd.training.experience import ExperienceSource, request_scores
@@ -46,7 +44,8 @@ class StepTimer:
     def __init__(self, candidate: Candidate, prompts: PromptSet, scratch: Path) -> None:
         """Make what a step needs; the student is the candidate's own, and does not change."""
         assert candidate.pair is not None
-        cfg, pair = candidate.cfg, candidate.pair
+        cfg, pair, make = candidate.cfg, candidate.pair, candidate.student_samplers
+        assert make is not None
         self.cfg, self.objective = cfg, make_objective(cfg)
         prepare_weights(cfg, pair.student)
         models = Models(cfg, self.objective, pair, None)
@@ -55,7 +54,7 @@ class StepTimer:
         self.learner = replace(learner, optim=cfg.optim.model_copy(update={"lr": 0.0}))
         self.source = ExperienceSource(
             prompts=prompts,
-            sampler=student_sampler(cfg, pair, scratch),
+            sampler=training_sampler(cfg, make, pair.student),
             teacher=candidate.server or local_teacher(cfg, pair),
             reference=None,
             grader=None,
@@ -121,22 +120,23 @@ def run_cost(
     )
 
 
-def time_evaluations(cfg: Run, pair: Pair, speed: Speed | None = None) -> list[EvaluationCost]:
+def time_evaluations(candidate: Candidate, speed: Speed | None = None) -> list[EvaluationCost]:
     """How often each held-out set is evaluated, and the seconds per completion.
 
     Args:
-        cfg: the run.
-        pair: student and teacher.
+        candidate: the pair and what generates with it.
         speed: of the pair, to estimate seconds by; None: they are timed now.
     """
-    costs = []
+    costs: list[EvaluationCost] = []
+    cfg, pair = candidate.cfg, candidate.pair
+    assert pair is not None
+    makers = candidate.student_samplers, candidate.teacher_samplers
     for i, spec in enumerate(cfg.eval):
         task = load_eval_task(cfg, spec, i, pair)
         times = 2 + ((cfg.train.steps - 1) // spec.every if spec.every else 0)
         if speed is None:
             seconds = [
-                0.0 if lm is None else _seconds_per_completion(cfg, lm, stop, task)
-                for lm, stop in ((pair.student, pair.stop), (pair.teacher, pair.teacher_stop))
+                0.0 if make is None else _seconds_per_completion(make, task) for make in makers
             ]
         else:
             seconds = [
@@ -149,9 +149,9 @@ def time_evaluations(cfg: Run, pair: Pair, speed: Speed | None = None) -> list[E
     return costs
 
 
-def _seconds_per_completion(cfg: Run, lm: LM, stop: frozenset[int], task: EvalTask) -> float:
+def _seconds_per_completion(make: MakeSampler, task: EvalTask) -> float:
     """From one batch of the set, decoded as the run would."""
-    sampler = eval_sampler(cfg, lm, stop)(task)
+    sampler = make(task.decoding, None)
     rows = batch_rows(task.prompts.prompts, task.decoding.max_new_tokens)
     whole = min(len(task.prompts.prompts), max(1, rows // task.n))
     count = min(whole, EVAL_PROMPTS)

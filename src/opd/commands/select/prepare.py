@@ -17,9 +17,8 @@ from opd.recipes.select import MeasurementSetup
 from opd.rng import Stream
 from opd.run.clock import Clock
 from opd.run.console import Console
-from opd.samplers.hf import HFSampler
 from opd.setup.models import Models
-from opd.setup.samplers import rollout_decoding
+from opd.setup.samplers import rollout_decoding, student_samplers
 from opd.types import Prompt
 
 # Jaccard similarity of runs of six letters and digits from which questions with the same numbers
@@ -74,25 +73,23 @@ def measurement_setup(
         console: gets a line where the teacher only scores.
 
     Raises:
-        UserError: no teacher, or a student that is sampled by a server.
+        UserError: no teacher, or recorded rollouts.
     """
     cfg, pair = models.cfg, models.pair
-    if cfg.rollout.engine != "hf":
-        raise UserError(
-            "opd select samples the student in this process. Run it without rollout.url and "
-            "rollout.model, or rollout.path."
-        )
+    if cfg.rollout.engine == "replay":
+        raise UserError("opd select samples the student. Run it without rollout.path.")
     teacher = models.teacher(folder, console, Clock())
     if teacher is None:
         raise UserError("opd select needs a teacher; teacher is null.")
     decoding, k = rollout_decoding(cfg), min(OVERLAP_K, pair.student.vocab)
-    teacher_sampler = models.teacher_sampler(decoding)
-    if teacher_sampler is None:
+    make_teacher = models.teacher_samplers()
+    if make_teacher is None:
         console.print("The teacher server only scores: prompts are ranked without its accuracy.")
-    student = HFSampler(pair.student, decoding, stop=pair.stop, capture=k)
+    student = student_samplers(cfg, pair, folder)(decoding, k)
+    student.sync(0)
     return MeasurementSetup(
         student=student,
-        teacher_sampler=teacher_sampler,
+        teacher_sampler=None if make_teacher is None else make_teacher(decoding, None),
         teacher=teacher,
         grader=grader_for(usable, cfg.prompts.grader),
         decode=make_decoder(pair.tokenizer),

@@ -21,6 +21,7 @@ from opd.reports.html import write_report
 from opd.reports.select_page import select_document
 from opd.rng import Stream
 from opd.run.console import Console
+from opd.setup.launch import start_servers
 from opd.setup.models import open_models
 from opd.setup.preflight import read_inputs
 from opd.setup.prompts import load_training_prompts
@@ -46,7 +47,8 @@ def run_select(cfg: Run, json_lines: bool = False, *, overwrite: bool = False) -
     require_selection_outputs(cfg, cfg.select, overwrite=overwrite)
     console = Console("json" if json_lines else "plain")
     read_inputs(cfg, console, trains=False)
-    selection = select(cfg, cfg.select, console)
+    with TemporaryDirectory() as logs, start_servers([cfg], console, Path(logs, "select")):
+        selection = select(cfg, cfg.select, console)
     output = Path(cfg.select.output)
     write_rows(output, output_rows(cfg, cfg.select, selection))
     record = to_record(cfg, cfg.select, selection)

@@ -81,8 +81,9 @@ def compute_features(student: StudentSide, teacher: TeacherSide) -> dict[str, Es
     """Every number of a pair, by name; those that need answers are left out where there are none.
 
     Returns:
-        Names of `DEFINITIONS`. A teacher server determines those of its scores alone: the ones of
-        `ON_STUDENT` that need no more than its top tokens, `max_reward` and `student_length`.
+        Names of `DEFINITIONS`. A teacher server determines those of `ON_STUDENT` and `ON_TEACHER`
+        that need no more than its top tokens, with distances estimated from the sampled tokens; one
+        that only scores, none of the teacher's answers.
     """
     groups = len(student.prompts)
     features = {
@@ -100,11 +101,12 @@ def compute_features(student: StudentSide, teacher: TeacherSide) -> dict[str, Es
         features |= {
             name: _prompt_mean(teacher.on_teacher, metric, groups)
             for name, metric in ON_TEACHER.items()
+            if metric in teacher.on_teacher.mean
         }
-        features["distance"] = min(
-            features["reverse_kl"], features["offpolicy_kl"], key=lambda e: e.value
-        )
-        features["log_distance"] = _log(features["distance"])
+        known = [features[n] for n in ("reverse_kl", "offpolicy_kl") if n in features]
+        if known:
+            features["distance"] = min(known, key=lambda e: e.value)
+            features["log_distance"] = _log(features["distance"])
     if student.correct is not None:
         features |= _answer_features(student, student.correct, teacher)
     return features

@@ -20,6 +20,8 @@ from opd.models.lm import LM
 from opd.recipes.check.diagnose import Diagnosis, diagnose, diagnosis_of_measures
 from opd.rng import Stream, key
 from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.sampling import MakeSampler
+from opd.teachers.local import LocalTeacher
 from opd.types import Kind, Prompt, Rollout, Scores, Teacher, Want
 
 DEPTHS = (0.25, 0.5, 0.75)  # fractions of a student rollout after which both models continue it
@@ -35,10 +37,19 @@ class ProbeModel:
     Attributes:
         lm: the model.
         stop: token ids that end its completions.
+        make: its samplers; None: it samples in this process.
     """
 
     lm: LM
     stop: frozenset[int]
+    make: MakeSampler | None = None
+
+    @property
+    def samplers(self) -> MakeSampler:
+        """Makes samplers of the model."""
+        if self.make is not None:
+            return self.make
+        return lambda decoding, k: HFSampler(self.lm, decoding, stop=self.stop, capture=k or 1)
 
 
 @dataclass(frozen=True)
@@ -187,7 +198,8 @@ def probe_student(
     student: ProbeModel, prompts: Sequence[Prompt], config: ProbeConfig
 ) -> StudentSide:
     """Sample and grade the student, and let it continue its own prefixes."""
-    rollouts = _sample(student, prompts, config, config.n, STUDENT_SAMPLES)
+    sampler = student.samplers(config.decoding, config.k)
+    rollouts = sampler.sample(prompts, n=config.n, key=_key(config, STUDENT_SAMPLES))
     answers, tokens = answer(student, prompts, config)
     greedy = None
     if config.grader is not None and config.greedy:
@@ -196,7 +208,7 @@ def probe_student(
         tokens += more
     firsts = rollouts[:: config.n]
     prefixes = tuple(tuple(prefix_prompt(r, depth) for r in firsts) for depth in DEPTHS)
-    continued, more = _continue(student, prefixes, config)
+    continued, more = _continue(student.samplers, prefixes, config)
     return StudentSide(
         tuple(prompts),
         tuple(rollouts),
@@ -213,7 +225,7 @@ def answer(
     model: ProbeModel, prompts: Sequence[Prompt], config: ProbeConfig
 ) -> tuple[Answers, int]:
     """The student's answers and the tokens generated; the same random numbers at every call."""
-    samples = _sample(model, prompts, config, config.m, STUDENT_ANSWERS, config.answering)
+    samples = _sample(model.samplers, prompts, config, config.m, STUDENT_ANSWERS)
     return _answers(samples, config), _count_tokens(samples)
 
 
@@ -225,8 +237,9 @@ def probe_teacher(
     on_student = diagnose(
         student.lm, teacher.lm, side.rollouts, k=k, tokens_per_batch=tokens_per_batch
     )
-    samples = _sample(teacher, side.prompts, config, config.m, TEACHER_SAMPLES, config.answering)
-    continued, tokens = _continue(teacher, side.prefixes, config)
+    make = teacher.samplers
+    samples = _sample(make, side.prompts, config, config.m, TEACHER_SAMPLES)
+    continued, tokens = _continue(make, side.prefixes, config)
     return TeacherSide(
         on_student,
         on_student.mean["diag/token_reward"].reshape(len(side.prompts), -1),
@@ -238,35 +251,89 @@ def probe_teacher(
     )
 
 
-def probe_server(teacher: Teacher, side: StudentSide, config: ProbeConfig) -> TeacherSide:
-    """Let a teacher server score the student's rollouts.
+@dataclass(frozen=True)
+class ServedTeacher:
+    """A teacher behind a server, as the probe asks it.
 
-    It generates nothing, so there is no accuracy and no continuation gain.
+    Attributes:
+        scorer: scores rollouts.
+        make: its samplers; None if it only scores.
     """
-    topk = config.k if Kind.TOPK in teacher.kinds else 0
-    scores = teacher.score(side.rollouts, Want(sampled=True, topk=topk))
-    measures = [_server_measures(r, s) for r, s in zip(side.rollouts, scores, strict=True)]
-    rewards = [m["diag/token_reward"].total.numpy().mean() for m in measures]
+
+    scorer: Teacher
+    make: MakeSampler | None = None
+
+
+def probe_server(
+    teacher: ServedTeacher, student: ProbeModel, side: StudentSide, config: ProbeConfig
+) -> TeacherSide:
+    """Let a teacher server score the student's rollouts, and generate if it can.
+
+    Distances are estimated from the sampled tokens, since no server gives whole distributions. From
+    a server that only scores there is no accuracy and no continuation gain.
+    """
+    scores = teacher.scorer.score(side.rollouts, _want(teacher, config))
+    ours = [
+        Scores(sampled=r.logp, topk_ids=r.topk_ids, topk_logp=r.topk_logp) for r in side.rollouts
+    ]
+    on_student = _served_diagnosis(ours, scores, config.decoding)
+    rewards = on_student.mean["diag/token_reward"].reshape(len(side.prompts), -1)
+    if teacher.make is None:
+        return TeacherSide(on_student, rewards)
+    samples = _sample(teacher.make, side.prompts, config, config.m, TEACHER_SAMPLES)
+    continued, tokens = _continue(teacher.make, side.prefixes, config)
+    by_student = LocalTeacher(student.lm, tokens_per_batch=config.tokens_per_batch).score(
+        samples, Want(sampled=True, topk=config.k)
+    )
+    by_teacher = teacher.scorer.score(samples, _want(teacher, config))
     return TeacherSide(
-        diagnosis_of_measures(measures),
-        np.array(rewards).reshape(len(side.prompts), -1),
+        on_student,
+        rewards,
+        _answers(samples, config),
+        tuple(samples),
+        continued,
+        _served_diagnosis(by_teacher, by_student, config.answering),
+        _count_tokens(samples) + tokens,
     )
 
 
-def _server_measures(rollout: Rollout, scores: Scores) -> dict[str, Measure]:
-    """What a server's scores tell at each position: the reward, and the overlap of the top k."""
-    assert scores.sampled is not None
-    reward = torch.from_numpy(scores.sampled - rollout.logp)
-    measures = {"diag/token_reward": Measure.of(reward)}
-    if scores.topk_ids is not None and scores.topk_logp is not None:
-        k = min(scores.topk_ids.shape[1], rollout.topk_ids.shape[1])
-        lists = (rollout.topk_ids, rollout.topk_logp), (scores.topk_ids, scores.topk_logp)
-        student, teacher = (
-            TopK(torch.from_numpy(ids[:, :k]).long(), torch.from_numpy(logp[:, :k]))
-            for ids, logp in lists
-        )
-        measures |= diagnostics.topk_metrics(student, teacher)
-    return measures
+def _want(teacher: ServedTeacher, config: ProbeConfig) -> Want:
+    return Want(sampled=True, topk=config.k if Kind.TOPK in teacher.scorer.kinds else 0)
+
+
+def _served_diagnosis(
+    policy: Sequence[Scores], scorer: Sequence[Scores], decoding: Decoding
+) -> Diagnosis:
+    """What scores of the policy's rollouts by both tell: reward, KL, and overlap of the top k.
+
+    Args:
+        policy: scores by the model that sampled the rollouts.
+        scorer: by the other one.
+        decoding: of the rollouts: at temperature 1 the mean of -reward is the KL.
+    """
+    plain = decoding.temperature == 1.0 and decoding.top_p == 1.0
+    measures = []
+    for p, q in zip(policy, scorer, strict=True):
+        assert p.sampled is not None
+        assert q.sampled is not None
+        reward = torch.from_numpy(q.sampled - p.sampled)
+        measure = {"diag/token_reward": Measure.of(reward)}
+        if plain:
+            measure["diag/reverse_kl"] = Measure.of(-reward)
+        tops = [
+            (s.topk_ids, s.topk_logp)
+            for s in (p, q)
+            if s.topk_ids is not None and s.topk_logp is not None
+        ]
+        if len(tops) == 2:
+            k = min(ids.shape[1] for ids, _ in tops)
+            lists = (
+                TopK(torch.from_numpy(ids[:, :k]).long(), torch.from_numpy(logp[:, :k]))
+                for ids, logp in tops
+            )
+            measure |= diagnostics.topk_metrics(*lists)
+        measures.append(measure)
+    return diagnosis_of_measures(measures)
 
 
 def prefix_prompt(rollout: Rollout, depth: float) -> Prompt:
@@ -275,21 +342,20 @@ def prefix_prompt(rollout: Rollout, depth: float) -> Prompt:
     return replace(rollout.prompt, ids=(*rollout.prompt.ids, *rollout.ids[:length].tolist()))
 
 
+def _key(config: ProbeConfig, stream_index: int) -> tuple[int, ...]:
+    return key(config.seed, Stream.CHECK, stream_index)
+
+
 def _sample(
-    model: ProbeModel,
-    prompts: Sequence[Prompt],
-    config: ProbeConfig,
-    n: int,
-    stream_index: int,
-    decoding: Decoding | None = None,
+    make: MakeSampler, prompts: Sequence[Prompt], config: ProbeConfig, n: int, stream_index: int
 ) -> list[Rollout]:
-    decoding = config.decoding if decoding is None else decoding
-    sampler = HFSampler(model.lm, decoding, stop=model.stop, capture=config.k)
-    return sampler.sample(prompts, n=n, key=key(config.seed, Stream.CHECK, stream_index))
+    """Answers: completions as the run's evaluation samples them."""
+    sampler = make(config.answering, None)
+    return sampler.sample(prompts, n=n, key=_key(config, stream_index))
 
 
 def _continue(
-    model: ProbeModel, prefixes: Sequence[Sequence[Prompt]], config: ProbeConfig
+    make: MakeSampler, prefixes: Sequence[Sequence[Prompt]], config: ProbeConfig
 ) -> tuple[np.ndarray | None, int]:
     """(P, D) whether the continuation of each prefix is correct, and the tokens generated.
 
@@ -299,8 +365,7 @@ def _continue(
         return None, 0
     columns, tokens = [], 0
     for depth, prompts in enumerate(prefixes):
-        stream_index = CONTINUATIONS + depth
-        continuations = _sample(model, prompts, config, 1, stream_index, config.answering)
+        continuations = _sample(make, prompts, config, 1, CONTINUATIONS + depth)
         columns.append(grade_rollouts(config.grader, continuations, config.decode))
         tokens += _count_tokens(continuations)
     return np.stack(columns, 1), tokens

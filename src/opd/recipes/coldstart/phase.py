@@ -63,6 +63,7 @@ def before_training(session: Session, source: CompletionSource) -> Session:
     assert cfg is not None
     if find_newest_checkpoint(session.folder.checkpoints) is None:
         with session.clock("evaluate"):
+            session.source.sampler.sync(0)
             for task in session.evals:  # the student as it came, before saved weights are restored
                 evaluate_once(session, task, 0, task.label, session.student_sampler(task))
         _keep_student(session)

@@ -1,0 +1,283 @@
+"""A vLLM server as something that generates: completions of token ids, each answer checked."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from opd.errors import UserError
+from opd.http import Http, Refusal, Transient, clean
+from opd.http.vllm import COMPLETIONS, MIN_LOGPROB, choices_of, model_cards
+from opd.run.bad_answers import Exchange, Quarantine
+from opd.types import Prompt, Rollout
+
+logger = logging.getLogger(__name__)
+
+MAX_LOGPROB = 1e-4  # rounding may raise a log-prob above 0
+TRIES = 2  # of a request whose answer is wrong
+# Completions under way at once: a GPU decodes so many in nearly the time of one, and each still
+# ends within `ANSWER_SECONDS` on a slow card.
+CONCURRENCY, ANSWER_SECONDS = 256, 600.0
+UPDATE_VERSION, WEIGHT_INFO = "/update_weight_version", "/weight_info"
+WAIT = 1.0  # seconds between questions whether a server is back
+NOT_FOUND = 404  # what vLLM answers for a model that it does not have (any more)
+
+
+class WrongRollout(ValueError):
+    """An answer that does not hold completions of the prompt that was sent."""
+
+
+class ServerLost(Exception):
+    """The server does not answer, or no longer has the weights it was given."""
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """Some completions of one prompt.
+
+    Attributes:
+        prompt: what is continued.
+        first: sample index of the first completion.
+        n: how many.
+        body: the request, without model, prompt, n and seed.
+        seed: of the first completion; the next ones have the numbers after it.
+    """
+
+    prompt: Prompt
+    first: int
+    n: int
+    body: dict[str, Any]
+    seed: int
+
+
+@dataclass
+class SamplingServer:
+    """A vLLM server that completes prompts.
+
+    Attributes:
+        http: client of the server's root.
+        model: the name under which it serves the base model.
+        quarantine: where wrong answers are kept.
+        concurrency: maximum completions under way.
+        patience: seconds to wait for a server that has gone away.
+        given_up: why a server that `opd` started will not come back; None while it may.
+        served: name of what answers now: the base model, or an adapter.
+        version: of the weights that answer now; goes into every rollout.
+        labelled: whether the server keeps that version, and is asked for it after every call.
+    """
+
+    http: Http
+    model: str
+    quarantine: Quarantine | None = None
+    concurrency: int = CONCURRENCY
+    patience: float = 0.0
+    given_up: Callable[[], str | None] = lambda: None
+    served: str = field(default="", init=False)
+    version: int = field(default=0, init=False)
+    labelled: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.served = self.model
+
+    def complete(
+        self, requests: Sequence[CompletionRequest], results: dict[int, list[Rollout]]
+    ) -> None:
+        """Send requests, many at a time.
+
+        Args:
+            requests: what to complete.
+            results: gets the rollouts of each, by index; those that are there are not sent again.
+
+        Raises:
+            ServerLost: after which `results` holds what was complete before.
+            UserError: the server refuses, or answers wrongly more than once.
+        """
+        missing = [i for i in range(len(requests)) if i not in results]
+        if not missing:
+            return
+        width = max(1, self.concurrency // max(requests[i].n for i in missing))
+        pool = ThreadPoolExecutor(min(width, len(missing)), thread_name_prefix="completion")
+        try:
+            pending = {i: pool.submit(self._complete_one, requests[i]) for i in missing}
+            lost: Exception | None = None
+            for i, future in pending.items():
+                try:
+                    results[i] = future.result()
+                except Transient as error:
+                    lost = error
+                except Refusal as error:
+                    if error.status != NOT_FOUND:
+                        raise
+                    lost = error
+                if lost is not None:
+                    break
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if lost is not None:
+            raise ServerLost(str(lost))
+        try:
+            self._require_version()
+        except ServerLost:
+            for i in missing:
+                del results[i]
+            raise
+
+    def _complete_one(self, request: CompletionRequest) -> list[Rollout]:
+        body = request.body | {
+            "model": self.served,
+            "prompt": list(request.prompt.ids),
+            "n": request.n,
+            "seed": request.seed,
+        }
+        for attempt in range(TRIES):
+            with self.http.capture() as exchanges:
+                try:
+                    return self._parse(self.http.post_json(COMPLETIONS, body), request)
+                except WrongRollout as error:
+                    reason = f"{error}."
+                    if self.quarantine is not None:
+                        kept = [Exchange(*e) for e in exchanges]
+                        reason += self.quarantine.keep(kept, str(error))
+            logger.warning(
+                "%s: %s%s",
+                self.http.role.capitalize(),
+                reason,
+                "" if attempt else " Asking again.",
+            )
+        raise UserError(
+            f"The {self.http.role} at {self.http.url} gave a wrong answer twice: {reason} Nothing "
+            "was trained on it."
+        )
+
+    def _parse(self, answer: Any, request: CompletionRequest) -> list[Rollout]:
+        """Checked answers as rollouts.
+
+        Raises:
+            WrongRollout: another model, another prompt, or not `n` whole completions.
+        """
+        if not isinstance(answer, dict) or answer.get("model") != self.served:
+            name = clean(str(answer.get("model"))) if isinstance(answer, dict) else "no model"
+            raise WrongRollout(
+                f"{name!r} generated it, and {self.served!r} was asked: stale weights"
+            )
+        choices = choices_of(answer, request.n)
+        if choices is None:
+            raise WrongRollout(f"the answer does not hold exactly {request.n} completions")
+        return [self._rollout(choice, request, i) for i, choice in enumerate(choices)]
+
+    def _rollout(self, choice: dict[str, Any], request: CompletionRequest, i: int) -> Rollout:
+        prompt, body = request.prompt, request.body
+        if choice.get("prompt_token_ids") not in (None, list(prompt.ids)):
+            raise WrongRollout("it continues another prompt")
+        ids, limit = choice.get("token_ids"), body["max_tokens"]
+        if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+            raise WrongRollout("no token_ids; the server is too old for return_token_ids")
+        if not 0 < len(ids) <= limit:
+            raise WrongRollout(f"{len(ids)} tokens")
+        stop = body["stop_token_ids"]
+        stopped = ids[-1] in stop
+        if any(token in stop for token in ids[:-1]) or (not stopped and len(ids) < limit):
+            raise WrongRollout("it does not end where it should")
+        nan, none = np.full(len(ids), math.nan, dtype=np.float32), np.zeros((len(ids), 0))
+        return Rollout(
+            prompt,
+            request.first + i,
+            np.array(ids, dtype=np.int32),
+            parse_logp(choice, len(ids)) if "logprobs" in body else nan,
+            nan,
+            none.astype(np.int32),
+            none.astype(np.float32),
+            "stop" if stopped else "length",
+            self.version,
+        )
+
+    def label(self, version: int) -> None:
+        """Have the server name its weights `version`, where it keeps such a label.
+
+        Raises:
+            Transient: no answer.
+        """
+        try:
+            self.http.post_text(UPDATE_VERSION, {"new_version": str(version)})
+            self.labelled = True
+        except Refusal:  # an older server, or one without VLLM_SERVER_DEV_MODE
+            self.labelled = False
+        self.version = version
+
+    def _require_version(self) -> None:
+        """Check that what has just answered are the weights that were sent.
+
+        Raises:
+            ServerLost: the server was started again, or somebody else sent it weights.
+        """
+        if not self.labelled:
+            return
+        try:
+            answer = self.http.get_json(WEIGHT_INFO)
+        except (Transient, Refusal) as error:
+            raise ServerLost(str(error)) from None
+        now = answer.get("weight_version") if isinstance(answer, dict) else None
+        if now != str(self.version):
+            raise ServerLost(
+                f"its weights are of version {clean(str(now))[:40]} and not {self.version}"
+            )
+
+    def require_model(self, *, once: bool = False) -> list[str]:
+        """Names of the models that the server has now, the base model among them.
+
+        Raises:
+            Transient: no answer; at once if `once`.
+            UserError: it does not have the base model.
+        """
+        names = list(model_cards(self.http, once=once) or {})
+        if self.model not in names:
+            raise UserError(
+                f"{self.http.section}.model={self.model}: the server at {self.http.url} serves "
+                f"{', '.join(map(clean, names)) or 'nothing'}."
+            )
+        return names
+
+    def wait(self, reason: str) -> None:
+        """Wait for a server that has gone away.
+
+        Raises:
+            UserError: it is not back after `patience` seconds, or will not come back.
+        """
+        timer = self.http.timer
+        deadline = timer.now() + self.patience
+        logger.warning("%s: %s", self.http.role.capitalize(), reason)
+        while True:
+            if (why := self.given_up()) is not None:
+                raise UserError(f"The {self.http.role} at {self.http.url} has ended: {why}")
+            try:
+                self.require_model(once=True)
+                return
+            except Transient as error:
+                reason = str(error)
+            if timer.now() >= deadline:
+                raise UserError(
+                    f"The {self.http.role} at {self.http.url} does not answer ({reason}). Start "
+                    "it, then continue with `opd train ... --resume`."
+                )
+            timer.sleep(WAIT)
+
+
+def parse_logp(choice: dict[str, Any], count: int) -> np.ndarray:
+    """Log-probs (T,) of the sampled tokens of a choice.
+
+    Raises:
+        WrongRollout: they are missing, or no log-probs.
+    """
+    logprobs = choice.get("logprobs")
+    values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
+    if not isinstance(values, list) or len(values) != count:
+        raise WrongRollout("log-probs of the tokens are missing")
+    if not all(isinstance(v, int | float) and MIN_LOGPROB < v <= MAX_LOGPROB for v in values):
+        raise WrongRollout("a log-prob is above 0 or not a number")
+    return np.array(values, dtype=np.float32)

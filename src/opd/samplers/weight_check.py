@@ -1,0 +1,136 @@
+"""Whether a server answers with the weights it was sent: its log-probs against the student's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from opd.core.distributions import DenseDistribution
+from opd.http.vllm import COMPLETIONS, only_choice
+from opd.models.lm import LM
+from opd.samplers.sampling_server import SamplingServer, WrongRollout, parse_logp
+
+# Mean |log p of the server - log p of the trainer| of the server's own tokens, nats, beyond which
+# these are other weights: measured 2e-5 in float32 and about 0.02 in bfloat16.
+MAX_GAP = 0.05
+TOKENS = 32  # generated for a check
+TEXT = (
+    "The river was wide and slow. In 1849 two engineers measured it, and the older one wrote: "
+    "at noon the water stood at 3.5 metres."
+)
+
+
+@torch.no_grad()
+def token_logp(lm: LM, ids: Sequence[int]) -> np.ndarray:
+    """Log-probs (L - 1,) that a model gives to each of L tokens but the first."""
+    tokens = torch.tensor([list(ids)], device=lm.device)
+    logp = DenseDistribution(lm.head.logits(lm.local_hidden(tokens)[0, :-1])).log_probs()
+    scored: np.ndarray = logp.gather(1, tokens[0, 1:, None]).squeeze(1).double().cpu().numpy()
+    return scored
+
+
+class StaleWeights(Exception):
+    """The server answers with other weights than it was sent."""
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Log-probs of the fixed text (P,), and of what the server made of it (G,)."""
+
+    text: np.ndarray
+    made: np.ndarray
+
+
+class WeightCheck:
+    """Compares server and student on a fixed text, and remembers the weights before.
+
+    The tokens that the server generates show weights that are quite wrong. The fixed text, which is
+    scored before and after, also shows a step that is small: the server's scores are then nearer
+    to those of the weights before it than to those of the weights that were sent.
+    """
+
+    def __init__(self, server: SamplingServer, tokenizer: Any) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            server: what is checked.
+            tokenizer: encodes the text.
+        """
+        self.server, self.tokenizer = server, tokenizer
+        self._before: np.ndarray | None = None  # the student's scores of the text, last accepted
+        self._now: np.ndarray | None = None
+        self._noise = 0.0
+
+    def require(self, student: LM) -> None:
+        """Check the server against the student.
+
+        Raises:
+            StaleWeights: they differ.
+            Transient: the server does not answer.
+        """
+        ids = self._text(student)
+        generated, theirs = self._ask(ids)
+        scored = token_logp(student, [*ids, *generated])
+        ours = _Reading(scored[: len(ids) - 1], scored[len(ids) - 1 :])
+        gap = float(np.abs(theirs.made - ours.made).mean())
+        if not gap <= MAX_GAP:
+            raise StaleWeights(
+                f"its log-probs differ from the student's by {gap:.3g} nats per token (at most "
+                f"{MAX_GAP:g})"
+            )
+        self._require_moved(theirs.text, ours.text)
+        self._now = ours.text
+
+    def _require_moved(self, theirs: np.ndarray, ours: np.ndarray) -> None:
+        near = float(np.abs(theirs - ours).mean())
+        if self._before is not None:
+            step = float(np.abs(ours - self._before).mean())
+            old = float(np.abs(theirs - self._before).mean())
+            if step > 4 * self._noise and old < near / 2:
+                raise StaleWeights(
+                    f"its scores are {old:.1e} nats per token from the weights before, and "
+                    f"{near:.1e} from those that were sent"
+                )
+        self._noise = max(self._noise, min(near, MAX_GAP))
+
+    def accept(self) -> None:
+        """Take what was checked last as the weights before the next ones."""
+        self._before = self._now
+
+    def _text(self, student: LM) -> list[int]:
+        ids: list[int] = []
+        if self.tokenizer is not None:
+            ids = list(self.tokenizer.encode(TEXT, add_special_tokens=False))[:TOKENS]
+        ids = [i for i in ids if i < student.vocab]
+        return ids if len(ids) > 1 else list(range(min(TOKENS, student.vocab)))
+
+    def _ask(self, ids: list[int]) -> tuple[list[int], _Reading]:
+        """Tokens that the server generates after the text, and its scores of both."""
+        body = {
+            "model": self.server.served,
+            "prompt": ids,
+            "max_tokens": TOKENS,
+            "temperature": 1.0,
+            "top_k": -1,
+            "seed": 0,
+            "logprobs": 0,
+            "prompt_logprobs": 0,
+            "return_token_ids": True,
+            "stop_token_ids": [],
+            "ignore_eos": True,
+        }
+        choice = only_choice(self.server.http.post_json(COMPLETIONS, body))
+        try:
+            if choice is None or not isinstance(choice.get("token_ids"), list):
+                raise WrongRollout("no tokens")
+            generated = [int(i) for i in choice["token_ids"]]
+            made = parse_logp(choice, len(generated))
+            rows = choice["prompt_logprobs"]
+            text = np.array([rows[i + 1][str(t)]["logprob"] for i, t in enumerate(ids[1:])])
+        except (WrongRollout, KeyError, IndexError, TypeError, ValueError) as error:
+            raise StaleWeights(f"its answer to a check of them is not whole ({error})") from None
+        return generated, _Reading(text, made)

@@ -1,0 +1,229 @@
+"""The student's weights on their way to a vLLM server, and the proof that they arrived.
+
+A LoRA student is sent as an adapter under a new name, a full one as files that the server reloads;
+a server that `opd` started can also be started again on those files. After each of these the server
+completes a fixed text, and its log-probs must be those of the student in this process.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opd.errors import UserError
+from opd.http import Refusal, Transient, clean
+from opd.models.lm import LM
+from opd.models.saved_folder import SYNC_MARK, replaced_folder
+from opd.samplers.sampling_server import SamplingServer
+from opd.samplers.weight_check import StaleWeights, WeightCheck
+
+logger = logging.getLogger(__name__)
+
+LOAD_ADAPTER, UNLOAD_ADAPTER = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+RPC, RESET_PREFIX_CACHE = "/collective_rpc", "/reset_prefix_cache"
+ADAPTER = "opd-student"
+TRIES = 2  # of each way to send weights
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where weights go.
+
+    Attributes:
+        folder: where they are written; the server must see the same path.
+        dtype: of the server's arithmetic, where known; files of full weights have it.
+        restart: starts the server again on a folder of full weights, where `opd` started it.
+    """
+
+    folder: Path
+    dtype: torch.dtype | None = None
+    restart: Callable[[Path], None] | None = None
+
+
+class WeightSync:
+    """Sends the weights of a student to a server, and checks that they arrived."""
+
+    def __init__(
+        self, server: SamplingServer, student: LM, tokenizer: Any, destination: Destination
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            server: of which the student is to be sampled.
+            student: whose weights are sent.
+            tokenizer: saved beside full weights, as vLLM requires.
+            destination: where they go.
+        """
+        self.server, self.student, self.tokenizer = server, student, tokenizer
+        self.destination = destination
+        self.sync_dir = destination.folder.absolute()
+        self.check = WeightCheck(server, tokenizer)
+
+    def send(self, version: int, student: LM | None = None) -> None:
+        """Make the server use the student's current weights, known as `version`.
+
+        Args:
+            version: number of optimizer steps.
+            student: a copy to send instead: of a sharded student, all of it.
+
+        Raises:
+            UserError: the server does not take them, or answers with others; with the fix.
+        """
+        student = student or self.student
+        folder = self.sync_dir / f"step-{version}"
+        self._write(student, folder)
+        self._load(student, folder, version)
+        self.check.accept()
+        for old in self.sync_dir.glob("step-*"):
+            if old.name != folder.name and (old / SYNC_MARK).is_file():
+                shutil.rmtree(old, ignore_errors=True)
+
+    def restore(self) -> None:
+        """Send the weights of the last `send` again: the server was started anew.
+
+        Raises:
+            UserError: as `send`.
+        """
+        version = self.server.version
+        folder = self.sync_dir / f"step-{version}"
+        if not (folder / SYNC_MARK).is_file():
+            raise UserError(
+                f"The {self.server.http.role} came back before weights were sent to it."
+            )
+        self._load(self.student, folder, version)
+
+    def _load(self, student: LM, folder: Path, version: int) -> None:
+        """Try every way until the server answers with these weights."""
+        ways = [self._load_adapter] if student.is_lora else [self._reload]
+        if self.destination.restart is not None and not student.is_lora:
+            ways.append(self._restart)
+        failure = ""
+        for way in ways:
+            for _ in range(TRIES):
+                if failure:
+                    logger.warning(
+                        "Weights of version %d: %s. Sending them again.", version, failure
+                    )
+                try:
+                    way(folder, version)
+                    self.server.label(version)
+                    if student.sharded is None:
+                        self.check.require(student)
+                    return
+                except Transient as error:
+                    failure = f"the server went away while it took them ({error})"
+                    self.server.wait(failure)
+                except StaleWeights as error:
+                    failure = str(error)
+        raise UserError(
+            f"The {self.server.http.role} at {self.server.http.url} was sent the weights of "
+            f"version {version} {TRIES * len(ways)} times, and still {failure}. Nothing was "
+            f"sampled from it. {self._remedy(student)}"
+        )
+
+    def _remedy(self, student: LM) -> str:
+        if student.is_lora:
+            return "Check that rollout.model is the student's base model."
+        return (
+            "Train a LoRA student (student.lora), or sample in this process (without rollout.url)."
+        )
+
+    def _load_adapter(self, folder: Path, version: int) -> None:
+        """A new adapter name per version: an answer from an old one is recognised by its name."""
+        http, name = self.server.http, f"{ADAPTER}-{version}"
+        loaded = self.server.require_model()
+        if name in loaded:
+            http.post_text(UNLOAD_ADAPTER, {"lora_name": name})
+        try:
+            http.post_text(LOAD_ADAPTER, {"lora_name": name, "lora_path": str(folder)})
+        except Refusal as error:
+            raise UserError(
+                f"{error}\nThe rollout server must take LoRA adapters: start vLLM with "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, --enable-lora, --max-lora-rank of at least "
+                "student.lora.rank, and a rollout.sync_dir that it can read."
+            ) from None
+        for old in loaded:
+            if old.startswith(ADAPTER) and old != name:
+                http.post_text(UNLOAD_ADAPTER, {"lora_name": old})
+        self.server.served = name
+
+    def _reload(self, folder: Path, version: int) -> None:
+        """All weights from a folder; the prefix cache of the old ones is reset."""
+        http = self.server.http
+        self.server.require_model()
+        self.server.served = self.server.model
+        call = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        try:
+            http.post_text(RPC, call)
+            http.post_text(RESET_PREFIX_CACHE, {})
+        except Refusal as error:
+            raise UserError(
+                f"{error}\nThe rollout server must take new weights: start vLLM with "
+                "VLLM_SERVER_DEV_MODE=1 on a private address, or train a LoRA student "
+                "(student.lora), whose adapters stock vLLM reloads."
+            ) from None
+
+    def _restart(self, folder: Path, version: int) -> None:
+        """Start the server again on the folder: slow, and right wherever a reload is not."""
+        assert self.destination.restart is not None
+        logger.warning(
+            "The %s does not reload version %d rightly: it is started again on those weights.",
+            self.server.http.role,
+            version,
+        )
+        self.destination.restart(folder)
+        self.server.wait("it is started again")
+        self.server.served = self.server.model
+
+    def _write(self, student: LM, folder: Path) -> None:
+        """Write a folder of weights that appears by one rename.
+
+        Raises:
+            UserError: a folder of that name that no run has written for a server.
+        """
+        if folder.exists() and not (folder / SYNC_MARK).is_file():
+            raise UserError(
+                f"{folder} is there already and holds no weights that a run sent to a server; it "
+                "stays as it is. Set rollout.sync_dir to a folder for such weights alone."
+            )
+        self.sync_dir.mkdir(parents=True, exist_ok=True)
+        with replaced_folder(folder) as new:
+            save_for_server(student, self.tokenizer, new, self.destination.dtype)
+            (new / SYNC_MARK).touch()
+
+
+def save_for_server(
+    student: LM, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Write what a server loads: a LoRA student's adapter, or all weights and the tokenizer.
+
+    Args:
+        student: what to write.
+        tokenizer: written beside full weights.
+        folder: where.
+        dtype: of full weights in floating point; None: as they are.
+    """
+    model: Any = student.model
+    if student.is_lora:
+        model.save_pretrained(folder)
+        return
+    cast = {}
+    if dtype is not None and dtype != student.causal.dtype:
+        cast["state_dict"] = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in model.state_dict().items()
+        }
+    model.save_pretrained(folder, **cast)
+    tokenizer.save_pretrained(folder)
+
+
+def dtype_of_name(name: str) -> torch.dtype | None:
+    """The torch dtype of a name such as "bfloat16"; None for any other text."""
+    value = getattr(torch, clean(name), None)
+    return value if isinstance(value, torch.dtype) else None

@@ -1,0 +1,221 @@
+"""`rollout.launch` and `teacher.launch`: servers that are started, kept, and never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from opd import config
+from opd.demo.run_config import PAIR, demo_config
+from opd.errors import UserError
+from opd.http import keeper
+from opd.http.launched import LaunchedServer
+from opd.run.console import Console
+from opd.setup.launch import plan_servers, start_servers
+
+SOON = 30.0  # seconds; a server of tests ends in one, on a machine that is not busy
+# A module "vllm" of the standard library alone. It notes how it was called, lists its model, and
+# fails at the start if it is asked to.
+FAKE = """
+    import json, os, sys
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+    if "--fail" in sys.argv:
+        sys.exit("no such quantisation: maybe")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            facts = {"argv": sys.argv[1:], "env": dict(os.environ), "pid": os.getpid()}
+            card = {"id": "student", "facts": facts}
+            body = json.dumps({"object": "list", "data": [card]}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    port = int(sys.argv[sys.argv.index("--port") + 1])
+    print("serving", flush=True)
+    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def python(tmp_path) -> str:
+    """An interpreter of an environment with (a fake) vLLM."""
+    package = tmp_path / "environment" / "vllm" / "entrypoints" / "openai"
+    package.mkdir(parents=True)
+    for folder in (package, *list(package.parents)[:2]):
+        (folder / "__init__.py").touch()
+    (package / "api_server.py").write_text(textwrap.dedent(FAKE))
+    program = tmp_path / "environment" / "python"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}/environment exec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    return str(program)
+
+
+def run_of(tmp_path, python, **launch) -> config.Run:
+    data = demo_config(tmp_path / "run")
+    data["rollout"] |= {"launch": {"python": python, **launch}}
+    return config.parse(data)
+
+
+def facts(server: LaunchedServer) -> dict:
+    """What the server says about itself."""
+    answer = httpx2.get(f"{server.url}/v1/models", trust_env=False).json()
+    return answer["data"][0]["facts"]
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_server_gets_what_the_run_needs_and_ends_with_it(tmp_path, python, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("PYTHONPATH", "of-the-trainer")
+    cfg = run_of(tmp_path, python, gpus=[1, 3], args={"seed": 7, "enforce-eager": True})
+    with start_servers([cfg], Console("plain"), tmp_path / "run") as servers:
+        server = servers.started["rollout"]
+        assert cfg.rollout.address == server.url
+        seen = facts(server)
+        argv = seen["argv"]
+        options = dict(pairwise(argv))
+        assert options["--model"] == str(PAIR / "student")
+        assert options["--served-model-name"] == "student"
+        assert options["--dtype"] == "float32"
+        assert options["--host"] == "127.0.0.1"
+        assert options["--max-model-len"] == "80"  # prompts of 32, rollouts of 24, answers of 24
+        assert options["--seed"] == "7"
+        assert "--enforce-eager" in argv
+        assert "--enable-lora" not in argv
+        assert seen["env"]["CUDA_VISIBLE_DEVICES"] == "1,3"
+        assert seen["env"]["VLLM_SERVER_DEV_MODE"] == "1"
+        assert "RANK" not in seen["env"]
+        assert "of-the-trainer" not in seen["env"]["PYTHONPATH"]
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        servers.move_logs(folder)
+        assert "serving" in (folder / "rollout-server.log").read_text()
+    wait_until(lambda: not listens(server.port))
+    with pytest.raises(ProcessLookupError):
+        os.kill(seen["pid"], 0)
+    assert "Starting vLLM for rollout on GPU 1,3" in capsys.readouterr().out
+
+
+def test_options_of_adapters_temperatures_and_a_teacher(tmp_path, python):
+    data = demo_config(tmp_path / "run")
+    data["student"]["lora"] = {"rank": 12}
+    data["rollout"] |= {"launch": {"python": python}, "temperature": 0.7}
+    data["teacher"] |= {"launch": {"python": python, "args": {"quantization": "fp8"}}}
+    data["loss"]["k"] = 40
+    plans = plan_servers([config.parse(data)], tmp_path / "run")
+    assert list(plans) == ["rollout", "teacher"]
+    student, teacher = (" ".join(plan.command) for plan in plans.values())
+    assert "--enable-lora --max-lora-rank 16 --max-loras 2" in student
+    assert "--logprobs-mode processed_logprobs" in student
+    assert "--max-logprobs 40" in teacher
+    assert "--quantization fp8" in teacher
+    assert plans["rollout"].port != plans["teacher"].port
+    data["student"]["lora"] = {"rank": 600}
+    with pytest.raises(UserError, match=r"student\.lora\.rank=600"):
+        plan_servers([config.parse(data)], tmp_path / "run")
+
+
+def test_a_server_that_dies_is_started_again_in_the_same_place(tmp_path, python):
+    cfg = run_of(tmp_path, python)
+    with start_servers([cfg], Console("quiet"), tmp_path / "run") as servers:
+        server = servers.started["rollout"]
+        first = facts(server)["pid"]
+        time.sleep(2 * keeper.POLL)  # it has been seen to listen
+        os.kill(first, signal.SIGKILL)
+        server.wait()
+        wait_until(lambda: listens(server.port) and facts(server)["pid"] != first)
+        assert server.ended() is None
+        assert "it is started again" in server.log.read_text()
+
+
+def test_a_server_that_does_not_start_is_named_with_its_last_words(tmp_path, python):
+    cfg = run_of(tmp_path, python, args={"fail": True})
+    with pytest.raises(UserError, match=r"(?s)rollout server did not start.*no such quantisation"):
+        start_servers([cfg], Console("quiet"), tmp_path / "run")
+
+
+def test_an_interpreter_that_is_not_there(tmp_path):
+    cfg = run_of(tmp_path, str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"rollout\.launch\.python"):
+        start_servers([cfg], Console("quiet"), tmp_path / "run")
+
+
+TRAINER = """
+    import sys, time
+    from pathlib import Path
+    from opd.http.launched import LaunchedServer
+
+    python, log = sys.argv[1:]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--port", "{port}"]
+    server = LaunchedServer("rollout", command, "m", {}, Path(log))
+    server.start()
+    server.wait()
+    print(server.port, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_does_not_outlive_a_trainer_that_is_killed(tmp_path, python, number):
+    log = tmp_path / "server.log"
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(TRAINER), python, str(log)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(keeper.__file__).parents[2])},
+    ) as trainer:
+        port = int(trainer.stdout.readline())
+        assert listens(port)
+        trainer.send_signal(number)
+    wait_until(lambda: not listens(port))
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "words"),
+    [
+        ("rollout", {"launch": {"python": "p"}, "url": "http://a", "model": "m"}, "without"),
+        ("teacher", {"launch": {"python": "p"}, "url": "http://a"}, "set one"),
+        ("rollout", {"launch": {"python": "p"}, "temperature": 0.7, "top_p": 0.9}, "truncated"),
+        ("rollout", {"launch": {"gpus": [0]}}, r"rollout\.launch\.python"),
+    ],
+)
+def test_what_does_not_go_together(tmp_path, section, changes, words):
+    data = demo_config(tmp_path / "run")
+    data[section] |= changes
+    with pytest.raises(UserError, match=words):
+        config.parse(data)
+
+
+def test_the_file_says_nothing_of_ports(tmp_path, python):
+    """A resumed run has another port, and must be the same run."""
+    cfg = run_of(tmp_path, python)
+    before = json.dumps(config.dump(cfg))
+    with start_servers([cfg], Console("quiet"), tmp_path / "run"):
+        assert json.dumps(config.dump(cfg)) == before

@@ -1,0 +1,108 @@
+"""A run whose student and teacher are behind servers: every command asks them, and agrees."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+import pytest
+import yaml
+
+from opd.commands.check import rounds, run_check
+from opd.commands.eval import evaluate_target
+from opd.commands.select import run_select
+from opd.config import load
+from opd.demo.run_config import PAIR
+from opd.models.lm import load_lm
+from opd.models.tokenizers import load_tokenizer
+from opd.run.jsonl import read_jsonl
+from opd.samplers.hf import HFSampler
+from opd.testing import FakeVllmServer, load_weights_for, model_logp, serve_on_loopback
+from support.runs import run_config, run_to_end
+
+
+def served(role: str) -> FakeVllmServer:
+    """A model of the demo's pair behind vLLM's API; it takes the student's weights."""
+    lm, tokenizer = load_lm(str(PAIR / role), dtype="float32"), load_tokenizer(str(PAIR / role))
+    return FakeVllmServer(
+        model_logp(lm),
+        role,
+        max_len=lm.context_length,
+        tokenize=partial(tokenizer.encode, add_special_tokens=False),
+        scores_chosen_ids=True,
+        load=load_weights_for(lm),
+    )
+
+
+@pytest.fixture
+def servers(tmp_path):
+    """Both models on loopback, and a run of them."""
+    student, teacher = served("student"), served("teacher")
+    with ExitStack() as stack:
+        urls = [stack.enter_context(serve_on_loopback(server)) for server in (student, teacher)]
+        data = run_config(tmp_path / "run", steps=2)
+        data["rollout"] |= {"url": urls[0], "model": "student"}
+        data["teacher"] = {"url": urls[1], "model": "teacher"}
+        data["train"] |= {"prompts_per_step": 2}
+        data["eval"] = [e | {"limit": 4, "every": 1} for e in data["eval"][:1]]
+        yield student, teacher, data
+
+
+@pytest.fixture
+def nothing_in_process(monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise AssertionError(f"{self.lm.name} samples in this process")
+
+    monkeypatch.setattr(HFSampler, "sample", refuse)
+
+
+def asked(server) -> list[dict]:
+    return [body for path, body in server.calls if path == "/v1/completions" and "n" in body]
+
+
+def test_a_run_trains_and_evaluates_on_its_servers(servers, nothing_in_process, tmp_path, capsys):
+    student, teacher, data = servers
+    summary = run_to_end(data)
+    (accuracies,) = summary["sets"].values()
+    assert set(accuracies) >= {"before", "after", "teacher"}
+    assert len(asked(teacher)) == 4  # its accuracy, a request a prompt
+    assert len(asked(student)) == 2 * 2 + 3 * 4  # rollouts of two steps; three evaluations
+    lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    drifts = [line["drift/logp_gap"] for line in lines if "drift/logp_gap" in line]
+    assert len(drifts) == 2
+    assert max(drifts) < 1e-4
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(data))
+    capsys.readouterr()
+    evaluate_target(file, [], json_lines=False)
+    shown = capsys.readouterr().out
+    assert "student" in shown
+    assert "teacher" in shown
+    select = {"output": str(tmp_path / "chosen.jsonl"), "limit": 4, "n": 2}
+    file.write_text(yaml.safe_dump(data | {"select": select}))
+    record = run_select(load(file, []))
+    assert record["output"] == select["output"]
+
+
+@pytest.mark.slow
+def test_a_check_of_served_models_has_the_verdict_of_the_same_ones_here(
+    servers, nothing_in_process, monkeypatch, tmp_path
+):
+    """Answers, continuations and pilot by the servers; the teacher's answers are as good."""
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 32)
+    _, _, data = servers
+    data["train"] |= {"steps": 80, "prompts_per_step": 8}
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(data))
+    there = run_check(file, ()).best
+    monkeypatch.undo()
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 32)
+    local = {k: v for k, v in data["rollout"].items() if k not in ("url", "model")}
+    data |= {"rollout": local, "teacher": {"model": str(PAIR / "teacher")}}
+    file.write_text(yaml.safe_dump(data))
+    here = run_check(file, ()).best
+    assert there.verdict == here.verdict == "go"
+    for name in ("teacher_accuracy", "student_accuracy", "gap", "continuation_gain", "reverse_kl"):
+        a, b = there.features[name], here.features[name]
+        spread = (a.high - a.low + b.high - b.low) / 2
+        assert abs(a.value - b.value) <= max(spread, 0.05), name
