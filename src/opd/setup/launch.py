@@ -18,8 +18,7 @@ from opd.config import Launch, Run, ServerTeacher
 from opd.core.diagnostics import OVERLAP_K
 from opd.errors import UserError
 from opd.http.launched import LaunchedServer
-from opd.models.configs import read_config
-from opd.models.lm import context_length_of
+from opd.models.configs import context_length_of, read_config
 from opd.run.console import Console
 from opd.setup.precision import resolve_precision
 from opd.training.distributed import SINGLE, Ranks
