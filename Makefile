@@ -15,12 +15,13 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10
 
-# Hundreds of typing errors, the overwrite matrix and the fuzz of run.yaml, all in parallel; a table of the mistakes by
-# class. FUZZ: how many mutated files.
+# Hundreds of typing errors, the overwrite matrix, damaged run folders and the fuzz of run.yaml, prompt files and answers of
+# servers, all in parallel; a table of the mistakes by
+# class. FUZZ: how many mutated files of each kind.
 FUZZ ?= 1000
 test-mistakes: install
 	mkdir -p build
-	OMP_NUM_THREADS=1 OPD_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -n auto -m "" tests/mistakes -o junit_family=legacy --junitxml=build/mistakes.xml; \
+	OMP_NUM_THREADS=1 OPD_FUZZ=$(FUZZ) OPD_FUZZ_DATA=$(FUZZ) $(BIN)/python -m pytest -q -n auto -m "" tests/mistakes -o junit_family=legacy --junitxml=build/mistakes.xml; \
 	  code=$$?; PYTHONPATH=tests $(BIN)/python -m support.mistakes_table build/mistakes.xml; exit $$code
 
 test-slow: install

@@ -74,17 +74,17 @@ def command_line() -> Iterator[Mistake]:
     k = "command line"
     for name, words, says in [
         ("*no such command", "trian run.yaml", "no such command|train"),
-        ("no such option", "train run.yaml --resum", "no such option|--resume"),
+        ("*no such option", "train run.yaml --resum", "no such option|--resume"),
         ("option of another command", "report run --merge", "no such option"),
         ("*train without a file", "train", "missing argument"),
         ("eval without a target", "eval", "missing argument"),
         ("compare without runs", "compare", "missing argument"),
         ("budget is no number", "check run.yaml --budget five", "--budget"),
         ("budget of zero", "check run.yaml --budget 0", "--budget"),
-        ("budget below zero", "check run.yaml --budget -3", "--budget"),
+        ("*budget below zero", "check run.yaml --budget -3", "--budget"),
         ("budget is no finite number", "check run.yaml --budget nan", "budget"),
         ("infinite budget", "check run.yaml --budget inf", "budget|inf"),
-        ("port is no number", "serve-teacher run.yaml --port eighty", "--port"),
+        ("*port is no number", "serve-teacher run.yaml --port eighty", "--port"),
         ("*port out of range", "serve-teacher run.yaml --port 99999", "--port|65535"),
         ("port below zero", "serve-teacher run.yaml --port -1", "--port"),
         ("host does not exist", "serve-teacher run.yaml --host no.such.host.invalid", "--host"),
@@ -95,18 +95,18 @@ def command_line() -> Iterator[Mistake]:
         ("steps of the demo", "demo --steps 0", "--steps"),
         ("steps of the demo are no number", "demo --steps few", "--steps"),
         ("lab is not given words", "lab nonsense", "nonsense"),
-        ("local without self", "check run.yaml --local teacher", "--local|--self"),
-        ("override without value", "train run.yaml train.steps", "key=value|train.steps"),
+        ("*local without self", "check run.yaml --local teacher", "--local|--self"),
+        ("*override without value", "train run.yaml train.steps", "key=value|train.steps"),
         ("override without key", "train run.yaml =3", "key=value"),
         ("*override with spaces", ("train", "run.yaml", "train.steps", "=", "3"), "key=value"),
         ("dashes before a key", "train run.yaml --train.steps=3", "--train.steps"),
         ("override through a value", "train run.yaml train.steps.x=3", "train.steps|value"),
         ("element of no list", "train run.yaml prompts.0=x", "prompts.0"),
-        ("element beyond a list", "train run.yaml eval.7.n=2", "eval.7.n|1"),
+        ("*element beyond a list", "train run.yaml eval.7.n=2", "eval.7.n|1"),
         ("override is no YAML", "train run.yaml train.steps=[1", "train.steps|YAML"),
         ("doubled dots", "train run.yaml train..steps=3", "train..steps"),
         ("ends in a dot", "train run.yaml train.=3", "train."),
-        ("init over a file", "init run.yaml", "run.yaml|exists"),
+        ("*init over a file", "init run.yaml", "run.yaml|exists"),
         ("*init in no folder", "init no/such/x.yaml/y.yaml", "x.yaml"),
         ("init over a folder", "init student", "student|folder"),
     ]:
@@ -129,23 +129,23 @@ def config_files() -> Iterator[Mistake]:
         ("a list", "- a\n- b\n", "mapping|list"),
         ("a text", "train it\n", "mapping|str"),
         ("a number", "3\n", "mapping|int"),
-        ("tabs", "student:\n\tmodel: student\n", "YAML|line 2"),
+        ("*tabs", "student:\n\tmodel: student\n", "YAML|line 2"),
         ("not closed", "student: {model: student\n", "YAML|line"),
         ("*a key twice", f"{good}{end}train: {{steps: 2, steps: 3}}\n", "steps|twice|line"),
         ("*a section twice", f"{good}{end}train: {{}}\ntrain: {{steps: 3}}\n", "train|twice"),
-        ("binary", b"\x80\x04\x95\x00\x00", "UTF-8|YAML"),
-        ("latin-1", "# ä\nstudent: x\n".encode("latin-1"), "YAML|utf-8"),
+        ("*binary", b"\x80\x04\x95\x00\x00", "UTF-8|YAML"),
+        ("*latin-1", "# ä\nstudent: x\n".encode("latin-1"), "YAML|utf-8"),
         ("utf-16", "student: x\n".encode("utf-16"), "YAML|utf-8"),
         ("nul bytes", "student: \x00\n", "YAML"),
-        ("a python object", "student: !!python/object/apply:os.system ['true']\n", "YAML|python"),
-        ("aliases of aliases", _bomb(), "too many|nested"),
-        ("deep nesting", "[" * 3000, "nested|YAML"),
+        ("*a python object", "student: !!python/object/apply:os.system ['true']\n", "YAML|python"),
+        ("*aliases of aliases", _bomb(), "too many|nested"),
+        ("*deep nesting", "[" * 3000, "nested|YAML"),
         ("a list as key", "? [a, b]\n: c\n", "key|text"),
         ("two documents", f"{good}---\n{end}", "document|YAML"),
         ("too large", "#" * (2**20 + 1), "bytes"),
         ("JSON cut", '{"student": {"model"', "YAML|line"),
         ("nothing but comments", "# train\n", "mapping"),
-        ("no student", f"teacher: {{model: t}}\nprompts: {{path: p}}\n{end}", "student|required"),
+        ("*no student", f"teacher: {{model: t}}\nprompts: {{path: p}}\n{end}", "student|required"),
         ("no teacher", f"student: {{model: s}}\nprompts: {{path: p}}\n{end}", "teacher|required"),
         ("no prompts", f"student: {{model: s}}\nteacher: {{model: t}}\n{end}", "prompts|required"),
         ("no output", good, "output|required"),
@@ -160,7 +160,7 @@ def config_files() -> Iterator[Mistake]:
         ("eval is one set", f"{good}{end}eval: {{path: held.jsonl}}\n", "eval|list"),
         ("a date", f"{good}{end}train: {{steps: 2026-01-01}}\n", "train.steps|2026"),
         ("a octal", f"{good}{end}train: {{steps: 1_000x}}\n", "train.steps"),
-        ("keys of TRL", f"{good}{end}learning_rate: 1e-5\nmax_steps: 3\n", "optim.lr|train.steps"),
+        ("*keys of TRL", f"{good}{end}learning_rate: 1e-5\nmax_steps: 3\n", "optim.lr|train.steps"),
         ("section in capitals", f"{good}{end}Train: {{steps: 3}}\n", "Train|train"),
         ("a key with a dot", f"{good}{end}train.steps: 3\n", "train.steps"),
     ]:
@@ -193,11 +193,16 @@ def prompts() -> Iterator[Mistake]:
             ("empty text", "rows.jsonl", '{"problem": " ", "answer": "1"}\n', "line 1|empty"),
             ("half a character", "rows.jsonl", '{"problem": "\\ud800", "answer": "1"}\n', "line 1"),
             ("latin-1", "rows.jsonl", '{"problem": "ä"}\n'.encode("latin-1"), "UTF-8"),
-            ("parquet is none", "rows.parquet", "no parquet", "rows.parquet"),
+            ("*parquet is none", "rows.parquet", "no parquet", "rows.parquet"),
             ("parquet is empty", "rows.parquet", b"", "rows.parquet"),
             ("json is no list", "rows.json", "3", "rows.json"),
             ("csv without a header", "rows.csv", "", "rows.csv"),
-            ("answer is a list", "rows.jsonl", '{"problem": "sum pig", "answer": [1]}\n', "answer"),
+            (
+                "*answer is a list",
+                "rows.jsonl",
+                '{"problem": "sum pig", "answer": [1]}\n',
+                "answer",
+            ),
             (
                 "messages without user",
                 "rows.jsonl",
@@ -211,15 +216,17 @@ def prompts() -> Iterator[Mistake]:
                 "role",
             ),
         ]:
-            worst = "*" if name in ("absent", "broken line", "no column") else ""
+            worst = "*" if name in ("absent", "broken line", "no column") or name[0] == "*" else ""
             files = {} if content is None else {file: content}
-            yield _override(k, f"{worst}{key}: {name}", f"{role}={file}", says, files=files)
+            yield _override(
+                k, f"{worst}{key}: {name.lstrip('*')}", f"{role}={file}", says, files=files
+            )
     no_answers = '{"problem": "sum pig"}\n'
     wrong_name = '{"problem": "sum pig", "anser": "1"}\n'
     for name, override, says, content in [
         ("*no answers to evaluate", "eval.0.path=rows.jsonl", "eval.0.path|answer", no_answers),
         ("answers misspelt", "eval.0.path=rows.jsonl", "answer|anser", wrong_name),
-        ("one answer missing", "eval.0.path=rows.jsonl", "answer|line 2", ROW + no_answers),
+        ("*one answer missing", "eval.0.path=rows.jsonl", "answer|line 2", ROW + no_answers),
         (
             "outcome without answers",
             "prompts.path=rows.jsonl ; loss.terms.outcome_weight=1",
@@ -243,12 +250,17 @@ def prompts() -> Iterator[Mistake]:
             ROW,
         ),
         ("chat template is broken", "prompts.chat={chat_template: '{% for %}'}", "chat", ROW),
-        ("every prompt too long", "prompts.max_tokens=2", "prompts.max_tokens|2", ROW),
+        ("*every prompt too long", "prompts.max_tokens=2", "prompts.max_tokens|2", ROW),
         ("no room for a prompt", "rollout.max_new_tokens=5000", "rollout.max_new_tokens|room", ROW),
         ("grader of LaTeX", "prompts.grader=latex", "prompts.grader", ROW),
         ("hub without a name", "prompts.path='hub:'", "hub:", ROW),
-        ("set named by a path", "eval.0.name=../../x", "eval.0.name|../../x", ROW),
-        ("two sets of one name", "eval=[{path: held.jsonl}, {path: held.jsonl}]", "held|name", ROW),
+        ("*set named by a path", "eval.0.name=../../x", "eval.0.name|../../x", ROW),
+        (
+            "*two sets of one name",
+            "eval=[{path: held.jsonl}, {path: held.jsonl}]",
+            "held|name",
+            ROW,
+        ),
     ]:
         worst = name.startswith("*")
         yield _override(k, name, override, says, files={"rows.jsonl": content})
@@ -363,12 +375,12 @@ def models() -> Iterator[Mistake]:
                 says,
             )
         for name, change, says in [
-            ("no config", _remove("config.json"), f"{key}|config.json"),
+            ("*no config", _remove("config.json"), f"{key}|config.json"),
             ("*broken config", _write("config.json", "{oops"), f"{key}|config.json"),
             ("empty config", _write("config.json", ""), f"{key}|config.json"),
             ("config is a list", _write("config.json", "[]"), f"{key}|config.json"),
             ("config without a type", _write("config.json", "{}"), f"{key}|config.json"),
-            ("unknown architecture", _edit("config.json", model_type="nosuch"), f"{key}|nosuch"),
+            ("*unknown architecture", _edit("config.json", model_type="nosuch"), f"{key}|nosuch"),
             ("encoder", _edit("config.json", model_type="bert"), f"{key}|bert"),
             (
                 "no tokenizer",
@@ -377,12 +389,12 @@ def models() -> Iterator[Mistake]:
             ),
             ("broken tokenizer", _write("tokenizer.json", "{oops"), f"{key}|tokenizer"),
             ("empty tokenizer", _write("tokenizer.json", ""), f"{key}|tokenizer"),
-            ("no weights", _remove(weights), f"{key}|weights"),
+            ("*no weights", _remove(weights), f"{key}|weights"),
             ("*weights cut in half", _cut(weights, 0.5), f"{key}|model.safetensors"),
             ("weights cut by a byte", _cut(weights, 0.99999), f"{key}|model.safetensors"),
             ("weights of no bytes", _write(weights, b""), f"{key}|model.safetensors"),
             (
-                "weights of Git LFS",
+                "*weights of Git LFS",
                 _write(weights, "version https://git-lfs.github.com/spec/v1\n"),
                 f"{key}|model.safetensors",
             ),
@@ -394,10 +406,10 @@ def models() -> Iterator[Mistake]:
             ("*a projection missing", _drop("layers.0.self_attn.q_proj"), f"{key}|q_proj"),
             ("a layer missing", _drop("layers.1."), f"{key}|layers.1"),
             ("*a weight of another shape", _reshape("down_proj"), f"{key}|down_proj"),
-            ("a weight is NaN", _fill("down_proj", float("nan")), f"{key}|nan"),
+            ("*a weight is NaN", _fill("down_proj", float("nan")), f"{key}|nan"),
             ("a weight is infinite", _fill("norm", float("inf")), f"{key}|inf"),
             ("no end token", _no_end, f"{key}|end token"),
-            ("index without shards", _shards, f"{key}|model-00002-of-00002.safetensors"),
+            ("*index without shards", _shards, f"{key}|model-00002-of-00002.safetensors"),
         ]:
             seconds = 4.0
             yield _mistake(
@@ -518,7 +530,7 @@ def places() -> Iterator[Mistake]:
         ("folder of a long path", f"output.dir={'/'.join(['y' * 200] * 30)}", "output.dir", {}),
         ("folder inside a file", "output.dir=train.jsonl/run", "output.dir|train.jsonl", {}),
         ("folder is empty text", "output.dir=''", "output.dir", {}),
-        ("folder is the root", "output.dir=/", "output.dir|/", {}),
+        ("*folder is the root", "output.dir=/", "output.dir|/", {}),
         ("folder is here", "output.dir=.", "content", {}),
         ("folder is a dash", "output.dir=-rf", "output.dir|-rf", {}),
         ("folder has a nul byte", 'output.dir="a\\0b"', "output.dir", {}),
@@ -531,7 +543,7 @@ def places() -> Iterator[Mistake]:
         ),
         ("folder in /proc", "output.dir=/proc/opd/run", "output.dir|/proc", {}),
         ("folder is a device", "output.dir=/dev/null", "/dev/null", {}),
-        ("tracker that is not installed", "output.trackers=[wandb]", "wandb|pip install", {}),
+        ("*tracker that is not installed", "output.trackers=[wandb]", "wandb|pip install", {}),
         ("tracker that does not exist", "output.trackers=[weights]", "output.trackers|weights", {}),
         ("*no GPU here", "teacher.device=cuda", "teacher.device|cuda", {}),
         ("no such GPU", "teacher.device=cuda:7", "teacher.device|cuda:7", {}),
@@ -574,7 +586,11 @@ def places() -> Iterator[Mistake]:
         ("no cold start section", "coldstart run.yaml", "coldstart"),
         ("no select section", "select run.yaml", "select|output"),
         ("*select over the prompts", "select run.yaml select.output=train.jsonl", "prompts.path"),
-        ("select over the held-out set", "select run.yaml select.output=held.jsonl", "eval.0.path"),
+        (
+            "*select over the held-out set",
+            "select run.yaml select.output=held.jsonl",
+            "eval.0.path",
+        ),
         (
             "select over a note",
             "select run.yaml select.output=note.jsonl",
@@ -592,7 +608,7 @@ def places() -> Iterator[Mistake]:
             "no.jsonl",
         ),
         ("*apply over a file", "check run.yaml --apply note.jsonl", "--apply|note.jsonl|exists"),
-        ("apply over itself", "check run.yaml --apply run.yaml", "run.yaml"),
+        ("*apply over itself", "check run.yaml --apply run.yaml", "run.yaml"),
         ("apply into a file", "check run.yaml --apply train.jsonl/x.yaml", "--apply|train.jsonl"),
         ("apply over a folder", "check run.yaml --apply student", "--apply|student"),
         ("score without a cache", "serve-teacher run.yaml --score rollouts", "teacher.cache"),
@@ -609,8 +625,8 @@ def places() -> Iterator[Mistake]:
         ),
         ("eval without sets", "eval run.yaml eval=[]", "eval"),
         ("resume nothing", "train run.yaml --resume", "--resume|run"),
-        ("resume a typo", "train run.yaml --resume output.dir=rnu", "--resume|rnu"),
-        ("overwrite others", "train run.yaml --overwrite output.dir=mine", "--overwrite|mine"),
+        ("*resume a typo", "train run.yaml --resume output.dir=rnu", "--resume|rnu"),
+        ("*overwrite others", "train run.yaml --overwrite output.dir=mine", "--overwrite|mine"),
     ]:
         prepare = _folder_with("mine", thesis__tex="x") if "mine" in words else None
         yield _mistake(k, name, words, says, files={"note.jsonl": "mine"}, prepare=prepare)
@@ -661,9 +677,13 @@ def servers() -> Iterator[Mistake]:
             "teacher.url|no.such.host",
         ),
         ("no model", f"{{url: '{gone}'}}", "teacher.model|required"),
-        ("the key itself", f"{{url: '{gone}', model: t, api_key_env: sk-abc}}", "api_key_env|NAME"),
         (
-            "key that is not set",
+            "*the key itself",
+            f"{{url: '{gone}', model: t, api_key_env: sk-abc}}",
+            "api_key_env|NAME",
+        ),
+        (
+            "*key that is not set",
             f"{{url: '{gone}', model: t, api_key_env: NO_SUCH_KEY}}",
             "NO_SUCH_KEY",
         ),
@@ -707,7 +727,7 @@ def servers() -> Iterator[Mistake]:
 def contradictions() -> Iterator[Mistake]:
     """Keys that exclude each other or change nothing."""
     for name, override, says in [
-        ("no teacher, no reward", "teacher=null", "teacher|outcome_weight"),
+        ("*no teacher, no reward", "teacher=null", "teacher|outcome_weight"),
         (
             "whole distributions of nobody",
             "teacher=null ; loss.terms.outcome_weight=1 ; loss.support=full",
@@ -723,7 +743,7 @@ def contradictions() -> Iterator[Mistake]:
             "coldstart|teacher",
         ),
         ("cold start by an alarm that warns", "coldstart={when: alarm}", "coldstart|alarm"),
-        ("cap beyond the length", "horizon={cap: 100}", "horizon.cap|100|8"),
+        ("*cap beyond the length", "horizon={cap: 100}", "horizon.cap|100|8"),
         ("name kept for the teacher", "eval.0.name=teacher-x", "teacher-"),
         (
             "a list of teachers in train",
@@ -762,6 +782,13 @@ def values_of_every_key() -> Iterator[Mistake]:
             "horizon": "horizon={}",
             "select": "select={output: x.jsonl}",
         }.get(key.partition(".")[0], "train={}")
+        if key.startswith("prompts.files."):
+            section, path = (
+                "prompts={files: [{path: train.jsonl}]}",
+                key.replace("files.", "files.0."),
+            )
+            parent = path.rpartition(".")[0]
+            typo = f"{parent}.{last}x"
         yield _override(k, f"typo: {key}", f"{section} ; {typo}=1", f"{last}x|{last}")
         annotation = info.annotation
         allowed = set(_types(annotation))
