@@ -1,0 +1,127 @@
+"""Verifiable tasks with short answers: candidates for a gap between the two sizes.
+
+Each task is a function from a random generator to question and answer. Splits and seeds draw with
+keys of their own, and a question occurs once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+SPLITS = {"train": 0, "heldout": 1, "search": 2}
+ONLY = " Reply with the answer only."
+WORDS = """strawberry committee mississippi banana parallel balloon bookkeeper occurrence
+professor necessary tomorrow coffee letter address success assessment possession embarrass
+millennium accommodate cinnamon mammal pepper raccoon scissors tattoo umbrella vacuum whisper
+yellow zigzag cabbage dolphin elephant flamingo giraffe hamster iguana jaguar kangaroo"""
+LISTED = WORDS.split()
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
+def sorting(rng: np.random.Generator) -> tuple[str, str]:
+    """Sort six numbers."""
+    numbers = (10 + rng.choice(90, 6, replace=False)).tolist()
+    listed = ", ".join(map(str, numbers))
+    return f"Sort these numbers from smallest to largest: {listed}.", ", ".join(
+        map(str, sorted(numbers))
+    )
+
+
+def addition(rng: np.random.Generator) -> tuple[str, str]:
+    """Add three numbers of three digits."""
+    numbers = rng.integers(100, 1000, 3).tolist()
+    return f"What is {' + '.join(map(str, numbers))}?", str(sum(numbers))
+
+
+def product(rng: np.random.Generator) -> tuple[str, str]:
+    """Multiply two numbers of two digits."""
+    a, b = rng.integers(11, 100, 2).tolist()
+    return f"What is {a} * {b}?", str(a * b)
+
+
+def letters(rng: np.random.Generator) -> tuple[str, str]:
+    """Count a letter in two words."""
+    words = [LISTED[i] for i in rng.choice(len(LISTED), 2, replace=False)]
+    letter = str(rng.choice(sorted(set("".join(words)))))
+    text = " ".join(words)
+    return f'How often does the letter "{letter}" occur in "{text}"?', str(text.count(letter))
+
+
+def reversal(rng: np.random.Generator) -> tuple[str, str]:
+    """Reverse a list of words."""
+    words = [LISTED[i] for i in rng.choice(len(LISTED), 5, replace=False)]
+    listed = ", ".join(words)
+    return f"Write these words in reverse order, separated by commas: {listed}.", ", ".join(
+        words[::-1]
+    )
+
+
+def weekday(rng: np.random.Generator) -> tuple[str, str]:
+    """The day of the week some days later."""
+    day, ahead = int(rng.integers(7)), int(rng.integers(8, 60))
+    question = f"Today is {DAYS[day]}. Which day of the week is it in {ahead} days?"
+    return question, DAYS[(day + ahead) % 7]
+
+
+def loop(rng: np.random.Generator) -> tuple[str, str]:
+    """What a short loop prints."""
+    start, step, count, modulus = (int(rng.integers(*r)) for r in ((1, 9), (2, 9), (3, 7), (5, 12)))
+    code = f"x = {start}\nfor i in range({count}):\n    x = (x * 2 + {step}) % {modulus}\nprint(x)"
+    x = start
+    for _ in range(count):
+        x = (x * 2 + step) % modulus
+    return f"What does this Python program print?\n\n{code}\n", str(x)
+
+
+def indexing(rng: np.random.Generator) -> tuple[str, str]:
+    """What an expression on a list is."""
+    numbers = rng.integers(1, 30, 6).tolist()
+    a, b = sorted(rng.choice(6, 2, replace=False).tolist())
+    code = f"sum({numbers}[{a}:{b + 1}]) - max({numbers})"
+    return f"What is the value of this Python expression?\n\n{code}\n", str(
+        sum(numbers[a : b + 1]) - max(numbers)
+    )
+
+
+TASKS: dict[str, Callable[[np.random.Generator], tuple[str, str]]] = {
+    "sorting": sorting,
+    "addition": addition,
+    "product": product,
+    "letters": letters,
+    "reversal": reversal,
+    "weekday": weekday,
+    "loop": loop,
+    "indexing": indexing,
+}
+
+
+def rows(task: str, split: str, count: int, seed: int) -> list[Row]:
+    """`count` different questions of a task."""
+    found: dict[str, Row] = {}
+    index = 0
+    while len(found) < count:
+        key = (seed, list(TASKS).index(task), SPLITS[split], index)
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+        question, answer = TASKS[task](rng)
+        found.setdefault(question, {"problem": question + ONLY, "answer": answer})
+        index += 1
+    return list(found.values())
+
+
+def without(some: Iterable[Row], others: Iterable[Row]) -> list[Row]:
+    """Rows whose question is not among those of others."""
+    taken = {row["problem"] for row in others}
+    return [row for row in some if row["problem"] not in taken]
+
+
+def write_jsonl(path: Path, some: Iterable[Row]) -> Path:
+    """One row a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+    return path
