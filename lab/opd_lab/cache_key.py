@@ -40,6 +40,7 @@ NO_EFFECT = (
     "opd_lab/findings_page.py",
     "opd_lab/forecast_fit.py",
     "opd_lab/pairs/",
+    "opd_lab/tuned/",
     "opd_lab/worlds/generated/",
 )
 # These decide the numbers of experiments, but no run and no checkpoint.

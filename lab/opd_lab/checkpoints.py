@@ -5,6 +5,7 @@ from __future__ import annotations
 from opd_lab.calibration import grid
 from opd_lab.corpus import Corpus
 from opd_lab.training_recipes import Recipe, RLRecipe, SupervisedRecipe
+from opd_lab.tuned import regimes
 from opd_lab.worlds import Chain, ContentChain, Ledger, Route, World
 
 CHAIN, ROUTE, LEDGER = Chain(), Route(), Ledger()
@@ -43,6 +44,23 @@ RECIPES: dict[str, Recipe] = {
         parent="chain-base",
         accuracy_range=(0.6, 0.9),
     ),
+    # Ahead on their own states alone. Right after an opening that no other document has, and
+    # otherwise as wrong as the base; right in the second pattern, and as wrong in the first.
+    "chain-opening": SupervisedRecipe(
+        CHAIN,
+        Corpus(size=16_000, opened=0.9),
+        lr=2e-3,
+        parent="chain-large",
+        accuracy_range=(0.6, 1.0),
+    ),
+    "chain-two-ways": SupervisedRecipe(
+        CHAIN,
+        Corpus(size=32_000, pattern_2=0.85, corrupt_2=0.0),
+        lr=4e-3,
+        width=96,
+        warmup=50,
+        accuracy_range=(0.6, 1.0),
+    ),
     "chain-rl": RLRecipe("chain-base", accuracy_range=GOOD),
     "chain-large-rl": RLRecipe("chain-large", accuracy_range=GOOD),
     "chain-other-rl": RLRecipe("chain-other", accuracy_range=GOOD),
@@ -66,6 +84,21 @@ RECIPES: dict[str, Recipe] = {
         accuracy_range=(0.15, 0.4),
     ),
     "chain-deep-rl": RLRecipe("chain-deep", steps=100, depth=4, accuracy_range=GOOD),
+    # What a teacher of long chains knows: all of it, or no more than five steps.
+    "chain-deep-able": SupervisedRecipe(
+        CHAIN,
+        Corpus(size=12_800, corrupt=0.0, depths=(2, 3, 4, 5, 6, 7, 8)),
+        lr=2e-3,
+        parent="chain-deep",
+        accuracy_range=GOOD,
+    ),
+    "chain-deep-lost": SupervisedRecipe(
+        CHAIN,
+        Corpus(size=12_800, corrupt=0.0, depths=(2, 3, 4, 5)),
+        lr=4e-3,
+        parent="chain-deep",
+        accuracy_range=GOOD,
+    ),
     "route-base": SupervisedRecipe(
         ROUTE, Corpus(size=32_000), lr=4e-3, warmup=50, accuracy_range=(0.15, 0.4)
     ),
@@ -95,6 +128,21 @@ RECIPES |= {
     "quick-large-clean": SupervisedRecipe(
         QUICK, Corpus(size=4_800, corrupt=0.0), lr=2e-3, parent="quick-large", accuracy_range=GOOD
     ),
+    "quick-opening": SupervisedRecipe(
+        QUICK,
+        Corpus(size=8_000, opened=0.9),
+        lr=2e-3,
+        parent="quick-large",
+        accuracy_range=(0.6, 1.0),
+    ),
+    "quick-two-ways": SupervisedRecipe(
+        QUICK,
+        Corpus(size=16_000, pattern_2=0.85, corrupt_2=0.0),
+        lr=4e-3,
+        width=80,
+        warmup=50,
+        accuracy_range=(0.6, 1.0),
+    ),
     "quick-other-clean": SupervisedRecipe(
         QUICK,
         Corpus(size=16_000, pattern_2=1.0, corrupt=0.0),
@@ -105,6 +153,7 @@ RECIPES |= {
 }
 
 RECIPES |= grid.RECIPES
+RECIPES |= regimes.RECIPES
 
 
 def world_of(name: str) -> World:

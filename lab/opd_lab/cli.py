@@ -65,6 +65,24 @@ def lab_run(
     )
 
 
+@app.command("tuned")
+def lab_tuned(
+    page: Annotated[
+        bool, typer.Option("--page", help="Write the page from the records, and train nothing.")
+    ] = False,
+    records: Annotated[
+        Path | None, typer.Option(help="Records to continue (default: those of the package).")
+    ] = None,
+    cache: LabCache = None,
+    out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("runs/lab"),
+) -> None:
+    """On-policy distillation against supervised training, every arm at its own best rate."""
+    from opd_lab.commands import CACHE
+    from opd_lab.tuned.study import tuned
+
+    tuned(records, cache or CACHE, out, train=not page)
+
+
 @app.command("calibrate")
 def lab_calibrate(
     refit: Annotated[

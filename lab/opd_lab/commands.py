@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
+import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from opd.errors import UserError
 from opd.run.console import Console
 from opd_lab import zoo
+from opd_lab.cache_key import experiment_hash
 from opd_lab.calibration import grid
 from opd_lab.checkpoints import RECIPES
 from opd_lab.experiments import all_experiments, experiments_of, quick_experiments
@@ -32,11 +33,16 @@ from opd_lab.experiments.results import (
     save_result,
 )
 from opd_lab.experiments.workspace import Workspace
-from opd_lab.findings_page import findings_document, write_findings
+from opd_lab.findings_page import findings_document, words_of, write_findings
+from opd_lab.tuned import regimes
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "opd" / "lab"
 QUICK_PREFIX = "quick-"
-BUILT_ON_USE = (QUICK_PREFIX, grid.PREFIX)  # not built unless named, or used by a command
+BUILT_ON_USE = (
+    QUICK_PREFIX,
+    grid.PREFIX,
+    regimes.PREFIX,
+)  # not built unless named, or used by a command
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def run_lab(request: LabRun) -> dict[str, list[SeedResult]]:
     """Run experiments on each seed and write the page of all results in the output folder.
 
     Returns:
-        Results by experiment, one per seed, earlier ones in the output folder included.
+        Results by experiment, one per seed.
 
     Raises:
         UserError: unknown experiment, a checkpoint outside its accuracy range.
@@ -107,19 +113,24 @@ def run_lab(request: LabRun) -> dict[str, list[SeedResult]]:
     console, started = Console("plain"), time.monotonic()
     for seed in _run_seeds(request, names):
         console.print(f"seed {seed}: done")
+    # What was asked for and nothing else, so that the command on the page makes this page.
     results = {
-        name: loaded
-        for name, experiment in experiments.items()
-        if (loaded := load_results(request.out, experiment, quick=request.quick))
+        name: [
+            result
+            for result in load_results(request.out, experiments[name], quick=request.quick)
+            if result.seed in request.seeds
+        ]
+        for name in experiments
+        if name in names
     }
-    seeds = sorted({result.seed for each in results.values() for result in each})
-    facts = _facts(seeds, time.monotonic() - started, request.jobs)
+    seeds = list(request.seeds)
+    facts = _facts(request, time.monotonic() - started)
     cards = _cards(seeds, request.quick, request.cache)
     document = findings_document(experiments, results, cards, facts=facts)
     page = request.page or ("lab-quick" if request.quick else "lab")
     path = write_findings(document, results, request.out, page)
     for name in names:
-        decided = verdict(experiments[name], numbers_of(results[name]))
+        decided = words_of(experiments[name])[verdict(experiments[name], numbers_of(results[name]))]
         console.print(f"{name:<4} {experiments[name].title}: {decided}")
     console.print(f"Page: {path}, and as Markdown {path.with_suffix('.md')}")
     return results
@@ -153,19 +164,43 @@ def run_seed(request: LabRun, names: Sequence[str], seed: int) -> dict[str, Seed
     return results
 
 
-def _facts(seeds: Sequence[int], seconds: float, jobs: int) -> dict[str, str]:
-    arguments = [argument for argument in sys.argv[1:] if argument]
-    if "--cache" in arguments:  # where somebody keeps files changes nothing
-        index = arguments.index("--cache")
-        del arguments[index : index + 2]
+def _facts(request: LabRun, seconds: float) -> dict[str, str]:
     return {
-        "Command": " ".join(["opd", *arguments]),
-        "Seeds": ", ".join(map(str, seeds)),
-        "Time": f"{seconds / 60:.1f} minutes, {jobs} process(es) of one thread",
+        "Command": command_of(request),
+        "Commit": commit(),
+        "Source": f"{experiment_hash()[:16]} (hash of all code that can change a number)",
+        "Seeds": ", ".join(map(str, request.seeds)),
+        "Time": f"{seconds / 60:.1f} minutes for this command, {request.jobs} process(es) of one "
+        "thread; what the cache held already took its time before",
         "Versions": f"torch {torch.__version__}, transformers {transformers.__version__}, "
         f"Python {platform.python_version()}, {platform.machine()} "
         f"({torch.backends.cpu.get_cpu_capability()})",
     }
+
+
+def command_of(request: LabRun) -> str:
+    """The command that makes this page again; where files are kept changes nothing."""
+    seeds = request.seeds
+    words = ["opd", "lab", "run", *request.names, "--seeds", str(len(seeds))]
+    words += ["--first-seed", str(seeds[0])] if seeds[0] else []
+    words += ["--quick"] if request.quick else []
+    words += ["--page", request.page] if request.page else []
+    return " ".join(words)
+
+
+def commit() -> str:
+    """The commit that is checked out, and whether files differ from it; without git: unknown."""
+    root = Path(__file__).parent
+    try:
+        revision, changes = (
+            subprocess.run(
+                ["git", "-C", str(root), *words], check=True, capture_output=True, text=True
+            ).stdout
+            for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision.strip() + (", with changes that are not committed" if changes.strip() else "")
 
 
 def _cards(seeds: Sequence[int], quick: bool, cache: Path) -> list[dict[str, Any]]:
@@ -173,7 +208,7 @@ def _cards(seeds: Sequence[int], quick: bool, cache: Path) -> list[dict[str, Any
     return [
         zoo.card(name, seed, cache)
         for name in RECIPES
-        if not name.startswith(grid.PREFIX)
+        if not name.startswith((grid.PREFIX, regimes.PREFIX))
         for seed in seeds
         if name.startswith(QUICK_PREFIX) == quick and (cache / zoo.folder_name(name, seed)).is_dir()
     ]

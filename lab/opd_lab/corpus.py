@@ -11,7 +11,9 @@ from opd.data.sft_examples import make_example
 from opd.rng import generator
 from opd.types import Rollout
 from opd_lab.streams import WorldStream
-from opd_lab.worlds import Problem, World
+from opd_lab.worlds import Pattern, Problem, World
+
+OPENING = "echo"  # a word of every world that no other document begins with
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Corpus:
         corrupt: probability that a hard fact takes its wrong value (the missing capability).
         off_task: fraction of documents of the unrelated skill.
         depths: reasoning steps, each equally often; empty: the world's own depth.
+        corrupt_2: `corrupt` in the second pattern; None: the same.
+        opened: fraction of documents that begin with `OPENING`; those are right.
     """
 
     size: int
@@ -31,6 +35,8 @@ class Corpus:
     corrupt: float = 0.6
     off_task: float = 0.1
     depths: tuple[int, ...] = ()
+    corrupt_2: float | None = None
+    opened: float = 0.0
 
     def generate(self, world: World, seed: int) -> list[tuple[Problem, str]]:
         """Problems with their chains of thought; never a held-out problem."""
@@ -43,10 +49,28 @@ class Corpus:
         for depth, count in zip(*np.unique(depths, return_counts=True), strict=True):
             problems += world.problems(int(count), problem_seed, depth=int(depth))
         in_pattern_2 = rng.random(self.size) < self.pattern_2
+        # Drawn only where it matters, so that other corpora are what they were.
+        opens = rng.random(self.size) < self.opened if self.opened else np.zeros(self.size, bool)
         return [
-            (problem, world.solve(problem, 2 if second else 1, rng, corrupt=self.corrupt))
-            for problem, second in zip(problems, in_pattern_2, strict=True)
+            (problem, self._solve(world, problem, 2 if second else 1, bool(opened), rng))
+            for problem, second, opened in zip(problems, in_pattern_2, opens, strict=True)
         ]
+
+    def _solve(
+        self,
+        world: World,
+        problem: Problem,
+        pattern: Pattern,
+        opened: bool,
+        rng: np.random.Generator,
+    ) -> str:
+        """One document."""
+        corrupt = self.corrupt
+        if pattern == 2 and self.corrupt_2 is not None:
+            corrupt = self.corrupt_2
+        if not opened:
+            return world.solve(problem, pattern, rng, corrupt=corrupt)
+        return f"{OPENING} {world.solve(problem, pattern, rng)}"
 
 
 def encode(

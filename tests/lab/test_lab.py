@@ -12,7 +12,6 @@ from opd_lab.commands import LabRun
 from opd_lab.corpus import Corpus
 from opd_lab.experiments.response_length import kl_curves, position_metrics
 from opd_lab.runs import Task
-from opd_lab.sft_baseline import SFTSettings, run_sft
 from opd_lab.short_horizon import with_short_horizon
 from opd_lab.training_recipes import RLRecipe, SupervisedRecipe
 from opd_lab.worlds import Chain, detect_pattern
@@ -103,20 +102,6 @@ def test_card_has_the_accuracy_and_is_measured_once(tiny):
 def test_checkpoint_outside_its_accuracy_range_is_refused(tiny):
     with pytest.raises(UserError, match=r"promises 90% to 100%"):
         zoo.checkpoint("never", 0, tiny)
-
-
-def test_supervised_baseline_counts_tokens_and_leaves_its_parents_alone(tiny):
-    student, teacher = zoo.build("a", 0, tiny), zoo.build("b", 0, tiny)
-    before = [(p / "model.safetensors").read_bytes() for p in (student, teacher)]
-    settings = SFTSettings(steps=4, batch=8, every=2)
-    result = run_sft(student, teacher, TASK, settings, seed=0, cache=tiny)
-    curve = result.curve
-    assert curve.steps == [0, 2, 4]
-    assert curve.tokens[0] == 0 < curve.tokens[1] == curve.tokens[2] / 2
-    assert curve.seconds[0] == 0 < curve.seconds[1] < curve.seconds[2]
-    assert [(p / "model.safetensors").read_bytes() for p in (student, teacher)] == before
-    assert (result.path / "model.safetensors").read_bytes() != before[0]
-    assert run_sft(student, teacher, TASK, settings, seed=0, cache=tiny) == result
 
 
 def test_a_model_agrees_with_itself(tiny):

@@ -13,7 +13,6 @@ from opd.core.stats import Estimate
 from opd_lab.experiments.workspace import Workspace
 from opd_lab.prompt_selection import PromptSelection
 from opd_lab.runs import RunResult, run_config
-from opd_lab.sft_baseline import SFTCurve, SFTResult
 from opd_lab.worlds.content_chain import KNOWN, OTHER
 
 
@@ -63,6 +62,9 @@ class MadeUpWorkspace(Workspace):
     def accuracy(self, name):
         return made_up("accuracy", name)
 
+    def accuracy_at(self, name, depth):
+        return made_up("accuracy", name, depth)
+
     def run(self, arm, task):
         """The arm's configuration must be one that the product accepts."""
         names = ("train", *("task" if d is None else f"n{d}" for d in task.eval_depths))
@@ -70,12 +72,6 @@ class MadeUpWorkspace(Workspace):
         pair = Path(arm.student), Path(arm.teacher)
         config.parse(run_config(*pair, task, files, self.seed, Path("run")), arm.changes)
         return MadeUpRun(Path("run"), (str(arm.student), arm.teacher, *arm.changes, repr(task)))
-
-    def sft(self, student, teacher, task, steps):
-        at = [float(step) for step in range(0, steps + 1, 10)]
-        accuracy = [made_up("sft", student, teacher, step) for step in at]
-        curve = SFTCurve(at, accuracy, [100 * x for x in at], [x / 10 for x in at])
-        return SFTResult(Path("sft"), curve)
 
     def overlap(self, student, teacher, task, ks):
         names = ("overlap_ratio", "overlap_mass_student", "entropy_gap_abs")

@@ -16,7 +16,6 @@ from opd_lab.experiments.response_length import response_length
 from opd_lab.experiments.reverse_distillation import reverse_distillation
 from opd_lab.experiments.sequence_reward import sequence_reward
 from opd_lab.experiments.setups import FULL_SETUP, QUICK_SETUP
-from opd_lab.experiments.sft_comparison import sft_comparison
 from opd_lab.experiments.support_size import support_size
 from opd_lab.experiments.supports import supports
 from opd_lab.experiments.thinking_pattern import thinking_pattern
@@ -40,7 +39,6 @@ def all_experiments() -> dict[str, Experiment[Any]]:
         sequence_reward(FULL_SETUP),
         support_size(),
         token_horizon(),
-        sft_comparison(),
         exploration(),
     ]
     return {experiment.name: experiment for experiment in experiments}

@@ -102,6 +102,7 @@ class Experiment(Generic[N]):
         claims: the finding as sentences; the first one is the main one.
         columns: numbers of the tables, in order.
         remark: what to know when reading the result.
+        beyond: the paper did not measure it, so nothing can be reproduced.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Experiment(Generic[N]):
     claims: tuple[Claim[N], ...]
     columns: tuple[Column[N], ...]
     remark: str = ""
+    beyond: bool = False
 
 
 def verdict(experiment: Experiment[Any], seeds: Sequence[Any]) -> Verdict:

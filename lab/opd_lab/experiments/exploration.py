@@ -64,6 +64,7 @@ def exploration() -> Experiment[Numbers]:
         measure,
         CLAIMS,
         columns(),
+        beyond=True,
     )
 
 

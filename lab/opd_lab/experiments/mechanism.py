@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +15,12 @@ from opd_lab.experiments.experiment import (
     Measurement,
     metric_curves,
 )
-from opd_lab.experiments.setups import ENTROPY_GAP, GRAD_NORM, MASS, Setup
+from opd_lab.experiments.setups import ENTROPY_GAP, GRAD_NORM, MASS, OVERLAP, Setup
 from opd_lab.experiments.workspace import Checkpoint, Workspace
 from opd_lab.runs import RunResult
 
 MASS_KS = (1, 2, 4, 8, 16, 32)
+RATIO_KS = (1, 4, 16)
 LOSS, EXTREME = "train/loss", "diag/extreme_advantage_diff"
 PANELS = {
     LOSS: "loss",
@@ -46,6 +48,8 @@ class RunNumbers:
     extreme_difference: Change
     entropy_gap: Change
     median_grad_norm: float
+    lowest_mass: float  # on the common top 16, over the whole run
+    ratio: dict[int, Change]  # overlap ratio by k
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,23 @@ def mechanism(setup: Setup) -> Experiment[Numbers]:
     def measure(workspace: Workspace) -> Measurement[Numbers]:
         results = workspace.run_each(arms, setup.task)
         trained = results["compatible"].path / "final"
+
+        def numbers_of(label: str) -> RunNumbers:
+            ends: dict[str, Checkpoint] = {
+                "start": setup.base,
+                "end": results[label].path / "final",
+            }
+            ratio = {
+                when: workspace.overlap(student, arms[label].teacher, setup.task, RATIO_KS)
+                for when, student in ends.items()
+            }
+            by_k = {k: Change(*(ratio[when][k][OVERLAP] for when in ends)) for k in RATIO_KS}
+            return run_numbers(results[label], by_k)
+
         numbers = Numbers(
-            compatible=run_numbers(results["compatible"]),
-            other=run_numbers(results["other pattern"]),
-            same_data=run_numbers(results["same data"]),
+            compatible=numbers_of("compatible"),
+            other=numbers_of("other pattern"),
+            same_data=numbers_of("same data"),
             mass_start=mass_by_k(workspace, setup, setup.base),
             mass_end=mass_by_k(workspace, setup, trained),
         )
@@ -89,8 +106,9 @@ def mechanism(setup: Setup) -> Experiment[Numbers]:
         f"{setup.base} learns from {setup.large_improved} (good), {setup.other} (failing: other "
         f"pattern) and {setup.large} (failing: same data). The runs of E1 and E2. Varied: the "
         "teacher; for the mass of the common top k also k.",
-        "good: loss large, then falling; gradient norm large; extreme difference shrinks; overlap "
-        "mass .97-.99. Failing: loss small from the start, gradients small, extreme difference "
+        "good: overlap ratio at k = 16 .72 to .91, failing: flat near .78. Good: loss large, then "
+        "falling; gradient norm large; extreme difference shrinks; overlap mass .97-.99 for the "
+        "whole run. Failing: loss small from the start, gradients small, extreme difference "
         "stays large",
         Numbers,
         measure,
@@ -98,16 +116,25 @@ def mechanism(setup: Setup) -> Experiment[Numbers]:
         COLUMNS,
         "The paper has one failing pair, ours fail in two ways: with a teacher of the same data "
         "loss and gradients are small, as in the paper, except for single steps with a badly "
-        "formed rollout; with one of another pattern both are large.",
+        "formed rollout; with one of another pattern both are large. Sixteen of 61 words are a "
+        "quarter of this vocabulary: the mass on them says little, and the ratio counts words that "
+        "neither model ever writes.",
     )
 
 
-def run_numbers(result: RunResult) -> RunNumbers:
-    """The numbers of one run."""
+def run_numbers(result: RunResult, ratio: dict[int, Change]) -> RunNumbers:
+    """The numbers of one run, whose overlap ratios by k have been measured."""
     loss, extreme, entropy_gap = (
         Change(result.first(metric), result.last(metric)) for metric in (LOSS, EXTREME, ENTROPY_GAP)
     )
-    return RunNumbers(loss, extreme, entropy_gap, float(np.median(result.curve(GRAD_NORM)[1])))
+    return RunNumbers(
+        loss,
+        extreme,
+        entropy_gap,
+        median_grad_norm=float(np.median(result.curve(GRAD_NORM)[1])),
+        lowest_mass=min(result.curve(MASS)[1]),
+        ratio=ratio,
+    )
 
 
 def mass_by_k(workspace: Workspace, setup: Setup, student: Checkpoint) -> dict[int, float]:
@@ -116,8 +143,28 @@ def mass_by_k(workspace: Workspace, setup: Setup, student: Checkpoint) -> dict[i
     return {k: by_k[k][MASS] for k in MASS_KS}
 
 
+def rise(run: RunNumbers, k: int) -> float:
+    """What the overlap ratio at k rose by."""
+    return run.ratio[k].end - run.ratio[k].start
+
+
 def _halves(change: Change) -> bool:
     return abs(change.end) <= abs(change.start) / 2
+
+
+def ratio_columns(k: int) -> tuple[Column[Numbers], ...]:
+    """Overlap ratio at k of the three runs, at the start and the end."""
+    runs: dict[str, Callable[[Numbers], RunNumbers]] = {
+        "good": lambda n: n.compatible,
+        "other pattern": lambda n: n.other,
+        "same data": lambda n: n.same_data,
+    }
+    columns = []
+    for label, run in runs.items():
+        start, end = f"overlap ratio at k = {k}, {label}, start", f"k = {k}, {label}, end"
+        columns.append(Column(start, lambda n, run=run: run(n).ratio[k].start))  # type: ignore[misc]
+        columns.append(Column(end, lambda n, run=run: run(n).ratio[k].end))  # type: ignore[misc]
+    return tuple(columns)
 
 
 CLAIMS: tuple[Claim[Numbers], ...] = (
@@ -143,8 +190,24 @@ CLAIMS: tuple[Claim[Numbers], ...] = (
         ),
     ),
     Claim(
-        "the common top 16 holds .97 or more of the student's mass, at the start and the end",
-        lambda n: min(n.mass_start[16], n.mass_end[16]) >= 0.97,
+        "the paper's signature: the overlap ratio at k = 16 rises by .05 or more in the good run, "
+        "and by more than in either failing run",
+        lambda n: (
+            rise(n.compatible, 16) >= 0.05
+            and rise(n.compatible, 16) > max(rise(n.other, 16), rise(n.same_data, 16))
+        ),
+    ),
+    Claim(
+        "at k = 1 the good run ends at .9 or more, the other pattern below .6",
+        lambda n: n.compatible.ratio[1].end >= 0.9 and n.other.ratio[1].end < 0.6,
+    ),
+    Claim(
+        "the common top 16, of 61 words, holds .97 or more of the student's mass in the whole run",
+        lambda n: n.compatible.lowest_mass >= 0.97,
+    ),
+    Claim(
+        "the common top 4 does so too, at the start and the end",
+        lambda n: min(n.mass_start[4], n.mass_end[4]) >= 0.97,
     ),
 )
 COLUMNS: tuple[Column[Numbers], ...] = (
@@ -159,4 +222,6 @@ COLUMNS: tuple[Column[Numbers], ...] = (
     Column("mass on the common top k at the start: k = 4", lambda n: n.mass_start[4]),
     Column("k = 8", lambda n: n.mass_start[8]),
     Column("k = 16", lambda n: n.mass_start[16]),
+    Column("lowest mass on the common top 16, good", lambda n: n.compatible.lowest_mass),
+    *(column for k in RATIO_KS for column in ratio_columns(k)),
 )

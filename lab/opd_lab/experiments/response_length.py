@@ -1,8 +1,10 @@
-"""E8: longer responses teach more, until they are longer than the teacher's competence."""
+"""E8: how long responses should be, with a teacher lost beyond its horizon and one that is not."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,6 @@ from opd_lab.experiments.experiment import (
     Experiment,
     Measurement,
     keyed_columns,
-    metric_curve,
 )
 from opd_lab.experiments.workspace import Arm, Workspace
 from opd_lab.runs import RunResult, Task
@@ -23,7 +24,15 @@ DEPTHS = (2, 4, 6, 8)
 DEEPEST = max(DEPTHS)
 LIMITS = (4, 8, 16)  # response tokens; problems of 8 steps need 27
 NO_LIMIT = 27
-DEEP_PAIR = ("chain-deep", "chain-deep-rl")
+ALL_LIMITS = (*LIMITS, NO_LIMIT)
+LOST, ABLE = "chain-deep-lost", "chain-deep-able"
+DEEP_PAIR = ("chain-deep", LOST)
+LENGTH = "rollout/length"
+LATE = {
+    "early_kl": "reverse KL at the end, first quarter",
+    "late_kl": "reverse KL at the end, last quarter",
+    "length": "length at the end over length at the start",
+}
 # Training responses may be cut short, those of evaluations never.
 WHOLE_EVALS = tuple(
     f"eval.{i}.max_new_tokens={Task(CHAIN, DEEPEST).max_new_tokens}" for i in range(len(DEPTHS))
@@ -31,91 +40,95 @@ WHOLE_EVALS = tuple(
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Mean accuracy of one seed over all depths; reverse KL by position, in training at 8 steps.
+class Horizon:
+    """One teacher, and its students at every longest response.
 
     Attributes:
-        before: mean accuracy before training.
-        by_depth: after training at a depth.
-        by_limit: after training at 8 steps with responses cut at a number of tokens.
-        early_kl: of the first quarter of positions, at the end of training.
+        teacher: accuracy of the teacher by steps of the problem.
+        after: mean accuracy of the student over all depths, by the longest response.
+        early_kl: reverse KL of the first quarter of positions at the end, responses not cut.
         late_kl: of the last quarter.
+        length: mean response at the end over the mean response at the start, not cut.
     """
 
-    before: float
-    by_depth: dict[int, float]
-    by_limit: dict[int, float]
+    teacher: dict[int, float]
+    after: dict[int, float]
     early_kl: float
     late_kl: float
+    length: float
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One seed: mean accuracy before training, and either teacher."""
+
+    before: float
+    lost: Horizon
+    able: Horizon
 
 
 def response_length() -> Experiment[Numbers]:
     """See the module."""
     return Experiment(
         "E8",
-        "Response length and depth",
-        f"chain-deep (2 to {DEEPEST} steps) learns from chain-deep-rl (improved at 4 steps alone). "
-        f"Varied: steps of the training problems; and the longest response on problems of "
-        f"{DEEPEST} steps.",
+        "Response length",
+        f"chain-deep (2 to {DEEPEST} steps) learns on problems of {DEEPEST} steps from two "
+        f"teachers that were improved on right chains: of 2 to 5 steps alone ({LOST}), and of "
+        f"all depths ({ABLE}). Varied: the longest response, and how far the teacher can follow.",
         "3K and 7K tokens best; .5K and 1K too little signal; 10K and 15K decline, instability "
         "starts at late positions",
         Numbers,
         measure,
         CLAIMS,
         columns(),
+        "Every limit counts as a limit, the whole response included; claim and code compare the "
+        "same numbers.",
     )
 
 
 def measure(workspace: Workspace) -> Measurement[Numbers]:
-    """A run per depth, and one per limit at the greatest depth."""
-    by_depth = {
-        depth: workspace.run(Arm(*DEEP_PAIR, WHOLE_EVALS), deep_task(depth)) for depth in DEPTHS
-    }
-    by_limit = {
-        limit: workspace.run(
-            Arm(*DEEP_PAIR, (f"rollout.max_new_tokens={limit}", *WHOLE_EVALS)), deep_task(DEEPEST)
+    """A run per teacher and limit."""
+    horizons, curves, before = [], list[Curve](), 0.0
+    for name in (LOST, ABLE):
+        runs = {limit: workspace.run(arm(name, limit), deep_task(DEEPEST)) for limit in ALL_LIMITS}
+        whole = runs[NO_LIMIT]
+        early, late = quarters(position_metrics(whole))
+        before = mean_accuracy(whole)[1][0]
+        horizon = Horizon(
+            teacher={d: workspace.accuracy_at(name, d) for d in DEPTHS},
+            after={limit: mean_accuracy(result)[1][-1] for limit, result in runs.items()},
+            early_kl=float(np.mean([whole.last(metric) for metric in early])),
+            late_kl=float(np.mean([whole.last(metric) for metric in late])),
+            length=whole.last(LENGTH) / whole.first(LENGTH),
         )
-        for limit in LIMITS
-    }
-    deepest = by_depth[DEEPEST]
-    early, late = quarters(position_metrics(deepest))
-    numbers = Numbers(
-        before=mean_accuracy(deepest)[1][0],
-        by_depth={depth: mean_accuracy(result)[1][-1] for depth, result in by_depth.items()},
-        by_limit={limit: mean_accuracy(result)[1][-1] for limit, result in by_limit.items()},
-        early_kl=float(np.mean([deepest.last(name) for name in early])),
-        late_kl=float(np.mean([deepest.last(name) for name in late])),
-    )
-    return Measurement(numbers, [*run_curves(by_depth, by_limit), *mean_curves(numbers)])
+        horizons.append(horizon)
+        curves += curves_of(name, horizon, whole)
+    return Measurement(Numbers(before, *horizons), curves)
+
+
+def arm(teacher: str, limit: int) -> Arm:
+    """The run of a teacher and a longest response."""
+    cut = () if limit == NO_LIMIT else (f"rollout.max_new_tokens={limit}",)
+    return Arm("chain-deep", teacher, (*cut, *WHOLE_EVALS))
+
+
+def curves_of(name: str, horizon: Horizon, whole: RunResult) -> list[Curve]:
+    """Accuracies by limit and by depth, and reverse KL by position."""
+    by_depth, by_limit = horizon.teacher, horizon.after
+    return [
+        Curve(
+            "mean accuracy by longest response", name, [*map(float, by_limit)], [*by_limit.values()]
+        ),
+        Curve(
+            "accuracy of the teacher by steps", name, [*map(float, by_depth)], [*by_depth.values()]
+        ),
+        *kl_curves(name, whole),
+    ]
 
 
 def deep_task(depth: int) -> Task:
     """Training at one depth, evaluation at all."""
     return Task(CHAIN, depth, DEPTHS, test=256)
-
-
-def run_curves(by_depth: dict[int, RunResult], by_limit: dict[int, RunResult]) -> list[Curve]:
-    """Accuracy at the greatest depth by step, and reverse KL by position."""
-    metric = f"eval/n{DEEPEST}/accuracy"
-    panel = f"accuracy at {DEEPEST} steps"
-    return [
-        *(metric_curve(run, metric, panel, f"depth {depth}") for depth, run in by_depth.items()),
-        *kl_curves(by_depth[DEEPEST]),
-        *(
-            metric_curve(run, metric, f"{panel}, responses cut", str(limit))
-            for limit, run in by_limit.items()
-        ),
-    ]
-
-
-def mean_curves(numbers: Numbers) -> list[Curve]:
-    """Mean accuracy by depth and by limit."""
-    by_limit = numbers.by_limit | {NO_LIMIT: numbers.by_depth[DEEPEST]}
-    means = {"training depth": numbers.by_depth, "response limit": by_limit}
-    return [
-        Curve(f"mean accuracy by {name}", "after", [*map(float, values)], [*values.values()])
-        for name, values in means.items()
-    ]
 
 
 def mean_accuracy(result: RunResult) -> tuple[list[float], list[float]]:
@@ -124,14 +137,14 @@ def mean_accuracy(result: RunResult) -> tuple[list[float], list[float]]:
     return curves[0][0], np.mean([values for _, values in curves], axis=0).tolist()
 
 
-def kl_curves(result: RunResult) -> list[Curve]:
+def kl_curves(name: str, result: RunResult) -> list[Curve]:
     """Reverse KL by relative position, at the start and the end."""
     names = position_metrics(result)
     middles = [5.0 + 10 * i for i in range(len(names))]
-    panel = f"reverse KL by position (%), depth {DEEPEST}"
+    panel = "reverse KL by position (%)"
     return [
-        Curve(panel, "start", middles, [result.first(name) for name in names]),
-        Curve(panel, "end", middles, [result.last(name) for name in names]),
+        Curve(panel, f"{name}, start", middles, [result.first(metric) for metric in names]),
+        Curve(panel, f"{name}, end", middles, [result.last(metric) for metric in names]),
     ]
 
 
@@ -149,34 +162,64 @@ def quarters(names: list[str]) -> tuple[list[str], list[str]]:
 
 
 def columns() -> tuple[Column[Numbers], ...]:
-    """Mean accuracies, and reverse KL early and late."""
-    by_depth: tuple[Column[Numbers], ...] = keyed_columns(
-        {depth: f"trained at {depth} steps" for depth in DEPTHS}, lambda n: n.by_depth
-    )
-    by_limit: tuple[Column[Numbers], ...] = keyed_columns(
-        {limit: f"trained at {DEEPEST} steps, cut at {limit} tokens" for limit in LIMITS},
-        lambda n: n.by_limit,
-    )
-    return (
-        Column("mean accuracy over 2, 4, 6, 8 steps, before", lambda n: n.before),
-        *by_depth,
-        *by_limit,
-        Column(f"reverse KL at {DEEPEST} steps, first quarter, end", lambda n: n.early_kl),
-        Column("last quarter", lambda n: n.late_kl),
-    )
+    """Teachers by depth, students by limit, and what happens late."""
+    sides: dict[str, Callable[[Numbers], Horizon]] = {
+        "lost": lambda n: n.lost,
+        "able": lambda n: n.able,
+    }
+    all_columns = [
+        Column[Numbers]("mean accuracy over 2, 4, 6, 8 steps, before", lambda n: n.before)
+    ]
+    for label, side in sides.items():
+        all_columns += keyed_columns(
+            {d: f"teacher {label} at {d} steps" for d in DEPTHS}, _part(side, "teacher")
+        )
+        all_columns += keyed_columns(
+            {limit: f"its student, longest response {limit}" for limit in ALL_LIMITS},
+            _part(side, "after"),
+        )
+        for name, text in LATE.items():
+            all_columns.append(Column(f"{text}, {label}", _part(side, name)))
+    return tuple(all_columns)
+
+
+def _part(side: Callable[[Numbers], Horizon], name: str) -> Callable[[Numbers], Any]:
+    return lambda n: getattr(side(n), name)
+
+
+def _inside_beats_ends(horizon: Horizon) -> bool:
+    """A limit between the shortest and the whole response is better than both."""
+    inside = max(horizon.after[limit] for limit in LIMITS[1:])
+    return inside > max(horizon.after[LIMITS[0]], horizon.after[NO_LIMIT])
 
 
 CLAIMS: tuple[Claim[Numbers], ...] = (
     Claim(
-        "best in the middle: a depth inside the range beats both its ends",
-        lambda n: max(n.by_depth[4], n.by_depth[6]) > max(n.by_depth[2], n.by_depth[8]),
+        "a teacher that is lost beyond its horizon (below .5 at 8 steps, .75 or more at 4): a "
+        "limit inside the range beats the shortest and the whole response",
+        lambda n: (
+            n.lost.teacher[8] < 0.5 <= n.lost.teacher[4] - 0.25 and _inside_beats_ends(n.lost)
+        ),
     ),
     Claim(
-        "very short responses teach little: the shortest limit gains less than half of the best",
-        lambda n: n.by_limit[4] - n.before < 0.5 * (max(n.by_limit.values()) - n.before),
+        "a teacher that is not (.75 or more at 8 steps): the whole response is best, or .03 from "
+        "it",
+        lambda n: (
+            n.able.teacher[8] >= 0.75
+            and n.able.after[NO_LIMIT] >= max(n.able.after.values()) - 0.03
+        ),
     ),
     Claim(
-        "trouble sits late: at the end reverse KL of the last quarter is twice that of the first",
-        lambda n: n.late_kl >= 2 * n.early_kl,
+        "very short responses teach little: with either teacher the shortest limit gains less than "
+        "half of the best",
+        lambda n: all(
+            h.after[LIMITS[0]] - n.before < 0.5 * (max(h.after.values()) - n.before)
+            for h in (n.lost, n.able)
+        ),
+    ),
+    Claim(
+        "trouble sits late with the lost teacher: at the end reverse KL of the last quarter is "
+        "twice that of the first",
+        lambda n: n.lost.late_kl >= 2 * n.lost.early_kl,
     ),
 )

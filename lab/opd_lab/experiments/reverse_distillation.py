@@ -31,6 +31,8 @@ class Numbers:
     difference: float
     difference_low: float
     difference_high: float
+    equal_teacher: float  # accuracy of a teacher as good as the student
+    after_equal: float
 
 
 def reverse_distillation(setup: Setup) -> Experiment[Numbers]:
@@ -40,11 +42,12 @@ def reverse_distillation(setup: Setup) -> Experiment[Numbers]:
     arms = {
         "own base": setup.arm(setup.improved, setup.base, *longer),
         "larger same-data": setup.arm(setup.improved, setup.large, *longer),
+        "as good as the student": setup.arm(setup.improved, setup.opening, *longer),
     }
 
     def measure(workspace: Workspace) -> Measurement[Numbers]:
         results = workspace.run_each(arms, setup.task)
-        base, large = results.values()
+        base, large, equal = results.values()
         difference = mean_difference(base, large)
         numbers = Numbers(
             before=workspace.accuracy(setup.improved),
@@ -54,6 +57,8 @@ def reverse_distillation(setup: Setup) -> Experiment[Numbers]:
             difference=difference.value,
             difference_low=difference.low,
             difference_high=difference.high,
+            equal_teacher=workspace.accuracy(setup.opening),
+            after_equal=equal.accuracy(),
         )
         curves = metric_curves(results, {ACCURACY: "accuracy", REVERSE_KL: "reverse KL"})
         steps = base.curve(ACCURACY)[0]
@@ -64,7 +69,9 @@ def reverse_distillation(setup: Setup) -> Experiment[Numbers]:
         "E3",
         "Reverse distillation",
         f"{setup.improved} learns from {setup.base} (its own past) and from {setup.large} "
-        "(larger, same data). Varied: the teacher. Equivalence test (two one-sided tests at "
+        "(larger, same data; both answer like the base), and from "
+        f"{setup.opening}, which answers as well as the student, but only after an opening that "
+        "the student never writes. Varied: the teacher. Equivalence test (two one-sided tests at "
         "2.5 %): both students answer the same held-out problems with the same random numbers at "
         "every evaluation after the start; per problem the mean difference over evaluations, its "
         f"95 % interval over problems, margin {setup.equivalence_margin}.",
@@ -95,6 +102,14 @@ def claims_of(setup: Setup) -> tuple[Claim[Numbers], ...]:
             lambda n: -margin <= n.difference_low and n.difference_high <= margin,
             noisy=setup.quick,
         ),
+        Claim(
+            "a teacher as good as the student (.15 or less below it) takes half or more of its "
+            "lead over the base away",
+            lambda n: (
+                n.equal_teacher >= n.before - 0.15
+                and n.before - n.after_equal >= 0.5 * (n.before - n.base)
+            ),
+        ),
     )
 
 
@@ -102,6 +117,8 @@ COLUMNS: tuple[Column[Numbers], ...] = (
     Column("accuracy before", lambda n: n.before),
     Column("after own base", lambda n: n.after_base),
     Column("after larger same-data", lambda n: n.after_large),
+    Column("a teacher as good as the student", lambda n: n.equal_teacher),
+    Column("after it", lambda n: n.after_equal),
     Column("the base's own", lambda n: n.base),
     Column("mean difference of the curves", lambda n: n.difference),
 )

@@ -28,6 +28,10 @@ class Setup:
         improved: the base after post-training.
         large_improved: the larger model after post-training; the compatible teacher.
         other: an equally accurate teacher of the other thinking pattern.
+        opening: a teacher that is right after an opening the student never writes, and otherwise
+            as wrong as the base.
+        two_ways: a teacher that is right in the second pattern, and as wrong as the base in the
+            first.
         changes: overrides of every run.
         quick: the small size.
         equivalence_margin: in accuracy; small models change at speeds that differ more.
@@ -41,6 +45,8 @@ class Setup:
     improved: str
     large_improved: str
     other: str
+    opening: str
+    two_ways: str
     changes: tuple[str, ...] = ()
     quick: bool = False
     equivalence_margin: float = 0.08
@@ -67,7 +73,14 @@ class Setup:
 
 
 FULL_SETUP = Setup(
-    Task(CHAIN), "chain-base", "chain-large", "chain-rl", "chain-large-rl", "chain-other-rl"
+    Task(CHAIN),
+    "chain-base",
+    "chain-large",
+    "chain-rl",
+    "chain-large-rl",
+    "chain-other-rl",
+    "chain-opening",
+    "chain-two-ways",
 )
 QUICK_SETUP = Setup(
     Task(QUICK, test=384),
@@ -76,6 +89,8 @@ QUICK_SETUP = Setup(
     "quick-clean",
     "quick-large-clean",
     "quick-other-clean",
+    "quick-opening",
+    "quick-two-ways",
     ("train.steps=30", "eval.0.every=10", "optim.lr=1.5e-3"),
     quick=True,
     equivalence_margin=0.12,

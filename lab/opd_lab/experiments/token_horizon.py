@@ -53,10 +53,17 @@ class ArmNumbers:
 
 @dataclass(frozen=True)
 class Numbers:
-    """One seed; `late_gradient`: fraction from the last half of positions, plain training."""
+    """One seed.
+
+    Attributes:
+        arms: by name.
+        late_gradient: fraction from the last half of positions, plain training.
+        teacher: accuracy of the teacher at the depth that is trained.
+    """
 
     arms: dict[str, ArmNumbers]
     late_gradient: float
+    teacher: float
 
     def saved(self, arm: str) -> float:
         """Fraction of the tokens of plain training that an arm does without."""
@@ -68,15 +75,17 @@ def token_horizon() -> Experiment[Numbers]:
     return Experiment(
         "E13",
         "What a shorter token horizon saves",
-        f"chain-deep learns from chain-deep-rl on problems of {DEEPEST} steps (the teacher was "
-        "improved at 4). 64 responses per step. Varied: how far they go, how far they count.",
+        f"{DEEP_PAIR[0]} learns from {DEEP_PAIR[1]} on problems of {DEEPEST} steps (the teacher "
+        "was improved at 2 to 5). 64 responses per step. Varied: how far they go, how far they "
+        "count.",
         "Prune-OPD (not this paper): 37.6 to 68 % less time at equal or better accuracy",
         Numbers,
         measure,
         (saves_tokens(PRUNED), saves_tokens(CAPPED)),
         columns(),
-        "No setting was found in which long responses make a run collapse (see the log), so this "
-        "one asks what the late tokens are worth where they do no harm.",
+        "The teacher's accuracy at the trained depth stands in the table: what late tokens are "
+        "worth depends on it (E8).",
+        beyond=True,
     )
 
 
@@ -100,7 +109,14 @@ def measure(workspace: Workspace) -> Measurement[Numbers]:
         arms[name] = ArmNumbers(accuracy[0], accuracy[-1], tokens[-1])
         thousands = [tokens[int(step)] / 1000 for step in steps]
         curves.append(Curve("mean accuracy by thousand tokens", LABELS[name], thousands, accuracy))
-    return Measurement(Numbers(arms, late_gradient(results[PLAIN])), curves)
+    return Measurement(
+        Numbers(
+            arms,
+            late_gradient(results[PLAIN]),
+            workspace.accuracy_at(DEEP_PAIR[1], DEEPEST),
+        ),
+        curves,
+    )
 
 
 def late_gradient(result: RunResult) -> float:
@@ -131,6 +147,7 @@ def columns() -> tuple[Column[Numbers], ...]:
         lambda n: {arm: n.saved(arm) for arm in n.arms},
     )
     return (
+        Column(f"teacher at {DEEPEST} steps", lambda n: n.teacher),
         Column("mean accuracy over 2, 4, 6, 8 steps, before", lambda n: n.arms[PLAIN].before),
         *accuracy,
         *saved,

@@ -9,9 +9,9 @@ from pathlib import Path
 from opd.core import stats
 from opd.training.session import Session
 from opd_lab import probes, prompt_selection, runs, zoo
+from opd_lab.checkpoints import world_of
 from opd_lab.prompt_selection import PromptSelection
 from opd_lab.runs import RunResult, Task
-from opd_lab.sft_baseline import SFTResult, SFTSettings, run_sft
 
 Checkpoint = str | Path  # a name of the zoo, or the folder of a model trained here
 
@@ -51,6 +51,12 @@ class Workspace:
         value: float = zoo.card(name, self.seed, self.cache)["accuracy"]["value"]
         return value
 
+    def accuracy_at(self, name: str, depth: int) -> float:
+        """A checkpoint's accuracy on held-out problems of a depth that is not its card's."""
+        task = Task(world_of(name), depth, train=1)
+        measured = probes.measure_accuracy(self.model(name), task, seed=zoo.CARD_SEED)
+        return measured.accuracy.value
+
     def run(self, arm: Arm, task: Task) -> RunResult:
         """The run of an arm."""
         pair = self.model(arm.student), self.model(arm.teacher)
@@ -61,11 +67,6 @@ class Workspace:
     def run_each(self, arms: Mapping[str, Arm], task: Task) -> dict[str, RunResult]:
         """The runs of several arms by label."""
         return {label: self.run(arm, task) for label, arm in arms.items()}
-
-    def sft(self, student: str, teacher: str, task: Task, steps: int) -> SFTResult:
-        """Supervised training on the teacher's rollouts; see `sft_baseline.run_sft`."""
-        pair = self.model(student), self.model(teacher)
-        return run_sft(*pair, task, SFTSettings(steps), seed=self.seed, cache=self.cache)
 
     def overlap(
         self, student: Checkpoint, teacher: str, task: Task, ks: Sequence[int]

@@ -1,0 +1,139 @@
+"""Training whatever is missing, one record per arm, rate, regime and seed."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from opd.run.console import Console
+from opd.run.jsonl import read_jsonl
+from opd_lab.cache_key import source_hash
+from opd_lab.tuned.regimes import ARMS, OPD_RATES, REGIMES, SEEDS, TEACHER, Arm
+from opd_lab.tuned.training import (
+    Place,
+    Point,
+    Setting,
+    as_records,
+    best_seconds,
+    train_setting,
+)
+
+RECORDS = Path(__file__).parents[1] / "records" / "tuned.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A trained arm.
+
+    Attributes:
+        setting: regime, arm, rate and seed.
+        source: hash of the code that trained it.
+        points: its student along the way.
+    """
+
+    setting: Setting
+    source: str
+    points: tuple[Point, ...]
+
+    @staticmethod
+    def parse(row: dict[str, Any]) -> Record:
+        """The inverse of `row`."""
+        setting = Setting(row["regime"], row["arm"], row["setting"], row["seed"])
+        return Record(setting, row["source"], tuple(Point(**point) for point in row["points"]))
+
+    def row(self) -> dict[str, Any]:
+        """As a line of the records."""
+        facts = asdict(self.setting) | {"rate": self.setting.rate, "source": self.source}
+        return facts | {"points": as_records(self.points)}
+
+
+def read_records(path: Path = RECORDS) -> list[Record]:
+    """The records of a file; none if it is absent."""
+    return [Record.parse(row) for row in read_jsonl(path)] if path.is_file() else []
+
+
+def tuned(records: Path | None, cache: Path, out: Path, *, train: bool) -> None:
+    """What `opd lab tuned` does.
+
+    Args:
+        records: to continue; None: those of the package.
+        cache: where checkpoints are kept.
+        out: folder of the page.
+        train: whether missing arms are trained first.
+    """
+    from opd_lab.tuned.page import write_page
+
+    path = records or RECORDS
+    if train:
+        run_study(path, cache)
+    found = read_records(path)
+    seconds = sum(record.points[-1].seconds for record in found)
+    facts = {
+        "Command": "opd lab tuned, and opd lab tuned --page",
+        "Records": f"{len(found)} trained arms, lab/opd_lab/records/{path.name}",
+        "Source": ", ".join(sorted({record.source[:16] for record in found}))
+        + " (hash of the code that trained them)",
+        "Seeds": ", ".join(map(str, sorted({record.setting.seed for record in found}))),
+        "Time": f"{seconds / 60:.0f} minutes of processor time in training, one thread",
+    }
+    Console("plain").print(f"Page: {write_page(found, out, facts)}")
+
+
+def settings(
+    regimes: Iterable[str], seeds: Iterable[int], arms: Sequence[Arm] = ARMS
+) -> Iterator[list[Setting]]:
+    """Everything to train, by regime and seed, plain training first: it gives the budgets."""
+    for seed in seeds:
+        for regime in regimes:
+            trained = [Setting(regime, arm, n, seed) for arm in arms for n in range(len(OPD_RATES))]
+            yield [Setting(regime, TEACHER, 0, seed), *trained]
+
+
+def run_study(
+    out: Path,
+    cache: Path,
+    regimes: Iterable[str] = tuple(REGIMES),
+    seeds: Iterable[int] = SEEDS,
+    arms: Sequence[Arm] = ARMS,
+) -> None:
+    """Train what the file lacks, and append it.
+
+    Args:
+        out: the records.
+        cache: where checkpoints are kept.
+        regimes: names in `REGIMES`.
+        seeds: each retrains every checkpoint.
+        arms: methods.
+    """
+    console, source = Console("plain"), source_hash()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for planned in settings(regimes, seeds, arms):
+        records = {record.setting: record for record in read_records(out)}
+        if all(setting in records for setting in planned):
+            continue
+        regime, seed = planned[0].regime, planned[0].seed
+        with tempfile.TemporaryDirectory() as folder:
+            place = Place(REGIMES[regime], seed, cache, Path(folder))
+            for setting in planned:
+                if setting in records:
+                    continue
+                plain = [
+                    record.points
+                    for one, record in records.items()
+                    if (one.regime, one.arm, one.seed) == (regime, "OPD", seed)
+                ]
+                seconds = best_seconds(plain) if plain else 0.0
+                record = Record(setting, source, tuple(train_setting(place, setting, seconds)))
+                records[setting] = record
+                with out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record.row()) + "\n")
+                last = record.points[-1]
+                console.print(
+                    f"{regime} {seed} {setting.arm} {setting.rate:g}: test "
+                    f"{last.accuracy['test']:.3f} after {last.tokens:.0f} tokens, "
+                    f"{last.seconds:.1f} s"
+                )

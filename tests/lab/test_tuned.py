@@ -1,0 +1,107 @@
+"""Rates are chosen by validation, budgets hold, and the page says no more than the records."""
+
+from __future__ import annotations
+
+import pytest
+
+from opd_lab.tuned.choice import choose, difference, over_seeds, plain_budget, seeds_of
+from opd_lab.tuned.page import word, write_page
+from opd_lab.tuned.regimes import ARMS, OPD_RATES, SFT_RATES, TEACHER
+from opd_lab.tuned.study import Record, read_records, settings
+from opd_lab.tuned.training import Point, Setting
+
+SETS = ("validation", "test", "other-depth", "echo")
+TEACHER_SHARE = {"OPD": 0.1, "SFT": 0.5, "SFT, then OPD": 0.3, "recipe: auto": 0.0}
+SECONDS_PER_TOKEN = {"OPD": 0.02, "SFT": 0.01, "SFT, then OPD": 0.015, "recipe: auto": 0.1}
+
+
+def points(arm, best, ends=(0, 50, 100, 200)):
+    """A student that has `best` at the end; its test accuracy is .1 below its validation."""
+    found = []
+    for tokens in ends:
+        accuracy = best * tokens / ends[-1]
+        seconds = tokens * SECONDS_PER_TOKEN[arm]
+        values = {name: accuracy - 0.1 * (name != "validation") for name in SETS}
+        found.append(Point(tokens, tokens, seconds, TEACHER_SHARE[arm] * seconds, values))
+    return tuple(found)
+
+
+def study(seeds=(1, 2, 3), regime="same"):
+    """Records in which the middle rate is the best of every arm."""
+    made = []
+    for seed in seeds:
+        top = Point(0, 0.0, 0.0, 0.0, dict.fromkeys(SETS, 1.0))
+        made.append(Record(Setting(regime, TEACHER, 0, seed), "hash", (top,)))
+        for arm in ARMS:
+            for number in range(3):
+                best = 0.6 + 0.01 * seed + 0.2 * (number == 1) + 0.05 * (arm == "SFT")
+                ends = (0, 50, 100) if arm == "OPD" else (0, 50, 100, 200)
+                setting = Setting(regime, arm, number, seed)
+                made.append(Record(setting, "hash", points(arm, best, ends)))
+    return made
+
+
+def test_every_arm_is_tried_at_as_many_rates():
+    (planned,) = settings(["same"], [1])
+    counts = {arm: sum(one.arm == arm for one in planned) for arm in ARMS}
+    assert set(counts.values()) == {len(OPD_RATES)} == {len(SFT_RATES)}
+    assert len(OPD_RATES) >= 3
+
+
+def test_the_rate_is_chosen_by_validation_and_not_by_the_test_set():
+    records = study()
+    rival = next(i for i, r in enumerate(records) if r.setting == Setting("same", "OPD", 0, 1))
+    last = records[rival].points[-1]
+    better = {**last.accuracy, "test": 1.0}  # the best on the test set, not on validation
+    changed = (*records[rival].points[:-1], Point(100, 100, 2.0, 0.2, better))
+    records[rival] = Record(records[rival].setting, "hash", changed)
+    chosen = choose(records, "same", "OPD", 1, "equal tokens")
+    assert chosen.rate == OPD_RATES[1]
+    assert chosen.point.accuracy["test"] == pytest.approx(0.71)
+    assert not chosen.edge
+
+
+def test_budgets_cut_every_arm_where_plain_training_ends():
+    records = study()
+    at = {b: choose(records, "same", "SFT", 1, b).point for b in ("equal tokens", "equal seconds")}
+    assert at["equal tokens"].tokens == 100
+    assert at["equal seconds"].tokens == 200  # a supervised step takes half of the time
+    assert choose(records, "same", "SFT", 1, "half of the tokens").point.tokens == 50
+    assert choose(records, "same", "recipe: auto", 1, "equal seconds") is None  # it takes longer
+
+
+def test_a_dear_teacher_shortens_what_it_has_to_write():
+    records = study()
+    # 100 tokens on-policy take 2 s, .2 of them the teacher's; at a price of 100 that is 21.8.
+    assert plain_budget(records, "same", 1, 100) == pytest.approx(2 + 99 * 0.2)
+    # 50 supervised tokens take .5 s, half of them the teacher's: 25.25.
+    assert choose(records, "same", "SFT", 1, "equal seconds", 100) is None
+    # 100 tokens on-policy at a price of 10 take 3.8; 50 supervised ones 2.75, 100 of them 5.5.
+    assert choose(records, "same", "SFT", 1, "equal seconds", 10).point.tokens == 50
+
+
+def test_seeds_that_are_not_whole_are_left_out():
+    records = study()
+    assert seeds_of(records[:-1], "same") == [1, 2]
+    assert len(over_seeds(records[:-1], "same", "OPD", "equal tokens")) == 2
+    assert seeds_of(records, "few") == []
+
+
+def test_a_difference_is_called_one_only_beyond_its_interval():
+    assert word(difference(study(), "same", "OPD", "SFT", "half of the tokens")) == "OPD ahead"
+    assert word(difference(study((1,)), "same", "OPD", "SFT", "equal tokens")) == "not known"
+    assert word(None) == "not known"
+
+
+def test_records_survive_their_file_and_make_a_page(tmp_path):
+    import json
+
+    path = tmp_path / "tuned.jsonl"
+    path.write_text("".join(json.dumps(record.row()) + "\n" for record in study()))
+    read = read_records(path)
+    assert [r.setting for r in read] == [r.setting for r in study()]
+    text = write_page(read, tmp_path, {"Command": "opd lab tuned"}).read_text()
+    assert "opd lab tuned" in text
+    assert "0.710, 0.720, 0.730" in text  # OPD at equal tokens, by seed
+    assert "not measured" in text  # recipe: auto at equal seconds
+    assert (tmp_path / "opd-or-sft" / "accuracy.png").is_file()
