@@ -161,13 +161,13 @@ def find_wheel(source: Source, wheels: Path, number: int) -> Path:
         UserError: it is not there.
     """
     name = f"{source.package}{number}".replace("-", "_")
-    found = sorted(wheels.glob(f"{name}-{source.version}-*.whl"))
-    if not found:
+    matches = sorted(wheels.glob(f"{name}-{source.version}-*.whl"))
+    if not matches:
         raise UserError(
             f"{wheels} has no wheel of {source.package}{number}=={source.version}. Leave out "
             "--wheels to have it downloaded."
         )
-    return found[0]
+    return matches[0]
 
 
 def convert(gguf: Path, out: Path, dtype: str) -> None:

@@ -103,15 +103,15 @@ TASKS: dict[str, Callable[[np.random.Generator], tuple[str, str]]] = {
 
 def rows(task: str, split: str, count: int, seed: int) -> list[Row]:
     """`count` different questions of a task."""
-    found: dict[str, Row] = {}
+    unique: dict[str, Row] = {}
     index = 0
-    while len(found) < count:
+    while len(unique) < count:
         key = (seed, list(TASKS).index(task), SPLITS[split], index)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
         question, answer = TASKS[task](rng)
-        found.setdefault(question, {"problem": question + ONLY, "answer": answer})
+        unique.setdefault(question, {"problem": question + ONLY, "answer": answer})
         index += 1
-    return list(found.values())
+    return list(unique.values())
 
 
 def without(some: Iterable[Row], others: Iterable[Row]) -> list[Row]:

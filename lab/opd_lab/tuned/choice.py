@@ -101,11 +101,11 @@ def over_seeds(
 
 def seeds_of(records: Sequence[Record], regime: str) -> list[int]:
     """Seeds on which every arm of a regime was trained at every rate."""
-    found: dict[int, int] = {}
+    counts: dict[int, int] = {}
     for record in records:
         if record.setting.regime == regime and record.setting.arm != TEACHER:
-            found[record.setting.seed] = found.get(record.setting.seed, 0) + 1
-    return sorted(seed for seed, count in found.items() if count == len(ARMS) * len(OPD_RATES))
+            counts[record.setting.seed] = counts.get(record.setting.seed, 0) + 1
+    return sorted(seed for seed, count in counts.items() if count == len(ARMS) * len(OPD_RATES))
 
 
 def difference(

@@ -70,17 +70,17 @@ def tuned(records: Path | None, cache: Path, out: Path, *, train: bool) -> None:
     path = records or RECORDS
     if train:
         run_study(path, cache)
-    found = read_records(path)
-    seconds = sum(record.points[-1].seconds for record in found)
+    trained = read_records(path)
+    seconds = sum(record.points[-1].seconds for record in trained)
     facts = {
         "Command": "opd lab tuned, and opd lab tuned --page",
-        "Records": f"{len(found)} trained arms, lab/opd_lab/records/{path.name}",
-        "Source": ", ".join(sorted({record.source[:16] for record in found}))
+        "Records": f"{len(trained)} trained arms, lab/opd_lab/records/{path.name}",
+        "Source": ", ".join(sorted({record.source[:16] for record in trained}))
         + " (hash of the code that trained them)",
-        "Seeds": ", ".join(map(str, sorted({record.setting.seed for record in found}))),
+        "Seeds": ", ".join(map(str, sorted({record.setting.seed for record in trained}))),
         "Time": f"{seconds / 60:.0f} minutes of processor time in training, one thread",
     }
-    Console("plain").print(f"Page: {write_page(found, out, facts)}")
+    Console("plain").print(f"Page: {write_page(trained, out, facts)}")
 
 
 def settings(
