@@ -9,6 +9,7 @@ import yaml
 
 from opd.demo.run_config import PAIR
 from opd.run.jsonl import read_jsonl
+from support.foreign import byte_tokenizer, foreign_model
 from support.runs import run_config, run_to_end
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples" / "teachers").glob("*.yaml"))
@@ -21,7 +22,10 @@ def tiny(name: Path, folder: Path) -> dict:
     teachers = list(data.get("teachers", {}).values()) or [data["teacher"]]
     models = ("teacher", "student")
     for teacher, model in zip(teachers, models, strict=False):
-        if "model" in teacher:
+        if "tokenizer" in teacher:
+            other = str(foreign_model(folder.parent / "foreign", byte_tokenizer()))
+            teacher |= {"model": other, "tokenizer": other}
+        elif "model" in teacher:
             teacher["model"] = str(PAIR / model)
     data["prompts"] = with_paths(data["prompts"], demo["prompts"]["path"])
     data["rollout"] |= {"n": 2, "max_new_tokens": 16}
@@ -50,4 +54,4 @@ def test_two_steps_of_each_example(example, tmp_path):
 
 
 def test_there_are_examples():
-    assert {"hint", "two-teachers", "mixture"} <= {p.stem for p in EXAMPLES}
+    assert {"hint", "two-teachers", "mixture", "other-tokenizer"} <= {p.stem for p in EXAMPLES}

@@ -27,6 +27,7 @@ ADDED = {
     "teacher.weights": "frozen, live or averaged: which holds depends on the length of the run",
     "teacher.decay": "how fast the average follows is the user's trade of stability for speed",
     "teacher.prompt": "what the teacher sees beyond the student's prompt is the method itself",
+    "teacher.tokenizer": "that the teacher has other tokens, which would else be refused",
     "teachers": "who teaches what is the user's, as is every teacher's own section",
     "prompts.files": "prompts of several skills, each with its teacher and its weight",
     "prompts.files.path": "see prompts.files",

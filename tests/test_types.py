@@ -5,11 +5,14 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from opd.types import SCORE_FIELDS, Prompt, Rollout, Scores, Want
+from opd.types import ALIGNMENT_FIELDS, SCORE_FIELDS, Prompt, Rollout, Scores, Want
 
 
 def test_score_fields_are_all_the_arrays_with_a_row_per_token():
-    assert {f.name for f in fields(Scores)} - set(SCORE_FIELDS) == {"positions", "hidden", "view"}
+    assert {f.name for f in fields(Scores)} - set(SCORE_FIELDS) == {
+        *("positions", "hidden", "view"),
+        *ALIGNMENT_FIELDS,
+    }
 
 
 def test_arrays_are_those_that_are_there():

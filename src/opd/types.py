@@ -160,6 +160,10 @@ SCORE_FIELDS: Final[Mapping[str, int]] = {
 """The per-token arrays of `Scores` and their number of dimensions: (T,) or (T, K)."""
 
 
+ALIGNMENT_FIELDS: Final[Mapping[str, int]] = {"chunk": 1, "shared": 2}
+"""Arrays of `Scores` that a teacher of another tokenizer has besides, made in this process."""
+
+
 VIEW_FIELDS: Final = ("sampled", "log_z", "entropy", "topk_ids", "topk_logp")
 """What `Scores.view` holds: a loss renormalised on the student's tokens needs none of it."""
 VIEW_TOPK: Final = 8  # tokens of the teacher's own in `Scores.view`
@@ -183,6 +187,8 @@ class Scores:
     topk_logp: np.ndarray | None = None  # float32 (T, K'), normalised
     positions: np.ndarray | None = None  # int32 (n,), where `hidden` was taken
     hidden: torch.Tensor | None = None  # (n, H) in the teacher's dtype, for a local teacher
+    chunk: np.ndarray | None = None  # int32 (T,), of another tokenizer: -1 where none
+    shared: np.ndarray | None = None  # int32 (T, K): which of rollout.topk_ids it has, where scored
     view: Scores | None = None  # `VIEW_FIELDS` alone, for people to look at; never trained on
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ GROUPS = (
     "train",
     "rollout",
     "horizon",
+    "align",
     "eval",
     "coldstart",
     "time",

@@ -69,6 +69,9 @@ class LocalTeacher(Section):
     """null: where the student is."""
     cache: Cache | None = None
     """Scores made ahead of time by `opd serve-teacher --score`; the model is then not loaded."""
+    tokenizer: str | None = None
+    """Folder or hub name of the teacher's own tokenizer, where it is not the student's: completions
+    are then compared as text, chunk by chunk. null: it is the student's, which is checked."""
     prompt: str | None = None
     """User message that the teacher sees instead of the student's: {prompt} is that message,
     {answer} the row's answer, any other name a column of the row. null: it sees the same."""
@@ -132,6 +135,7 @@ class ServerTeacher(Server):
     patience: float = Field(600.0, ge=0)
     """Seconds to wait for a teacher that has gone away, before the run saves and stops."""
     cache: Cache | None = None
+    tokenizer: str | None = None
     prompt: str | None = None
 
     @model_validator(mode="after")

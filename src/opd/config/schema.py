@@ -278,6 +278,12 @@ class Run(Section):
         return self.model_copy(update={"teacher": self.teachers[name], "teachers": {}})
 
     @property
+    def compares_text(self) -> bool:
+        """Whether a teacher has a tokenizer of its own."""
+        specs = [self.teacher, *self.teachers.values()]
+        return any(getattr(spec, "tokenizer", None) is not None for spec in specs)
+
+    @property
     def has_teacher(self) -> bool:
         """Whether anybody scores rollouts."""
         return self.teacher is not None or bool(self.teachers)

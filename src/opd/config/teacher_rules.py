@@ -63,9 +63,20 @@ def require_teacher_possible(
             "gives each process a part of them. Set student.shard=none, or name the model as "
             f"{key}.model"
         )
-    if not own and teacher.prompt is None:
+    text = not isinstance(teacher, SelfTeacher) and teacher.tokenizer is not None
+    if text and run.horizon is not None and run.horizon.prune is not None:
+        raise ValueError(
+            f"horizon.prune compares top tokens, which {key}.tokenizer makes another vocabulary's. "
+            "Set horizon.prune=null"
+        )
+    if text and teacher.cache is not None:
+        raise ValueError(
+            f"{key}.cache keeps scores of the student's tokens, and {key}.tokenizer gives scores "
+            "of the teacher's. Leave the cache out"
+        )
+    if not own and teacher.prompt is None and not text:
         return
-    reason = f"{key}.from=student" if own else f"{key}.prompt"
+    reason = f"{key}.from=student" if own else f"{key}.tokenizer" if text else f"{key}.prompt"
     if run.coldstart is not None:
         raise ValueError(
             "coldstart imitates completions of the teacher's, which with "

@@ -188,6 +188,7 @@ class Batch:
             student_topk=flat([r.topk_ids[:, :k] for r in rollouts]),
             teacher_topk=_column(flat, scores, "topk_ids"),
             sampler_logp=flat([r.logp for r in rollouts]),
+            shared=_column(flat, scores, "shared", width=k),
             position=flat([np.arange(len(r)) for r in rollouts]),
             teacher_entropy=_column(flat, scores, "entropy"),
             advantage=None
@@ -243,10 +244,14 @@ def _flatten(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return (flat if flat.is_floating_point() else flat.long()).to(device)
 
 
-def _column(flat: Flatten, scores: Sequence[Scores] | None, field: str) -> Tensor | None:
+def _column(
+    flat: Flatten, scores: Sequence[Scores] | None, field: str, width: int | None = None
+) -> Tensor | None:
     if scores is None:
         return None
     arrays = [getattr(s, field) for s in scores]
+    if width is not None:
+        arrays = [a if a is None else a[:, :width] for a in arrays]
     return None if any(a is None for a in arrays) else flat(arrays)
 
 

@@ -37,6 +37,8 @@ class CompletionTokens(NamedTuple):
         position: (N,) index in the completion, from 0.
         teacher_entropy: (N,) nats, if the objective wants it.
         advantage: (N,) outcome advantage of the token's rollout.
+        shared: (N, K) for a teacher of another tokenizer: 1 for those of student_topk that it has
+            too, all 0 at positions that are not one token on either side. None: one tokenizer.
         weight: (N,) 1 normally; 0 where nothing is to be learned, such as masked special tokens.
             The objective applies its own `position_decay` on top.
     """
@@ -49,6 +51,7 @@ class CompletionTokens(NamedTuple):
     teacher_entropy: Tensor | None
     advantage: Tensor | None
     weight: Tensor
+    shared: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +85,15 @@ class Objective:
     student_temperature: float = 1.0
     sampling_temperature: float = 1.0
     sampling_truncated: bool = False  # top_p < 1 while sampling
+    other_tokenizer: bool = False  # the teacher's scores are of its own tokens, chunk by chunk
 
     def __post_init__(self) -> None:
-        for wrong, message in self._refusals():
+        for wrong, message in (*self._refusals_of_text(), *self._refusals()):
             if wrong:
                 raise UserError(message)
 
     def _refusals(self) -> list[tuple[bool, str]]:
-        sampled, divergence = self.support == "sampled", self.divergence
+        sampled, divergence = self.support == "sampled" or self.other_tokenizer, self.divergence
         one_token = self.support in ("student_topk", "teacher_topk", "intersection")
         return [
             (
@@ -100,7 +104,7 @@ class Objective:
             (self.k < 1, f"loss.k={self.k}: at least 1 token"),
             (not 0 < self.beta < 1, f"loss.beta={self.beta}: must lie between 0 and 1"),
             (
-                sampled and divergence != "reverse_kl",
+                self.support == "sampled" and divergence != "reverse_kl",
                 f"loss.support=sampled estimates reverse KL; loss.divergence={divergence} needs "
                 "several tokens, such as loss.support=student_topk",
             ),
@@ -149,6 +153,27 @@ class Objective:
             ),
         ]
 
+    def _refusals_of_text(self) -> list[tuple[bool, str]]:
+        """What a teacher of another tokenizer cannot be asked."""
+        text, only = self.other_tokenizer, "with a teacher of another tokenizer (teacher.tokenizer)"
+        return [
+            (
+                text and self.support not in ("sampled", "student_topk"),
+                f"loss.support={self.support} {only} would compare tokens that the student does "
+                "not have. Use loss.support=student_topk or sampled",
+            ),
+            (
+                text and (self.mode == "reference" or self.estimator != "k1"),
+                f"loss.mode={self.mode} and loss.estimator={self.estimator} {only}: chunks are "
+                "trained by k1. Use loss.mode=paper or tail, and loss.estimator=k1",
+            ),
+            (
+                text and (self.reward_scale != 1 or self.entropy_forward_kl is not None),
+                f"loss.terms.reward_scale and entropy_forward_kl {only} would need models of the "
+                "student's tokens. Leave them out",
+            ),
+        ]
+
     @property
     def _pathwise(self) -> bool:
         return self.support == "sampled" and self.estimator != "k1"
@@ -166,12 +191,12 @@ class Objective:
     @property
     def _normalised(self) -> bool:
         """Whether the distillation part uses normalised log-probs on its support."""
-        return self.support in ("sampled", "full") or self.mode != "paper"
+        return self.support in ("sampled", "full") or self.mode != "paper" or self.other_tokenizer
 
     @property
     def renormalises_teacher(self) -> bool:
         """Whether the teacher counts on the student's top k alone, as if it had nothing else."""
-        return self.support == "student_topk" and self.mode == "paper"
+        return self.support == "student_topk" and self.mode == "paper" and not self.other_tokenizer
 
     @property
     def needs_normaliser(self) -> bool:
@@ -240,6 +265,8 @@ class Objective:
         tokens: CompletionTokens,
         reference: Distribution | None,
     ) -> Tensor:
+        if tokens.shared is not None:
+            return self._compare_text(student, teacher, tokens, tokens.shared)
         if self.support == "full":
             p, q = student.log_probs(), teacher.log_probs()
             if reference is not None and self.needs_reference:
@@ -266,6 +293,21 @@ class Objective:
             normal = self.support != "symmetric_difference" or self.normalize
             return losses.reference_topk(p, q, valid, weights=self.weights, normalize=normal)
         return self._compare(losses.with_tail(p, valid), losses.with_tail(q, valid))
+
+    def _compare_text(
+        self, student: Distribution, teacher: Distribution, tokens: CompletionTokens, shared: Tensor
+    ) -> Tensor:
+        """k1 on chunk advantages; where tokens are one to one, the divergence on shared tokens."""
+        own = tokens.targets[:, None]
+        p, q = _zero_ignored(tokens, logp(student, own)), _zero_ignored(tokens, logp(teacher, own))
+        chunks = losses.k1(p[:, 0], q[:, 0].detach())
+        if self.support == "sampled":
+            return chunks
+        ids, valid = tokens.student_topk[:, : self.k], shared[:, : self.k] > 0
+        p = _zero_ignored(tokens, logp(student, ids))
+        q = _zero_ignored(tokens, logp(teacher, ids)).detach()
+        narrow = losses.with_tail if self.mode == "tail" else losses.renormalise
+        return torch.where(valid.any(1), self._compare(narrow(p, valid), narrow(q, valid)), chunks)
 
     def _compare(self, p: Tensor, q: Tensor) -> Tensor:
         match self.divergence:

@@ -74,6 +74,12 @@ TEACHERS = (  # each of several teachers on its own prompts
     "teachers/<teacher>/token_share",
     "teachers/<teacher>/<metric>",
 )
+ALIGN = (  # a teacher of another tokenizer
+    "align/shared",
+    "align/left_out",
+    "align/chunk_length",
+    "align/advantage",
+)
 COLDSTART = (  # logged by a cold start
     "coldstart/step",
     "coldstart/loss",
@@ -110,6 +116,6 @@ POSITIONAL = (  # also logged by position bin
 BINNED = ("<name>@pos<first>-<last>", "<name>@rel<from>-<to>")
 METRICS = (
     *(FULL + OVERLAP + SAMPLED + LOSS + BOUNDS + DERIVED + DRIFT),
-    *(LOOP + HORIZON + TEACHERS + COLDSTART + CLOCK + BINNED),
+    *(LOOP + HORIZON + TEACHERS + ALIGN + COLDSTART + CLOCK + BINNED),
 )
 """Every name that may be logged; `<...>` stands for a part that varies."""

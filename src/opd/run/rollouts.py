@@ -25,7 +25,7 @@ from opd.run.parquet import (
     text_columns,
     to_parquet,
 )
-from opd.types import SCORE_FIELDS, VIEW_FIELDS, Prompt, Rollout, Scores
+from opd.types import ALIGNMENT_FIELDS, SCORE_FIELDS, VIEW_FIELDS, Prompt, Rollout, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,9 @@ def encode(step: StepFile) -> bytes:
     )
     for name, dims in _ROLLOUT_DIMS.items():
         columns |= array_columns(name, [getattr(r, name) for r in batch], dims)
-    for name, dims in _SCORE_DIMS.items():
+    aligned = any(s.chunk is not None for s in scores)
+    fields = {**_SCORE_DIMS, **(ALIGNMENT_FIELDS if aligned else {})}
+    for name, dims in fields.items():
         columns |= array_columns(TEACHER + name, [getattr(s, name) for s in scores], dims)
     for name in VIEW_FIELDS:
         arrays = [None if s.view is None else getattr(s.view, name) for s in scores]
@@ -109,6 +111,8 @@ def decode(data: bytes, *, hidden_states: bool = True) -> StepFile:
     texts = read_texts(table, TEXTS)
     rollout_arrays = {n: read_arrays(table, n, d) for n, d in _ROLLOUT_DIMS.items()}
     score_arrays = {n: read_arrays(table, TEACHER + n, d) for n, d in _SCORE_DIMS.items()}
+    if TEACHER + "chunk" in table.column_names:
+        score_arrays |= {n: read_arrays(table, TEACHER + n, d) for n, d in ALIGNMENT_FIELDS.items()}
     views = _decode_views(table)
     hidden = _decode_hidden(table) if hidden_states else [None] * len(table)
     batch, scores = [], []

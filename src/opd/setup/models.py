@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,9 +20,11 @@ from opd.data.prompts import PromptSet
 from opd.data.teacher_prompts import TeacherPrompts
 from opd.models.lm import LM
 from opd.models.self_weights import SelfWeights
+from opd.models.tokenizers import vocab_size
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.samplers.sampling import MakeSampler
+from opd.setup.foreign import own_tokenizer, translated
 from opd.setup.memory_plan import token_budget
 from opd.setup.objective import make_objective, resolve_support
 from opd.setup.pair import Pair, load_pair
@@ -102,12 +105,17 @@ class Models:
             with naming(name):
                 member.handshake(prompts_of(prompts, name))
         if self.remote is not None:
-            pair = self.pair
             if self.teacher_prompts is not None:
                 prompts = self.teacher_prompts.of_set(prompts)
-            self.remote.handshake(
-                self.cfg, self.objective, pair.student.vocab, pair.tokenizer, prompts
-            )
+            vocab, tokenizer = self._vocabulary()
+            self.remote.handshake(self.cfg, self.objective, vocab, tokenizer, prompts)
+
+    def _vocabulary(self) -> tuple[int, Any]:
+        """Size and tokenizer of what the teacher is asked about."""
+        own = own_tokenizer(self.cfg)
+        if own is not None:
+            return vocab_size(own), own
+        return self.pair.student.vocab, self.pair.tokenizer
 
     def teacher(self, folder: Path, console: Console, clock: Clock) -> Teacher | None:
         """The teacher of the run, after its handshake; None without one.
@@ -121,12 +129,16 @@ class Models:
         if self.members:
             return self._joined_teachers(folder, console, clock)
         if self.remote is not None:
-            vocab = self.pair.student.vocab
+            vocab, _ = self._vocabulary()
             teacher = self.remote.teacher(self.cfg, vocab, folder, console, clock)
         else:
             teacher = self._teacher_here()
         if teacher is None or self.teacher_prompts is None:
             return teacher
+        own, pair = own_tokenizer(self.cfg), self.pair
+        if own is not None:
+            seen = self.teacher_prompts
+            return translated(teacher, pair.student, pair.tokenizer, own, seen, pair.stop)
         return PromptedTeacher(teacher, self.teacher_prompts)
 
     def _joined_teachers(self, folder: Path, console: Console, clock: Clock) -> Teacher:
@@ -228,6 +240,11 @@ def open_members(cfg: Run, console: Console, *, student: LM | None = None) -> Mo
             members[name] = open_models(cfg.of_teacher(name), console, student=student)
         student = members[name].pair.student
     first = next(iter(members.values()))
+    same_for_all(
+        {name: m.cfg.compares_text for name, m in members.items()},
+        lambda text: "a tokenizer of its own" if text else "the student's tokenizer",
+        "Set teachers.NAME.tokenizer for all of them or for none.",
+    )
     loss = same_for_all(
         {name: m.cfg.loss for name, m in members.items()},
         lambda loss: f"loss.support=auto is {loss.support}",
@@ -253,10 +270,11 @@ def _prunes(cfg: Run) -> bool:
 
 def local_teacher(cfg: Run, pair: Pair) -> LocalTeacher | None:
     """The teacher in this process, if the run has one."""
-    if pair.teacher is None:
+    lm = pair.teacher or pair.foreign
+    if lm is None:
         return None
     return LocalTeacher(
-        pair.teacher,
+        lm,
         tokens_per_batch=token_budget(cfg),
         temperature=cfg.loss.teacher_temperature,
     )

@@ -15,8 +15,10 @@ def resolve_support(cfg: Run, kinds: frozenset[Kind], console: Console) -> Run:
     loss = cfg.loss
     if loss.support != "auto":
         return cfg
-    if Kind.SUPPORT in kinds:
-        chosen: dict[str, Any] = {"support": "student_topk"}
+    if cfg.compares_text:
+        chosen: dict[str, Any] = {"support": "student_topk" if Kind.SUPPORT in kinds else "sampled"}
+    elif Kind.SUPPORT in kinds:
+        chosen = {"support": "student_topk"}
     else:
         mode = "tail" if loss.mode == "paper" else loss.mode
         chosen = {"support": "teacher_topk", "mode": mode}
@@ -51,4 +53,5 @@ def make_objective(cfg: Run) -> Objective:
         student_temperature=loss.student_temperature,
         sampling_temperature=cfg.rollout.temperature,
         sampling_truncated=cfg.rollout.top_p < 1,
+        other_tokenizer=cfg.compares_text,
     )

@@ -15,13 +15,23 @@ from opd.setup.remote_teacher import TeacherSource
 
 @dataclass(frozen=True)
 class Pair:
-    """Student and teacher, loaded and checked against each other."""
+    """Student and teacher, loaded and checked against each other.
+
+    Attributes:
+        student: the model that is trained.
+        teacher: of the student's tokenizer, in this process.
+        tokenizer: the student's.
+        stop: ids that end a rollout.
+        teacher_stop: ids that end the teacher's own completions.
+        foreign: the teacher in this process where its tokenizer is another one.
+    """
 
     student: LM
     teacher: LM | None
     tokenizer: Any
     stop: frozenset[int]
     teacher_stop: frozenset[int]
+    foreign: LM | None = None
 
 
 def load_pair(
@@ -46,7 +56,8 @@ def load_pair(
     student_tok = tokenizers.load_tokenizer(cfg.student.model, key="student.model")
     spec = cfg.teacher if remote is None and isinstance(cfg.teacher, LocalTeacher) else None
     teacher_tok = None
-    if spec is not None:
+    text = cfg.compares_text
+    if spec is not None and not text:
         teacher_tok = tokenizers.load_like(student_tok, cfg.student.model, spec.model)
     choose_template(cfg, student_tok, teacher_tok)
     given = student
@@ -59,10 +70,12 @@ def load_pair(
     if spec is None or teacher_tok is None:
         vocab = min(student.vocab, tokenizers.vocab_size(student_tok))
         student = replace(student, vocab=vocab)
-        ends = remote.eos if remote else frozenset()
+        ends = remote.eos if remote and not text else frozenset()
         if ends:
             stop = tokenizers.resolve_stop(student_tok, stop, ends, cfg.rollout.stop)
-        return Pair(given or prepare_student(cfg, student), None, student_tok, stop, ends or stop)
+        ready = given or prepare_student(cfg, student)
+        foreign = None if spec is None else load_foreign(spec, str(ready.device))
+        return Pair(ready, None, student_tok, stop, ends or stop, foreign)
     teacher = load_teacher(spec, str(student.device))
     vocab = tokenizers.require_same(
         student_tok, teacher_tok, student_vocab=student.vocab, teacher_vocab=teacher.vocab
@@ -89,6 +102,18 @@ def load_teacher(spec: LocalTeacher, device: str) -> LM:
     for parameter in teacher.model.parameters():
         parameter.requires_grad_(False)
     return teacher
+
+
+def load_foreign(spec: LocalTeacher, device: str) -> LM:
+    """A frozen teacher that has a tokenizer of its own.
+
+    Raises:
+        UserError: model or tokenizer cannot be read.
+    """
+    assert spec.tokenizer is not None
+    tokenizer = tokenizers.load_tokenizer(spec.tokenizer, key="teacher.tokenizer")
+    teacher = load_teacher(spec, device)
+    return replace(teacher, vocab=min(teacher.vocab, tokenizers.vocab_size(tokenizer)))
 
 
 def prepare_student(cfg: Run, student: LM) -> LM:

@@ -13,6 +13,7 @@ from opd.errors import UserError
 from opd.models.configs import rope_parameters
 from opd.run.console import Console
 from opd.samplers.hf import Decoding
+from opd.setup.foreign import own_tokenizer
 from opd.setup.routing import route_prompts
 from opd.training.evaluate import EvalTask
 from opd.types import Rollout
@@ -76,16 +77,19 @@ def load_teacher_prompts(cfg: Run, pair: Tokenized, prompts: PromptSet) -> Teach
     Raises:
         UserError: a row without what teacher.prompt needs, or a prompt beyond the context.
     """
-    spec = cfg.teacher
-    if spec is None or spec.prompt is None:
+    spec, own = cfg.teacher, own_tokenizer(cfg)
+    if spec is None or (spec.prompt is None and own is None):
         return None
     model = pair.student if isinstance(spec, SelfTeacher) else pair.teacher
     context = None if model is None else model.context_length
     return make_teacher_prompts(
         cfg.prompts.source,
         prompts.prompts,
-        Rendering(pair.tokenizer, cfg.prompts.template, cfg.prompts.chat),
-        spec.prompt,
+        # Keywords of the student's chat template mean nothing to another one.
+        Rendering(pair.tokenizer, cfg.prompts.template, cfg.prompts.chat)
+        if own is None
+        else Rendering(own, cfg.prompts.template, None if cfg.prompts.chat is None else {}),
+        spec.prompt or "{prompt}",
         longest=None if context is None else context - cfg.rollout.max_new_tokens,
     )
 

@@ -161,7 +161,7 @@ class ServedTeacher:
 
     @property
     def _sees_more(self) -> bool:
-        return self.spec.prompt is not None
+        return self.spec.prompt is not None or self.spec.tokenizer is not None
 
     def samplers(self, student: LM, stop: frozenset[int], ranks: Ranks = SINGLE) -> MakeSampler:
         """What generates with the teacher, where it `generates`.
@@ -285,6 +285,12 @@ def require_kinds(objective: Objective, kinds: frozenset[Kind]) -> None:
             "loss.support=full needs the teacher's whole distribution, which no server sends. Use "
             "a teacher in this process (teacher.model without teacher.url), or "
             "loss.support=student_topk."
+        )
+    if objective.other_tokenizer and objective.want.support and Kind.SUPPORT not in kinds:
+        raise UserError(
+            "loss.support=student_topk: this server cannot score tokens of the student's choice. "
+            "Use loss.support=sampled, which compares chunks of text alone, or serve the teacher "
+            "with `opd serve-teacher`."
         )
     if objective.want.support and Kind.SUPPORT not in kinds:
         raise UserError(missing_support_message(kinds, objective.k))

@@ -55,6 +55,11 @@ def require_ordinary_teacher(cfg: Run, command: str) -> None:
             f"{command} needs a teacher that is another model, and this one is the student itself "
             "(teacher.from=student)."
         )
+    if cfg.compares_text:
+        raise UserError(
+            f"{command} compares both models token by token, and teacher.tokenizer gives the "
+            "teacher other tokens. It needs a teacher of the student's tokenizer."
+        )
     if spec is not None and spec.prompt is not None:
         raise UserError(
             f"{command} compares both models on one prompt, and teacher.prompt gives the teacher "

@@ -13,6 +13,7 @@ from opd.models.lm import resolve_device
 from opd.models.model_files import ModelFacts, read_facts
 from opd.setup.chat_template import choose_template
 from opd.setup.first_look import is_offline, require_k
+from opd.setup.foreign import own_tokenizer
 from opd.setup.problems import Problems
 from opd.setup.routing import naming
 
@@ -61,12 +62,13 @@ def read_pair(cfg: Run, problems: Problems, *, judges_pair: bool = False) -> Tok
     if isinstance(cfg.teacher, LocalTeacher) and not is_offline(cfg):
         problems.attempt(resolve_device, cfg.teacher.device, "teacher.device")
         teacher = problems.attempt(read_facts, cfg.teacher.model, "teacher.model")
-        if teacher is not None and tokenizer is not None:
+        if teacher is not None and tokenizer is not None and not cfg.compares_text:
             teacher_tok = problems.attempt(
                 tokenizers.load_like, tokenizer, cfg.student.model, cfg.teacher.model
             )
-        elif teacher is not None:
+        elif teacher is not None and not cfg.compares_text:
             problems.attempt(tokenizers.load_tokenizer, cfg.teacher.model, key="teacher.model")
+    problems.attempt(own_tokenizer, cfg)
     others = {"loss.terms.reference": cfg.loss.terms.reference, "check.origin": cfg.check.origin}
     for key, name in others.items():
         if name is not None:

@@ -25,6 +25,7 @@ from opd.rng import Stream, generator, key
 from opd.run.folder import RunFolder
 from opd.run.rollouts import kept_indices
 from opd.teachers.remote import TeacherDown
+from opd.training.alignment import alignment_metrics, leave_out_unaligned
 from opd.training.hint_quotes import HintQuotes, hint_metrics
 from opd.training.horizon import Pruning, prune_weights
 from opd.training.per_teacher import equalise_tokens, split_by_teacher
@@ -204,6 +205,7 @@ def token_weights(
 ) -> TokenWeights:
     """Each token's weight after special tokens and pruning by overlap."""
     plain = None if source.special is None else special_weights(source, rollouts)
+    plain = leave_out_unaligned(rollouts, scores, plain)
     names = teacher_names(source, rollouts)
     if names is not None and source.size.by_tokens:
         plain = equalise_tokens(rollouts, names, plain)
@@ -331,6 +333,7 @@ def rollout_metrics(batch: Batch) -> Metrics:
         metrics["rollout/reward"] = Mean(float(batch.rewards.sum()), count)
     if batch.quoted is not None:
         metrics |= hint_metrics(rollouts, batch.quoted)
+    metrics |= alignment_metrics(rollouts, batch.scores or ())
     if batch.teachers is not None:
         for name, part in split_by_teacher(batch).items():
             metrics |= {f"teachers/{name}/{n}": m for n, m in rollout_metrics(part).items()}

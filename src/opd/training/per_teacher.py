@@ -47,7 +47,8 @@ def split_by_teacher(batch: Batch) -> dict[str, Batch]:
     for name in dict.fromkeys(batch.teachers):
         rows = [i for i, teacher in enumerate(batch.teachers) if teacher == name]
         rewards = None if batch.rewards is None else batch.rewards[rows]
-        parts[name] = Batch([batch.rollouts[i] for i in rows], rewards=rewards)
+        scores = None if batch.scores is None else [batch.scores[i] for i in rows]
+        parts[name] = Batch([batch.rollouts[i] for i in rows], scores, rewards=rewards)
     return parts
 
 

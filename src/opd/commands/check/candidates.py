@@ -12,6 +12,7 @@ import transformers
 
 from opd.commands.check.memory import MemoryCheck
 from opd.config import LocalTeacher, Run, SelfTeacher
+from opd.data.duplicates import load_questions
 from opd.data.prompts import PromptSet, load_prompts
 from opd.errors import UserError
 from opd.models.configs import context_length_of, read_config
@@ -23,10 +24,12 @@ from opd.recipes.check.compatibility import Finding
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.samplers.sampling import MakeSampler
+from opd.setup.foreign import describe_alignment, own_tokenizer
 from opd.setup.models import Models, open_models
 from opd.setup.pair import Pair
 from opd.setup.prompts import load_training_prompts
 from opd.setup.samplers import rollout_decoding, student_samplers
+from opd.teachers.translate import Translator
 from opd.types import Teacher
 
 PROMPT_ROWS = 256  # of the prompt file, for templates and lengths
@@ -93,7 +96,7 @@ def load_candidate(
         UserError: a model or file that cannot be read, or a server that does not answer.
     """
     findings = [] if memory is None else [memory.finding]
-    if isinstance(cfg.teacher, LocalTeacher):
+    if isinstance(cfg.teacher, LocalTeacher) and not cfg.compares_text:
         findings = _check_tokenizers(cfg, cfg.teacher) + findings
     elif cfg.teacher is None:
         raise UserError("opd check needs a teacher; teacher is null.")
@@ -101,9 +104,12 @@ def load_candidate(
         return Candidate(label, cfg, findings, None, memory=memory)
     models = open_models(cfg, Console("quiet"), student=student)
     cfg, pair = models.cfg, models.pair
-    if cfg.teacher is not None and cfg.teacher.prompt is not None:
+    sees_more = cfg.teacher is not None and cfg.teacher.prompt is not None
+    if sees_more or cfg.compares_text:
         models = models.for_prompts(load_training_prompts(cfg, pair, Console("quiet")))
         findings.append(_shown_prompt(models))
+    if cfg.compares_text:
+        findings.append(_shown_alignment(models))
     own = isinstance(cfg.teacher, SelfTeacher)
     if own or (models.teacher_prompts is not None and models.remote is None):
         scorer = models.teacher(scratch, Console("quiet"), Clock())
@@ -115,7 +121,8 @@ def load_candidate(
         return _with_samplers(Candidate(label, cfg, findings, pair, memory=memory), models, scratch)
     models.handshake(_prompts(cfg, pair.tokenizer, cfg.prompts.chat))
     server = models.teacher(scratch, Console("quiet"), Clock())
-    message = "the server encodes known texts as the student does"
+    whose = "its tokenizer" if cfg.compares_text else "the student"
+    message = f"the server encodes known texts as {whose} does"
     findings.insert(0, Finding("tokens", "ok", message))
     return _with_samplers(Candidate(label, cfg, findings, pair, server, memory), models, scratch)
 
@@ -139,11 +146,23 @@ def _shown_prompt(models: Models) -> Finding:
     seen = models.teacher_prompts
     assert seen is not None
     index, ids = next(iter(seen.ids.items()))
-    text = str(models.pair.tokenizer.decode(ids))
+    text = str((own_tokenizer(models.cfg) or models.pair.tokenizer).decode(ids))
     if len(text) > SHOWN_PROMPT:
         text = f"{text[: SHOWN_PROMPT // 2]} ... {text[-SHOWN_PROMPT // 2 :]}"
-    message = f"with teacher.prompt the teacher sees, for row {index + 1}: {text}"
+    message = f"the teacher sees, for row {index + 1}: {text}"
     return Finding("teacher prompt", "ok", message)
+
+
+def _shown_alignment(models: Models) -> Finding:
+    """What two tokenizers have in common; a failure where the teacher's changes the text."""
+    cfg, pair = models.cfg, models.pair
+    own = own_tokenizer(cfg)
+    translator = Translator(pair.tokenizer, own, pair.stop, vocab=pair.student.vocab)
+    texts = [q.text for q in load_questions(cfg.prompts.source)]
+    try:
+        return Finding("alignment", "ok", describe_alignment(translator, texts))
+    except UserError as error:
+        return Finding("alignment", "failure", str(error))
 
 
 def _prompts(cfg: Run, tokenizer: Any, chat: dict[str, Any] | None) -> PromptSet:
