@@ -2,7 +2,7 @@
 
 `python -m opd_lab.auto_trial OUT.jsonl [--cache FOLDER]` trains every arm of the pairs `FAILING`
 and `HEALTHY`, appends a line per pair, and continues where it was interrupted; with `--summary` it
-only prints the table.
+only prints the table, with `--generated` the pairs are `GENERATED_PAIRS`.
 
 Every token counts that a model samples for an arm: for the check, the selection, the cold start and
 its overlap probes, and the rollouts. Evaluations do not: they measure the method, and are no part
@@ -42,8 +42,11 @@ from opd_lab import zoo
 from opd_lab.auto_trial_table import RESCUES, Arm, ArmResult, Kind, Trial, render_trials
 from opd_lab.calibration.grid import PREFIX, WORLDS
 from opd_lab.commands import CACHE
+from opd_lab.pairs.models import build_model
+from opd_lab.pairs.setting import SETTINGS
 from opd_lab.runs import Task, one_thread, run_config
 from opd_lab.short_horizon import with_short_horizon
+from opd_lab.worlds import World
 
 Pair = tuple[str, str, str]  # world, student, teacher
 QUIET = Console("quiet")
@@ -69,8 +72,30 @@ HEALTHY: tuple[tuple[int, Pair], ...] = tuple(
         ("route", "half-clean", "large-clean"),
     )
 )
+# Generated worlds (`opd_lab.pairs.setting`): in each a teacher with another pattern, one that
+# works, in every second one a teacher who knows less. Fixed before any of them was trained.
+GENERATED = (
+    "rewriting-word-llama",
+    "maze-character-qwen3",
+    "strings-bpe-gemma",
+    "graph-word-gpt2",
+    "retrieval-character-llama",
+    "march-word-qwen3",
+    "addition-byte-gpt2",
+)
+GENERATED_SEED = 200
+USELESS = ("half", "weak")
 STEPS = {"failing": 240, "healthy": 160}  # of plain training; its tokens are every arm's budget
+GENERATED_STEPS = {"failing": 120, "healthy": 80}
 PAIRS: dict[Kind, tuple[tuple[int, Pair], ...]] = {"failing": FAILING, "healthy": HEALTHY}
+GENERATED_PAIRS: dict[Kind, tuple[tuple[int, Pair], ...]] = {
+    "failing": tuple(
+        (GENERATED_SEED, (name, *models))
+        for i, name in enumerate(GENERATED)
+        for models in (("base", "other-clean"), USELESS)[: 1 + (i + 1) % 2]
+    ),
+    "healthy": tuple((GENERATED_SEED, (name, "base", "clean")) for name in GENERATED),
+}
 PROMPTS = 20_000
 
 
@@ -126,9 +151,8 @@ def arm_config(arm: Arm, data: dict[str, Any], scratch: Path) -> Run:
 
 def train_arm(arm: Arm, pair: Pair, seed: int, cache: Path, budget: Budget) -> ArmResult:
     """Train one arm until its budget is spent."""
-    world, *kinds = pair
-    student, teacher = (zoo.build(f"{PREFIX}{world}-{kind}", seed, cache) for kind in kinds)
-    task = Task(WORLDS[world], train=PROMPTS, test=384)
+    student, teacher, world = _models(pair, seed, cache)
+    task = Task(world, train=PROMPTS, test=384)
     with tempfile.TemporaryDirectory() as folder, metered(budget.tokens) as meter, one_thread():
         scratch = Path(folder)
         files = task.files(seed, cache)
@@ -143,6 +167,17 @@ def train_arm(arm: Arm, pair: Pair, seed: int, cache: Path, budget: Budget) -> A
         prepared = meter.tokens
         after = train_until(cfg, meter)
         return read_result(Path(cfg.output.dir), after, meter.tokens, prepared)
+
+
+def _models(pair: Pair, seed: int, cache: Path) -> tuple[Path, Path, World]:
+    """Folders of student and teacher, and their world: of the lab, or a generated one."""
+    name, *kinds = pair
+    if name in WORLDS:
+        student, teacher = (zoo.build(f"{PREFIX}{name}-{kind}", seed, cache) for kind in kinds)
+        return student, teacher, WORLDS[name]
+    setting = next(setting for setting in SETTINGS if setting.name == name)
+    student, teacher = (build_model(setting, kind, seed, cache / "pairs") for kind in kinds)
+    return student, teacher, setting.world
 
 
 def prepare_arm(arm: Arm, data: dict[str, Any], scratch: Path) -> Run:
@@ -216,12 +251,13 @@ def _accuracy(evaluation: Path) -> float | None:
 
 def run_trial(pair: Pair, kind: Kind, seed: int, cache: Path) -> Trial:
     """Every arm of a pair, with as many tokens as plain training has."""
-    plain = train_arm("plain", pair, seed, cache, Budget(STEPS[kind]))
+    planned = (STEPS if pair[0] in WORLDS else GENERATED_STEPS)[kind]
+    plain = train_arm("plain", pair, seed, cache, Budget(planned))
     arms: dict[Arm, ArmResult] = {"plain": plain}
     rescues = RESCUES if kind == "failing" else ()
     for arm in (*rescues, "auto"):
         # Alarms look at tenths of the planned steps, so auto plans as many as plain training.
-        steps = STEPS[kind] * (1 if arm == "auto" else 2)
+        steps = planned * (1 if arm == "auto" else 2)
         arms[arm] = train_arm(arm, pair, seed, cache, Budget(steps, plain.tokens))
     return Trial(pair, kind, seed, plain.tokens, arms)
 
@@ -230,12 +266,14 @@ def main(
     out: Path,
     cache: Path = CACHE,
     kinds: str = "failing,healthy",
+    generated: bool = False,
     summary: bool = False,
 ) -> None:
     """See the module."""
     trials = [Trial.parse(record) for record in read_jsonl(out)] if out.is_file() else []
     done = {(trial.pair, trial.seed) for trial in trials}
-    planned = [(kind, *each) for kind in PAIRS if kind in kinds.split(",") for each in PAIRS[kind]]
+    pairs = GENERATED_PAIRS if generated else PAIRS
+    planned = [(kind, *each) for kind in pairs if kind in kinds.split(",") for each in pairs[kind]]
     for kind, seed, pair in () if summary else planned:
         if (pair, seed) not in done:
             trials.append(run_trial(pair, kind, seed, cache))

@@ -19,6 +19,7 @@ Kind = Literal["failing", "healthy"]
 RESCUES: tuple[Arm, ...] = ("cold start", "select", "horizon")
 ARMS: tuple[Arm, ...] = ("plain", *RESCUES, "auto")
 PLAIN_FAILS, RESCUE_WORKS = 0.2, 0.5  # gap recovery below and above which a pair is counted
+MIN_GAP = 0.05  # accuracy gap below which there is nothing to recover
 AS_GOOD = 0.8  # of the best rescue's recovery
 
 
@@ -81,7 +82,14 @@ class Trial:
 
     def recovery(self, arm: Arm) -> float:
         """Fraction of the gap to the teacher that an arm recovers."""
-        return (self.after(arm) - self.before) / max(self.teacher - self.before, 1e-9)
+        gap = self.teacher - self.before
+        return (self.after(arm) - self.before) / gap if gap >= MIN_GAP else 0.0
+
+    @property
+    def rescued(self) -> bool:
+        """Whether plain training or a rescue by hand recovers half of the gap."""
+        by_hand = (arm for arm in ("plain", *RESCUES) if arm in self.arms)
+        return any(self.recovery(arm) >= RESCUE_WORKS for arm in by_hand)
 
     def relative_recovery(self) -> float | None:
         """Recovery of auto over that of the best rescue, where plain fails and a rescue works."""
@@ -123,6 +131,14 @@ def claims(trials: Sequence[Trial]) -> list[str]:
             f"Plain training recovers less than a fifth and a rescue at least half: "
             f"{len(relative)} pairs; auto recovers at least .8 of the best rescue on {as_good}, "
             f"{fmean(relative):.2f} on average, {min(relative):.2f} at worst."
+        )
+    hopeless = [t for t in trials if t.kind == "failing" and not t.rescued]
+    if hopeless:
+        losses = [t.after("auto") - t.before for t in hopeless]
+        texts.append(
+            f"No arm recovers half: {len(hopeless)} pairs; auto minus before {fmean(losses):+.3f} "
+            f"on average, {min(losses):+.3f} at worst; "
+            f"{sum(t.arms['auto'].refused is not None for t in hopeless)} not trained."
         )
     changes = [t.after("auto") - t.after("plain") for t in trials if t.kind == "healthy"]
     if changes:

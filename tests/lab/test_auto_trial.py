@@ -50,8 +50,9 @@ def test_a_pair_counts_only_if_plain_fails_and_a_rescue_works():
     works = trial("failing", 0.2, {"after": 0.9}, cold=0.9)
     no_rescue = trial("failing", 0.2, {"after": 0.2}, cold=0.3)
     no_need = trial("failing", 0.8, {"after": 0.2}, cold=0.9)
-    (claim,) = claims([works, no_rescue, no_need])
+    claim, hopeless = claims([works, no_rescue, no_need])
     assert "at least half: 1 pairs; auto recovers at least .8 of the best rescue on 1" in claim
+    assert "No arm recovers half: 1 pairs; auto minus before +0.000" in hopeless
     rows = render_trials([works, no_rescue, no_need]).splitlines()[2:5]
     assert [row.split("|")[-2].strip() for row in rows] == ["1.00", "", ""]
 
