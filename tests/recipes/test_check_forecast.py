@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from opd.core.stats import Estimate
-from opd.recipes.check.forecast import growth, pilot_change, predict
+from opd.recipes.check.forecast import estimate_views, growth, pilot_change, predict
 from opd.recipes.check.forecast_model import View, load_model, model_of_record
 from support.check_features import MODEL, RUN, estimate, make_features
 
@@ -84,6 +84,23 @@ def test_more_of_a_helpful_pilot_predicts_more(kl_drop):
         for change in (-0.1, -0.02, 0.0, 0.02, 0.1)
     ]
     assert np.all(np.diff(changes) >= -1e-12)
+
+
+def test_a_stretch_that_leaves_the_teacher_counts_less():
+    """At the raised rate the student broke; at the run's own it would not."""
+    measured = {"stretch_path": estimate(0.4), "stretch_resampled": estimate(-0.3)}
+
+    def added(kl_drop):
+        features = make_features(0.4, 0.9, 0.5) | pilot() | measured
+        features["stretch_kl_drop"] = estimate(kl_drop)
+        return estimate_views(MODEL.mixture, features)["stretch"].added
+
+    efolds = -math.log(1 - 0.1) / 0.05
+    expected = 1 - math.exp(-efolds * 0.4)
+    plain = added(expected)
+    assert added(0.9) == plain  # more than expected is as good
+    assert added(expected - 0.3) == pytest.approx(plain + 0.3)
+    assert added(-20.0) == 1.0
 
 
 def test_a_longer_run_goes_further_in_the_direction_of_its_pilot():

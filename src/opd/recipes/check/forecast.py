@@ -208,9 +208,22 @@ def estimate_views(
         change, error = measured
         times = growth(values[path] / ratio, values["efolds"])
         grown = min(max(change * times, -before), 1 - before)
-        added = min(TYPICAL_CHANGE * (times - 1), 1.0)
-        views[name] = View(grown, min(error * times, 1.0), added)
+        added = TYPICAL_CHANGE * (times - 1)
+        added += _stretch_shortfall(values, values[path] / ratio) if name == STRETCH else 0.0
+        views[name] = View(grown, min(error * times, 1.0), min(added, 1.0))
     return views
+
+
+def _stretch_shortfall(values: Mapping[str, float], path: float) -> float:
+    """How much less of the reverse KL the stretch took away than the pilot's speed says, 0 to 1.
+
+    At a raised rate a student may break that the run itself would teach: steps that do not come
+    nearer to the teacher say little of where the run will be.
+    """
+    if not is_known(values, "stretch_kl_drop"):
+        return 0.0
+    expected = 1 - math.exp(-values["efolds"] * path)
+    return min(max(expected - values["stretch_kl_drop"], 0.0), 1.0)
 
 
 def _distance_view(
