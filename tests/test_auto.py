@@ -61,7 +61,8 @@ def untrained(tmp_path):
 
 
 def test_a_pair_that_works_is_trained_as_it_is_with_alarms_that_act(tmp_path):
-    cfg = auto.prepare(settings(tmp_path), resume=False, console=QUIET)
+    given = settings(tmp_path, train={"steps": 80, "prompts_per_step": 16})
+    cfg = auto.prepare(given, resume=False, console=QUIET)
     assert cfg.coldstart is None
     assert cfg.alarms.action == "act"
 
@@ -83,7 +84,7 @@ def test_the_check_samples_a_small_fraction_of_the_tokens_of_the_run(tmp_path, m
     few, many = (len(result.student.prompts) for result in checks)
     assert few == MIN_PROMPTS < many < 192
     pilots = [result.best.features["pilot_steps"].value for result in checks]
-    assert pilots == [1, gather.LONGER_PILOT]
+    assert pilots[0] == 1 < pilots[1] <= gather.LONGER_PILOT
     own, side = checks[-1].student, checks[-1].best.side
     length = sum(map(len, own.rollouts)) / len(own.rollouts)
     each = (own.tokens + side.tokens) / many

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from opd.recipes.check.forecast_model import load_model
 from opd.recipes.check.verdict import GO, NO_GO
 from opd.reports.markdown import render_markdown
-from opd_lab.forecast_fit import fit_forecast
+from opd_lab.forecast_fit import fit_forecast, fit_means
 from opd_lab.pairs import judging
+from opd_lab.pairs.design import FITTED
 from opd_lab.pairs.judging import by_world, fit_rows, judge_outcomes, leave_worlds_out, summarise
 from opd_lab.pairs.page import Findings, ablate, check_document
 from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, outcomes_of, pack
@@ -144,6 +146,21 @@ def test_the_page_shows_worst_world_first_and_every_part(outcomes):
         "Every wrong go",
     ):
         assert words in text
+
+
+def test_the_shipped_forecast_is_the_fit_of_the_records():
+    study = [o for o in load_outcomes("fit") if o.facts["index"] < FITTED]
+    again = fit_means(fit_rows([*load_outcomes("calibration"), *study]), judging.TERMS)
+    shipped = load_model()
+    for ours, theirs in [
+        (again.mixture, shipped.mixture),
+        *zip(again.mixture.terms, shipped.mixture.terms, strict=True),
+    ]:
+        assert ours.adopts == pytest.approx(theirs.adopts, abs=1e-2)
+        assert ours.loses == pytest.approx(theirs.loses, abs=1e-2)
+    assert [set(c.errors) for c in again.combinations] == [
+        set(c.errors) for c in shipped.combinations
+    ]
 
 
 def test_records_say_what_was_run():

@@ -19,7 +19,7 @@ EVALUATIONS = ((1.0, 1.0), (0.7, 0.95))  # temperature, top_p
 GEMMA_MODULES = "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
 BLOCKS = {"fit": 0, "fresh": 100}
 """Blocks of runs, and the seed of their models; no fit uses the models or runs of `fresh`."""
-FITTED = 19
+FITTED = 140
 """The shipped forecast was fitted on the first so many runs of `fit`; later ones judge it."""
 
 
