@@ -6,15 +6,19 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from opd.commands.process_exit import end, fail
+from opd.commands.process_exit import (
+    end,
+    end_on_sigterm,
+    fail,
+    forget_messages,
+    interruptible,
+)
 from opd.errors import UserError
 
 app = typer.Typer(
@@ -127,13 +131,12 @@ def coldstart(
     cfg = load_and_look(file, overrides or (), trains=True, resume=resume, overwrite=overwrite)
     from opd.commands.coldstart import run_coldstart
 
-    with _interruptible():
-        run_coldstart(
-            cfg,
-            resume=resume,
-            overwrite=overwrite,
-            style="json" if json_lines else "quiet" if quiet else "auto",
-        )
+    run_coldstart(
+        cfg,
+        resume=resume,
+        overwrite=overwrite,
+        style="json" if json_lines else "quiet" if quiet else "auto",
+    )
 
 
 @app.command()
@@ -309,29 +312,18 @@ def demo(
     """The whole story on a tiny shipped pair, no network, no GPU; replaces an earlier demo."""
     from opd.commands.demo import run_demo
 
-    with _interruptible():
-        run_demo(out, steps)
+    run_demo(out, steps)
 
 
 def _train(cfg: Any, resume: bool, overwrite: bool, quiet: bool, json_lines: bool) -> None:
     from opd.commands.train import run_train
 
-    with _interruptible():
-        run_train(
-            cfg,
-            resume=resume,
-            overwrite=overwrite,
-            style="json" if json_lines else "quiet" if quiet else "auto",
-        )
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """An interrupted run has printed a message already; shells expect 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_train(
+        cfg,
+        resume=resume,
+        overwrite=overwrite,
+        style="json" if json_lines else "quiet" if quiet else "auto",
+    )
 
 
 class _Debug:
@@ -362,6 +354,10 @@ def main() -> None:
     if len(sys.argv) == 1:
         typer.echo(FIRST_COMMANDS)
         return
+    forget_messages()
+    end_on_sigterm()
+    for command in app.registered_commands:
+        command.callback = interruptible(command.callback)
     try:
         app(standalone_mode=True)
     except UserError as error:

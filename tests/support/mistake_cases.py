@@ -10,6 +10,7 @@ it among the worst, which run with every `make test`.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class Mistake:
 def all_mistakes() -> list[Mistake]:
     """Every mistake, hand-written ones first."""
     made = [*command_line(), *config_files(), *prompts(), *models(), *places(), *servers()]
+    made += [*of_a_review()]
     return [*made, *contradictions(), *after_a_run(), *values_of_every_key()]
 
 
@@ -760,6 +762,122 @@ def contradictions() -> Iterator[Mistake]:
         ("temperature of a replay", "rollout.path=x ; coldstart={}", "rollout.path|coldstart"),
     ]:
         yield _override("contradictions", name, override, says)
+
+
+def of_a_review() -> Iterator[Mistake]:
+    """What a second look tried: files that are no files, values that no program writes."""
+    k = "review"
+    pipe, loop = {"prepare": _pipe}, {"prepare": _loop}
+    for name, override, says, more in [
+        ("*prompts are a pipe", "prompts.path=p.jsonl", "p.jsonl|ordinary", pipe),
+        ("prompts are compressed", "prompts.path=p.jsonl.gz", ".gz", _file("p.jsonl.gz")),
+        ("prompts are packed", "prompts.path=p.zip", "p.zip", _file("p.zip")),
+        ("prompts of YAML", "prompts.path=p.yaml", "p.yaml", _file("p.yaml")),
+        ("prompts are a device", "prompts.path=/dev/zero", "/dev/zero", {}),
+        ("prompts are a link to themselves", "prompts.path=loop", "loop", loop),
+        ("*run folder is a link to itself", "output.dir=loop", "loop|link", loop),
+        ("student is a link to itself", "student.model=loop", "student.model|loop", loop),
+        ("a rate of 1e30", "optim.lr=1e30", "optim.lr|1e30|1", {}),
+        ("a path of the home", "prompts.path=~/none.jsonl", "none.jsonl", {}),
+        ("an address as model", "student.model=https://hf.co/a/b", "student.model|no such", {}),
+        ("GGUF as model", "student.model=m.gguf", "student.model|m.gguf|file", _file("m.gguf")),
+        ("teacher and teachers", "teachers={a: {model: teacher}}", "teacher|teachers", {}),
+        ("a hint that no row has", "teacher.prompt='{hint} {problem}'", "teacher.prompt|hint", {}),
+        (
+            "one of several files absent",
+            "prompts={files: [{path: train.jsonl}, {path: no.jsonl}]}",
+            "no.jsonl",
+            {},
+        ),
+        ("no weight", "prompts={files: [{path: train.jsonl, weight: 0}]}", "weight|0", {}),
+        (
+            "a teacher named by a path",
+            "teacher=null ; teachers={../x: {model: teacher}}",
+            "teachers|../x",
+            {},
+        ),
+        (
+            "teachers that no row names",
+            "teacher=null ; teachers={a: {model: teacher}, b: {model: student}}",
+            "a, b",
+            {},
+        ),
+    ]:
+        yield _override(k, name, override, says, **more)
+    digits, brackets = "9" * 5000, "[" * 5000 + "]" * 5000
+    for name, rows, says in [
+        ("rows are lists", "[1]\n", "p.jsonl|list"),
+        (
+            "*a column twice in a row",
+            '{"problem": "a", "problem": "b"}\n',
+            "line 1|'problem'|twice",
+        ),
+        ("5,000 digits", f'{{"problem": "a", "answer": {digits}}}\n', "p.jsonl|line 1"),
+        ("brackets without end", f'{{"problem": {brackets}}}\n', "line 1|nested"),
+        ("columns in capitals", '{"Problem": "a"}\n', "Problem|problem"),
+        ("turns of ShareGPT", '{"conversations": []}\n', "conversations"),
+        ("one list named jsonl", f"[{ROW.strip()}]", "line 1|list"),
+    ]:
+        yield _override(k, name, "prompts.path=p.jsonl", says, files={"p.jsonl": rows})
+    yield _override(
+        k, "rows named json", "prompts.path=p.json", ".jsonl", **_file("p.json", ROW * 2)
+    )
+    rope, gptq = {"rope_type": "zz", "factor": 2}, {"quant_method": "gptq", "bits": 4}
+    for name, change, says in [
+        ("*no tokens", _edit("config.json", vocab_size=0), "student.model|vocabulary|0"),
+        ("tokens are a word", _edit("config.json", vocab_size="many"), "student.model|vocab_size"),
+        ("width below zero", _edit("config.json", hidden_size=-4), "config.json|-4"),
+        ("no layers", _edit("config.json", num_hidden_layers=0), "student.model|config.json"),
+        ("text part is a list", _edit("config.json", text_config=[1]), "student.model|config"),
+        ("*rotation of no kind", _edit("config.json", rope_scaling=rope), "config.json|zz"),
+        (
+            "package missing",
+            _edit("config.json", quantization_config=gptq),
+            "student.model|optimum",
+        ),
+        (
+            "end tokens are words",
+            _edit("generation_config.json", eos_token_id=["a"]),
+            "eos_token_id",
+        ),
+        ("*generation cut", _write("generation_config.json", "{"), "generation_config.json"),
+        ("tokenizer is a list", _write("tokenizer_config.json", "[]"), "student.model|tokenizer"),
+        (
+            "template reads files",
+            _write("chat_template.jinja", "{% include '/etc/passwd' %}"),
+            "chat template",
+        ),
+        (
+            "template looks behind objects",
+            _write("chat_template.jinja", "{{ messages.__class__.__mro__ }}"),
+            "chat template|unsafe",
+        ),
+        (
+            "a header of a terabyte",
+            _write("model.safetensors", (2**40).to_bytes(8, "little")),
+            "model.safetensors",
+        ),
+        (
+            "contexts of four tokens",
+            _edit("config.json", max_position_embeddings=4),
+            "max_new_tokens|4",
+        ),
+    ]:
+        yield _mistake(k, name, TRAIN, says, prepare=_broken("student", change))
+    yield _mistake(k, "*weights of no server", "verify run.yaml --local x", "--local|server")
+    yield _mistake(k, "a file in place of a run", "export run.yaml", "run.yaml|file")
+
+
+def _pipe() -> None:
+    os.mkfifo("p.jsonl")
+
+
+def _loop() -> None:
+    Path("loop").symlink_to("loop")
+
+
+def _file(name: str, content: str = "x") -> dict[str, Any]:
+    return {"files": {name: content}}
 
 
 def after_a_run() -> Iterator[Mistake]:

@@ -61,4 +61,4 @@ def look(cfg: Run, *checks: Callable[[], None], **how: Any) -> None:
         problems.attempt(check)
     problems.messages += look_first(cfg, **how)
     if problems.messages:
-        complain(f"{listed(problems.messages)}\nLooking for more ...")
+        complain(listed(problems.messages))

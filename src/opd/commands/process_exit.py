@@ -2,21 +2,71 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import signal
 import sys
-from typing import NoReturn
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
 
 import typer
 
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+TERMINATED = 143
+Command = Callable[..., Any] | None
+
+
+def interruptible(command: Command) -> Command:
+    """A command that ends quietly after Ctrl-C: whatever it was writing is gone or whole."""
+    if command is None or hasattr(command, "__wrapped__"):
+        return command
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo("opd: interrupted.", err=True)
+            sys.exit(INTERRUPTED)
+
+    return run
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM unwind the process, so that no temporary file stays."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(TERMINATED)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, leave)
+
+
+class _Said:
+    first: str | None = None  # what `complain` said before the command looked for more
+
+
+def forget_messages() -> None:
+    """Begin a command line; a process may take several, in tests."""
+    _Said.first = None
+
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print a message and leave the process."""
-    complain(message)
+    """Print a message, unless it was printed before, and leave the process."""
+    _print("nothing else is wrong." if message == _Said.first else message)
     end(code)
 
 
 def complain(message: str) -> None:
+    """Print what is wrong already, before the command looks for more."""
+    _Said.first = message
+    _print(f"{message}\nLooking for more ...")
+
+
+def _print(message: str) -> None:
     """Print a message on stderr, as far as the terminal can show it."""
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     text = f"opd: {message}".encode(encoding, "backslashreplace").decode(encoding)

@@ -38,6 +38,11 @@ def load_subject(cfg: Run, local: str | None = None) -> Subject:
             "The teacher is a server. Give the same model as a folder, so that its scores can "
             "be compared: opd verify run.yaml --local FOLDER"
         )
+    if local is not None and not isinstance(cfg.teacher, ServerTeacher):
+        raise UserError(
+            f"--local={local} is compared with a teacher server, and the teacher of this run is "
+            "none. Leave it out, or set teacher.url."
+        )
     require_ordinary_teacher(cfg, "opd verify")
     read_inputs(cfg, Console("quiet"), trains=False)
     models = open_models(cfg, Console("quiet"), local=local)

@@ -52,7 +52,7 @@ class Coldstart(Section):
     all or nothing."""
     max_rounds: int = Field(100, ge=1)
     """Ends after so many rounds in any case."""
-    lr: float = Field(1.0e-5, gt=0)
+    lr: float = Field(1.0e-5, gt=0, le=1)
     """Paper: 1e-5, ten times its on-policy rate; the rest of AdamW is that of optim. Constant after
     ten steps of warm-up, because the end is not known beforehand (paper: cosine over one epoch)."""
     mass: float = Field(0.97, gt=0, le=1)

@@ -153,7 +153,7 @@ class Diagnostics(Section):
 class Optim(Section):
     """AdamW. Paper: constant rate, no warm-up."""
 
-    lr: float = Field(1.0e-6, gt=0)
+    lr: float = Field(1.0e-6, gt=0, le=1)
     """Paper: 1e-6 for 1.5B-7B models; tiny models want 1e-3, LoRA about 1e-4."""
     weight_decay: float = Field(0.01, ge=0)
     """On matrices alone, not on biases and norms."""

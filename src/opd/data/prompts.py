@@ -22,6 +22,7 @@ import jinja2.meta
 import jinja2.sandbox
 
 from opd.data.answers import final_answer
+from opd.data.cpu_limit import cpu_limit
 from opd.data.order import Share, batch_indices, mixed_indices
 from opd.data.readers import (
     Row,
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 PROMPT_COLUMNS = ("prompt", "messages", "problem", "question")
 ANSWER_COLUMNS = ("answer", "ground_truth", "solution")
 CHUNK = 512  # rows tokenized at once
+RENDER_SECONDS = 5  # of CPU, for one conversation; ordinary ones take milliseconds
 TEMPLATE_LIMIT = 1_000_000  # characters a chat template may hold, or add to a conversation
 # Set by this module alone, so that there is one way to make ids.
 RESERVED = {"tokenize", "add_generation_prompt", "continue_final_message", "return_tensors"}
@@ -358,12 +360,11 @@ def render(
             )
         text = "\n\n".join(turn["content"] for turn in turns)
     else:
+        endless = f"{location}: the chat template does not end. prompts.chat: null is plain text."
         try:
-            text = str(
-                tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=True, **chat
-                )
-            )
+            with cpu_limit(RENDER_SECONDS, endless):
+                options = {"tokenize": False, "add_generation_prompt": True, **chat}
+                text = str(tokenizer.apply_chat_template(turns, **options))
         except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{location}: the chat template refuses this conversation: {error}\n"

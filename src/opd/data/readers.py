@@ -68,6 +68,8 @@ def read_rows(source: Source) -> list[Row]:
         raise UserError(f"No such file: {path}. For a dataset on the hub write {HUB}owner/name.")
     if file.is_dir():
         raise UserError(f"{path} is a folder; give one file ending in {', '.join(SUFFIXES)}.")
+    if not file.is_file():
+        raise UserError(f"{path} is no ordinary file (a pipe or a device?); write its rows to one.")
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(
@@ -192,8 +194,17 @@ def _parse_json(path: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _loads(text: str) -> Any:
-    """Parse strict JSON: without NaN and Infinity, which Python's parser accepts."""
-    return json.loads(text, parse_constant=_refuse_constant)
+    """Parse strict JSON: no NaN, no Infinity, no key twice, all of which Python's parser takes."""
+    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:40]!r} is given twice")
+    return values
 
 
 def _refuse_constant(name: str) -> NoReturn:

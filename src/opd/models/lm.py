@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from opd.errors import UserError
@@ -169,8 +168,10 @@ def load_lm(
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:
+        if is_out_of_memory(error) or isinstance(error, MemoryError):
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{key}={name}: cannot be loaded as a causal language model: {first}\n"
             "Give a local Hugging Face folder with safetensors weights, or a hub name."

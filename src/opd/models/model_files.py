@@ -73,7 +73,7 @@ def read_facts(name: str, key: str) -> ModelFacts:
         config = transformers.AutoConfig.from_pretrained(
             str(folder) if folder else source, revision=revision, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # noqa: BLE001 - of any kind, as strange values make them
         raise UserError(f"{key}={name}: its config.json cannot be used: {_first(error)}") from None
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
@@ -82,7 +82,7 @@ def read_facts(name: str, key: str) -> ModelFacts:
         )
     if folder is not None:
         require_weight_files(folder, key)
-    text = config.get_text_config()
+    text = _text_config(config, f"{key}={name}")
     identity = _commit(config) if folder is None else identify(folder)
     return ModelFacts(name, text, _generation_config(folder or Path(source), config), identity)
 
@@ -252,14 +252,30 @@ def _require_config(folder: Path, key: str) -> None:
         )
 
 
+def _text_config(config: Any, model: str) -> Any:
+    """The part of a configuration that is the language model's, with a vocabulary."""
+    text = config.get_text_config()
+    vocab = getattr(text, "vocab_size", None)
+    if type(vocab) is not int or vocab < 1:
+        raise UserError(
+            f"{model}: its config.json cannot be used: the vocabulary has {vocab!r} tokens."
+        )
+    return text
+
+
 def _generation_config(source: Path, config: Any) -> Any:
     import transformers
 
     path = source / "generation_config.json"
     try:
         tokens = json.loads(path.read_text("utf-8")).get("eos_token_id")
-    except (OSError, ValueError, AttributeError):
+    except FileNotFoundError:
         tokens = getattr(config.get_text_config(), "eos_token_id", None)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is no JSON object ({_first(error)}).") from None
+    several = tokens if isinstance(tokens, list) else [tokens]
+    if not all(token is None or type(token) is int for token in several):
+        raise UserError(f"{path}: eos_token_id={tokens!r} must be token ids (whole numbers).")
     return transformers.GenerationConfig(eos_token_id=tokens)
 
 

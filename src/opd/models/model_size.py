@@ -169,7 +169,7 @@ def _build(config: Any, dtype: torch.dtype, lora: Lora | None) -> LM:
     with torch.device("meta"):
         try:
             causal = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-        except (ValueError, TypeError, AttributeError, KeyError, ImportError) as error:
+        except Exception as error:  # noqa: BLE001 - of any kind, as strange values make them
             name = getattr(config, "name_or_path", "") or type(config).__name__
             first = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(

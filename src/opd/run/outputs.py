@@ -42,9 +42,9 @@ def require_no_input(path: Path, inputs: Mapping[str, Path], *, key: str) -> Non
     Raises:
         UserError: naming both keys.
     """
-    output = path.resolve()
+    output = _resolved(path)
     for name, source in inputs.items():
-        resolved = source.resolve()
+        resolved = _resolved(source)
         if output == resolved or _same_file(path, source):
             raise UserError(
                 f"{key}={path} is also {name}: the output would replace what is read. Set {key} to "
@@ -67,9 +67,9 @@ def require_inputs_outside(folder: Path, inputs: Mapping[str, Path]) -> None:
     Raises:
         UserError: naming the input, also if the run folder is one.
     """
-    root = folder.resolve()
+    root = _resolved(folder)
     for name, source in inputs.items():
-        resolved = source.resolve()
+        resolved = _resolved(source)
         if resolved == root:
             raise UserError(
                 f"output.dir={folder} is also {name}. Set output.dir to a folder of the run's own."
@@ -116,7 +116,7 @@ def require_outside_run(path: Path, run: Path, key: str) -> None:
     Raises:
         UserError: it is.
     """
-    output, root = path.resolve(), run.resolve()
+    output, root = _resolved(path), _resolved(run)
     if output == root:
         raise UserError(f"{key}={path} is the run folder itself. Give another name.")
     if output.is_relative_to(root):
@@ -140,6 +140,18 @@ def require_writable_parent(path: Path, key: str) -> None:
         raise UserError(f"{key}={path}: {parent} is a file, not a folder.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{key}={path}: nothing can be written in {parent} (permissions).")
+
+
+def _resolved(path: Path) -> Path:
+    """The path behind all links.
+
+    Raises:
+        UserError: a link that leads to itself.
+    """
+    try:
+        return path.resolve()
+    except (RuntimeError, OSError):
+        raise UserError(f"{path} is a link that leads back to itself. Remove it.") from None
 
 
 def _same_file(a: Path, b: Path) -> bool:

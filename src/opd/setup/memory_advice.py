@@ -10,7 +10,7 @@ from opd import config
 from opd.config import LocalTeacher, Run
 from opd.errors import UserError
 from opd.run.disk import human_size
-from opd.setup.memory_models import HOST
+from opd.setup.memory_models import HOST, Unbuildable
 from opd.setup.memory_plan import GPU_CHOICES, MemoryPlan, PhaseMemory, plan_memory
 from opd.setup.precision import resolve_precision
 
@@ -84,10 +84,12 @@ def require_memory(cfg: Run) -> None:
     """Log a warning where a run is not expected to fit; say nothing where it cannot be planned.
 
     Raises:
-        UserError: it cannot fit.
+        UserError: it cannot fit, or cannot be built.
     """
     try:
         shortage = find_shortage(cfg, plan_memory(cfg))
+    except Unbuildable:
+        raise
     except UserError:  # loading the model says why
         return
     if shortage is not None and shortage.impossible:

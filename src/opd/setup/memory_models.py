@@ -228,9 +228,16 @@ def free_memory(devices: Iterable[str]) -> dict[str, int]:
     return {name: size for name, size in known.items() if size is not None}
 
 
+class Unbuildable(UserError):
+    """No model can be made of a configuration, or no adapters for it."""
+
+
 def _size(config: Any, dtype: torch.dtype, lora: Lora | None, device: str) -> ModelSize:
     adapters = None if lora is None else lora.model_dump_json()
-    return _cached_size(_Hashable(config), dtype, adapters, device != HOST)
+    try:
+        return _cached_size(_Hashable(config), dtype, adapters, device != HOST)
+    except UserError as error:
+        raise Unbuildable(f"config.json of {error}") from None
 
 
 class _Hashable:
