@@ -45,24 +45,24 @@ def end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, leave)
 
 
-class _Said:
+class _Earlier:
     first: str | None = None  # what `complain` said before the command looked for more
 
 
 def forget_messages() -> None:
     """Begin a command line; a process may take several, in tests."""
-    _Said.first = None
+    _Earlier.first = None
 
 
 def fail(message: str, code: int) -> NoReturn:
     """Print a message, unless it was printed before, and leave the process."""
-    _print("nothing else is wrong." if message == _Said.first else message)
+    _print("nothing else is wrong." if message == _Earlier.first else message)
     end(code)
 
 
 def complain(message: str) -> None:
     """Print what is wrong already, before the command looks for more."""
-    _Said.first = message
+    _Earlier.first = message
     _print(f"{message}\nLooking for more ...")
 
 
