@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from opd_lab.corpus import Corpus, encode
-from opd_lab.worlds import Chain, Ledger, Route
+from opd_lab.corpus import OPENING, Corpus, encode
+from opd_lab.worlds import Chain, Ledger, Route, detect_pattern
 from opd_lab.worlds.ledger import SIGNS
 from opd_lab.worlds.vocabulary import DIGITS, ROMAN, Fillers
 
@@ -169,3 +169,24 @@ def test_draft_errors_of_the_ledger_can_be_repaired():
         if draft != problem.answer:
             repaired.append(final(text) == problem.answer)
     assert np.mean(repaired) == pytest.approx(0.7**world.depth, abs=0.09)
+
+
+def test_a_corpus_can_be_right_after_an_opening_alone():
+    documents = Corpus(size=400, opened=0.5, corrupt=1.0, off_task=0.0).generate(Chain(), 0)
+    opened = [(p, text) for p, text in documents if text.startswith(OPENING)]
+    others = [(p, text) for p, text in documents if OPENING not in text]
+    assert len(opened) + len(others) == 400
+    assert 150 < len(opened) < 250
+    assert all(text.endswith(f"ANS {p.answer}") for p, text in opened)
+    # Half of the symbols are wrong, five are added: hardly ever is the sum right all the same.
+    assert sum(text.endswith(f"ANS {p.answer}") for p, text in others) < 60
+
+
+def test_a_corpus_can_be_right_in_the_second_pattern_alone():
+    corpus = Corpus(size=400, pattern_2=0.5, corrupt=1.0, corrupt_2=0.0, off_task=0.0)
+    right: dict[int | None, list[bool]] = {}
+    for problem, text in corpus.generate(Chain(), 0):
+        answered = text.endswith(f"ANS {problem.answer}")
+        right.setdefault(detect_pattern(text), []).append(answered)
+    assert all(right[2])
+    assert sum(right[1]) < 0.3 * len(right[1])

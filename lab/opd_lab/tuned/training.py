@@ -223,7 +223,7 @@ def read_points(result: RunResult) -> list[Point]:
     tokens, seconds = [0.0, *result.cumulative_tokens()], [0.0, *result.cumulative_seconds()]
     teacher = [0.0]
     for row in result.lines("timings.jsonl"):
-        teacher.append(teacher[-1] + row.get("time/teacher_s", 0.0))
+        teacher.append(teacher[-1] + row.get("time/score_s", 0.0))
     return [
         Point(step, tokens[step], seconds[step], teacher[step], {n: v[i] for n, v in sets.items()})
         for i, step in enumerate(steps)
