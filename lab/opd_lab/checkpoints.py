@@ -48,7 +48,7 @@ RECIPES: dict[str, Recipe] = {
     # otherwise as wrong as the base; right in the second pattern, and as wrong in the first.
     "chain-opening": SupervisedRecipe(
         CHAIN,
-        Corpus(size=16_000, opened=0.9),
+        Corpus(size=32_000, opened=0.7),
         lr=2e-3,
         parent="chain-large",
         accuracy_range=(0.6, 1.0),
@@ -130,7 +130,7 @@ RECIPES |= {
     ),
     "quick-opening": SupervisedRecipe(
         QUICK,
-        Corpus(size=8_000, opened=0.9),
+        Corpus(size=16_000, opened=0.7),
         lr=2e-3,
         parent="quick-large",
         accuracy_range=(0.6, 1.0),

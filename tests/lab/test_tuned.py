@@ -82,14 +82,14 @@ def test_a_dear_teacher_shortens_what_it_has_to_write():
 
 def test_seeds_that_are_not_whole_are_left_out():
     records = study()
-    assert seeds_of(records[:-1], "same") == [1, 2]
-    assert len(over_seeds(records[:-1], "same", "OPD", "equal tokens")) == 2
-    assert seeds_of(records, "few") == []
+    assert seeds_of(records[:-1], "same", "recipe: auto") == [1, 2]
+    assert len(over_seeds(records[:-1], "same", "recipe: auto", "equal tokens")) == 2
+    assert seeds_of(records, "few", "OPD") == []
 
 
 def test_a_difference_is_called_one_only_beyond_its_interval():
-    assert word(difference(study(), "same", "OPD", "SFT", "half of the tokens")) == "OPD ahead"
-    assert word(difference(study((1,)), "same", "OPD", "SFT", "equal tokens")) == "not known"
+    assert word(difference(study(), "same", "half of the tokens")) == "OPD ahead"
+    assert word(difference(study((1,)), "same", "equal tokens")) == "not known"
     assert word(None) == "not known"
 
 

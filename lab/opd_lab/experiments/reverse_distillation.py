@@ -42,7 +42,7 @@ def reverse_distillation(setup: Setup) -> Experiment[Numbers]:
     arms = {
         "own base": setup.arm(setup.improved, setup.base, *longer),
         "larger same-data": setup.arm(setup.improved, setup.large, *longer),
-        "as good as the student": setup.arm(setup.improved, setup.opening, *longer),
+        "as good as the student": setup.arm(setup.improved, setup.two_ways, *longer),
     }
 
     def measure(workspace: Workspace) -> Measurement[Numbers]:
@@ -57,7 +57,7 @@ def reverse_distillation(setup: Setup) -> Experiment[Numbers]:
             difference=difference.value,
             difference_low=difference.low,
             difference_high=difference.high,
-            equal_teacher=workspace.accuracy(setup.opening),
+            equal_teacher=workspace.accuracy(setup.two_ways),
             after_equal=equal.accuracy(),
         )
         curves = metric_curves(results, {ACCURACY: "accuracy", REVERSE_KL: "reverse KL"})
@@ -70,11 +70,11 @@ def reverse_distillation(setup: Setup) -> Experiment[Numbers]:
         "Reverse distillation",
         f"{setup.improved} learns from {setup.base} (its own past) and from {setup.large} "
         "(larger, same data; both answer like the base), and from "
-        f"{setup.opening}, which answers as well as the student, but only after an opening that "
-        "the student never writes. Varied: the teacher. Equivalence test (two one-sided tests at "
-        "2.5 %): both students answer the same held-out problems with the same random numbers at "
-        "every evaluation after the start; per problem the mean difference over evaluations, its "
-        f"95 % interval over problems, margin {setup.equivalence_margin}.",
+        f"{setup.two_ways}, which answers nearly as well as the student, but in the other pattern: "
+        "in the student's it knows what the base knows. Varied: the teacher. Equivalence test "
+        "(two one-sided tests at 2.5 %): both students answer the same held-out problems with the "
+        "same random numbers at every evaluation after the start; per problem the mean difference "
+        f"over evaluations, its 95 % interval over problems, margin {setup.equivalence_margin}.",
         "AIME24 .54 falls to about .30 with either teacher (their own .28 and .55); the curves "
         "coincide",
         Numbers,

@@ -9,13 +9,14 @@ from typing import Literal
 import numpy as np
 
 from opd.core import stats
-from opd_lab.tuned.regimes import ARMS, OPD_RATES, REGIMES, TEACHER, Arm
+from opd_lab.tuned.regimes import OPD_RATES, REGIMES, TEACHER, Arm
 from opd_lab.tuned.study import Record
 from opd_lab.tuned.training import Point
 
 Budget = Literal["half of the tokens", "equal tokens", "equal seconds"]
 BUDGETS: tuple[Budget, ...] = ("half of the tokens", "equal tokens", "equal seconds")
 SLACK = 1.05  # an evaluation may lie this factor beyond its budget: answers differ in length
+COMPARED: tuple[Arm, Arm] = ("OPD", "SFT")
 PRICES = (1, 10, 100)  # what a second of the teacher costs, in seconds of the student
 
 
@@ -72,16 +73,27 @@ def choose(
             return spent(point, price) <= SLACK * seconds
         return point.tokens <= SLACK * share * tokens
 
-    students = []
+    within_budget = []
     for record in _of(records, regime, arm, seed):
         within = [point for point in record.points[1:] if affordable(point)]
         if within:
-            students.append((record.setting, within[-1]))
-    if not students:
+            within_budget.append((record.setting, within[-1]))
+    if not within_budget:
         return None
-    setting, point = max(students, key=lambda student: student[1].accuracy["validation"])
-    numbers = sorted(one.setting for one, _ in students)
+    setting, point = max(within_budget, key=lambda student: student[1].accuracy["validation"])
+    numbers = sorted(one.setting for one, _ in within_budget)
     return Chosen(setting.rate, setting.setting in (numbers[0], numbers[-1]), point)
+
+
+def students(
+    records: Sequence[Record], regime: str, arm: Arm, budget: Budget, price: float = 1.0
+) -> dict[int, Chosen]:
+    """The chosen students of an arm by seed; seeds without one within the budget are left out."""
+    by_seed = {
+        seed: choose(records, regime, arm, seed, budget, price)
+        for seed in seeds_of(records, regime, arm)
+    }
+    return {seed: one for seed, one in by_seed.items() if one is not None}
 
 
 def over_seeds(
@@ -89,33 +101,42 @@ def over_seeds(
     regime: str,
     arm: Arm,
     budget: Budget,
-    price: float = 1.0,
     name: str = "test",
 ) -> list[float]:
     """Accuracy of an arm on one held-out set by seed, seeds without such a student left out."""
-    chosen = [
-        choose(records, regime, arm, seed, budget, price) for seed in seeds_of(records, regime)
-    ]
-    return [one.point.accuracy[name] for one in chosen if one is not None]
+    chosen = students(records, regime, arm, budget)
+    return [one.point.accuracy[name] for one in chosen.values()]
 
 
-def seeds_of(records: Sequence[Record], regime: str) -> list[int]:
-    """Seeds on which every arm of a regime was trained at every rate."""
-    counts: dict[int, int] = {}
+def seeds_of(records: Sequence[Record], regime: str, arm: Arm) -> list[int]:
+    """Seeds on which an arm of a regime was trained at every rate, and plain training too."""
+    counts: dict[tuple[Arm, int], int] = {}
     for record in records:
-        if record.setting.regime == regime and record.setting.arm != TEACHER:
-            counts[record.setting.seed] = counts.get(record.setting.seed, 0) + 1
-    return sorted(seed for seed, count in counts.items() if count == len(ARMS) * len(OPD_RATES))
+        if record.setting.regime == regime:
+            key = record.setting.arm, record.setting.seed
+            counts[key] = counts.get(key, 0) + 1
+    return sorted(
+        seed
+        for (one, seed), count in counts.items()
+        if one == arm and count == counts.get(("OPD", seed)) == len(OPD_RATES)
+    )
 
 
 def difference(
-    records: Sequence[Record], regime: str, arm: Arm, other: Arm, budget: Budget, price: float = 1.0
+    records: Sequence[Record],
+    regime: str,
+    budget: Budget,
+    *,
+    price: float = 1.0,
+    name: str = "test",
 ) -> stats.Estimate | None:
-    """Mean difference of two arms over seeds with Student's interval; None where one is missing."""
-    a, b = (over_seeds(records, regime, each, budget, price) for each in (arm, other))
-    if not a or len(a) != len(b):
+    """OPD minus SFT over the seeds of both, with Student's interval; None where one is missing."""
+    a, b = (students(records, regime, arm, budget, price) for arm in COMPARED)
+    both = sorted(set(a) & set(b))
+    if not both:
         return None
-    return stats.mean(np.array(a) - np.array(b))
+    values = [a[seed].point.accuracy[name] - b[seed].point.accuracy[name] for seed in both]
+    return stats.mean(np.array(values))
 
 
 def teacher_accuracy(records: Sequence[Record], regime: str, name: str = "test") -> list[float]:
@@ -131,13 +152,13 @@ def before(records: Sequence[Record], regime: str, name: str = "test") -> list[f
     """The student's accuracy before training by seed."""
     return [
         _of(records, regime, "OPD", seed)[0].points[0].accuracy[name]
-        for seed in seeds_of(records, regime)
+        for seed in seeds_of(records, regime, "OPD")
     ]
 
 
 def trained_regimes(records: Sequence[Record]) -> list[str]:
-    """Regimes with at least one whole seed, in order."""
-    return [regime for regime in REGIMES if seeds_of(records, regime)]
+    """Regimes in which both methods have a whole seed, in order."""
+    return [r for r in REGIMES if all(seeds_of(records, r, arm) for arm in COMPARED)]
 
 
 def _of(records: Sequence[Record], regime: str, arm: Arm, seed: int) -> list[Record]:
