@@ -284,3 +284,23 @@ def test_the_metrics_of_a_hint_are_logged_with_a_hint_alone(tmp_path):
     row = next(r for r in read_jsonl(tmp_path / "run/metrics.jsonl") if "train/loss" in r)
     assert 0 <= row["rollout/hint_quoted"] <= 1
     assert 0 < row["rollout/distinct"] <= 1
+
+
+def test_an_average_of_master_weights_survives_a_resume(tmp_path):
+    def data(folder, steps):
+        made = self_run(folder, weights="ema", steps=steps, optim={"lr": 0.005, "offload": "cpu"})
+        made["student"]["precision"] = "bf16_mixed"
+        return made
+
+    run_to_end(data(tmp_path / "a", 4))
+    run_to_end(data(tmp_path / "b", 2))
+    run_to_end(data(tmp_path / "b", 4), resume=True)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    session, _ = open_run(data(tmp_path / "c", 1))
+    own = session.learner.own_teacher
+    assert all(x.dtype == torch.float32 for x in own.average.values())
+    before = {n: p.data_ptr() for n, p in own.lm.parameters().items()}
+    with own.in_place():
+        assert {p.dtype for p in own.lm.parameters().values()} == {torch.bfloat16}
+    assert {n: p.data_ptr() for n, p in own.lm.parameters().items()} == before
+    session.folder.close()

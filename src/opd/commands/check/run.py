@@ -10,6 +10,7 @@ from pathlib import Path
 
 from opd import config
 from opd.commands.check import output
+from opd.commands.check.agreement import compare_gradients, describe
 from opd.commands.check.candidates import Candidate, load_candidate, teacher_labels
 from opd.commands.check.gather import Gathering
 from opd.commands.check.judging import judge_candidate
@@ -98,12 +99,26 @@ def _check_members(
             console.print(f"Checking teacher {name} of {file} on its prompts ...")
             folder = Path(scratch) / f"check-{name}"
             folder.mkdir()
-            result = check(str(file), [own], limits, folder, console.note)
+            with start_servers([own], console, folder / "server"):
+                result = check(str(file), [own], limits, folder, console.note)
             record = output.to_record(result)
             output.print_result(record, console, json_lines=json_lines)
             output.save_record(own, record, console)
             results.append(result)
+        _show_agreement(cfg, inputs.prompts, Path(scratch, "agreement"), console)
     return min(results, key=lambda result: _rank(result.best))
+
+
+def _show_agreement(cfg: Run, prompts: PromptSet, scratch: Path, console: Console) -> None:
+    """Say whether the teachers pull apart; where that cannot be measured, say why."""
+    scratch.mkdir()
+    try:
+        with start_servers([cfg], console, scratch / "server"):
+            lines = describe(compare_gradients(cfg, prompts, scratch))
+    except UserError as error:
+        lines = [f"Whether the teachers pull apart is not known: {error}"]
+    for line in lines:
+        console.print(line)
 
 
 def teacher_runs(cfg: Run, prompts: PromptSet, scratch: Path) -> dict[str, Run]:
