@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import httpx2
@@ -89,6 +90,7 @@ def test_full_weights_are_reloaded_labelled_and_the_prefix_cache_forgotten(full,
     server = server_for(full)
     sync_to(server, full, tmp_path).send(1)
     assert paths(server) == [
+        "/server_info",
         "/v1/models",
         "/collective_rpc",
         "/reset_prefix_cache",
@@ -120,9 +122,11 @@ def test_a_server_that_takes_no_weights_is_named_with_how_to_start_it(kind, lora
         sync_to(server_for(lm, accepts_weights=False), lm, tmp_path).send(0)
 
 
-def test_files_have_the_precision_of_the_server(full, tmp_path):
+@pytest.mark.parametrize("says", [True, False])
+def test_files_have_the_precision_of_the_server(says, full, tmp_path):
     full.model.float()
-    sync_to(server_for(full), full, tmp_path, dtype=torch.bfloat16).send(0)
+    server = server_for(full, dtype="bfloat16" if says else None)
+    sync_to(server, full, tmp_path, dtype=None if says else torch.bfloat16).send(0)
     files = load_file(tmp_path / "sync" / "step-0" / "model.safetensors")
     assert {t.dtype for t in files.values()} == {torch.bfloat16}
 
@@ -261,6 +265,13 @@ def test_a_reload_that_is_never_right_falls_to_a_restart(full, tmp_path, caplog)
     weights.send(1)
     assert [folder.name for folder in restarted] == ["step-1"]
     assert "started again" in caplog.text
+    weights.send(2)
+    folders = {p.name: load_file(p / "model.safetensors") for p in restarted[0].parent.iterdir()}
+    assert set(folders) == {"step-1", "step-2"}  # the one it would be started on again stays
+    for files in folders.values():  # a tied head is weights of its own from the restart on
+        assert torch.equal(files["lm_head.weight"], files["model.embed_tokens.weight"])
+    config = json.loads((restarted[0] / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

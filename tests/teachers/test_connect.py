@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+
+import httpx2
 import numpy as np
 import pytest
 
@@ -152,3 +155,28 @@ def test_a_rollout_section_that_is_wrong_is_refused(rollout, words):
     data = config.dump(run_of()) | {"rollout": rollout}
     with pytest.raises(UserError, match=words):
         config.parse(data)
+
+
+class StickyBalancer(httpx2.BaseTransport):
+    """Two replicas behind one address: a client's next request goes where its last one went, and
+    only requests that are under way together are spread."""
+
+    def __init__(self, *replicas):
+        self.replicas, self.together = replicas, 0
+
+    def handle_request(self, request):
+        if not threading.current_thread().name.startswith("replica"):
+            return self.replicas[0].handle_request(request)
+        self.together += 1
+        return self.replicas[self.together % len(self.replicas)].handle_request(request)
+
+
+@pytest.mark.parametrize(("seeds", "level"), [((0, 0), "ok"), ((0, 1), "fatal")])
+def test_replicas_of_other_weights_are_found_behind_a_balancer_that_hides_them(seeds, level):
+    replicas = [FakeVllmServer(letter_model(seed=seed)) for seed in seeds]
+    http = fake_client(StickyBalancer(*replicas), FakeClock())
+    inputs = HandshakeInputs(VOCAB, encode_letters, topk=4, max_length=200, eos=[EOS])
+    result = run_handshake(VllmDialect(http, "m"), inputs)
+    (probe,) = [p for p in result.probes if p.name == "replicas"]
+    assert probe.level == level, probe.message
+    assert ("different weights" in probe.message) == (level == "fatal")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from opd.errors import UserError
 from opd.http import Http, Refusal, Transient, clean
@@ -24,6 +27,8 @@ TRIES = 2  # of a request whose answer is wrong
 # Completions under way at once: a GPU decodes so many in nearly the time of one, and each still
 # ends within `ANSWER_SECONDS` on a slow card.
 CONCURRENCY, ANSWER_SECONDS = 256, 600.0
+SERVER_INFO = "/server_info"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UPDATE_VERSION, WEIGHT_INFO = "/update_weight_version", "/weight_info"
 WAIT = 1.0  # seconds between questions whether a server is back
 NOT_FOUND = 404  # what vLLM answers for a model that it does not have (any more)
@@ -227,6 +232,17 @@ class SamplingServer:
             raise ServerLost(
                 f"its weights are of version {clean(str(now))[:40]} and not {self.version}"
             )
+
+    @cached_property
+    def dtype(self) -> torch.dtype | None:
+        """Of the server's arithmetic, where it says so (VLLM_SERVER_DEV_MODE=1)."""
+        try:
+            answer = self.http.get_json(SERVER_INFO)
+        except (Transient, Refusal):
+            return None
+        config = answer.get("vllm_config") if isinstance(answer, dict) else None
+        named = re.search(r"\bdtype=torch\.(float32|bfloat16|float16)\b", str(config))
+        return None if named is None else DTYPES[named[1]]
 
     def require_model(self, *, once: bool = False) -> list[str]:
         """Names of the models that the server has now, the base model among them.

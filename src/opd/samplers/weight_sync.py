@@ -7,6 +7,7 @@ completes a fixed text, and its log-probs must be those of the student in this p
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from opd.errors import UserError
-from opd.http import Refusal, Transient, clean
+from opd.http import Refusal, Transient
 from opd.models.lm import LM
 from opd.models.saved_folder import SYNC_MARK, replaced_folder
 from opd.samplers.sampling_server import SamplingServer
@@ -63,6 +65,8 @@ class WeightSync:
         self.server, self.student, self.tokenizer = server, student, tokenizer
         self.destination = destination
         self.sync_dir = destination.folder.absolute()
+        self.untied = False  # whether the server keeps a tied head as weights of its own
+        self._started_on: Path | None = None  # the folder that the server was started on
         self.check = WeightCheck(server, tokenizer)
 
     def send(self, version: int, student: LM | None = None) -> None:
@@ -81,7 +85,7 @@ class WeightSync:
         self._load(student, folder, version)
         self.check.accept()
         for old in self.sync_dir.glob("step-*"):
-            if old.name != folder.name and (old / SYNC_MARK).is_file():
+            if old not in (folder, self._started_on) and (old / SYNC_MARK).is_file():
                 shutil.rmtree(old, ignore_errors=True)
 
     def restore(self) -> None:
@@ -111,7 +115,7 @@ class WeightSync:
                         "Weights of version %d: %s. Sending them again.", version, failure
                     )
                 try:
-                    way(folder, version)
+                    way(student, folder, version)
                     self.server.label(version)
                     if student.sharded is None:
                         self.check.require(student)
@@ -134,7 +138,7 @@ class WeightSync:
             "Train a LoRA student (student.lora), or sample in this process (without rollout.url)."
         )
 
-    def _load_adapter(self, folder: Path, version: int) -> None:
+    def _load_adapter(self, student: LM, folder: Path, version: int) -> None:
         """A new adapter name per version: an answer from an old one is recognised by its name."""
         http, name = self.server.http, f"{ADAPTER}-{version}"
         loaded = self.server.require_model()
@@ -153,7 +157,7 @@ class WeightSync:
                 http.post_text(UNLOAD_ADAPTER, {"lora_name": old})
         self.server.served = name
 
-    def _reload(self, folder: Path, version: int) -> None:
+    def _reload(self, student: LM, folder: Path, version: int) -> None:
         """All weights from a folder; the prefix cache of the old ones is reset."""
         http = self.server.http
         self.server.require_model()
@@ -169,15 +173,21 @@ class WeightSync:
                 "(student.lora), whose adapters stock vLLM reloads."
             ) from None
 
-    def _restart(self, folder: Path, version: int) -> None:
-        """Start the server again on the folder: slow, and right wherever a reload is not."""
+    def _restart(self, student: LM, folder: Path, version: int) -> None:
+        """Start the server again on the folder: slow, and right wherever a reload is not.
+
+        A tied head is what reloads miss, so from now on the server has it as weights of its own.
+        """
         assert self.destination.restart is not None
         logger.warning(
             "The %s does not reload version %d rightly: it is started again on those weights.",
             self.server.http.role,
             version,
         )
+        self.untied = bool(getattr(student.config, "tie_word_embeddings", False))
+        self._write(student, folder)
         self.destination.restart(folder)
+        self._started_on = folder
         self.server.wait("it is started again")
         self.server.served = self.server.model
 
@@ -194,12 +204,18 @@ class WeightSync:
             )
         self.sync_dir.mkdir(parents=True, exist_ok=True)
         with replaced_folder(folder) as new:
-            save_for_server(student, self.tokenizer, new, self.destination.dtype)
+            dtype = self.destination.dtype or self.server.dtype
+            save_for_server(student, self.tokenizer, new, dtype, untied=self.untied)
             (new / SYNC_MARK).touch()
 
 
 def save_for_server(
-    student: LM, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None
+    student: LM,
+    tokenizer: Any,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    *,
+    untied: bool = False,
 ) -> None:
     """Write what a server loads: a LoRA student's adapter, or all weights and the tokenizer.
 
@@ -208,22 +224,31 @@ def save_for_server(
         tokenizer: written beside full weights.
         folder: where.
         dtype: of full weights in floating point; None: as they are.
+        untied: whether a tied head is written as weights of its own.
     """
     model: Any = student.model
     if student.is_lora:
         model.save_pretrained(folder)
         return
-    cast = {}
-    if dtype is not None and dtype != student.causal.dtype:
-        cast["state_dict"] = {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+    if not untied and (dtype is None or dtype == student.causal.dtype):
+        model.save_pretrained(folder)
+    else:
+        weights = {
+            name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
             for name, tensor in model.state_dict().items()
         }
-    model.save_pretrained(folder, **cast)
+        model.save_pretrained(folder, state_dict=dict(weights))  # which empties what it is given
+        if untied:
+            _untie(weights, model.config, folder)
     tokenizer.save_pretrained(folder)
 
 
-def dtype_of_name(name: str) -> torch.dtype | None:
-    """The torch dtype of a name such as "bfloat16"; None for any other text."""
-    value = getattr(torch, clean(name), None)
-    return value if isinstance(value, torch.dtype) else None
+def _untie(weights: dict[str, torch.Tensor], config: Any, folder: Path) -> None:
+    """Write the weights again with the tied ones twice, and a configuration that says so."""
+    for old in folder.glob("model*.safetensors*"):
+        old.unlink()
+    copies = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+    save_file(copies, folder / "model.safetensors", metadata={"format": "pt"})
+    config = copy.deepcopy(config)
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    config.save_pretrained(folder)

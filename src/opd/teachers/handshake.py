@@ -1,6 +1,6 @@
 """The handshake with a teacher server before a run: can its scores be trained on?
 
-About sixty small requests. Each probe (`opd.teachers.probes`) states what any correct language
+About seventy small requests. Each probe (`opd.teachers.probes`) states what any correct language
 model must answer, so a failure is a fact about the server, and its message names the fix. A passed
 handshake leaves a noise floor and a canary, by which the teacher is recognised later.
 """
@@ -71,6 +71,7 @@ def run_handshake(dialect: Dialect, inputs: HandshakeInputs) -> Handshake:
     for probe in (
         probes.probe_signal,
         probes.probe_noise,
+        lambda prober, texts: probes.probe_replicas(prober, texts[0]),
         probe_position,
         lambda prober, texts: probe_reach(prober, texts, inputs.max_length),
         probe_rounding,

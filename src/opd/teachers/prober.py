@@ -122,6 +122,18 @@ class Prober:
             return None
         return [s.sampled.astype(np.float64) for s in scores if s.sampled is not None]
 
+    def score_once(self, sequence: Sequence[int]) -> np.ndarray | None:
+        """As `token_logp` for one sequence, from any thread; None for a wrong answer."""
+        rollout = text_rollout(sequence)
+        try:
+            (scores,) = request_scores(
+                self.dialect, [rollout], Want(sampled=True, topk=self.topk), self.vocab
+            )
+        except WrongAnswer:
+            return None
+        assert scores.sampled is not None
+        return scores.sampled.astype(np.float64)
+
     def _add_wrong_answer(self, error: WrongAnswer, answer: bytes) -> None:
         """Record it. There is no run folder yet to keep the answer in: its beginning is quoted."""
         is_json = answer.lstrip()[:1] in (b"{", b"[")

@@ -7,6 +7,7 @@ and differences are in nats per token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -24,6 +25,7 @@ MIN_MARGIN = 1.0  # by which text must beat its own tokens shuffled
 MAX_NOISE = 0.08
 MIN_SPREAD = 1e-3  # between the tokens of a text
 GREEDY_TOKENS = 12
+AT_ONCE = 8  # requests under way together: a balancer spreads them over its replicas
 
 
 def probe_tokenizer(prober: Prober, encode: Callable[[str], list[int]]) -> None:
@@ -186,6 +188,35 @@ def probe_noise(prober: Prober, texts: Sequence[Sequence[int]]) -> None:
         "ok",
         f"noise floor {result.noise_mean:.4f} nats mean, {result.noise_max:.3f} max",
     )
+
+
+def probe_replicas(prober: Prober, text: Sequence[int]) -> None:
+    """One question, `AT_ONCE` times at the same time: every replica behind the address must agree.
+
+    Replicas that are asked in turn can hide behind a balancer that keeps a client with one of them;
+    requests that are under way together are spread. They may differ by the noise of batches, never
+    by so much that a different model is the simpler explanation.
+    """
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="replica") as pool:
+        asked = [pool.submit(prober.score_once, text) for _ in range(AT_ONCE)]
+    answers = [answer for future in asked if (answer := future.result()) is not None]
+    result = prober.result
+    if len(answers) < AT_ONCE:
+        result.add("replicas", "fatal", f"{len(answers)} of {AT_ONCE} requests were answered")
+        return
+    values = np.stack(answers)
+    worst = float(np.abs(values[:, None] - values[None]).mean(-1).max())
+    result.noise_mean = max(result.noise_mean, worst)
+    if worst > MAX_NOISE:
+        result.add(
+            "replicas",
+            "fatal",
+            f"asked one text {AT_ONCE} times at once, two answers differ by {worst:.3f} nats per "
+            f"token (the maximum is {MAX_NOISE:g}): replicas that serve different weights. Serve "
+            "one replica, or the same weights behind all of them.",
+        )
+        return
+    result.add("replicas", "ok", f"{AT_ONCE} answers at once agree within {worst:.4f} nats")
 
 
 def probe_temperature(

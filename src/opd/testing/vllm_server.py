@@ -15,7 +15,7 @@ import httpx2
 import numpy as np
 
 from opd.http.vllm import COMPLETIONS, MODELS
-from opd.samplers.sampling_server import UPDATE_VERSION, WEIGHT_INFO
+from opd.samplers.sampling_server import SERVER_INFO, UPDATE_VERSION, WEIGHT_INFO
 from opd.samplers.weight_sync import (
     LOAD_ADAPTER,
     RESET_PREFIX_CACHE,
@@ -47,6 +47,7 @@ class FakeVllmServer(httpx2.BaseTransport):
         load: the model that a folder of weights or of an adapter makes of it; None: weights change
             nothing.
         versions: whether it keeps a label of its weights.
+        dtype: of its arithmetic, as it says; None: it does not say.
         tokenize: text to token ids; None: no such route.
         clock: time as hooks see it.
         fault: replaces the answer to a request, unless it returns None.
@@ -65,6 +66,7 @@ class FakeVllmServer(httpx2.BaseTransport):
     accepts_weights: bool = True
     load: Callable[[Path], NextLogp] | None = None
     versions: bool = True
+    dtype: str | None = None
     tokenize: Callable[[str], list[int]] | None = encode_letters
     clock: FakeClock = field(default_factory=FakeClock)
     fault: Callable[[FakeVllmServer, httpx2.Request], httpx2.Response | None] | None = None
@@ -110,6 +112,8 @@ class FakeVllmServer(httpx2.BaseTransport):
         if path == UPDATE_VERSION and self.versions:
             self.weight_version = body["new_version"]
             return json_response({"success": True})
+        if path == SERVER_INFO and self.dtype is not None:
+            return json_response({"vllm_config": f"model='m', dtype=torch.{self.dtype}, seed=0"})
         if path == WEIGHT_INFO and self.versions:
             return json_response({"weight_version": self.weight_version})
         return json_response({"detail": "Not Found"}, 404)
