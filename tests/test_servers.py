@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from contextlib import ExitStack
 from functools import partial
 
@@ -15,10 +17,11 @@ from opd.config import load
 from opd.demo.run_config import PAIR
 from opd.models.lm import load_lm
 from opd.models.tokenizers import load_tokenizer
+from opd.recipes.distillation import distill
 from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import HFSampler
 from opd.testing import FakeVllmServer, load_weights_for, model_logp, serve_on_loopback
-from support.runs import run_config, run_to_end
+from support.runs import digest, opened, run_config, run_to_end
 
 
 def served(role: str) -> FakeVllmServer:
@@ -82,6 +85,38 @@ def test_a_run_trains_and_evaluates_on_its_servers(servers, nothing_in_process, 
     file.write_text(yaml.safe_dump(data | {"select": select}))
     record = run_select(load(file, []))
     assert record["output"] == select["output"]
+
+
+def test_scoring_begins_before_sampling_ends_and_changes_no_bit(servers, tmp_path):
+    student, teacher, data = servers
+    data["eval"] = []
+    data["train"] |= {"steps": 2, "prompts_per_step": 3}
+    log: list[str] = []
+
+    def note(name):
+        def look(server, request):
+            body = json.loads(request.content or b"{}")
+            if "n" in body or "sampling_params" in body:
+                log.append(name)
+
+        return look
+
+    student.fault, teacher.fault = note("s"), note("t")
+    with opened(data) as (session, completions):
+        session.source.sampler.sampler.server.concurrency = 1  # one prompt after the other
+        distill(session, completions)
+    early = "".join(log)
+    log.clear()
+    data["output"]["dir"] = str(tmp_path / "plain")
+    with opened(data) as (session, completions):
+        session.source.sampler.sampler.server.concurrency = 1
+        session.source.sampler.arrived = None
+        distill(session, completions)
+    plain = "".join(log)
+    assert sorted(early) == sorted(plain)  # nothing is asked twice
+    assert re.search("st+s", early[early.index("s") :])
+    assert plain[plain.index("s") :].startswith("ssst")
+    assert digest(tmp_path / "run") == digest(tmp_path / "plain")
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -92,12 +92,15 @@ class SamplingServer:
 
     def complete(
         self, requests: Sequence[CompletionRequest], results: dict[int, list[Rollout]]
-    ) -> None:
+    ) -> Iterator[int]:
         """Send requests, many at a time.
 
         Args:
             requests: what to complete.
             results: gets the rollouts of each, by index; those that are there are not sent again.
+
+        Yields:
+            The index of a request whose rollouts have arrived.
 
         Raises:
             ServerLost: after which `results` holds what was complete before.
@@ -109,29 +112,28 @@ class SamplingServer:
         width = max(1, self.concurrency // max(requests[i].n for i in missing))
         pool = ThreadPoolExecutor(min(width, len(missing)), thread_name_prefix="completion")
         try:
-            pending = {i: pool.submit(self._complete_one, requests[i]) for i in missing}
-            lost: Exception | None = None
-            for i, future in pending.items():
-                try:
-                    results[i] = future.result()
-                except Transient as error:
-                    lost = error
-                except Refusal as error:
-                    if error.status != NOT_FOUND:
-                        raise
-                    lost = error
-                if lost is not None:
-                    break
+            pending = {pool.submit(self._complete_one, requests[i]): i for i in missing}
+            for future in as_completed(pending):
+                results[pending[future]] = self._result(future)
+                yield pending[future]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-        if lost is not None:
-            raise ServerLost(str(lost))
         try:
             self._require_version()
         except ServerLost:
             for i in missing:
                 del results[i]
             raise
+
+    def _result(self, future: Future[list[Rollout]]) -> list[Rollout]:
+        try:
+            return future.result()
+        except Transient as error:
+            raise ServerLost(str(error)) from None
+        except Refusal as error:
+            if error.status != NOT_FOUND:
+                raise
+            raise ServerLost(str(error)) from None
 
     def _complete_one(self, request: CompletionRequest) -> list[Rollout]:
         body = request.body | {

@@ -7,7 +7,7 @@ support does not depend on the server's arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +64,16 @@ class VllmSampler:
         Raises:
             UserError: the server does not answer, refuses, or gives wrong answers.
         """
+        groups = dict(self.stream(prompts, n=n, key=key, limit=limit))
+        return [rollout for i in range(len(prompts)) for rollout in groups[i]]
+
+    def stream(
+        self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
+    ) -> Iterator[tuple[int, list[Rollout]]]:
+        """`sample`, a prompt's rollouts as soon as they are there, with the prompt's position.
+
+        Those of a server that turns out to have other weights come again: the last ones count.
+        """
         max_length = self.decoding.max_new_tokens
         body = self._body(max_length if limit is None else min(limit, max_length))
         requests = [
@@ -73,8 +83,9 @@ class VllmSampler:
         results: dict[int, list[Rollout]] = {}
         for attempt in range(RECOVERIES + 1):
             try:
-                self.server.complete(requests, results)
-                break
+                for i in self.server.complete(requests, results):
+                    yield i, results[i]
+                return
             except ServerLost as error:
                 if attempt == RECOVERIES:
                     raise UserError(
@@ -84,7 +95,6 @@ class VllmSampler:
                 self.server.wait(str(error))
                 if self.weights is not None:
                     self.weights.restore()
-        return [rollout for i in range(len(requests)) for rollout in results[i]]
 
     def _body(self, limit: int) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -112,6 +122,7 @@ class StatisticsSampler:
             k: K, how many top tokens to record per position.
         """
         self.sampler, self.lm, self.scorer, self.k = sampler, lm, scorer, k
+        self.arrived: Callable[[list[Rollout]], None] | None = None
 
     def sync(self, version: int) -> None:
         """See `opd.types.Sampler.sync`."""
@@ -120,8 +131,22 @@ class StatisticsSampler:
     def sample(
         self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
     ) -> list[Rollout]:
-        """See `opd.types.Sampler.sample`."""
-        rollouts = self.sampler.sample(prompts, n=n, key=key, limit=limit)
+        """See `opd.types.Sampler.sample`.
+
+        Rollouts of a server are scored a prompt at a time, as they arrive, and given to `arrived`:
+        a teacher can then score them while others are still sampled. What each number is computed
+        from does not depend on the order in which they arrive.
+        """
+        if not isinstance(self.sampler, VllmSampler):
+            return self._scored(self.sampler.sample(prompts, n=n, key=key, limit=limit))
+        groups: dict[int, list[Rollout]] = {}
+        for i, group in self.sampler.stream(prompts, n=n, key=key, limit=limit):
+            groups[i] = self._scored(group)
+            if self.arrived is not None:
+                self.arrived(groups[i])
+        return [rollout for i in range(len(prompts)) for rollout in groups[i]]
+
+    def _scored(self, rollouts: list[Rollout]) -> list[Rollout]:
         with unsharded(self.lm):
             scores = self.scorer.score(rollouts, Want(sampled=True, topk=self.k))
         return [with_statistics(r, s) for r, s in zip(rollouts, scores, strict=True)]

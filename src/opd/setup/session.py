@@ -32,6 +32,7 @@ from opd.run.console import Console
 from opd.run.disk import require_space
 from opd.run.folder import RunFolder
 from opd.run.trackers import Trackers
+from opd.samplers.vllm import StatisticsSampler
 from opd.setup.coldstart_source import completion_source
 from opd.setup.disk_estimate import bytes_needed
 from opd.setup.launch import Servers, start_servers
@@ -45,6 +46,7 @@ from opd.setup.prompts import load_sft_examples, training_grader
 from opd.setup.run_folder import require_run_folder
 from opd.setup.samplers import eval_sampler, student_samplers, training_sampler
 from opd.teachers.local import LocalTeacher
+from opd.teachers.remote import RemoteTeacher
 from opd.training.deterministic import prepare_deterministic
 from opd.training.distributed import (
     SINGLE,
@@ -54,14 +56,14 @@ from opd.training.distributed import (
     init_ranks,
     open_folder,
 )
-from opd.training.experience import ExperienceSource, StepSize
+from opd.training.experience import ExperienceSource, StepSize, step_want
 from opd.training.hint_quotes import HintQuotes
 from opd.training.horizon import Horizon, Pruning
 from opd.training.interventions import Adjustable, Interventions
 from opd.training.learner import Learner
 from opd.training.optimizer import make_optimizer
 from opd.training.session import Session
-from opd.types import Kind, Sampler, Teacher
+from opd.types import Kind, Rollout, Sampler, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +156,21 @@ def _assemble(
         interventions=make_interventions(models, source.teacher, folder, console, trackers),
         close=servers.stop,
     )
+    score_early(session)
     return session, completions
+
+
+def score_early(session: Session) -> None:
+    """Let a teacher server score rollouts while a rollout server still samples others."""
+    source, adjustable = session.source, session.interventions.adjustable
+    sampler, teacher = source.sampler, source.teacher
+    if not isinstance(sampler, StatisticsSampler) or not isinstance(teacher, RemoteTeacher):
+        return
+
+    def arrived(rollouts: list[Rollout]) -> None:
+        teacher.prefetch(rollouts, step_want(source, adjustable.objective))
+
+    sampler.arrived = arrived
 
 
 def attention_kernels(pair: Pair) -> dict[str, str]:

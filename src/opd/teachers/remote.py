@@ -19,6 +19,7 @@ from opd.errors import UserError
 from opd.http import Http, Transient, clean
 from opd.run.bad_answers import Exchange, Quarantine
 from opd.teachers.dialect import Dialect, TeacherRecord, request_scores
+from opd.teachers.early import EarlyScores
 from opd.teachers.repeats import RepeatChecks
 from opd.teachers.validate import WrongAnswer
 from opd.types import Rollout, Scores, Want
@@ -90,6 +91,8 @@ class RemoteTeacher:
         self.quarantine = quarantine
         self.checks = RepeatChecks(expected.noise)
         self._timer = dialect.http.timer
+        self._before: _Traffic | None = None
+        self._early = EarlyScores(dialect, self._request, self.options.concurrency)
 
     def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
         """See `opd.types.Teacher.score`; `want.full` becomes the teacher's own top tokens.
@@ -99,10 +102,11 @@ class RemoteTeacher:
             UserError: a refusal, an answer that stays wrong, or another teacher than before.
         """
         request = replace_full(want, self.options.topk_for_diagnostics)
-        before = _Traffic.of(self.dialect.http)
+        before, self._before = self._before or _Traffic.of(self.dialect.http), None
         scores: list[Scores | None] = [
             _empty_scores(r, request, self.vocab) if not len(r) else None for r in rollouts
         ]
+        self._early.take(rollouts, request, scores)
         fruitless, missing = 0, len(scores)
         while (
             failure := self._score_missing(rollouts, request, scores)
@@ -118,6 +122,19 @@ class RemoteTeacher:
         complete = [s for s in scores if s is not None]
         self.checks.remember(rollouts, complete)
         return set_positions(complete, want)
+
+    def prefetch(self, rollouts: Sequence[Rollout], want: Want) -> None:
+        """Begin to ask for scores that a later `score` of the same rollouts will use.
+
+        A failure, or another request than `want`, is left to `score`, which asks as always. What is
+        never asked for again is dropped by the next `score`.
+
+        Args:
+            rollouts: that will be scored.
+            want: what will be asked; `full` may be anything but None where diagnostics want it.
+        """
+        self._before = self._before or _Traffic.of(self.dialect.http)
+        self._early.begin(rollouts, replace_full(want, self.options.topk_for_diagnostics))
 
     def verify(self) -> None:
         """Make sure that the server is still the expected teacher.

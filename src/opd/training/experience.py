@@ -29,7 +29,7 @@ from opd.training.alignment import alignment_metrics, leave_out_unaligned
 from opd.training.hint_quotes import HintQuotes, hint_metrics
 from opd.training.horizon import Pruning, prune_weights
 from opd.training.per_teacher import equalise_tokens, split_by_teacher
-from opd.types import Mean, Metrics, Rollout, Sampler, Scores, Teacher
+from opd.types import Mean, Metrics, Rollout, Sampler, Scores, Teacher, Want
 
 
 @dataclass(frozen=True)
@@ -257,9 +257,7 @@ def request_scores(
     missing = [i for i, s in enumerate(scores) if not is_scored(s)]
     kept = set(kept_indices(step + 1, len(rollouts), source.size.kept_rollouts))
     view = [i in kept for i in range(len(rollouts))]
-    want = objective.want._replace(full=positions, view=view).of_rollouts(missing)
-    if source.pruning is not None:
-        want = want._replace(topk=max(want.topk, source.pruning.k))
+    want = step_want(source, objective)._replace(full=positions, view=view).of_rollouts(missing)
 
     def fill_in(answers: Sequence[Scores | None]) -> list[Scores]:
         for i, answer in zip(missing, answers, strict=True):
@@ -270,6 +268,14 @@ def request_scores(
         return fill_in(source.teacher.score([rollouts[i] for i in missing], want))
     except TeacherDown as down:
         raise TeacherDown(str(down), list(fill_in(down.partial))) from None
+
+
+def step_want(source: ExperienceSource, objective: Objective) -> Want:
+    """What a step asks of its teacher for every rollout alike, diagnostics included."""
+    want = objective.want._replace(full=())
+    if source.pruning is not None:
+        want = want._replace(topk=max(want.topk, source.pruning.k))
+    return want
 
 
 def is_scored(scores: Scores) -> bool:
