@@ -171,9 +171,9 @@ class StickyBalancer(httpx2.BaseTransport):
         return self.replicas[self.together % len(self.replicas)].handle_request(request)
 
 
-@pytest.mark.parametrize(("seeds", "level"), [((0, 0), "ok"), ((0, 1), "fatal")])
-def test_replicas_of_other_weights_are_found_behind_a_balancer_that_hides_them(seeds, level):
-    replicas = [FakeVllmServer(letter_model(seed=seed)) for seed in seeds]
+@pytest.mark.parametrize(("smoothing", "level"), [((0.3, 0.3), "ok"), ((0.3, 3.0), "fatal")])
+def test_replicas_of_other_weights_are_found_behind_a_balancer_that_hides_them(smoothing, level):
+    replicas = [FakeVllmServer(letter_model(smoothing=s)) for s in smoothing]
     http = fake_client(StickyBalancer(*replicas), FakeClock())
     inputs = HandshakeInputs(VOCAB, encode_letters, topk=4, max_length=200, eos=[EOS])
     result = run_handshake(VllmDialect(http, "m"), inputs)
