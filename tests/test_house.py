@@ -34,6 +34,7 @@ ADDED = {
     "prompts.files.teacher": "see prompts.files",
     "prompts.files.weight": "see prompts.files",
     "prompts.by": "whether a teacher of long answers may take more of the loss is a choice",
+    "teacher.python": "a teacher of the user's own: nobody else knows where its code is",
     "optim.moments": "trades exactness for memory, where the host has none to offload to",
     "train.deterministic": "trades speed for equal bits on a GPU",
     "rollout.launch": "whether opd starts the server, or somebody else has",

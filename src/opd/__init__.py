@@ -6,12 +6,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opd.commands.coldstart import run_coldstart as coldstart
-    from opd.commands.select import run_select as select
+    from opd.commands.library import Run, check, compare, evaluate, export, report, select
+    from opd.commands.results import Result
     from opd.commands.train import run_train as train
     from opd.config import load, parse
     from opd.errors import UserError
 
-__all__ = ["UserError", "coldstart", "load", "parse", "select", "train"]
+    __version__: str
+
+__all__ = [
+    "Result",
+    "Run",
+    "UserError",
+    "check",
+    "coldstart",
+    "compare",
+    "evaluate",
+    "export",
+    "load",
+    "parse",
+    "report",
+    "select",
+    "train",
+]
 
 # The public names and where they are defined.
 _HOMES = {
@@ -20,7 +37,11 @@ _HOMES = {
     "UserError": ("opd.errors", "UserError"),
     "train": ("opd.commands.train", "run_train"),
     "coldstart": ("opd.commands.coldstart", "run_coldstart"),
-    "select": ("opd.commands.select", "run_select"),
+    "Result": ("opd.commands.results", "Result"),
+}
+_HOMES |= {
+    name: ("opd.commands.library", name)
+    for name in ("Run", "check", "compare", "evaluate", "export", "report", "select")
 }
 
 

@@ -50,6 +50,7 @@ Local = Annotated[
     str | None,
     typer.Option(help="Folder of the model a teacher server serves, to compare its scores with."),
 ]
+JsonResult = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.")]
 
 
@@ -219,7 +220,7 @@ def evaluate(
     """Accuracy of student and teacher on the held-out sets, with intervals."""
     from opd.commands.eval import evaluate_target
 
-    evaluate_target(target, overrides or (), json_lines)
+    evaluate_target(target, overrides or (), "json" if json_lines else "plain")
 
 
 @app.command("serve-teacher")
@@ -283,11 +284,13 @@ def compare(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an older report of that name.")
     ] = False,
+    as_json: JsonResult = False,
 ) -> None:
-    """Two runs or more, paired prompt by prompt, in one report."""
+    """Two runs or more, paired prompt by prompt; runs of several seeds are compared as groups."""
     from opd.commands import report as commands
 
-    typer.echo(commands.compare(runs, out, overwrite=overwrite))
+    document, page = commands.compare_and_write(runs, out, overwrite=overwrite)
+    typer.echo(commands.comparison_text(document, page, as_json=as_json))
 
 
 @app.command()

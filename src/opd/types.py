@@ -226,6 +226,25 @@ class Teacher(Protocol):
         ...
 
 
+class Grading(Protocol):
+    """Decides whether a completion is right: `prompts.grader` or `eval.N.grader: python:pkg.mod:f`.
+
+    It runs in this process: guard it against hostile text, and let it return in bounded time.
+    """
+
+    def __call__(self, completion: str, answer: str, /) -> bool:
+        """Whether `completion` is right; `answer` is the row's ground truth, "" without one."""
+        ...
+
+
+class Reward(Protocol):
+    """A number for every training rollout; with loss.terms.outcome_weight it also trains."""
+
+    def __call__(self, completion: str, answer: str, /) -> float:
+        """A finite reward; `answer` as for `Grading`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Mean:
     """An exact mean as (sum, count); those of micro-batches, ranks and steps can be added."""

@@ -31,7 +31,7 @@ def test_hostile_text_sends_nothing_and_runs_nothing(hostile_page):
     assert not [path for path in asked if "evil" in path]
     assert "data-pwned" not in text
     assert " on" in text  # our own script ran: a token is selected
-    assert '<aside class="panel" aria-live="polite">' in text
+    assert '<aside class="panel" aria-label="The selected token">' in text
 
 
 def test_the_two_checks_can_fail(tmp_path):

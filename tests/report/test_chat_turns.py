@@ -8,6 +8,7 @@ import pytest
 
 from opd.commands.report import report
 from opd.reports.chat_turns import MAX_SHOWN, Turn, chat_turns, readable_prompt
+from support.html_reports import browsed
 
 TURNS = [
     Turn("system", "Be brief."),
@@ -81,7 +82,9 @@ def test_the_page_shows_question_and_truth_and_no_markers(make_run):
     html = page.read_text("utf-8")
     assert "Of Spain?</div>" in html
     assert "im_start" not in html.split('id="token-data"')[0]
-    assert "ground truth: <code>Madrid</code>" in html
+    answers = browsed(html)[0]["prompts"][0]
+    assert answers["q"].endswith("Of Spain?")
+    assert answers["a"] == "Madrid"
     assert prompt in json.dumps(
         json.loads(page.with_suffix(".json").read_text()), ensure_ascii=False
     ).replace("\\n", "\n")

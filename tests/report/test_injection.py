@@ -16,7 +16,7 @@ from opd.reports.read import read_run
 from opd.reports.run_page import run_document
 from opd.reports.sanitize import for_terminal, visible
 from support.hostile_text import HOSTILE
-from support.html_reports import check_html
+from support.html_reports import browsed, check_html, texts_of
 
 FIELDS = (
     *("student", "question", "truth", "answer-0", "prompt", "token1"),
@@ -44,7 +44,7 @@ def few() -> dict:
 def test_each_hostile_text_in_every_field_stays_text(make_run, text):
     path = make_run(text=lambda field: f"{field} {text}", sampled=True, series=few(), steps=6)
     html = render_html(run_document(read_run(path)))
-    joined = bare("".join(check_html(html).text))
+    joined = bare("".join([*check_html(html).text, *texts_of(browsed(html))]))
     for field in FIELDS:
         assert bare(visible(f"{field} {text}")) in joined, field
     assert not UNSEEN.search(html)
@@ -62,7 +62,7 @@ def test_all_hostile_texts_in_every_field_stay_text(make_run):
     everything = " ".join(HOSTILE)
     path = make_run(text=lambda field: f"{field} {everything}", series=few(), steps=6)
     html = report(path).read_text("utf-8")
-    joined = bare("".join(check_html(html).text))
+    joined = bare("".join([*check_html(html).text, *texts_of(browsed(html))]))
     for field in FIELDS:
         if not field.startswith("answer"):  # long answers are shortened
             for part in parts_of(field, f"{field} {everything}"):
@@ -70,7 +70,7 @@ def test_all_hostile_texts_in_every_field_stay_text(make_run):
     assert not UNSEEN.search(html)
     data = (path / "report.json").read_bytes()
     assert data.isascii()
-    shown = json.loads(data)["sections"]["accuracy"]["parts"][-2]["examples"][0]["prompt"]
+    shown = json.loads(data)["sections"]["accuracy"]["parts"][-1]["prompts"][0]["text"]
     assert shown == f"question {everything}"
 
 

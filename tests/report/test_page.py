@@ -45,7 +45,7 @@ def test_verdict_comes_first_then_accuracy_and_the_rest(page):
     html, _ = page
     names = re.findall(r'<section id="([a-z]+)">', html)
     assert names == [
-        *("verdict", "accuracy", "check", "picture", "positions"),
+        *("verdict", "accuracy", "check", "picture", "positions", "differences"),
         *("tokens", "rollouts", "cost", "setup"),
     ]
 

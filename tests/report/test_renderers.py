@@ -9,13 +9,12 @@ import pytest
 from markdown_it import MarkdownIt
 
 from opd.core.stats import Estimate
+from opd.reports.browse import Browse, BrowsedPrompt, BrowsedRow, BrowsedText
 from opd.reports.document import (
     Chart,
     Charts,
     Code,
     Document,
-    Example,
-    Examples,
     Note,
     Number,
     Section,
@@ -63,9 +62,15 @@ def every_part(text=lambda field: field) -> Document:
             [
                 Note(text("paragraph")),
                 Code(text("command"), text("opd train")),
-                Examples(
-                    text("examples"),
-                    [Example(text("prompt"), text("answer"), "a\nb", "c", text("example"))],
+                Browse(
+                    "list",
+                    text("browsed"),
+                    "",
+                    [text("before")],
+                    [("fixed", text("fixed"))],
+                    [("", "as they are")],
+                    [BrowsedPrompt(0, text("prompt"), text("answer"))],
+                    [BrowsedRow("0", 0, text("row"), ["fixed"], [BrowsedText("a", True, "")], {})],
                 ),
             ],
             text("lead"),
@@ -86,8 +91,8 @@ FIELDS = (
         "heading",
         "table",
     ),
-    *("cell", "interval", "why", "rest", "lead", "paragraph", "command", "opd train", "examples"),
-    *("prompt", "answer", "example"),
+    *("cell", "interval", "why", "rest", "lead", "paragraph", "command", "opd train", "browsed"),
+    "fixed",
 )
 
 

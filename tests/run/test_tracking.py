@@ -7,7 +7,7 @@ import json
 import pytest
 
 from opd.errors import MissingDependency
-from opd.run.trackers import Trackers
+from opd.run.trackers import Results, Trackers
 
 # A stand-in for the wandb and trackio packages: writes what it is sent to a file.
 SERVICE = """
@@ -16,12 +16,19 @@ def note(*what):
     with open(os.environ["SENT"], "a") as file:
         file.write(json.dumps(what) + "\\n")
 class Run:
-    def log(self, values, step):
+    def log(self, values, step=None):
+        for name, value in values.items():
+            values[name] = [value.columns, value.data] if isinstance(value, Table) else value
         if "explode" in values:
             raise RuntimeError("no network for " + os.environ["FAKE_API_KEY"])
         note("log", step, values)
     def finish(self):
         note("finish")
+class Table:
+    def __init__(self, columns, data):
+        self.columns, self.data = columns, data
+def log_artifact(path, name, type):
+    note("artifact", path, name, type)
 def init(**options):
     if os.environ.get("REFUSE"):
         raise ConnectionError("refused")
@@ -65,6 +72,18 @@ def test_everything_arrives(service, tmp_path, name):
     assert start[1]["name"] == "my-run"
     assert logged == ["log", 1, {"loss": 0.5, "note": "x", "none": None}]
     assert finish == ["finish"]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_positions_have_a_group_of_their_own_and_results_arrive(service, tmp_path, name):
+    trackers = Trackers([name], tmp_path / "my run", {})
+    trackers.log(1, {"diag/reverse_kl": 0.5, "diag/reverse_kl@pos0-127": 0.25, "eval/a@b/x": 1.0})
+    trackers.log_results(Results(tmp_path / "report.html", ("step", "text"), [(1, "a")]))
+    trackers.close()
+    _, logged, table, artifact, _ = service()
+    assert set(logged[2]) == {"diag/reverse_kl", "position/reverse_kl@pos0-127", "eval/a@b/x"}
+    assert table[2] == {"rollouts": [["step", "text"], [[1, "a"]]]}
+    assert artifact == ["artifact", str(tmp_path / "report.html"), "report-my-run", "report"]
 
 
 def test_one_that_fails_is_named_once_and_dropped(service, tmp_path, caplog):

@@ -17,7 +17,7 @@ TAGS = {
     *("main", "section", "dl", "div", "dt", "dd", "b", "span", "ul", "li", "nav", "a", "figure"),
     *("figcaption", "i", "svg", "g", "path", "defs", "use", "text", "clippath", "rect", "image"),
     *("table", "thead", "tbody", "tr", "th", "td", "small", "details", "summary", "article"),
-    *("wbr", "pre", "code", "noscript", "aside", "script", "footer"),
+    *("wbr", "pre", "code", "noscript", "aside", "script", "footer", "button"),
 }
 
 
@@ -53,10 +53,8 @@ def check_html(html: str) -> Elements:
             if name == "style":
                 assert "url(" not in (value or "").replace("url(#", "")
     scripts = page.named("script")
-    assert [s.get("type") for s in scripts] in (
-        ["application/json", None],
-        [None],
-    )
+    types = [s.get("type") for s in scripts]
+    assert types == ["application/json"] * (len(types) - 1) + [None]
     policy = page.named("meta")[1]["content"] or ""
     script = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)[-1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -127,6 +125,21 @@ def panel_rollouts(html: str) -> list:
     """Token details that the script of the report shows; empty without a token view."""
     data = VisibleText(html).data
     return json.loads(data)["rollouts"] if data else []
+
+
+def browsed(html: str) -> list[dict]:
+    """Data of the lists that the script of the report builds."""
+    pattern = r'<div class="browse" id="[^"]*"><script type="application/json">(.*?)</script>'
+    return [json.loads(data) for data in re.findall(pattern, html, re.DOTALL)]
+
+
+def texts_of(value: object) -> list[str]:
+    """Every text in JSON data, but the keys."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [text for each in value for text in texts_of(each)]
+    return [value] if isinstance(value, str) else []
 
 
 def sidecar_rollouts(sidecar: dict) -> list:

@@ -32,11 +32,14 @@ class RunOptions:
         resume: continue the run in output.dir.
         overwrite: replace it.
         style: auto, plain, json or quiet.
+        afterwards: called at rank zero with the session of a finished run, whose folder is closed
+            and whose trackers are still open.
     """
 
     resume: bool = False
     overwrite: bool = False
     style: Style = "auto"
+    afterwards: Callable[[Session], None] | None = None
 
 
 def run_session(
@@ -66,6 +69,9 @@ def run_session(
     handlers = stop_after_step(session.stop, console)
     try:
         result = work(session, completions)
+        session.folder.close()
+        if options.afterwards is not None and ranks.is_main:
+            options.afterwards(session)
     except KeyboardInterrupt as reason:
         console.close()
         saved = "This step is saved" if reason.args else "Nothing is lost"

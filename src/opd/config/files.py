@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from opd.config.mistakes import explain
+from opd.config.python_objects import require_own_code
 from opd.config.removed import removed_key_errors, upgrade
 from opd.config.schema import Run
 from opd.config.yaml_file import parse_value, read_yaml
@@ -26,6 +27,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     data = read(path)
     if Path(path).suffix == ".json":  # the config.json of a run folder
         data = upgrade(data, where=str(path))
+        require_own_code(data, overrides, where=str(path))
     data = overridden(data, overrides)
     if isinstance(data.get("teacher"), list):
         raise UserError(

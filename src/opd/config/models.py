@@ -185,8 +185,32 @@ class SelfTeacher(Section):
         return self
 
 
+class PythonTeacher(Section):
+    """An object of your own with `name`, `kinds` and `score`: the contract `opd.types.Teacher`."""
+
+    python: str
+    """A teacher of your own: pkg.mod:make (called without arguments), pkg.mod:object, or the name
+    of an entry point of opd.teachers. Of a run folder's config.json it is imported only if given
+    again."""
+    prompt: str | None = None
+
+    @property
+    def cache(self) -> None:
+        """None: what is computed here is the object's own affair."""
+        return None
+
+    @property
+    def model(self) -> str:
+        """For messages and pages."""
+        return self.python
+
+
 def _teacher_kind(value: Any) -> str:
-    """A teacher with a url or to be launched is a server, one with `from` the student."""
+    """Local; with a url or launch a server, with `from` the student, with `python` an object."""
+    if isinstance(value, dict) and "python" in value:
+        return "python"
+    if isinstance(value, PythonTeacher):
+        return "python"
     if isinstance(value, dict):
         served = {"url", "launch"} & value.keys()
         return "self" if "from" in value else "server" if served else "local"
@@ -200,6 +224,7 @@ TeacherName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_
 Teacher = Annotated[
     Annotated[LocalTeacher, Tag("local")]
     | Annotated[ServerTeacher, Tag("server")]
-    | Annotated[SelfTeacher, Tag("self")],
+    | Annotated[SelfTeacher, Tag("self")]
+    | Annotated[PythonTeacher, Tag("python")],
     Discriminator(_teacher_kind),
 ]

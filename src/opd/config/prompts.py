@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from opd.config.section import Section
 from opd.types import GraderKind
 
-Grader = GraderKind | Literal["auto"]
+Grader = GraderKind | Literal["auto"] | Annotated[str, Field(pattern="^python:.+")]
 
 
 class PromptFile(Section):

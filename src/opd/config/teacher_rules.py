@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from opd.config.models import LocalTeacher, SelfTeacher, ServerTeacher
+from opd.config.models import LocalTeacher, PythonTeacher, SelfTeacher, ServerTeacher
 
 if TYPE_CHECKING:
     from opd.config.schema import Run
@@ -38,7 +38,7 @@ def require_possible(run: Run) -> None:
 
 
 def require_teacher_possible(
-    run: Run, teacher: LocalTeacher | ServerTeacher | SelfTeacher, key: str
+    run: Run, teacher: LocalTeacher | ServerTeacher | SelfTeacher | PythonTeacher, key: str
 ) -> None:
     """Refuse what makes no sense for a teacher that sees more, or is the student itself.
 

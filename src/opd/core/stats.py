@@ -277,6 +277,30 @@ def paired(
     return Paired(estimate, float(test.pvalue))
 
 
+def difference_of_means(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Mean of `b` minus mean of `a`, two independent samples, with Welch's interval.
+
+    Args:
+        a: (A,) such as the accuracies of runs of one configuration, one per seed.
+        b: (B,).
+        level: confidence.
+
+    Returns:
+        The difference; its interval is infinite unless both samples have two values. `n` is A + B.
+    """
+    first, second = _vector(a), _vector(b)
+    value, count = float(second.mean() - first.mean()), len(first) + len(second)
+    if min(len(first), len(second)) < 2:
+        return Estimate(value, -math.inf, math.inf, count)
+    parts = [float(v.var(ddof=1)) / len(v) for v in (first, second)]
+    error = sum(parts)
+    if error == 0:
+        return Estimate(value, value, value, count)
+    weights = [p**2 / (len(v) - 1) for p, v in zip(parts, (first, second), strict=True)]
+    half = float(stats.t.ppf((1 + level) / 2, error**2 / sum(weights))) * error**0.5
+    return Estimate(value, value - half, value + half, count)
+
+
 def _matrix(correct: ArrayLike) -> Floats:
     matrix = np.asarray(correct, dtype=np.float64)
     if matrix.ndim != 2 or 0 in matrix.shape:

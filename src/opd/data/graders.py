@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
+from opd.config.python_objects import PREFIX, load_object
 from opd.data.answers import (
     ExtractedAnswer,
     extract_answer,
@@ -54,7 +55,7 @@ class Grader:
     """
 
     def __init__(self, kind: GraderKind, *, limit: float = TIME_LIMIT) -> None:
-        self.kind = kind
+        self.kind: str = kind
         self._comparer = MathComparer(limit) if kind == "math" else None
 
     def __enter__(self) -> Grader:
@@ -84,6 +85,10 @@ class Grader:
                 grades[text, truth] = self._grade_one(text, truth)
         return [grades[pair] for pair in zip(texts, answers, strict=True)]
 
+    def rewards(self, texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        """What training rollouts earn, (R,): 1 for a correct answer, 0 for others."""
+        return np.array([float(g.correct) for g in self.grade(texts, answers)])
+
     def _grade_one(self, text: str, truth: str) -> Grade:
         answer = extract_answer(text)
         if not answer.text:
@@ -98,6 +103,52 @@ class Grader:
             return Grade(True, answer.text, "equal numbers")
         correct, reason = self._comparer.compare(answer.text, truth, marked=answer.marked)
         return Grade(correct, answer.text, reason)
+
+
+class FunctionGrader(Grader):
+    """A grader of the user's: a function of completion and ground truth.
+
+    Args:
+        function: `function(completion, answer)`: True or False, or for training a finite number.
+        name: of the function, for messages and for the keys of evaluations.
+    """
+
+    def __init__(self, function: Callable[[str, str], bool | float], name: str) -> None:
+        super().__init__("exact")
+        self.kind, self._function = name, function
+
+    def grade(self, texts: Sequence[str], answers: Sequence[str]) -> list[Grade]:
+        """See `Grader.grade`.
+
+        Raises:
+            UserError: the function returned something else than True or False.
+        """
+        grades = []
+        for value in self._values(texts, answers):
+            if not isinstance(value, bool | np.bool_):
+                raise UserError(
+                    f"{self.kind} returned {value!r}. A grader of held-out answers returns True or "
+                    "False; a number is a reward, which only training takes (prompts.grader)."
+                )
+            grades.append(Grade(bool(value), "", f"by {self.kind}"))
+        return grades
+
+    def rewards(self, texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        """See `Grader.rewards`.
+
+        Raises:
+            UserError: the function returned no finite number.
+        """
+        values = list(self._values(texts, answers))
+        for value in values:
+            if not isinstance(value, bool | int | float | np.number | np.bool_) or not np.isfinite(
+                value
+            ):
+                raise UserError(f"{self.kind} returned {value!r}, which is no finite number.")
+        return np.array([float(value) for value in values])
+
+    def _values(self, texts: Sequence[str], answers: Sequence[str]) -> Iterator[Any]:
+        return (self._function(text, truth) for text, truth in zip(texts, answers, strict=True))
 
 
 def _compare_texts(answer: ExtractedAnswer, truth: str) -> Grade:
@@ -158,7 +209,7 @@ def make_grader(
 
 def grader_for(
     prompts: Sequence[Prompt],
-    kind: GraderKind | Literal["auto"],
+    kind: str,
     *,
     required_by: str | None = None,
     remedy: str = "",
@@ -174,10 +225,13 @@ def grader_for(
     Raises:
         UserError: `required_by` is given and a ground truth is missing; see also `make_grader`.
     """
+    if kind.startswith(PREFIX):
+        name = kind.removeprefix(PREFIX)
+        return FunctionGrader(load_object(name, key="grader", group="opd.graders"), kind)
     answers = [p.answer for p in prompts if p.answer is not None]
     missing = len(prompts) - len(answers)
     if not missing:
-        return make_grader(kind, answers)
+        return make_grader(cast("GraderKind", kind), answers)
     if required_by is None:
         return None
     first = next(p.index for p in prompts if p.answer is None)
@@ -191,7 +245,7 @@ def grader_for(
 def grade_rollouts(
     grader: Grader, rollouts: Sequence[Rollout], decode: Callable[[Sequence[int]], str]
 ) -> np.ndarray:
-    """Whether each rollout answers its prompt correctly.
+    """The reward of each rollout: whether it answers its prompt correctly, or a function's number.
 
     Args:
         grader: of the prompts' ground truths.
@@ -199,8 +253,7 @@ def grade_rollouts(
         decode: token ids to text, special tokens left out.
 
     Returns:
-        (R,) of 0/1.
+        (R,).
     """
     texts = [decode(r.ids.tolist()) for r in rollouts]
-    grades = grader.grade(texts, [r.prompt.answer or "" for r in rollouts])
-    return np.array([float(g.correct) for g in grades])
+    return grader.rewards(texts, [r.prompt.answer or "" for r in rollouts])

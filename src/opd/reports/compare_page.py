@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from opd.core import stats
 from opd.errors import UserError
+from opd.reports.answers import answers_of_runs
 from opd.reports.chart_specs import DIAGNOSTIC_CHARTS, ROLLOUT_CHARTS, ChartSpec
 from opd.reports.document import (
     Cell,
@@ -39,6 +40,7 @@ from opd.reports.formatting import (
 )
 from opd.reports.plots import LINEAR, MAX_LINES, PERCENT, Line, curves
 from opd.reports.read import RunData
+from opd.reports.seed_groups import Arm, arms, grouped_verdict, mean_line
 from opd.run.jsonl import flatten
 
 Floats = NDArray[np.float64]
@@ -49,20 +51,46 @@ _UNSET = "unset"
 def compare_document(runs: Sequence[RunData]) -> Document:
     """The report of several runs; the first is the base that the others are compared with.
 
+    Runs that differ by their seed alone are one arm, if there is another configuration.
+
     Raises:
-        UserError: fewer than two runs, or more than there are line colours.
+        UserError: fewer than two runs, or more arms than there are line colours.
     """
-    if not 2 <= len(runs) <= MAX_LINES:
-        raise UserError(f"opd compare takes 2 to {MAX_LINES} run folders, got {len(runs)}.")
     names = unique_names(runs)
+    compared = arms(runs, names)
+    if not 2 <= len(compared) <= MAX_LINES:
+        raise UserError(
+            f"opd compare takes 2 to {MAX_LINES} run folders, or groups of runs that differ by "
+            f"train.seed alone; got {len(compared)}."
+        )
+    labels = _common_sets(runs)
+    firsts = [arm.runs[0] for arm in compared]
+    grouped = len(compared) < len(runs)
+    first_names = [arm.names[0] for arm in compared]
+    verdict: list[Part] = [_verdict(runs, names)]
+    if grouped and labels:
+        verdict = list(grouped_verdict(compared, labels))
     sections = [
-        Section("verdict", "Which is better?", [_verdict(runs, names)]),
+        Section("verdict", "Which is better?", verdict),
         Section("accuracy", "Accuracy on the same prompts", _accuracy_tables(runs, names)),
-        Section("cost", "Accuracy against cost", [Charts(_cost_charts(runs, names))]),
-        Section("picture", "Curves", [Charts(_curve_charts(runs, names))]),
-        Section("setup", "What differs in the configuration", [_differences(runs, names)]),
+        *_disagreements(firsts, first_names),
+        Section("cost", "Accuracy against cost", [Charts(_cost_charts(compared, labels))]),
+        Section("picture", "Curves", [Charts(_curve_charts(compared))]),
+        Section("setup", "What differs in the configuration", [_differences(firsts, first_names)]),
     ]
-    return Document(title=" against ".join(names), subtitle=f"{len(runs)} runs", sections=sections)
+    subtitle = f"{len(runs)} runs" + (f" in {len(compared)} groups of seeds" if grouped else "")
+    title = " against ".join(arm.name for arm in compared)
+    return Document(title=title, subtitle=subtitle, sections=sections)
+
+
+def _disagreements(runs: Sequence[RunData], names: Sequence[str]) -> list[Section]:
+    """Every answer of the runs side by side, on the sets where prompts and decoding are equal."""
+    lists = []
+    for label in _common_sets(runs):
+        tasks = [_eval_set(run, label) for run in runs]
+        if all(why_not_comparable(tasks[0], task) is None for task in tasks):
+            lists.append(answers_of_runs(label, names, tasks))
+    return [Section("answers", "Where the answers disagree", lists)] if lists else []
 
 
 def unique_names(runs: Sequence[RunData]) -> list[str]:
@@ -219,33 +247,45 @@ def _gain(first: EvalResult, final: EvalResult) -> Cell:
     return Number(gain.value, points(gain.value), points_range(gain.low, gain.high))
 
 
-def _cost_charts(runs: Sequence[RunData], names: Sequence[str]) -> list[Chart]:
+def _cost_charts(compared: Sequence[Arm], labels: Sequence[str]) -> list[Chart]:
     costs = {"train/tokens": "completion tokens", "time/step_s": "seconds"}
     return [
-        _cost_chart(runs, names, label, cost, unit)
-        for label in _common_sets(runs)
-        for cost, unit in costs.items()
+        _cost_chart(compared, label, cost, unit) for label in labels for cost, unit in costs.items()
     ]
 
 
-def _cost_chart(
-    runs: Sequence[RunData], names: Sequence[str], label: str, cost: str, unit: str
-) -> Chart:
-    """Accuracy on one set against one cost, a line per run."""
+def _cost_chart(compared: Sequence[Arm], label: str, cost: str, unit: str) -> Chart:
+    """Accuracy on one set against one cost, a line per arm."""
     lines, data = [], {}
-    for style, (run, name) in enumerate(zip(runs, names, strict=True), 1):
-        results = _eval_set(run, label).student
-        x = cumulative(run, cost, np.array([e.step for e in results], dtype=np.float64))
-        y, low, high = (
-            np.array([getattr(e.accuracy, part) for e in results])
-            for part in ("value", "low", "high")
-        )
+    for style, arm in enumerate(compared, 1):
+        evaluated = [_eval_set(run, label).student for run in arm.runs]
+        steps = [np.array([e.step for e in results], dtype=np.float64) for results in evaluated]
+        spent = [cumulative(run, cost, at) for run, at in zip(arm.runs, steps, strict=True)]
+        if len(arm.runs) == 1:
+            x = spent[0]
+            y, low, high = (
+                np.array([getattr(e.accuracy, part) for e in evaluated[0]])
+                for part in ("value", "low", "high")
+            )
+        else:
+            accuracies = [np.array([e.accuracy.value for e in results]) for results in evaluated]
+            costs = mean_line(list(zip(steps, spent, strict=True)), style)
+            means = mean_line(list(zip(steps, accuracies, strict=True)), style)
+            if costs is None or means is None or means.low is None or means.high is None:
+                continue
+            x, y, low, high = costs.y, means.y, means.low, means.high
         lines.append(Line(x, y, style, low=low, high=high, points=True))
-        data[name] = {"spent": x.tolist(), "accuracy": y.tolist()}
-        data[name] |= {"low": low.tolist(), "high": high.tolist()}
+        data[arm.name] = {"spent": x.tolist(), "accuracy": y.tolist()}
+        data[arm.name] |= {"low": low.tolist(), "high": high.tolist()}
     svg = curves(f"{label}-{cost}", lines, scale=PERCENT)
-    legend = [Legend(f"line-{style}", name) for style, name in enumerate(names, 1)]
-    return Chart(f"{label} against {unit}", svg, data, legend, f"{unit} so far")
+    legend = [Legend(f"line-{style}", arm.name) for style, arm in enumerate(compared, 1)]
+    note = f"{unit} so far" + _range_note(compared)
+    return Chart(f"{label} against {unit}", svg, data, legend, note)
+
+
+def _range_note(compared: Sequence[Arm]) -> str:
+    grouped = any(len(arm.runs) > 1 for arm in compared)
+    return "; groups: mean over seeds, bars from the lowest to the highest" if grouped else ""
 
 
 def cumulative(run: RunData, cost: str, steps: Floats) -> Floats:
@@ -256,22 +296,22 @@ def cumulative(run: RunData, cost: str, steps: Floats) -> Floats:
     return values
 
 
-def _curve_charts(runs: Sequence[RunData], names: Sequence[str]) -> list[Chart]:
-    specs = (*DIAGNOSTIC_CHARTS, *ROLLOUT_CHARTS)
-    charts = [_curve_chart(runs, names, spec) for spec in specs]
+def _curve_charts(compared: Sequence[Arm]) -> list[Chart]:
+    charts = [_curve_chart(compared, spec) for spec in (*DIAGNOSTIC_CHARTS, *ROLLOUT_CHARTS)]
     return [chart for chart in charts if chart is not None]
 
 
-def _curve_chart(runs: Sequence[RunData], names: Sequence[str], spec: ChartSpec) -> Chart | None:
-    """The first metric of a chart, a line per run; None where no run logged it."""
+def _curve_chart(compared: Sequence[Arm], spec: ChartSpec) -> Chart | None:
+    """The first metric of a chart, a line per arm; None where no run logged it."""
     metric, label = spec.lines[0]
     lines, legend, data = [], [], dict[str, Any]()
-    for style, (run, name) in enumerate(zip(runs, names, strict=True), 1):
-        series = run.series(metric)
-        if len(series):
-            lines.append(Line(series.steps, series.values, style))
-            legend.append(Legend(f"line-{style}", name))
-            data[name] = {"steps": series.steps.tolist(), "values": series.values.tolist()}
+    for style, arm in enumerate(compared, 1):
+        logged = [series for run in arm.runs if len(series := run.series(metric))]
+        line = mean_line([(series.steps, series.values) for series in logged], style)
+        if line is not None:
+            lines.append(line)
+            legend.append(Legend(f"line-{style}", arm.name))
+            data[arm.name] = {"steps": line.x.tolist(), "values": line.y.tolist()}
     if not lines:
         return None
     svg = curves(spec.title, lines, scale=PERCENT if spec.percent else LINEAR)

@@ -8,13 +8,13 @@ itself, so the formats cannot differ.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from markupsafe import Markup
 
+from opd.reports.browse import Browse, script_json
 from opd.run.jsonl import json_safe
 
 Tone = Literal["good", "bad", "unclear"]
@@ -169,33 +169,6 @@ class Charts:
 
 
 @dataclass(frozen=True)
-class Example:
-    """A prompt with its completion before and after training."""
-
-    prompt: str
-    answer: str
-    before: str
-    after: str
-    title: str
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Examples under one heading."""
-
-    kind: ClassVar[str] = "examples"
-    title: str
-    items: Sequence[Example]
-    note: str = ""
-
-    def record(self) -> dict[str, Any]:
-        """For the JSON sidecar."""
-        keys = ("title", "prompt", "answer", "before", "after")
-        items = [{k: getattr(e, k) for k in keys} for e in self.items]
-        return {"title": self.title, "note": self.note, "examples": items}
-
-
-@dataclass(frozen=True)
 class Code:
     """A command or path to copy; never wrapped."""
 
@@ -232,13 +205,23 @@ class TokenSpan:
 
 @dataclass(frozen=True)
 class ShownRollout:
-    """One rollout of the token view; `details` holds what the panel shows for each token."""
+    """One rollout of the token view.
+
+    Attributes:
+        title: which rollout.
+        note: its step, advantage and length.
+        prompt: of the rollout.
+        spans: tokens that are shown: all of them, or those at both ends of a long completion.
+        folded: the tokens between the two ends, shown on demand: of each the id, the advantage,
+            the student's probability and the teacher's mass on the student's top k.
+        details: what the panel shows for each of `spans`.
+    """
 
     title: str
     note: str
     prompt: str
     spans: Sequence[TokenSpan]
-    left_out: int
+    folded: Sequence[Sequence[float | None]]
     details: Sequence[dict[str, Any]]
 
 
@@ -252,6 +235,7 @@ class Tokens:
         texts: of token ids.
         note: what is shown.
         low: mass of the teacher on the student's top k below which a token is hatched.
+        edges: nats at which the colours change.
     """
 
     kind: ClassVar[str] = "tokens"
@@ -260,15 +244,14 @@ class Tokens:
     texts: dict[str, str]
     note: str
     low: float = 0.0
+    edges: Sequence[float] = ()
 
     def panel(self) -> Markup:
         """Data for the script of the HTML page: JSON without `<`, `>` or `&`."""
         rollouts = [list(r.details) for r in self.items]
-        data = {"texts": self.texts, "rollouts": rollouts, "low": self.low}
-        text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-        for char in "<>&":
-            text = text.replace(char, f"\\u{ord(char):04x}")
-        return Markup(text)
+        folded = [list(r.folded) for r in self.items]
+        data = {"texts": self.texts, "rollouts": rollouts, "folded": folded}
+        return script_json(data | {"low": self.low, "edges": list(self.edges)})
 
     def record(self) -> dict[str, Any]:
         """For the JSON sidecar."""
@@ -281,7 +264,7 @@ class Tokens:
                     "title": r.title,
                     "note": r.note,
                     "prompt": r.prompt,
-                    "left_out": r.left_out,
+                    "folded": list(r.folded),
                     "tokens": list(r.details),
                 }
                 for r in self.items
@@ -289,7 +272,7 @@ class Tokens:
         }
 
 
-Part = Verdict | Table | Chart | Charts | Examples | Code | Note | Tokens
+Part = Verdict | Table | Chart | Charts | Browse | Code | Note | Tokens
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from opd.reports.answers import held_out_answers
 from opd.reports.charts import mark_legend, marks
 from opd.reports.document import (
     Cell,
     Chart,
     Charts,
-    Example,
-    Examples,
     Legend,
     Note,
     Part,
@@ -18,13 +17,10 @@ from opd.reports.document import (
     Table,
 )
 from opd.reports.eval_sets import EvalResult, EvalSet
-from opd.reports.formatting import estimate, length, percent
+from opd.reports.formatting import estimate, length, nats, percent
 from opd.reports.outcome import Outcome, outcome, samples_text
 from opd.reports.plots import PERCENT, Line, curves
 from opd.reports.read import RunData
-
-MAX_EXAMPLES = 3  # of each kind
-MAX_CHARACTERS = 1200  # of a completion
 
 
 def eval_section(run: RunData) -> Section:
@@ -34,7 +30,7 @@ def eval_section(run: RunData) -> Section:
     if outcomes:
         parts.append(Charts([_chart(run, o.task) for o in outcomes]))
     parts += [_table(o, is_main=index == 0) for index, o in enumerate(outcomes)]
-    parts += [part for o in outcomes for part in _changed_answers(o.task)]
+    parts += [b for o in outcomes if (b := held_out_answers(o.task)) is not None]
     if not parts:
         parts = [Note("No held-out set was evaluated; add one under `eval` in run.yaml.")]
     lead = "The verdict is about the first set; the others show side effects."
@@ -85,6 +81,9 @@ def _table(result: Outcome, *, is_main: bool) -> Table:
     for k in final.pass_at:
         rows.append([f"pass@{k}", *(estimate(e.pass_at[k]) for e in evals)])
     rows.append(["length, tokens", *(length(e.length) for e in evals)])
+    if all(e.entropy is not None for e in evals):
+        entropies = [nats(e.entropy) for e in evals if e.entropy is not None]
+        rows.append(["entropy of the tokens, nats", *entropies])
     rows.append(["truncated by the token limit", *(percent(e.truncated) for e in evals)])
     note = (
         f"{first.accuracy.n:,} prompts, {samples_text(task)} at temperature "
@@ -103,44 +102,3 @@ def _recovery_note(result: Outcome) -> str:
         return " The teacher's lead is within the noise."
     recovery = estimate(result.recovery)
     return f" {recovery.text} of the gap to the teacher was recovered ({recovery.note})."
-
-
-def _changed_answers(task: EvalSet) -> list[Part]:
-    """Examples of samples that became correct, and of those that became incorrect."""
-    first, final = task.student[0], task.final
-    if first.step == final.step:
-        return []
-    before = {(g.prompt_index, g.sample): g for g in first.graded}
-    prompts = {
-        g.prompt_index: g.extra for e in (first, final) for g in e.graded if "prompt" in g.extra
-    }
-    parts: list[Part] = []
-    for correct, label in ((True, "became correct"), (False, "became incorrect")):
-        pairs = [
-            (earlier, g)
-            for g in final.graded
-            if (earlier := before.get((g.prompt_index, g.sample))) is not None
-            and g.correct is correct
-            and earlier.correct is not correct
-        ]
-        items = [
-            Example(
-                prompt=str(prompts.get(b.prompt_index, {}).get("prompt", "")),
-                answer=str(prompts.get(b.prompt_index, {}).get("answer", "")),
-                before=_shortened(b.text),
-                after=_shortened(a.text),
-                title=f"prompt {b.prompt_index}, sample {b.sample}",
-            )
-            for b, a in pairs[:MAX_EXAMPLES]
-        ]
-        title = f"{len(pairs):,} of {len(final.graded):,} answers on {task.label} {label}"
-        parts.append(Examples(title, items, "" if items else "None."))
-    return parts
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= MAX_CHARACTERS:
-        return text
-    half = MAX_CHARACTERS // 2
-    left_out = len(text) - MAX_CHARACTERS
-    return f"{text[:half]}\n[{left_out:,} characters left out]\n{text[-half:]}"

@@ -34,6 +34,7 @@ class EvalResult:
         correct: (prompts, samples) of 0 and 1.
         graded: every sample with its grade.
         key: prompts and decoding; equal keys are comparable.
+        entropy: mean over the tokens of a completion, nats; None in runs that did not keep it.
     """
 
     step: int
@@ -44,6 +45,7 @@ class EvalResult:
     correct: Floats
     graded: list[Graded]
     key: dict[str, Any]
+    entropy: Estimate | None = None
 
     @property
     def per_prompt(self) -> Floats:
@@ -133,6 +135,7 @@ def _read(folder: Path, step: int, name: str, problems: list[str]) -> EvalResult
         problems.append(f"eval/{file.name} is damaged and left out.")
         return None
     record, graded = saved
+    entropy = record.get("response_entropy")
     return EvalResult(
         step=step,
         accuracy=Estimate(**record["accuracy"]),
@@ -142,4 +145,5 @@ def _read(folder: Path, step: int, name: str, problems: list[str]) -> EvalResult
         correct=np.array(record["correct"], dtype=np.float64),
         graded=graded,
         key=key,
+        entropy=Estimate(**entropy) if isinstance(entropy, dict) else None,
     )

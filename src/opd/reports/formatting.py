@@ -21,7 +21,9 @@ def percent(value: float) -> Number:
 
 
 def _percent(value: float) -> str:
-    return "not bounded" if not math.isfinite(value) else minus(f"{100 * value:.1f}%")
+    return (
+        "not bounded" if not math.isfinite(value) else minus(f"{round(100 * value, 1) + 0.0:.1f}%")
+    )
 
 
 def points(value: float) -> str:
@@ -64,6 +66,12 @@ def length(value: Estimate) -> Number:
     """A mean number of tokens with its interval."""
     note = f"{plain(value.low).text} to {plain(value.high).text}"
     return Number(value.value, plain(value.value).text, note)
+
+
+def nats(value: Estimate) -> Number:
+    """A mean in nats with its interval, three decimals."""
+    note = minus(f"{value.low:.3f} to {value.high:.3f}")
+    return Number(value.value, minus(f"{value.value:.3f}"), note)
 
 
 def setting(value: object) -> str | Number:

@@ -23,6 +23,7 @@ from opd.run.disk import write_output
 from opd.run.outputs import require_no_input, require_writable_parent
 
 SUFFIXES = (".html", ".htm")
+SCRIPTS = ("dom.js", "tokens.js", "browse.js", "scroll.js")
 TEMPLATES = resources.files("opd.reports") / "templates"
 
 
@@ -103,7 +104,8 @@ def write_report(document: Document, path: Path) -> Path:
 
 @cache
 def _environment() -> jinja2.Environment:
-    script, style = _template("tokens.js"), _template("report.css")
+    script = "".join(map(_template, SCRIPTS))
+    style = _template("report.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "

@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from opd.reports.browse import Browse
 from opd.reports.document import (
     Cell,
     Chart,
     Charts,
     Code,
     Document,
-    Examples,
     Note,
     Part,
     Sentence,
@@ -70,15 +70,9 @@ def _part(part: Part, images: Mapping[str, str]) -> Iterator[str]:
             yield from _charts([part], images)
         case Charts():
             yield from _charts(part.items, images)
-        case Examples():
+        case Browse():
             yield f"### {escaped(part.title)}"
-            yield from _paragraph(part.note)
-            for example in part.items:
-                yield f"#### {escaped(example.title)}"
-                for label in ("prompt", "answer", "before", "after"):
-                    text = getattr(example, label)
-                    if text:
-                        yield f"{label}:\n\n{_fenced(text)}"
+            yield _rows([("", ""), *((label, f"{count:,}") for label, count in part.counts())])
         case Code():
             yield from _paragraph(part.caption)
             yield _fenced(part.text)

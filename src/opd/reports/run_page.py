@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.reports.alarm_log import AlarmText
+from opd.reports.answers import training_rollouts
 from opd.reports.chart_specs import (
     BOUND_CHARTS,
     DIAGNOSTIC_CHARTS,
@@ -19,6 +20,7 @@ from opd.reports.check_page import check_section
 from opd.reports.coldstart_section import coldstart_sections
 from opd.reports.config_table import config_table, environment_table
 from opd.reports.cost import cost_sections
+from opd.reports.differences import difference_tables, position_lines
 from opd.reports.document import (
     Cell,
     Charts,
@@ -35,8 +37,9 @@ from opd.reports.eval_section import eval_section
 from opd.reports.plots import COLOUR_PERCENTILES
 from opd.reports.read import RunData
 from opd.reports.sanitize import short_name
+from opd.reports.scored_rollouts import ScoredRollout
 from opd.reports.teachers_section import teachers_section
-from opd.reports.token_view import token_view
+from opd.reports.token_view import rollouts_by_part, token_view
 from opd.reports.verdict import verdict
 
 REFRESH_SECONDS = 20
@@ -45,6 +48,7 @@ MAX_ALARMS = 100  # rows of the table
 
 def run_document(run: RunData) -> Document:
     """The report of a run, finished or not; that of a running one reloads itself."""
+    parts = rollouts_by_part(run)
     sections = [
         Section("verdict", "Did it work?", [verdict(run)]),
         eval_section(run),
@@ -53,8 +57,9 @@ def run_document(run: RunData) -> Document:
         _diagnostics(run),
         *teachers_section(run),
         *_positions(run),
-        _tokens(run),
-        *_rollouts(run),
+        *_differences(run, parts),
+        _tokens(run, parts),
+        *_rollouts(run, parts),
         *cost_sections(run),
         _setup(run),
     ]
@@ -107,21 +112,31 @@ def _positions(run: RunData) -> list[Section]:
         return []
     low, high = COLOUR_PERCENTILES
     lead = (
-        "y axis: position in the completion, in tokens; x axis: step. Empty cells had no tokens. "
+        "Maps: y axis, position in the completion in tokens; x axis, step. Empty cells had no "
+        "tokens. "
         f"Colours end at the {low}nd and {high}th percentile of the cells."
     )
-    return [Section("positions", "By position in the completion", [Charts(charts)], lead)]
+    lines = position_lines(run)
+    parts = [Charts(lines)] if lines else []
+    return [Section("positions", "By position in the completion", [*parts, Charts(charts)], lead)]
 
 
-def _tokens(run: RunData) -> Section:
-    view = token_view(run)
-    parts: list[Part] = [view] if view else [Note("No rollouts with teacher scores are on disk.")]
-    return Section("tokens", "The teacher's advantage of every token", parts)
+def _differences(run: RunData, parts: dict[str, list[ScoredRollout]]) -> list[Section]:
+    tables = difference_tables(run, parts)
+    return [Section("differences", "Where do they differ?", tables)] if tables else []
 
 
-def _rollouts(run: RunData) -> list[Section]:
+def _tokens(run: RunData, parts: dict[str, list[ScoredRollout]]) -> Section:
+    view = token_view(run, parts)
+    shown: Part = view or Note("No rollouts with teacher scores are on disk.")
+    return Section("tokens", "The teacher's advantage of every token", [shown])
+
+
+def _rollouts(run: RunData, parts: dict[str, list[ScoredRollout]]) -> list[Section]:
     charts = line_charts(run, (*ROLLOUT_CHARTS, *HORIZON_CHARTS))
-    return [Section("rollouts", "Rollouts", [Charts(charts)])] if charts else []
+    kept = training_rollouts([r for rollouts in parts.values() for r in rollouts])
+    shown: list[Part] = [*([Charts(charts)] if charts else []), *([] if kept is None else [kept])]
+    return [Section("rollouts", "Rollouts", shown)] if shown else []
 
 
 def _setup(run: RunData) -> Section:

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from opd.reports.browse import Browse
 from opd.reports.document import (
     Cell,
     Code,
     Document,
-    Examples,
     Note,
     Part,
     Section,
@@ -68,15 +68,10 @@ def _part(part: Part, width: int) -> Iterator[str]:
             yield from _wrapped(part.caption, width)
             yield from _table(part.columns, part.rows, width)
             yield from _wrapped(part.note, width)
-        case Examples():
+        case Browse():
             yield from _wrapped(part.title, width)
-            yield from _wrapped(part.note, width)
-            for example in part.items:
-                texts = (example.prompt, example.answer, example.before, example.after)
-                labels = ("prompt", "answer", "before", "after")
-                rows = [row for row in zip(labels, texts, strict=True) if row[1]]
-                yield from _wrapped(example.title, width)
-                yield from _table(("", ""), rows, width)
+            counts = ", ".join(f"{label} {count:,}" for label, count in part.counts())
+            yield from _wrapped(counts, width, first=INDENT, rest=INDENT)
         case Code():
             yield from _code(part)
         case Note():

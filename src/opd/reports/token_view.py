@@ -21,7 +21,7 @@ from opd.reports.scored_rollouts import (
 )
 
 STEPS_PER_PART = 5  # of the early, middle and late part from which rollouts are selected
-END_TOKENS = 180  # shown at each end of a long completion
+END_TOKENS = 180  # shown with their top tokens at each end of a long completion
 PANEL_ROWS = 8  # tokens of each model in the panel
 EDGES = (0.1, 0.5, 2.0)  # nats: where the colours change
 SHADES = ("n3", "n2", "n1", "z", "p1", "p2", "p3")
@@ -34,12 +34,23 @@ ON_SUPPORT = (
 LOW_MASS = 0.5  # of the teacher on the student's top k: below it, a token is hatched
 
 
-def token_view(run: RunData) -> Tokens | None:
-    """Worst, median and best rollouts of early, middle and late steps; None without scores."""
-    selected, used_steps = [], set[int]()
-    for part, steps in _parts(run.rollout_steps()).items():
-        candidates = [r for s in steps if s not in used_steps for r in scored_rollouts(run, s)]
-        used_steps |= set(steps)
+def rollouts_by_part(run: RunData) -> dict[str, list[ScoredRollout]]:
+    """Scored rollouts of a few early, middle and late steps."""
+    return {
+        part: [r for step in steps for r in scored_rollouts(run, step)]
+        for part, steps in _parts(run.rollout_steps()).items()
+    }
+
+
+def token_view(run: RunData, parts: dict[str, list[ScoredRollout]] | None = None) -> Tokens | None:
+    """Worst, median and best rollouts of early, middle and late steps; None without scores.
+
+    Args:
+        run: the run.
+        parts: its `rollouts_by_part`, if they were read already.
+    """
+    selected = []
+    for part, candidates in (rollouts_by_part(run) if parts is None else parts).items():
         ranked = sorted((r for r in candidates if np.isfinite(r.mean)), key=lambda r: r.mean)
         selected += [(f"{part}, {rank}", r) for rank, r in _worst_median_best(ranked)]
     if not selected:
@@ -61,7 +72,8 @@ def token_view(run: RunData) -> Tokens | None:
             else " No token is hatched: at least half of the teacher's probability lies on the "
             "student's top k everywhere."
         )
-    return Tokens(items, _legend(exact=exact, hatched=bool(masses)), texts, note, LOW_MASS)
+    legend = _legend(exact=exact, hatched=bool(masses))
+    return Tokens(items, legend, texts, note, LOW_MASS, EDGES)
 
 
 def _meaning_of_hatch(run: RunData) -> str:
@@ -97,9 +109,8 @@ def _shown(
 ) -> ShownRollout:
     """A rollout for the document; texts of the tokens it shows are added to `texts`."""
     length = len(scored.rollout)
-    positions = list(range(length))
-    if length > 2 * END_TOKENS:
-        positions = [*range(END_TOKENS), *range(length - END_TOKENS, length)]
+    middle = range(END_TOKENS, max(END_TOKENS, length - END_TOKENS))
+    positions = [i for i in range(length) if i not in middle]
     spans = []
     for i in positions:
         value = scored.advantage[i]
@@ -116,7 +127,23 @@ def _shown(
     )
     details = [_details(scored, i, token_texts, texts) for i in positions]
     prompt = scored.rollout.prompt.text
-    return ShownRollout(title, note, prompt, spans, length - len(positions), details)
+    folded = [_folded(scored, i, token_texts, texts) for i in middle]
+    return ShownRollout(title, note, prompt, spans, folded, details)
+
+
+def _folded(
+    scored: ScoredRollout, i: int, token_texts: Sequence[str] | None, texts: dict[str, str]
+) -> list[float | None]:
+    """See `ShownRollout.folded`; few decimals, since there may be thousands."""
+    token = int(scored.rollout.ids[i])
+    texts.setdefault(str(token), visible(_text(token, token_texts)))
+    mass = None if scored.teacher_mass is None else scored.teacher_mass[i]
+    return [
+        token,
+        _rounded(scored.advantage[i], 2),
+        _rounded(float(np.exp(scored.rollout.logp[i])), 3),
+        None if mass is None else _rounded(mass, 2),
+    ]
 
 
 def shade(value: float) -> str:
@@ -180,8 +207,8 @@ def _top(ids: NDArray[Any], probabilities: Floats) -> list[list[float]]:
     return [[int(ids[j]), _rounded(float(probabilities[j])) or 0.0] for j in order]
 
 
-def _rounded(value: float) -> float | None:
-    return round(float(value), 4) if np.isfinite(value) else None
+def _rounded(value: float, digits: int = 4) -> float | None:
+    return round(float(value), digits) if np.isfinite(value) else None
 
 
 def _text(token: int, token_texts: Sequence[str] | None) -> str:

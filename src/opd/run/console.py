@@ -120,8 +120,9 @@ class Console:
             return
         if who == "student" and (not self._accuracy or self._accuracy.startswith(f"{label} ")):
             self._accuracy = f"{label} {accuracy.value:.1%}"
+        where = f"step {step:>4}/{self._steps}  " if self._steps else ""
         self.print(
-            f"step {step:>4}/{self._steps}  {who} accuracy on {label}: {accuracy.value:.1%}"
+            f"{where}{who} accuracy on {label}: {accuracy.value:.1%}"
             f"  (95 % interval {accuracy.low:.1%} to {accuracy.high:.1%}, {accuracy.n} prompts)"
         )
 
@@ -140,6 +141,11 @@ class Console:
         self._phase.update(name, seconds)
         if name == "evaluate" and seconds is not None:
             self._evaluating += seconds
+
+    def show_record(self, record: Mapping[str, Any]) -> None:
+        """Print a result as one JSON object, in the style for machines alone."""
+        if self.style == "json":
+            self._json(record)
 
     def _json(self, record: Mapping[str, Any]) -> None:
         self.out.print_json(json.dumps(json_safe(record)), indent=None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,11 +19,30 @@ log = logging.getLogger(__name__)
 Value = float | int | str | None
 
 
+@dataclass(frozen=True)
+class Results:
+    """What a finished run leaves: its report and a table of rollouts.
+
+    Attributes:
+        report: the HTML file.
+        columns: of the table.
+        rows: of the table.
+    """
+
+    report: Path
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Value]]
+
+
 class Sink(Protocol):
     """A destination that metrics are copied to."""
 
     def log(self, step: int, values: dict[str, Value]) -> None:
         """Send the metrics of one step."""
+        ...
+
+    def log_results(self, results: Results) -> None:
+        """Send what a finished run leaves."""
         ...
 
     def close(self) -> None:
@@ -42,21 +63,43 @@ class TensorBoard:
             if isinstance(value, int | float):
                 self._writer.add_scalar(name, value, step)
 
+    def log_results(self, results: Results) -> None:
+        """See `Sink.log_results`: the table as text; a report cannot be attached."""
+        lines = [results.columns, ["---"] * len(results.columns), *results.rows]
+        text = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+        self._writer.add_text("rollouts", text)
+        self._writer.add_text("report", str(results.report.resolve()))
+
     def close(self) -> None:
         """See `Sink.close`."""
         self._writer.close()
+
+
+def _cell(value: Value) -> str:
+    """A cell of a Markdown table, as code so that text of models stays text."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "`" + " ".join(text.split()).replace("`", "'").replace("|", "/")[:500] + "`"
 
 
 class Hosted:
     """wandb and trackio, which share their calls; WANDB_MODE=offline works as usual."""
 
     def __init__(self, package: str, name: str, config: dict[str, Any], **options: str) -> None:
-        module = importlib.import_module(package)
-        self._run = module.init(project="opd", name=name, config=config, **options)
+        self._module = importlib.import_module(package)
+        self._name = name
+        self._run = self._module.init(project="opd", name=name, config=config, **options)
 
     def log(self, step: int, values: dict[str, Value]) -> None:
         """See `Sink.log`."""
         self._run.log(values, step=step)
+
+    def log_results(self, results: Results) -> None:
+        """See `Sink.log_results`."""
+        rows = [list(row) for row in results.rows]
+        table = self._module.Table(columns=list(results.columns), data=rows)
+        self._run.log({"rollouts": table})
+        name = re.sub(r"[^\w.-]", "-", f"report-{self._name}")
+        self._module.log_artifact(str(results.report), name=name, type="report")
 
     def close(self) -> None:
         """See `Sink.close`."""
@@ -85,9 +128,19 @@ class Trackers:
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
         """Send one step to every sink that still works."""
-        public_values: dict[str, Value] = redact(dict(values))
+        public_values: dict[str, Value] = redact({group(n): v for n, v in values.items()})
         for name, sink in list(self._sinks.items()):
             self._guard(name, partial(sink.log, step, public_values))
+
+    def log_results(self, results: Results) -> None:
+        """Send report and rollouts to every sink that still works."""
+        for name, sink in list(self._sinks.items()):
+            self._guard(name, partial(sink.log_results, results))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any sink still works."""
+        return bool(self._sinks)
 
     def close(self) -> None:
         """Finish every sink."""
@@ -111,6 +164,15 @@ class Trackers:
         except Exception as error:  # noqa: BLE001
             self._sinks.pop(name, None)
             log.warning("Tracker %s failed and is dropped: %s", name, redact_text(str(error)))
+
+
+def group(name: str) -> str:
+    """The name under which a metric is sent: trackers make a section of its first part.
+
+    Metrics by position have one of their own, which would otherwise bury those of the whole step.
+    """
+    prefix, _, rest = name.partition("/")
+    return f"position/{rest}" if rest and "@" in rest and prefix == "diag" else name
 
 
 def _require(name: str) -> None:

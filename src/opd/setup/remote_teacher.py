@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd.config import LocalTeacher, Run, ServerTeacher
+from opd.config import LocalTeacher, PythonTeacher, Run, ServerTeacher
 from opd.core.diagnostics import OVERLAP_K
 from opd.core.objective import Objective
 from opd.data.prompts import PromptSet
@@ -29,6 +29,7 @@ from opd.run.rollouts import FILE, read_step
 from opd.samplers.sampling import Decoding, MakeSampler
 from opd.samplers.sampling_server import SamplingServer
 from opd.samplers.vllm import VllmSampler
+from opd.setup.own_teacher import OwnTeacher, find_own_teacher
 from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store
 from opd.teachers.dialect import Dialect, TeacherRecord
 from opd.teachers.handshake import HandshakeInputs, run_handshake
@@ -215,7 +216,7 @@ class CachedScores:
         )
 
 
-TeacherSource = ServedTeacher | CachedScores
+TeacherSource = ServedTeacher | CachedScores | OwnTeacher
 
 
 def find_remote_teacher(cfg: Run) -> TeacherSource | None:
@@ -229,6 +230,8 @@ def find_remote_teacher(cfg: Run) -> TeacherSource | None:
         return None
     if spec.cache is not None and spec.cache.offline:
         return CachedScores(spec)
+    if isinstance(spec, PythonTeacher):
+        return find_own_teacher(spec)
     if not isinstance(spec, ServerTeacher):
         return None
     return ServedTeacher(spec, connect(spec, temperature=cfg.loss.teacher_temperature))
