@@ -63,7 +63,8 @@ def require_teacher_possible(
             "gives each process a part of them. Set student.shard=none, or name the model as "
             f"{key}.model"
         )
-    text = not isinstance(teacher, SelfTeacher) and teacher.tokenizer is not None
+    models = LocalTeacher | ServerTeacher
+    text = isinstance(teacher, models) and teacher.tokenizer is not None
     if text and run.horizon is not None and run.horizon.prune is not None:
         raise ValueError(
             f"horizon.prune compares top tokens, which {key}.tokenizer makes another vocabulary's. "
