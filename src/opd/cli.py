@@ -8,7 +8,7 @@ import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from opd.commands.process_exit import (
     fail,
     forget_messages,
     interruptible,
+    report_crash,
 )
 from opd.errors import UserError
 
@@ -278,6 +279,19 @@ def watch(
 
 
 @app.command()
+def dash(
+    runs: Annotated[
+        Path, typer.Argument(help="A folder of runs, or a run.", metavar="[RUNS]")
+    ] = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On loopback; 0: a free one.")] = 8420,
+) -> None:
+    """A live page of runs in the browser, on this machine alone; can stop and continue them."""
+    from opd.commands import dash as commands
+
+    commands.serve(runs, port=port, say=typer.echo)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is the base.")],
     out: Annotated[Path, typer.Option(help="The report to write.")] = Path("compare.html"),
@@ -378,18 +392,3 @@ def main() -> None:
         if _Debug.on:
             raise
         report_crash(error)
-
-
-def report_crash(error: Exception) -> NoReturn:
-    """A message for an error that is no `UserError`, and a line that tells where its traceback is.
-
-    Exits with 2 for what the machine or the user caused, with 1 for a bug of opd.
-    """
-    from opd.run.crash import describe, save_traceback
-
-    message = describe(error)
-    path = save_traceback(error)
-    if message is None:
-        message = f"This is a bug of opd, please report it: {type(error).__name__}: {error}"
-    where = f"\nThe traceback is in {path}." if path is not None else ""
-    fail(f"{message}{where}", 1 if describe(error) is None else 2)

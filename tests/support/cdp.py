@@ -79,7 +79,9 @@ class Page:
     def open(self, url: str) -> None:
         """Load a page and wait until its scripts ran."""
         self.call("Page.navigate", url=url)
-        self.wait(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
+        self.wait(
+            f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'"
+        )
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression; a promise is awaited."""

@@ -28,10 +28,12 @@ class Run:
     run folder (`<output>.inputs/`), so that the run can be resumed and repeated from its files.
 
     Args:
-        student: folder or hub name, or a pair (model, tokenizer) of transformers.
+        student: folder or hub name, a pair (model, tokenizer) of transformers, or a mapping as in
+            run.yaml whose `model` is one of them.
         teacher: folder or hub name, the URL of a server, an object that follows
             `opd.types.Teacher`, or a mapping as in run.yaml; None: the reward alone trains.
-        prompts: file, or rows: strings, or mappings with `prompt` (or `messages`) and `answer`.
+        prompts: file; rows: strings, or mappings with `prompt` (or `messages`) and `answer`; or a
+            mapping as in run.yaml whose `path` is one of them.
         reward: `reward(completion, answer)`, a finite number for every training rollout; it is
             logged, and trains where loss.terms.outcome_weight is above 0.
         grader: `grader(completion, answer)`, True or False, for held-out answers.
@@ -48,9 +50,9 @@ class Run:
 
     def __init__(
         self,
-        student: str | Path | tuple[Any, Any],
+        student: str | Path | tuple[Any, Any] | Mapping[str, Any],
         teacher: str | Path | Teacher | Mapping[str, Any] | None,
-        prompts: Rows,
+        prompts: Rows | Mapping[str, Any],
         *,
         reward: Reward | None = None,
         grader: Grading | None = None,
@@ -59,9 +61,11 @@ class Run:
     ) -> None:
         self._inputs = Path(f"{output}.inputs")
         data: dict[str, Any] = {name: _plain(value) for name, value in settings.items()}
-        data["student"] = data.get("student", {}) | {"model": self._student(student)}
+        section = dict(student) if isinstance(student, Mapping) else {"model": student}
+        data["student"] = section | {"model": self._student(section.get("model"))}
         data["teacher"] = _teacher(teacher)
-        data["prompts"] = data.get("prompts", {}) | {"path": self._rows("train", prompts)}
+        section = dict(prompts) if isinstance(prompts, Mapping) else {"path": prompts}
+        data["prompts"] = section | {"path": self._rows("train", section.get("path", []))}
         data["output"] = data.get("output", {}) | {"dir": str(output)}
         if reward is not None:
             data["prompts"]["grader"] = PREFIX + remember(reward)
@@ -110,7 +114,7 @@ class Run:
         write_output(path, text.encode())
         return str(path)
 
-    def _student(self, student: str | Path | tuple[Any, Any]) -> str:
+    def _student(self, student: Any) -> str:
         """The folder of the student; a model in memory is saved to one."""
         if isinstance(student, str | Path):
             return str(student)

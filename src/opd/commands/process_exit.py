@@ -88,3 +88,18 @@ def end(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def report_crash(error: Exception) -> NoReturn:
+    """A message for an error that is no `UserError`, and a line that tells where its traceback is.
+
+    Exits with 2 for what the machine or the user caused, with 1 for a bug of opd.
+    """
+    from opd.run.crash import describe, save_traceback
+
+    message = describe(error)
+    path = save_traceback(error)
+    if message is None:
+        message = f"This is a bug of opd, please report it: {type(error).__name__}: {error}"
+    where = f"\nThe traceback is in {path}." if path is not None else ""
+    fail(f"{message}{where}", 1 if describe(error) is None else 2)

@@ -16,6 +16,7 @@ from opd.config import Run
 from opd.run.console import Console, Style
 from opd.run.manifest import list_checkpoints
 from opd.run.redact import redact_command
+from opd.run.stop_request import take_stop_request
 
 if TYPE_CHECKING:
     from opd.recipes.coldstart import CompletionSource
@@ -66,6 +67,8 @@ def run_session(
         steps = [step for step, _ in list_checkpoints(session.folder.checkpoints)]
         start = f"from step {max(steps)} of {cfg.train.steps}" if steps else "from the beginning"
         console.print(f"Going on with {session.folder.path} {start}.")
+    if ranks.is_main:
+        take_stop_request(session.folder.path)  # of an earlier process
     handlers = stop_after_step(session.stop, console)
     try:
         result = work(session, completions)

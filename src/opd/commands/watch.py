@@ -7,41 +7,47 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from opd.errors import UserError
 from opd.reports.chart_specs import HEALTHY_RANGES
-from opd.reports.eval_sets import EvalSet
 from opd.reports.formatting import interval as interval_text
 from opd.reports.formatting import percent, plain, seconds
-from opd.reports.read import RunData, Series, read_run
+from opd.reports.live import Evaluated, LiveRun
+from opd.reports.read import read_run
 from opd.reports.sanitize import for_terminal
 
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
-WIDTH = 32  # bars of a sparkline
+MAX_BARS, MIN_BARS = 32, 6  # of a sparkline
+LABEL, NUMBER = 16, 8  # columns of a row beside its sparkline
 RECENT = 10  # steps whose median time is shown
 MAX_ALARMS = 5
 METRICS = (
-    ("coldstart/loss", "cold start, loss"),
-    ("coldstart/overlap_mass_student", "cold start, overlap mass"),
+    ("coldstart/loss", "cold start loss"),
+    ("coldstart/overlap_mass_student", "cold start mass"),
+    ("train/loss", "loss"),
     ("diag/reverse_kl", "reverse KL"),
     ("diag/overlap_ratio", "overlap ratio"),
-    ("diag/overlap_mass_student", "overlap mass, student"),
-    ("diag/overlap_advantage", "advantage (Eq. 7)"),
+    ("diag/overlap_mass_student", "overlap mass"),
+    ("diag/overlap_advantage", "advantage"),
     ("diag/entropy_gap_abs", "entropy gap"),
     ("diag/student_entropy", "entropy, student"),
     ("diag/teacher_entropy", "entropy, teacher"),
     ("rollout/length", "length"),
     ("rollout/truncated", "truncated"),
-    ("rollout/reward", "training accuracy"),
+    ("rollout/reward", "training acc."),
     ("train/grad_norm", "gradient norm"),
 )
+CLOCKS = ("time/tokens_per_s", "time/step_s", "time/score_s")
 
 
 def watch(path: Path, *, interval: float = 2.0, console: Console | None = None) -> None:
     """Show a run until it ends; once if the output is piped or the run is over.
+
+    In a terminal, a folder that is not there yet is waited for.
 
     Args:
         path: the run folder.
@@ -52,87 +58,96 @@ def watch(path: Path, *, interval: float = 2.0, console: Console | None = None) 
         UserError: no run folder.
     """
     console = console or Console(highlight=False)
-    run = read_run(path)
-    if not console.is_terminal or not run.is_running:
-        console.print(view(run))
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file. Give the run folder, such as {path.parent}.")
+    if not console.is_terminal or (path / "config.json").exists():
+        read_run(path)  # refuses what is no run folder
+    run = LiveRun(path, frozenset(name for name, _ in METRICS) | frozenset(CLOCKS))
+    run.update()
+    if not console.is_terminal or run.state in ("finished", "stopped"):
+        console.print(view(run, console.width))
         return
-    with Live(view(run), console=console, refresh_per_second=2) as live:
-        while run.is_running:
+    with Live(view(run, console.width), console=console, refresh_per_second=2) as live:
+        while run.state in ("waiting", "running"):
             time.sleep(interval)
-            run = read_run(path)
-            live.update(view(run))
+            run.update()
+            live.update(view(run, console.width))
 
 
-def view(run: RunData) -> Group:
-    """Progress, metrics, accuracies and the latest alarms."""
-    return Group(_progress(run), _metrics(run), *_evals(run), *_alarms(run))
+def view(run: LiveRun, width: int) -> RenderableType:
+    """Progress, metrics, accuracies and the latest alarms, in `width` columns."""
+    if run.state == "waiting":
+        return Text(f"Waiting for a run in {for_terminal(str(run.path))} ...")
+    return Group(_progress(run), _metrics(run, width), *_evals(run), *_alarms(run))
 
 
-def _progress(run: RunData) -> Text:
+def _progress(run: LiveRun) -> Text:
     parts = [f"{for_terminal(run.name)}  step {run.done}/{run.planned}"]
     if (speed := _recent(run, "time/tokens_per_s")) is not None:
         parts.append(f"{speed:,.0f} tok/s")
     if run.is_running and (step_time := _recent(run, "time/step_s")) is not None:
         parts.append(f"about {seconds((run.planned - run.done) * step_time)} left")
-    if len(run.phases) > 1:
-        parts.append(for_terminal(run.phases[-1][1]))
+    if run.phase:
+        parts.append(for_terminal(run.phase))
     if (score_time := _recent(run, "time/score_s")) is not None:
         parts.append(f"teacher {seconds(score_time)} per step")
     parts.append(run.state)
     return Text("   ".join(parts), style="bold")
 
 
-def _recent(run: RunData, name: str) -> float | None:
+def _recent(run: LiveRun, name: str) -> float | None:
     """Median of the newest values; None without any."""
-    values = run.series(name).values[-RECENT:]
-    return float(np.median(values)) if len(values) else None
+    values = run.values(name)[1][-RECENT:]
+    return float(np.median(values)) if values else None
 
 
-def _metrics(run: RunData) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
+def _metrics(run: LiveRun, width: int) -> Table:
+    """A row per metric: newest value, first value, sparkline, and the range it is drawn in."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("", "now", "start", "first to newest", "low to high"):
+        table.add_column(heading, no_wrap=True, header_style="dim", overflow="crop")
+    bars = max(MIN_BARS, min(MAX_BARS, width - LABEL - 4 * NUMBER - 8))
     for name, label in METRICS:
-        series = run.series(name)
-        if not len(series):
+        values = run.values(name)[1]
+        if not values:
             continue
-        now = float(series.values[-1])
+        now = values[-1]
         healthy = HEALTHY_RANGES.get(name)
         style = "yellow" if healthy is not None and now < healthy.low else ""
-        table.add_row(label, Text(plain(now).text, style=style), sparkline(series))
+        line, low, high = sparkline(values, bars)
+        scale = f"{plain(low).text} to {plain(high).text}"
+        table.add_row(label, Text(plain(now).text, style=style), plain(values[0]).text, line, scale)
     return table
 
 
-def sparkline(series: Series) -> str:
-    """A series as one line of bars, from its lowest to its highest value."""
-    parts = np.array_split(series.values, min(WIDTH, len(series)))
+def sparkline(values: Sequence[float], bars: int) -> tuple[str, float, float]:
+    """A series as one line of bars, newest last, and the values of its lowest and highest bar."""
+    parts = np.array_split(np.asarray(values, dtype=np.float64), min(bars, len(values)))
     means = np.array([part.mean() for part in parts])
-    low, span = means.min(), np.ptp(means)
+    low, span = float(means.min()), float(np.ptp(means))
     index = np.zeros(len(means)) if span == 0 else (means - low) / span * (len(BARS) - 1)
-    return "".join(BARS[round(float(i))] for i in index)
+    return "".join(BARS[round(float(i))] for i in index), low, low + span
 
 
-def _evals(run: RunData) -> Sequence[Text]:
+def _evals(run: LiveRun) -> Sequence[Text]:
     lines = []
-    for task in run.evals:
-        parts = _accuracies(task)
-        if task.teacher is not None:
-            parts.append(f"teacher {percent(task.teacher.accuracy.value).text}")
-        lines.append(Text(f"accuracy on {for_terminal(task.label)}: {', '.join(parts)}"))
+    for label, results in run.evals.items():
+        parts = _accuracies(results)
+        if label in run.teacher:
+            parts.append(f"teacher {percent(run.teacher[label].value).text}")
+        lines.append(Text(f"accuracy on {for_terminal(label)}: {', '.join(parts)}"))
     return lines
 
 
-def _accuracies(task: EvalSet) -> list[str]:
+def _accuracies(results: Sequence[Evaluated]) -> list[str]:
     """The student's first and two latest accuracies, the latest with its interval."""
-    results = task.student
-    if len(results) > 3:
-        results = [results[0], *results[-2:]]
-    parts = [f"{percent(e.accuracy.value).text} at step {e.step}" for e in results]
-    if results:
-        last = results[-1].accuracy
-        parts[-1] += f" ({interval_text(last.low, last.high)})"
+    shown = [results[0], *results[-2:]] if len(results) > 3 else results
+    parts = [f"{percent(e.value).text} at step {e.step}" for e in shown]
+    parts[-1] += f" ({interval_text(results[-1].low, results[-1].high)})"
     return parts
 
 
-def _alarms(run: RunData) -> Sequence[Text]:
+def _alarms(run: LiveRun) -> Sequence[Text]:
     lines = []
     for alarm in run.alarms[-MAX_ALARMS:]:
         parts = [f"alarm at step {alarm.step}: {alarm.name}", alarm.message, alarm.evidence]

@@ -18,7 +18,8 @@ def training_summary(summary: Mapping[str, Any]) -> Document:
     """
     sections = [Section("phases", "", [Note(text) for text in _phases(summary)])]
     for label, entry in summary["sets"].items():
-        sections.append(Section(f"set-{label}", label, _held_out_set(entry)))
+        title = f"Accuracy on {label} (95% intervals)"
+        sections.append(Section(f"set-{label}", title, _held_out_set(entry)))
     folder = summary["run"]
     files = [Code("Run folder", folder), Code("Final student", f"{folder}/final")]
     return Document("", "", [*sections, Section("files", "", files)])
@@ -60,7 +61,7 @@ def _held_out_set(entry: Mapping[str, Any]) -> list[Part]:
     ]
     if "change" in entry:
         rows.append(["change", _change(Estimate(**entry["change"]))])
-    parts: list[Part] = [Table("", ("", "accuracy (95% interval)"), rows)]
+    parts: list[Part] = [Table("", ("", ""), rows)]
     if "note" in entry:
         parts.append(Note(entry["note"]))
     if entry.get("gap_recovery") is not None:

@@ -29,6 +29,7 @@ STEP_METRICS = (
     ("rollout/reward", "acc", "{:.0%}"),
 )
 LIVE_WIDTH = 51  # columns of the live line before its numbers: step, bar, time left, phase
+LIVE_LINES = 4  # lines of steps that scroll by above the live one
 LIVE_METRICS = STEP_METRICS[:2]  # beside held-out accuracy: they fit into 80 columns
 
 PHASE_LABELS = {
@@ -59,7 +60,11 @@ class Console:
     def print(self, text: str) -> None:
         """Print a line, unless the style is for machines or quiet."""
         if self.style not in ("json", "quiet"):
-            self.out.print(escape(text), soft_wrap=True)
+            # What may be copied (paths, commands) is left to the terminal, which wraps anywhere.
+            words = text.split()
+            has_path = any("/" in w and not w.replace("/", "").isdigit() for w in words)
+            is_prose = self.live and not has_path and not text.startswith(" ")
+            self.out.print(escape(text), soft_wrap=not is_prose)
 
     def note(self, text: str) -> None:
         """Print a line of progress to standard error, so that results stay alone on the other."""
@@ -104,11 +109,13 @@ class Console:
         left = self._time_left(step)
         if self._phase.teacher_seconds is not None:
             parts.append(f"teacher {self._phase.teacher_seconds:.2g} s")
-        line = "  ".join([*parts, f"{tokens_per_second:.0f} tok/s", self._accuracy]).rstrip()
+        shown = short if self.live else parts
+        line = "  ".join([*shown, f"{tokens_per_second:.0f} tok/s", self._accuracy]).rstrip()
         if self._progress is not None:
             live = escape(self._fitting([*short, self._accuracy]))
             self._progress.update(self._task, completed=step, description=live, left=left)
-        if not self.live or step == 1 or step % max(1, self._steps // 10) == 0:
+        every = max(1, self._steps // (LIVE_LINES if self.live else 10))
+        if not self.live or step == 1 or step % every == 0:
             remaining = "" if self.live else f"  {left} left"
             self.print(f"step {step:>4}/{self._steps}  {line}{remaining}")
 
@@ -120,6 +127,8 @@ class Console:
             return
         if who == "student" and (not self._accuracy or self._accuracy.startswith(f"{label} ")):
             self._accuracy = f"{label} {accuracy.value:.1%}"
+        if self._progress is not None:  # the live line shows it, and every line of a step
+            return
         where = f"step {step:>4}/{self._steps}  " if self._steps else ""
         self.print(
             f"{where}{who} accuracy on {label}: {accuracy.value:.1%}"

@@ -26,6 +26,7 @@ BEST = "best"  # folder of the best student so far, kept from pruning
 FINAL = "final"  # the student at the end, a Hugging Face folder
 WRONG_ANSWERS = "wrong-answers"  # responses of a server that could not be used
 INPUTS = "inputs.json"  # what the run read: hashes of prompts and models
+STOP_REQUEST = "stop.request"  # asks the run to stop after its step
 TRACEBACK = "traceback.txt"  # of the error that ended a command
 SYNC = "sync"  # weights for a rollout server
 
@@ -41,6 +42,7 @@ RECORDS = (
         TRACEBACK,
         "rollout-server.log",
         "teacher-server.log",
+        STOP_REQUEST,
     ),
 )
 _NAMED_TEACHER = re.compile(r"teacher-[A-Za-z0-9][A-Za-z0-9_-]{0,31}(\.json|-server\.log)")

@@ -14,6 +14,7 @@ from opd.run.console import Console
 from opd.run.folder import RunFolder
 from opd.run.jsonl import read_jsonl
 from opd.run.layout import BEST, COLD_START
+from opd.run.stop_request import take_stop_request
 from opd.run.trackers import Trackers
 from opd.training.checkpoints import restore_phase, write_checkpoint
 from opd.training.evaluate import EvalTask
@@ -76,7 +77,9 @@ class Session:
     @property
     def stop_requested(self) -> bool:
         """Whether somebody asked any of the processes to stop."""
-        return self.learner.ranks.any_rank(self.stop.is_set())
+        ranks = self.learner.ranks
+        asked = ranks.is_main and take_stop_request(self.folder.path)
+        return ranks.any_rank(self.stop.is_set() or asked)
 
     def is_over(self, step: int) -> bool:
         """Whether a run has no step left, by its length or by an alarm."""

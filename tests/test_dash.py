@@ -1,0 +1,255 @@
+"""`opd dash`: who may ask, what is sent, and that a page is updated in place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+
+from opd.commands.dash import Runs, go_on, make_server, page, policy, serve, stop
+from opd.errors import UserError
+from opd.run.stop_request import take_stop_request
+from support.browser import CHROMIUM
+from support.cdp import browser_page
+from support.hostile_text import HOSTILE
+from support.run_folders import good_run, write_run
+
+TOKEN = "t0ken"
+
+
+@contextmanager
+def served(root):
+    server = make_server(root, 0, TOKEN)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def ask(url, *, token=TOKEN, method="GET", **headers):
+    headers = ({"X-Opd-Token": token} if token else {}) | headers
+    request = urllib.request.Request(url, headers=headers, method=method)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return answer.headers, answer.read()
+
+
+def status(url, **options) -> int:
+    try:
+        ask(url, **options)
+    except urllib.error.HTTPError as error:
+        return error.code
+    return 200
+
+
+@pytest.fixture
+def runs(tmp_path):
+    write_run(tmp_path / "runs" / "a")
+    write_run(tmp_path / "runs" / "more" / "b", steps=10, planned=20)
+    return tmp_path / "runs"
+
+
+def test_only_the_holder_of_the_address_on_this_machine_is_answered(runs):
+    with served(runs) as url:
+        assert status(f"{url}/") == 200
+        assert status(f"{url}/api/runs") == 200
+        assert status(f"{url}/api/runs", token="other") == 401
+        assert status(f"{url}/api/runs", token=None) == 401
+        assert status(f"{url}/api/stop/a", token="other", method="POST") == 401
+        assert status(f"{url}/", Host="evil.example:80") == 403
+        assert status(f"{url}/api/run/..%2F..%2Fetc") == 404
+        assert status(f"{url}/report.html") == 404
+        headers, body = ask(f"{url}/")
+    assert headers["Content-Security-Policy"] == policy()
+    assert "default-src 'none'" in policy()
+    assert TOKEN not in body.decode()
+    assert not take_stop_request(runs / "a")
+
+
+def test_the_page_names_no_other_address():
+    text = page().replace("http://www.w3.org/2000/svg", "")
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "src=" not in text
+
+
+def test_runs_are_listed_with_their_numbers(runs):
+    rows = {row["id"]: row for row in Runs(runs).summaries()}
+    assert set(rows) == {"a", "more/b"}
+    assert rows["a"]["state"] == "finished"
+    assert rows["more/b"]["state"] == "stopped"
+    assert (rows["a"]["before"], rows["a"]["latest"]) == (0.2, 0.8)
+    assert Runs(runs / "a").summaries()[0]["id"] == "a"
+
+
+def test_what_a_page_has_is_not_sent_again(runs):
+    known = Runs(runs)
+    whole = known.detail("a", 0, 0, 0)
+    loss = next(c for c in whole["charts"] if c["key"] == "train/loss")
+    assert loss["lines"][0]["x"] == list(range(1, 21))
+    again = known.detail("a", whole["done"], whole["version"], whole["epoch"])
+    assert again == {"unchanged": True, "state": "finished"}
+    with (runs / "a" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 21, "train/loss": 0.5}) + "\n")
+    more = known.detail("a", whole["done"], whole["version"], whole["epoch"])
+    loss = next(c for c in more["charts"] if c["key"] == "train/loss")
+    assert loss["lines"][0]["x"] == [20, 21]
+
+
+def test_a_page_of_a_cut_run_gets_everything_anew(runs):
+    known = Runs(runs)
+    whole = known.detail("a", 0, 0, 0)
+    lines = (runs / "a" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (runs / "a" / "metrics.jsonl").write_text("".join(lines[:6]))
+    cut = known.detail("a", whole["done"], whole["version"], whole["epoch"])
+    assert cut["epoch"] == whole["epoch"] + 1
+    fresh = known.detail("a", whole["done"], 0, whole["epoch"])
+    loss = next(c for c in fresh["charts"] if c["key"] == "train/loss")
+    assert loss["lines"][0]["x"][0] == 1
+
+
+def test_stop_asks_the_run_and_continue_starts_it(runs, monkeypatch):
+    started = []
+    monkeypatch.setattr("subprocess.Popen", lambda words, **options: started.append(words))
+    with served(runs) as url:
+        ask(f"{url}/api/stop/a", method="POST")
+        ask(f"{url}/api/continue/more%2Fb", method="POST")
+    assert take_stop_request(runs / "a")
+    assert not take_stop_request(runs / "a")
+    (words,) = started
+    assert words[2:] == [
+        "opd",
+        "train",
+        str(runs / "more" / "b" / "config.json"),
+        "--resume",
+        f"output.dir={runs / 'more' / 'b'}",
+    ]
+    assert "Continuing" in go_on(runs / "more" / "b")
+    assert "finishes" in stop(runs / "a")
+
+
+def test_a_folder_that_is_not_there_and_a_port_that_is_taken(tmp_path, runs):
+    with pytest.raises(UserError, match="There is no folder"):
+        serve(tmp_path / "absent", port=0, say=print)
+    with served(runs) as url, pytest.raises(UserError, match="--port"):
+        serve(runs, port=int(url.rsplit(":", 1)[1]), say=print)
+
+
+# --- in a browser ---------------------------------------------------------------------------
+
+browser = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+
+
+def slow_browser(test):
+    for mark in browser:
+        test = mark(test)
+    return test
+
+
+def add_steps(path, first, last):
+    with (path / "metrics.jsonl").open("a") as metrics:
+        for step in range(first, last + 1):
+            row = {"step": step} | {n: f(step) for n, f in good_run().items()}
+            metrics.write(json.dumps(row) + "\n")
+
+
+@slow_browser
+def test_charts_grow_in_place(tmp_path):
+    path = tmp_path / "runs" / "a"
+    write_run(path, planned=4000)
+    with served(tmp_path / "runs") as url, browser_page() as tab:
+        tab.screen(1440, 900)
+        tab.open(f"{url}/#token={TOKEN}")
+        tab.wait("document.querySelectorAll('#charts figure').length > 5")
+        tab.run("document.querySelector('#alarms').open = true; window.scrollTo(0, 300)")
+        tab.run("window.kept = document.querySelector('#charts figure svg')")
+        tab.run("getSelection().selectAllChildren(document.querySelector('#charts figcaption'))")
+        before = tab.run("[scrollY, getSelection().toString()]")
+        add_steps(path, 21, 60)
+        tab.wait("document.querySelector('#steps').textContent.includes('step 60')")
+        assert tab.run("[scrollY, getSelection().toString()]") == before
+        assert tab.run("window.kept.isConnected && document.querySelector('#alarms').open")
+        tab.run("document.querySelector('#charts figure svg').focus()")
+        tab.key("ArrowLeft")
+        assert "step 60:" in tab.run("document.querySelector('.readout').textContent") or (
+            "step 20:" in tab.run("document.querySelector('.readout').textContent")
+        )
+        outside = [u for u in tab.requests() if not u.startswith((url, "about:", "data:"))]
+        assert outside == []
+
+
+@slow_browser
+def test_hostile_runs_stay_text(tmp_path):
+    everything = " ".join(HOSTILE)
+    write_run(tmp_path / "runs" / "a", text=lambda field: f"{field} {everything}", steps=6)
+    with served(tmp_path / "runs") as url, browser_page() as tab:
+        tab.open(f"{url}/#token={TOKEN}")
+        tab.wait("document.querySelectorAll('#charts figure').length > 5")
+        tab.run("document.querySelectorAll('details').forEach(d => d.open = true)")
+        tab.wait("document.querySelector('#settings td')")
+        tab.wait("document.querySelector('.sample')")
+        assert tab.run("window.pwned === undefined")
+        assert [u for u in tab.requests() if not u.startswith((url, "about:", "data:"))] == []
+
+
+@slow_browser
+def test_a_wrong_token_is_told(tmp_path):
+    (tmp_path / "runs").mkdir()
+    with served(tmp_path / "runs") as url, browser_page() as tab:
+        tab.open(f"{url}/#token=wrong")
+        tab.wait("document.querySelector('#status').textContent.includes('token')")
+
+
+BIG_STEPS = 2000
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory):
+    """Two thousand steps, each with as many names as a real run logs."""
+    path = tmp_path_factory.mktemp("big") / "runs" / "big"
+    write_run(path, steps=20, planned=BIG_STEPS + 500)
+    add_steps(path, 21, BIG_STEPS)
+    lines = []
+    for line in (path / "metrics.jsonl").read_text().splitlines():
+        extra = {f"diag/reverse_kl@pos{128 * i}-{128 * i + 127}": 0.123456 for i in range(160)}
+        lines.append(json.dumps(json.loads(line) | extra))
+    (path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with (path / "timings.jsonl").open("a") as timings:
+        for step in range(21, BIG_STEPS + 1):
+            timings.write(json.dumps({"step": step, "time/step_s": 1.0}) + "\n")
+    yield path
+    shutil.rmtree(path)
+
+
+@slow_browser
+def test_a_big_run_is_painted_within_a_second_and_updated_within_50_ms(big):
+    with served(big.parent) as url, browser_page() as tab:
+        tab.screen(1440, 900)
+        tab.open(f"{url}/#token={TOKEN}")
+        tab.wait("document.querySelectorAll('#charts figure').length > 5")
+        first = tab.run(
+            "performance.getEntriesByName('opd-update').find(e => e.duration > 1).duration"
+        )
+        busy = tab.busy_seconds()
+        updates = []
+        for k in range(3):
+            add_steps(big, BIG_STEPS + 1 + k, BIG_STEPS + 1 + k)
+            tab.wait(
+                f"document.querySelector('#steps').textContent.includes('{BIG_STEPS + 1 + k:,}')"
+            )
+            updates.append(tab.run("performance.getEntriesByName('opd-update').at(-1).duration"))
+        sys.stdout.write(f"first drawing {first:.0f} ms, thread {busy:.2f} s, updates {updates}\n")
+        assert first < 1000
+        assert min(updates) < 50
