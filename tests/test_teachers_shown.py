@@ -12,12 +12,15 @@ from opd import config
 from opd.commands.check import run_check
 from opd.commands.check.agreement import compare_gradients, cosines, describe
 from opd.reports.markdown import render_markdown
+from opd.reports.model_card import model_card
 from opd.reports.read import read_run
 from opd.reports.run_page import run_document
 from opd.run.console import Console
+from opd.setup.models import open_models
 from opd.setup.preflight import read_inputs
 from support.foreign import byte_tokenizer, foreign_model
 from support.runs import run_config, run_to_end
+from training.test_self_teacher import self_run
 from training.test_several_teachers import several
 
 
@@ -85,6 +88,32 @@ def test_the_report_has_a_row_for_every_teacher(finished):
     text = render_markdown(document)
     assert "Teacher by teacher" in text
     assert "learns from big, own" in text
+
+
+def test_the_setup_and_the_card_name_every_teacher(finished):
+    run = read_run(finished)
+    text = render_markdown(run_document(run))
+    assert "do not fit this configuration" not in text
+    assert "teachers.own.weights" in text
+    card = model_card(run, kind="weights", step=4, reload_check="equal")
+    assert "completions from `teacher`, `student` with opd" in card
+    assert "`train.jsonl`, `second.jsonl`, 4 per step" in card
+
+
+def test_the_setup_of_a_student_that_teaches_itself(tmp_path):
+    run_to_end(self_run(tmp_path / "run", steps=1))
+    text = render_markdown(run_document(read_run(tmp_path / "run")))
+    assert "do not fit this configuration" not in text
+    assert "teacher.from" in text
+
+
+def test_a_teacher_of_other_tokens_is_not_asked_for_answers(tmp_path):
+    folder = foreign_model(tmp_path / "teacher", byte_tokenizer())
+    data = run_config(tmp_path / "run", steps=1)
+    data["teacher"] = {"model": str(folder), "tokenizer": str(folder)}
+    models = open_models(config.parse(data), Console("quiet"))
+    assert models.teacher_samplers() is None
+    assert models.pair.foreign is not None
 
 
 def test_a_run_of_one_teacher_has_no_such_section(tmp_path):

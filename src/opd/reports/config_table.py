@@ -25,11 +25,13 @@ def config_table(settings: dict[str, Any]) -> Table:
 
 def config_rows(settings: dict[str, Any]) -> list[list[Cell]]:
     """Keys that a run set, with the value and the default ("required" where there is none)."""
-    teacher = settings["teacher"]
+    teacher, prompts = settings["teacher"], settings["prompts"]
+    keys = ("model", "url", "from", "prompt")
     required = {
         "student": {"model": settings["student"]["model"]},
-        "teacher": teacher and {k: teacher[k] for k in ("model", "url") if k in teacher},
-        "prompts": {"path": settings["prompts"]["path"]},
+        "teacher": teacher and {k: teacher[k] for k in keys if k in teacher},
+        "teachers": settings.get("teachers") or {},
+        "prompts": {k: prompts[k] for k in ("path", "files") if prompts.get(k)},
         "eval": [{"path": e["path"], "name": e.get("name")} for e in settings["eval"]],
         "output": {"dir": settings["output"]["dir"]},
     }

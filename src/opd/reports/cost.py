@@ -64,7 +64,7 @@ def _coldstart(run: RunData) -> list[Sequence[Cell]]:
 
 
 def _teacher(run: RunData) -> list[Sequence[Cell]]:
-    if run.config.get("teacher") is None:
+    if run.config.get("teacher") is None and not run.config.get("teachers"):
         return []
     rows: list[Sequence[Cell]] = []
     per_step = run.setting("train", "prompts_per_step"), run.setting("rollout", "n")

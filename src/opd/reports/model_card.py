@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from opd.models.hub_name import split_revision
@@ -26,7 +27,7 @@ def model_card(run: RunData, *, kind: str, step: int, reload_check: str) -> str:
         step: of the exported checkpoint.
         reload_check: result of the reload check, in words.
     """
-    student, teacher = _models(run)
+    student, teachers = _models(run)
     front = {
         "base_model": short_name(split_revision(student)[0]),
         "library_name": "peft" if kind == "adapter" else "transformers",
@@ -35,7 +36,7 @@ def model_card(run: RunData, *, kind: str, step: int, reload_check: str) -> str:
     }
     summary = (
         f"{_model(student)}, distilled on its own completions from "
-        f"{_model(teacher or 'no teacher')} with opd {run.env['versions'].get('opd')}: "
+        f"{_list(teachers or ['no teacher'])} with opd {run.env['versions'].get('opd')}: "
         f"{step} of {run.planned} steps, {kind}."
     )
     document = Document(
@@ -45,17 +46,23 @@ def model_card(run: RunData, *, kind: str, step: int, reload_check: str) -> str:
             Section("summary", "", [Note(summary)]),
             Section("results", "Results", [_results(run)]),
             Section("training", "Training", [_training(run, reload_check)]),
-            Section("licences", "Licences", _licences(student, teacher)),
+            Section("licences", "Licences", _licences([student, *teachers])),
         ],
     )
     lines = [f"{key}: {json.dumps(value)}" for key, value in front.items()]
     return "\n".join(["---", *lines, "---", "", render_markdown(document)])
 
 
-def _models(run: RunData) -> tuple[str, str]:
-    """Names of student and teacher; empty without a teacher."""
-    teacher = run.config["teacher"] or {}
-    return str(run.config["student"]["model"]), str(teacher.get("model", ""))
+def _models(run: RunData) -> tuple[str, list[str]]:
+    """Names of the student and of each of its teachers; itself where it is its own."""
+    student = str(run.config["student"]["model"])
+    several = run.config.get("teachers") or {}
+    sections = [run.config["teacher"], *several.values()]
+    return student, [str(t.get("model", student)) for t in sections if t]
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(map(_model, names))
 
 
 def _model(name: str) -> str:
@@ -93,7 +100,7 @@ def _results(run: RunData) -> Table | Note:
 def _training(run: RunData, reload_check: str) -> Table:
     loss, rollout, train = (run.config[key] for key in ("loss", "rollout", "train"))
     prompts = (
-        f"{_model(str(run.config['prompts']['path']))}, {train['prompts_per_step']} per step, "
+        f"{_list(_prompt_files(run))}, {train['prompts_per_step']} per step, "
         f"{rollout['n']} completions each of at most {rollout['max_new_tokens']} tokens at "
         f"temperature {rollout['temperature']}"
     )
@@ -109,9 +116,14 @@ def _training(run: RunData, reload_check: str) -> Table:
     return Table("", ("", ""), rows)
 
 
-def _licences(student: str, teacher: str) -> list[Table | Note]:
+def _prompt_files(run: RunData) -> list[str]:
+    prompts = run.config["prompts"]
+    return [str(f["path"]) for f in prompts.get("files") or ()] or [str(prompts["path"])]
+
+
+def _licences(models: Sequence[str]) -> list[Table | Note]:
     rows: list[list[Cell]] = [
-        [Sentence(_model(name)), Sentence(_licence(name))] for name in (student, teacher) if name
+        [Sentence(_model(name)), Sentence(_licence(name))] for name in dict.fromkeys(models)
     ]
     return [
         Table("", ("model", "licence"), rows),

@@ -188,6 +188,8 @@ class Models:
         Args:
             ranks: the processes that share the work.
         """
+        if self.cfg.compares_text:  # it does not know the student's tokens
+            return None
         return teacher_samplers(self.pair, self.remote, ranks)
 
 
