@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from opd.cli import app
 from opd.commands import verify
-from opd.demo.run_config import demo_config
+from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
+from opd.models.lm import load_lm
+from opd.recipes.invariants import logp_tolerance, measured_noise
+from opd.types import Rollout
 
 
 @pytest.fixture
@@ -65,3 +70,23 @@ def test_the_local_model_means_nothing_to_a_check(file):
     result = CliRunner().invoke(app, ["check", file, "--local", "folder"])
     assert isinstance(result.exception, UserError)
     assert "opd verify" in str(result.exception)
+
+
+def test_the_tolerance_of_bf16_follows_from_the_noise_that_is_measured():
+    """Half a nat was allowed whatever the model: four times what its own passes differ by is."""
+    rng = np.random.default_rng(0)
+    rollouts = [
+        Rollout.of_ids(rng.integers(3, 40, 6 + 5 * i).tolist(), rng.integers(3, 40, 20).tolist())
+        for i in range(4)
+    ]
+    lm = load_lm(str(PAIR / "teacher"), dtype="bfloat16", device="cpu")
+    noise = measured_noise(lm, rollouts)
+    assert 0 <= noise < 0.1
+    assert logp_tolerance(lm, rollouts) == min(0.5, max(0.1, 4 * noise))
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            parameter.mul_(2.5)  # larger logits, coarser in bf16
+    assert measured_noise(lm, rollouts) > noise
+    exact = load_lm(str(PAIR / "teacher"), dtype="float64", device="cpu")
+    assert logp_tolerance(exact, rollouts) == 1e-8
+    assert measured_noise(exact, rollouts) < 1e-8

@@ -14,6 +14,7 @@ from opd.testing import LETTER_VOCAB, FakeTeacher
 from opd.types import Want
 from support import lies
 from support import teacher_lies as detection
+from support.more_lies import MORE_LIES, NOT_PROBED, RARE
 
 NAMES = sorted(lies.LIES)
 PROTOCOLS = ("opd", "vllm")
@@ -42,6 +43,15 @@ def test_a_lie_is_found_whenever_it_begins(place, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_lie_is_found_over_both_protocols(name, protocol, start):
     assert_found(name, protocol, start, prompts=64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(MORE_LIES) - RARE))
+def test_a_lie_of_the_second_look_is_found_at_32_rollouts_a_step(name):
+    for start, protocol in ((0, "opd"), (2, "opd"), (2, "vllm")):
+        liar = detection.Liar(MORE_LIES[name])
+        found = detection.detect_liar(liar, protocol, start, prompts=8)
+        assert (found is None) == (start == 0 and name in NOT_PROBED), (start, protocol)
 
 
 @pytest.mark.parametrize("name", sorted(lies.CONSISTENT_VLLM))
