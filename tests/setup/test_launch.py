@@ -22,7 +22,14 @@ from opd.errors import UserError
 from opd.http import keeper
 from opd.http.launched import LaunchedServer
 from opd.run.console import Console
-from opd.setup.launch import plan_servers, start_servers
+from opd.setup.launch import (
+    Seat,
+    describe_seats,
+    find_crowded,
+    plan_servers,
+    seats,
+    start_servers,
+)
 
 SOON = 30.0  # seconds; a server of tests ends in one, on a machine that is not busy
 # A module "vllm" of the standard library alone. It notes how it was called, lists its model, and
@@ -219,3 +226,33 @@ def test_the_file_says_nothing_of_ports(tmp_path, python):
     before = json.dumps(config.dump(cfg))
     with start_servers([cfg], Console("quiet"), tmp_path / "run"):
         assert json.dumps(config.dump(cfg)) == before
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "crowded"),
+    [
+        ({"gpus": [1]}, {"gpus": [2, 3]}, None),
+        ({"gpus": [1]}, {"gpus": [1, 2]}, "GPU 1 is given to rollout and teacher"),
+        (
+            {"gpus": [1], "args": {"gpu-memory-utilization": 0.4}},
+            {"gpus": [1], "args": {"gpu-memory-utilization": 0.5}},
+            None,
+        ),
+    ],
+)
+def test_who_sits_on_which_gpu(tmp_path, student, teacher, crowded):
+    data = demo_config(tmp_path / "run")
+    data["rollout"] |= {"launch": {"python": "p", **student}}
+    data["teacher"] |= {"launch": {"python": "p", **teacher}}
+    seated = seats(config.parse(data))
+    shown = describe_seats(seated)
+    assert f"rollout: GPU 1 ({seated[0].memory:.0%} of its memory)" in shown
+    assert "teacher: GPU " in shown
+    found = find_crowded(seated)
+    assert found is None if crowded is None else crowded in found
+
+
+def test_a_trainer_shares_a_gpu_only_with_a_small_server():
+    assert find_crowded([Seat("rollout", (0,), 0.4), Seat("trainer", (0,))]) is None
+    assert "trainer" in find_crowded([Seat("rollout", (0,), 0.9), Seat("trainer", (0,))])
+    assert find_crowded([Seat("rollout", (1,), 0.9), Seat("trainer", (0,))]) is None

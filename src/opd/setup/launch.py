@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 
@@ -26,6 +27,8 @@ from opd.training.distributed import SINGLE, Ranks
 STUDENT = "student"  # the name under which a launched server serves it
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has
 MAX_LOGPROBS = 20  # vLLM's own default
+MEMORY, VLLM_MEMORY = "gpu-memory-utilization", 0.92  # option, and its default in vLLM 0.32
+SHARED = 0.5  # of a GPU, at most, that servers take where the trainer is as well
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # weights, versions; the server listens on 127.0.0.1 alone
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
@@ -208,6 +211,61 @@ def _plan(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     return LaunchedServer(role, command, model, environment, log)
+
+
+class Seat(NamedTuple):
+    """Who uses which GPUs.
+
+    Attributes:
+        who: trainer, rollout or the name of a teacher's server.
+        gpus: their numbers; empty: not known.
+        memory: fraction of each that it takes; None: what the run's own plan says.
+    """
+
+    who: str
+    gpus: tuple[int, ...]
+    memory: float | None = None
+
+
+def seats(cfg: Run) -> list[Seat]:
+    """The servers that would be started, and the trainer if it is on a GPU."""
+    launches = {"rollout": cfg.rollout.launch} if cfg.rollout.launch is not None else {}
+    for name, (_, spec) in _launched_teachers([cfg]).items():
+        assert spec.launch is not None
+        launches[name] = spec.launch
+    seated = [
+        Seat(who, tuple(launch.gpus), float(launch.args.get(MEMORY, VLLM_MEMORY)))
+        for who, launch in launches.items()
+    ]
+    if seated and torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        seated.append(Seat("trainer", (int(visible),) if visible.isdigit() else ()))
+    return seated
+
+
+def describe_seats(seated: Sequence[Seat]) -> str:
+    """The plan in one sentence; empty without servers."""
+    parts = []
+    for seat in seated:
+        where = f"GPU {', '.join(map(str, seat.gpus))}" if seat.gpus else "the devices it finds"
+        share = "" if seat.memory is None else f" ({seat.memory:.0%} of its memory)"
+        parts.append(f"{seat.who}: {where}{share}")
+    return "; ".join(parts)
+
+
+def find_crowded(seated: Sequence[Seat]) -> str | None:
+    """What is wrong with a plan: a GPU of which more is given away than there is."""
+    for gpu in sorted({gpu for seat in seated for gpu in seat.gpus}):
+        there = [seat for seat in seated if gpu in seat.gpus]
+        taken = sum(seat.memory or 0.0 for seat in there)
+        alone = len(there) == 1
+        if not alone and (taken > 1 or (any(s.memory is None for s in there) and taken > SHARED)):
+            names = " and ".join(seat.who for seat in there)
+            return (
+                f"GPU {gpu} is given to {names}, and vLLM takes {taken:.0%} of it. Set "
+                f"launch.args: {{{MEMORY}: ...}} lower, or launch.gpus apart"
+            )
+    return None
 
 
 def braced(text: str) -> str:

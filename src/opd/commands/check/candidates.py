@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from opd.commands.check.memory import MemoryCheck
+from opd.commands.check.memory import MemoryCheck, check_seats
 from opd.config import LocalTeacher, Run, SelfTeacher
 from opd.data.duplicates import load_questions
 from opd.data.prompts import PromptSet, load_prompts
@@ -96,6 +96,8 @@ def load_candidate(
         UserError: a model or file that cannot be read, or a server that does not answer.
     """
     findings = [] if memory is None else [memory.finding]
+    if (seated := check_seats(cfg)) is not None:
+        findings.append(seated)
     if isinstance(cfg.teacher, LocalTeacher) and not cfg.compares_text:
         findings = _check_tokenizers(cfg, cfg.teacher) + findings
     elif cfg.teacher is None:

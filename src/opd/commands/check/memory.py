@@ -8,6 +8,7 @@ from opd.config import Run
 from opd.errors import UserError
 from opd.recipes.check.compatibility import Finding, Level
 from opd.run.disk import human_size
+from opd.setup.launch import describe_seats, find_crowded, seats
 from opd.setup.memory_advice import describe_need, find_shortage
 from opd.setup.memory_plan import MemoryPlan, plan_memory
 
@@ -35,6 +36,17 @@ def check_memory(cfg: Run) -> MemoryCheck | None:
         return MemoryCheck(plan, Finding("memory", "ok", _summary(plan)))
     level: Level = "failure" if shortage.certain else "warning"
     return MemoryCheck(plan, Finding("memory", level, shortage.message, shortage.fix))
+
+
+def check_seats(cfg: Run) -> Finding | None:
+    """Who would sit on which GPU; None where no server is started."""
+    seated = seats(cfg)
+    if not seated:
+        return None
+    crowded = find_crowded(seated)
+    if crowded is not None:
+        return Finding("devices", "warning", f"{describe_seats(seated)}. {crowded}")
+    return Finding("devices", "ok", describe_seats(seated))
 
 
 def _summary(plan: MemoryPlan) -> str:
