@@ -314,3 +314,46 @@ def test_weights_that_somebody_else_sends_in_between_are_not_sampled(full, make_
     again = sampler.sample(make_prompts(4, 5), n=2, key=(0,))
     assert [r.ids.tolist() for r in again] == [r.ids.tolist() for r in expected]
     assert not others
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_server_on_the_trainers_gpu_sleeps_whenever_it_is_not_asked(
+    kind, lora, full, make_prompts, tmp_path
+):
+    lm = lora if kind == "lora" else full
+    server = server_for(lm)
+    weights = sync_to(server, lm, tmp_path)
+    weights.server.sleeps = True
+    sampler = sampler_of(weights)
+    for version in (0, 1):
+        train(lm, seed=version)
+        sampler.sync(version)  # the weights arrive although it slept
+        assert not server.asleep
+        rollouts = sampler.sample(make_prompts(4, 5), n=2, key=(0,))
+        assert server.asleep
+        assert len(rollouts) == 4
+    again = sampler.sample(make_prompts(4, 5), n=2, key=(0,))  # a held-out set, without a sync
+    assert [r.ids.tolist() for r in again] == [r.ids.tolist() for r in rollouts]
+    assert [p for p in paths(server) if p in ("/sleep", "/wake_up")] == (
+        ["/sleep", "/wake_up"] * 2 + ["/sleep"]
+    )
+
+
+def test_a_server_that_is_started_again_while_it_sleeps_is_awake(full, make_prompts, tmp_path):
+    server = server_for(full)
+    weights = sync_to(server, full, tmp_path, patience=60.0)
+    weights.server.sleeps = True
+    sampler = sampler_of(weights)
+    weights.send(0)
+    expected = sampler.sample(make_prompts(4), n=2, key=(0,))
+    gone = [3]
+
+    def dies(server, request):
+        if gone[0]:
+            gone[0] -= 1
+            server.asleep, server.weight_version = False, "default"
+            raise httpx2.ConnectError("refused")
+
+    server.fault = dies
+    again = sampler.sample(make_prompts(4), n=2, key=(0,))
+    assert [r.ids.tolist() for r in again] == [r.ids.tolist() for r in expected]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import torch
 
 from opd import config
 from opd.demo.run_config import PAIR, demo_config
@@ -250,6 +251,17 @@ def test_who_sits_on_which_gpu(tmp_path, student, teacher, crowded):
     assert "teacher: GPU " in shown
     found = find_crowded(seated)
     assert found is None if crowded is None else crowded in found
+
+
+def test_a_server_on_the_trainers_gpu_can_sleep(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    for gpu, sleeps in ((2, True), (3, False)):
+        data = demo_config(tmp_path / "run")
+        data["student"]["precision"] = "float32"
+        data["rollout"] |= {"launch": {"python": "p", "gpus": [gpu]}}
+        (plan,) = plan_servers([config.parse(data)], tmp_path / "run").values()
+        assert ("--enable-sleep-mode" in plan.command) == sleeps
 
 
 def test_a_trainer_shares_a_gpu_only_with_a_small_server():

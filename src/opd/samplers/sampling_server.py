@@ -30,6 +30,7 @@ CONCURRENCY, ANSWER_SECONDS = 256, 600.0
 SERVER_INFO = "/server_info"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UPDATE_VERSION, WEIGHT_INFO = "/update_weight_version", "/weight_info"
+SLEEP, WAKE = "/sleep?level=1", "/wake_up"
 WAIT = 1.0  # seconds between questions whether a server is back
 NOT_FOUND = 404  # what vLLM answers for a model that it does not have (any more)
 
@@ -75,6 +76,8 @@ class SamplingServer:
         served: name of what answers now: the base model, or an adapter.
         version: of the weights that answer now; goes into every rollout.
         labelled: whether the server keeps that version, and is asked for it after every call.
+        sleeps: whether it gives its GPU away between calls, to a trainer on the same one.
+        asleep: whether it does so now.
     """
 
     http: Http
@@ -86,6 +89,8 @@ class SamplingServer:
     served: str = field(default="", init=False)
     version: int = field(default=0, init=False)
     labelled: bool = field(default=False, init=False)
+    sleeps: bool = field(default=False, init=False)
+    asleep: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.served = self.model
@@ -109,6 +114,10 @@ class SamplingServer:
         missing = [i for i in range(len(requests)) if i not in results]
         if not missing:
             return
+        try:
+            self.wake()
+        except Transient as error:
+            raise ServerLost(str(error)) from None
         width = max(1, self.concurrency // max(requests[i].n for i in missing))
         pool = ThreadPoolExecutor(min(width, len(missing)), thread_name_prefix="completion")
         try:
@@ -204,6 +213,26 @@ class SamplingServer:
             self.version,
         )
 
+    def sleep(self) -> None:
+        """Move its weights to host memory and drop its cache, if it `sleeps`."""
+        if not self.sleeps or self.asleep:
+            return
+        try:
+            self.http.post_text(SLEEP, {})
+            self.asleep = True
+        except (Transient, Refusal) as error:  # a server that is gone, or that cannot sleep
+            logger.warning("%s stays awake: %s", self.http.role.capitalize(), error)
+
+    def wake(self) -> None:
+        """Take the GPU again.
+
+        Raises:
+            Transient: no answer.
+        """
+        if self.asleep:
+            self.http.post_text(WAKE, {})
+            self.asleep = False
+
     def label(self, version: int) -> None:
         """Have the server name its weights `version`, where it keeps such a label.
 
@@ -270,6 +299,7 @@ class SamplingServer:
         timer = self.http.timer
         deadline = timer.now() + self.patience
         logger.warning("%s: %s", self.http.role.capitalize(), reason)
+        self.asleep = False  # whoever comes back is awake
         while True:
             if (why := self.given_up()) is not None:
                 raise UserError(f"The {self.http.role} at {self.http.url} has ended: {why}")

@@ -85,6 +85,7 @@ class VllmSampler:
             try:
                 for i in self.server.complete(requests, results):
                     yield i, results[i]
+                self.server.sleep()
                 return
             except ServerLost as error:
                 if attempt == RECOVERIES:

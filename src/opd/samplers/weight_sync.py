@@ -115,6 +115,7 @@ class WeightSync:
                         "Weights of version %d: %s. Sending them again.", version, failure
                     )
                 try:
+                    self.server.wake()
                     way(student, folder, version)
                     self.server.label(version)
                     if student.sharded is None:

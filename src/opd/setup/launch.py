@@ -169,6 +169,8 @@ def plan_rollout(cfg: Run, logs: Path) -> LaunchedServer:
                 f"{LORA_RANKS[-1]} at most. Lower it, or leave rollout.launch out."
             )
         options |= {"enable-lora": True, "max-lora-rank": rank, "max-loras": 2}
+    if shares_gpu(cfg):
+        options["enable-sleep-mode"] = True
     options["max-model-len"] = longest_request(cfg, cfg.student.model, "student.model")
     return _plan("rollout", launch, cfg.student.model, options, logs)
 
@@ -241,6 +243,12 @@ def seats(cfg: Run) -> list[Seat]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         seated.append(Seat("trainer", (int(visible),) if visible.isdigit() else ()))
     return seated
+
+
+def shares_gpu(cfg: Run) -> bool:
+    """Whether the rollout server is on the trainer's GPU, which it then gives away to updates."""
+    seated = {seat.who: set(seat.gpus) for seat in seats(cfg)}
+    return bool(seated.get("rollout", set()) & seated.get("trainer", set()))
 
 
 def describe_seats(seated: Sequence[Seat]) -> str:

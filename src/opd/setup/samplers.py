@@ -20,7 +20,7 @@ from opd.samplers.sampling import MakeSampler
 from opd.samplers.sampling_server import ANSWER_SECONDS, SamplingServer
 from opd.samplers.vllm import StatisticsSampler, VllmSampler
 from opd.samplers.weight_sync import Destination, WeightSync
-from opd.setup.launch import STUDENT, server_dtype
+from opd.setup.launch import STUDENT, server_dtype, shares_gpu
 from opd.setup.memory_plan import token_budget
 from opd.setup.pair import Pair
 from opd.teachers.local import LocalTeacher
@@ -89,6 +89,7 @@ def weight_sync(cfg: Run, pair: Pair, folder: Path) -> WeightSync:
     destination = Destination(folder / SYNC if r.sync_dir is None else Path(r.sync_dir))
     if launched is not None:
         server.patience, server.given_up = STARTUP, launched.ended
+        server.sleeps = shares_gpu(cfg)
         destination = replace(
             destination,
             dtype=server_dtype(cfg),

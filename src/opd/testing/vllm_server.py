@@ -76,6 +76,7 @@ class FakeVllmServer(httpx2.BaseTransport):
     adapters: dict[str, str] = field(default_factory=dict)
     last_ids: list[int] = field(default_factory=list)
     weight_version: str = field(default="default", init=False)
+    asleep: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -112,6 +113,11 @@ class FakeVllmServer(httpx2.BaseTransport):
         if path == UPDATE_VERSION and self.versions:
             self.weight_version = body["new_version"]
             return json_response({"success": True})
+        if path in ("/sleep", "/wake_up"):
+            self.asleep = path == "/sleep"
+            return json_response({})
+        if self.asleep and path in (COMPLETIONS, RPC, LOAD_ADAPTER):
+            return json_response({"detail": "the engine sleeps"}, 500)
         if path == SERVER_INFO and self.dtype is not None:
             return json_response({"vllm_config": f"model='m', dtype=torch.{self.dtype}, seed=0"})
         if path == WEIGHT_INFO and self.versions:
