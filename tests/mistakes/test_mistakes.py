@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import opd.setup.session  # noqa: F401 - imports are done before the clock runs
 from support.mistake_cases import Mistake, all_mistakes
 from support.mistakes import make_workspace, type_command
 
