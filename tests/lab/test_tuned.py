@@ -31,13 +31,13 @@ def study(seeds=(1, 2, 3), regime="same"):
     made = []
     for seed in seeds:
         top = Point(0, 0.0, 0.0, 0.0, dict.fromkeys(SETS, 1.0))
-        made.append(Record(Setting(regime, TEACHER, 0, seed), "hash", (top,)))
+        made.append(Record(Setting(regime, TEACHER, 0, seed), "hash", seed, (top,)))
         for arm in ARMS:
             for number in range(3):
                 best = 0.6 + 0.01 * seed + 0.2 * (number == 1) + 0.05 * (arm == "SFT")
                 ends = (0, 50, 100) if arm == "OPD" else (0, 50, 100, 200)
                 setting = Setting(regime, arm, number, seed)
-                made.append(Record(setting, "hash", points(arm, best, ends)))
+                made.append(Record(setting, "hash", seed, points(arm, best, ends)))
     return made
 
 
@@ -54,7 +54,7 @@ def test_the_rate_is_chosen_by_validation_and_not_by_the_test_set():
     last = records[rival].points[-1]
     better = {**last.accuracy, "test": 1.0}  # the best on the test set, not on validation
     changed = (*records[rival].points[:-1], Point(100, 100, 2.0, 0.2, better))
-    records[rival] = Record(records[rival].setting, "hash", changed)
+    records[rival] = Record(records[rival].setting, "hash", 1, changed)
     chosen = choose(records, "same", "OPD", 1, "equal tokens")
     assert chosen.rate == OPD_RATES[1]
     assert chosen.point.accuracy["test"] == pytest.approx(0.71)

@@ -36,8 +36,9 @@ DESIGN = (
     "half of the values wrong; teachers know them. Each arm is trained at three learning rates, a "
     "factor of two apart, and the best is chosen per seed by 256 validation problems; accuracy is "
     "on other held-out problems, 450 or more, at temperature 1. Every step of every arm has 64 "
-    "answers. Seconds are CPU time of the process, one thread, evaluations left out. Intervals are "
-    "Student's over seeds, 95 %; a seed retrains every checkpoint."
+    "answers. Seconds are CPU time of the process, one thread, evaluations left out; other work on "
+    "the machine makes equal runs differ by up to a half. Intervals are Student's over seeds, "
+    "95 %; which of them retrained the models stands at the end."
 )
 
 

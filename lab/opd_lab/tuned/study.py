@@ -32,22 +32,30 @@ class Record:
     Attributes:
         setting: regime, arm, rate and seed.
         source: hash of the code that trained it.
+        models: seed of the checkpoints.
         points: its student along the way.
     """
 
     setting: Setting
     source: str
+    models: int
     points: tuple[Point, ...]
 
     @staticmethod
     def parse(row: dict[str, Any]) -> Record:
         """The inverse of `row`."""
         setting = Setting(row["regime"], row["arm"], row["setting"], row["seed"])
-        return Record(setting, row["source"], tuple(Point(**point) for point in row["points"]))
+        return Record(
+            setting, row["source"], row["models"], tuple(Point(**point) for point in row["points"])
+        )
 
     def row(self) -> dict[str, Any]:
         """As a line of the records."""
-        facts = asdict(self.setting) | {"rate": self.setting.rate, "source": self.source}
+        facts = asdict(self.setting) | {
+            "rate": self.setting.rate,
+            "source": self.source,
+            "models": self.models,
+        }
         return facts | {"points": as_records(self.points)}
 
 
@@ -77,7 +85,9 @@ def tuned(records: Path | None, cache: Path, out: Path, *, train: bool) -> None:
         "Records": f"{len(trained)} trained arms, lab/opd_lab/records/{path.name}",
         "Source": ", ".join(sorted({record.source[:16] for record in trained}))
         + " (hash of the code that trained them)",
-        "Seeds": ", ".join(map(str, sorted({record.setting.seed for record in trained}))),
+        "Seeds": ", ".join(map(str, sorted({record.setting.seed for record in trained})))
+        + "; models of seed "
+        + ", ".join(map(str, sorted({record.models for record in trained}))),
         "Time": f"{seconds / 60:.0f} minutes of processor time in training, one thread",
     }
     Console("plain").print(f"Page: {write_page(trained, out, facts)}")
@@ -99,6 +109,7 @@ def run_study(
     regimes: Iterable[str] = tuple(REGIMES),
     seeds: Iterable[int] = SEEDS,
     arms: Sequence[Arm] = ARMS,
+    models: int | None = None,
 ) -> None:
     """Train what the file lacks, and append it.
 
@@ -106,8 +117,9 @@ def run_study(
         out: the records.
         cache: where checkpoints are kept.
         regimes: names in `REGIMES`.
-        seeds: each retrains every checkpoint.
+        seeds: of prompts and rollouts, and of the checkpoints unless `models` says otherwise.
         arms: methods.
+        models: seed of the checkpoints of every run.
     """
     console, source = Console("plain"), source_hash()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +129,8 @@ def run_study(
             continue
         regime, seed = planned[0].regime, planned[0].seed
         with tempfile.TemporaryDirectory() as folder:
-            place = Place(REGIMES[regime], seed, cache, Path(folder))
+            checkpoints = seed if models is None else models
+            place = Place(REGIMES[regime], seed, checkpoints, cache, Path(folder))
             for setting in planned:
                 if setting in records:
                     continue
@@ -127,7 +140,9 @@ def run_study(
                     if (one.regime, one.arm, one.seed) == (regime, "OPD", seed)
                 ]
                 seconds = best_seconds(plain) if plain else 0.0
-                record = Record(setting, source, tuple(train_setting(place, setting, seconds)))
+                record = Record(
+                    setting, source, checkpoints, tuple(train_setting(place, setting, seconds))
+                )
                 records[setting] = record
                 with out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record.row()) + "\n")

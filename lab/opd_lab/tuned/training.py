@@ -83,13 +83,15 @@ class Place:
 
     Attributes:
         regime: what is compared.
-        seed: of checkpoints, prompts and rollouts.
+        seed: of prompts and rollouts.
+        models: seed of the checkpoints.
         cache: where checkpoints are kept.
         folder: for prompt files and runs; it may be deleted afterwards.
     """
 
     regime: Regime
     seed: int
+    models: int
     cache: Path
     folder: Path
     files: dict[str, Path] = field(default_factory=dict)
@@ -118,12 +120,12 @@ class Place:
     @property
     def student(self) -> Path:
         """The student's checkpoint."""
-        return zoo.build(BASE, self.seed, self.cache)
+        return zoo.build(BASE, self.models, self.cache)
 
     @property
     def teacher(self) -> Path:
         """The teacher's."""
-        return zoo.build(self.regime.teacher, self.seed, self.cache)
+        return zoo.build(self.regime.teacher, self.models, self.cache)
 
     @cached_property
     def start(self) -> Point:
