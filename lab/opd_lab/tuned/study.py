@@ -81,7 +81,8 @@ def tuned(records: Path | None, cache: Path, out: Path, *, train: bool) -> None:
     trained = read_records(path)
     seconds = sum(record.points[-1].seconds for record in trained)
     facts = {
-        "Command": "opd lab tuned, and opd lab tuned --page",
+        "Page": "opd lab tuned --page",
+        "Runs": "opd_lab.tuned.study.run_study; opd lab tuned trains what is missing",
         "Records": f"{len(trained)} trained arms, lab/opd_lab/records/{path.name}",
         "Source": ", ".join(sorted({record.source[:16] for record in trained}))
         + " (hash of the code that trained them)",
