@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-mistakes test-slow test-vllm bench check gpu-check screenshots calibrate judge install clean
+.PHONY: demo test test-mistakes test-slow test-vllm bench check gpu-check screenshots calibrate judge docs install clean
 
 demo: install
 	$(BIN)/opd demo
@@ -125,6 +125,11 @@ judge: install
 PAGES ?= $(wildcard docs/gallery/*.html)
 screenshots: install
 	PYTHONPATH=tests $(BIN)/python -m support.screenshots build/screenshots $(PAGES)
+
+# The documentation as a site in build/site; it asks no other server for anything.
+docs: install
+	$(BIN)/python -c "import material" 2>/dev/null || $(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
 
 install: $(STAMP)
 

@@ -23,7 +23,7 @@ KEYS = {
     **{f"Arrow{n}": c for n, c in (("Left", 37), ("Up", 38), ("Right", 39), ("Down", 40))},
     **{"Tab": 9, "Enter": 13, "Escape": 27, "End": 35, "Home": 36},
 }
-TIMEOUT = 60.0
+TIMEOUT = 150.0
 
 
 class Page:

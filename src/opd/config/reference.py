@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -49,8 +49,19 @@ def reference() -> str:
     for key, field in settable_keys().items():
         default = "required" if field.is_required() else f"`{json.dumps(field.get_default())}`"
         description = " ".join((field.description or "").split()).replace("|", "\\|")
+        if choices := _choices(field.annotation):
+            named = ", ".join(f"`{choice}`" for choice in choices)
+            description = f"{description} Allowed: {named}."
         lines.append(f"| `{key}` | {default} | {description} |")
     return "\n".join(lines) + "\n"
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The words that a key may be, in order; none for a key that is no enumeration."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    inner = [choice for arg in get_args(annotation) for choice in _choices(arg)]
+    return list(dict.fromkeys(inner))
 
 
 def _is_section(annotation: Any) -> bool:
