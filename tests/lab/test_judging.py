@@ -11,6 +11,7 @@ from opd.reports.markdown import render_markdown
 from opd_lab.forecast_fit import fit_forecast, fit_means
 from opd_lab.pairs import judging
 from opd_lab.pairs.design import FITTED
+from opd_lab.pairs.figure import coverage, draw_judgement
 from opd_lab.pairs.judging import by_world, fit_rows, judge_outcomes, leave_worlds_out, summarise
 from opd_lab.pairs.page import Findings, ablate, check_document
 from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, outcomes_of, pack
@@ -133,7 +134,8 @@ def test_the_page_shows_worst_world_first_and_every_part(outcomes):
     model = fit_forecast(fit_rows(outcomes), TERMS, fitted_on="made up")
     cases = leave_worlds_out(outcomes, TERMS)
     ablations = ablate(outcomes, TERMS)
-    findings = Findings(outcomes, cases, cases[:30], model, {"Command": "x"}, ablations)
+    facts = {"Command": "x"}
+    findings = Findings(outcomes, cases, cases[:30], model, facts, cases[:5], ablations)
     text = render_markdown(check_document(findings))
     order = [j.label for j in by_world(cases)]
     positions = [text.index(f"| {name} |") for name in order]
@@ -144,8 +146,17 @@ def test_the_page_shows_worst_world_first_and_every_part(outcomes):
         "Coverage",
         "reverse_kl",
         "Every wrong go",
+        "5 runs of 5 trainings. Sign right on",
     ):
         assert words in text
+
+
+def test_the_figure_shows_the_coverage_of_the_intervals(outcomes, tmp_path):
+    cases = leave_worlds_out(outcomes[:60], TERMS)
+    inside = [case.inside(0.8) for case in cases]
+    assert coverage(cases, 0.8) == sum(inside) / len(inside)
+    draw_judgement(cases, tmp_path / "check.png")
+    assert (tmp_path / "check.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_shipped_forecast_is_the_fit_of_the_records():

@@ -19,6 +19,7 @@ from opd.run.console import Console
 from opd_lab.forecast_fit import fit_forecast
 from opd_lab.pairs.design import FITTED, plan
 from opd_lab.pairs.features import measure_features
+from opd_lab.pairs.figure import draw_judgement
 from opd_lab.pairs.judging import fit_rows, judge_outcomes, leave_worlds_out
 from opd_lab.pairs.outcomes import AnyRun, measure_outcome
 from opd_lab.pairs.page import Findings, ablate, check_document
@@ -26,6 +27,10 @@ from opd_lab.pairs.queue import work
 from opd_lab.pairs.real import BLOCK, RUNS
 from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, pack, worlds_of
 
+FIGURE = (
+    "\n## Forecasts and coverage of worlds left out\n\n"
+    "![Predicted against real change, and coverage of the intervals](check.png)\n"
+)
 PARTS = {"outcomes": measure_outcome, "features": measure_features}
 
 
@@ -85,7 +90,9 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
         UserError: there are no records.
     """
     console = Console("plain")
-    study, earlier, fresh = (load_outcomes(block) for block in ("fit", "calibration", "fresh"))
+    study, earlier, fresh, real = (
+        load_outcomes(block) for block in ("fit", "calibration", "fresh", BLOCK)
+    )
     fitted = earlier + [o for o in study if o.facts["index"] < FITTED]
     if not study:
         raise UserError("There are no records; run opd lab outcomes, then opd lab records.")
@@ -94,9 +101,10 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
         return
     model = load_model()
     unseen = [o for o in study if o.facts["index"] >= FITTED] + fresh
+    left_out = leave_worlds_out(earlier + study)
     findings = Findings(
         earlier + study,
-        leave_worlds_out(earlier + study),
+        left_out,
         judge_outcomes(model, unseen),
         model,
         {
@@ -105,12 +113,16 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
             "Study": _describe(study),
             "Of the earlier calibration (40 steps at 1e-3, no pilot)": _describe(earlier),
             "Fresh seeds": _describe(fresh),
+            "Real models": _describe(real),
         },
+        judge_outcomes(model, real),
         ablate(earlier + study),
     )
     path = out / "check.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_markdown(check_document(findings)), encoding="utf-8")
+    draw_judgement(left_out, path.with_suffix(".png"))
+    text = render_markdown(check_document(findings)) + FIGURE
+    path.write_text(text, encoding="utf-8")
     console.print(f"Page: {path}")
 
 
