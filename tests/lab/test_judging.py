@@ -155,8 +155,8 @@ def test_the_figure_shows_the_coverage_of_the_intervals(outcomes, tmp_path):
     cases = leave_worlds_out(outcomes[:60], TERMS)
     inside = [case.inside(0.8) for case in cases]
     assert coverage(cases, 0.8) == sum(inside) / len(inside)
-    draw_judgement(cases, tmp_path / "check.png")
-    assert (tmp_path / "check.png").read_bytes().startswith(b"\x89PNG")
+    draw_judgement(cases, tmp_path / "forecasts.png")
+    assert (tmp_path / "forecasts.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_shipped_forecast_is_the_fit_of_the_records():

@@ -29,7 +29,7 @@ from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, pack,
 
 FIGURE = (
     "\n## Forecasts and coverage of worlds left out\n\n"
-    "![Predicted against real change, and coverage of the intervals](check.png)\n"
+    "![Predicted against real change, and coverage of the intervals](forecasts.png)\n"
 )
 PARTS = {"outcomes": measure_outcome, "features": measure_features}
 
@@ -120,7 +120,7 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
     )
     path = out / "check.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_judgement(left_out, path.with_suffix(".png"))
+    draw_judgement(left_out, path.with_name("forecasts.png"))
     text = render_markdown(check_document(findings)) + FIGURE
     path.write_text(text, encoding="utf-8")
     console.print(f"Page: {path}")

@@ -1,4 +1,4 @@
-"""docs/check.png: what was predicted against what came, and how often the intervals hold."""
+"""docs/forecasts.png: what was predicted against what came, and how often the intervals hold."""
 
 from __future__ import annotations
 

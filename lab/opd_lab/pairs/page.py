@@ -222,13 +222,13 @@ def _real(cases: Sequence[Case]) -> list[Part]:
     signs = sum(case.predicted * case.outcome.change > 0 for case in clear)
     inside = sum(case.inside(0.9) for case in cases)
     trainings = count_trainings(case.outcome for case in cases)
-    told = (
+    summary = (
         f"{len(cases)} runs of {trainings} trainings. Sign right on {signs} of {len(clear)} that "
         f"changed by more than {100 * CLEAR:.0f} points; 90 % intervals hold {inside} of "
         f"{len(cases)}; error {100 * summarise(cases, ALL).error:.1f} points."
     )
     columns = ("run", "before", "teacher", "predicted change (90 %)", "change", "verdict", "")
-    return [Note(REAL), Note(told), Table("", columns, rows)]
+    return [Note(REAL), Note(summary), Table("", columns, rows)]
 
 
 def _half(records: Sequence[Outcome]) -> Table:
