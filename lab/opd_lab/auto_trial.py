@@ -159,13 +159,14 @@ def train_arm(arm: Arm, pair: Pair, seed: int, cache: Path, budget: Budget) -> A
         data = run_config(student, teacher, task, files, seed, scratch / "run")
         data["train"]["steps"] = budget.steps
         data["eval"][0] |= {"n": 2, "every": 40}
+        prepared = 0
         try:
             cfg = prepare_arm(arm, data, scratch)
-        except UserError as error:
+            prepared = meter.tokens
+            after = train_until(cfg, meter)
+        except UserError as error:  # also a cold start that runs out of questions
             reason = " ".join(str(error).split())[:200]
-            return ArmResult(tokens=meter.tokens, steps=0, refused=reason)
-        prepared = meter.tokens
-        after = train_until(cfg, meter)
+            return ArmResult(meter.tokens, 0, prepared=prepared, refused=reason)
         return read_result(Path(cfg.output.dir), after, meter.tokens, prepared)
 
 

@@ -28,6 +28,7 @@ from opd.errors import UserError
 from opd.http import Endpoint, Http
 from opd.recipes.coldstart import CompletionSource, before_training
 from opd.recipes.coldstart.completions import with_student_end
+from opd.recipes.coldstart import phase
 from opd.recipes.coldstart.phase import even_batches
 from opd.recipes.coldstart.progress import Overlap, reason_to_stop
 from opd.recipes.distillation import distill
@@ -101,6 +102,16 @@ def test_its_lines_say_the_phase_and_share_no_name_with_training(straight):
     )
     assert all(line["step"] == 0 for line in cold)
     assert {line["phase"] for line in lines if "phase" in line} == {"coldstart", "on-policy"}
+
+
+def test_a_cold_start_that_used_every_question_is_not_lost(straight, monkeypatch, caplog):
+    folder, _ = straight
+    monkeypatch.setattr(phase, "exclude_questions", lambda prompts, used: [])
+    session, completions = open_run(run_config(folder), resume=True)
+    asked = before_training(session, completions).source.prompts.prompts
+    session.folder.close()
+    assert len(asked) == 2000
+    assert "used every question" in caplog.text
 
 
 def test_prompts_of_the_two_phases_are_disjoint(straight, home):

@@ -36,7 +36,7 @@ class Coldstart(Section):
     coldstart/rollouts), or rows of prompt + completion. null: the teacher writes them."""
     prompts: str | None = None
     """Prompt file of this phase. null: a part of prompts.path. On-policy training leaves out every
-    question that was used here (paper: disjoint)."""
+    question that was used here (paper: disjoint), unless none would be left."""
     temperature: float = Field(0.7, ge=0)
     """Paper: 0.7."""
     top_p: float = Field(0.95, gt=0, le=1)

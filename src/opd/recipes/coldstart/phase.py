@@ -56,7 +56,7 @@ def before_training(session: Session, source: CompletionSource) -> Session:
         without those used here, and the phase's record among the facts.
 
     Raises:
-        UserError: nothing worth imitating, or no prompt left for on-policy training.
+        UserError: nothing worth imitating.
         KeyboardInterrupt: `session.stop` was set; the round is saved.
     """
     cfg = session.cfg.coldstart
@@ -131,11 +131,13 @@ def hand_over(session: Session, source: CompletionSource, cfg: Coldstart) -> Ses
     experience = session.source
     used = [p for i in range(record["rounds"]) for p in source.prompts_of(i, cfg)]
     left = exclude_questions(experience.prompts.prompts, used)
-    if not left:
-        raise UserError(
-            f"The cold start used every question of {session.cfg.prompts.path}. Give it other "
-            "prompts (coldstart.prompts), or end it earlier (coldstart.max_rounds)."
+    if not left:  # nothing that was learned is lost over it
+        logger.warning(
+            "The cold start used every question of %s, so on-policy training asks them again. More "
+            "prompts, coldstart.prompts or a smaller coldstart.max_rounds keep the two apart.",
+            session.cfg.prompts.path,
         )
+        left = experience.prompts.prompts
     experience = replace(experience, prompts=replace(experience.prompts, prompts=left))
     record |= {"prompts_left": len(left)}
     return replace(session, source=experience, facts={**session.facts, "coldstart": record})
