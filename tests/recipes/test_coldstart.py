@@ -26,9 +26,8 @@ from opd.data.sft_examples import make_example
 from opd.demo.run_config import PAIR
 from opd.errors import UserError
 from opd.http import Endpoint, Http
-from opd.recipes.coldstart import CompletionSource, before_training
+from opd.recipes.coldstart import CompletionSource, before_training, phase
 from opd.recipes.coldstart.completions import with_student_end
-from opd.recipes.coldstart import phase
 from opd.recipes.coldstart.phase import even_batches
 from opd.recipes.coldstart.progress import Overlap, reason_to_stop
 from opd.recipes.distillation import distill
