@@ -23,7 +23,7 @@ from opd.http import Refusal, Transient
 from opd.models.lm import LM
 from opd.models.saved_folder import SYNC_MARK, replaced_folder
 from opd.samplers.sampling_server import SamplingServer
-from opd.samplers.weight_check import StaleWeights, WeightCheck
+from opd.samplers.weight_check import PartlyStale, StaleWeights, WeightCheck
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class WeightSync:
         self.destination = destination
         self.sync_dir = destination.folder.absolute()
         self.untied = False  # whether the server keeps a tied head as weights of its own
+        self._warned = False
         self._started_on: Path | None = None  # the folder that the server was started on
         self.check = WeightCheck(server, tokenizer)
 
@@ -107,7 +108,7 @@ class WeightSync:
         ways = [self._load_adapter] if student.is_lora else [self._reload]
         if self.destination.restart is not None and not student.is_lora:
             ways.append(self._restart)
-        failure = ""
+        failure, usable = "", False
         for way in ways:
             for _ in range(TRIES):
                 if failure:
@@ -125,7 +126,12 @@ class WeightSync:
                     failure = f"the server went away while it took them ({error})"
                     self.server.wait(failure)
                 except StaleWeights as error:
-                    failure = str(error)
+                    failure, usable = str(error), isinstance(error, PartlyStale)
+        if usable:  # within what is allowed; drift/logp_gap watches it from here
+            if not self._warned:
+                logger.warning("Version %d is sampled from as it is: %s.", version, failure)
+            self._warned = True
+            return
         raise UserError(
             f"The {self.server.http.role} at {self.server.http.url} was sent the weights of "
             f"version {version} {TRIES * len(ways)} times, and still {failure}. Nothing was "
