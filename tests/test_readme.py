@@ -53,7 +53,7 @@ def test_commands_of_the_readme_work(tmp_path):
     for command in found:
         words = command.split()[1:]
         if words[0] == "check":  # of two steps of two prompts it says rightly that they do nothing
-            words += ["train.steps=80", "train.prompts_per_step=16"]
+            words += ["train.steps=80", "train.prompts_per_step=16", "--budget", "20"]
         done = opd(words, tmp_path)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr

@@ -77,7 +77,7 @@ def test_a_run_trains_and_evaluates_on_its_servers(servers, nothing_in_process, 
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(data))
     capsys.readouterr()
-    evaluate_target(file, [], json_lines=False)
+    evaluate_target(file, [], "plain")
     shown = capsys.readouterr().out
     assert "student" in shown
     assert "teacher" in shown

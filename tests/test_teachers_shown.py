@@ -20,8 +20,7 @@ from opd.setup.models import open_models
 from opd.setup.preflight import read_inputs
 from support.foreign import byte_tokenizer, foreign_model
 from support.runs import run_config, run_to_end
-from training.test_self_teacher import self_run
-from training.test_several_teachers import several
+from support.teacher_runs import self_run, several
 
 
 def written(tmp_path, data):

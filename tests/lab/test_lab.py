@@ -79,7 +79,7 @@ def test_positions_are_found_however_many_evaluations_come_first(tiny):
     assert [name.partition("@")[2] for name in names] == [
         f"rel{i}-{i + 10}" for i in range(0, 100, 10)
     ]
-    assert all(np.isfinite(curve.y).all() for curve in kl_curves(result))
+    assert all(np.isfinite(curve.y).all() for curve in kl_curves("run", result))
 
 
 def test_outcome_reward_moves_the_weights_and_is_deterministic(tiny, tmp_path_factory):

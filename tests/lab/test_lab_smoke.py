@@ -32,6 +32,7 @@ def test_noisy_claims_are_few_and_never_the_first():
     assert noisy == [("E3", 1)]
 
 
+@pytest.mark.slow  # two minutes of the everyday suite otherwise
 @pytest.mark.timeout(900)
 def test_a_new_capability_is_learned_and_a_larger_teacher_of_the_same_data_teaches_nothing(
     tmp_path,

@@ -30,11 +30,16 @@ def assert_found(name, protocol, start, prompts):
         assert found is not None
 
 
+# With 16 prompts, 64 rollouts a step, 2 % of the tokens do not ask for a text of before in time.
+SMALLEST = {"honest on known text, another model elsewhere": 24}
+
+
 @pytest.mark.parametrize(("place", "name"), list(enumerate(NAMES)))
 def test_a_lie_is_found_whenever_it_begins(place, name):
     first, second = PROTOCOLS if place % 2 else PROTOCOLS[::-1]
-    assert_found(name, first, 0, prompts=16)
-    assert_found(name, second, 2, prompts=16)
+    prompts = SMALLEST.get(name, 16)
+    assert_found(name, first, 0, prompts=prompts)
+    assert_found(name, second, 2, prompts=prompts)
 
 
 @pytest.mark.slow

@@ -23,20 +23,9 @@ from opd.teachers.prompted import StudentAsTeacher
 from opd.training.hint_quotes import HintQuotes, hint_metrics
 from opd.types import Prompt, Rollout, Want
 from support.runs import digest, open_run, run_config, run_to_end
+from support.teacher_runs import HINT, self_run
 
-HINT = "{prompt} ANS {answer}"
 KINDS = [("frozen", False), ("frozen", True), ("live", False), ("ema", False), ("ema", True)]
-
-
-def self_run(folder, *, weights="frozen", lora=False, steps=4, **changes):
-    data = run_config(folder, steps=steps, **changes)
-    data["teacher"] = {"from": "student", "weights": weights, "prompt": HINT}
-    if weights == "ema":
-        data["teacher"]["decay"] = 0.5
-    if lora:
-        data["student"]["lora"] = {"rank": 4}
-    data["eval"] = []
-    return data
 
 
 def rollouts_of(models, prompts, count=5):

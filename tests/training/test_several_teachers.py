@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,30 +25,8 @@ from opd.teachers.remote import TeacherDown
 from opd.teachers.routed import MixedTeacher, RoutedTeacher, mixed_logits
 from opd.training.per_teacher import equalise_tokens
 from opd.types import Prompt, Rollout, Want
-from support.runs import digest, run_config, run_to_end
-
-HINT = "{prompt} ANS {answer}"
-
-
-def several(folder, *, steps=4, by="prompts", rows=None, **changes):
-    """A run of the demo on two files: one of its teacher, one of the student with a hint."""
-    data = run_config(folder, steps=steps, **changes)
-    path = data["prompts"]["path"]
-    del data["teacher"]
-    data["teachers"] = {
-        "big": {"model": str(PAIR / "teacher")},
-        "own": {"from": "student", "weights": "ema", "decay": 0.5, "prompt": HINT},
-    }
-    second = folder.parent / "second.jsonl"
-    lines = Path(path).read_text().splitlines()
-    second.write_text("\n".join(lines[100:130] if rows is None else map(json.dumps, rows)) + "\n")
-    files = [
-        {"path": path, "teacher": "big", "weight": 3},
-        {"path": str(second), "teacher": "own"},
-    ]
-    data["prompts"] = {"files": files, "max_tokens": 32, "by": by}
-    data["eval"] = []
-    return data
+from support.runs import digest, run_to_end
+from support.teacher_runs import several
 
 
 def made_rollouts(count=6, length=5, vocab=40):
