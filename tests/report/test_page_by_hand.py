@@ -36,15 +36,20 @@ def test_answers_are_filtered_searched_sorted_and_linked(make_run, tab):
 
     page = report(make_run(accuracy={0: 0.2, 20: 0.8}, text=text))
     tab.open(page.as_uri())
-    assert count(tab) == 40  # of 60: one page
-    tab.point("#answers-task .more", click=True)
-    assert count(tab) == 60
+    assert count(tab) == 10  # of 60
+    for shown in (50, 60):
+        tab.point("#answers-task .more", click=True)
+        assert count(tab) == shown
     tab.point("#answers-task [data-tag=fixed]", click=True)
+    assert count(tab) == 10
+    tab.point("#answers-task .more", click=True)
     assert count(tab) == 36
     assert tab.run("document.querySelector('#answers-task [data-tag=fixed]').ariaPressed") == "true"
     tab.run("document.querySelector('#answers-task input').focus()")
     tab.type("NEEDLE")
+    tab.point("#answers-task .more", click=True)
     assert count(tab) == 36
+    tab.run("document.querySelector('#answers-task input').focus()")
     tab.type("s in a haystack")
     assert count(tab) == 0
     tab.open(f"{page.as_uri()}#answers-task-29-1")
@@ -74,6 +79,7 @@ def test_tokens_are_pinned_by_click_and_walked_by_keyboard(make_run, tab):
     tab.key("Home")
     assert selected(tab) == 0
     tab.key("Escape")
+    tab.point(".rollout .t:nth-of-type(3)")  # the mouse is on the fourth already
     tab.point(".rollout .t:nth-of-type(4)")
     assert selected(tab) == 3
 

@@ -1,4 +1,5 @@
 (() => {
+  const FIRST = 10; // rows: the sections below stay in reach
   const PAGE = 40;
   const LONG = 150;
   const mark = (ok) => (ok === null ? "" : ok ? "\u2713 " : "\u2717 ");
@@ -24,7 +25,7 @@
   const setUp = (root) => {
     const data = JSON.parse(root.querySelector("script").textContent);
     const id = (row) => `${data.name}-${row.n}`;
-    const state = { tag: "", sort: data.sorts[0][0], words: "", shown: PAGE };
+    const state = { tag: "", sort: data.sorts[0][0], words: "", shown: FIRST };
     const haystack = data.rows.map((row) => {
       const p = data.prompts[row.p];
       return [row.l, p.q, p.a, ...row.t.map((t) => (t ? t[0] : ""))].join("\n").toLowerCase();
@@ -43,7 +44,7 @@
       const button = make("button", `${label} ${count.toLocaleString("en")}`, tag && `tag-${tag}`);
       button.type = "button";
       button.disabled = count === 0;
-      button.addEventListener("click", () => { state.tag = tag; state.shown = PAGE; render(); });
+      button.addEventListener("click", () => { state.tag = tag; state.shown = FIRST; render(); });
       button.dataset.tag = tag;
       return button;
     });
@@ -52,7 +53,7 @@
     search.type = "search";
     search.placeholder = "search prompts and answers";
     search.setAttribute("aria-label", "Search prompts and answers");
-    search.addEventListener("input", () => { state.words = search.value.toLowerCase(); state.shown = PAGE; render(); });
+    search.addEventListener("input", () => { state.words = search.value.toLowerCase(); state.shown = FIRST; render(); });
     const sort = make("select");
     sort.setAttribute("aria-label", "Order");
     for (const [key, label] of data.sorts) {
@@ -146,7 +147,7 @@
       Object.assign(state, { tag: "", words: "" });
       search.value = "";
       open.add(row.n);
-      state.shown = Math.max(PAGE, chosen().indexOf(row) + 1);
+      state.shown = Math.max(FIRST, chosen().indexOf(row) + 1);
       render();
       const node = document.getElementById(name);
       node.scrollIntoView({ block: "start" });
