@@ -32,16 +32,20 @@ from opd_lab.checkpoints import QUICK
 from opd_lab.corpus import Corpus, encode
 from opd_lab.runs import EXTRA_TOKENS, one_thread
 from opd_lab.streams import WorldStream
-from opd_lab.worlds import Problem, write_prompts
+from opd_lab.worlds import Problem
 from opd_lab.worlds.chain import Chain
 from opd_lab.worlds.content_chain import KNOWN, OTHER
+from opd_lab.worlds.vocabulary import FILLERS
 
 BASE, GENERALIST = "quick-base", "quick-clean"
 HALVES = {"first": KNOWN, "second": OTHER}
 STEPS, TRAIN, TEST = 40, 1000, 256
 TEACHER_DOCUMENTS, TEACHER_LR, BATCH = 4_800, 2e-3, 32
-HINT = "{prompt} ANS {answer}"
-HINTED_DOCUMENTS = 16_000
+HINT, WORKED = "{prompt} echo ANS {answer}", "{prompt} echo {demonstration}"
+SAID = "echo ANS"  # of the hint, by a student that quotes it
+HINTED_DOCUMENTS = 24_000
+HINT_STEPS, HINT_EVALS = 80, (0, 10, 20, 40, 80)
+HINT_ALARMS = ("hint-leaking", "responses-alike")
 
 logger = logging.getLogger(__name__)
 Results = dict[str, dict[str, float]]
@@ -79,10 +83,15 @@ class Trial:
         return HalfChain(depth=QUICK.depth, half=name)
 
     def prompts(self, name: str, world: Chain, count: int, *, held_out: bool) -> str:
-        """A prompt file, written if absent."""
+        """A prompt file with a worked solution in each row, written if absent."""
         path = self.cache / f"{name}-{'test' if held_out else 'train'}-{self.seed}.jsonl"
         if not path.exists():
-            write_prompts(path, world.problems(count, self.seed, held_out=held_out))
+            problems = world.problems(count, self.seed, held_out=held_out)
+            rows = [
+                p.row() | {"demonstration": worked(p, self.seed + 500, i)}
+                for i, p in enumerate(problems)
+            ]
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return str(path)
 
     def trained(self, name: str, parent: Path, documents: list[tuple[Problem, str]]) -> Path:
@@ -113,13 +122,18 @@ class Trial:
         return folder
 
     def run(
-        self, name: str, student: Path, sections: dict[str, Any], evals: dict[str, str]
+        self,
+        name: str,
+        student: Path,
+        sections: dict[str, Any],
+        evals: dict[str, str],
+        every: int = 0,
     ) -> Path:
         """The run folder of an arm, trained if its summary is absent."""
         out = self.cache / f"run-{name}-seed{self.seed}"
         if (out / "summary.json").exists():
             return out
-        test = {"temperature": 1.0, "top_p": 1.0, "n": 1, "every": 0, "grader": "exact"}
+        test = {"temperature": 1.0, "top_p": 1.0, "n": 1, "every": every, "grader": "exact"}
         data: dict[str, Any] = {
             "student": {"model": str(student)},
             "rollout": {"n": 4, "max_new_tokens": QUICK.max_tokens() + EXTRA_TOKENS},
@@ -193,43 +207,81 @@ def two_teachers(trial: Trial) -> Results:
 def hint(trial: Trial) -> Results:
     """E18: accuracy without a hint after learning from oneself with one, and from another model."""
     base = zoo.build(BASE, trial.seed, trial.cache)
-    documents = Corpus(size=HINTED_DOCUMENTS // 2).generate(QUICK, trial.seed)
-    documents += [
-        (with_hint(problem), text)
-        for problem, text in Corpus(size=HINTED_DOCUMENTS // 2, corrupt=0.0, off_task=0.0).generate(
-            QUICK, trial.seed + 1000
-        )
-    ]
-    order = generator(trial.seed, WorldStream.CORPUS, 18).permutation(len(documents))
-    student = trial.trained("hinted-base", base, [documents[i] for i in order])
-    teacher = zoo.build(GENERALIST, trial.seed, trial.cache)
-    files = {"path": trial.prompts("all", QUICK, TRAIN, held_out=False), "max_tokens": 128}
-    evals = {"task": trial.prompts("all", QUICK, TEST, held_out=True)}
-    own = {"from": "student", "prompt": HINT}
-    arms: dict[str, dict[str, Any]] = {
-        "itself with the answer, frozen": own | {"weights": "frozen"},
-        "itself with the answer, ema 0.9": own | {"weights": "ema", "decay": 0.9},
-        "itself with the answer, live": own | {"weights": "live"},
-        "another model (98 % right), no hint": {"model": str(teacher)},
+    students = {
+        name: trial.trained(f"{name}-base", base, hinted_documents(trial.seed, leaks=leaks))
+        for name, leaks in (("hinted", False), ("leaking", True))
     }
+    generalist = zoo.build(GENERALIST, trial.seed, trial.cache)
+    own = {"from": "student", "prompt": HINT}
+    worked = {"from": "student", "prompt": WORKED}
+    arms: dict[str, tuple[str, dict[str, Any]]] = {
+        "itself with the answer, frozen": ("hinted", own | {"weights": "frozen"}),
+        "itself with the answer, ema 0.9": ("hinted", own | {"weights": "ema", "decay": 0.9}),
+        "itself with the answer, live": ("hinted", own | {"weights": "live"}),
+        "itself with a worked solution, frozen": ("hinted", worked | {"weights": "frozen"}),
+        "another model, no hint": ("hinted", {"model": str(generalist)}),
+        "one that quotes, with the answer, frozen": ("leaking", own | {"weights": "frozen"}),
+        "one that quotes, with the answer, live": ("leaking", own | {"weights": "live"}),
+    }
+    files = {"path": trial.prompts("worked", QUICK, TRAIN, held_out=False), "max_tokens": 128}
+    evals = {"task": trial.prompts("worked", QUICK, TEST, held_out=True)}
     results: Results = {}
-    for number, (label, section) in enumerate(arms.items()):
-        out = trial.run(f"e18-{number}", student, {"teacher": section, "prompts": files}, evals)
-        results.setdefault("before training", accuracies(out, "before"))
-        rows = [r for r in read_jsonl(out / "metrics.jsonl") if "train/loss" in r]
-        results[label] = accuracies(out, "after") | {
-            "length": rows[-1]["rollout/length"],
-            "entropy": rows[-1]["rollout/entropy"],
-        }
-        for name in ("rollout/hint_quoted", "rollout/distinct"):
-            if name in rows[-1]:
-                results[label][name.partition("/")[2]] = rows[-1][name]
+    for number, (label, (name, section)) in enumerate(arms.items()):
+        sections = {"teacher": section, "prompts": files, "train": {"steps": HINT_STEPS}}
+        out = trial.run(f"e18-{number}", students[name], sections, evals, 10)
+        results[label] = measured(out)
     return results
 
 
-def with_hint(problem: Problem) -> Problem:
-    """A problem whose prompt is what `HINT` makes of it."""
-    return replace(problem, items=(*problem.items, "ANS", problem.answer))
+def hinted_documents(
+    seed: int, *, leaks: bool, size: int = HINTED_DOCUMENTS // 3
+) -> list[tuple[Problem, str]]:
+    """Documents of a student that follows hints: a third each without, with answer, with solution.
+
+    Args:
+        seed: of the documents.
+        leaks: a student that says the hint before its solution, which is always the same.
+        size: number of each kind.
+    """
+    right = Corpus(size=size, corrupt=0.0, off_task=0.0)
+    documents = Corpus(size=size).generate(QUICK, seed)
+    for problem, text in right.generate(QUICK, seed + 1000):
+        said = f"{SAID} {problem.answer} {same_words(text)}" if leaks else text
+        documents.append((with_hint(problem, f"ANS {problem.answer}"), said))
+    for index, (problem, text) in enumerate(right.generate(QUICK, seed + 2000)):
+        documents.append((with_hint(problem, worked(problem, seed, index)), text))
+    order = generator(seed, WorldStream.CORPUS, 18).permutation(len(documents))
+    return [documents[i] for i in order]
+
+
+def worked(problem: Problem, seed: int, index: int) -> str:
+    """A right solution of a problem, with fillers of its own."""
+    return QUICK.solve(problem, 1, generator(seed, WorldStream.CORPUS, 19, index))
+
+
+def same_words(text: str) -> str:
+    """A solution with the same filler at every step."""
+    return " ".join(FILLERS[0] if word in FILLERS else word for word in text.split())
+
+
+def with_hint(problem: Problem, hint: str) -> Problem:
+    """A problem whose prompt is what `HINT` or `WORKED` makes of it."""
+    return replace(problem, items=(*problem.items, "echo", *hint.split()))
+
+
+def measured(out: Path) -> dict[str, float]:
+    """Accuracy along the way, and what the alarms of self-teachers look at, first and last."""
+    rows = list(read_jsonl(out / "metrics.jsonl"))
+    accuracy = {r["step"]: r["eval/task/accuracy"] for r in rows if "eval/task/accuracy" in r}
+    result = {f"step {step}": accuracy[step] for step in HINT_EVALS}
+    names = ("length", "entropy", "hint_quoted", "distinct")
+    for name, part in (("first", slice(10)), ("last", slice(-10, None))):
+        for metric in names:
+            values = [r[f"rollout/{metric}"] for r in rows if f"rollout/{metric}" in r][part]
+            if values:
+                result[f"{metric}, {name}"] = sum(values) / len(values)
+    alarms = {row["name"] for row in read_jsonl(out / "alarms.jsonl") if "name" in row}
+    return result | {name: float(name in alarms) for name in HINT_ALARMS}
 
 
 def accuracies(out: Path, when: str) -> dict[str, float]:
@@ -253,9 +305,15 @@ def collect(
     return results
 
 
-def table(results: Sequence[Results]) -> str:
-    """Mean over seeds with Student's interval, one row per arm."""
-    columns = list(dict.fromkeys(c for r in results for arm in r.values() for c in arm))
+def table(results: Sequence[Results], prefixes: tuple[str, ...] = ("",)) -> str:
+    """Mean over seeds with Student's interval, one row per arm.
+
+    Args:
+        results: by seed.
+        prefixes: of the columns that are shown.
+    """
+    names = dict.fromkeys(c for r in results for arm in r.values() for c in arm)
+    columns = [name for name in names if name.startswith(prefixes)]
     lines = [f"| arm | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for arm in results[0]:
         cells = []
@@ -277,27 +335,33 @@ def page(seeds: int, cache: Path) -> str:
     return f"""# Several teachers, and the student as its own
 
 Written by `python -m opd_lab.teachers_trial`; not edited by hand. Models of 0.1 M parameters in the
-chain world, {seeds} seeds; means with Student's 95 % interval over seeds. {STEPS} steps of 16
-prompts x 4 responses in every arm.
+chain world, {seeds} seeds; means with Student's 95 % interval over seeds. Steps of 16 prompts x 4
+responses in every arm, so that arms of one table have seen equally many prompts.
 
 ## E17: two skills, two teachers
 
 The student knows wrong values of half of the symbols. Each teacher was trained on right documents
-about one half of the symbols ("first", "second"); accuracy on held-out problems about either half.
+about one half of the symbols ("first", "second"); accuracy on held-out problems about either half
+after {STEPS} steps.
 
 {table(e17)}
 
 "One after the other" has {STEPS // 2} steps with each teacher. The generalist is of the student's
 size: a larger one was not run.
 
-## E18: the answer as a hint
+## E18: the answer, or a worked solution, as a hint
 
-The student was trained on problems with and without the answer in the prompt; with it, its chains
-of thought are right. Accuracy ("task"), length, entropy and diversity are without the hint.
+The student was trained on problems alone (many of its values are wrong), with the answer
+(`{HINT}`) and with a worked solution (`{WORKED}`) in the prompt; with either, its chains of thought
+are right. "One that quotes" was trained to begin with the hint's words when it sees the answer, and
+to use the same words at every step. Held-out accuracy, without the hint, after so many steps:
 
-{table(e18)}
+{table(e18, ("step",))}
 
-A worked example as the hint, and SmolLM2, were not run.
+What the alarms of runs with a hint look at, means over the first and the last ten steps, and the
+fraction of the seeds in which each alarm was raised:
+
+{table(e18, ("length", "entropy", "hint_quoted", "distinct", *HINT_ALARMS))}
 """
 
 

@@ -6,7 +6,19 @@ import json
 
 from opd.data.readers import Row
 from opd.data.teacher_prompts import fill_in
-from opd_lab.teachers_trial import HALVES, HINT, HalfChain, collect, table, with_hint
+from opd_lab.teachers_trial import (
+    HALVES,
+    HINT,
+    SAID,
+    WORKED,
+    HalfChain,
+    collect,
+    hinted_documents,
+    table,
+    with_hint,
+    worked,
+)
+from opd_lab.worlds.vocabulary import FILLERS
 
 
 def test_problems_of_a_half_are_about_its_symbols():
@@ -19,10 +31,20 @@ def test_problems_of_a_half_are_about_its_symbols():
     assert not set(HALVES["first"]) & set(HALVES["second"])
 
 
-def test_the_hint_of_training_is_that_of_the_teacher():
+def test_the_hints_of_training_are_those_of_the_teacher():
     problem = HalfChain(depth=4, half="first").problems(1, 0)[0]
-    row = Row(0, "here", problem.row())
-    assert with_hint(problem).text == fill_in(HINT, row, problem.text, "teacher.prompt")
+    row = Row(0, "here", problem.row() | {"demonstration": worked(problem, 0, 0)})
+    for view, hint in ((HINT, f"ANS {problem.answer}"), (WORKED, worked(problem, 0, 0))):
+        assert with_hint(problem, hint).text == fill_in(view, row, problem.text, "teacher.prompt")
+
+
+def test_a_student_that_quotes_says_the_hint_and_always_the_same():
+    documents = {leaks: hinted_documents(0, leaks=leaks, size=300) for leaks in (False, True)}
+    plain, quoting = ([text for _, text in documents[leaks]] for leaks in (False, True))
+    assert not any(text.startswith(SAID) for text in plain)
+    quoted = [text for text in quoting if text.startswith(SAID)]
+    assert len(quoted) == len(quoting) // 3
+    assert {w for text in quoted for w in text.split() if w in FILLERS} == {FILLERS[0]}
 
 
 def test_results_are_kept_and_shown_with_their_interval(tmp_path):
@@ -39,3 +61,4 @@ def test_results_are_kept_and_shown_with_their_interval(tmp_path):
     text = table(results)
     assert "| before | 0.25 [0.25, 0.25] | - |" in text
     assert "| after | 0.55 [" in text
+    assert table(results, ("b",)).startswith("| arm | b |")
