@@ -33,6 +33,7 @@ ADDED = {
     "prompts.files.path": "see prompts.files",
     "prompts.files.teacher": "see prompts.files",
     "prompts.files.weight": "see prompts.files",
+    "eval.teacher": "whose prompts a held-out file has, where its rows do not say so",
     "prompts.by": "whether a teacher of long answers may take more of the loss is a choice",
     "teacher.python": "a teacher of the user's own: nobody else knows where its code is",
     "optim.moments": "trades exactness for memory, where the host has none to offload to",

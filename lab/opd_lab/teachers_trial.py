@@ -42,7 +42,7 @@ HALVES = {"first": KNOWN, "second": OTHER}
 STEPS, TRAIN, TEST = 40, 1000, 256
 TEACHER_DOCUMENTS, TEACHER_LR, BATCH = 4_800, 2e-3, 32
 HINT, WORKED = "{prompt} echo ANS {answer}", "{prompt} echo {demonstration}"
-SAID = "echo ANS"  # of the hint, by a student that quotes it
+QUOTED = "echo ANS"  # of the hint, by a student that quotes it
 HINTED_DOCUMENTS = 24_000
 HINT_STEPS, HINT_EVALS = 80, (0, 10, 20, 40, 80)
 HINT_ALARMS = ("hint-leaking", "responses-alike")
@@ -246,8 +246,8 @@ def hinted_documents(
     right = Corpus(size=size, corrupt=0.0, off_task=0.0)
     documents = Corpus(size=size).generate(QUICK, seed)
     for problem, text in right.generate(QUICK, seed + 1000):
-        said = f"{SAID} {problem.answer} {same_words(text)}" if leaks else text
-        documents.append((with_hint(problem, f"ANS {problem.answer}"), said))
+        answer = f"{QUOTED} {problem.answer} {same_words(text)}" if leaks else text
+        documents.append((with_hint(problem, f"ANS {problem.answer}"), answer))
     for index, (problem, text) in enumerate(right.generate(QUICK, seed + 2000)):
         documents.append((with_hint(problem, worked(problem, seed, index)), text))
     order = generator(seed, WorldStream.CORPUS, 18).permutation(len(documents))

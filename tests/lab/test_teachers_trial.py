@@ -9,7 +9,7 @@ from opd.data.teacher_prompts import fill_in
 from opd_lab.teachers_trial import (
     HALVES,
     HINT,
-    SAID,
+    QUOTED,
     WORKED,
     HalfChain,
     collect,
@@ -41,8 +41,8 @@ def test_the_hints_of_training_are_those_of_the_teacher():
 def test_a_student_that_quotes_says_the_hint_and_always_the_same():
     documents = {leaks: hinted_documents(0, leaks=leaks, size=300) for leaks in (False, True)}
     plain, quoting = ([text for _, text in documents[leaks]] for leaks in (False, True))
-    assert not any(text.startswith(SAID) for text in plain)
-    quoted = [text for text in quoting if text.startswith(SAID)]
+    assert not any(text.startswith(QUOTED) for text in plain)
+    quoted = [text for text in quoting if text.startswith(QUOTED)]
     assert len(quoted) == len(quoting) // 3
     assert {w for text in quoted for w in text.split() if w in FILLERS} == {FILLERS[0]}
 

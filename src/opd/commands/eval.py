@@ -30,7 +30,7 @@ class SetResult:
         label: of the set.
         before: the student before training; None for a run.yaml, whose student is `student`.
         student: the student that was asked about.
-        teacher: None without a teacher in this process.
+        teacher: None without one that answers; of several, each its own prompts.
     """
 
     label: str
@@ -101,29 +101,27 @@ def evaluate_config(cfg: Run, style: Style, target: Path | None = None) -> list[
 def _evaluate(cfg: Run, target: Path | None, console: Console) -> Iterator[SetResult]:
     from opd.models.tokenizers import make_decoder
     from opd.setup.launch import start_servers
-    from opd.setup.models import teacher_samplers
-    from opd.setup.pair import load_pair
+    from opd.setup.models import open_for_evaluation
     from opd.setup.preflight import read_inputs
     from opd.setup.prompts import load_eval_task
-    from opd.setup.remote_teacher import find_remote_teacher
-    from opd.setup.samplers import student_samplers
+    from opd.setup.samplers import eval_sampler, student_samplers
     from opd.training.evaluate import evaluate
 
     read_inputs(cfg, console, trains=False)
     with TemporaryDirectory() as scratch, start_servers([cfg], console, Path(scratch, "eval")):
-        pair = load_pair(cfg, trains=False)
+        pair, teacher = open_for_evaluation(cfg)
         decode = make_decoder(pair.tokenizer)
-        makers = {
-            "student": student_samplers(cfg, pair, Path(scratch)),
-            "teacher": teacher_samplers(pair, find_remote_teacher(cfg)),
+        samplers = {
+            "student": eval_sampler(student_samplers(cfg, pair, Path(scratch))),
+            "teacher": teacher,
         }
         for index, spec in enumerate(cfg.eval):
             task = load_eval_task(cfg, spec, index, pair)
             evaluations = {}
-            for who, make in makers.items():
-                if make is None:
+            for who, make in samplers.items():
+                sampler = None if make is None else make(task)
+                if sampler is None:
                     continue
-                sampler = make(task.decoding, None)
                 if index == 0:
                     sampler.sync(0)
                 evaluations[who] = evaluate(sampler, task, decode, seed=cfg.train.seed)
@@ -131,7 +129,28 @@ def _evaluate(cfg: Run, target: Path | None, console: Console) -> Iterator[SetRe
             before = None
             if target is not None and target.is_dir():
                 before = _before(target, task, cfg.train.seed)
-            yield SetResult(task.label, before, evaluations["student"], evaluations.get("teacher"))
+            whole = SetResult(
+                task.label, before, evaluations["student"], evaluations.get("teacher")
+            )
+            yield whole
+            yield from by_teacher(whole)
+
+
+def by_teacher(result: SetResult) -> list[SetResult]:
+    """The same on each teacher's prompts alone; empty where all are of one."""
+    names = result.student.names
+    if len(names) < 2:
+        return []
+    before, student, teacher = result.before, result.student, result.teacher
+    return [
+        SetResult(
+            f"{result.label}, prompts of {name}",
+            None if before is None else before.of_teacher(name),
+            student.of_teacher(name),
+            None if teacher is None else teacher.of_teacher(name),
+        )
+        for name in names
+    ]
 
 
 def _before(folder: Path, task: EvalTask, seed: int) -> Evaluation | None:

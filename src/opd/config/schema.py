@@ -211,6 +211,9 @@ class EvalSet(Section):
     """Use only the first so many prompts."""
     grader: Grader = "auto"
     """As prompts.grader."""
+    teacher: str | None = None
+    """Of several teachers, whose prompts these are: it answers them too, and accuracy is shown by
+    teacher. A row's own column `teacher` comes first."""
 
     @property
     def label(self) -> str:
@@ -296,6 +299,10 @@ class Run(Section):
             raise ValueError(
                 "prompts.files.N.teacher names one of `teachers`, which are not set. Write "
                 "teachers: {NAME: {model: ...}} in place of teacher"
+            )
+        elif any(task.teacher is not None for task in self.eval):
+            raise ValueError(
+                "eval.N.teacher names one of `teachers`, which are not set. Leave it out"
             )
         if not self.has_teacher and self.loss.terms.outcome_weight == 0:
             raise ValueError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from opd.core import stats
 from opd.core.stats import Estimate
 from opd.run import evals
 from opd.types import Graded
@@ -46,12 +47,31 @@ class EvalResult:
     graded: list[Graded]
     key: dict[str, Any]
     entropy: Estimate | None = None
+    teachers: tuple[str, ...] = ()  # of several, who teaches each prompt; "": none is named
 
     @property
     def per_prompt(self) -> Floats:
         """Fraction of correct samples of each prompt, (prompts,)."""
         means: Floats = self.correct.mean(1)
         return means
+
+    def of_teacher(self, name: str) -> EvalResult:
+        """The result on the prompts of one teacher; answers are shown with the whole."""
+        mask = np.array([teacher == name for teacher in self.teachers])
+        correct = self.correct[mask]
+        lengths = np.array([g.length for g in self.graded], dtype=np.float64)
+        cut = np.array([g.finish == "length" for g in self.graded])
+        return replace(
+            self,
+            correct=correct,
+            accuracy=stats.avg_at_n(correct),
+            pass_at={k: stats.pass_at_k(correct, k) for k in self.pass_at},
+            length=stats.mean(lengths.reshape(self.correct.shape)[mask].mean(1)),
+            truncated=float(cut.reshape(self.correct.shape)[mask].mean()),
+            entropy=None,
+            graded=[],
+            teachers=(),
+        )
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,27 @@ class EvalSet:
     kept_step: int | None = None
     after_coldstart: EvalResult | None = None
 
+    def by_teacher(self) -> list[EvalSet]:
+        """The same on each teacher's prompts alone; empty where all are of one."""
+        results = [*self.student, self.teacher, self.after_coldstart]
+        names = sorted({name for e in results if e for name in e.teachers} - {""})
+        if len(names) < 2:
+            return []
+
+        def part(name: str, result: EvalResult | None) -> EvalResult | None:
+            return None if result is None else result.of_teacher(name)
+
+        return [
+            replace(
+                self,
+                label=f"{self.label}, prompts of {name}",
+                student=[e.of_teacher(name) for e in self.student],
+                teacher=part(name, self.teacher),
+                after_coldstart=part(name, self.after_coldstart),
+            )
+            for name in names
+        ]
+
     @property
     def final(self) -> EvalResult:
         """The student that the run keeps: the latest evaluation, or that of `kept_step`."""
@@ -89,7 +130,7 @@ class EvalSet:
 def read_eval_sets(
     folder: Path, config: Mapping[str, Any], kept_step: int | None, problems: list[str]
 ) -> list[EvalSet]:
-    """The held-out sets of the configuration with their evaluations.
+    """The held-out sets of the configuration with their evaluations, also by teacher.
 
     Args:
         folder: `eval` of the run folder.
@@ -114,7 +155,8 @@ def read_eval_sets(
             _first_with_key(read(f"{model}-{label}"), key) for model in ("teacher", "coldstart")
         )
         comparable = [e for e in student if e.key == key]
-        sets.append(EvalSet(label, settings, comparable, teacher, kept_step, after_coldstart))
+        whole = EvalSet(label, settings, comparable, teacher, kept_step, after_coldstart)
+        sets += [whole, *whole.by_teacher()]
     return sets
 
 
@@ -146,4 +188,5 @@ def _read(folder: Path, step: int, name: str, problems: list[str]) -> EvalResult
         graded=graded,
         key=key,
         entropy=Estimate(**entropy) if isinstance(entropy, dict) else None,
+        teachers=tuple(record.get("teachers", ())),
     )

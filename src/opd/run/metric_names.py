@@ -73,6 +73,7 @@ LOOP = (  # logged by the training loop, the sampler and the evaluation
 TEACHERS = (  # each of several teachers on its own prompts
     "teachers/<teacher>/token_share",
     "teachers/<teacher>/<metric>",
+    "teachers/<teacher>/eval/<set>/<metric>",
 )
 ALIGN = (  # a teacher of another tokenizer
     "align/shared",

@@ -38,13 +38,14 @@ from opd.setup.routing import (
     require_mixable,
     same_for_all,
 )
-from opd.setup.samplers import local_samplers
+from opd.setup.samplers import eval_sampler, local_samplers, routed_eval_sampler
 from opd.setup.self_teacher import make_self_weights
 from opd.teachers.local import LocalTeacher
 from opd.teachers.prompted import PromptedTeacher, StudentAsTeacher
 from opd.teachers.routed import LogitsOf
 from opd.training.distributed import SINGLE, Ranks
-from opd.types import Kind, Teacher
+from opd.training.evaluate import EvalTask
+from opd.types import Kind, Sampler, Teacher
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,20 @@ class Models:
             return None
         return teacher_samplers(self.pair, self.remote, ranks)
 
+    def teacher_eval_sampler(
+        self, ranks: Ranks = SINGLE
+    ) -> Callable[[EvalTask], Sampler | None] | None:
+        """What answers held-out prompts as the teacher; None where nothing can.
+
+        Args:
+            ranks: the processes that share the work.
+        """
+        if self.members:
+            made = {name: m.teacher_samplers(ranks) for name, m in self.members.items()}
+            return routed_eval_sampler({name: make for name, make in made.items() if make})
+        make = self.teacher_samplers(ranks)
+        return None if make is None else eval_sampler(make)
+
 
 def teacher_samplers(
     pair: Pair, remote: TeacherSource | None, ranks: Ranks = SINGLE
@@ -228,6 +243,35 @@ def open_models(
         beside = cfg.model_copy(update={"teacher": LocalTeacherSection(model=local)})
         return Models(cfg, objective, load_pair(beside, student=student), remote)
     return Models(cfg, objective, load_pair(cfg, remote, student), remote)
+
+
+def open_for_evaluation(
+    cfg: Run,
+) -> tuple[Pair, Callable[[EvalTask], Sampler | None] | None]:
+    """The pair of a run that is evaluated alone, and what answers held-out prompts as its teacher.
+
+    Raises:
+        UserError: as `open_models`.
+    """
+
+    def opened(own: Run, student: LM | None = None) -> tuple[Pair, MakeSampler | None]:
+        pair = load_pair(own, student=student, trains=False)
+        answers = not own.compares_text  # else it does not know the student's tokens
+        return pair, teacher_samplers(pair, find_remote_teacher(own)) if answers else None
+
+    if not cfg.teachers:
+        only, make = opened(cfg)
+        return only, None if make is None else eval_sampler(make)
+    pair: Pair | None = None
+    makers: dict[str, MakeSampler] = {}
+    for name in cfg.teachers:
+        with naming(name):
+            own, make = opened(cfg.of_teacher(name), None if pair is None else pair.student)
+        pair = pair or own
+        if make is not None:
+            makers[name] = make
+    assert pair is not None
+    return pair, routed_eval_sampler(makers)
 
 
 def open_members(cfg: Run, console: Console, *, student: LM | None = None) -> Models:

@@ -14,7 +14,7 @@ from opd.models.configs import rope_parameters
 from opd.run.console import Console
 from opd.samplers.hf import Decoding
 from opd.setup.foreign import own_tokenizer
-from opd.setup.routing import route_prompts
+from opd.setup.routing import evaluated_teachers, route_prompts
 from opd.training.evaluate import EvalTask
 from opd.types import Rollout
 
@@ -98,7 +98,7 @@ def load_eval_task(cfg: Run, spec: EvalSet, index: int, pair: Tokenized) -> Eval
     """The held-out set at `index` of `eval`, with its grader.
 
     Raises:
-        UserError: a prompt without an answer.
+        UserError: a prompt without an answer, or of an unknown teacher.
     """
     new_tokens = spec.max_new_tokens or cfg.rollout.max_new_tokens
     prompts = load_prompts(
@@ -123,6 +123,7 @@ def load_eval_task(cfg: Run, spec: EvalSet, index: int, pair: Tokenized) -> Eval
         decoding=Decoding(new_tokens, spec.temperature, spec.top_p),
         n=spec.n,
         every=spec.every,
+        teachers=evaluated_teachers(cfg, spec, index, prompts),
     )
 
 

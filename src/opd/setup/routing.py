@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from opd.config import Run
+from opd.config import EvalSet, Run
 from opd.core.objective import Objective
 from opd.data.order import Share
 from opd.data.prompts import PromptSet
 from opd.data.readers import read_rows
-from opd.data.routes import Route, route_rows
+from opd.data.routes import COLUMN, Route, make_route, route_rows
 from opd.errors import UserError
 from opd.models.lm import LM
 from opd.teachers.routed import LogitsOf, MixedTeacher, RoutedTeacher, mixed_logits
@@ -60,6 +60,32 @@ def route_prompts(cfg: Run, prompts: PromptSet) -> PromptSet:
     kept = {index: route for index, route in routes.items() if index in of_index}
     _require_prompts_for_all(cfg, kept)
     return replace(prompts, shares=tuple(shares) if len(shares) > 1 else (), routes=kept)
+
+
+def evaluated_teachers(cfg: Run, spec: EvalSet, index: int, prompts: PromptSet) -> tuple[str, ...]:
+    """Of several teachers, whose prompts those of a held-out set are; empty where none is named.
+
+    Args:
+        cfg: the run.
+        spec: the set.
+        index: of it in `eval`.
+        prompts: of it.
+
+    Raises:
+        UserError: a name that is no teacher's.
+    """
+    if not cfg.teachers:
+        return ()
+    wanted = {prompt.index for prompt in prompts.prompts}
+    labels = {}
+    for row in read_rows(spec.path):
+        if row.index in wanted:
+            own = row.values.get(COLUMN)
+            where = f"eval.{index}.teacher" if own is None else row.location
+            named = spec.teacher if own is None else own
+            labels[row.index] = make_route(named, cfg.teachers, where).label if named else ""
+    teachers = tuple(labels[prompt.index] for prompt in prompts.prompts)
+    return teachers if any(teachers) else ()
 
 
 def _require_prompts_for_all(cfg: Run, routes: dict[int, Route]) -> None:

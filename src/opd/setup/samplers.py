@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from opd.run.bad_answers import Quarantine
 from opd.run.layout import SYNC, WRONG_ANSWERS
 from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.replay import ReplaySampler, read_rollouts
+from opd.samplers.routed import RoutedSampler
 from opd.samplers.sampling import MakeSampler
 from opd.samplers.sampling_server import ANSWER_SECONDS, SamplingServer
 from opd.samplers.vllm import StatisticsSampler, VllmSampler
@@ -112,6 +113,25 @@ def training_sampler(cfg: Run, make: MakeSampler, student: LM, ranks: Ranks = SI
 def eval_sampler(make: MakeSampler) -> Callable[[EvalTask], Sampler]:
     """Samplers for held-out sets: they record only what evaluations report."""
     return lambda task: make(task.decoding, None)
+
+
+def routed_eval_sampler(
+    makers: Mapping[str, MakeSampler],
+) -> Callable[[EvalTask], Sampler | None]:
+    """Samplers in which each held-out prompt is answered by its own teacher.
+
+    Args:
+        makers: by name, of the teachers that generate. For a set of which a prompt has another
+            teacher, or none, there is no sampler.
+    """
+
+    def sampler(task: EvalTask) -> Sampler | None:
+        names = dict.fromkeys(task.teachers)
+        if not names or not names.keys() <= makers.keys():
+            return None
+        return RoutedSampler({n: makers[n](task.decoding, None) for n in names}, task.routes)
+
+    return sampler
 
 
 def connect(cfg: Run) -> Http:

@@ -114,8 +114,9 @@ def _assemble(
     require_prunable(models)
     if cfg.rollout.engine != "vllm":
         require_cache(pair.student)  # before requests that a teacher may charge for
-    if evals and pair.teacher is not None:
-        require_cache(pair.teacher)
+    for opened in (models, *models.members.values()):
+        if evals and opened.pair.teacher is not None:
+            require_cache(opened.pair.teacher)
     models = models.for_prompts(prompts)
     models.handshake(prompts)
     completions = completion_source(models, prompts, processes=ranks.size)
@@ -124,7 +125,6 @@ def _assemble(
     optimizer = make_optimizer(pair.student, cfg.optim)
     out = Path(cfg.output.dir)
     make_student = student_samplers(cfg, pair, out, ranks)
-    make_teacher = models.teacher_samplers(ranks)
     sampler = training_sampler(cfg, make_student, pair.student, ranks)
     source = experience_source(models, prompts, sampler)
     require_space(out, bytes_needed(cfg, pair.student, pair.teacher))
@@ -149,7 +149,7 @@ def _assemble(
         tokenizer=pair.tokenizer,
         evals=evals,
         student_sampler=eval_sampler(make_student),
-        teacher_sampler=None if make_teacher is None else eval_sampler(make_teacher),
+        teacher_sampler=models.teacher_eval_sampler(ranks),
         console=console,
         trackers=trackers,
         clock=clock,

@@ -6,9 +6,11 @@ step, so two evaluations differ by the models alone and can be compared prompt b
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,11 +33,20 @@ class EvalTask:
     decoding: Decoding
     n: int
     every: int
+    teachers: tuple[str, ...] = ()  # of several, who teaches each prompt; "": none is named
+
+    @property
+    def routes(self) -> dict[int, str]:
+        """Who teaches a prompt, by `Prompt.index`; empty where nobody is named."""
+        pairs = zip(self.prompts.prompts, self.teachers, strict=False)
+        return {prompt.index: name for prompt, name in pairs}
 
     @property
     def key(self) -> dict[str, Any]:
         """What an evaluation's numbers depend on besides model and seed."""
         own = {"n": self.n, "prompts": self.prompts.digest, "grader": self.grader.kind}
+        if self.teachers:
+            own["teachers"] = hashlib.sha256(json.dumps(self.teachers).encode()).hexdigest()
         return asdict(self.decoding) | own
 
 
@@ -51,19 +62,37 @@ class Evaluation:
     entropy: stats.Estimate
     correct: np.ndarray  # (prompts, n) bool
     graded: list[Graded]
+    teachers: tuple[str, ...] = ()  # of several, who teaches each prompt; "": none is named
 
     def values(self) -> dict[str, float]:
-        """Numbers for metrics.jsonl, named eval/<set>/..."""
-        values = {
-            "accuracy": self.accuracy.value,
-            "accuracy_low": self.accuracy.low,
-            "accuracy_high": self.accuracy.high,
+        """Numbers for metrics.jsonl: eval/<set>/..., and of each teacher's prompts alone."""
+        values = _accuracies(self.accuracy, self.pass_at) | {
             "length": self.length.value,
             "truncated": self.truncated,
             "response_entropy": self.entropy.value,
         }
-        values |= {f"pass@{k}": e.value for k, e in self.pass_at.items()}
-        return {f"eval/{self.label}/{name}": value for name, value in values.items()}
+        named = {f"eval/{self.label}/{name}": value for name, value in values.items()}
+        for teacher in self.names:
+            part = self.of_teacher(teacher)
+            own = _accuracies(part.accuracy, part.pass_at)
+            named |= {f"teachers/{teacher}/eval/{self.label}/{n}": v for n, v in own.items()}
+        return named
+
+    @property
+    def names(self) -> list[str]:
+        """The teachers whose prompts are among these."""
+        return sorted({*self.teachers} - {""})
+
+    def of_teacher(self, teacher: str) -> Evaluation:
+        """Accuracy and pass@k on the prompts of one teacher; the rest stays that of all."""
+        correct = self.correct[[name == teacher for name in self.teachers]]
+        return replace(
+            self,
+            correct=correct,
+            accuracy=stats.avg_at_n(correct),
+            pass_at={k: stats.pass_at_k(correct, k) for k in self.pass_at},
+            teachers=(teacher,) * len(correct),
+        )
 
     @staticmethod
     def of_record(record: Mapping[str, Any], graded: Sequence[Graded]) -> Evaluation:
@@ -77,11 +106,12 @@ class Evaluation:
             entropy=stats.Estimate(**record["response_entropy"]),
             correct=np.array(record["correct"], dtype=bool),
             graded=list(graded),
+            teachers=tuple(record.get("teachers", ())),
         )
 
     def record(self) -> dict[str, Any]:
         """Everything but the texts, for eval/*.json."""
-        return {
+        record = {
             "label": self.label,
             "accuracy": asdict(self.accuracy),
             "pass_at": {str(k): asdict(e) for k, e in self.pass_at.items()},
@@ -90,6 +120,18 @@ class Evaluation:
             "response_entropy": asdict(self.entropy),
             "correct": self.correct.astype(int).tolist(),
         }
+        return record | ({"teachers": list(self.teachers)} if self.teachers else {})
+
+
+def _accuracies(
+    accuracy: stats.Estimate, pass_at: Mapping[int, stats.Estimate]
+) -> dict[str, float]:
+    values = {
+        "accuracy": accuracy.value,
+        "accuracy_low": accuracy.low,
+        "accuracy_high": accuracy.high,
+    }
+    return values | {f"pass@{k}": e.value for k, e in pass_at.items()}
 
 
 def evaluate(
@@ -134,12 +176,19 @@ def summarise(task: EvalTask, rollouts: Sequence[Rollout], graded: Sequence[Grad
         entropy=stats.mean(entropies.mean(1)),
         correct=correct,
         graded=list(graded),
+        teachers=task.teachers,
     )
 
 
 def _ks(n: int) -> list[int]:
     """Powers of two up to n, and n itself."""
     return sorted({k for k in (2, 4, 8, 16, 32, 64) if k < n} | ({n} if n > 1 else set()))
+
+
+def recovery_by_teacher(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """`recovery` on the prompts of each of several teachers; empty for one."""
+    names = sorted({name for e in evaluations.values() for name in e.names})
+    return {n: recovery({who: e.of_teacher(n) for who, e in evaluations.items()}) for n in names}
 
 
 def recovery(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:

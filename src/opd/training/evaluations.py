@@ -45,6 +45,8 @@ def evaluate_teacher(session: Session) -> None:
         return
     for task in session.evals:
         sampler = session.teacher_sampler(task)
+        if sampler is None:
+            continue
         evaluation = evaluate_once(session, task, 0, f"teacher-{task.label}", sampler)
         session.console.show_evaluation(0, task.label, evaluation.accuracy, who="teacher")
 

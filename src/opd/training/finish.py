@@ -8,7 +8,7 @@ from opd.models.fsdp import gather_model
 from opd.models.saving import save_final
 from opd.run.layout import BEST, FINAL
 from opd.training.checkpoints import load_student
-from opd.training.evaluate import recovery
+from opd.training.evaluate import recovery, recovery_by_teacher
 from opd.training.evaluations import evaluate_once, load_evaluation, mean_accuracy
 from opd.training.session import Session
 
@@ -90,7 +90,10 @@ def summarise(session: Session, step: int) -> dict[str, Any]:
             "after": load_evaluation(session, task, step, task.label),
             "teacher": load_evaluation(session, task, 0, f"teacher-{task.label}"),
         }
-        entry = recovery({who: result for who, result in results.items() if result is not None})
+        known = {who: result for who, result in results.items() if result is not None}
+        entry = recovery(known)
+        if by_teacher := recovery_by_teacher(known):
+            entry["teachers"] = by_teacher
         if results["before"] is None:
             entry["note"] = NOT_EVALUATED_BEFORE
         summary["sets"][task.label] = entry

@@ -54,7 +54,7 @@ class Session:
     tokenizer: Any
     evals: Sequence[EvalTask]
     student_sampler: Callable[[EvalTask], Sampler]
-    teacher_sampler: Callable[[EvalTask], Sampler] | None
+    teacher_sampler: Callable[[EvalTask], Sampler | None] | None
     console: Console
     trackers: Trackers
     clock: Clock
