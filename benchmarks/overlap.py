@@ -7,6 +7,7 @@ waits for whom. `python benchmarks/overlap.py` prints a table.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from contextlib import ExitStack
@@ -25,8 +26,14 @@ from opd.training.loop import collect
 PROMPTS, WIDTH, TEACHER_WIDTH = 24, 8, 8  # prompts of a step; requests under way at each server
 
 
-def slow(role: str, seconds: float) -> FakeVllmServer:
-    """A model of the demo's pair behind a server that takes its time, for many at once."""
+def slow(role: str, seconds: float, asked: str = "prompt") -> FakeVllmServer:
+    """A model of the demo's pair behind a server that takes its time, for many at once.
+
+    Args:
+        role: student or teacher.
+        seconds: of an answer.
+        asked: a field of the requests that take so long; others are answered at once.
+    """
     lm, tokenizer = load_lm(str(PAIR / role), dtype="float32"), load_tokenizer(str(PAIR / role))
     server = FakeVllmServer(
         model_logp(lm),
@@ -38,7 +45,7 @@ def slow(role: str, seconds: float) -> FakeVllmServer:
     answer = server.handle_request
 
     def handle(request):  # type: ignore[no-untyped-def]
-        if begun and request.url.path == "/v1/completions":
+        if begun and request.url.path == "/v1/completions" and asked in json.loads(request.read()):
             time.sleep(seconds)
         return answer(request)
 

@@ -38,6 +38,7 @@ ADDED = {
     "teacher.python": "a teacher of the user's own: nobody else knows where its code is",
     "optim.moments": "trades exactness for memory, where the host has none to offload to",
     "train.deterministic": "trades speed for equal bits on a GPU",
+    "rollout.ahead": "trades rollouts that are a step older for time, which nobody else may decide",
     "rollout.launch": "whether opd starts the server, or somebody else has",
     "teacher.launch": "as rollout.launch",
     "rollout.launch.python": "which environment has vLLM is only known to whoever made it",

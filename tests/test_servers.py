@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from contextlib import ExitStack
 from functools import partial
 
@@ -19,7 +20,9 @@ from opd.models.lm import load_lm
 from opd.models.tokenizers import load_tokenizer
 from opd.recipes.distillation import distill
 from opd.run.jsonl import read_jsonl
+from opd.run.rollouts import read_step
 from opd.samplers.hf import HFSampler
+from opd.samplers.sampling_server import ServerLost
 from opd.testing import FakeVllmServer, load_weights_for, model_logp, serve_on_loopback
 from support.runs import digest, opened, run_config, run_to_end
 
@@ -141,3 +144,51 @@ def test_a_check_of_served_models_has_the_verdict_of_the_same_ones_here(
         a, b = there.features[name], here.features[name]
         spread = (a.high - a.low + b.high - b.low) / 2
         assert abs(a.value - b.value) <= max(spread, 0.05), name
+
+
+@pytest.mark.slow
+def test_a_server_samples_the_next_step_while_this_one_is_scored(servers, caplog):
+    """And where it goes away meanwhile, the next step is sampled by the weights after this one."""
+    student, teacher, data = servers
+    data["eval"] = []
+    data["train"] |= {"steps": 3}
+    data["rollout"] |= {"ahead": 1, "n": 2}
+    data["output"] |= {"rollout_sample": 4}
+    asked_for, scored = [], []
+    started = threading.Event()
+
+    def look(server, request):
+        body = json.loads(request.content or b"{}")
+        if "n" in body:
+            asked_for.append(server.weight_version)
+            if len(asked_for) == 3:  # the first of step 2
+                started.set()
+
+    def hold(server, request):
+        body = json.loads(request.content or b"{}")
+        if "sampling_params" in body or "prompt_logprobs" in body:
+            scored.append(started.wait(30))
+
+    student.fault = look
+    with opened(data) as (session, completions):
+        begin = session.ahead.begin
+
+        def begin_or_lose(step, limit):
+            if step == 2:
+                session.ahead.source.sampler.sample_once = lose
+            begin(step, limit)
+
+        def lose(*args, **options):
+            raise ServerLost("gone")
+
+        session.ahead.begin = begin_or_lose
+        teacher.fault = hold
+        distill(session, completions)
+    assert all(scored)
+    assert asked_for == ["0", "0", "0", "0", "2", "2"]
+    folder = session.folder.path / "rollouts"
+    versions = [{r.version for r in read_step(folder / f"step-{n}.parquet")[0]} for n in (1, 2, 3)]
+    assert versions == [{0}, {0}, {2}]
+    assert "sampled after the update" in caplog.text
+    lines = read_jsonl(session.folder.path / "metrics.jsonl")
+    assert [line["ahead/steps"] for line in lines] == [0, 1, 0]

@@ -96,6 +96,7 @@ BAD = {
     "hint-leaking": lambda t: {"rollout/hint_quoted": 0.3 * t},
     "responses-alike": lambda t: {"rollout/distinct": 0.9 - 0.7 * t},
     "drift": lambda t: {"drift/logp_gap": 0.1 * t},
+    "stale-rollouts": lambda t: {"ahead/ess": 0.9 - 0.7 * t},
     "reverse-distillation": lambda t: {"rollout/reward": 0.9 - 0.6 * t},
     "accuracy-falling": lambda t: {"rollout/reward": 0.9 - 0.6 * t, "diag/reverse_kl": 0.5 + t},
 }

@@ -17,7 +17,7 @@ from opd.run.bad_answers import Quarantine
 from opd.samplers.hf import HFSampler
 from opd.samplers.replay import ReplaySampler
 from opd.samplers.sampling import Decoding
-from opd.samplers.sampling_server import SamplingServer
+from opd.samplers.sampling_server import SamplingServer, ServerLost
 from opd.samplers.vllm import StatisticsSampler, VllmSampler, request_seed
 from opd.samplers.weight_sync import Destination, WeightSync
 from opd.teachers.local import LocalTeacher
@@ -256,3 +256,20 @@ def test_a_server_that_is_paused_for_a_moment_is_asked_again(make_lm, make_promp
     server.fault = pause
     assert len(sampler.sample(make_prompts(3), n=2, key=(0,))) == 2
     assert not paused
+
+
+def test_a_thread_beside_an_update_sends_no_weights(make_lm, make_prompts, tmp_path):
+    """The student changes under its hands; whoever waits for it sends them."""
+    lm = make_lm()
+    server = server_for(lm)
+    sampler = sampler_of(server, lm, tmp_path)
+    sampler.sync(4)
+    prompts = make_prompts(3, 5)
+    plain = sampler.sample(prompts, n=2, key=(0, 1, 4))
+    beside = sampler.once().sample(prompts, n=2, key=(0, 1, 4))
+    assert [r.ids.tolist() for r in beside] == [r.ids.tolist() for r in plain]
+    server.weight_version = "started again"
+    sent = len(server.calls)
+    with pytest.raises(ServerLost, match="started again"):
+        sampler.once().sample(prompts, n=2, key=(0, 1, 4))
+    assert {path for path, _ in server.calls[sent:]} == {"/v1/completions", "/weight_info"}

@@ -41,6 +41,7 @@ MASS_GAINED = 0.25  # of the mass outside the support: then the student is on it
 LENGTH, TRUNCATED = "rollout/length", "rollout/truncated"
 REPETITION, REWARD = "rollout/repetition", "rollout/reward"
 HINT_QUOTED, DISTINCT = "rollout/hint_quoted", "rollout/distinct"
+AHEAD_ESS = "ahead/ess"
 HORIZON_CUT = "horizon/cut"  # fraction of rollouts cut by a horizon below rollout.max_new_tokens
 
 
@@ -248,13 +249,24 @@ def nothing_to_learn(history: History, max_fraction: float) -> Evidence | None:
 
 
 def sampler_drifts(history: History, factor: float) -> Evidence | None:
-    """Log-probabilities of trainer and sampler differ more than at the start."""
+    """Log-probabilities of trainer and sampler differ more than at the start.
+
+    With `rollout.ahead` they are of different weights, which `rollouts_are_stale` is about.
+    """
+    if history.values(AHEAD_ESS):
+        return None
     gap, ess = history.change("drift/logp_gap"), history.change("drift/ess")
     if gap is not None and gap.rises(1e-3) and gap.now > factor * gap.start:
         return _evidence(logp_gap=gap)
     if ess is not None and ess.falls(0.05):
         return _evidence(effective_share=ess)
     return None
+
+
+def rollouts_are_stale(history: History, min_share: float) -> Evidence | None:
+    """Importance weights of the rollouts leave few of them."""
+    ess = history.change(AHEAD_ESS)
+    return None if ess is None or ess.now >= min_share else _evidence(effective_share=ess)
 
 
 def accuracy_falls_towards_teacher(history: History, min_fall: float) -> Evidence | None:

@@ -192,6 +192,16 @@ RULES = (
         condition=conditions.sampler_drifts,
     ),
     Rule(
+        name="stale-rollouts",
+        message="The student moves so far in a step that rollouts of the step before say little: a "
+        "few of them count for all.",
+        remedy="Set rollout.ahead=0, lower optim.lr, or shorten the horizon (horizon.cap).",
+        threshold=0.5,
+        threshold_meaning="effective fraction of the prefixes (ahead/ess) below which the newest "
+        "window counts",
+        condition=conditions.rollouts_are_stale,
+    ),
+    Rule(
         name="hint-leaking",
         message="The student begins to quote what only the teacher sees.",
         remedy="Say in teacher.prompt that the answer must not mention the hint, take a shorter "

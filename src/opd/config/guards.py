@@ -23,6 +23,7 @@ AlarmName = Literal[
     "truncation",
     "nothing-to-learn",
     "drift",
+    "stale-rollouts",
     "hint-leaking",
     "responses-alike",
     "reverse-distillation",

@@ -14,6 +14,7 @@ from opd.config.guards import COLD_START_ALARMS, Alarms, Horizon
 from opd.config.models import Launch, Server, Student, Teacher, TeacherName
 from opd.config.prompts import Grader, Prompts
 from opd.config.recipes import Check, Coldstart, Select
+from opd.config.rollout_rules import require_ahead_possible
 from opd.config.section import Section
 from opd.config.teacher_rules import require_possible, require_teacher_possible
 from opd.types import Divergence, Estimator, Mode, Stop, Support
@@ -44,6 +45,9 @@ class RolloutConfig(Server):
     """Paper: 1.0, so that samples come from the distribution that is trained."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling; 1: off, so that samples come from the distribution that is trained."""
+    ahead: Literal[0, 1] = 0
+    """1: the next step's rollouts are sampled by the weights before this step's update, while it is
+    made, and weighted for it. Saves time with a rollout server; 0: nothing is ever older."""
     stop: Stop | None = None
     """Whose end tokens stop a rollout; null demands that both models agree."""
 
@@ -321,6 +325,8 @@ class Run(Section):
             )
         if self.horizon is not None:
             self._horizon(self.horizon)
+        if self.rollout.ahead:
+            require_ahead_possible(self)
         if self.teacher is not None:
             require_teacher_possible(self, self.teacher, "teacher")
         labels = [e.label for e in self.eval]

@@ -85,6 +85,9 @@ class Batch:
     pruned: Sequence[np.ndarray] | None = None  # (T,) what the horizon left; part of `weights`
     teachers: Sequence[str] | None = None  # per rollout: who scored it; None for one teacher
     quoted: np.ndarray | None = None  # (number of rollouts,) whether it quotes the teacher's hint
+    log_ratios: Sequence[np.ndarray] | None = (
+        None  # (T,) per rollout of an earlier student; `core.importance`
+    )
 
     def __post_init__(self) -> None:
         for name, scores in (("teacher", self.scores), ("reference", self.reference)):

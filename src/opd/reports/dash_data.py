@@ -165,7 +165,7 @@ def newest_rollouts(path: Path) -> dict[str, Any]:
     folder = path / "rollouts"
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     steps = sorted((int(m[1]) for n in names if (m := rollouts.FILE.fullmatch(n))), reverse=True)
-    for step in steps[:2]:  # the newest may be under way
+    for step in steps[:3]:  # the newest may be under way, or of the step after this one
         file = folder / f"step-{step}.parquet"
         try:
             if file.is_symlink():
@@ -173,7 +173,9 @@ def newest_rollouts(path: Path) -> dict[str, Any]:
             content = rollouts.decode(file.read_bytes(), hidden_states=False)
         except (OSError, ValueError):
             continue
-        pairs = zip(content.batch, content.texts or [], strict=False)
+        if content.texts is None:
+            continue
+        pairs = zip(content.batch, content.texts, strict=False)
         rows = [
             {
                 "question": visible(readable_prompt(r.prompt.text).question),

@@ -208,7 +208,7 @@ class RunFolder:
             journal.truncate(offsets.get(name, 0), (digests or {}).get(name))
 
     def rollout_key(self, step: int, version: int) -> dict[str, Any]:
-        """The key of a step's rollouts: seed, step, student version, configuration."""
+        """The key of a step's rollouts: seed, step, updates before it, configuration."""
         return {
             "seed": self.config.get("train", {}).get("seed"),
             "step": step,

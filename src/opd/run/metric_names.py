@@ -47,6 +47,7 @@ DERIVED = (  # from a step's sums
     "diag/gradient_share",  # by position bin alone: over all positions it is 1
 )
 DRIFT = ("drift/logp_gap", "drift/ratio", "drift/ratio_squared", "drift/ess")
+AHEAD = ("ahead/weight", "ahead/clipped", "ahead/ess", "ahead/steps")  # rollouts a step older
 LOOP = (  # logged by the training loop, the sampler and the evaluation
     "train/loss",
     "train/grad_norm",
@@ -116,7 +117,7 @@ POSITIONAL = (  # also logged by position bin
 )
 BINNED = ("<name>@pos<first>-<last>", "<name>@rel<from>-<to>")
 METRICS = (
-    *(FULL + OVERLAP + SAMPLED + LOSS + BOUNDS + DERIVED + DRIFT),
+    *(FULL + OVERLAP + SAMPLED + LOSS + BOUNDS + DERIVED + DRIFT + AHEAD),
     *(LOOP + HORIZON + TEACHERS + ALIGN + COLDSTART + CLOCK + BINNED),
 )
 """Every name that may be logged; `<...>` stands for a part that varies."""

@@ -74,12 +74,7 @@ class VllmSampler:
 
         Those of a server that turns out to have other weights come again: the last ones count.
         """
-        max_length = self.decoding.max_new_tokens
-        body = self._body(max_length if limit is None else min(limit, max_length))
-        requests = [
-            CompletionRequest(prompt, first, n, body, request_seed(key, prompt.index, first))
-            for prompt, first in zip(prompts, first_samples(prompts, n), strict=True)
-        ]
+        requests = self._requests(prompts, n, key, limit)
         results: dict[int, list[Rollout]] = {}
         for attempt in range(RECOVERIES + 1):
             try:
@@ -97,6 +92,34 @@ class VllmSampler:
                 if self.weights is not None:
                     self.weights.restore()
 
+    def once(self) -> OnceSampler:
+        """The same sampler for a thread beside an update: it sends no weights."""
+        return OnceSampler(self)
+
+    def sample_once(
+        self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
+    ) -> list[Rollout]:
+        """`sample`, without sending weights again to a server that has lost them.
+
+        Raises:
+            ServerLost: it went away, or has other weights.
+            UserError: as `sample`.
+        """
+        results: dict[int, list[Rollout]] = {}
+        for _ in self.server.complete(self._requests(prompts, n, key, limit), results):
+            pass
+        return [rollout for i in range(len(prompts)) for rollout in results[i]]
+
+    def _requests(
+        self, prompts: Sequence[Prompt], n: int, key: Sequence[int], limit: int | None
+    ) -> list[CompletionRequest]:
+        max_length = self.decoding.max_new_tokens
+        body = self._body(max_length if limit is None else min(limit, max_length))
+        return [
+            CompletionRequest(prompt, first, n, body, request_seed(key, prompt.index, first))
+            for prompt, first in zip(prompts, first_samples(prompts, n), strict=True)
+        ]
+
     def _body(self, limit: int) -> dict[str, Any]:
         body: dict[str, Any] = {
             "max_tokens": limit,
@@ -108,6 +131,23 @@ class VllmSampler:
             "skip_special_tokens": False,
         }
         return body | ({"logprobs": 0} if self.logp else {})
+
+
+class OnceSampler:
+    """`VllmSampler.sample_once` as a sampler."""
+
+    def __init__(self, sampler: VllmSampler) -> None:
+        """Ask the server of `sampler`."""
+        self.sampler = sampler
+
+    def sync(self, version: int) -> None:
+        """Weights are sent by the sampler itself."""
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
+    ) -> list[Rollout]:
+        """See `VllmSampler.sample_once`."""
+        return self.sampler.sample_once(prompts, n=n, key=key, limit=limit)
 
 
 class StatisticsSampler:

@@ -72,14 +72,38 @@ def server_samplers(cfg: Run, pair: Pair, folder: Path, ranks: Ranks = SINGLE) -
         sampler = asking if ranks.size == 1 else RankZeroSampler(asking, ranks, pair.student)
         if k is None:
             return sampler
-        scorer: Teacher = LocalTeacher(
-            pair.student, tokens_per_batch=token_budget(cfg), temperature=decoding.temperature
-        )
+        scorer: Teacher = student_scorer(cfg, pair, decoding.temperature)
         if ranks.size > 1:
             scorer = ShardedTeacher(scorer, ranks)
         return StatisticsSampler(sampler, pair.student, scorer, min(k, pair.student.vocab))
 
     return make
+
+
+def student_scorer(cfg: Run, pair: Pair, temperature: float) -> LocalTeacher:
+    """What gives log-probs, entropies and top tokens of the student in this process."""
+    tokens = token_budget(cfg)
+    return LocalTeacher(pair.student, tokens_per_batch=tokens, temperature=temperature)
+
+
+def require_alone(cfg: Run, ranks: Ranks) -> None:
+    """Refuse rollout.ahead where nothing can go on beside an update.
+
+    Raises:
+        UserError: several processes, or a rollout server on the trainer's GPU.
+    """
+    if not cfg.rollout.ahead:
+        return
+    if ranks.size > 1:
+        raise UserError(
+            f"rollout.ahead=1 with {ranks.size} processes: one process samples ahead. Set "
+            "rollout.ahead=0, or start one process."
+        )
+    if shares_gpu(cfg):
+        raise UserError(
+            "rollout.ahead=1 with a rollout server on the trainer's GPU, where they take turns. "
+            "Set rollout.ahead=0, or give rollout.launch.gpus another GPU."
+        )
 
 
 def weight_sync(cfg: Run, pair: Pair, folder: Path) -> WeightSync:

@@ -44,9 +44,16 @@ from opd.setup.preflight import Inputs, read_inputs, require_same_inputs
 from opd.setup.problems import Problems
 from opd.setup.prompts import load_sft_examples, training_grader
 from opd.setup.run_folder import require_run_folder
-from opd.setup.samplers import eval_sampler, student_samplers, training_sampler
+from opd.setup.samplers import (
+    eval_sampler,
+    require_alone,
+    student_samplers,
+    student_scorer,
+    training_sampler,
+)
 from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import RemoteTeacher
+from opd.training.ahead import LookAhead
 from opd.training.deterministic import prepare_deterministic
 from opd.training.distributed import (
     SINGLE,
@@ -81,6 +88,7 @@ def build(
     ranks = init_ranks()
     check_accelerate_launcher(cfg.student.shard)
     problems = Problems()
+    problems.attempt(require_alone, cfg, ranks)
     if ranks.is_main:
         problems.attempt(require_run_folder, cfg, resume=resume, overwrite=overwrite)
     inputs = read_inputs(cfg, console, problems=problems)
@@ -156,8 +164,20 @@ def _assemble(
         interventions=make_interventions(models, source.teacher, folder, console, trackers),
         close=servers.stop,
     )
+    if cfg.rollout.ahead:
+        return replace(session, ahead=look_ahead(cfg, pair, session)), completions
     score_early(session)
     return session, completions
+
+
+def look_ahead(cfg: Run, pair: Pair, session: Session) -> LookAhead:
+    """What samples the next step's rollouts while one is learnt."""
+    sampler = session.source.sampler
+    if isinstance(sampler, StatisticsSampler):
+        sampler = sampler.sampler
+    scorer = student_scorer(cfg, pair, cfg.rollout.temperature)
+    k = min(cfg.loss.k, pair.student.vocab)
+    return LookAhead(session.source, session.folder, sampler, scorer, k)
 
 
 def score_early(session: Session) -> None:

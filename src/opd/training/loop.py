@@ -13,6 +13,7 @@ from opd.core.batch import Batch
 from opd.errors import UserError
 from opd.run.layout import COLD_START
 from opd.teachers.remote import TeacherDown
+from opd.training.ahead import ahead_metrics, weigh
 from opd.training.checkpoints import describe_newest
 from opd.training.evaluations import evaluate_due
 from opd.training.experience import rollout_metrics, sample, score
@@ -57,6 +58,9 @@ def train(session: Session) -> tuple[End, int]:
     while not session.is_over(step):
         batch = collect(session, step)
         metrics, skipped = optimize(session, batch, step, skipped)
+        if session.ahead is not None:
+            with session.clock("rollout"):
+                session.ahead.finish()
         step += 1
         session.source.sampler.sync(step)
         session.log(step, metrics)
@@ -74,13 +78,18 @@ def collect(session: Session, step: int) -> Batch:
     Raises:
         TeacherDown: after saving; `--resume` goes on with these very rollouts.
     """
-    source, folder = session.source, session.folder
+    source, folder, limit = session.source, session.folder, session.interventions.limit
+    objective, now = session.interventions.adjustable.objective, None
     with session.clock("rollout"):
-        rollouts, saved = sample(source, folder, step, session.interventions.limit(step))
+        rollouts, saved = sample(source, folder, step, limit(step))
+        if session.ahead is not None:
+            rollouts, now = session.ahead.renew(rollouts, limit(step))
+            if not session.is_over(step + 1):
+                session.ahead.begin(step + 1, limit(step + 1))
     with session.clock("score"):
         try:
-            objective = session.interventions.adjustable.objective
-            return score(source, folder, objective, step, rollouts, saved)
+            batch = score(source, folder, objective, step, rollouts, saved)
+            return batch if now is None else weigh(batch, now, objective)
         except TeacherDown:
             if step % session.cfg.output.save_every:
                 session.save_checkpoint(step)
@@ -101,7 +110,7 @@ def optimize(session: Session, batch: Batch, step: int, skipped: int) -> tuple[M
             skipped += 1
             metrics = skip_step(session, step, reason, skipped)
     horizon = session.interventions.adjustable.horizon
-    metrics |= rollout_metrics(batch) | horizon.metrics(batch, limit)
+    metrics |= rollout_metrics(batch) | horizon.metrics(batch, limit) | ahead_metrics(batch, step)
     session.interventions.observe(batch, limit)
     return metrics, skipped
 

@@ -16,6 +16,7 @@ from opd.run.jsonl import read_jsonl
 from opd.run.layout import BEST, COLD_START
 from opd.run.stop_request import take_stop_request
 from opd.run.trackers import Trackers
+from opd.training.ahead import LookAhead
 from opd.training.checkpoints import restore_phase, write_checkpoint
 from opd.training.evaluate import EvalTask
 from opd.training.experience import ExperienceSource
@@ -45,6 +46,7 @@ class Session:
         facts: what earlier phases add to the summary.
         warm_started: a phase before the first step has trained the student.
         close: ends the servers that were started for the run.
+        ahead: samples one step ahead; None: every step waits for its rollouts.
     """
 
     cfg: Run
@@ -63,6 +65,7 @@ class Session:
     facts: Mapping[str, Any] = field(default_factory=dict)
     warm_started: bool = False
     close: Callable[[], None] = lambda: None
+    ahead: LookAhead | None = None
 
     @property
     def steps(self) -> int:
