@@ -35,6 +35,8 @@ ADDED = {
     "prompts.files.weight": "see prompts.files",
     "eval.teacher": "whose prompts a held-out file has, where its rows do not say so",
     "prompts.by": "whether a teacher of long answers may take more of the loss is a choice",
+    "rollout.python": "as teacher.python, for a sampler",
+    "alarms.python": "as teacher.python, for alarm rules",
     "teacher.python": "a teacher of the user's own: nobody else knows where its code is",
     "optim.moments": "trades exactness for memory, where the host has none to offload to",
     "train.deterministic": "trades speed for equal bits on a GPU",

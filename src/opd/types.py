@@ -215,6 +215,37 @@ class Sampler(Protocol):
         ...
 
 
+class SamplerFactory(Protocol):
+    """Makes samplers of the student: `rollout.python: pkg.mod:make`, called with keywords.
+
+    The rollouts of such a sampler need `prompt`, `sample`, `ids` and `finish`; with
+    `Rollout.of_ids(prompt, ids, finish=...)` the rest comes from the student in this process.
+    `logp`, where given, is what the tokens were drawn with: drift is measured against it.
+    """
+
+    def __call__(
+        self,
+        *,
+        model: Any,
+        tokenizer: Any,
+        stop: frozenset[int],
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+    ) -> Sampler:
+        """A sampler for this decoding.
+
+        Args:
+            model: the student, a transformers model whose weights change with every step.
+            tokenizer: the student's.
+            stop: ids that end a completion, of which they are the last.
+            max_new_tokens: the longest completion.
+            temperature: 0 is greedy.
+            top_p: 1 is off.
+        """
+        ...
+
+
 class Teacher(Protocol):
     """Scores given token ids."""
 

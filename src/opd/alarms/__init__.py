@@ -4,8 +4,20 @@ Alarms are a pure function of the rows of metrics.jsonl so far: a resumed run ra
 docs/alarms.md has one row per rule. No torch.
 """
 
+from opd.alarms.conditions import Evidence
 from opd.alarms.history import Change, History
 from opd.alarms.monitor import Alarm, Monitor, replay, window_size
-from opd.alarms.rules import RULES, Rule
+from opd.alarms.rules import RULES, Rule, rules_of
 
-__all__ = ["RULES", "Alarm", "Change", "History", "Monitor", "Rule", "replay", "window_size"]
+__all__ = [
+    "RULES",
+    "Alarm",
+    "Change",
+    "Evidence",
+    "History",
+    "Monitor",
+    "Rule",
+    "replay",
+    "rules_of",
+    "window_size",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -55,12 +55,13 @@ class Monitor:
 
     Attributes:
         settings: actions and thresholds.
+        rules: what is looked for.
         history: the metrics so far.
     """
 
-    def __init__(self, settings: Alarms, planned: int) -> None:
-        """Monitor a run of `planned` steps."""
-        self.settings = settings
+    def __init__(self, settings: Alarms, planned: int, *, rules: Sequence[Rule] = RULES) -> None:
+        """Monitor a run of `planned` steps by `rules`."""
+        self.settings, self.rules = settings, rules
         self.history = History(window_size(planned))
         self._steps_held: dict[str, int] = {}  # steps for which a rule's condition has held
         self._steps_quiet: dict[str, int] = {}  # successive steps for which it has not
@@ -74,7 +75,7 @@ class Monitor:
         self.history.add(row)
         for teacher, own in _by_teacher(row).items():
             if teacher not in self._teachers:
-                self._teachers[teacher] = Monitor(self.settings, self._planned)
+                self._teachers[teacher] = Monitor(self.settings, self._planned, rules=self.rules)
             self._teachers[teacher].history.add(own)
 
     def reset(self) -> None:
@@ -100,7 +101,7 @@ class Monitor:
     def check(self, step: int) -> list[tuple[Rule, Alarm]]:
         """Apply the rules once all rows of `step` have been added; returns the new alarms."""
         alarms = []
-        for rule in RULES:
+        for rule in self.rules:
             action = self.action(rule)
             if action == "off":
                 continue

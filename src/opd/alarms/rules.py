@@ -7,14 +7,16 @@ from typing import Literal
 
 from opd.alarms import conditions
 from opd.alarms.conditions import Condition
-from opd.config import AlarmName
+from opd.config import AlarmName, Alarms
+from opd.config.python_objects import load_object
+from opd.errors import UserError
 
 Intervention = Literal["tail", "cap", "cold start"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One thing that goes wrong.
+    """One thing that goes wrong; a rule of your own is used with `alarms.python: [pkg.mod:RULE]`.
 
     Attributes:
         name: as in alarms.jsonl and `alarms.rules`.
@@ -29,7 +31,7 @@ class Rule:
         denies_gain: whether it says that the run achieves nothing, which a later gain refutes.
     """
 
-    name: AlarmName
+    name: AlarmName | str
     message: str
     remedy: str
     threshold: float
@@ -256,3 +258,27 @@ RULES = (
         stops=False,
     ),
 )
+
+
+def rules_of(settings: Alarms) -> tuple[Rule, ...]:
+    """The rules of a run: those above, and the user's own.
+
+    Raises:
+        UserError: one that cannot be imported, is no rule, or has a name that is taken.
+    """
+    rules = list(RULES)
+    for name in settings.python:
+        value = load_object(name, key="alarms.python", group="opd.alarms")
+        for rule in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(rule, Rule) or not callable(rule.condition):
+                raise UserError(
+                    f"alarms.python={name} gives a {type(rule).__name__}. Give an opd.alarms.Rule, "
+                    "or a list of them."
+                )
+            if rule.name in {each.name for each in rules}:
+                raise UserError(
+                    f"alarms.python={name}: there is a rule {rule.name} already; give yours "
+                    "another name."
+                )
+            rules.append(rule)
+    return tuple(rules)

@@ -37,9 +37,10 @@ class Run:
         reward: `reward(completion, answer)`, a finite number for every training rollout; it is
             logged, and trains where loss.terms.outcome_weight is above 0.
         grader: `grader(completion, answer)`, True or False, for held-out answers.
-        output: the run folder.
+        output: the run folder, or a mapping as in run.yaml whose `dir` is one.
         **settings: other sections of run.yaml, such as `train={"steps": 50}`. The path of an
-            `eval` set may be rows, too.
+            `eval` set may be rows, too; `rollout.python`, and each of `alarms.python` and
+            `output.trackers`, an object.
 
     Attributes:
         config: the validated configuration.
@@ -56,17 +57,20 @@ class Run:
         *,
         reward: Reward | None = None,
         grader: Grading | None = None,
-        output: str | Path = "runs/python",
+        output: str | Path | Mapping[str, Any] = "runs/python",
         **settings: Any,
     ) -> None:
-        self._inputs = Path(f"{output}.inputs")
+        folder = dict(output) if isinstance(output, Mapping) else {"dir": output}
+        folder = {"dir": "runs/python"} | _plain(folder)
+        self._inputs = Path(f"{folder['dir']}.inputs")
         data: dict[str, Any] = {name: _plain(value) for name, value in settings.items()}
         section = dict(student) if isinstance(student, Mapping) else {"model": student}
         data["student"] = section | {"model": self._student(section.get("model"))}
         data["teacher"] = _teacher(teacher)
+        data["output"] = folder | {"dir": str(folder["dir"])}
+        _remember_objects(data)
         section = dict(prompts) if isinstance(prompts, Mapping) else {"path": prompts}
         data["prompts"] = section | {"path": self._rows("train", section.get("path", []))}
-        data["output"] = data.get("output", {}) | {"dir": str(output)}
         if reward is not None:
             data["prompts"]["grader"] = PREFIX + remember(reward)
         for i, each in enumerate(data.get("eval", [])):
@@ -144,6 +148,19 @@ def _teacher(teacher: str | Path | Teacher | Mapping[str, Any] | None) -> dict[s
             )
         return {"model": name}
     return {"python": remember(teacher)}
+
+
+def _remember_objects(data: dict[str, Any]) -> None:
+    """Names in the place of a sampler, trackers and alarms that are given as objects."""
+    for section, key in (("rollout", "python"), ("alarms", "python"), ("output", "trackers")):
+        prefix = PREFIX if key == "trackers" else ""
+        given = data.get(section, {}).get(key)
+        if isinstance(given, list):
+            data[section][key] = [
+                each if isinstance(each, str) else prefix + remember(each) for each in given
+            ]
+        elif given is not None and not isinstance(given, str):
+            data[section][key] = prefix + remember(given)
 
 
 def _plain(value: Any) -> Any:

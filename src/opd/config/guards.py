@@ -64,6 +64,10 @@ class Alarms(Section):
     rules: dict[AlarmName, AlarmRule] = {}
     """Rules that differ, by name."""
 
+    python: list[str] = []
+    """Rules of your own, as pkg.mod:RULE (an `opd.alarms.Rule`, or several) or entry points of
+    opd.alarms."""
+
     @property
     def may_stop(self) -> bool:
         """Whether some rule may end the run, so that the best student must be kept."""

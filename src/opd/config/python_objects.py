@@ -13,7 +13,7 @@ from typing import Any
 
 from opd.errors import UserError
 
-PREFIX = "python:"  # of a grader that is named, beside the kinds
+PREFIX = "python:"  # of a grader or tracker that is named, beside the kinds
 GIVEN = "given:"  # of an object that a Python program passed
 _given: dict[str, Any] = {}
 
@@ -80,6 +80,16 @@ def named_code(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         grader = section.get("grader") if isinstance(section, Mapping) else None
         if isinstance(grader, str) and grader.startswith(PREFIX):
             yield f"{name}.grader", grader
+    sampler, alarms, trackers = (
+        section.get(key) if isinstance(section := data.get(name), Mapping) else None
+        for name, key in (("rollout", "python"), ("alarms", "python"), ("output", "trackers"))
+    )
+    if isinstance(sampler, str):
+        yield "rollout.python", sampler
+    if isinstance(alarms, list) and alarms:
+        yield "alarms.python", f"[{', '.join(map(str, alarms))}]"
+    if isinstance(trackers, list) and any(str(name).startswith(PREFIX) for name in trackers):
+        yield "output.trackers", f"[{', '.join(map(str, trackers))}]"
 
 
 def require_own_code(data: Mapping[str, Any], overrides: Sequence[str], *, where: str) -> None:

@@ -37,6 +37,9 @@ class RolloutConfig(Server):
     server sees too."""
     path: str | None = None
     """Recorded rollouts to train on instead of sampling: a parquet file, or a folder of them."""
+    python: str | None = None
+    """A sampler of your own, as pkg.mod:make or an entry point of opd.samplers; the contract is
+    `opd.types.SamplerFactory`. Of a run folder's config.json it is imported only if given again."""
     n: int = Field(4, ge=1)
     """Responses per prompt. Paper: 4."""
     max_new_tokens: int = Field(1024, ge=1)
@@ -52,14 +55,22 @@ class RolloutConfig(Server):
     """Whose end tokens stop a rollout; null demands that both models agree."""
 
     @property
-    def engine(self) -> Literal["hf", "vllm", "replay"]:
-        """Who samples: the model in this process, a vLLM server, or an earlier run."""
+    def engine(self) -> Literal["hf", "vllm", "replay", "python"]:
+        """Who samples: the model in this process, a vLLM server, an earlier run, or user code."""
+        if self.python is not None:
+            return "python"
         if self.url is not None or self.launch is not None:
             return "vllm"
         return "hf" if self.path is None else "replay"
 
     @model_validator(mode="after")
     def _coherent(self) -> RolloutConfig:
+        others = [k for k in ("url", "launch", "path") if getattr(self, k) is not None]
+        if self.python is not None and others:
+            raise ValueError(
+                f"rollout.python samples with code of your own, and rollout.{others[0]} otherwise: "
+                "set one of them"
+            )
         if self.url is not None and self.path is not None:
             raise ValueError("rollout.url samples and rollout.path replays: set one of them")
         if (self.url is None) != (self.model is None):
@@ -225,6 +236,9 @@ class EvalSet(Section):
         return self.name or Path(self.path).stem
 
 
+Tracker = Literal["tensorboard", "wandb", "trackio"] | Annotated[str, Field(pattern="^python:.+")]
+
+
 class Output(Section):
     """The run folder."""
 
@@ -236,8 +250,9 @@ class Output(Section):
     """Checkpoints kept; the last good one is never deleted."""
     rollout_sample: int = Field(8, ge=0)
     """Rollouts of a step that stay in the run folder after the next checkpoint."""
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
-    """Loggers that get every metric, beside metrics.jsonl."""
+    trackers: list[Tracker] = []
+    """Loggers that get every metric, beside metrics.jsonl. python:pkg.mod:make, or python: and an
+    entry point of opd.trackers, is one of your own: `opd.run.trackers.Sink`."""
     price_per_hour: float | None = Field(None, ge=0)
     """USD an hour of everything the run occupies; the report then shows the cost. null: no cost."""
 

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from opd.errors import MissingDependency
+from opd.config.python_objects import PREFIX, load_object
+from opd.errors import MissingDependency, UserError
 from opd.run.redact import redact, redact_text
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,11 @@ class Results:
 
 
 class Sink(Protocol):
-    """A destination that metrics are copied to."""
+    """A destination that metrics are copied to; what raises is dropped, and training goes on.
+
+    One of your own: `output.trackers: [python:pkg.mod:make]`, called with the run folder and the
+    resolved configuration.
+    """
 
     def log(self, step: int, values: dict[str, Value]) -> None:
         """Send the metrics of one step."""
@@ -110,12 +115,13 @@ class Trackers:
     """All sinks of a run; one that fails is dropped with a warning, and training goes on.
 
     Args:
-        names: of tensorboard, wandb, trackio.
+        names: of tensorboard, wandb, trackio; python:pkg.mod:make for one of the user's own.
         folder: the run folder; its name names the run.
         config: the resolved configuration, sent without secrets.
 
     Raises:
         MissingDependency: when a package is not installed, before anything else happens.
+        UserError: the user's own cannot be imported, or is no `Sink`.
     """
 
     def __init__(self, names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> None:
@@ -124,7 +130,10 @@ class Trackers:
         self._sinks: dict[str, Sink] = {}
         public_config = redact(dict(config))
         for name in names:
-            self._guard(name, partial(self._open, name, folder, public_config))
+            if name.startswith(PREFIX):
+                self._sinks[name] = own_sink(name, folder, public_config)
+            else:
+                self._guard(name, partial(self._open, name, folder, public_config))
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
         """Send one step to every sink that still works."""
@@ -175,7 +184,28 @@ def group(name: str) -> str:
     return f"position/{rest}" if rest and "@" in rest and prefix == "diag" else name
 
 
+def own_sink(name: str, folder: Path, config: dict[str, Any]) -> Sink:
+    """A tracker of the user's own: the object, or what a function of (folder, config) returns.
+
+    Raises:
+        UserError: it cannot be imported, or lacks a part of the contract `Sink`.
+    """
+    key = "output.trackers"
+    value = load_object(name.removeprefix(PREFIX), key=key, group="opd.trackers")
+    if isinstance(value, type) or (callable(value) and not hasattr(value, "log")):
+        value = value(folder, config)
+    missing = [part for part in ("log", "log_results", "close") if not hasattr(value, part)]
+    if missing:
+        raise UserError(
+            f"{key}={name} gives a {type(value).__name__} without {', '.join(missing)}. A tracker "
+            "has log(step, values), log_results(results) and close(); see opd.run.trackers.Sink."
+        )
+    return value  # type: ignore[no-any-return]
+
+
 def _require(name: str) -> None:
+    if name.startswith(PREFIX):
+        return
     try:
         importlib.import_module(name)
     except ImportError:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from opd import config
+from opd.alarms import rules_of
 from opd.config import EvalSet, LocalTeacher, Run, ServerTeacher, Teacher
+from opd.config.python_objects import PREFIX, load_object
 from opd.data.duplicates import load_questions
 from opd.data.graders import grader_for
 from opd.data.readers import read_rows
@@ -76,7 +78,12 @@ def look_at_settings(cfg: Run, problems: Problems, *, trains: bool) -> None:
     problems.attempt(require_folders_apart, config.dump(cfg))
     if trains:
         for tracker in cfg.output.trackers:
-            problems.attempt(require_package, tracker)
+            problems.attempt(_require_tracker, tracker)
+        problems.attempt(rules_of, cfg.alarms)
+    if cfg.rollout.python is not None:
+        problems.attempt(
+            load_object, cfg.rollout.python, key="rollout.python", group="opd.samplers"
+        )
     for i, spec in enumerate(cfg.eval):
         problems.attempt(require_safe_name, spec.label, "held-out set", f"eval.{i}.name")
     if isinstance(cfg.teacher, ServerTeacher) and not is_offline(cfg):
@@ -88,6 +95,14 @@ def look_at_settings(cfg: Run, problems: Problems, *, trains: bool) -> None:
         problems.attempt(_named, key, read_rows, path)
     if cfg.teacher is not None and is_offline(cfg):
         problems.attempt(_require_cache, cfg)
+
+
+def _require_tracker(name: str) -> None:
+    """Refuse a tracker that cannot be imported."""
+    if name.startswith(PREFIX):
+        load_object(name.removeprefix(PREFIX), key="output.trackers", group="opd.trackers")
+    else:
+        require_package(name)
 
 
 def is_offline(cfg: Run) -> bool:

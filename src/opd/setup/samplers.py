@@ -23,6 +23,7 @@ from opd.samplers.vllm import StatisticsSampler, VllmSampler
 from opd.samplers.weight_sync import Destination, WeightSync
 from opd.setup.launch import STUDENT, server_dtype, shares_gpu
 from opd.setup.memory_plan import token_budget
+from opd.setup.own_sampler import own_sampler
 from opd.setup.pair import Pair
 from opd.teachers.local import LocalTeacher
 from opd.training.distributed import SINGLE, Ranks, RankZeroSampler, ShardedSampler, ShardedTeacher
@@ -49,6 +50,8 @@ def student_samplers(cfg: Run, pair: Pair, folder: Path, ranks: Ranks = SINGLE) 
     """
     if cfg.rollout.engine == "vllm":
         return server_samplers(cfg, pair, folder, ranks)
+    if cfg.rollout.python is not None:
+        return own_samplers(cfg, cfg.rollout.python, pair, ranks)
     return local_samplers(pair.student, pair.stop, ranks)
 
 
@@ -58,6 +61,19 @@ def local_samplers(lm: LM, stop: frozenset[int], ranks: Ranks = SINGLE) -> MakeS
     def make(decoding: Decoding, k: int | None) -> Sampler:
         sampler = HFSampler(lm, decoding, stop=stop, capture=1 if k is None else k)
         return sampler if ranks.size == 1 else ShardedSampler(sampler, ranks, lm)
+
+    return make
+
+
+def own_samplers(cfg: Run, name: str, pair: Pair, ranks: Ranks = SINGLE) -> MakeSampler:
+    """What generates with the user's code."""
+
+    def make(decoding: Decoding, k: int | None) -> Sampler:
+        scorer = LocalTeacher(
+            pair.student, tokens_per_batch=token_budget(cfg), temperature=decoding.temperature
+        )
+        sampler = own_sampler(name, pair, decoding, scorer, k)
+        return sampler if ranks.size == 1 else ShardedSampler(sampler, ranks, pair.student)
 
     return make
 

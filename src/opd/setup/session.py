@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from opd import config
-from opd.alarms import Monitor
+from opd.alarms import Monitor, rules_of
 from opd.config import Run
 from opd.core.diagnostics import OVERLAP_K, position_edges
 from opd.data.prompts import PromptSet
@@ -120,7 +120,7 @@ def _assemble(
     models = open_models(cfg, console)
     cfg, pair = models.cfg, models.pair
     require_prunable(models)
-    if cfg.rollout.engine != "vllm":
+    if cfg.rollout.engine in ("hf", "replay"):
         require_cache(pair.student)  # before requests that a teacher may charge for
     for opened in (models, *models.members.values()):
         if evals and opened.pair.teacher is not None:
@@ -347,7 +347,7 @@ def make_interventions(
         kinds=None if teacher is None else teacher.kinds,
         cold_start="ready" if by_alarm else "never",
     )
-    monitor = Monitor(cfg.alarms, cfg.train.steps)
+    monitor = Monitor(cfg.alarms, cfg.train.steps, rules=rules_of(cfg.alarms))
     return Interventions(
         monitor, adjustable, folder, console, trackers, keeps_best=cfg.recipe == "auto"
     )

@@ -103,8 +103,8 @@ def measure_speed(candidates: Sequence[Candidate], prompts: Sequence[Prompt]) ->
     first = candidates[0]
     assert first.pair is not None
     prompt = min(prompts[:SEEN], key=lambda each: len(each.ids))
-    # A server's completions may end early: its speed is a rougher guess.
-    served = first.student_samplers if first.cfg.rollout.engine == "vllm" else None
+    # A server's completions, or those of user code, may end early: the speed is a rougher guess.
+    served = first.student_samplers if first.cfg.rollout.engine in ("vllm", "python") else None
     student = _measure_model(first.pair.student, prompt, served)
     teachers = [
         _measure_model(c.pair.teacher, prompt)
