@@ -77,10 +77,11 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def open(self, url: str) -> None:
-        """Load a page and wait until its scripts ran."""
+        """Load a page and wait until its scripts ran, those that unpack data included."""
         self.call("Page.navigate", url=url)
         self.wait(
             f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'"
+            " && !document.querySelector('script[type=\"application/x-deflate\"]')"
         )
 
     def run(self, script: str) -> Any:

@@ -6,9 +6,12 @@ import base64
 import hashlib
 import json
 import re
+import zlib
 from html.parser import HTMLParser
+from typing import Any
 
 NUMBER = re.compile(r"[-\u2212+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+PACKED = "application/x-deflate"  # data of the page's script
 SILENT = ("svg", "script", "style")  # axes of drawings, whose values the sidecar has; no text
 
 
@@ -54,7 +57,7 @@ def check_html(html: str) -> Elements:
                 assert "url(" not in (value or "").replace("url(#", "")
     scripts = page.named("script")
     types = [s.get("type") for s in scripts]
-    assert types == ["application/json"] * (len(types) - 1) + [None]
+    assert types == [PACKED] * (len(types) - 1) + [None]
     policy = page.named("meta")[1]["content"] or ""
     script = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)[-1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -124,13 +127,18 @@ def not_in_sidecar(html: str, sidecar: dict) -> set[str]:
 def panel_rollouts(html: str) -> list:
     """Token details that the script of the report shows; empty without a token view."""
     data = VisibleText(html).data
-    return json.loads(data)["rollouts"] if data else []
+    return unpacked(data)["rollouts"] if data else []
+
+
+def unpacked(data: str) -> Any:
+    """What `opd.reports.browse.packed_json` made."""
+    return json.loads(zlib.decompress(base64.b64decode(data, validate=True)))
 
 
 def browsed(html: str) -> list[dict]:
     """Data of the lists that the script of the report builds."""
-    pattern = r'<div class="browse" id="[^"]*"><script type="application/json">(.*?)</script>'
-    return [json.loads(data) for data in re.findall(pattern, html, re.DOTALL)]
+    pattern = rf'<div class="browse" id="[^"]*"><script type="{PACKED}">(.*?)</script>'
+    return [unpacked(data) for data in re.findall(pattern, html, re.DOTALL)]
 
 
 def texts_of(value: object) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from markupsafe import Markup
 
-from opd.reports.browse import Browse, script_json
+from opd.reports.browse import Browse, packed_json
 from opd.run.jsonl import json_safe
 
 Tone = Literal["good", "bad", "unclear"]
@@ -247,11 +247,11 @@ class Tokens:
     edges: Sequence[float] = ()
 
     def panel(self) -> Markup:
-        """Data for the script of the HTML page: JSON without `<`, `>` or `&`."""
+        """Data for the script of the HTML page."""
         rollouts = [list(r.details) for r in self.items]
         folded = [list(r.folded) for r in self.items]
         data = {"texts": self.texts, "rollouts": rollouts, "folded": folded}
-        return script_json(data | {"low": self.low, "edges": list(self.edges)})
+        return packed_json(data | {"low": self.low, "edges": list(self.edges)})
 
     def record(self) -> dict[str, Any]:
         """For the JSON sidecar."""

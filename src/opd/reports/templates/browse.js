@@ -22,8 +22,8 @@
     box.append(turn(p.r, p.q), ...p.s.map((t) => turn(t[0] + " begins", t[1])));
     return box;
   };
-  const setUp = (root) => {
-    const data = JSON.parse(root.querySelector("script").textContent);
+  const setUp = async (root) => {
+    const data = await unpack(root.querySelector("script"));
     const id = (row) => `${data.name}-${row.n}`;
     const state = { tag: "", sort: data.sorts[0][0], words: "", shown: FIRST };
     const haystack = data.rows.map((row) => {

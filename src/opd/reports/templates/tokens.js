@@ -1,7 +1,7 @@
-(() => {
+(async () => {
   const source = document.getElementById("token-data");
   if (!source) return;
-  const data = JSON.parse(source.textContent);
+  const data = await unpack(source);
   const percent = (p) => (p >= 0.0001 ? (100 * p).toFixed(p < 0.1 ? 2 : 1) + "%" : "<0.01%");
   const text = (id) => data.texts[id].replace(/ /g, "\u2423").replace(/\n/g, "\u23ce");
   const nats = (x) => `${x > 0 ? "+" : ""}${x.toFixed(2)} nats`.replace("-", "\u2212");
