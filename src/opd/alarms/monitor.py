@@ -10,7 +10,7 @@ from typing import Any
 from opd.alarms.conditions import Evidence
 from opd.alarms.history import History
 from opd.alarms.rules import RULES, Rule
-from opd.config import AlarmAction, Alarms
+from opd.config import AlarmAction, AlarmRule, Alarms
 from opd.run.layout import ON_POLICY
 
 # A tenth of the run averages most of the noise away and leaves time to act; below four steps the
@@ -85,16 +85,19 @@ class Monitor:
 
     def action(self, rule: Rule) -> AlarmAction:
         """The configured action of a rule."""
-        override = self.settings.rules.get(rule.name)
+        override = self._override(rule)
         own = None if override is None else override.action
         if own is not None:
             return own
         general = self.settings.action
         return "warn" if general == "stop" and not rule.stops else general
 
+    def _override(self, rule: Rule) -> AlarmRule | None:
+        return next((own for name, own in self.settings.rules.items() if name == rule.name), None)
+
     def threshold(self, rule: Rule) -> float:
         """The configured threshold of a rule."""
-        override = self.settings.rules.get(rule.name)
+        override = self._override(rule)
         own = None if override is None else override.threshold
         return rule.threshold if own is None else own
 
