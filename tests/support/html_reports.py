@@ -131,7 +131,9 @@ def panel_rollouts(html: str) -> list:
 
 
 def unpacked(data: str) -> Any:
-    """What `opd.reports.browse.packed_json` made."""
+    """What `opd.reports.browse.packed_json` made; older pages of the gallery have plain JSON."""
+    if data.startswith("{"):
+        return json.loads(data)
     return json.loads(zlib.decompress(base64.b64decode(data, validate=True)))
 
 
