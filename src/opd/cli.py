@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from opd.commands.first_commands import FIRST_COMMANDS
 from opd.commands.process_exit import (
     end,
     end_on_sigterm,
@@ -30,15 +31,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
 )
-
-FIRST_COMMANDS = """On-policy distillation. The four commands one needs first:
-
-  opd demo             the whole story on a tiny shipped pair: two minutes, no GPU, no network
-  opd init run.yaml    a commented configuration for your own student, teacher and prompts
-  opd check run.yaml   will this teacher help this student, and what would the run cost?
-  opd train run.yaml   train; ends with a report in the run folder
-
-All commands: opd --help. Options and arguments of one: opd COMMAND --help."""
 
 ConfigFile = Annotated[Path, typer.Argument(help="The run's YAML file.", metavar="run.yaml")]
 Overrides = Annotated[
@@ -258,24 +250,31 @@ def report(
     live: Annotated[
         bool, typer.Option("--live", help="Rewrite the report until the run ends.")
     ] = False,
+    as_json: JsonResult = False,
 ) -> None:
     """A self-contained HTML report of a run, finished or not, with a JSON sidecar."""
     from opd.commands import report as commands
 
     if live:
-        commands.live_report(run, interval=20.0, say=typer.echo)
-    typer.echo(commands.report(run))
+        say = (lambda line: None) if as_json else typer.echo
+        commands.live_report(run, interval=20.0, say=say)
+    document, page = commands.report_and_write(run)
+    typer.echo(commands.verdict_json(document, page) if as_json else page)
 
 
 @app.command()
 def watch(
     run: RunFolder,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two views.")] = 2.0,
+    json_lines: Json = False,
 ) -> None:
     """A live view of a run in the terminal."""
     from opd.commands import watch as commands
 
-    commands.watch(run, interval=every)
+    if json_lines:
+        commands.watch_as_json(run, interval=every, say=typer.echo)
+    else:
+        commands.watch(run, interval=every)
 
 
 @app.command()
@@ -314,11 +313,13 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge a LoRA adapter into the weights.")
     ] = False,
+    as_json: JsonResult = False,
 ) -> None:
     """The trained student as a plain Hugging Face folder with a model card, reloaded to check."""
     from opd.commands.export import export_run
 
-    typer.echo(export_run(run, out, merge=merge))
+    exported = export_run(run, out, merge=merge)
+    typer.echo(exported.json() if as_json else exported)
 
 
 @app.command()

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from opd.commands.watch import METRICS, sparkline, view, watch
+from opd.cli import app
+from opd.commands.export import Exported
+from opd.commands.watch import METRICS, sparkline, view, watch, watch_as_json
 from opd.errors import UserError
 from opd.reports.live import Journal, LiveRun
 from opd.reports.read import read_run
@@ -112,6 +115,31 @@ def test_what_is_no_run_is_refused(tmp_path):
         watch(tmp_path / "file")
     with pytest.raises(UserError, match="no run folder"):
         watch(tmp_path / "absent", console=Console(force_terminal=False))
+
+
+def test_programs_read_a_run_as_json_lines(good):
+    lines = []
+    watch_as_json(good, interval=0.01, say=lines.append)
+    (line,) = lines  # the run is over
+    state = json.loads(line)
+    assert (state["step"], state["steps"], state["state"]) == (20, 20, "finished")
+    run = read_run(good)
+    assert state["metrics"]["train/loss"] == run.series("train/loss").values[-1]
+    assert state["accuracy"]["task"]["value"] == run.evals[0].final.accuracy.value
+    assert state["teacher"]["task"]["low"] == run.evals[0].teacher.accuracy.low
+
+
+def test_report_prints_its_verdict_as_json(good):
+    done = CliRunner().invoke(app, ["report", str(good), "--json"])
+    printed = json.loads(done.stdout)
+    sidecar = json.loads((good / "report.json").read_text())
+    assert printed["report"] == str(good / "report.html")
+    assert printed["verdict"] == sidecar["sections"]["verdict"]["parts"]
+
+
+def test_export_as_json():
+    exported = Exported(Path("x/export"), "weights", 7, 1e-6, 1e-4)
+    assert json.loads(exported.json())["path"] == "x/export"
 
 
 def test_sets_stand_in_the_order_of_the_configuration(tmp_path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ class Exported:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.kind} of step {self.step}. {self.reload_check}"
+
+    def json(self) -> str:
+        """One JSON object for a program."""
+        return json.dumps(asdict(self) | {"path": str(self.path)})
 
     @property
     def reload_check(self) -> str:

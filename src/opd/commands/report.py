@@ -127,7 +127,12 @@ def compare_and_write(
 def comparison_text(document: Document, page: Path, *, as_json: bool) -> str:
     """What `opd compare` prints: the verdict and the path of the report."""
     if as_json:
-        parts = document.record()["sections"]["verdict"]["parts"]
-        return json.dumps({"report": str(page), "verdict": parts}, allow_nan=False)
+        return verdict_json(document, page)
     first = replace(document, sections=document.sections[:1])
     return "\n".join([*render_text(first), "", f"Report: {page}"])
+
+
+def verdict_json(document: Document, page: Path) -> str:
+    """One JSON object: the path of the report and its verdict; the rest is in the JSON sidecar."""
+    parts = document.record()["sections"]["verdict"]["parts"]
+    return json.dumps({"report": str(page), "verdict": parts}, allow_nan=False)

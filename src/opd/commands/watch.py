@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -19,6 +22,7 @@ from opd.reports.formatting import percent, plain, seconds
 from opd.reports.live import Evaluated, LiveRun
 from opd.reports.read import read_run
 from opd.reports.sanitize import for_terminal
+from opd.run.jsonl import json_safe
 
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 MAX_BARS, MIN_BARS = 32, 6  # of a sparkline
@@ -72,6 +76,48 @@ def watch(path: Path, *, interval: float = 2.0, console: Console | None = None) 
             time.sleep(interval)
             run.update()
             live.update(view(run, console.width))
+
+
+def watch_as_json(path: Path, *, interval: float = 2.0, say: Callable[[str], None]) -> None:
+    """Print a run's state as one JSON object a line, whenever it changes, until the run ends.
+
+    Args:
+        path: the run folder; one that is not there yet is waited for.
+        interval: seconds between two looks.
+        say: prints a line.
+
+    Raises:
+        UserError: no run folder.
+    """
+    if path.exists():
+        read_run(path)  # refuses what is no run folder
+    run = LiveRun(path, frozenset(name for name, _ in METRICS) | frozenset(CLOCKS))
+    last = None
+    while True:
+        run.update()
+        line = json.dumps(json_safe(state_of(run)), allow_nan=False)
+        if line != last:
+            say(line)
+        last = line
+        if run.state not in ("waiting", "running"):
+            return
+        time.sleep(interval)
+
+
+def state_of(run: LiveRun) -> dict[str, Any]:
+    """Progress, newest metrics and accuracies, and alarms so far, as plain values."""
+    newest = {name: run.values(name)[1] for name in (*dict(METRICS), *CLOCKS)}
+    return {
+        "run": str(run.path),
+        "state": run.state,
+        "step": run.done,
+        "steps": run.planned,
+        "phase": run.phase,
+        "metrics": {name: values[-1] for name, values in newest.items() if values},
+        "accuracy": {label: asdict(results[-1]) for label, results in run.evals.items()},
+        "teacher": {label: asdict(result) for label, result in run.teacher.items()},
+        "alarms": [{"step": alarm.step, "name": alarm.name} for alarm in run.alarms],
+    }
 
 
 def view(run: LiveRun, width: int) -> RenderableType:
