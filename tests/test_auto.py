@@ -17,6 +17,7 @@ from opd.commands.train import run_train
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
 from opd.run.console import Console
+from support.everyday import everyday
 
 QUIET = Console("quiet")
 
@@ -74,6 +75,7 @@ def test_an_untrained_student_gets_a_cold_start(tmp_path, untrained):
     assert cfg.coldstart.lr == pytest.approx(4e-3)
 
 
+@pytest.mark.slow
 def test_the_check_samples_a_small_fraction_of_the_tokens_of_the_run(tmp_path, monkeypatch, checks):
     """The pilot's tokens count too; no step is timed, no verdict comes from too few prompts."""
     monkeypatch.setattr(gather, "StepTimer", lambda *_: pytest.fail("timed a step"))
@@ -116,6 +118,7 @@ def test_a_no_go_is_not_trained_and_leaves_no_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_no_go_on_few_prompts_is_checked_again_with_the_full_budget(
     tmp_path, monkeypatch, checks
 ):
@@ -130,6 +133,7 @@ def test_a_no_go_on_few_prompts_is_checked_again_with_the_full_budget(
     assert [len(result.student.prompts) for result in checks] == [MIN_PROMPTS, 48]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_what_was_decided(tmp_path, checks):
     run_train(settings(tmp_path), style="quiet")
     assert len(checks) == 1
@@ -178,7 +182,7 @@ def weights(folder):
 DESTRUCTIVE = {"optim": {"lr": 0.05, "grad_clip": 100.0}}
 
 
-@pytest.mark.parametrize("cold", [False, True])
+@pytest.mark.parametrize("cold", everyday([False, True], 1))
 def test_a_run_that_does_harm_keeps_the_student_it_began_with(tmp_path, cold):
     """Pairs called don't were trained all the same and left students of .15 to .44 at .01."""
     sections = dict(DESTRUCTIVE)

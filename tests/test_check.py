@@ -100,6 +100,7 @@ def test_the_reverse_is_a_no_go_that_names_the_base_model(file, tmp_path, capsys
     assert CliRunner().invoke(app, ["check", str(path)]).exit_code == 1
 
 
+@pytest.mark.slow
 def test_several_teachers_are_ranked_on_the_same_rollouts(file, tmp_path):
     worse = tmp_path / "worse"
     shutil.copytree(PAIR / "teacher", worse)
@@ -138,6 +139,7 @@ def test_training_adopts_the_record_of_its_check(file):
     assert not (file.parent / "other" / "check.json").exists()
 
 
+@pytest.mark.slow
 def test_without_answers_the_limitation_is_named(file, tmp_path):
     blind = tmp_path / "blind.jsonl"
     rows = [{"problem": f"sum owl fox {a}"} for a in ("bee", "cat", "dog", "elk", "gnu", "hen")]

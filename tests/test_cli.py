@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from opd.cli import app, main
 from opd.demo.run_config import PAIR
 from opd.errors import UserError
+from support.everyday import everyday
 
 ROWS = [
     '{"problem": "sum pig gnu jay", "answer": "8"}',
@@ -153,7 +154,7 @@ def widened(name: str, source: str) -> None:
         shutil.copy(file, name)
 
 
-@pytest.mark.parametrize("loss", ["loss.support=student_topk", "loss.support=full"])
+@pytest.mark.parametrize("loss", everyday(["loss.support=student_topk", "loss.support=full"], 0))
 def test_a_wider_padded_head_is_masked(place, loss):
     import torch
     from transformers import AutoModelForCausalLM

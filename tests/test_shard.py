@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-EVERYDAY = ("tied", "untied")
-RARE = ("lora", "checkpointed", "bfloat16")
+EVERYDAY = ("tied",)
+RARE = ("untied", "lora", "checkpointed", "bfloat16")
 KINDS = [*EVERYDAY, *(pytest.param(kind, marks=pytest.mark.slow) for kind in RARE)]
 # Gradients of micro-batches are added in another order; bfloat16 adds them in 8 bits.
 FP64 = 1e-9

@@ -23,6 +23,7 @@ from opd.recipes.distillation import distill
 from opd.run.jsonl import read_jsonl
 from opd.training.checkpoints import restore
 from opd.training.experience import sample, score
+from support.everyday import everyday
 from support.runs import Counting, digest, open_run, run_config, run_to_end
 
 FULL: dict = {}
@@ -49,11 +50,15 @@ def dropout(tmp_path_factory) -> dict:
     return {"student": {"model": str(folder)}}
 
 
-@pytest.mark.parametrize("changes", [FULL, LORA, SAMPLED, OUTCOME, GOLD, MIXED, MIXED_LORA, INT8])
+CHANGES = [FULL, LORA, SAMPLED, OUTCOME, GOLD, MIXED, MIXED_LORA, INT8]
+
+
+@pytest.mark.parametrize("changes", everyday(CHANGES, 0, 4, 6))
 def test_six_steps_are_three_and_three(tmp_path, changes):
     check_halves(tmp_path, changes)
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_after_a_resume(tmp_path, dropout):
     check_halves(tmp_path, dropout)
     run_to_end(run_config(tmp_path / "plain"))
@@ -134,7 +139,8 @@ def straight(home):
 
 
 @pytest.mark.parametrize(
-    ("seed", "name", "changes"), [(0, "full", FULL), (1, "full", FULL), (2, "mixed", MIXED)]
+    ("seed", "name", "changes"),
+    everyday([(0, "full", FULL), (1, "full", FULL), (2, "mixed", MIXED)], 2),
 )
 def test_kill_minus_nine_at_random_moments(home, straight, seed, name, changes):
     folder = home / f"killed-{seed}"

@@ -62,6 +62,7 @@ def run(data: dict, *, resume: bool = False, upto: int | None = None) -> list[di
     return read_jsonl(Path(data["output"]["dir"]) / "alarms.jsonl")
 
 
+@pytest.mark.slow
 def test_alarms_are_recorded_once_and_survive_an_interruption(tmp_path):
     straight = run(run_config(tmp_path / "straight"))
     assert [line["step"] for line in straight if line["name"] == "overlap-stagnating"] == [9]

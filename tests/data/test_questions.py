@@ -14,8 +14,8 @@ from opd.data.duplicates import (
     find_leaks,
     find_repeats,
     question_key,
-    shingles,
     similarity,
+    sketch_texts,
     strip_common_frame,
 )
 from opd.types import Prompt
@@ -63,7 +63,22 @@ def test_shingles_are_runs_of_six_as_a_set():
         ("abc", "abd"),
         ("aaaaaaaaaa", "aaaaaa"),
     ):
-        assert similarity(shingles(a), shingles(b)) == naive(a, b)
+        assert similarity(*(s.shingles for s in sketch_texts([a, b]))) == naive(a, b)
+
+
+def nearest(index, text):
+    return index.find(*sketch_texts([text]))
+
+
+def test_texts_are_sketched_together_as_alone(monkeypatch):
+    texts = ["", "abc", TEXT, TEXT.upper(), "\ud800 lone surrogates", "x" * 400, "1 + 2", TEXT * 9]
+    alone = [sketch_texts([text])[0] for text in texts]
+    for at_once in (1, 100, 10**6):
+        monkeypatch.setattr("opd.data.duplicates.SKETCHED_AT_ONCE", at_once)
+        for sketch, expected in zip(sketch_texts(texts), alone, strict=True):
+            assert sketch.shingles.tolist() == expected.shingles.tolist()
+            assert sketch.buckets == expected.buckets
+    assert sketch_texts([]) == []
 
 
 TEXT = "A farmer has 12 cows and sells a third of them; how many cows does the farmer still have?"
@@ -71,15 +86,15 @@ TEXT = "A farmer has 12 cows and sells a third of them; how many cows does the f
 
 def test_near_means_similar_with_the_same_numbers():
     index = NearDuplicateIndex(0.8)
-    index.add(5, TEXT)
-    assert index.find(TEXT.replace("still have", "still own")) == 5
-    assert index.find(TEXT.replace("12", "15")) is None
-    assert index.find("A baker has 12 loaves and eats them all.") is None
-    assert NearDuplicateIndex(0.99).find(TEXT) is None
+    index.add(5, *sketch_texts([TEXT]))
+    assert nearest(index, TEXT.replace("still have", "still own")) == 5
+    assert nearest(index, TEXT.replace("12", "15")) is None
+    assert nearest(index, "A baker has 12 loaves and eats them all.") is None
+    assert nearest(NearDuplicateIndex(0.99), TEXT) is None
     strict = NearDuplicateIndex(1.0)
-    strict.add(5, TEXT)
-    assert strict.find(TEXT.replace("still have", "still own")) is None
-    assert strict.find(TEXT.upper()) == 5
+    strict.add(5, *sketch_texts([TEXT]))
+    assert nearest(strict, TEXT.replace("still have", "still own")) is None
+    assert nearest(strict, TEXT.upper()) == 5
 
 
 def test_similar_pairs_are_hardly_ever_missed():
@@ -93,8 +108,8 @@ def test_similar_pairs_are_hardly_ever_missed():
         ]
         changed = [*words[:-2], "other", "ending"]
         index = NearDuplicateIndex(0.8)
-        index.add(0, " ".join(words))
-        missed += index.find(" ".join(changed)) is None
+        index.add(0, *sketch_texts([" ".join(words)]))
+        missed += nearest(index, " ".join(changed)) is None
     assert missed == 0
 
 

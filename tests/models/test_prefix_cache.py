@@ -28,6 +28,7 @@ from opd.training.gradient import accumulate
 from opd.training.gradient import plan_microbatches as planned
 from opd.training.step import accumulate_within_memory, update
 from opd.types import Want
+from support.everyday import everyday
 from support.updates import (
     CPU_OOM,
     OBJECTIVES,
@@ -228,8 +229,8 @@ def test_scores_of_a_teacher_are_those_of_separate_rows(make_lm, make_prompts):
             )  # fmt: skip
 
 
-@pytest.mark.parametrize("rows", [2, 1])
-@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("rows", everyday([2, 1], 1))
+@pytest.mark.parametrize("where", everyday(["forward", "backward"], 1))
 @pytest.mark.usefixtures("cheap_passes")
 def test_out_of_memory_ends_at_separate_rows(make_lm, make_prompts, where, rows):
     base, teacher, objective = make_lm(0), make_lm(1), OBJECTIVES["paper"]

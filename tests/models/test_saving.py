@@ -22,6 +22,7 @@ save_final(lm, tiny_tokenizer(), Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_save_the_same_bytes(tmp_path):
     """peft keeps module names in sets, whose order changes with the hash seed of the process."""
     digests = []

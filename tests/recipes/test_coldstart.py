@@ -167,9 +167,8 @@ def test_completions_on_disk_are_not_written_again(home, straight):
     assert digest(folder) == digest(straight[0])
 
 
-@pytest.mark.parametrize(
-    "when", ["cold start", pytest.param("after the hand-over", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["cold start", "after the hand-over"])
 def test_kill_minus_nine(home, straight, when):
     folder = home / f"killed-{when.replace(' ', '-')}"
     file = folder.with_suffix(".yaml")

@@ -91,6 +91,7 @@ def test_a_cold_start_that_waits_needs_an_alarm_that_acts(tmp_path):
         run_coldstart(config.parse(data), style="quiet")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("loud")
 def test_an_alarm_at_the_last_step_begins_nothing_until_there_are_more(tmp_path):
     data = when_alarmed(tmp_path / "run")
@@ -103,6 +104,7 @@ def test_an_alarm_at_the_last_step_begins_nothing_until_there_are_more(tmp_path)
     assert run_to_end(data, resume=True)["coldstart"]["after_step"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("loud")
 def test_a_cold_start_that_finds_nothing_to_imitate_leaves_the_run_as_it_was(tmp_path, caplog):
     hopeless = when_alarmed(tmp_path / "hopeless")

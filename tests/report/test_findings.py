@@ -13,6 +13,7 @@ from opd.reports.read import read_run
 from opd.reports.run_page import run_document
 from opd.reports.verdict import verdict
 from opd.run.folder import RunFolder
+from support.everyday import everyday
 from support.run_folders import good_run
 
 OFF = {"alarms": {"action": "off"}}
@@ -44,7 +45,7 @@ def unmonitored(make_run, name: str = "run", **trend):
     return make_run(name, series=good_run() | trend, alarm_steps=(), settings=OFF)
 
 
-@pytest.mark.parametrize(("trend", "names"), TRENDS)
+@pytest.mark.parametrize(("trend", "names"), everyday(TRENDS, 0, 3, 6, 9))
 def test_the_report_calls_a_run_healthy_if_and_only_if_the_alarms_do(make_run, trend, names):
     run = read_run(unmonitored(make_run, **trend))
     assert {a.name for a in replay(run.metrics, Alarms(), run.planned)} == names

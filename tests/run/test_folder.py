@@ -15,6 +15,7 @@ from opd.errors import UserError
 from opd.run.folder import RunFolder
 from opd.run.jsonl import read_jsonl
 from opd.run.layout import LOCK
+from support.everyday import everyday
 from support.faulty_disk import Faulty, Unsynced, killed_at
 
 CONFIG = {
@@ -325,6 +326,7 @@ def test_a_phase_forgets_its_earlier_attempt_and_later_rollouts_alone(tmp_path):
         check_forgotten(path)
 
 
+@pytest.mark.slow
 def test_killed_at_every_operation_of_forgetting(tmp_path):
     """Nothing else is lost, and the resumed run forgets the rest."""
 
@@ -349,7 +351,7 @@ def test_killed_at_every_operation_of_forgetting(tmp_path):
     assert number > 10
 
 
-@pytest.mark.parametrize("flags", [{}, {"resume": True}], ids=str)
+@pytest.mark.parametrize("flags", everyday([{}, {"resume": True}], 1), ids=str)
 def test_killed_at_every_operation_of_a_start(tmp_path, flags):
     """Whatever a start left, the same command starts the run."""
     number, killed = 0, True
@@ -364,7 +366,7 @@ def test_killed_at_every_operation_of_a_start(tmp_path, flags):
     assert number > 10
 
 
-@pytest.mark.parametrize("flag", ["resume", "overwrite"])
+@pytest.mark.parametrize("flag", everyday(["resume", "overwrite"], 1))
 def test_killed_at_every_operation_of_a_restart(tmp_path, flag):
     """Resume loses nothing; overwrite leaves the old run, or no checkpoint, never a mixture."""
     start = used(tmp_path / "start")

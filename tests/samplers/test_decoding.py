@@ -24,6 +24,7 @@ from opd.samplers.graphs import StepRunner
 from opd.samplers.hf import Decoding, HFSampler
 from opd.samplers.pace import CPU, CUDA
 from opd.testing import tiny_lm
+from support.everyday import everyday
 from support.reference_sampler import reference_sample
 from support.syncs import Counter
 from support.updates import CPU_OOM
@@ -163,7 +164,7 @@ def test_buffers_are_freed_without_the_garbage_collector(make_prompts):
         gc.enable()
 
 
-@pytest.mark.parametrize("tokens", ["prompts", "decoding"])
+@pytest.mark.parametrize("tokens", everyday(["prompts", "decoding"], 1))
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), CPU_OOM])
 def test_fewer_rows_where_memory_runs_out(make_prompts, caplog, error, tokens):
     error = RuntimeError(error) if isinstance(error, str) else error

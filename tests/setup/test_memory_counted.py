@@ -22,6 +22,7 @@ from opd.setup.objective import make_objective
 from opd.teachers.local import LocalTeacher
 from opd.training.step import update
 from opd.types import Prompt, Rollout
+from support.everyday import everyday
 from support.live_bytes import LiveBytes
 from support.updates import learner_of
 
@@ -136,7 +137,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", everyday(CASES.values(), 1, 3, 6), ids=CASES)
 def test_an_update_takes_what_is_planned(case):
     cfg = run_config(**case)
     student, teacher = random_lm(cfg), random_lm(run_config())
@@ -144,7 +145,7 @@ def test_an_update_takes_what_is_planned(case):
     assert planned_update(cfg, read_shape) == pytest.approx(counted, rel=WITHIN)
 
 
-@pytest.mark.parametrize("name", ["tail", "full", "jsd"])
+@pytest.mark.parametrize("name", everyday(["tail", "full", "jsd"], 0))
 def test_an_update_with_the_blocks_of_a_gpu(name, monkeypatch):
     """There elementwise work takes a whole chunk at a time."""
     for module in ("opd.core.chunked", "opd.setup.memory_work"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support import lying_teachers as lying
+from support.everyday import everyday
 
 
 @pytest.mark.parametrize("name", [n for n in lying.LIES if n not in lying.ONLY_LATER])
@@ -27,7 +28,7 @@ def test_swapped_rows_of_a_batch_are_detected():
     assert lying.detect_swap(swaps=False) is None
 
 
-@pytest.mark.parametrize("seed", range(0, 200, 10))
+@pytest.mark.parametrize("seed", everyday(range(0, 200, 10), 0, 7, 13, 19))
 def test_honest_teachers_are_not_accused(seed):
     accused = [lying.false_alarms(s) for s in range(seed, seed + 10)]
     assert accused == [[]] * 10

@@ -30,6 +30,7 @@ from opd.teachers.local import LocalTeacher
 from opd.teachers.translate import TranslatedTeacher, Translator
 from opd.testing import FakeVllmServer, model_logp, tiny_model
 from opd.types import Prompt, Rollout, Want
+from support.everyday import everyday
 from support.foreign import TEXTS, byte_tokenizer, foreign_model
 from support.runs import digest, run_config, run_to_end
 
@@ -186,7 +187,7 @@ def foreign_run(tmp_path, folder, name="run", *, steps=4, **changes):
     return data
 
 
-@pytest.mark.parametrize("support", ["student_topk", "sampled"])
+@pytest.mark.parametrize("support", everyday(["student_topk", "sampled"], 0))
 def test_two_and_two_steps_are_four(tmp_path, support):
     folder = foreign_model(tmp_path / "teacher", byte_tokenizer())
     loss = {"support": support}

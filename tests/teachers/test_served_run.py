@@ -116,6 +116,7 @@ def test_a_served_teacher_teaches_what_the_local_one_does(tmp_path, served):
     )
 
 
+@pytest.mark.slow
 def test_a_teacher_that_goes_away_and_comes_back_changes_nothing(tmp_path, served):
     straight, broken = demo(tmp_path / "straight"), demo(tmp_path / "broken")
     for data in (straight, broken):

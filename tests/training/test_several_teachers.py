@@ -25,6 +25,7 @@ from opd.teachers.remote import TeacherDown
 from opd.teachers.routed import MixedTeacher, RoutedTeacher, mixed_logits
 from opd.training.per_teacher import equalise_tokens
 from opd.types import Prompt, Rollout, Want
+from support.everyday import everyday
 from support.runs import digest, run_to_end
 from support.teacher_runs import several
 
@@ -149,7 +150,7 @@ def test_a_file_of_three_times_the_weight_gives_three_of_four_prompts(tmp_path):
         assert row["teachers/big/rollout/length"] > 0
 
 
-@pytest.mark.parametrize("by", ["prompts", "tokens"])
+@pytest.mark.parametrize("by", everyday(["prompts", "tokens"], 1))
 def test_two_and_two_steps_are_four(tmp_path, by):
     run_to_end(several(tmp_path / "a", by=by))
     run_to_end(several(tmp_path / "b", by=by, steps=2))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from opd.types import Prompt
 
 SHINGLE_LENGTH = 6  # letters and digits
 BANDS, ROWS = 16, 4  # at a similarity of .8 all but 1 pair in 5,000 share a bucket
+SKETCHED_AT_ONCE = 100_000  # characters: 64 hashes of each are held together, 50 MB
 _NUMBER = re.compile(r"\d+")
 
 
@@ -72,13 +74,72 @@ def _common_prefix(texts: Sequence[str]) -> str:
     return first[: next((i for i in range(shorter) if first[i] != last[i]), shorter)]
 
 
-def shingles(key: str) -> np.ndarray:
-    """Distinct hashes of all SHINGLE_LENGTH consecutive characters, uint64 (n,), sorted."""
-    codes = np.frombuffer(key.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    wide = np.pad(codes, (0, max(0, SHINGLE_LENGTH - len(codes)))).astype(np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(wide, SHINGLE_LENGTH)
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """What finds and decides near duplicates of a text.
+
+    Attributes:
+        shingles: distinct hashes of SHINGLE_LENGTH consecutive letters and digits, uint64, sorted.
+        buckets: one key per band; two texts of a common key may be near duplicates.
+    """
+
+    shingles: np.ndarray
+    buckets: tuple[tuple[object, ...], ...]
+
+
+def sketch_texts(texts: Sequence[str]) -> list[Sketch]:
+    """Make the sketches of texts: MinHash with LSH banding.
+
+    Only texts with the same numbers in the same order share buckets: a problem with other numbers
+    is another problem.
+    """
+    sketches: list[Sketch] = []
+    block: list[str] = []
+    characters = 0
+    for text in texts:
+        if block and characters + len(text) > SKETCHED_AT_ONCE:
+            sketches += _sketch_block(block)
+            block, characters = [], 0
+        block.append(text)
+        characters += max(len(text), SHINGLE_LENGTH)
+    return sketches + (_sketch_block(block) if block else [])
+
+
+def _sketch_block(texts: Sequence[str]) -> list[Sketch]:
+    """`sketch_texts` for a block of texts, whose hashes fit into memory together."""
+    keys = [question_key(text).ljust(SHINGLE_LENGTH, "\0") for text in texts]
+    hashes = _hash_windows("".join(keys))
+    lengths = np.array([len(key) for key in keys])
+    counts = lengths - (SHINGLE_LENGTH - 1)  # windows that lie in one text
+    starts = np.cumsum(counts) - counts
+    own = np.repeat(np.cumsum(lengths) - lengths - starts, counts) + np.arange(counts.sum())
+    hashes = hashes[own]
+    # Multiply-shift hashing: the upper half of a product by an odd number.
+    mixed = (hashes[:, None] * _multipliers()[None, :]) >> np.uint64(32)
+    minima = np.minimum.reduceat(mixed, starts, axis=0).reshape(len(texts), BANDS, ROWS)
+    sketches = []
+    for text, values, band_rows in zip(texts, np.split(hashes, starts[1:]), minima, strict=True):
+        numbers = tuple(_NUMBER.findall(text))
+        buckets = tuple((band, row.tobytes(), numbers) for band, row in enumerate(band_rows))
+        sketches.append(Sketch(np.unique(values), buckets))
+    return sketches
+
+
+def _hash_windows(text: str) -> np.ndarray:
+    """Hashes of all SHINGLE_LENGTH consecutive characters of a text, uint64."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    windows = np.lib.stride_tricks.sliding_window_view(codes.astype(np.uint64), SHINGLE_LENGTH)
     powers = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, SHINGLE_LENGTH + 1, dtype=np.uint64)
-    return np.unique((windows * powers).sum(1, dtype=np.uint64))
+    hashes: np.ndarray = (windows * powers).sum(1, dtype=np.uint64)
+    return hashes
+
+
+@cache
+def _multipliers() -> np.ndarray:
+    """Odd numbers, one per hash function: uint64 (BANDS * ROWS,)."""
+    rng = generator(0, Stream.MINHASH)
+    odd: np.ndarray = rng.integers(2**63, size=BANDS * ROWS, dtype=np.uint64) * np.uint64(2) + 1
+    return odd
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> float:
@@ -88,43 +149,28 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class NearDuplicateIndex:
-    """Questions seen so far, searched for near duplicates by MinHash and LSH banding.
-
-    Only questions with the same numbers in the same order can be duplicates: a problem with other
-    numbers is another problem.
-    """
+    """Questions seen so far, searched for near duplicates; their Jaccard similarity decides."""
 
     def __init__(self, threshold: float) -> None:
         """Duplicates have a Jaccard similarity of `threshold` or more."""
-        rng = generator(0, Stream.MINHASH)
-        odd = rng.integers(2**63, size=BANDS * ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-        self._multipliers, self.threshold = odd, threshold
+        self.threshold = threshold
         self._shingles: dict[int, np.ndarray] = {}
         self._buckets: dict[tuple[object, ...], list[int]] = {}
 
-    def add(self, name: int, text: str) -> None:
+    def add(self, name: int, sketch: Sketch) -> None:
         """Add a question under a number."""
-        hashes = shingles(question_key(text))
-        self._shingles[name] = hashes
-        for bucket in self._buckets_of(text, hashes):
+        self._shingles[name] = sketch.shingles
+        for bucket in sketch.buckets:
             self._buckets.setdefault(bucket, []).append(name)
 
-    def find(self, text: str) -> int | None:
+    def find(self, sketch: Sketch) -> int | None:
         """The number of the most similar question, the earliest of equals; None below threshold."""
-        hashes = shingles(question_key(text))
-        buckets = self._buckets_of(text, hashes)
-        candidates = {n for bucket in buckets for n in self._buckets.get(bucket, ())}
+        candidates = {n for bucket in sketch.buckets for n in self._buckets.get(bucket, ())}
         if not candidates:
             return None
-        score, negative = max((similarity(hashes, self._shingles[n]), -n) for n in candidates)
+        scores = ((similarity(sketch.shingles, self._shingles[n]), -n) for n in candidates)
+        score, negative = max(scores)
         return -negative if score >= self.threshold else None
-
-    def _buckets_of(self, text: str, hashes: np.ndarray) -> list[tuple[object, ...]]:
-        # Multiply-shift hashing: the upper half of a product by an odd number.
-        mixed = (hashes[:, None] * self._multipliers[None, :]) >> np.uint64(32)
-        minima = mixed.min(0).reshape(BANDS, ROWS)
-        numbers = tuple(_NUMBER.findall(text))
-        return [(band, row.tobytes(), numbers) for band, row in enumerate(minima)]
 
 
 @dataclass(frozen=True)
@@ -158,15 +204,16 @@ def find_leaks(
         near: similarity from which questions with the same numbers count; None: only exact ones.
     """
     texts = strip_common_frame([p.text for p in prompts])
+    keys = [(question_key(p.text), question_key(t)) for p, t in zip(prompts, texts, strict=True)]
+    sketches = [] if near is None else sketch_texts(texts)
     leaks = []
     for label, eval_prompts in held_out:
         exact, similar = _index(eval_prompts, near)
-        for prompt, text in zip(prompts, texts, strict=True):
-            keys = (question_key(prompt.text), question_key(text))
-            match = next((exact[k] for k in keys if k in exact), None)
+        for i, prompt in enumerate(prompts):
+            match = next((exact[k] for k in keys[i] if k in exact), None)
             is_exact = match is not None
             if match is None and similar is not None:
-                match = similar.find(text)
+                match = similar.find(sketches[i])
             if match is not None:
                 leaks.append(Leak(prompt.index, label, eval_prompts[match].index, is_exact))
     return leaks
@@ -182,8 +229,9 @@ def _index(
     for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         for key in (question_key(prompt.text), question_key(text)):
             exact.setdefault(key, i)
-        if similar is not None:
-            similar.add(i, text)
+    if similar is not None:
+        for i, sketch in enumerate(sketch_texts(texts)):
+            similar.add(i, sketch)
     return exact, similar
 
 
@@ -195,16 +243,16 @@ def find_repeats(prompts: Sequence[Prompt], *, near: float) -> dict[int, int]:
     similar, repeats = NearDuplicateIndex(near), {}
     exact: dict[tuple[str, str | None], int] = {}
     texts = strip_common_frame([p.text for p in prompts])
-    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        key = (question_key(text), prompt.answer)
+    for i, sketch in enumerate(sketch_texts(texts)):
+        prompt, key = prompts[i], (question_key(texts[i]), prompts[i].answer)
         earlier = exact.get(key)
         if earlier is None:
-            earlier = similar.find(text)
+            earlier = similar.find(sketch)
             if earlier is not None and prompts[earlier].answer != prompt.answer:
                 earlier = None
         if earlier is None:
             exact[key] = i
-            similar.add(i, text)
+            similar.add(i, sketch)
         else:
             repeats[prompt.index] = prompts[earlier].index
     return repeats
