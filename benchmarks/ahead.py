@@ -26,7 +26,7 @@ from opd.testing import serve_on_loopback
 from opd_lab.checkpoints import QUICK
 from opd_lab.runs import RunResult, Task, run
 
-PROMPTS, STEPS = 4, 8
+PROMPTS, STEPS = 4, 5
 # Of the lab's small experiments: steps are large, so that rollouts of the step before are off.
 CHANGES = ("train.steps=30", "optim.lr=1.5e-3", "eval.0.n=4", "eval.0.every=0")
 TASK = Task(QUICK, test=384)
@@ -38,13 +38,13 @@ def step_times(ahead: int, rollout: float, score: float) -> dict[str, float]:
     Args:
         ahead: rollout.ahead.
         rollout: seconds of the rollout server's answer.
-        score: seconds of each of the teacher's, of which a step waits for three.
+        score: seconds of each of the teacher's, of which a step waits for two.
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         servers = [slow("student", rollout, "n"), slow("teacher", score)]
         urls = [stack.enter_context(serve_on_loopback(server)) for server in servers]
         data = demo_config(Path(folder) / "run")
-        data["rollout"] |= {"n": 1, "max_new_tokens": 16, "url": urls[0], "model": "student"}
+        data["rollout"] |= {"n": 1, "max_new_tokens": 24, "url": urls[0], "model": "student"}
         data["rollout"] |= {"ahead": ahead}
         data["teacher"] = {"url": urls[1], "model": "teacher"}
         data["loss"] |= {"support": "sampled"}
@@ -65,7 +65,7 @@ def step_times(ahead: int, rollout: float, score: float) -> dict[str, float]:
 def show_times(unit: float) -> None:
     """The table of `time`."""
     print("rollout.ahead   step s   of it waiting for rollouts   scores   update")
-    times = {ahead: step_times(ahead, unit, unit / 4) for ahead in (0, 1)}
+    times = {ahead: step_times(ahead, unit, unit * 0.45) for ahead in (0, 1)}
     for ahead, seconds in times.items():
         step, rollout, score, update = seconds.values()
         print(f"{ahead:>13} {step:8.2f} {rollout:29.2f} {score:8.2f} {update:8.2f}")

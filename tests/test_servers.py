@@ -21,8 +21,8 @@ from opd.models.tokenizers import load_tokenizer
 from opd.recipes.distillation import distill
 from opd.run.jsonl import read_jsonl
 from opd.run.rollouts import read_step
+from opd.samplers.completions import ServerLost
 from opd.samplers.hf import HFSampler
-from opd.samplers.sampling_server import ServerLost
 from opd.testing import FakeVllmServer, load_weights_for, model_logp, serve_on_loopback
 from support.runs import digest, opened, run_config, run_to_end
 

@@ -17,9 +17,9 @@ from opd.errors import UserError
 from opd.http import Endpoint, Http, Limits, Timer
 from opd.models.lm import add_lora
 from opd.samplers.sampling import Decoding
-from opd.samplers.sampling_server import SamplingServer
+from opd.samplers.sampling_server import LOAD_ADAPTER, RPC, SamplingServer
 from opd.samplers.vllm import VllmSampler
-from opd.samplers.weight_sync import LOAD_ADAPTER, RPC, Destination, WeightSync
+from opd.samplers.weight_sync import Destination, WeightSync
 from opd.testing import FakeVllmServer, load_weights_for, model_logp
 from opd.testing.clients import raw_response
 

@@ -15,9 +15,11 @@ from opd.teachers.local import LocalTeacher
 from opd.teachers.opd_api import OpdDialect
 from opd.teachers.remote import RemoteTeacher
 from opd.teachers.scoring_server import Scorer, TeacherServer, make_app
+from opd.teachers.sglang_api import SglangDialect
 from opd.teachers.vllm_api import VllmDialect
 from opd.testing import (
     FakeClock,
+    FakeSglangServer,
     FakeTeacher,
     FakeTeacherServer,
     FakeVllmServer,
@@ -58,6 +60,7 @@ def address(lm):
 
 
 TEACHERS = ["local", "fake", "served", "fake server", "vllm", "vllm with chosen ids"]
+TEACHERS += ["sglang", "sglang with chosen ids"]
 
 
 @pytest.fixture(params=TEACHERS)
@@ -73,6 +76,9 @@ def teacher(request, lm, dense, address):
         dialect = OpdDialect(Http(Endpoint(address, "teacher", "teacher.url", TOKEN)))
     elif request.param == "fake server":
         dialect = OpdDialect(fake_client(FakeTeacherServer(dense, VOCAB), clock))
+    elif request.param.startswith("sglang"):
+        fake = FakeSglangServer(dense, scores_chosen_ids=request.param != "sglang")
+        dialect = SglangDialect(fake_client(fake, clock), "m")
     else:
         fake = FakeVllmServer(dense, scores_chosen_ids=request.param != "vllm", clock=clock)
         dialect = VllmDialect(fake_client(fake, clock), "m")

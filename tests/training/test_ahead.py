@@ -15,8 +15,8 @@ from opd.recipes.distillation import distill
 from opd.run.folder import RunFolder
 from opd.run.jsonl import read_jsonl
 from opd.run.rollouts import read_step
+from opd.samplers.completions import ServerLost
 from opd.samplers.sampling import Decoding
-from opd.samplers.sampling_server import ServerLost
 from opd.samplers.vllm import VllmSampler
 from opd.training import loop
 from opd.training.ahead import LookAhead

@@ -122,7 +122,7 @@ class Server(Section):
 
 
 class ServerTeacher(Server):
-    """A frozen model behind HTTP: `opd serve-teacher`, or a vLLM server."""
+    """A frozen model behind HTTP: `opd serve-teacher`, or a vLLM or SGLang server."""
 
     url: str | None = None
     """Such as http://127.0.0.1:8000/v1."""

@@ -24,8 +24,8 @@ class RolloutConfig(Server):
     """How the student samples completions."""
 
     url: str | None = None
-    """vLLM server that samples the rollouts, such as http://127.0.0.1:8001/v1. null: this
-    process."""
+    """vLLM or SGLang server that samples the rollouts, such as http://127.0.0.1:8001/v1. null:
+    this process."""
     launch: Launch | None = None
     """A vLLM server that the command starts for the student, instead of an address."""
     model: str | None = None

@@ -1,1 +1,1 @@
-"""Samplers of rollouts: this process, a vLLM server, recorded files."""
+"""Samplers of rollouts: this process, a vLLM or SGLang server, recorded files."""

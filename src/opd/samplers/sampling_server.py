@@ -9,62 +9,45 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from opd.errors import UserError
 from opd.http import Http, Refusal, Transient, clean
-from opd.http.vllm import COMPLETIONS, MIN_LOGPROB, choices_of, model_cards
+from opd.http.vllm import COMPLETIONS, choices_of, model_cards, only_choice
 from opd.run.bad_answers import Exchange, Quarantine
-from opd.types import Prompt, Rollout
+from opd.samplers.completions import (
+    CompletionRequest,
+    ServerLost,
+    TextScores,
+    WrongRollout,
+    parse_logp,
+    require_end,
+)
+from opd.types import Rollout
 
 logger = logging.getLogger(__name__)
 
-MAX_LOGPROB = 1e-4  # rounding may raise a log-prob above 0
 TRIES = 2  # of a request whose answer is wrong
 # Completions under way at once: a GPU decodes so many in nearly the time of one, and each still
 # ends within `ANSWER_SECONDS` on a slow card.
 CONCURRENCY, ANSWER_SECONDS = 256, 600.0
 SERVER_INFO = "/server_info"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOAD_ADAPTER, UNLOAD_ADAPTER = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+RPC, RESET_PREFIX_CACHE = "/collective_rpc", "/reset_prefix_cache"
 UPDATE_VERSION, WEIGHT_INFO = "/update_weight_version", "/weight_info"
 SLEEP, WAKE = "/sleep?level=1", "/wake_up"
 WAIT = 1.0  # seconds between questions whether a server is back
 NOT_FOUND = 404  # what vLLM answers for a model that it does not have (any more)
 
 
-class WrongRollout(ValueError):
-    """An answer that does not hold completions of the prompt that was sent."""
-
-
-class ServerLost(Exception):
-    """The server does not answer, or no longer has the weights it was given."""
-
-
-@dataclass(frozen=True)
-class CompletionRequest:
-    """Some completions of one prompt.
-
-    Attributes:
-        prompt: what is continued.
-        first: sample index of the first completion.
-        n: how many.
-        body: the request, without model, prompt, n and seed.
-        seed: of the first completion; the next ones have the numbers after it.
-    """
-
-    prompt: Prompt
-    first: int
-    n: int
-    body: dict[str, Any]
-    seed: int
-
-
 @dataclass
 class SamplingServer:
-    """A vLLM server that completes prompts.
+    """A vLLM server that completes prompts, and takes weights.
 
     Attributes:
         http: client of the server's root.
@@ -80,6 +63,14 @@ class SamplingServer:
         asleep: whether it does so now.
     """
 
+    takes_adapters: ClassVar[str] = (
+        "start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, --enable-lora, --max-lora-rank of "
+        "at least student.lora.rank, and a rollout.sync_dir that it can read"
+    )
+    takes_weights: ClassVar[str] = (
+        "start vLLM with VLLM_SERVER_DEV_MODE=1 on a private address, or train a LoRA student "
+        "(student.lora), whose adapters stock vLLM reloads"
+    )
     http: Http
     model: str
     quarantine: Quarantine | None = None
@@ -145,16 +136,10 @@ class SamplingServer:
             raise ServerLost(str(error)) from None
 
     def _complete_one(self, request: CompletionRequest) -> list[Rollout]:
-        body = request.body | {
-            "model": self.served,
-            "prompt": list(request.prompt.ids),
-            "n": request.n,
-            "seed": request.seed,
-        }
         for attempt in range(TRIES):
             with self.http.capture() as exchanges:
                 try:
-                    return self._parse(self.http.post_json(COMPLETIONS, body), request)
+                    return self._ask(request)
                 except WrongRollout as error:
                     reason = f"{error}."
                     if self.quarantine is not None:
@@ -171,12 +156,19 @@ class SamplingServer:
             "was trained on it."
         )
 
-    def _parse(self, answer: Any, request: CompletionRequest) -> list[Rollout]:
-        """Checked answers as rollouts.
+    def _ask(self, request: CompletionRequest) -> list[Rollout]:
+        """Checked answers to one request.
 
         Raises:
             WrongRollout: another model, another prompt, or not `n` whole completions.
         """
+        body = request.body | {
+            "model": self.served,
+            "prompt": list(request.prompt.ids),
+            "n": request.n,
+            "seed": request.seed,
+        }
+        answer = self.http.post_json(COMPLETIONS, body)
         if not isinstance(answer, dict) or answer.get("model") != self.served:
             name = clean(str(answer.get("model"))) if isinstance(answer, dict) else "no model"
             raise WrongRollout(
@@ -188,28 +180,29 @@ class SamplingServer:
         return [self._rollout(choice, request, i) for i, choice in enumerate(choices)]
 
     def _rollout(self, choice: dict[str, Any], request: CompletionRequest, i: int) -> Rollout:
-        prompt, body = request.prompt, request.body
-        if choice.get("prompt_token_ids") not in (None, list(prompt.ids)):
+        if choice.get("prompt_token_ids") not in (None, list(request.prompt.ids)):
             raise WrongRollout("it continues another prompt")
-        ids, limit = choice.get("token_ids"), body["max_tokens"]
+        ids = choice.get("token_ids")
         if not isinstance(ids, list) or not all(type(token) is int for token in ids):
             raise WrongRollout("no token_ids; the server is too old for return_token_ids")
-        if not 0 < len(ids) <= limit:
-            raise WrongRollout(f"{len(ids)} tokens")
-        stop = body["stop_token_ids"]
-        stopped = ids[-1] in stop
-        if any(token in stop for token in ids[:-1]) or (not stopped and len(ids) < limit):
-            raise WrongRollout("it does not end where it should")
+        require_end(ids, request.body)
+        logp = parse_logp(choice, len(ids)) if "logprobs" in request.body else None
+        return self._made(ids, logp, request, i)
+
+    def _made(
+        self, ids: list[int], logp: np.ndarray | None, request: CompletionRequest, i: int
+    ) -> Rollout:
+        """Sample i of a request as a rollout."""
         nan, none = np.full(len(ids), math.nan, dtype=np.float32), np.zeros((len(ids), 0))
         return Rollout(
-            prompt,
+            request.prompt,
             request.first + i,
             np.array(ids, dtype=np.int32),
-            parse_logp(choice, len(ids)) if "logprobs" in body else nan,
+            nan if logp is None else logp,
             nan,
             none.astype(np.int32),
             none.astype(np.float32),
-            "stop" if stopped else "length",
+            "stop" if ids[-1] in request.body["stop_token_ids"] else "length",
             self.version,
         )
 
@@ -233,6 +226,56 @@ class SamplingServer:
             self.http.post_text(WAKE, {})
             self.asleep = False
 
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Load an adapter under a new name. Raises Transient or Refusal."""
+        self.http.post_text(LOAD_ADAPTER, {"lora_name": name, "lora_path": str(folder)})
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises Transient or Refusal."""
+        self.http.post_text(UNLOAD_ADAPTER, {"lora_name": name})
+
+    def reload(self, folder: Path, version: int) -> None:
+        """Load all weights from a folder, and drop what older ones have cached.
+
+        Raises:
+            Transient: no answer.
+            Refusal: it does not do so.
+        """
+        call = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        self.http.post_text(RPC, call)
+        self.http.post_text(RESET_PREFIX_CACHE, {})
+
+    def score_text(self, ids: Sequence[int], tokens: int) -> TextScores:
+        """Score a text and go on with `tokens` sampled tokens.
+
+        Raises:
+            Transient: no answer.
+            WrongRollout: the answer is not whole.
+        """
+        body = {
+            "model": self.served,
+            "prompt": list(ids),
+            "max_tokens": tokens,
+            "temperature": 1.0,
+            "top_k": -1,
+            "seed": 0,
+            "logprobs": 0,
+            "prompt_logprobs": 0,
+            "return_token_ids": True,
+            "stop_token_ids": [],
+            "ignore_eos": True,
+        }
+        choice = only_choice(self.http.post_json(COMPLETIONS, body))
+        if choice is None or not isinstance(choice.get("token_ids"), list):
+            raise WrongRollout("no tokens")
+        try:
+            generated = [int(i) for i in choice["token_ids"]]
+            rows = choice["prompt_logprobs"]
+            text = np.array([rows[i + 1][str(t)]["logprob"] for i, t in enumerate(ids[1:])])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise WrongRollout(str(error)) from None
+        return TextScores(generated, parse_logp(choice, len(generated)), text)
+
     def label(self, version: int) -> None:
         """Have the server name its weights `version`, where it keeps such a label.
 
@@ -255,14 +298,17 @@ class SamplingServer:
         if not self.labelled:
             return
         try:
-            answer = self.http.get_json(WEIGHT_INFO)
+            now = self._version_there()
         except (Transient, Refusal) as error:
             raise ServerLost(str(error)) from None
-        now = answer.get("weight_version") if isinstance(answer, dict) else None
         if now != str(self.version):
             raise ServerLost(
                 f"its weights are of version {clean(str(now))[:40]} and not {self.version}"
             )
+
+    def _version_there(self) -> Any:
+        answer = self.http.get_json(WEIGHT_INFO)
+        return answer.get("weight_version") if isinstance(answer, dict) else None
 
     @cached_property
     def dtype(self) -> torch.dtype | None:
@@ -314,18 +360,3 @@ class SamplingServer:
                     "it, then continue with `opd train ... --resume`."
                 )
             timer.sleep(WAIT)
-
-
-def parse_logp(choice: dict[str, Any], count: int) -> np.ndarray:
-    """Log-probs (T,) of the sampled tokens of a choice.
-
-    Raises:
-        WrongRollout: they are missing, or no log-probs.
-    """
-    logprobs = choice.get("logprobs")
-    values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
-    if not isinstance(values, list) or len(values) != count:
-        raise WrongRollout("log-probs of the tokens are missing")
-    if not all(isinstance(v, int | float) and MIN_LOGPROB < v <= MAX_LOGPROB for v in values):
-        raise WrongRollout("a log-prob is above 0 or not a number")
-    return np.array(values, dtype=np.float32)

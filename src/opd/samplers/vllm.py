@@ -15,8 +15,9 @@ from opd.errors import UserError
 from opd.models.fsdp import unsharded
 from opd.models.lm import LM
 from opd.rng import seed_of
+from opd.samplers.completions import CompletionRequest, ServerLost
 from opd.samplers.sampling import Decoding, first_samples
-from opd.samplers.sampling_server import CompletionRequest, SamplingServer, ServerLost
+from opd.samplers.sampling_server import SamplingServer
 from opd.samplers.weight_sync import WeightSync
 from opd.types import Prompt, Rollout, Sampler, Scores, Teacher, Want
 

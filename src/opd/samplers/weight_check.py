@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from opd.core.distributions import DenseDistribution
-from opd.http.vllm import COMPLETIONS, only_choice
 from opd.models.lm import LM
-from opd.samplers.sampling_server import SamplingServer, WrongRollout, parse_logp
+from opd.samplers.completions import WrongRollout
+from opd.samplers.sampling_server import SamplingServer
 
 # Mean |log p of the server - log p of the trainer| of the server's own tokens, nats, beyond which
 # these are other weights: measured 2e-5 in float32 and about 0.02 in bfloat16.
@@ -124,27 +124,8 @@ class WeightCheck:
 
     def _ask(self, ids: list[int]) -> tuple[list[int], _Reading]:
         """Tokens that the server generates after the text, and its scores of both."""
-        body = {
-            "model": self.server.served,
-            "prompt": ids,
-            "max_tokens": TOKENS,
-            "temperature": 1.0,
-            "top_k": -1,
-            "seed": 0,
-            "logprobs": 0,
-            "prompt_logprobs": 0,
-            "return_token_ids": True,
-            "stop_token_ids": [],
-            "ignore_eos": True,
-        }
-        choice = only_choice(self.server.http.post_json(COMPLETIONS, body))
         try:
-            if choice is None or not isinstance(choice.get("token_ids"), list):
-                raise WrongRollout("no tokens")
-            generated = [int(i) for i in choice["token_ids"]]
-            made = parse_logp(choice, len(generated))
-            rows = choice["prompt_logprobs"]
-            text = np.array([rows[i + 1][str(t)]["logprob"] for i, t in enumerate(ids[1:])])
-        except (WrongRollout, KeyError, IndexError, TypeError, ValueError) as error:
+            scores = self.server.score_text(ids, TOKENS)
+        except WrongRollout as error:
             raise StaleWeights(f"its answer to a check of them is not whole ({error})") from None
-        return generated, _Reading(text, made)
+        return scores.generated, _Reading(scores.text, scores.made)

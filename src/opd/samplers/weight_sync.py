@@ -27,8 +27,6 @@ from opd.samplers.weight_check import PartlyStale, StaleWeights, WeightCheck
 
 logger = logging.getLogger(__name__)
 
-LOAD_ADAPTER, UNLOAD_ADAPTER = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
-RPC, RESET_PREFIX_CACHE = "/collective_rpc", "/reset_prefix_cache"
 ADAPTER = "opd-student"
 TRIES = 2  # of each way to send weights
 
@@ -147,37 +145,31 @@ class WeightSync:
 
     def _load_adapter(self, student: LM, folder: Path, version: int) -> None:
         """A new adapter name per version: an answer from an old one is recognised by its name."""
-        http, name = self.server.http, f"{ADAPTER}-{version}"
-        loaded = self.server.require_model()
+        server, name = self.server, f"{ADAPTER}-{version}"
+        loaded = server.require_model()
         if name in loaded:
-            http.post_text(UNLOAD_ADAPTER, {"lora_name": name})
+            server.unload_adapter(name)
         try:
-            http.post_text(LOAD_ADAPTER, {"lora_name": name, "lora_path": str(folder)})
+            server.load_adapter(name, folder)
         except Refusal as error:
             raise UserError(
-                f"{error}\nThe rollout server must take LoRA adapters: start vLLM with "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, --enable-lora, --max-lora-rank of at least "
-                "student.lora.rank, and a rollout.sync_dir that it can read."
+                f"{error}\nThe rollout server must take LoRA adapters: {server.takes_adapters}."
             ) from None
         for old in loaded:
             if old.startswith(ADAPTER) and old != name:
-                http.post_text(UNLOAD_ADAPTER, {"lora_name": old})
-        self.server.served = name
+                server.unload_adapter(old)
+        server.served = name
 
     def _reload(self, student: LM, folder: Path, version: int) -> None:
         """All weights from a folder; the prefix cache of the old ones is reset."""
-        http = self.server.http
-        self.server.require_model()
-        self.server.served = self.server.model
-        call = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        server = self.server
+        server.require_model()
+        server.served = server.model
         try:
-            http.post_text(RPC, call)
-            http.post_text(RESET_PREFIX_CACHE, {})
+            server.reload(folder, version)
         except Refusal as error:
             raise UserError(
-                f"{error}\nThe rollout server must take new weights: start vLLM with "
-                "VLLM_SERVER_DEV_MODE=1 on a private address, or train a LoRA student "
-                "(student.lora), whose adapters stock vLLM reloads."
+                f"{error}\nThe rollout server must take new weights: {server.takes_weights}."
             ) from None
 
     def _restart(self, student: LM, folder: Path, version: int) -> None:

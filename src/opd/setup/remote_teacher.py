@@ -19,6 +19,7 @@ from opd.data.prompts import PromptSet
 from opd.errors import UserError
 from opd.http import Endpoint, Http, Transient, read_key
 from opd.http.launched import STARTUP
+from opd.http.sglang import model_info
 from opd.models.lm import LM
 from opd.run.bad_answers import Quarantine
 from opd.run.clock import Clock
@@ -28,6 +29,7 @@ from opd.run.layout import WRONG_ANSWERS
 from opd.run.rollouts import FILE, read_step
 from opd.samplers.sampling import Decoding, MakeSampler
 from opd.samplers.sampling_server import SamplingServer
+from opd.samplers.sglang_server import SglangServer
 from opd.samplers.vllm import VllmSampler
 from opd.setup.own_teacher import OwnTeacher, find_own_teacher
 from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store
@@ -39,6 +41,7 @@ from opd.teachers.prober import Handshake
 from opd.teachers.probes import probe_temperature
 from opd.teachers.remote import RemoteOptions, RemoteTeacher
 from opd.teachers.repeats import RepeatChecks
+from opd.teachers.sglang_api import SglangDialect
 from opd.teachers.vllm_api import VllmDialect
 from opd.training.distributed import SINGLE, Ranks, RankZeroSampler
 from opd.types import Kind, Sampler, Teacher
@@ -78,7 +81,7 @@ class ServedTeacher:
     @property
     def generates(self) -> bool:
         """Whether it completes prompts, beside scoring."""
-        return isinstance(self.dialect, VllmDialect)
+        return isinstance(self.dialect, VllmDialect | SglangDialect)
 
     def handshake(
         self, cfg: Run, objective: Objective, vocab: int, tokenizer: Any, prompts: PromptSet
@@ -172,9 +175,10 @@ class ServedTeacher:
             stop: token ids that end a completion.
             ranks: the processes that share the work: rank zero asks the server.
         """
-        assert isinstance(self.dialect, VllmDialect), "a server that only scores"
+        assert self.generates, "a server that only scores"
         launched = self.spec.launched
-        server = SamplingServer(self.dialect.http, self.spec.model, patience=self.spec.patience)
+        kind = SglangServer if isinstance(self.dialect, SglangDialect) else SamplingServer
+        server = kind(self.dialect.http, self.spec.model, patience=self.spec.patience)
         if launched is not None:
             server.patience, server.given_up = STARTUP, launched.ended
 
@@ -262,9 +266,11 @@ def connect(spec: ServerTeacher, *, temperature: float = 1.0) -> Dialect:
             return OpdDialect(http, temperature=temperature)
         if temperature != 1.0:
             raise UserError(
-                f"loss.teacher_temperature={temperature}: vLLM scores given tokens at temperature "
-                "1 only. Set it to 1, or serve the teacher with `opd serve-teacher`."
+                f"loss.teacher_temperature={temperature}: vLLM and SGLang score given tokens at "
+                "temperature 1 only. Set it to 1, or serve the teacher with `opd serve-teacher`."
             )
+        if model_info(http) is not None:
+            return SglangDialect(http, spec.model)
         return VllmDialect(http, spec.model)
     except UserError:
         http.close()

@@ -10,6 +10,7 @@ from opd.config import Run
 from opd.errors import UserError
 from opd.http import Endpoint, Http, Limits, Refusal, Transient, read_key
 from opd.http.launched import STARTUP, LaunchedServer
+from opd.http.sglang import model_info
 from opd.http.vllm import model_cards
 from opd.models.lm import LM
 from opd.run.bad_answers import Quarantine
@@ -19,6 +20,7 @@ from opd.samplers.replay import ReplaySampler, read_rollouts
 from opd.samplers.routed import RoutedSampler
 from opd.samplers.sampling import MakeSampler
 from opd.samplers.sampling_server import ANSWER_SECONDS, SamplingServer
+from opd.samplers.sglang_server import SglangServer
 from opd.samplers.vllm import StatisticsSampler, VllmSampler
 from opd.samplers.weight_sync import Destination, WeightSync
 from opd.setup.launch import STUDENT, server_dtype, shares_gpu
@@ -126,7 +128,9 @@ def weight_sync(cfg: Run, pair: Pair, folder: Path) -> WeightSync:
     """The rollout server and the way of the student's weights to it."""
     r = cfg.rollout
     launched: LaunchedServer | None = r.launched
-    server = SamplingServer(connect(cfg), r.model or STUDENT, Quarantine(folder / WRONG_ANSWERS))
+    http = connect(cfg)
+    kind = SamplingServer if launched is not None else kind_of_server(http)
+    server = kind(http, r.model or STUDENT, Quarantine(folder / WRONG_ANSWERS))
     destination = Destination(folder / SYNC if r.sync_dir is None else Path(r.sync_dir))
     if launched is not None:
         server.patience, server.given_up = STARTUP, launched.ended
@@ -191,6 +195,18 @@ def connect(cfg: Run) -> Http:
         ),
         limits=Limits(answer=ANSWER_SECONDS),
     )
+
+
+def kind_of_server(http: Http) -> type[SamplingServer]:
+    """SGLang or vLLM, by what the server answers.
+
+    Raises:
+        UserError: it does not answer.
+    """
+    try:
+        return SamplingServer if model_info(http) is None else SglangServer
+    except (Transient, Refusal) as error:
+        raise UserError(f"{http.key}={http.url}: {error}") from None
 
 
 def require_rollout_server(cfg: Run) -> None:

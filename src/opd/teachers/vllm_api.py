@@ -60,15 +60,7 @@ class VllmDialect:
 
     def tokenize(self, text: str) -> list[int] | None:
         """See `Dialect.tokenize`."""
-        body = {"model": self.model, "prompt": text, "add_special_tokens": False}
-        try:
-            answer = self.http.post_json(TOKENIZE, body)
-        except Refusal as error:
-            if error.status in (404, 405):
-                return None
-            raise
-        tokens = answer.get("tokens") if isinstance(answer, dict) else None
-        return tokens if isinstance(tokens, list) else None
+        return tokenize(self.http, self.model, text)
 
     def batches(self, rollouts: Sequence[Rollout]) -> list[list[int]]:
         """See `Dialect.batches`; one sequence per request, so that a retry repeats little."""
@@ -167,6 +159,19 @@ class VllmDialect:
                 "these, or start the server with --served-model-name."
             )
         return cards[self.model]
+
+
+def tokenize(http: Http, model: str, text: str) -> list[int] | None:
+    """Ids of a text by a server with vLLM's route for that, which SGLang has too; None without."""
+    body = {"model": model, "prompt": text, "add_special_tokens": False}
+    try:
+        answer = http.post_json(TOKENIZE, body)
+    except Refusal as error:
+        if error.status in (404, 405):
+            return None
+        raise
+    tokens = answer.get("tokens") if isinstance(answer, dict) else None
+    return tokens if isinstance(tokens, list) else None
 
 
 def _decode_array(text: Any) -> np.ndarray:

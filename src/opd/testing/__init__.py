@@ -26,6 +26,7 @@ from opd.testing.language import (
 )
 from opd.testing.models import TINY_VOCAB, load_weights_for, tiny_lm, tiny_model, tiny_tokenizer
 from opd.testing.sampler import FakeSampler
+from opd.testing.sglang_server import FakeSglangServer
 from opd.testing.teacher import FakeTeacher
 from opd.testing.teacher_server import FakeTeacherServer
 from opd.testing.vllm_server import FakeVllmServer
@@ -36,6 +37,7 @@ __all__ = [
     "TINY_VOCAB",
     "FakeClock",
     "FakeSampler",
+    "FakeSglangServer",
     "FakeTeacher",
     "FakeTeacherServer",
     "FakeVllmServer",

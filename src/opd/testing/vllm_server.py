@@ -15,12 +15,14 @@ import httpx2
 import numpy as np
 
 from opd.http.vllm import COMPLETIONS, MODELS
-from opd.samplers.sampling_server import SERVER_INFO, UPDATE_VERSION, WEIGHT_INFO
-from opd.samplers.weight_sync import (
+from opd.samplers.sampling_server import (
     LOAD_ADAPTER,
     RESET_PREFIX_CACHE,
     RPC,
+    SERVER_INFO,
     UNLOAD_ADAPTER,
+    UPDATE_VERSION,
+    WEIGHT_INFO,
 )
 from opd.teachers.vllm_api import GENERATE, TOKENIZE
 from opd.testing.clients import FakeClock, json_response, raw_response
@@ -173,7 +175,7 @@ class FakeVllmServer(httpx2.BaseTransport):
         token_logprobs = []
         while len(ids) < body["max_tokens"] and not set(ids) & set(body["stop_token_ids"]):
             logp = model([*body["prompt"], *ids])[-1]
-            token = _sample_token(logp, body["temperature"], rng)
+            token = sample_token(logp, body["temperature"], rng)
             ids.append(token)
             token_logprobs.append(float(logp[token]))
         choice: Json = {"index": index, "token_ids": ids, "prompt_token_ids": body["prompt"]}
@@ -210,7 +212,8 @@ def prompt_logprobs(logp: np.ndarray, token: int, k: int) -> dict[str, Json]:
     return row
 
 
-def _sample_token(logp: np.ndarray, temperature: float, rng: np.random.Generator) -> int:
+def sample_token(logp: np.ndarray, temperature: float, rng: np.random.Generator) -> int:
+    """A token of (V,) log-probs at a temperature; the best one at 0."""
     if temperature == 0:
         return int(logp.argmax())
     probs = np.exp((logp - logp.max()) / temperature)

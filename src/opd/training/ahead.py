@@ -21,7 +21,7 @@ from opd.core.importance import importance_metrics, importance_weights, prefix_l
 from opd.core.objective import Objective
 from opd.models.fsdp import unsharded
 from opd.run.folder import RunFolder
-from opd.samplers.sampling_server import ServerLost
+from opd.samplers.completions import ServerLost
 from opd.samplers.vllm import VllmSampler, with_statistics
 from opd.teachers.local import LocalTeacher
 from opd.training.experience import ExperienceSource, sample_step
