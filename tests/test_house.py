@@ -33,6 +33,8 @@ ADDED = {
     "prompts.files.path": "see prompts.files",
     "prompts.files.teacher": "see prompts.files",
     "prompts.files.weight": "see prompts.files",
+    "teacher.offload": "trades time for memory: the teacher is read or moved for every step",
+    "student.lora.weights": "trades exactness and speed for memory (QLoRA)",
     "eval.teacher": "whose prompts a held-out file has, where its rows do not say so",
     "prompts.by": "whether a teacher of long answers may take more of the loss is a choice",
     "rollout.python": "as teacher.python, for a sampler",

@@ -43,8 +43,8 @@ STEPS, TRAIN, TEST = 40, 1000, 256
 TEACHER_DOCUMENTS, TEACHER_LR, BATCH = 4_800, 2e-3, 32
 HINT, WORKED = "{prompt} echo ANS {answer}", "{prompt} echo {demonstration}"
 QUOTED = "echo ANS"  # of the hint, by a student that quotes it
-HINTED_DOCUMENTS = 24_000
-HINT_STEPS, HINT_EVALS = 80, (0, 10, 20, 40, 80)
+HINTED_DOCUMENTS = 18_000
+HINT_STEPS, HINT_EVALS = 40, (0, 10, 20, 40)
 HINT_ALARMS = ("hint-leaking", "responses-alike")
 
 logger = logging.getLogger(__name__)

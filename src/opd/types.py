@@ -32,6 +32,7 @@ Support = Literal[
 Mode = Literal["paper", "reference", "tail"]
 Estimator = Literal["k1", "k2", "k3_forward"]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
+Scheme = Literal["int8", "nf4"]  # of quantised weights
 Precision = Literal["auto", "float32", "bf16_mixed", "bfloat16", "float64"]
 Stop = Literal["student", "teacher", "union"]
 GraderKind = Literal["exact", "number", "math"]

@@ -12,9 +12,10 @@ from opd.commands.outputs import require_address
 from opd.config import LocalTeacher, Run
 from opd.errors import UserError
 from opd.models import tokenizers
-from opd.models.lm import LM, load_lm, resolve_device
+from opd.models.lm import LM, resolve_device
 from opd.models.model_files import read_facts
 from opd.run.console import Console
+from opd.setup.pair import load_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -68,10 +69,5 @@ def _local(cfg: Run) -> LocalTeacher:
 
 def _load(spec: LocalTeacher) -> tuple[LM, Any]:
     tokenizer = tokenizers.load_tokenizer(spec.model, key="teacher.model")
-    lm = load_lm(
-        spec.model,
-        dtype=spec.dtype,
-        device=spec.device,
-        key="teacher.model",
-    )
+    lm = load_teacher(spec, None)
     return replace(lm, vocab=min(lm.vocab, tokenizers.vocab_size(tokenizer))), tokenizer

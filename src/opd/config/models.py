@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from opd.config.section import Section
-from opd.types import Dtype, Precision
+from opd.types import Dtype, Precision, Scheme
 
 
 class Lora(Section):
@@ -27,6 +27,9 @@ class Lora(Section):
     """Adapters are scaled by alpha / rank; twice the rank is the common choice."""
     target_modules: str | list[str] = "all-linear"
     """Names of the layers that get one, or a regular expression. all-linear: all but the head."""
+    weights: Literal["full"] | Scheme = "full"
+    """Of the frozen layers beneath. int8, nf4: 8 or 4 bits a weight (QLoRA), the head and the
+    embedding as they are; slower, since a layer's weights are made anew whenever it is applied."""
 
 
 class Student(Section):
@@ -63,10 +66,14 @@ class LocalTeacher(Section):
 
     model: str
     """As student.model. For a server (teacher.url): the name that it gives the model."""
-    dtype: Dtype = "auto"
-    """auto: as stored in the checkpoint."""
+    dtype: Dtype | Scheme = "auto"
+    """auto: as stored in the checkpoint. int8, nf4: linear layers in 8 or 4 bits, the rest as
+    stored; what that changes is measured and shown."""
     device: str | None = None
     """null: where the student is."""
+    offload: Literal["none", "cpu", "disk"] = "none"
+    """Where its weights, all but the head, are while it does not score. cpu: in host memory (with a
+    GPU); disk: nowhere, they are read again for every step."""
     cache: Cache | None = None
     """Scores made ahead of time by `opd serve-teacher --score`; the model is then not loaded."""
     tokenizer: str | None = None
@@ -82,6 +89,11 @@ class LocalTeacher(Section):
             raise ValueError(
                 "teacher.cache with a teacher in this process needs teacher.cache.offline=true: "
                 "such a teacher is cheaper to ask than to cache, and gives full distributions"
+            )
+        if self.cache is not None and self.offload != "none":
+            raise ValueError(
+                "teacher.offload moves weights, and with teacher.cache none are loaded. Set "
+                "teacher.offload=none"
             )
         return self
 

@@ -26,11 +26,13 @@ from opd.models.configs import context_length_of
 from opd.models.head import SPARSE_VOCAB, Head
 from opd.models.hub_name import split_revision
 from opd.models.norms import use_fused_norms
+from opd.models.quantised import QuantisationNoise, quantise, unpacked_count
 from opd.models.weight_checks import require_all_weights, require_finite_weights
 from opd.rng import Stream, torch_seed
-from opd.types import Dtype
+from opd.types import Dtype, Scheme
 
 if TYPE_CHECKING:
+    from opd.models.away import AwayWeights
     from opd.models.cache_support import CacheSupport
 
 _DTYPES: dict[Dtype, Any] = {
@@ -54,6 +56,8 @@ class LM:
         cache_support: result of `opd.models.cache_support.cache_support`, once known.
         masters: float32 weights that the optimizer updates, where the model's own are of lower
             precision (`opd.models.master_weights`); empty otherwise.
+        noise: what quantising its weights has changed; None if they are not quantised.
+        away: its weights, if they are on the device only while they are used.
     """
 
     model: nn.Module
@@ -63,6 +67,13 @@ class LM:
     prefix_cache_works: bool | None = None
     cache_support: CacheSupport | None = None
     masters: dict[str, nn.Parameter] = field(default_factory=dict)
+    noise: QuantisationNoise | None = None
+    away: AwayWeights | None = None
+
+    def release(self) -> None:
+        """Send weights away that are only there while they are used (`opd.models.away`)."""
+        if self.away is not None:
+            self.away.release()
 
     @property
     def causal(self) -> Any:
@@ -120,7 +131,10 @@ class LM:
 
     def num_parameters(self) -> int:
         """All parameters, tied ones once."""
-        return sum(p.numel() for p in self.model.parameters())
+        there: int = sum(p.numel() for p in self.model.parameters())
+        if self.away is not None and not self.away.there:
+            return there + self.away.count
+        return there + unpacked_count(self.model)
 
 
 def _logit_transform(config: Any) -> tuple[float, float | None]:
@@ -140,6 +154,7 @@ def load_lm(
     dtype: Dtype = "auto",
     device: str | torch.device | None = None,
     key: str = "student.model",
+    quantised: tuple[Scheme, Tensor | None] | None = None,
 ) -> LM:
     """Load a causal LM from a local folder or the hub, in evaluation mode.
 
@@ -148,6 +163,8 @@ def load_lm(
         dtype: auto, float32, bfloat16 or float64.
         device: null picks the accelerator if there is one.
         key: configuration key named in errors.
+        quantised: bits of its linear layers, and ids (1, L) of a text on which the change is
+            measured, if it is; None: as `dtype` says.
 
     Raises:
         UserError: no such model, not a causal LM, pickled or damaged weights, float16, or logits
@@ -177,6 +194,7 @@ def load_lm(
             "Give a local Hugging Face folder with safetensors weights, or a hub name."
         ) from None
     require_all_weights(loading, f"{key}={name}")
+    noise = None if quantised is None else quantise(model.eval(), *quantised)
     model = model.to(target).eval()
     use_grouped_attention(model)
     if model.device.type == "cuda":
@@ -186,7 +204,7 @@ def load_lm(
             f"{key}={name} is stored in float16, whose range loses small gradients and scores. Set "
             f"{key.partition('.')[0]}.dtype to bfloat16 or float32."
         )
-    lm = LM(model, model.config.get_text_config().vocab_size, name)
+    lm = LM(model, model.config.get_text_config().vocab_size, name, noise=noise)
     check_head(lm, key)
     return lm
 
@@ -284,7 +302,7 @@ def add_lora(lm: LM, *, rank: int, alpha: float, target_modules: Any, seed: int)
         except ValueError as error:
             raise UserError(f"student.lora.target_modules={target_modules!r}: {error}") from None
     model.eval()  # peft's new layers are in training mode
-    wrapped = LM(model, lm.vocab, lm.name)
+    wrapped = LM(model, lm.vocab, lm.name, noise=lm.noise)
     head = wrapped.causal.get_output_embeddings()
     embedding = wrapped.causal.get_input_embeddings()
     # Gemma has an embedding class of its own, so that its class alone says nothing.

@@ -36,7 +36,8 @@ def add_master_weights(
     for name, parameter in lm.model.named_parameters():  # a tied weight comes once
         if parameter.requires_grad:
             masters[name] = nn.Parameter(_master_of(parameter.detach(), on_cpu))
-        parameter.data = parameter.detach().to(dtype)
+        if parameter.is_floating_point():  # else it is quantised
+            parameter.data = parameter.detach().to(dtype)
         if parameter.requires_grad:
             parameter.grad_dtype = torch.float32
     lm.masters = masters

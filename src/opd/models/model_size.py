@@ -21,6 +21,8 @@ from opd.config import Lora
 from opd.errors import UserError
 from opd.models.configs import context_length_of
 from opd.models.lm import LM, add_lora
+from opd.models.quantised import can_be_quantised, full_bytes, stored_bytes
+from opd.types import Scheme
 
 FLOAT = 4  # bytes of float32
 BNB_SCALES = 32 / 64, 0.127  # bits per weight of bitsandbytes' scales: plain, quantised themselves
@@ -52,6 +54,8 @@ class ModelSize:
         working: bytes per token of a layer's backward.
         forward: bytes per token of a forward without gradient.
         cache: (bytes per token of keys and values, window or None) of each attention layer.
+        loaded: bytes of the weights before they are quantised.
+        unpacked: bytes that exist while the largest quantised layer is applied.
     """
 
     itemsize: int
@@ -71,6 +75,8 @@ class ModelSize:
     working: int
     forward: int
     cache: tuple[tuple[int, int | None], ...]
+    loaded: int = 0
+    unpacked: int = 0
 
     @property
     def trained_elements(self) -> int:
@@ -97,7 +103,12 @@ class ModelSize:
 
 
 def model_size(
-    config: Any, dtype: torch.dtype, *, lora: Lora | None = None, on_gpu: bool = False
+    config: Any,
+    dtype: torch.dtype,
+    *,
+    lora: Lora | None = None,
+    on_gpu: bool = False,
+    scheme: Scheme | None = None,
 ) -> ModelSize:
     """Sizes of the model of a transformers configuration.
 
@@ -107,6 +118,7 @@ def model_size(
         lora: adapters that are trained in place of the weights.
         on_gpu: whether RMS norms are fused (`opd.models.norms`), and attention in float32 copies
             keys and values to every query head (`opd.models.attention`).
+        scheme: in which opd quantises its linear layers; None: it does not.
 
     Raises:
         UserError: no causal language model, or adapters that do not fit it.
@@ -126,7 +138,9 @@ def model_size(
         hidden=int(own.hidden_size),
         vocab=int(own.vocab_size),
         context=context_length_of(own),
-        weights=_weight_bytes(lm, config),
+        weights=_weight_bytes(lm, config) - _saved_by(lm, scheme),
+        loaded=_weight_bytes(lm, config),
+        unpacked=_unpacked_bytes(lm, scheme),
         parameters=lm.num_parameters(),
         trained=tuple(p.numel() for p in trained),
         trained_itemsize=max((p.dtype.itemsize for p in trained), default=item),
@@ -193,6 +207,26 @@ def _decoder_layers(lm: LM) -> list[nn.Module]:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return list(module)
     return []
+
+
+def _quantised_layers(lm: LM) -> list[nn.Linear]:
+    head = lm.causal.get_output_embeddings()
+    frozen = (m for m in lm.model.modules() if can_be_quantised(m) and m is not head)
+    of_adapters = {id(m) for name, m in lm.model.named_modules() if ".lora_" in name}
+    return [m for m in frozen if id(m) not in of_adapters]  # type: ignore[misc]
+
+
+def _saved_by(lm: LM, scheme: Scheme | None) -> int:
+    if scheme is None:
+        return 0
+    return sum(m.weight.nbytes - stored_bytes(m, scheme) for m in _quantised_layers(lm))
+
+
+def _unpacked_bytes(lm: LM, scheme: Scheme | None) -> int:
+    if scheme is None:
+        return 0
+    layers = _quantised_layers(lm)
+    return max((full_bytes(m, scheme, m.weight.itemsize) for m in layers), default=0)
 
 
 def _weight_bytes(lm: LM, config: Any) -> int:

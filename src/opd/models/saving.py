@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.models.lm import LM, copy_on_cpu
+from opd.models.quantised import dequantise
 from opd.models.saved_folder import ADAPTER, replaced_folder
 
 
@@ -24,9 +25,16 @@ def save_final(lm: LM, tokenizer: Any, folder: Path) -> None:
 
 def save_merged(lm: LM, tokenizer: Any, folder: Path) -> None:
     """Write weights and tokenizer into a folder, an adapter merged into its base model."""
-    model: Any = copy_on_cpu(lm.model).merge_and_unload() if lm.is_lora else lm.model  # type: ignore[operator]
+    model: Any = merged_copy(lm) if lm.is_lora else lm.model
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def merged_copy(lm: LM) -> Any:
+    """The base model of a LoRA student in host memory, adapters merged, nothing quantised."""
+    copy: Any = copy_on_cpu(lm.model)
+    dequantise(copy)
+    return copy.merge_and_unload()
 
 
 def save_adapter(lm: LM, folder: Path) -> None:

@@ -56,7 +56,8 @@ def require_finite_weights(module: nn.Module, model: str) -> None:
     Raises:
         UserError: naming the first that are.
     """
-    broken = [n for n, p in module.named_parameters() if not torch.isfinite(p).all()]
+    numbers = [(n, p) for n, p in module.named_parameters() if p.is_floating_point()]
+    broken = [n for n, p in numbers if not torch.isfinite(p).all()]
     if broken:
         raise UserError(
             f"{model}: {len(broken)} weights hold NaN or inf: {', '.join(broken[:4])}. Was "

@@ -19,6 +19,7 @@ from opd.reports.read import RunData
 
 CLOSED = 0.5  # of the gap, by the lower end of the interval: "most of the gap"
 DENY_GAIN = frozenset(rule.name for rule in RULES if rule.denies_gain)
+NOISE_LIMIT = 0.25  # of the last reverse KL, from which a quantised teacher's noise is advised on
 MAX_ALARMS = 4  # kinds of alarms in the verdict; all of them are in the table
 
 
@@ -36,7 +37,12 @@ def findings(run: RunData, main: Outcome | None) -> list[Finding]:
         run: the run.
         main: outcome on its first held-out set.
     """
-    optional = (_skipped_updates(run), _no_lead(main), _still_rising(run, main))
+    optional = (
+        _skipped_updates(run),
+        _no_lead(main),
+        _quantised(run),
+        _still_rising(run, main),
+    )
     results = [
         *_overlaps(run),
         *_alarms(run, main),
@@ -61,6 +67,22 @@ def _overlaps(run: RunData) -> list[Finding]:
         )
         for o in run.overlaps
     ]
+
+
+def _quantised(run: RunData) -> Finding | None:
+    """What quantising the teacher adds, beside the signal."""
+    noise = run.series("teacher/quantisation_kl").values
+    signal = run.series("diag/reverse_kl").values
+    if not len(noise) or not len(signal):
+        return None
+    added, last = float(noise[-1]), float(signal[-1])
+    text = (
+        f"Quantising the teacher changes its distributions by a KL of {added:.2g} nats per token; "
+        f"the student was {last:.2g} nats from it at the end."
+    )
+    large = added > NOISE_LIMIT * last
+    advice = "The rounding is part of what is learnt: a teacher of more bits (teacher.dtype)."
+    return Finding(Sentence(text), Sentence(advice) if large else None)
 
 
 def gap_closed(main: Outcome | None) -> bool:

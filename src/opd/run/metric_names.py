@@ -104,6 +104,7 @@ CLOCK = (  # timings.jsonl
     "teacher/bytes_sent_per_token",
     "teacher/bytes_received_per_token",
     "teacher/cache_hits",
+    "teacher/quantisation_kl",
 )
 POSITIONAL = (  # also logged by position bin
     "diag/overlap_ratio",

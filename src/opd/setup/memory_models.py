@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +17,7 @@ from opd.models.model_size import FLOAT, ModelSize, model_size
 from opd.run.devices import free_device_bytes, free_host_bytes
 from opd.setup.precision import ResolvedPrecision, resolve_precision
 from opd.training.int8_moments import state_bytes
+from opd.types import Scheme
 
 HOST = "cpu"
 DTYPES: Mapping[ResolvedPrecision, torch.dtype] = {
@@ -59,10 +60,28 @@ class StudentState:
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """A model that is only read, a teacher or a reference, and its device."""
+    """A model that is only read, a teacher or a reference, and its device.
+
+    Attributes:
+        size: of its passes and weights.
+        device: where it scores.
+        offload: where its weights, all but the head, are at other times; none: they stay.
+    """
 
     size: ModelSize
     device: str
+    offload: Literal["none", "cpu", "disk"] = "none"
+
+    @property
+    def resident(self) -> int:
+        """Bytes of weights that stay on its device."""
+        head = self.size.vocab * self.size.hidden * self.size.itemsize
+        return self.size.weights if self.offload == "none" else head
+
+    @property
+    def moved(self) -> int:
+        """Bytes of weights that are on its device only while it scores."""
+        return self.size.weights - self.resident
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,11 @@ class PlannedModels:
     teacher: FrozenModel | None = None
     reference: FrozenModel | None = None
     others: tuple[FrozenModel, ...] = ()
+
+    @property
+    def teachers(self) -> list[FrozenModel]:
+        """Those in this process."""
+        return [f for f in (self.teacher, *self.others) if f is not None]
 
     @property
     def frozen(self) -> list[FrozenModel]:
@@ -144,7 +168,9 @@ def _plan_teacher(cfg: Run, spec: Teacher, device: str, read: ConfigReader) -> F
     if isinstance(spec, LocalTeacher) and spec.cache is None:
         place = device if spec.device is None else device_name(spec.device)
         config = read(spec.model, "teacher.model")
-        return FrozenModel(_size(config, _dtype(config, spec.dtype), None, place), place)
+        scheme = spec.dtype if spec.dtype in ("int8", "nf4") else None
+        dtype = _dtype(config, "auto" if scheme else spec.dtype)
+        return FrozenModel(_size(config, dtype, None, place, scheme), place, spec.offload)
     if not isinstance(spec, SelfTeacher) or spec.weights == "live" or cfg.student.lora is not None:
         return None
     config = read(cfg.student.model, "student.model")  # a copy, frozen or averaged
@@ -165,7 +191,7 @@ def student_state(
     itemsize = FLOAT if mixed else size.trained_itemsize
     trained = itemsize * size.trained_elements
     largest = itemsize * max(size.trained, default=0)
-    loaded = FLOAT * size.parameters if mixed else size.weights
+    loaded = FLOAT * size.parameters if mixed else size.loaded
     masters, moments, host = trained if mixed else 0, STATES * trained, 0
     if int8:
         moments = sum(map(state_bytes, size.trained))
@@ -232,10 +258,18 @@ class Unbuildable(UserError):
     """No model can be made of a configuration, or no adapters for it."""
 
 
-def _size(config: Any, dtype: torch.dtype, lora: Lora | None, device: str) -> ModelSize:
+def _size(
+    config: Any,
+    dtype: torch.dtype,
+    lora: Lora | None,
+    device: str,
+    scheme: Scheme | None = None,
+) -> ModelSize:
+    if lora is not None and lora.weights != "full":
+        scheme = lora.weights
     adapters = None if lora is None else lora.model_dump_json()
     try:
-        return _cached_size(_Hashable(config), dtype, adapters, device != HOST)
+        return _cached_size(_Hashable(config), dtype, adapters, device != HOST, scheme)
     except UserError as error:
         raise Unbuildable(f"config.json of {error}") from None
 
@@ -255,10 +289,14 @@ class _Hashable:
 
 @lru_cache(maxsize=32)
 def _cached_size(
-    config: _Hashable, dtype: torch.dtype, adapters: str | None, on_gpu: bool
+    config: _Hashable,
+    dtype: torch.dtype,
+    adapters: str | None,
+    on_gpu: bool,
+    scheme: Scheme | None,
 ) -> ModelSize:
     lora = None if adapters is None else Lora.model_validate_json(adapters)
-    return model_size(config.config, dtype, lora=lora, on_gpu=on_gpu)
+    return model_size(config.config, dtype, lora=lora, on_gpu=on_gpu, scheme=scheme)
 
 
 def _dtype(config: Any, dtype: str) -> torch.dtype:

@@ -246,19 +246,23 @@ class _Planner:
             }
             parts = _add(student, parts)
         if device == HOST:
-            host = {"Python and libraries": PROCESS, "offloaded optimizer": state.host}
+            away = [f.moved for f in self.models.frozen if f.offload == "cpu"]
+            host = {
+                "Python and libraries": PROCESS,
+                "offloaded optimizer": state.host,
+                "offloaded teachers": sum(away),
+            }
             parts = _add(host, parts)
         return parts
 
     def _frozen_weights(self, device: str) -> Parts:
-        named = {
-            "teacher weights": self.models.teacher,
-            "reference weights": self.models.reference,
-        }
+        models = self.models
+        reference = [] if models.reference is None else [models.reference]
+        named = {"teacher weights": models.teachers, "reference weights": reference}
         return {
-            name: frozen.size.weights
+            name: sum(f.resident for f in frozen if f.device == device)
             for name, frozen in named.items()
-            if frozen is not None and frozen.device == device
+            if any(f.device == device for f in frozen)
         }
 
     def _load(self) -> dict[str, Parts]:
@@ -268,11 +272,14 @@ class _Planner:
         """
         models, state = self.models, self.models.state
         parts = {device: self._frozen_weights(device) for device in models.devices}
+        for place in models.devices:  # whole, before it is quantised or sent away
+            reading = [f.size.loaded - f.resident for f in models.frozen if f.device == place]
+            parts[place] = _add(parts[place], {"teacher being read": max(reading, default=0)})
         student = max(state.loaded, state.weights + state.masters)
         parts[models.device] = _add({"student weights": student}, parts[models.device])
         host = {"Python and libraries": PROCESS}
         if self.on_gpu:
-            host["model being read"] = max([state.loaded, *(f.size.weights for f in models.frozen)])
+            host["model being read"] = max([state.loaded, *(f.size.loaded for f in models.frozen)])
             host["offloaded optimizer"] = state.host
         parts[HOST] = _add(host, parts[HOST])
         return parts
@@ -289,11 +296,15 @@ class _Planner:
     def _score(self, tokens: int) -> dict[str, Parts]:
         parts: dict[str, Parts] = {HOST: {"rollouts and scores": self._step_arrays()}}
         for frozen in self.models.frozen:
-            needed = {"teacher's forward": self.work.scoring_bytes(frozen.size, tokens, self.limit)}
-            # Teacher and reference score one after the other.
-            before = parts.get(frozen.device, {}).get("teacher's forward", 0)
-            if needed["teacher's forward"] > before:
-                parts[frozen.device] = {**parts.get(frozen.device, {}), **needed}
+            forward = self.work.scoring_bytes(frozen.size, tokens, self.limit)
+            needed = {
+                "teacher's forward": forward + frozen.size.unpacked,
+                "teacher that scores": frozen.moved,
+            }
+            # Teachers and reference score one after the other.
+            before = parts.get(frozen.device, {})
+            if _total(needed) > sum(before.get(name, 0) for name in needed):
+                parts[frozen.device] = {**before, **needed}
         return parts
 
     def _update(self, tokens: int) -> dict[str, Parts]:
@@ -304,7 +315,8 @@ class _Planner:
         alternatives = [
             {
                 "activations": student.activation_bytes(tokens, checkpointing=checkpointing),
-                "loss and backward": max(backward, work.loss_bytes(student, tokens)),
+                "loss and backward": max(backward, work.loss_bytes(student, tokens))
+                + student.unpacked,
             },
             {"diagnostics": work.diagnosed_bytes(student, tokens)},
             {"optimizer step": state.largest if state.host else 0},

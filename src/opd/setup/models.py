@@ -134,6 +134,8 @@ class Models:
             teacher = self.remote.teacher(self.cfg, vocab, folder, console, clock)
         else:
             teacher = self._teacher_here()
+        if isinstance(teacher, LocalTeacher):
+            teacher.record = clock.note
         if teacher is None or self.teacher_prompts is None:
             return teacher
         own, pair = own_tokenizer(self.cfg), self.pair

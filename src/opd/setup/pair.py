@@ -5,12 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from opd.config import LocalTeacher, Run
+from opd.errors import UserError
 from opd.models import tokenizers
+from opd.models.away import AwayWeights
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
 from opd.setup.chat_template import choose_template
 from opd.setup.precision import loading_dtype
 from opd.setup.remote_teacher import TeacherSource
+from opd.teachers.probe_texts import HARD_STRINGS, TEXTS
+from opd.types import Dtype, Scheme
+
+PROBE_TOKENS = 512  # of the text on which quantising is measured, at most
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,12 @@ def load_pair(
     if spec is not None and not text:
         teacher_tok = tokenizers.load_like(student_tok, cfg.student.model, spec.model)
     choose_template(cfg, student_tok, teacher_tok)
-    given = student
+    given, lora = student, cfg.student.lora
     student = given or load_lm(
         cfg.student.model,
         dtype=loading_dtype(cfg, trains=trains),
         key="student.model",
+        quantised=_quantised(None if lora is None else lora.weights, cfg.student.model),
     )
     stop = tokenizers.eos_ids(student_tok, student.causal.generation_config)
     if spec is None or teacher_tok is None:
@@ -91,17 +101,51 @@ def load_pair(
     )
 
 
-def load_teacher(spec: LocalTeacher, device: str) -> LM:
-    """A frozen teacher in this process, on its own device or else on `device`."""
-    teacher = load_lm(
-        spec.model,
-        dtype=spec.dtype,
-        device=spec.device or device,
-        key="teacher.model",
-    )
+def load_teacher(spec: LocalTeacher, device: str | None) -> LM:
+    """A frozen teacher in this process, on its own device or else on `device`.
+
+    Raises:
+        UserError: it cannot be read, or is to be offloaded to where it is.
+    """
+    scheme, place = _scheme(spec.dtype), spec.device or device
+    dtype: Dtype = "auto" if scheme is not None else spec.dtype  # type: ignore[assignment]
+
+    def read(quantised: tuple[Scheme, Tensor | None] | None) -> LM:
+        key = "teacher.model"
+        return load_lm(spec.model, dtype=dtype, device=place, key=key, quantised=quantised)
+
+    def read_again() -> nn.Module:
+        return read(None if scheme is None else (scheme, None)).model
+
+    teacher = read(_quantised(spec.dtype, spec.model))
     for parameter in teacher.model.parameters():
         parameter.requires_grad_(False)
+    if spec.offload == "cpu" and teacher.device.type == "cpu":
+        raise UserError(
+            "teacher.offload=cpu moves the teacher's weights to host memory, where they are: this "
+            "run has no GPU. Set teacher.offload=disk, or teacher.dtype=int8."
+        )
+    if spec.offload != "none":
+        again = read_again if spec.offload == "disk" else None
+        teacher = replace(teacher, away=AwayWeights(teacher.model, again))
+        teacher.release()
     return teacher
+
+
+def _scheme(dtype: str | None) -> Scheme | None:
+    return dtype if dtype in ("int8", "nf4") else None  # type: ignore[return-value]
+
+
+def _quantised(dtype: str | None, model: str) -> tuple[Scheme, Tensor] | None:
+    """What `load_lm` needs to quantise: the scheme, and a text in the model's own tokens."""
+    scheme = _scheme(dtype)
+    if scheme is None:
+        return None
+    tokenizer = tokenizers.load_tokenizer(model, key="model")
+    text = "\n".join((*TEXTS, *HARD_STRINGS))
+    length = min(PROBE_TOKENS, tokenizer.model_max_length)
+    ids = tokenizer.encode(text, add_special_tokens=False, truncation=True, max_length=length)
+    return scheme, torch.tensor([ids])
 
 
 def load_foreign(spec: LocalTeacher, device: str) -> LM:

@@ -16,6 +16,7 @@ from opd.models.lm import LM
 from opd.run.bad_answers import Quarantine
 from opd.run.layout import SYNC, WRONG_ANSWERS
 from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.releasing import ReleasingSampler
 from opd.samplers.replay import ReplaySampler, read_rollouts
 from opd.samplers.routed import RoutedSampler
 from opd.samplers.sampling import MakeSampler
@@ -61,7 +62,9 @@ def local_samplers(lm: LM, stop: frozenset[int], ranks: Ranks = SINGLE) -> MakeS
     """What generates with a model in this process."""
 
     def make(decoding: Decoding, k: int | None) -> Sampler:
-        sampler = HFSampler(lm, decoding, stop=stop, capture=1 if k is None else k)
+        sampler: Sampler = HFSampler(lm, decoding, stop=stop, capture=1 if k is None else k)
+        if lm.away is not None:
+            sampler = ReleasingSampler(sampler, lm.release)
         return sampler if ranks.size == 1 else ShardedSampler(sampler, ranks, lm)
 
     return make

@@ -9,7 +9,7 @@ Shapes: T completion tokens, H hidden size.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,10 +49,19 @@ class LocalTeacher:
         """
         self.lm, self.name = lm, lm.name
         self.tokens_per_batch, self.temperature = tokens_per_batch, temperature
+        self.record: Callable[[str, float], object] | None = None
 
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
-        """See `opd.types.Teacher.score`."""
+        """See `opd.types.Teacher.score`; weights that are there for it alone go away again."""
+        try:
+            return self._score(rollouts, want)
+        finally:
+            self.lm.release()
+            if self.record is not None and self.lm.noise is not None:
+                self.record("teacher/quantisation_kl", self.lm.noise.kl)
+
+    def _score(self, rollouts: Sequence[Rollout], want: Want) -> list[Scores]:
         scores: dict[int, Scores] = {}
         while len(scores) < len(rollouts):
             missing = [i for i in range(len(rollouts)) if i not in scores]

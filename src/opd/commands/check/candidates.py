@@ -112,6 +112,9 @@ def load_candidate(
         findings.append(_shown_prompt(models))
     if cfg.compares_text:
         findings.append(_shown_alignment(models))
+    frozen = pair.teacher or pair.foreign
+    if frozen is not None and frozen.noise is not None:
+        findings.append(Finding("quantised", "note", str(frozen.noise)))
     own = isinstance(cfg.teacher, SelfTeacher)
     if own or (models.teacher_prompts is not None and models.remote is None):
         scorer = models.teacher(scratch, Console("quiet"), Clock())

@@ -1,0 +1,152 @@
+"""Linear layers in 8 and 4 bits, weights that are there only while they are used, QLoRA."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from opd import config
+from opd.demo.run_config import PAIR
+from opd.errors import UserError
+from opd.models.lm import load_lm
+from opd.models.quantised import BLOCK, NF4, QuantisedLinear, quantise, stored_bytes
+from opd.recipes.distillation import distill
+from opd.reports.markdown import render_markdown
+from opd.reports.read import read_run
+from opd.reports.run_page import run_document
+from opd.run.jsonl import read_jsonl
+from opd.setup.pair import load_pair, load_teacher
+from opd.teachers.local import LocalTeacher
+from opd.types import Rollout, Want
+from support.runs import digest, opened, run_config, run_to_end
+
+TEACHER = str(PAIR / "teacher")
+
+
+@pytest.mark.parametrize("scheme", ["int8", "nf4"])
+def test_levels_are_the_nearest_and_scales_the_largest(scheme):
+    torch.manual_seed(0)
+    linear = nn.Linear(2 * BLOCK, 12)
+    quantised = QuantisedLinear(linear, scheme)
+    full, weight = quantised.full_weight(torch.float32), linear.weight.detach()
+    if scheme == "int8":
+        scale = (weight.abs().amax(1, keepdim=True) / 127).expand_as(weight)
+        assert (full - weight).abs().le(scale / 2 * 1.001).all()
+    else:
+        scale = weight.view(-1, BLOCK).abs().amax(1).bfloat16().float()[:, None]
+        candidates = torch.tensor(NF4) * scale[..., None]  # (blocks, 1, 16)
+        nearest = (weight.view(-1, BLOCK, 1) - candidates).abs().amin(-1)
+        torch.testing.assert_close((full - weight).abs().view(-1, BLOCK), nearest)
+    stored = quantised.weight.nbytes + quantised.scale.nbytes
+    assert stored == stored_bytes(linear, scheme)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "nf4"])
+def test_products_and_gradients_are_those_of_the_full_weight(scheme):
+    torch.manual_seed(0)
+    quantised = QuantisedLinear(nn.Linear(BLOCK, 12), scheme)
+    x = torch.randn(3, 5, BLOCK, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    out = quantised(x)
+    expected = y @ quantised.full_weight(x.dtype).T + quantised.bias
+    (out * torch.arange(12)).sum().backward()
+    (expected * torch.arange(12)).sum().backward()
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_the_noise_is_that_of_the_models_log_probs():
+    plain, few = load_lm(TEACHER, dtype="float32"), load_lm(TEACHER, dtype="float32")
+    ids = torch.arange(2, 30)[None]
+    noise = quantise(few.model, "nf4", ids)
+    with torch.no_grad():
+        p, q = (lm.model(ids).logits[0, :-1].log_softmax(-1) for lm in (plain, few))
+    assert noise.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+    own = ids[0, 1:, None]
+    assert noise.difference == pytest.approx(float((p - q).gather(1, own).abs().mean()), rel=1e-4)
+    assert 0 < noise.kl < 1
+    assert type(few.causal.get_output_embeddings()) is nn.Linear
+    assert few.num_parameters() == plain.num_parameters()
+
+
+def rollouts(lm, n=3):
+    return [
+        Rollout.of_ids(np.arange(2, 9, dtype=np.int32), np.arange(3 + i, 12 + i, dtype=np.int32))
+        for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "int8"])
+def test_weights_that_go_away_score_the_same_bits(dtype):
+    def scores(offload):
+        spec = config.LocalTeacher(model=TEACHER, dtype=dtype, offload=offload)
+        lm = load_teacher(spec, "cpu")
+        teacher = LocalTeacher(lm)
+        return lm, [teacher.score(rollouts(lm), Want(sampled=True)) for _ in range(2)]
+
+    stays, expected = scores("none")
+    lm, twice = scores("disk")
+    for got in twice:
+        for a, b in zip(got, expected[0], strict=True):
+            np.testing.assert_array_equal(a.sampled, b.sampled)
+    head = lm.head.weight.data_ptr()
+    held = sum(p.nbytes for p in lm.model.parameters() if p.data_ptr() != head)
+    assert held == 0
+    assert lm.head.weight.numel() > 0
+    assert lm.num_parameters() == stays.num_parameters()
+
+
+def test_a_failed_scoring_sends_them_away_too():
+    lm = load_teacher(config.LocalTeacher(model=TEACHER, offload="disk"), "cpu")
+    unknown = Rollout.of_ids(np.array([10**6], np.int32), np.array([1, 2], np.int32))
+    with pytest.raises(IndexError):
+        LocalTeacher(lm).score([unknown], Want(sampled=True))
+    assert not lm.away.there
+
+
+def test_host_memory_is_no_place_to_go_without_a_gpu():
+    spec = config.LocalTeacher(model=TEACHER, offload="cpu")
+    with pytest.raises(UserError, match=r"no GPU\. Set teacher.offload=disk"):
+        load_teacher(spec, "cpu")
+
+
+@pytest.mark.slow
+def test_a_run_with_an_offloaded_teacher_is_the_same_run(tmp_path):
+    """Loss, diagnostics and the teacher's evaluation, to the bit."""
+    folders = []
+    for offload in ("none", "disk"):
+        data = run_config(tmp_path / offload, steps=2)
+        data["teacher"]["offload"] = offload
+        run_to_end(data)
+        folders.append(digest(tmp_path / offload))
+    assert folders[0] == folders[1]
+
+
+@pytest.mark.slow
+def test_the_noise_of_a_quantised_teacher_is_told_beside_the_signal(tmp_path):
+    data = run_config(tmp_path / "run", steps=2) | {"eval": []}
+    data["teacher"]["dtype"] = "nf4"
+    run_to_end(data)
+    rows = [r for r in read_jsonl(tmp_path / "run" / "timings.jsonl") if "time/step_s" in r]
+    assert all(0 < r["teacher/quantisation_kl"] < 1 for r in rows)
+    text = render_markdown(run_document(read_run(tmp_path / "run")))
+    assert "Quantising the teacher changes its distributions by a KL of" in text
+
+
+def test_adapters_over_four_bits_train_and_are_merged_without_them(tmp_path):
+    data = run_config(tmp_path / "run", steps=1) | {"eval": []}
+    data["student"]["lora"] = {"rank": 4, "weights": "nf4"}
+    with opened(data) as (session, completions):
+        layers = session.learner.student.model.modules()
+        assert any(isinstance(layer, QuantisedLinear) for layer in layers)
+        distill(session, completions)
+        student = session.learner.student
+        ids = torch.arange(2, 20)[None]
+        trained = student.causal(ids).logits
+    final = load_lm(str(tmp_path / "run" / "final"), dtype="float32")
+    assert not any(isinstance(layer, QuantisedLinear) for layer in final.model.modules())
+    torch.testing.assert_close(final.model(ids).logits, trained, rtol=1e-3, atol=1e-3)
+    base = load_pair(config.parse(data), trains=False).student
+    assert any("lora_B" in name for name in base.parameters())
