@@ -48,14 +48,60 @@ def test_the_loss_for_trl_is_the_default_loss():
     assert Objective().k == K
 
 
-def test_the_trainer_of_trl_takes_the_loss():
-    gkd = pytest.importorskip("trl.experimental.gkd")
-    import inspect
-
+def test_micro_batches_of_trl_divide_by_the_tokens_of_the_update():
     from trl_loss import support_loss
 
-    theirs = inspect.signature(gkd.GKDTrainer.generalized_jsd_loss).parameters
-    assert list(theirs) == list(inspect.signature(support_loss).parameters)
+    student, teacher = torch.arange(60.0).sin(), torch.arange(60.0).cos()
+    args = [x.reshape(1, 3, 20) for x in (student, teacher)], torch.tensor([[-100, 1, 2]])
+    whole = support_loss(*args[0], args[1], reduction="sum")
+    part = support_loss(*args[0], args[1], num_items_in_batch=torch.tensor(8))
+    assert part.item() == pytest.approx(whole.item() / 8)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # TRL and datasets warn as they like
+def test_the_trainer_of_trl_trains_with_the_loss(tmp_path, prompts):
+    gkd = pytest.importorskip("trl.experimental.gkd")
+    datasets = pytest.importorskip("datasets")
+    from transformers import AutoTokenizer
+    from trl_loss import support_loss
+
+    class Trainer(gkd.GKDTrainer):
+        generalized_jsd_loss = staticmethod(support_loss)
+
+    messages = [
+        [
+            {"role": "user", "content": p["problem"]},
+            {"role": "assistant", "content": f"ANS {p['answer']}"},
+        ]
+        for p in prompts
+    ]
+    args = gkd.GKDConfig(
+        output_dir=str(tmp_path),
+        lmbda=1.0,
+        max_new_tokens=24,
+        max_steps=12,
+        learning_rate=5e-4,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        seed=0,
+    )
+    trainer = Trainer(
+        model=str(PAIR / "student"),
+        teacher_model=str(PAIR / "teacher"),
+        args=args,
+        train_dataset=datasets.Dataset.from_dict({"messages": messages}),
+        processing_class=AutoTokenizer.from_pretrained(PAIR / "student"),
+    )
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(losses) == 12
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
 def test_rollouts_of_verl_are_replayed(tmp_path, prompts):

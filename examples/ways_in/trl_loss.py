@@ -6,8 +6,8 @@
     class Trainer(GKDTrainer):
         generalized_jsd_loss = staticmethod(support_loss)
 
-The rest of the script stays as it is; `lmbda=1.0` makes it on-policy. For opd's diagnostics and
-report of a TRL run see examples/trl_callback.
+The rest of the script stays as it is (trl 1.16); `lmbda=1.0` makes it on-policy. For opd's
+diagnostics and report of a TRL run see examples/trl_callback.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def support_loss(
     beta: float = 0.5,
     temperature: float = 1.0,
     reduction: str = "batchmean",
+    num_items_in_batch: Tensor | int | None = None,
 ) -> Tensor:
     """Reverse KL renormalised on the student's top k (paper, Eq. 5), per completion token.
 
@@ -40,6 +41,8 @@ def support_loss(
     values = losses.reverse_kl(p, q)
     valid = torch.ones_like(values) if labels is None else (labels != -100).to(values.dtype)
     values = values * valid
+    if num_items_in_batch is not None:  # tokens of all micro-batches of the update
+        return values.sum() / num_items_in_batch
     if reduction == "none":
         return values
     return values.sum() if reduction == "sum" else values.sum() / valid.sum().clamp(min=1)

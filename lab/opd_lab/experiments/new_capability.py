@@ -106,7 +106,7 @@ def new_capability(setup: Setup) -> Experiment[Numbers]:
         CLAIMS,
         COLUMNS if setup.quick else COLUMNS + HALF_COLUMNS,
         "The larger same-data model is no better than the base, so there is nothing to gain from "
-        "it; what is seen there is that its small loss is no good news. The other two are ahead "
+        "it: a small loss here means that the teacher adds nothing. The other two are ahead "
         "by construction of their corpora, and what their students gain is measured.",
     )
 

@@ -149,8 +149,8 @@ def _accuracy_evidence(features: Mapping[str, Estimate]) -> str:
         )
     if "headroom" in features:
         parts.append(
-            f"one of the student's samples is correct on {percent(features['pass_at_n'])} of the "
-            f"prompts, beyond that the teacher adds {points(features['headroom'])}"
+            f"student pass@n {percent(features['pass_at_n'])}; teacher accuracy minus that: "
+            f"{points(features['headroom'])}"
         )
     return "; ".join(parts)
 
