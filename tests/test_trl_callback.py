@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("default"),  # TRL and datasets warn as they like
-]
 EXAMPLE = Path(__file__).parents[1] / "examples" / "trl_callback"
+
+
+def test_its_settings_are_a_configuration(monkeypatch):
+    """Without trl: keys that opd no longer has would stop the example at its first line."""
+    fake = SimpleNamespace(DistillationTrainer=object)
+    monkeypatch.setitem(sys.modules, "trl", fake)
+    monkeypatch.syspath_prepend(EXAMPLE)
+    monkeypatch.delitem(sys.modules, "diagnosed", raising=False)
+    from diagnosed import DiagnosedTrainer
+
+    monkeypatch.delitem(sys.modules, "diagnosed")
+    model = SimpleNamespace(config=SimpleNamespace(name_or_path="m"))
+    args = SimpleNamespace(
+        max_completion_length=8, temperature=1.0, learning_rate=1e-3, max_steps=4, seed=0
+    )
+    trainer = SimpleNamespace(model=model, teacher_model=model, args=args, k=4, positions=64)
+    assert DiagnosedTrainer.settings(trainer, "runs/x")["train"]["steps"] == 4
+
+
 STEPS, BATCH, WIDTH = 4, 2, 8
 
 
@@ -66,6 +82,8 @@ def trained(tmp_path, monkeypatch, make_lm):
     sys.modules.pop("diagnosed", None)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # TRL and datasets warn as they like
 def test_trl_leaves_a_run_that_can_be_reported(trained):
     from opd.commands.report import report
     from opd.reports.read import read_run
@@ -81,10 +99,12 @@ def test_trl_leaves_a_run_that_can_be_reported(trained):
     theirs = [r["entropy"] for r in trainer.state.log_history if "entropy" in r]
     np.testing.assert_allclose(run.series("diag/student_entropy").values, theirs, rtol=1e-3)
     html = report(folder).read_text("utf-8")
-    assert "What the teacher says of every token" in html
+    assert "The teacher&#39;s advantage of every token" in html
     assert 'class="t ' in html
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # TRL and datasets warn as they like
 def test_diagnostics_agree_with_a_direct_computation(trained):
     """Mean log q - log p of the kept tokens is the logged token reward: every rollout was kept."""
     from opd.reports.read import read_run

@@ -70,7 +70,7 @@ class DiagnosedTrainer(DistillationTrainer):
                         "temperature": self.args.temperature,
                     },
                     "loss": {"support": "full", "divergence": "jsd"},
-                    "diagnostics": {"k": self.k, "positions": self.positions},
+                    "diagnostics": {"positions": self.positions},
                     "optim": {"lr": self.args.learning_rate},
                     "train": {"steps": self.args.max_steps, "seed": self.args.seed},
                     # Nothing monitors this run: its report replays the rules over its metrics.

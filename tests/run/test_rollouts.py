@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from opd.run.folder import RunFolder
-from opd.run.rollouts import StepFile, decode, encode
-from opd.types import Graded, Prompt, Scores
+from opd.run.rollouts import StepFile, decode, encode, read_completions
+from opd.types import Graded, Prompt, Rollout, Scores
 from support.faulty_disk import Unsynced, killed_at
 from support.rollouts import batch_of, floats, frozen, make_rollout, make_scores
 
@@ -289,3 +289,24 @@ def test_an_empty_evaluation(run):
 def test_the_special_floats_are_really_in_the_fixture():
     raw = floats(np.random.default_rng(0), 6).tobytes()
     assert struct.unpack("<6I", raw) == (0, 0x80000000, 0x7F800000, 0x7FC00001, 0x7FC00002, 1)
+
+
+def test_completions_are_read_without_the_numbers_of_their_tokens(tmp_path):
+    step = StepFile(
+        [
+            Rollout.of_ids(Prompt(i, (1,), f"p{i}", "a" if i else None), [3] * (i + 1))
+            for i in range(3)
+        ],
+        [Scores() for _ in range(3)],
+        ["zero", "one \ud800", "two"],
+        {},
+    )
+    path = tmp_path / "step-1.parquet"
+    path.write_bytes(encode(step))
+    assert [(c.prompt, c.answer, c.text, c.tokens) for c in read_completions(path, 2)] == [
+        ("p0", "", "zero", 1),
+        ("p1", "a", "one \ud800", 2),
+    ]
+    path.write_bytes(b"PAR1 is not enough")
+    with pytest.raises(ValueError):  # noqa: PT011
+        read_completions(path, 2)

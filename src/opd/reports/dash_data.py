@@ -170,21 +170,20 @@ def newest_rollouts(path: Path) -> dict[str, Any]:
         try:
             if file.is_symlink():
                 continue
-            content = rollouts.decode(file.read_bytes(), hidden_states=False)
+            shown = rollouts.read_completions(file, MAX_ROLLOUTS)
         except (OSError, ValueError):
             continue
-        if content.texts is None:
+        if any(r.text is None for r in shown):
             continue
-        pairs = zip(content.batch, content.texts, strict=False)
         rows = [
             {
-                "question": visible(readable_prompt(r.prompt.text).question),
-                "answer": visible(r.prompt.answer or ""),
-                "text": visible(text[:MAX_CHARACTERS]),
-                "left_out": max(0, len(text) - MAX_CHARACTERS),
-                "tokens": len(r),
+                "question": visible(readable_prompt(r.prompt).question),
+                "answer": visible(r.answer),
+                "text": visible((r.text or "")[:MAX_CHARACTERS]),
+                "left_out": max(0, len(r.text or "") - MAX_CHARACTERS),
+                "tokens": r.tokens,
             }
-            for r, text in list(pairs)[:MAX_ROLLOUTS]
+            for r in shown
         ]
         return {"step": step, "rollouts": rows}
     return {"step": None, "rollouts": []}

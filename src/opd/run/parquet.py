@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,19 @@ def from_parquet(data: bytes) -> tuple[Any, dict[str, Any]]:
         raise ValueError("its bytes do not match their sha256")
     table = pq.read_table(pa.BufferReader(data))
     return table, json.loads(table.schema.metadata[META])
+
+
+def read_columns(path: Path, names: Sequence[str], rows: int) -> Any:
+    """Some columns of a file's first rows, for people to look at: its sha256 is not computed.
+
+    Raises:
+        ValueError: no such columns, or a file that is no parquet file.
+        OSError: it cannot be read.
+    """
+    with pq.ParquetFile(path) as file:
+        if missing := set(names) - set(file.schema_arrow.names):
+            raise ValueError(f"{path} has no column {', '.join(sorted(missing))}")
+        return file.read(columns=list(names)).slice(0, rows)
 
 
 def _insert_hash(data: bytes, sha256: bytes) -> bytes:

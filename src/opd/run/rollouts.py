@@ -21,6 +21,7 @@ from opd.run.parquet import (
     array_columns,
     from_parquet,
     read_arrays,
+    read_columns,
     read_texts,
     text_columns,
     to_parquet,
@@ -138,6 +139,39 @@ def read_step(path: Path) -> tuple[list[Rollout], list[Scores]]:
     """
     step = decode(path.read_bytes())
     return step.batch, step.scores
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What people read of a rollout.
+
+    Attributes:
+        prompt: text of the prompt.
+        answer: ground truth; empty if there is none.
+        text: of the completion; None if it was not decoded.
+        tokens: length.
+    """
+
+    prompt: str
+    answer: str
+    text: str | None
+    tokens: int
+
+
+def read_completions(path: Path, most: int) -> list[Completion]:
+    """The first rollouts of a step's file, without the numbers of their tokens.
+
+    Raises:
+        ValueError: for a damaged file.
+        OSError: it cannot be read.
+    """
+    table = read_columns(path, [*TEXTS, "exact_texts", "ids"], most)
+    lengths = table.column("ids").combine_chunks().value_lengths().to_pylist()
+    rows = zip(read_texts(table, TEXTS), lengths, strict=True)
+    return [
+        Completion(prompt or "", answer or "", text, tokens or 0)
+        for (prompt, answer, _, text), tokens in rows
+    ]
 
 
 def load(path: Path, key: Mapping[str, Any]) -> tuple[list[Rollout], list[Scores]] | None:
