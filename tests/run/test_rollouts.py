@@ -308,5 +308,5 @@ def test_completions_are_read_without_the_numbers_of_their_tokens(tmp_path):
         ("p1", "a", "one \ud800", 2),
     ]
     path.write_bytes(b"PAR1 is not enough")
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):
         read_completions(path, 2)
