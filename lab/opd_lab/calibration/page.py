@@ -22,8 +22,8 @@ METHOD = (
     "prompts as `opd check` does, then trained by the product's own loop (40 steps of 16 prompts x "
     "4, constant rate 1e-3) and judged on 384 held-out prompts x 2. The model was fitted on some "
     "worlds and seeds and frozen, with the thresholds of the verdict, in a commit before the pairs "
-    "below were run. The predictor was fitted on lab models only: for real models it reports every feature "
-    "that lies outside the range of the fit."
+    "below were run. The predictor was fitted on lab models only: for real models "
+    "it reports every feature that lies outside the range of the fit."
 )
 SHIPPED, CONSTANT = "as shipped", "none (fractions are constant)"
 ALTERNATIVES = ("reverse_kl", "offpolicy_kl", "overlap_mass", "overlap_ratio", "entropy_gap")
