@@ -19,7 +19,7 @@ from opd.core.batch import Batch
 from opd.core.distributions import DenseDistribution
 from opd.core.importance import importance_metrics, importance_weights, prefix_log_ratios
 from opd.core.objective import Objective
-from opd.training.ahead import ahead_metrics, cut, weigh
+from opd.training.ahead import ahead_metrics, weigh
 from opd.types import Rollout
 
 EARLIER = TABLE + 0.4 * torch.randn(
@@ -110,10 +110,3 @@ def test_weights_are_multiplied_into_a_batch():
     assert by_token.weights[0] == pytest.approx([np.exp(0.5), 0, 0.5], rel=1e-6)
     assert ahead_metrics(by_token, 4)["ahead/steps"].value == 1
     assert ahead_metrics(batch, 4) == {}
-
-
-def test_a_rollout_is_cut_to_a_limit_that_came_later():
-    whole = rollout([-1.0, -1.0, -2.0])
-    assert cut(whole, 3) is whole
-    short = cut(whole, 2)
-    assert (len(short), short.finish, len(short.logp), len(short.topk_ids)) == (2, "length", 2, 2)

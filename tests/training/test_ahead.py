@@ -12,10 +12,13 @@ import pytest
 from opd import config
 from opd.errors import UserError
 from opd.recipes.distillation import distill
+from opd.reports.dash_data import newest_rollouts
+from opd.reports.read import read_run
 from opd.run.folder import RunFolder
 from opd.run.jsonl import read_jsonl
-from opd.run.rollouts import read_step
+from opd.run.rollouts import decode, read_step
 from opd.samplers.completions import ServerLost
+from opd.samplers.replay import read_rollouts
 from opd.samplers.sampling import Decoding
 from opd.samplers.vllm import VllmSampler
 from opd.training import loop
@@ -100,8 +103,12 @@ def test_an_interrupted_run_goes_on_with_the_batch_on_disk(straight):
         session.interventions.observe = stop
         with pytest.raises(KeyboardInterrupt, match="saved"):
             distill(session, completions)
-    waiting = read_step(folder / "rollouts" / "step-2.parquet")
-    assert not any(s.arrays() for s in waiting[1])
+    waiting = folder / "rollouts" / "step-2.parquet"
+    assert decode(waiting.read_bytes()).waits
+    report = read_run(folder)
+    assert report.rollout_file(2) is None
+    assert newest_rollouts(folder)["step"] == 1
+    assert len(read_rollouts(folder / "rollouts")) == len(report.rollout_file(1).batch)
     with opened(data, resume=True) as (session, completions):
         sampled = []
         inner = session.ahead.source.sampler.sample

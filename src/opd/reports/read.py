@@ -158,12 +158,16 @@ class RunData:
         return sorted(int(m[1]) for p in paths if (m := rollouts.FILE.fullmatch(p.name)))
 
     def rollout_file(self, step: int) -> rollouts.StepFile | None:
-        """Rollouts and scores of a step, without hidden states; None when damaged."""
+        """Rollouts and scores of a step, without hidden states.
+
+        None when damaged, or when the step has not begun (rollout.ahead).
+        """
         path = self.path / "rollouts" / f"step-{step}.parquet"
         try:
-            return rollouts.decode(path.read_bytes(), hidden_states=False)
+            file = rollouts.decode(path.read_bytes(), hidden_states=False)
         except (OSError, ValueError):
             return None
+        return None if file.waits else file
 
 
 def read_run(path: str | Path) -> RunData:

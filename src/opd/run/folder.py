@@ -225,11 +225,15 @@ class RunFolder:
         key: Mapping[str, Any],
         texts: Sequence[str] | None = None,
     ) -> None:
-        """Write `rollouts/step-N.parquet`; `texts` are the decoded completions."""
+        """Write `rollouts/step-N.parquet`; `texts` are the decoded completions.
+
+        Without texts and scores these are rollouts of a step that has not begun.
+        """
         if not self.writes:
             return
         completions = None if texts is None else list(texts)
-        file = rollouts.StepFile(list(batch), list(scores), completions, dict(key))
+        waits = texts is None and not any(s.arrays() for s in scores)
+        file = rollouts.StepFile(list(batch), list(scores), completions, dict(key), waits=waits)
         write_bytes(self._rollout_path(step), rollouts.encode(file), self.ops)
 
     def load_rollouts(

@@ -48,6 +48,7 @@ class StepFile:
         texts: decoded completions, for readers of the file; None if they were not decoded.
         key: what the rollouts depend on, see `RunFolder.rollout_key`.
         thinned: only a sample of the rollouts is left, without hidden states.
+        waits: the step has not begun: its rollouts were sampled ahead.
     """
 
     batch: list[Rollout]
@@ -55,6 +56,7 @@ class StepFile:
     texts: list[str] | None
     key: dict[str, Any]
     thinned: bool = False
+    waits: bool = False
 
 
 def encode(step: StepFile) -> bytes:
@@ -93,6 +95,7 @@ def encode(step: StepFile) -> bytes:
         columns |= array_columns(VIEW + name, arrays, SCORE_FIELDS[name])
     columns |= _encode_hidden([s.hidden for s in scores])
     meta = {"schema": SCHEMA, "key": step.key, "thinned": step.thinned}
+    meta |= {"waits": True} if step.waits else {}
     return to_parquet(columns, meta)
 
 
@@ -128,7 +131,8 @@ def decode(data: bytes, *, hidden_states: bool = True) -> StepFile:
         scores.append(Scores(**score_fields, hidden=hidden[i], view=views[i]))
     completions = [t[3] for t in texts if t[3] is not None]
     decoded = completions if len(completions) == len(texts) else None
-    return StepFile(batch, scores, decoded, meta["key"], meta["thinned"])
+    waits = meta.get("waits", False)
+    return StepFile(batch, scores, decoded, meta["key"], meta["thinned"], waits)
 
 
 def read_step(path: Path) -> tuple[list[Rollout], list[Scores]]:

@@ -101,6 +101,8 @@ def truncate_rollout(rollout: Rollout, limit: int) -> Rollout:
 def read_rollouts(path: Path, key: str = "rollout.path") -> list[Rollout]:
     """All rollouts of a file, or of a folder's files in order of their steps.
 
+    Those that a run sampled ahead, for a step that it has not begun, are left out.
+
     Args:
         path: file or folder.
         key: configuration key named in errors.
@@ -114,7 +116,8 @@ def read_rollouts(path: Path, key: str = "rollout.path") -> list[Rollout]:
     rollouts: list[Rollout] = []
     for file in files:
         try:
-            rollouts += decode(file.read_bytes()).batch
+            step = decode(file.read_bytes())
+            rollouts += [] if step.waits else step.batch
         except (ValueError, OSError) as error:
             raise UserError(f"{key}: {file} is no rollout file of opd: {error}") from None
     if not rollouts:

@@ -22,6 +22,7 @@ from opd.core.objective import Objective
 from opd.models.fsdp import unsharded
 from opd.run.folder import RunFolder
 from opd.samplers.completions import ServerLost
+from opd.samplers.replay import truncate_rollout
 from opd.samplers.vllm import VllmSampler, with_statistics
 from opd.teachers.local import LocalTeacher
 from opd.training.experience import ExperienceSource, sample_step
@@ -115,22 +116,11 @@ class LookAhead:
         Returns:
             The rollouts, and the student's log-probs (T,) of the tokens of each.
         """
-        rollouts = [cut(r, limit) for r in rollouts]
+        rollouts = [truncate_rollout(r, limit) for r in rollouts]
         with unsharded(self.scorer.lm):
             scores = self.scorer.score(rollouts, Want(sampled=True, topk=self.k))
         now = [s.sampled for s in scores if s.sampled is not None]
         return [with_statistics(r, s) for r, s in zip(rollouts, scores, strict=True)], now
-
-
-def cut(rollout: Rollout, limit: int) -> Rollout:
-    """The rollout that would have been sampled under this limit."""
-    if len(rollout) <= limit:
-        return rollout
-    arrays = {
-        name: getattr(rollout, name)[:limit]
-        for name in ("ids", "logp", "entropy", "topk_ids", "topk_logp")
-    }
-    return replace(rollout, **arrays, finish="length")
 
 
 def weigh(batch: Batch, now: Sequence[np.ndarray], objective: Objective) -> Batch:
