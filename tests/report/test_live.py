@@ -15,6 +15,7 @@ from opd.cli import app
 from opd.commands.export import Exported
 from opd.commands.watch import METRICS, sparkline, view, watch, watch_as_json
 from opd.errors import UserError
+from opd.reports.formatting import plain
 from opd.reports.live import Journal, LiveRun
 from opd.reports.read import read_run
 from support.run_folders import write_run
@@ -87,6 +88,14 @@ def test_the_newest_end_and_the_scale_are_seen(good, width):
     assert bars[-1] in row  # falls to its lowest
     assert row.rstrip().endswith(f"{row.split()[-3]} to {row.split()[-1]}")
     assert max(map(len, lines)) <= width
+    for name, label in METRICS:  # nothing is cut: a cut number is another number
+        values = live.values(name)[1]
+        if values:
+            row = next(line for line in lines if line.startswith(f"{label} "))
+            assert row.removeprefix(label).split()[:2] == [
+                plain(values[-1]).text,
+                plain(values[0]).text,
+            ]
     assert low < high
 
 

@@ -150,7 +150,7 @@ def _recent(run: LiveRun, name: str) -> float | None:
 def _metrics(run: LiveRun, width: int) -> Table:
     """A row per metric: newest value, first value, sparkline, and the range it is drawn in."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("", "now", "start", "first to newest", "low to high"):
+    for heading in ("", "now", "start", "trend", "low to high"):
         table.add_column(heading, no_wrap=True, header_style="dim", overflow="crop")
     bars = max(MIN_BARS, min(MAX_BARS, width - LABEL - 4 * NUMBER - 8))
     for name, label in METRICS:
