@@ -43,7 +43,7 @@ STEPS, TRAIN, TEST = 40, 1000, 256
 TEACHER_DOCUMENTS, TEACHER_LR, BATCH = 4_800, 2e-3, 32
 HINT, WORKED = "{prompt} echo ANS {answer}", "{prompt} echo {demonstration}"
 QUOTED = "echo ANS"  # of the hint, by a student that quotes it
-HINTED_DOCUMENTS = 18_000
+HINTED_DOCUMENTS = 12_000
 HINT_STEPS, HINT_EVALS = 40, (0, 10, 20, 40)
 HINT_ALARMS = ("hint-leaking", "responses-alike")
 
@@ -216,12 +216,10 @@ def hint(trial: Trial) -> Results:
     worked = {"from": "student", "prompt": WORKED}
     arms: dict[str, tuple[str, dict[str, Any]]] = {
         "itself with the answer, frozen": ("hinted", own | {"weights": "frozen"}),
-        "itself with the answer, ema 0.9": ("hinted", own | {"weights": "ema", "decay": 0.9}),
         "itself with the answer, live": ("hinted", own | {"weights": "live"}),
         "itself with a worked solution, frozen": ("hinted", worked | {"weights": "frozen"}),
         "another model, no hint": ("hinted", {"model": str(generalist)}),
         "one that quotes, with the answer, frozen": ("leaking", own | {"weights": "frozen"}),
-        "one that quotes, with the answer, live": ("leaking", own | {"weights": "live"}),
     }
     files = {"path": trial.prompts("worked", QUICK, TRAIN, held_out=False), "max_tokens": 128}
     evals = {"task": trial.prompts("worked", QUICK, TEST, held_out=True)}
@@ -329,14 +327,22 @@ def table(results: Sequence[Results], prefixes: tuple[str, ...] = ("",)) -> str:
     return "\n".join(lines)
 
 
-def page(seeds: int, cache: Path) -> str:
-    """docs/lab-teachers.md."""
-    e17, e18 = (collect(m, n, seeds, cache) for m, n in ((two_teachers, "e17"), (hint, "e18")))
+def page(seeds: int, hint_seeds: int, cache: Path) -> str:
+    """docs/lab-teachers.md.
+
+    Args:
+        seeds: of E17.
+        hint_seeds: of E18.
+        cache: where models and results are kept.
+    """
+    e17 = collect(two_teachers, "e17", seeds, cache)
+    e18 = collect(hint, "e18", hint_seeds, cache)
     return f"""# Several teachers, and the student as its own
 
 Written by `python -m opd_lab.teachers_trial`; not edited by hand. Models of 0.1 M parameters in the
-chain world, {seeds} seeds; means with Student's 95 % interval over seeds. Steps of 16 prompts x 4
-responses in every arm, so that arms of one table have seen equally many prompts.
+chain world; means with Student's 95 % interval over seeds ({seeds} of E17, {hint_seeds} of E18).
+Steps of 16 prompts x 4 responses in every arm, so that arms of one table have seen equally many
+prompts.
 
 ## E17: two skills, two teachers
 
@@ -351,18 +357,26 @@ size: a larger one was not run.
 
 ## E18: the answer, or a worked solution, as a hint
 
-The student was trained on problems alone (many of its values are wrong), with the answer
-(`{HINT}`) and with a worked solution (`{WORKED}`) in the prompt; with either, its chains of thought
-are right. "One that quotes" was trained to begin with the hint's words when it sees the answer, and
-to use the same words at every step. Held-out accuracy, without the hint, after so many steps:
+{hint_section(e18)}
+"""
+
+
+def hint_section(e18: Sequence[Results]) -> str:
+    """What the page says of E18."""
+    if not e18:
+        return "Not run: no seed was finished. `--hint-seeds` says how many are."
+    return f"""The student was trained on problems alone (many of its values are wrong), with the
+answer (`{HINT}`) and with a worked solution (`{WORKED}`) in the
+prompt; with either, its chains of thought are right. "One that quotes" was trained to begin with
+the hint's words when it sees the answer, and to use the same words at every step. Held-out
+accuracy, without the hint, after so many steps:
 
 {table(e18, ("step",))}
 
 What the alarms of runs with a hint look at, means over the first and the last ten steps, and the
 fraction of the seeds in which each alarm was raised:
 
-{table(e18, ("length", "entropy", "hint_quoted", "distinct", *HINT_ALARMS))}
-"""
+{table(e18, ("length", "entropy", "hint_quoted", "distinct", *HINT_ALARMS))}"""
 
 
 def main() -> None:
@@ -370,11 +384,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--hint-seeds", type=int, default=None, help="of E18; default: --seeds")
     parser.add_argument("--write", type=Path, default=None)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("opd").setLevel(logging.ERROR)
-    text = page(args.seeds, args.cache)
+    text = page(args.seeds, args.seeds if args.hint_seeds is None else args.hint_seeds, args.cache)
     if args.write is None:
         logger.info("%s", text)
     else:

@@ -13,6 +13,7 @@ from opd_lab.teachers_trial import (
     WORKED,
     HalfChain,
     collect,
+    hint_section,
     hinted_documents,
     table,
     with_hint,
@@ -62,3 +63,4 @@ def test_results_are_kept_and_shown_with_their_interval(tmp_path):
     assert "| before | 0.25 [0.25, 0.25] | - |" in text
     assert "| after | 0.55 [" in text
     assert table(results, ("b",)).startswith("| arm | b |")
+    assert "Not run" in hint_section([])
