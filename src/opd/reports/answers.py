@@ -28,6 +28,7 @@ SORTS = (
     ("length", "shortest answer first"),
     ("-growth", "grew most first"),
 )
+KL_SORTS = (("-kl", "largest KL first"), ("kl", "smallest KL first"))
 ROLLOUT_SORTS = (
     ("", "by prompt, then step"),
     ("step", "by step"),
@@ -62,15 +63,21 @@ def held_out_answers(task: EvalSet) -> Browse | None:
         for prompt, sample in shown
     ]
     filters = KINDS if task.teacher is not None else KINDS[:-1]
+    sorts = [*SORTS, *(KL_SORTS if any("kl" in row.values for row in rows) else ())]
     note = "Samples are paired: the same prompt and the same random numbers before and after."
     if len(shown) < len(keys):
         note += (
             f" Of {len(keys):,} answers {len(shown):,} are shown, those that changed first; all "
             "are in the folder eval/ of the run."
         )
+    if len(sorts) > len(SORTS):
+        note += (
+            " KL is the mean of log p \u2013 log q over the tokens of an answer after training, at "
+            "temperature 1: an estimate from one answer, made for one sample of a prompt."
+        )
     title = f"All answers on {task.label}"
     name = f"answers-{anchor(task.label)}"
-    return Browse(name, title, note, columns, filters, SORTS, list(prompts.values()), rows)
+    return Browse(name, title, note, columns, filters, sorts, list(prompts.values()), rows)
 
 
 def answers_of_runs(label: str, names: Sequence[str], tasks: Sequence[EvalSet]) -> Browse:
@@ -244,9 +251,19 @@ def _text(graded: Graded | None, limit: int) -> BrowsedText | None:
     if graded is None:
         return None
     cut = ", truncated by the token limit" if graded.finish == "length" else ""
-    note = f"{_tokens(graded.length)}{cut}"
+    kl = _kl(graded)
+    shown = "" if kl is None else minus(f", KL {kl:.3f} nats per token")
+    note = f"{_tokens(graded.length)}{cut}{shown}"
     return BrowsedText(shortened(graded.text, limit), bool(graded.correct), note)
 
 
 def _lengths(before: Graded, after: Graded) -> dict[str, float]:
-    return {"length": after.length, "growth": after.length - before.length}
+    kl = _kl(after)
+    lengths = {"length": after.length, "growth": after.length - before.length}
+    return lengths | ({} if kl is None else {"kl": kl})
+
+
+def _kl(graded: Graded) -> float | None:
+    """KL to the teacher that was kept with an answer of the last evaluation."""
+    value = graded.extra.get("kl")
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -54,6 +54,7 @@ from opd.setup.samplers import (
 from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import RemoteTeacher
 from opd.training.ahead import LookAhead
+from opd.training.answer_kl import answer_kl
 from opd.training.deterministic import prepare_deterministic
 from opd.training.distributed import (
     SINGLE,
@@ -163,6 +164,7 @@ def _assemble(
         clock=clock,
         interventions=make_interventions(models, source.teacher, folder, console, trackers),
         close=servers.stop,
+        measure_answers=answer_kl(cfg, pair.student, source.teacher),
     )
     if cfg.rollout.ahead:
         return replace(session, ahead=look_ahead(cfg, pair, session)), completions

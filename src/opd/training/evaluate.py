@@ -135,7 +135,12 @@ def _accuracies(
 
 
 def evaluate(
-    sampler: Sampler, task: EvalTask, decode: Callable[[Sequence[int]], str], *, seed: int
+    sampler: Sampler,
+    task: EvalTask,
+    decode: Callable[[Sequence[int]], str],
+    *,
+    seed: int,
+    measure: Callable[[Sequence[Rollout]], Mapping[int, float]] | None = None,
 ) -> Evaluation:
     """Sample and grade one held-out set.
 
@@ -144,18 +149,21 @@ def evaluate(
         task: the set.
         decode: token ids to text, special tokens left out.
         seed: train.seed; the same for every step and model.
+        measure: KL to the teacher of some of the rollouts, by position; kept with the answers.
     """
     rollouts = sampler.sample(task.prompts.prompts, n=task.n, key=key(seed, Stream.EVALUATION))
     texts = [decode(r.ids.tolist()) for r in rollouts]
     grades = task.grader.grade(texts, [r.prompt.answer or "" for r in rollouts])
+    kl = {} if measure is None else measure(rollouts)
+    extras = [prompt_text(r) | ({"kl": kl[i]} if i in kl else {}) for i, r in enumerate(rollouts)]
     graded = [
-        Graded(r.prompt.index, r.sample, g.correct, len(r), r.finish, text, prompt_text(r))
-        for r, g, text in zip(rollouts, grades, texts, strict=True)
+        Graded(r.prompt.index, r.sample, g.correct, len(r), r.finish, text, extra)
+        for r, g, text, extra in zip(rollouts, grades, texts, extras, strict=True)
     ]
     return summarise(task, rollouts, graded)
 
 
-def prompt_text(rollout: Rollout) -> dict[str, str]:
+def prompt_text(rollout: Rollout) -> dict[str, Any]:
     """Prompt and answer for people, once per prompt."""
     prompt = rollout.prompt
     return {} if rollout.sample else {"prompt": prompt.text, "answer": prompt.answer or ""}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from opd.training.answer_kl import Measure
 from opd.training.evaluate import EvalTask, Evaluation, evaluate
 from opd.training.session import Session
 from opd.types import Sampler
@@ -17,7 +18,9 @@ def evaluate_due(session: Session, step: int) -> None:
         if first_or_last or (task.every and step % task.every == 0):
             with session.clock("evaluate"):
                 sampler = session.student_sampler(task)
-                evaluation = evaluate_once(session, task, step, task.label, sampler)
+                evaluation = evaluate_once(
+                    session, task, step, task.label, sampler, session.measure_answers
+                )
             session.folder.log_metrics(step, evaluation.values())
             session.interventions.monitor.add(evaluation.values())
             session.trackers.log(step, evaluation.values())
@@ -52,14 +55,21 @@ def evaluate_teacher(session: Session) -> None:
 
 
 def evaluate_once(
-    session: Session, task: EvalTask, step: int, name: str, sampler: Sampler
+    session: Session,
+    task: EvalTask,
+    step: int,
+    name: str,
+    sampler: Sampler,
+    measure: Measure | None = None,
 ) -> Evaluation:
     """One evaluation, kept in eval/ so that a resumed run does not pay for it again."""
     key = result_key(session, task)
     saved = session.folder.load_eval(step, name, key=key)
     if saved is not None:
         return Evaluation.of_record(*saved)
-    evaluation = evaluate(sampler, task, session.source.decode, seed=session.cfg.train.seed)
+    evaluation = evaluate(
+        sampler, task, session.source.decode, seed=session.cfg.train.seed, measure=measure
+    )
     session.folder.save_eval(step, name, evaluation.record(), evaluation.graded, key=key)
     return evaluation
 

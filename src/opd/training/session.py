@@ -17,6 +17,7 @@ from opd.run.layout import BEST, COLD_START
 from opd.run.stop_request import take_stop_request
 from opd.run.trackers import Trackers
 from opd.training.ahead import LookAhead
+from opd.training.answer_kl import Measure
 from opd.training.checkpoints import restore_phase, write_checkpoint
 from opd.training.evaluate import EvalTask
 from opd.training.experience import ExperienceSource
@@ -46,6 +47,7 @@ class Session:
         facts: what earlier phases add to the summary.
         warm_started: a phase before the first step has trained the student.
         close: ends the servers that were started for the run.
+        measure_answers: KL of held-out answers to the teacher; None: it is not measured.
         ahead: samples one step ahead; None: every step waits for its rollouts.
     """
 
@@ -65,6 +67,7 @@ class Session:
     facts: Mapping[str, Any] = field(default_factory=dict)
     warm_started: bool = False
     close: Callable[[], None] = lambda: None
+    measure_answers: Measure | None = None
     ahead: LookAhead | None = None
 
     @property
