@@ -140,7 +140,7 @@ def test_acting_alarms_change_the_run_and_come_back_bit_for_bit(tmp_path, monkey
     loud = replace(
         spike, condition=lambda seen, _: Evidence() if len(seen.values("train/loss")) > 3 else None
     )
-    monkeypatch.setattr("opd.alarms.monitor.RULES", (loud,))
+    monkeypatch.setattr("opd.alarms.rules.RULES", (loud,))
     act = {"alarms": {"action": "act"}, "rollout": {"max_new_tokens": 40}}
     straight = run(run_config(tmp_path / "straight", **act))
     assert [(a["step"], a["action"][:26]) for a in straight] == [(5, "rollouts end after 28 toke")]
