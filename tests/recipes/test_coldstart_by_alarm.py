@@ -34,7 +34,8 @@ def loud(monkeypatch):
     seen = replace(
         rule, condition=lambda seen, _: Evidence() if len(seen.values("train/loss")) > 2 else None
     )
-    monkeypatch.setattr("opd.alarms.rules.RULES", (seen,))
+    monkeypatch.setattr("opd.alarms.rules.RULES", (seen,))  # of a run
+    monkeypatch.setattr("opd.alarms.monitor.RULES", (seen,))  # of a replay
     monkeypatch.setattr("opd.alarms.monitor.MIN_WINDOW", 2)
 
 

@@ -59,9 +59,11 @@ class Monitor:
         history: the metrics so far.
     """
 
-    def __init__(self, settings: Alarms, planned: int, *, rules: Sequence[Rule] = RULES) -> None:
-        """Monitor a run of `planned` steps by `rules`."""
-        self.settings, self.rules = settings, rules
+    def __init__(
+        self, settings: Alarms, planned: int, *, rules: Sequence[Rule] | None = None
+    ) -> None:
+        """Monitor a run of `planned` steps by `rules`; None: those of opd alone."""
+        self.settings, self.rules = settings, RULES if rules is None else rules
         self.history = History(window_size(planned))
         self._steps_held: dict[str, int] = {}  # steps for which a rule's condition has held
         self._steps_quiet: dict[str, int] = {}  # successive steps for which it has not
