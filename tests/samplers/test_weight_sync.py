@@ -359,10 +359,14 @@ def test_a_server_that_is_started_again_while_it_sleeps_is_awake(full, make_prom
     assert [r.ids.tolist() for r in again] == [r.ids.tolist() for r in expected]
 
 
-@pytest.mark.parametrize("launched", [True, False])
-def test_a_head_that_is_a_little_old_is_found(launched, full, tmp_path, caplog):
-    """As vLLM's CPU build has it of a tied head: far below the gap that is refused."""
+@pytest.mark.parametrize(("launched", "resumed"), [(True, False), (False, False), (True, True)])
+def test_a_head_that_is_a_little_old_is_found(launched, resumed, full, tmp_path, caplog):
+    """As vLLM's CPU build has it of a tied head: far below the gap that is refused.
+
+    A resumed run has its first push on a server that was started on the student of the beginning.
+    """
     server = server_for(full)
+    server.dtype = "float32" if resumed else None
     before = model_logp(copy.deepcopy(full))
     restarted: list[Path] = []
 
@@ -372,7 +376,8 @@ def test_a_head_that_is_a_little_old_is_found(launched, full, tmp_path, caplog):
         server.logp = load_weights_for(full)(folder)
 
     weights = sync_to(server, full, tmp_path, **({"restart": restart} if launched else {}))
-    weights.send(0)
+    if not resumed:
+        weights.send(0)
     train(full)
 
     def keeps_a_part(server, request):
