@@ -14,6 +14,7 @@ from opd.data.teacher_prompts import TeacherPrompts
 from opd.errors import UserError
 from opd.models.lm import add_lora, load_lm
 from opd.models.self_weights import SelfWeights
+from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
 from opd.setup.models import open_models
@@ -53,7 +54,7 @@ def test_scores_are_those_of_the_teachers_own_prompt_at_the_completions_position
     models = open_models(cfg, Console("quiet"))
     prompts = load_training_prompts(cfg, models.pair, Console("quiet"))
     models = models.for_prompts(prompts).with_own_weights()
-    teacher = models.teacher(tmp_path, Console("quiet"), None)
+    teacher = models.teacher(tmp_path, Console("quiet"), Clock())
     rollouts = rollouts_of(models, prompts)
     scores = teacher.score(rollouts, Want(sampled=True, support=True, topk=3))
     rows = [json.loads(x) for x in Path(cfg.prompts.path).read_text().splitlines()]
