@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -72,6 +74,7 @@ class OwnClient:
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
             text=True,
+            start_new_session=True,
         )
         self._read("ready")
 
@@ -145,7 +148,7 @@ def main() -> None:
                 )
             theirs, ours = (median(r[j] for r in rows) for j in (0, 1))
             print(f"median tokens/s: vllm.LLM {theirs:.1f}, opd {ours:.1f}: {ours / theirs:.2f}")
-            own.process.kill()
+            os.killpg(own.process.pid, signal.SIGKILL)  # it has processes of its own
 
 
 if __name__ == "__main__":
