@@ -194,7 +194,10 @@ def test_a_teacher_with_another_tokenizer_is_incompatible(file, tmp_path):
     [
         ({"teacher": None, "loss": {"terms": {"outcome_weight": 1.0}}}, "teacher is null"),
         ({"teacher": []}, "empty list"),
-        ({"teacher": {"url": "http://127.0.0.1:9", "model": "m"}}, "teacher.url=http://127.0.0.1"),
+        (
+            {"teacher": {"url": "http://127.0.0.1:9", "model": "m", "patience": 0}},
+            "teacher.url=http://127.0.0.1",
+        ),
         ({"check__orign": 3}, "check.origin"),
     ],
 )

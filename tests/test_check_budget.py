@@ -102,6 +102,7 @@ def test_time_left_by_the_probe_goes_to_the_pilot_and_a_short_one_is_said(tmp_pa
     assert ("pilot_steps" in result.best.features) != ("no time for a pilot" in text)
 
 
+@pytest.mark.slow
 def test_progress_is_told_all_along(tmp_path, slow, monkeypatch):
     monkeypatch.setattr(rounds, "MAX_PROMPTS", 24)
     slow(0.05)

@@ -101,6 +101,7 @@ def test_the_student_comes_back_when_the_pilot_fails(tmp_path):
     assert all(torch.equal(t, before[n]) for n, t in states(pair.student).items())
 
 
+@pytest.mark.slow
 def test_measuring_is_deterministic_and_survives_json(tmp_path):
     cfg = demo_run(tmp_path)
     first, second = (small(cfg, tmp_path) for _ in range(2))

@@ -64,5 +64,6 @@ def test_a_checkpoint_of_pieces_goes_on_in_pieces_bit_for_bit_and_whole(kind):
     assert of["final"] < CLOSE[kind]
 
 
+@pytest.mark.slow
 def test_a_score_that_is_not_finite_on_one_process_moves_nothing():
     assert two_processes(EVERYDAY)["refused"]["moved"] == 0

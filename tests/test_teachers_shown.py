@@ -58,6 +58,7 @@ def test_teachers_that_pull_apart_are_seen(tmp_path):
     assert "they pull the student apart" in describe(apart)[0]
 
 
+@pytest.mark.slow
 def test_check_says_what_aligns_with_another_tokenizer(tmp_path, capsys):
     folder = foreign_model(tmp_path / "teacher", byte_tokenizer())
     data = run_config(tmp_path / "run", steps=4)

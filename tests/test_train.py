@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
@@ -24,6 +18,7 @@ from opd.run.jsonl import read_jsonl
 from opd.training.checkpoints import restore
 from opd.training.experience import sample, score
 from support.everyday import everyday
+from support.kills import kill_and_resume
 from support.runs import Counting, digest, open_run, run_config, run_to_end
 
 FULL: dict = {}
@@ -155,27 +150,6 @@ def test_kill_minus_nine_many_times(home, straight, seed, name, changes):
     folder = home / f"killed-{name}-{seed}"
     kill_and_resume(folder, random.Random(seed), kills=3, **changes)
     assert digest(folder) == straight(name, changes)
-
-
-def kill_and_resume(folder: Path, rng: random.Random, *, kills: int, **changes) -> None:
-    """Run in a process of its own, kill it `kills` times at moments nobody chose, then finish."""
-    file = folder.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(run_config(folder, **changes)))
-    log = folder / "metrics.jsonl"
-    for _ in range(kills):
-        process = _opd(file, *(["--resume"] if folder.exists() else []))
-        before = log.stat().st_size if log.exists() else 0
-        while process.poll() is None and (not log.exists() or log.stat().st_size == before):
-            time.sleep(0.002)  # still importing and loading
-        time.sleep(rng.uniform(0, 1.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait(30)
-    assert _opd(file, "--resume").wait(200) == 0
-
-
-def _opd(file: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "opd", "train", str(file), "--quiet", *flags]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def test_the_demo_pair_learns(tmp_path):

@@ -58,7 +58,7 @@ def test_a_broken_invariant_ends_with_1(file, monkeypatch, words):
 
 @pytest.mark.parametrize("words", [SPELLINGS[0]])
 def test_a_teacher_server_needs_the_local_model(file, words):
-    section = "teacher={url: 'http://127.0.0.1:9', model: m}"
+    section = "teacher={url: 'http://127.0.0.1:9', model: m, patience: 0}"
     result = CliRunner().invoke(app, [*words, file, section])
     assert isinstance(result.exception, UserError)
     assert "opd verify run.yaml --local FOLDER" in str(result.exception)

@@ -154,6 +154,7 @@ def test_acting_alarms_change_the_run_and_come_back_bit_for_bit(tmp_path, monkey
         assert (folder / "metrics.jsonl").read_bytes() == metrics.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stop_keeps_the_best_student(tmp_path):
     # A rate that ruins the student: it is best before the first step, or soon after.
     stop = {"alarms": {"action": "stop"}, "optim": {"lr": 0.03}}

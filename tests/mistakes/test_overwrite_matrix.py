@@ -179,6 +179,7 @@ def test_nothing_of_a_run_is_replaced_by_what_is_made_of_it(finished_copy, words
     assert (outcome.code, outcome.changed) == (2, ()), outcome.text
 
 
+@pytest.mark.slow
 def test_a_report_that_opd_did_not_write_is_not_replaced(finished_copy):
     mine = finished_copy / "run" / "report.html"
     mine.write_text("<h1>my own page</h1>")

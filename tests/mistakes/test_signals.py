@@ -25,7 +25,7 @@ WORK = {
     ("coldstart", "run.yaml", "coldstart={}"): "opd.setup.session.open_models",
     ("check", "run.yaml"): "opd.commands.check.candidates.open_models",
     ("verify", "run.yaml"): "opd.commands.verify.open_models",
-    ("eval", "run.yaml"): "opd.setup.pair.load_pair",
+    ("eval", "run.yaml"): "opd.setup.models.open_for_evaluation",
     ("select", "run.yaml", "select={output: x.jsonl}"): "opd.commands.select.run.open_models",
     ("serve-teacher", "run.yaml", "--port", "0"): "opd.commands.serve_teacher._load",
     ("report", "done"): "opd.run.disk.write_output",
@@ -96,6 +96,7 @@ def test_a_chat_template_without_an_end_is_a_message(workspace, monkeypatch):
     assert "does not end" in outcome.text
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_back_changes_no_number(tmp_path, monkeypatch):
     """Times are for reading: a run whose clock leaps has the bits of one whose clock does not."""
     weights = {}

@@ -61,6 +61,7 @@ def test_settings_that_are_often_mistakes_are_said(workspace, override, file, co
     assert said in outcome.text
 
 
+@pytest.mark.slow
 def test_a_student_without_a_template_beside_a_teacher_with_one_is_a_choice(workspace):
     """D6: the teacher fell from 100 to 0 % without a word."""
     teacher = copy_model("teacher")

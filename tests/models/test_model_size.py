@@ -13,6 +13,7 @@ from opd.models.attention import use_grouped_attention
 from opd.models.cache_support import cache_support
 from opd.models.lm import LM, add_lora, enable_checkpointing
 from opd.models.model_size import model_size, quantised_bits
+from support.everyday import everyday
 from support.live_bytes import LiveBytes
 
 VOCAB, TOKENS = 512, 512
@@ -73,7 +74,9 @@ def count_pass(lm: LM) -> tuple[int, int]:
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("lora", [None, Lora(rank=8)], ids=["full", "lora"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", everyday([torch.float32, torch.bfloat16], 1), ids=["float32", "bfloat16"]
+)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_activations_are_those_of_a_real_pass(name, dtype, lora, checkpointing):
     size = model_size(family(name), dtype, lora=lora)

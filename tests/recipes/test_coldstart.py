@@ -145,6 +145,7 @@ def test_stopped_and_resumed_is_the_same_run(home, straight, stop_after):
     assert digest(folder) == digest(straight[0])
 
 
+@pytest.mark.slow
 def test_completions_on_disk_are_not_written_again(home, straight):
     folder = home / "died"
     session, completions = open_run(run_config(folder))

@@ -19,6 +19,7 @@ from opd.http import Http
 from opd.models.lm import LM, load_lm
 from opd.models.spelling import Speller, longest_text
 from opd.models.tokenizers import load_tokenizer
+from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
 from opd.setup import remote_teacher
@@ -244,7 +245,7 @@ def test_the_same_vocabulary_as_text_shares_every_token(tmp_path):
     cfg = config.parse(data)
     models = open_models(cfg, Console("quiet"))
     models = models.for_prompts(load_training_prompts(cfg, models.pair, Console("quiet")))
-    teacher = models.teacher(tmp_path, Console("quiet"), None)
+    teacher = models.teacher(tmp_path, Console("quiet"), Clock())
     ids = np.array([*WORDS.encode("so pig 1 ANS 1"), WORDS.eos_token_id], np.int32)
     topk = np.tile(np.arange(6, 14, dtype=np.int32), (len(ids), 1))
     logp = np.zeros(len(ids), np.float32)

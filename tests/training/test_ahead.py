@@ -25,6 +25,7 @@ from opd.training import loop
 from opd.training.ahead import LookAhead
 from opd.training.experience import ExperienceSource, StepSize
 from opd.types import Prompt, Rollout
+from support.kills import kill_and_resume
 from support.runs import digest, opened, run_config, run_to_end
 
 AHEAD = {"rollout": {"ahead": 1}}
@@ -192,8 +193,6 @@ def test_what_weights_do_not_correct_is_refused(tmp_path, changes, named):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_kill_minus_nine(straight, seed):
-    from test_train import kill_and_resume
-
     folder = straight.parent / f"killed-{seed}"
     changes = {"rollout": {"ahead": 1}, "output": {"save_every": 2, "rollout_sample": 64}}
     kill_and_resume(folder, random.Random(seed), kills=2, **changes)

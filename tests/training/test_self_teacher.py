@@ -79,7 +79,7 @@ def test_scores_are_those_of_the_teachers_own_prompt_at_the_completions_position
     assert min(lengths) >= 2
 
 
-@pytest.mark.parametrize(("weights", "lora"), everyday(KINDS, 0, len(KINDS) - 1))
+@pytest.mark.parametrize(("weights", "lora"), everyday(KINDS, len(KINDS) - 1))
 def test_two_and_two_steps_are_four(tmp_path, weights, lora):
     data = self_run(tmp_path / "a", weights=weights, lora=lora)
     run_to_end(data)
