@@ -106,7 +106,7 @@ def no_weights(monkeypatch):
         "opd.commands.check.candidates.open_models",
         "opd.commands.verify.open_models",
         "opd.commands.select.run.open_models",
-        "opd.setup.pair.load_pair",
+        "opd.setup.models.open_for_evaluation",
         "opd.commands.serve_teacher._load",
         "opd.commands.score.open_models",
     ):

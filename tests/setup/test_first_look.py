@@ -39,6 +39,15 @@ def test_a_run_that_is_right_gives_no_message(workspace):
     assert look_first(parsed(), trains=True) == []
 
 
+@pytest.mark.parametrize("command", ["train", "select", "check"])
+def test_a_server_that_opd_starts_has_no_address_yet(workspace, command):
+    """The first look took its missing address for one, and every command ended with a traceback."""
+    launch = "teacher={model: teacher, launch: {python: no/python}}"
+    outcome = type_command(workspace, command, "run.yaml", launch, "select={output: x.jsonl}")
+    assert (outcome.code, outcome.changed) == (2, ())
+    assert "teacher.launch.python=no/python: there is no such program" in outcome.text
+
+
 def test_nothing_heavy_is_imported_for_a_first_look(workspace):
     code = (
         "import sys\nfrom pathlib import Path\nfrom opd.commands.look import load_and_look\n"

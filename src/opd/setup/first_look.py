@@ -87,7 +87,8 @@ def look_at_settings(cfg: Run, problems: Problems, *, trains: bool) -> None:
     for i, spec in enumerate(cfg.eval):
         problems.attempt(require_safe_name, spec.label, "held-out set", f"eval.{i}.name")
     if isinstance(cfg.teacher, ServerTeacher) and not is_offline(cfg):
-        problems.attempt(check_url, cfg.teacher.url, "teacher.url")
+        if cfg.teacher.url is not None:  # else its server is started by opd
+            problems.attempt(check_url, cfg.teacher.url, "teacher.url")
         problems.attempt(read_key, cfg.teacher.api_key_env, "teacher.api_key_env")
     if cfg.rollout.path is not None:
         problems.attempt(read_rollouts, Path(cfg.rollout.path))
