@@ -39,13 +39,22 @@ def test_a_run_that_is_right_gives_no_message(workspace):
     assert look_first(parsed(), trains=True) == []
 
 
+@pytest.mark.parametrize("python", ["no/python", "student", "'{problem}'"])
 @pytest.mark.parametrize("command", ["train", "select", "check"])
-def test_a_server_that_opd_starts_has_no_address_yet(workspace, command):
+def test_a_server_that_opd_starts_has_no_address_yet(workspace, command, python):
     """The first look took its missing address for one, and every command ended with a traceback."""
-    launch = "teacher={model: teacher, launch: {python: no/python}}"
+    launch = f"teacher={{model: teacher, launch: {{python: {python}}}}}"
     outcome = type_command(workspace, command, "run.yaml", launch, "select={output: x.jsonl}")
+    assert (outcome.code, outcome.changed) == (2, ()), outcome.text
+    program = python.strip("'")
+    assert f"teacher.launch.python={program}: there is no such program" in outcome.text
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_a_null_character_in_a_path_is_named(workspace, command):
+    outcome = type_command(workspace, command, "run.yaml", 'output.dir="a\\0b"')
     assert (outcome.code, outcome.changed) == (2, ())
-    assert "teacher.launch.python=no/python: there is no such program" in outcome.text
+    assert "output.dir: holds a null character" in outcome.text
 
 
 def test_nothing_heavy_is_imported_for_a_first_look(workspace):

@@ -65,7 +65,7 @@ class LaunchedServer:
         """
         command = [part.format(port=self.port, model=self.model) for part in self.command]
         inherited = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
-        if not os.access(command[0], os.X_OK):
+        if not (os.path.isfile(command[0]) and os.access(command[0], os.X_OK)):
             raise UserError(
                 f"{self.role}.launch.python={command[0]}: there is no such program. Make an "
                 "environment with vLLM, and name its interpreter."

@@ -199,7 +199,13 @@ def _plan(
     options: dict[str, str | int | float | bool],
     logs: Path,
 ) -> LaunchedServer:
-    command = [launch.python, "-m", "vllm.entrypoints.openai.api_server", "--model", "{model}"]
+    command = [
+        braced(launch.python),
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        "{model}",
+    ]
     command += ["--host", "127.0.0.1", "--port", "{port}"]
     for name, value in (options | launch.args).items():
         if value is not False:
