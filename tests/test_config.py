@@ -228,3 +228,20 @@ def test_light_modules_do_not_import_torch(module):
         f"import sys, {module}; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"model": "m", "decay": -7}, "teacher.decay=-7: only a teacher with teacher.from=student"),
+        ({"url": "http://x", "model": "m", "offload": "disk"}, "'disk': only a teacher with"),
+        ({"python": "a:b", "dtype": "int8"}, "teacher.dtype='int8': only a teacher with"),
+        ({"model": "m", "lunch": 1}, "teacher.lunch: unknown key. Did you mean teacher.launch?"),
+    ],
+)
+def test_a_key_of_another_kind_of_teacher_is_named_as_one(teacher, message):
+    """It was called unknown, and the suggestion was the key itself."""
+    sections = {"student": {"model": "a"}, "prompts": {"path": "x"}, "output": {"dir": "r"}}
+    with pytest.raises(UserError) as raised:
+        config.parse(sections | {"teacher": teacher})
+    assert message in str(raised.value)

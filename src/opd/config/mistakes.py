@@ -5,7 +5,18 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from pydantic import BaseModel
+
+from opd.config.models import LocalTeacher, PythonTeacher, SelfTeacher, ServerTeacher
 from opd.config.reference import known_keys
+
+# Each kind of teacher, and what makes a section one of it.
+TEACHERS: dict[type[BaseModel], str] = {
+    LocalTeacher: "teacher.model",
+    ServerTeacher: "teacher.url or teacher.launch",
+    SelfTeacher: "teacher.from=student",
+    PythonTeacher: "teacher.python",
+}
 
 # Names people bring from TRL, HF Trainer and verl, and where the value lives here.
 WELL_KNOWN = {
@@ -50,12 +61,13 @@ WELL_KNOWN = {
 def explain(error: Any) -> str:
     """One pydantic error as: key - what is wrong - value seen - fix."""
     loc = [str(part) for part in error["loc"]]
-    if loc[:1] == ["teacher"] and loc[1:2] in (["local"], ["server"], ["self"]):
-        del loc[1]  # which kind it was taken for
-    if loc[:1] == ["teachers"] and loc[2:3] in (["local"], ["server"], ["self"]):
-        del loc[2]
+    at = {"teacher": 1, "teachers": 2}.get(loc[0], len(loc)) if loc else 0
+    if loc[at : at + 1] and loc[at] in ("local", "server", "self", "python"):
+        del loc[at]  # which kind it was taken for
     key = ".".join(loc)
     if error["type"] == "extra_forbidden":
+        if loc[0] in ("teacher", "teachers") and (kinds := _teachers_with(loc[-1])):
+            return f"  {key}={error.get('input')!r}: only a teacher with {kinds} has this key."
         return f"  {key}: unknown key.{_suggest(loc)}"
     if error["type"] == "missing":
         return f"  {key}: required, but missing."
@@ -65,6 +77,11 @@ def explain(error: Any) -> str:
         return f"  {message}."
     shown = "" if isinstance(seen, dict | list) else f" (found {seen!r})"
     return f"  {key}: {message}{shown}."
+
+
+def _teachers_with(name: str) -> str:
+    """What makes a teacher one of the kinds that have a key; empty where none has."""
+    return " or ".join(what for kind, what in TEACHERS.items() if name in kind.model_fields)
 
 
 def _suggest(loc: list[str]) -> str:
