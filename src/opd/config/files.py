@@ -105,7 +105,6 @@ def validate(data: dict[str, Any], *, where: str) -> Run:
         UserError: naming every wrong or removed key.
     """
     data, errors = removed_key_errors(data)
-    errors += [f"{key}: holds a null character, which no path or name may." for key in _null(data)]
     try:
         run = Run.model_validate(data)
     except ValidationError as error:
@@ -143,17 +142,3 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any, item: str) -> Non
         node[int(keys[-1])] = value
     else:
         node[keys[-1]] = value
-
-
-def _null(value: Any, key: str = "") -> list[str]:
-    """The keys whose text holds a null character."""
-    if isinstance(value, str):
-        return [key] if "\0" in value else []
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    return [each for k, v in items for each in _null(v, f"{key}.{k}" if key else str(k))]

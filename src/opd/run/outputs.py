@@ -152,6 +152,8 @@ def _resolved(path: Path) -> Path:
         return path.resolve()
     except (RuntimeError, OSError):
         raise UserError(f"{path} is a link that leads back to itself. Remove it.") from None
+    except ValueError:
+        raise UserError(f"{str(path)!r} holds a null character, which no path may.") from None
 
 
 def _same_file(a: Path, b: Path) -> bool:
