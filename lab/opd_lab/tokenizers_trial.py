@@ -3,6 +3,7 @@
 `python -m opd_lab.tokenizers_trial --cache DIR --write docs/lab-tokenizers.md`, with the weights'
 folders in `OPD_SMOLLM2` and `OPD_QWEN_SMALL`. Either teacher is fine-tuned a little on answers of
 the task; models and runs are kept in the cache, so that a run that was stopped goes on.
+Both teachers were fine-tuned once; the two distillations have not been run to their end yet.
 """
 
 from __future__ import annotations

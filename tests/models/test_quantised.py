@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from opd import config
+from opd.data.routes import Route
 from opd.demo.run_config import PAIR
 from opd.errors import UserError
+from opd.models.away import AwayWeights
 from opd.models.lm import load_lm
 from opd.models.quantised import BLOCK, NF4, QuantisedLinear, quantise, stored_bytes
 from opd.recipes.distillation import distill
@@ -19,6 +23,7 @@ from opd.reports.run_page import run_document
 from opd.run.jsonl import read_jsonl
 from opd.setup.pair import load_pair, load_teacher
 from opd.teachers.local import LocalTeacher
+from opd.teachers.routed import RoutedTeacher
 from opd.types import Rollout, Want
 from support.runs import digest, opened, run_config, run_to_end
 
@@ -96,6 +101,26 @@ def test_weights_that_go_away_score_the_same_bits(dtype):
     assert held == 0
     assert lm.head.weight.numel() > 0
     assert lm.num_parameters() == stays.num_parameters()
+
+
+def test_of_several_teachers_one_is_there_at_a_time(monkeypatch):
+    spec = config.LocalTeacher(model=TEACHER, offload="disk")
+    models = {name: load_teacher(spec, "cpu") for name in ("one", "other")}
+    brought, bring = [], AwayWeights.bring
+
+    def watched(self):
+        bring(self)
+        brought.append([name for name, lm in models.items() if lm.away.there])
+
+    monkeypatch.setattr(AwayWeights, "bring", watched)
+    routes = {i: Route(((name, 1.0),)) for i, name in enumerate(("one", "other", "one"))}
+    routed = RoutedTeacher(
+        {route.label: LocalTeacher(models[route.label]) for route in routes.values()}, routes
+    )
+    texts = [replace(r, prompt=replace(r.prompt, index=i)) for i, r in enumerate(rollouts(None))]
+    assert len(routed.score(texts, Want(sampled=True))) == 3
+    assert sorted({name for names in brought for name in names}) == ["one", "other"]
+    assert all(len(names) == 1 for names in brought)
 
 
 def test_a_failed_scoring_sends_them_away_too():

@@ -74,9 +74,7 @@ def own_samplers(cfg: Run, name: str, pair: Pair, ranks: Ranks = SINGLE) -> Make
     """What generates with the user's code."""
 
     def make(decoding: Decoding, k: int | None) -> Sampler:
-        scorer = LocalTeacher(
-            pair.student, tokens_per_batch=token_budget(cfg), temperature=decoding.temperature
-        )
+        scorer = student_scorer(cfg, pair, decoding.temperature)
         sampler = own_sampler(name, pair, decoding, scorer, k)
         return sampler if ranks.size == 1 else ShardedSampler(sampler, ranks, pair.student)
 
