@@ -258,3 +258,9 @@ def test_retries_of_the_hub_client_are_not_shown():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "40"
+
+
+def test_the_list_of_commands_cuts_no_sentence():
+    listed = CliRunner().invoke(app, ["--help"], terminal_width=80).output
+    assert "serve-teacher" in listed
+    assert "..." not in listed.split("Commands:")[1]

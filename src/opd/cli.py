@@ -90,7 +90,7 @@ def init(
     typer.echo(f"  opd check {file}\n  opd train {file}")
 
 
-@app.command()
+@app.command(short_help="Distil the teacher into the student.")
 def train(
     file: ConfigFile,
     overrides: Overrides = None,
@@ -108,7 +108,7 @@ def train(
     _train(cfg, resume, overwrite, quiet, json_lines)
 
 
-@app.command()
+@app.command(short_help="Imitate the teacher's completions first.")
 def coldstart(
     file: ConfigFile,
     overrides: Overrides = None,
@@ -133,7 +133,7 @@ def coldstart(
     )
 
 
-@app.command()
+@app.command(short_help="Choose prompts from which this student can learn.")
 def select(
     file: ConfigFile,
     overrides: Overrides = None,
@@ -151,7 +151,7 @@ def select(
     run_select(cfg, json_lines, overwrite=overwrite)
 
 
-@app.command()
+@app.command(short_help="Before a run: will this teacher help this student?")
 def check(
     file: ConfigFile,
     overrides: Overrides = None,
@@ -204,7 +204,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command("eval")
+@app.command("eval", short_help="Accuracy of student and teacher on held-out sets.")
 def evaluate(
     target: Annotated[Path, typer.Argument(help="A run.yaml or a run folder.")],
     overrides: Overrides = None,
@@ -216,7 +216,7 @@ def evaluate(
     evaluate_target(target, overrides or (), "json" if json_lines else "plain")
 
 
-@app.command("serve-teacher")
+@app.command("serve-teacher", short_help="Serve a local model as a teacher over HTTP.")
 def serve_teacher(
     file: ConfigFile,
     overrides: Overrides = None,
@@ -244,7 +244,7 @@ def serve_teacher(
         serve(cfg, host=host, port=port)
 
 
-@app.command()
+@app.command(short_help="One HTML report of a run, finished or not.")
 def report(
     run: RunFolder,
     live: Annotated[
@@ -277,7 +277,7 @@ def watch(
         commands.watch(run, interval=every)
 
 
-@app.command()
+@app.command(short_help="A live page of runs in the browser.")
 def dash(
     runs: Annotated[
         Path, typer.Argument(help="A folder of runs, or a run.", metavar="[RUNS]")
@@ -290,7 +290,7 @@ def dash(
     commands.serve(runs, port=port, say=typer.echo)
 
 
-@app.command()
+@app.command(short_help="Two runs or more, paired prompt by prompt.")
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is the base.")],
     out: Annotated[Path, typer.Option(help="The report to write.")] = Path("compare.html"),
@@ -306,7 +306,7 @@ def compare(
     typer.echo(commands.comparison_text(document, page, as_json=as_json))
 
 
-@app.command()
+@app.command(short_help="The trained student as a Hugging Face folder.")
 def export(
     run: RunFolder,
     out: Annotated[Path | None, typer.Option(help="Folder to write; RUN/export if absent.")] = None,
@@ -322,7 +322,7 @@ def export(
     typer.echo(exported.json() if as_json else exported)
 
 
-@app.command()
+@app.command(short_help="A whole run of a tiny shipped pair.")
 def demo(
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
     steps: Annotated[int | None, typer.Option(min=1, help="Fewer or more steps.")] = None,
