@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from opd.gpu_check import correctness, memory, runs, speed, transfer
+from opd.gpu_check import correctness, memory, quantised, runs, speed, transfer
 from opd.gpu_check.harness import Device
 from opd.training.deterministic import prepare_deterministic
 
@@ -30,6 +30,9 @@ SECTIONS: tuple[tuple[Callable[[Device], object], float], ...] = (  # most impor
     (speed.decoding, 60),
     (speed.whole_step, 40),
     (memory.full_fine_tuning, 60),
+    (quantised.int8_moments, 10),
+    (quantised.quantised_teacher, 25),
+    (quantised.adapters_with_large_teacher, 60),
     (speed.trl_step, 50),
     (speed.scoring, 15),
     (speed.updates, 40),
