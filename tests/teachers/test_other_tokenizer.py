@@ -181,6 +181,27 @@ def test_tokens_that_never_align_are_an_error():
         teacher_of(lm_of(COARSE)).score([rollout], Want(sampled=True))
 
 
+def test_a_completion_that_is_no_text_has_scores_of_every_kind():
+    """Else the loss would miss its whole batch's: a crash at the first such completion."""
+    rollout = rollout_of("sum pig")
+    byte = FINE.convert_tokens_to_ids("Ĳ")  # 0x90, which begins no character
+    none = Rollout(
+        rollout.prompt,
+        1,
+        np.array([byte], np.int32),
+        rollout.logp[:1],
+        rollout.entropy[:1],
+        rollout.topk_ids[:1],
+        rollout.topk_logp[:1],
+        "length",
+    )
+    want = Want(sampled=True, support=True)
+    scores = teacher_of(lm_of(COARSE)).score([rollout, none], want)
+    assert [s.support.shape for s in scores] == [r.topk_ids.shape for r in (rollout, none)]
+    assert not scores[1].shared.any()
+    assert scores[1].sampled == pytest.approx(none.logp)
+
+
 def foreign_run(tmp_path, folder, name="run", *, steps=4, **changes):
     data = run_config(tmp_path / name, steps=steps, **changes)
     data["teacher"] = {"model": str(folder), "tokenizer": str(folder)}

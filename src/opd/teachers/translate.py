@@ -228,7 +228,8 @@ class TranslatedTeacher:
 
         def translate(answers: Sequence[Scores | None]) -> list[Scores | None]:
             known = dict(zip(asked, answers, strict=False))
-            nothing = Scores(sampled=np.zeros(0, np.float32))
+            none = np.zeros(0, np.float32)
+            nothing = Scores(none, none[:, None], none) if want.support else Scores(none)
             return [
                 _translate(r, reading, marks, answer)
                 if (answer := known.get(i) if len(reading.ids) else nothing) is not None
