@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from opd import config
-from opd.config import Optim
-from opd.core import stats
+from opd.alarms import replay
+from opd.config import Alarms, Optim
 from opd.models.lm import load_lm
 from opd.recipes.distillation import distill
 from opd.recipes.sft import sft
@@ -32,6 +32,7 @@ from opd_lab.checkpoints import QUICK
 from opd_lab.corpus import Corpus, encode
 from opd_lab.runs import EXTRA_TOKENS, one_thread
 from opd_lab.streams import WorldStream
+from opd_lab.teachers_tables import HINT_ALARMS, OTHER_ALARMS, Results, alarms_raised, table
 from opd_lab.worlds import Problem
 from opd_lab.worlds.chain import Chain
 from opd_lab.worlds.content_chain import KNOWN, OTHER
@@ -45,10 +46,8 @@ HINT, WORKED = "{prompt} echo ANS {answer}", "{prompt} echo {demonstration}"
 QUOTED = "echo ANS"  # of the hint, by a student that quotes it
 HINTED_DOCUMENTS = 12_000
 HINT_STEPS, HINT_EVALS = 40, (0, 10, 20, 40)
-HINT_ALARMS = ("hint-leaking", "responses-alike")
 
 logger = logging.getLogger(__name__)
-Results = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -278,8 +277,9 @@ def measured(out: Path) -> dict[str, float]:
             values = [r[f"rollout/{metric}"] for r in rows if f"rollout/{metric}" in r][part]
             if values:
                 result[f"{metric}, {name}"] = sum(values) / len(values)
-    alarms = {row["name"] for row in read_jsonl(out / "alarms.jsonl") if "name" in row}
-    return result | {name: float(name in alarms) for name in HINT_ALARMS}
+    alarms = {alarm.name for alarm in replay(rows, Alarms(), HINT_STEPS)}
+    result |= {name: float(name in alarms) for name in HINT_ALARMS}
+    return result | {OTHER_ALARMS: float(bool(alarms - set(HINT_ALARMS)))}
 
 
 def accuracies(out: Path, when: str) -> dict[str, float]:
@@ -301,30 +301,6 @@ def collect(
         results.append(json.loads(path.read_text()))
         logger.info("%s seed %d: %s", name, seed, results[-1])
     return results
-
-
-def table(results: Sequence[Results], prefixes: tuple[str, ...] = ("",)) -> str:
-    """Mean over seeds with Student's interval, one row per arm.
-
-    Args:
-        results: by seed.
-        prefixes: of the columns that are shown.
-    """
-    names = dict.fromkeys(c for r in results for arm in r.values() for c in arm)
-    columns = [name for name in names if name.startswith(prefixes)]
-    lines = [f"| arm | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for arm in results[0]:
-        cells = []
-        for column in columns:
-            values = [r[arm][column] for r in results if column in r[arm]]
-            if not values:
-                cells.append("-")
-                continue
-            mean = stats.mean(np.array(values))
-            interval = f" [{mean.low:.2f}, {mean.high:.2f}]" if len(values) > 1 else ""
-            cells.append(f"{mean.value:.2f}{interval}")
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def page(seeds: int, hint_seeds: int, cache: Path) -> str:
@@ -373,10 +349,11 @@ accuracy, without the hint, after so many steps:
 
 {table(e18, ("step",))}
 
-What the alarms of runs with a hint look at, means over the first and the last ten steps, and the
-fraction of the seeds in which each alarm was raised:
+What the alarms of runs with a hint look at, means over the first and the last ten steps:
 
-{table(e18, ("length", "entropy", "hint_quoted", "distinct", *HINT_ALARMS))}"""
+{table(e18, ("length", "entropy", "hint_quoted", "distinct"))}
+
+{alarms_raised(e18)}"""
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import json
 
 from opd.data.readers import Row
 from opd.data.teacher_prompts import fill_in
+from opd_lab.teachers_tables import CHOSEN_ON, HINT_ALARMS, OTHER_ALARMS, alarms_raised, table
 from opd_lab.teachers_trial import (
     HALVES,
     HINT,
@@ -15,7 +16,6 @@ from opd_lab.teachers_trial import (
     collect,
     hint_section,
     hinted_documents,
-    table,
     with_hint,
     worked,
 )
@@ -64,3 +64,15 @@ def test_results_are_kept_and_shown_with_their_interval(tmp_path):
     assert "| after | 0.55 [" in text
     assert table(results, ("b",)).startswith("| arm | b |")
     assert "Not run" in hint_section([])
+
+
+def test_alarms_are_counted_apart_where_their_thresholds_were_chosen():
+    def seed(raised):
+        return {"an arm": dict.fromkeys((*HINT_ALARMS, OTHER_ALARMS), 0.0) | {raised: 1.0}}
+
+    chosen = [seed(HINT_ALARMS[0])] * CHOSEN_ON
+    text = alarms_raised([*chosen, seed(OTHER_ALARMS), seed(HINT_ALARMS[1])])
+    first, fresh = text.split("| Fresh seeds |")
+    assert f"| an arm | {CHOSEN_ON} of {CHOSEN_ON} | 0 of {CHOSEN_ON} | 0 of" in first
+    assert "| an arm | 0 of 2 | 1 of 2 | 1 of 2 |" in fresh
+    assert "Fresh seeds" not in alarms_raised(chosen)

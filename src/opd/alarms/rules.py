@@ -208,7 +208,7 @@ RULES = (
         message="The student begins to quote what only the teacher sees.",
         remedy="Say in teacher.prompt that the answer must not mention the hint, take a shorter "
         "hint, or stop here.",
-        threshold=0.05,
+        threshold=0.15,
         threshold_meaning="rise of the fraction of rollouts with words that only the teacher's "
         "prompt has",
         condition=conditions.hint_leaks,
@@ -219,7 +219,7 @@ RULES = (
         "shortest way to it.",
         remedy="Stop here, lower optim.lr, set loss.terms.entropy_forward_kl, or give a hint that "
         "says less.",
-        threshold=0.5,
+        threshold=0.7,
         threshold_meaning="fraction of its start that the share of distinct 4-grams among the "
         "responses to a prompt has fallen below",
         condition=conditions.responses_become_alike,
