@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,23 @@ def rollout(rng: np.random.Generator, step: int, index: int, text: Text) -> Roll
         finish="stop",
         version=step - 1,
     )
+
+
+def write_long_rollouts(path: Path, step: int, count: int, tokens: int) -> None:
+    """A step of long completions."""
+    rng = np.random.default_rng(step)
+    short = [rollout(rng, step, i, plain) for i in range(count)]
+    scale = -(-tokens // T)
+    fields = ("ids", "logp", "entropy", "topk_ids", "topk_logp")
+    batch = [
+        replace(r, **{n: np.concatenate([getattr(r, n)] * scale)[:tokens] for n in fields})
+        for r in short
+    ]
+    scores = [Scores(support=rng.normal(size=(tokens, K)).astype(np.float32)) for _ in batch]
+    texts = [" ".join(map(str, rng.integers(0, 1000, tokens))) for _ in batch]
+    settings = json.loads((path / "config.json").read_text())
+    with RunFolder.create(path, settings, resume=True) as run:
+        run.save_rollouts(step, batch, scores, key={}, texts=texts)
 
 
 def score(rng: np.random.Generator, sampled: bool) -> Scores:

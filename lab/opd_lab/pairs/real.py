@@ -122,6 +122,18 @@ TABLE: tuple[tuple[Any, ...], ...] = (
     ("sort", ("qwen-0.5b", "base"), ("qwen-1.5b", "base"), QWEN),
     ("add", ("qwen-0.5b", "base"), ("qwen-1.5b", "base"), QWEN),
     ("sort", ("qwen-1.5b", "base"), ("qwen-0.5b", "base"), QWEN),
+    _smollm2("sort", "base", "partly"),
+    _smollm2("reverse", "base", "right", *LORA),
+    _smollm2("add", "base", "half"),
+    _smollm2("sort", "base", "half", *LORA),
+    _smollm2("reverse", "right", "base"),
+    _smollm2("add", "base", "right", *LORA),
+    _smollm2("sort", "base", "endless"),
+    _smollm2("reverse", "base", "right", "optim.lr=5e-7"),
+    _smollm2("add", "partly", "right"),
+    _smollm2("sort", "partly", "half"),
+    _smollm2("reverse", "partly", "right"),
+    _smollm2("add", "base", "right", "optim.lr=3e-3"),
 )
 RUNS = tuple(RealRun(i, *row) for i, row in enumerate(TABLE))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from opd.gpu_check import correctness, memory, runs, speed
+from opd.gpu_check import correctness, memory, quantised, runs, speed, transfer
 from opd.gpu_check.harness import Device
 from opd.training.deterministic import prepare_deterministic
 
@@ -23,11 +23,16 @@ SECTIONS: tuple[tuple[Callable[[Device], object], float], ...] = (  # most impor
     (correctness.precision, 15),
     (correctness.determinism, 25),
     (correctness.fsdp, 15),
+    (transfer.weight_transfer_ipc, 40),
+    (transfer.weight_transfer_nccl, 40),
     (speed.synchronizations, 15),
     (memory.out_of_memory, 30),
     (speed.decoding, 60),
     (speed.whole_step, 40),
     (memory.full_fine_tuning, 60),
+    (quantised.int8_moments, 10),
+    (quantised.quantised_teacher, 25),
+    (quantised.adapters_with_large_teacher, 60),
     (speed.trl_step, 50),
     (speed.scoring, 15),
     (speed.updates, 40),

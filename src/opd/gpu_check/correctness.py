@@ -132,7 +132,7 @@ def precision(device: Device) -> None:
         cosine = _cosine(reference, gradients)
         device.require(cosine > 0.99, f"gradient in {name} against float64", cosine=cosine)
         learner.optimizer.zero_grad()
-        changes[name] = _change(learner, batch)
+        changes[name] = change_of(learner, batch)
     moved = {name: float((change != 0).double().mean()) for name, change in changes.items()}
     cosine = cosine_of(changes["float32"], changes["bf16_mixed"])
     text = f"{UPDATES} updates at {LR:g} in bf16_mixed move what float32 moves"
@@ -154,7 +154,7 @@ def cosine_of(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
 
 
-def _change(learner: Learner, batch: object) -> torch.Tensor:
+def change_of(learner: Learner, batch: object) -> torch.Tensor:
     """All weights after some updates minus before, flat, in float64 on the CPU."""
     before = {n: w.detach().clone() for n, w in learner.student.weights().items()}
     for step in range(UPDATES):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ SHAPES = {
     "1.7B": Shape(2048, 6144, 28, 16, 8),
     "4B": Shape(2560, 9728, 36, 32, 8),
     "8B": Shape(4096, 12_288, 36, 32, 8, tied=False),
+    "32B": Shape(5120, 25_600, 64, 64, 8, tied=False),
 }
 TINY = Shape(64, 128, 2, 4, 2, 16, 9000)  # the vocabulary is large enough for sparse gradients
 
@@ -127,10 +128,11 @@ def make_learner(
     *,
     tokens: int = 8192,
     lr: float = 1e-6,
+    moments: Literal["float32", "int8"] = "float32",
     **changes: Any,
 ) -> Learner:
     """A learner with the product's defaults."""
-    optim = Optim(lr=lr)
+    optim = Optim(lr=lr, moments=moments)
     supports_prefix_cache(student)
     logits: Callable[[torch.Tensor], torch.Tensor] | None = None
     if teacher is not None:

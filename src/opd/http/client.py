@@ -146,10 +146,11 @@ class Http:
         body = json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
         return self.post(path, body, "application/json", read_json)
 
-    def post_text(self, path: str, value: Any) -> str:
-        """POST JSON, read any text; see `post`."""
+    def post_text(self, path: str, value: Any, *, once: bool = False) -> str:
+        """POST JSON, read any text; see `post`. `once`: no retries."""
         body = json.dumps(value, allow_nan=False).encode("ascii")
-        return self.post(path, body, "application/json", _read_text)
+        request = _Request("POST", path, body, "application/json")
+        return self._send(request, _read_text, once=once)
 
     def post(
         self, path: str, body: bytes, content_type: str, read: Callable[[bytes], Result]

@@ -22,10 +22,16 @@ const firstAtLeast = (xs, x) => {
   while (low < high) { const mid = (low + high) >> 1; if (xs[mid] < x) low = mid + 1; else high = mid; }
   return low;
 };
+// Charts are drawn when they are near the screen and have a width; nothing asks the page for one.
 const onScreen = new IntersectionObserver((entries) => entries.forEach(({ target, isIntersecting }) => {
   target.chart.visible = isIntersecting;
-  if (isIntersecting && target.chart.dirty) target.chart.redraw();
+  target.chart.refresh();
 }), { rootMargin: "200px" });
+const sized = new ResizeObserver((entries) => entries.forEach(({ target, contentRect }) => {
+  const chart = target.closest("figure").chart, width = Math.max(200, Math.round(contentRect.width));
+  if (contentRect.width && chart.width !== width) { chart.width = width; chart.dirty = true; chart.refresh(); }
+}));
+addEventListener("beforeprint", () => document.querySelectorAll("figure.chart").forEach((figure) => figure.chart.width && figure.chart.redraw()));
 // A line chart whose lines grow: hover or arrows read a step, dragging zooms, Escape shows all.
 class Chart {
   constructor(spec) {
@@ -48,18 +54,28 @@ class Chart {
     this.svg.addEventListener("dblclick", () => this.zoom(null));
     this.svg.addEventListener("keydown", (e) => this.key(e));
     this.root.chart = this;
-    this.visible = true;
+    this.visible = false;
     this.update(spec);
     onScreen.observe(this.root);
+    sized.observe(this.svg);
   }
   update(spec, from = 0) {
+    if (this.spec && spec.level !== this.spec.level) this.dirty = true;
     this.spec = spec;
     spec.lines.forEach((line, i) => {
       const old = this.lines.get(line.name);
-      if (!old || spec.whole || from === 0) { this.lines.set(line.name, { ...line, style: i + 1 }); return; }
+      if (!old || spec.whole || from === 0) {
+        if (old && JSON.stringify([old.x, old.y, old.low, old.high]) === JSON.stringify([line.x, line.y, line.low, line.high])) return;
+        this.lines.set(line.name, { ...line, style: i + 1 });
+        this.frame = null;
+        this.dirty = true;
+        return;
+      }
       const keep = firstAtLeast(old.x, from);
+      if (old.x.length - keep === line.x.length && line.y.every((y, k) => y === old.y[keep + k])) return;
       old.x.length = keep; old.y.length = keep;
       for (let k = 0; k < line.x.length; k++) { old.x.push(line.x[k]); old.y.push(line.y[k]); }
+      this.dirty = true;
     });
     const entries = spec.lines.map((l, i) => [`line-${i + 1}`, l.label]);
     if (spec.level !== undefined && spec.level !== null) entries.push(["level", "teacher"]);
@@ -67,7 +83,15 @@ class Chart {
     const legend = entries.map(([style, label]) => { const li = make("li"); li.append(make("i", undefined, `key ${style}`), label); return li; });
     if (this.legend.children.length !== (entries.length > 1 || spec.whole ? legend.length : 0))
       this.legend.replaceChildren(...(entries.length > 1 || spec.whole ? legend : []));
-    if (this.visible) this.redraw(); else this.dirty = true;
+    this.refresh();
+  }
+  end() { onScreen.unobserve(this.root); sized.unobserve(this.svg); }
+  refresh() { if (this.dirty && this.visible && this.width) this.redraw(); }
+  mark(steps) {
+    if (String(steps) === String(this.marks)) return;
+    this.marks = steps;
+    this.dirty = true;
+    this.refresh();
   }
   text(value) {
     if (this.spec.percent) return `${(100 * value).toFixed(1)}%`.replace("-", "\u2212");
@@ -75,29 +99,52 @@ class Chart {
     const shown = size !== 0 && (size < 0.001 || size >= 1e5) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
     return shown.replace("-", "\u2212");
   }
-  redraw() {
-    this.dirty = false;
-    this.width = Math.max(200, this.svg.clientWidth || 340);
-    this.svg.setAttribute("viewBox", `0 0 ${this.width} ${HEIGHT}`);
-    const all = [...this.lines.values()];
-    let [x0, x1] = this.range ?? [Math.min(...all.map((l) => l.x[0] ?? 0)), Math.max(...all.map((l) => l.x[l.x.length - 1] ?? 1))];
-    if (x0 === x1) x1 = x0 + 1;
+  // Range of steps that is shown: as zoomed, or all, to the next round number so that it rarely moves.
+  steps_shown(all) {
+    if (this.range) return this.range;
+    const first = Math.min(...all.map((l) => l.x[0] ?? 0)), last = Math.max(...all.map((l) => l.x[l.x.length - 1] ?? 1));
+    if (!(last > first)) return [first, first + 1];
+    const unit = Math.max(1, niceStep(last - first, 40));
+    return [first, Math.ceil(last / unit) * unit];
+  }
+  // Range of values that is shown: rounded outwards, for the same reason.
+  values_shown(all, x0, x1) {
     let low = Infinity, high = -Infinity;
     const see = (v) => { if (v < low) low = v; if (v > high) high = v; };
     for (const l of all) {
       const a = firstAtLeast(l.x, x0), b = Math.min(l.x.length, firstAtLeast(l.x, x1) + 1);
       for (let i = a; i < b; i++) { see(l.y[i]); if (l.low) { see(l.low[i]); see(l.high[i]); } }
     }
-    if (this.spec.level !== undefined && this.spec.level !== null) see(this.spec.level);
+    const level = this.spec.level ?? null;
+    if (level !== null) see(level);
     if (!(low <= high)) [low, high] = [0, 1];
     const margin = 0.06 * (high - low) || 0.06 * Math.abs(high) || 1;
-    if (this.spec.percent) { low = Math.max(-0.02, low - margin); high = Math.min(1.02, high + margin); } else { low -= margin; high += margin; }
-    if (!(high > low)) high = low + 0.1;
-    const px = (x) => MARGIN.left + ((x - x0) / (x1 - x0)) * (this.width - MARGIN.left - MARGIN.right);
-    const py = (y) => HEIGHT - MARGIN.bottom - ((y - low) / (high - low)) * (HEIGHT - MARGIN.top - MARGIN.bottom);
-    Object.assign(this, { x0, x1, px, py });
-    const parts = document.createDocumentFragment();
-    const bottom = HEIGHT - MARGIN.bottom, right = this.width - MARGIN.right;
+    low -= margin; high += margin;
+    const unit = niceStep(high - low, 40);
+    [low, high] = [Math.floor(low / unit) * unit, Math.ceil(high / unit) * unit];
+    if (this.spec.percent) [low, high] = [Math.max(-0.02, low), Math.min(1.02, high)];
+    return high > low ? [low, high] : [low, low + 0.1];
+  }
+  redraw() {
+    this.dirty = false;
+    const all = [...this.lines.values()];
+    const [x0, x1] = this.steps_shown(all), [low, high] = this.values_shown(all, x0, x1);
+    const frame = JSON.stringify([this.width, x0, x1, low, high, all.map((l) => l.name), this.marks, this.spec.band, this.spec.level]);
+    if (frame !== this.frame) {
+      this.frame = frame;
+      const px = (x) => MARGIN.left + ((x - x0) / (x1 - x0)) * (this.width - MARGIN.left - MARGIN.right);
+      const py = (y) => HEIGHT - MARGIN.bottom - ((y - low) / (high - low)) * (HEIGHT - MARGIN.top - MARGIN.bottom);
+      Object.assign(this, { x0, x1, px, py });
+      this.axes(low, high);
+    }
+    for (const l of all) this.line(l);
+    this.read();
+  }
+  // Everything but the lines; they get a group each.
+  axes(low, high) {
+    const { x0, x1, px, py } = this, parts = document.createDocumentFragment();
+    const bottom = HEIGHT - MARGIN.bottom, right = this.width - MARGIN.right, level = this.spec.level ?? null;
+    this.svg.setAttribute("viewBox", `0 0 ${this.width} ${HEIGHT}`);
     if (this.spec.band) {
       const [a, b] = this.spec.band.map((v) => Math.min(bottom, Math.max(MARGIN.top, py(v))));
       if (a > b) draw("rect", { class: "band", x: MARGIN.left, y: b, width: right - MARGIN.left, height: a - b }, parts);
@@ -115,21 +162,15 @@ class Chart {
     draw("text", { x: right, y: HEIGHT - 4, "text-anchor": "end" }, parts).textContent = "step";
     draw("text", { x: MARGIN.left, y: HEIGHT - 4 }, parts).textContent = this.spec.unit;
     for (const x of this.marks ?? []) if (x >= x0 && x <= x1) draw("line", { class: "mark", x1: px(x), x2: px(x), y1: MARGIN.top, y2: bottom }, parts);
-    if (this.spec.level !== undefined && this.spec.level !== null) draw("line", { class: "level", x1: MARGIN.left, x2: right, y1: py(this.spec.level), y2: py(this.spec.level) }, parts);
-    for (const l of all) this.line(l, parts);
+    if (level !== null) draw("line", { class: "level", x1: MARGIN.left, x2: right, y1: py(level), y2: py(level) }, parts);
+    for (const l of this.lines.values()) { l.group = draw("g", {}, parts); l.path = null; }
     this.cross = draw("line", { class: "cross", y1: MARGIN.top, y2: bottom, visibility: "hidden" }, parts);
     this.box = draw("rect", { class: "zoom", y: MARGIN.top, height: bottom - MARGIN.top, width: 0, x: 0 }, parts);
     this.svg.replaceChildren(parts);
-    this.read();
   }
-  line(l, parts) {
+  line(l) {
     const { px, py } = this, from = Math.max(0, firstAtLeast(l.x, this.x0) - 1), to = Math.min(l.x.length, firstAtLeast(l.x, this.x1) + 1);
     const point = (x, y) => `${px(x).toFixed(1)} ${py(y).toFixed(1)}`;
-    if (l.low) {
-      const up = [], down = [];
-      for (let i = from; i < to; i++) { up.push(point(l.x[i], l.high[i])); down.unshift(point(l.x[i], l.low[i])); }
-      if (up.length > 1) draw("path", { class: `interval l${l.style}`, d: `M${[...up, ...down].join("L")}Z` }, parts);
-    }
     const out = [], room = Math.round(this.width);
     if (to - from <= 2 * room) for (let i = from; i < to; i++) out.push(point(l.x[i], l.y[i]));
     else {  // lowest and highest value of every column of pixels
@@ -141,11 +182,22 @@ class Chart {
         for (const i of lo < hi ? [lo, hi] : [hi, lo]) out.push(point(l.x[i], l.y[i]));
       }
     }
-    if (l.low) for (let i = from; i < to; i++) {
+    if (l.low) this.intervals(l, from, to, point);
+    if (!out.length) return;
+    l.path ??= draw("path", { class: `l${l.style}` }, l.group);
+    l.path.setAttribute("d", "M" + out.join("L") + (out.length === 1 ? "h0.1" : ""));
+  }
+  // Band, error bars and dots of a line with few points: drawn anew.
+  intervals(l, from, to, point) {
+    const { px, py } = this, parts = document.createDocumentFragment(), up = [], down = [];
+    for (let i = from; i < to; i++) { up.push(point(l.x[i], l.high[i])); down.unshift(point(l.x[i], l.low[i])); }
+    if (up.length > 1) draw("path", { class: `interval l${l.style}`, d: `M${[...up, ...down].join("L")}Z` }, parts);
+    for (let i = from; i < to; i++) {
       draw("path", { class: `l${l.style}`, d: `M${point(l.x[i], l.low[i])}L${point(l.x[i], l.high[i])}` }, parts);
       draw("circle", { class: `l${l.style}`, cx: px(l.x[i]), cy: py(l.y[i]), r: 2.6 }, parts);
     }
-    if (out.length) draw("path", { class: `l${l.style}`, d: "M" + out.join("L") + (out.length === 1 ? "h0.1" : "") }, parts);
+    l.group.replaceChildren(parts);
+    l.path = null;
   }
   steps() { return [...this.lines.values()].reduce((a, b) => (b.x.length > a.length ? b.x : a), []); }
   stepAt(event) {
@@ -184,6 +236,7 @@ class Chart {
     this.read();
   }
   read() {
+    if (!this.cross) return;  // not drawn yet
     this.cross.setAttribute("visibility", this.at === null ? "hidden" : "visible");
     const all = [...this.lines.values()], at = this.at;
     const value = (l) => {
@@ -196,7 +249,8 @@ class Chart {
     if (this.spec.level !== undefined && this.spec.level !== null) texts.push(`teacher ${this.text(this.spec.level)}`);
     const last = Math.max(...all.map((l) => l.x[l.x.length - 1] ?? 0));
     if (at !== null) { this.cross.setAttribute("x1", this.px(at)); this.cross.setAttribute("x2", this.px(at)); }
-    this.readout.replaceChildren(`step ${(at ?? last).toLocaleString("en")}: ${texts.join(", ")}`);
+    const text = `step ${(at ?? last).toLocaleString("en")}: ${texts.join(", ")}`;
+    this.readout.replaceChildren(text);
     if (this.range) {
       const all = make("button", "show all steps");
       all.type = "button";

@@ -44,6 +44,7 @@
     history.replaceState(null, "", `#${next}`);
     for (const [name, li] of rowOf) li.firstChild.setAttribute("aria-current", String(name === id));
     run = null;
+    charts.forEach((chart) => chart.end());
     charts.clear();
     get("charts").replaceChildren();
     get("message").textContent = "";
@@ -57,24 +58,29 @@
     get("run").hidden = false;
     set("name", data.name);
     header(data);
-    const fresh = [];
     data.charts.forEach((spec, i) => {
       let chart = charts.get(spec.key);
-      if (chart) { chart.marks = data.marks; chart.update(spec, from); return; }
+      if (chart) { chart.mark(data.marks); chart.update(spec, from); return; }
       chart = new Chart(spec);
       charts.set(spec.key, chart);
-      chart.marks = data.marks;
+      chart.mark(data.marks);
       get("charts").insertBefore(chart.root, get("charts").children[i] ?? null);
-      fresh.push(chart);
     });
-    fresh.forEach((chart) => chart.redraw());  // now that they have a width
-    const body = get("alarms").querySelector("tbody");
-    get("alarms").querySelector("summary").textContent = `Alarms: ${data.alarm_rows.length}`;
-    for (const cells of data.alarm_rows.slice(body.rows.length)) {
+    alarms(data.alarm_rows, data.alarms);
+  };
+  let alarmRows = [];  // that the page shows
+  const alarms = (rows, count) => {
+    const left = rows.length < count ? `, the newest ${rows.length}` : "", body = get("alarms").querySelector("tbody");
+    const title = `Alarms: ${count}${left}`, summary = get("alarms").querySelector("summary");
+    if (summary.textContent !== title) summary.textContent = title;
+    const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+    const grown = rows.length >= alarmRows.length && same(rows.slice(0, alarmRows.length), alarmRows);
+    if (!grown) { body.replaceChildren(); alarmRows = []; }
+    for (const cells of rows.slice(alarmRows.length)) {
       const row = body.insertRow();
       cells.forEach((text) => row.insertCell().append(String(text)));
     }
-    while (body.rows.length > data.alarm_rows.length) body.deleteRow(-1);
+    alarmRows = rows;
   };
   const header = (data) => {
     get("bar").max = data.planned || 1;
@@ -125,7 +131,6 @@
     } catch (error) { fail(error); }
     setTimeout(tick, INTERVAL);
   };
-  addEventListener("resize", () => charts.forEach((chart) => chart.redraw()));
   addEventListener("hashchange", () => { run = null; poll().catch(fail); });
   tick();
 })();
