@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="The paper's findings, reproduced on tiny models.")
+app = typer.Typer(no_args_is_help=True, help="The paper's findings on tiny models.")
 Seeds = Annotated[int, typer.Option(help="Number of seeds; each retrains every checkpoint.")]
 FirstSeed = Annotated[int, typer.Option(help="The first seed.")]
 LabCache = Annotated[

@@ -75,7 +75,7 @@ def setup(
         _Debug.on = True
 
 
-@app.command()
+@app.command(short_help="Write a commented, valid run.yaml.")
 def init(
     file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("run.yaml"),
 ) -> None:
@@ -187,7 +187,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Is the mathematics right on this pair?")
 def verify(
     file: ConfigFile,
     overrides: Overrides = None,

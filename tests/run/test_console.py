@@ -9,6 +9,7 @@ import math
 import pytest
 from rich.console import Console as RichConsole
 
+from opd.commands.first_commands import FIRST_COMMANDS
 from opd.core.stats import Estimate
 from opd.run.clock import Clock
 from opd.run.console import Console, PhaseColumn
@@ -31,7 +32,7 @@ def test_piped_is_plain_lines_with_teacher_and_accuracy():
     console.show_step(1, VALUES, 1000.0)
     text = out.getvalue()
     assert "\x1b" not in text
-    for words in ("KL 0.250", "mass 97.0%", "teacher 0.5 s", "1000 tok/s", "sum 50.0%", "left"):
+    for words in ("KL 0.250", "mass 97.0%", "teacher 0.5 s", "1,000 tok/s", "sum 50.0%", "left"):
         assert words in text
 
 
@@ -101,3 +102,25 @@ def test_the_live_line_is_one_line_with_bar_phase_and_time_first(width, last):
     (line,) = ("".join(segment.text for segment in line) for line in lines)
     for words in ("step 100/2000", "12m03s", "scoring 12 s", last):
         assert words in line
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_terminal_of_any_width_breaks_lines_between_words(width):
+    console, out = piped("auto")
+    console.out = RichConsole(file=out, force_terminal=True, width=width, color_system=None)
+    console.live = True
+    path = "/a/folder/" + "deep/" * 30
+    texts = [
+        "  change   +68.0 points (95% interval +64.1 to +71.6: better), all by the same student",
+        f"Next: opd eval {path} and then the other commands that --help shows, one by one",
+    ]
+    for text in texts:
+        console.print(text)
+    lines = out.getvalue().splitlines()
+    assert " ".join(out.getvalue().split()) == " ".join(" ".join(texts).split())
+    assert all(len(line) <= width for line in lines if path not in line)
+    assert any(path in line for line in lines)
+
+
+def test_the_first_commands_fit_into_60_columns():
+    assert max(map(len, FIRST_COMMANDS.splitlines())) < 60

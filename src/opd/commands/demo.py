@@ -25,8 +25,8 @@ def run_demo(out: Path, steps: int | None) -> None:
     torch.set_num_threads(1)  # matrices this small are faster without company
     console = Console("auto")
     console.print(
-        "A tiny student that adds badly, and a teacher of the same family that has learned it. The "
-        "student samples completions, the teacher scores every token, the student learns from that."
+        "A tiny student that adds badly learns from a teacher of its family that adds well: "
+        "it samples completions, and the teacher scores every token of them."
     )
     check_name(out)
     check_folder(out, {}, resume=False, overwrite=is_demo(out))
@@ -34,10 +34,8 @@ def run_demo(out: Path, steps: int | None) -> None:
     if steps is not None:
         cfg = config.parse(config.dump(cfg), [f"train.steps={steps}"])
     run_train(cfg, overwrite=is_demo(out))
-    console.print(
-        "`sum` is what was distilled; `echo` is another skill, watched so that forgetting shows."
-    )
-    console.print(f"Next: opd eval {out}   or your own models: opd init run.yaml")
+    console.print("`sum` was distilled; `echo` is another skill, which shows forgetting.")
+    console.print(f"Next: opd eval {out}   Own models: opd init run.yaml")
 
 
 def is_demo(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -60,11 +61,8 @@ class Console:
     def print(self, text: str) -> None:
         """Print a line, unless the style is for machines or quiet."""
         if self.style not in ("json", "quiet"):
-            # What may be copied (paths, commands) is left to the terminal, which wraps anywhere.
-            words = text.split()
-            has_path = any("/" in w and not w.replace("/", "").isdigit() for w in words)
-            is_prose = self.live and not has_path and not text.startswith(" ")
-            self.out.print(escape(text), soft_wrap=not is_prose)
+            lines = wrapped(text, self.out.width) if self.live else [text]
+            self.out.print(escape("\n".join(lines)), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print a line of progress to standard error, so that results stay alone on the other."""
@@ -110,7 +108,7 @@ class Console:
         if self._phase.teacher_seconds is not None:
             parts.append(f"teacher {self._phase.teacher_seconds:.2g} s")
         shown = short if self.live else parts
-        line = "  ".join([*shown, f"{tokens_per_second:.0f} tok/s", self._accuracy]).rstrip()
+        line = "  ".join([*shown, f"{tokens_per_second:,.0f} tok/s", self._accuracy]).rstrip()
         if self._progress is not None:
             live = escape(self._fitting([*short, self._accuracy]))
             self._progress.update(self._task, completed=step, description=live, left=left)
@@ -132,7 +130,8 @@ class Console:
         where = f"step {step:>4}/{self._steps}  " if self._steps else ""
         self.print(
             f"{where}{who} accuracy on {label}: {accuracy.value:.1%}"
-            f"  (95 % interval {accuracy.low:.1%} to {accuracy.high:.1%}, {accuracy.n} prompts)"
+            f"  (95% interval {100 * accuracy.low:.1f} to {accuracy.high:.1%},"
+            f" {accuracy.n:,} prompts)"
         )
 
     def show_alarm(self, record: Mapping[str, Any]) -> None:
@@ -185,6 +184,26 @@ class Console:
         if hours:
             return f"{hours}h{minutes:02d}m"
         return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of a text, broken between words alone; a word such as a long path stays whole.
+
+    Args:
+        text: its lines are broken each, and continued further in than they begin.
+        width: columns of the terminal.
+    """
+    lines: list[str] = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()))
+        lines += textwrap.wrap(
+            line,
+            width,
+            subsequent_indent=indent + "  " if indent else "",
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
+    return lines
 
 
 def _text_column(text: str) -> TextColumn:
