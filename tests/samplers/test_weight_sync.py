@@ -12,50 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import tiny_tokenizer
 from opd.errors import UserError
-from opd.http import Endpoint, Http, Limits, Timer
 from opd.models.lm import add_lora
-from opd.samplers.sampling import Decoding
-from opd.samplers.sampling_server import LOAD_ADAPTER, RPC, SamplingServer
-from opd.samplers.vllm import VllmSampler
-from opd.samplers.weight_sync import Destination, WeightSync
-from opd.testing import FakeVllmServer, load_weights_for, model_logp
+from opd.samplers.sampling_server import LOAD_ADAPTER, RPC
+from opd.testing import load_weights_for, model_logp
 from opd.testing.clients import raw_response
 from support.everyday import everyday
-
-LENGTH = 6
-
-
-def server_for(lm, **options) -> FakeVllmServer:
-    return FakeVllmServer(model_logp(lm), "base", load=load_weights_for(lm), **options)
-
-
-def sync_to(server, lm, tmp_path, **changes) -> WeightSync:
-    """A sync whose waits pass on the server's clock."""
-    http = Http(
-        Endpoint("http://rollouts.test", "rollout server", "rollout.url"),
-        limits=Limits(answer=30.0, attempts=2),
-        timer=Timer(server.clock.now, server.clock.sleep),
-        transport=server,
-    )
-    destination = {k: changes.pop(k) for k in ("dtype", "restart") if k in changes}
-    sampling = SamplingServer(http, "base", concurrency=3, **changes)
-    return WeightSync(sampling, lm, tiny_tokenizer(), Destination(tmp_path / "sync", **destination))
-
-
-def sampler_of(weights: WeightSync) -> VllmSampler:
-    return VllmSampler(
-        weights.server, Decoding(LENGTH), stop=frozenset({1}), logp=True, weights=weights
-    )
-
-
-def train(lm, size=0.05, seed=0):
-    """A change of the trainable weights, as an update makes it."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in lm.parameters().values():
-            p += size * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+from support.synced import paths, sampler_of, server_for, sync_to, train
 
 
 @pytest.fixture
@@ -66,10 +29,6 @@ def full(make_lm):
 @pytest.fixture
 def lora(make_lm):
     return add_lora(make_lm(), rank=2, alpha=4, target_modules="all-linear", seed=0)
-
-
-def paths(server) -> list[str]:
-    return [path for path, _ in server.calls]
 
 
 def test_adapters_get_a_new_name_a_version_and_old_ones_go(lora, make_prompts, tmp_path):

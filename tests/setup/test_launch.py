@@ -264,6 +264,35 @@ def test_a_server_on_the_trainers_gpu_can_sleep(tmp_path, monkeypatch):
         assert ("--enable-sleep-mode" in plan.command) == sleeps
 
 
+@pytest.mark.parametrize(
+    ("gpus", "args", "lora", "backend"),
+    [
+        ([2], {}, False, "ipc"),
+        ([3, 4], {}, False, "nccl"),
+        ([2, 3], {}, False, None),  # IPC reaches one GPU, and NCCL wants a GPU per process
+        ([], {}, False, None),
+        ([3], {"weight-transfer-config": False}, False, None),
+        ([3], {}, True, None),
+    ],
+)
+def test_full_weights_go_without_files_where_gpus_allow_it(
+    gpus, args, lora, backend, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    data = demo_config(tmp_path / "run")
+    data["student"] |= {"precision": "float32"} | ({"lora": {"rank": 4}} if lora else {})
+    data["rollout"] |= {"launch": {"python": "p", "gpus": gpus, "args": args}}
+    (plan,) = plan_servers([config.parse(data)], tmp_path / "run").values()
+    words = [part.format(port=1, model="m") for part in plan.command]
+    assert ("--weight-transfer-config" in words) == (backend is not None)
+    if backend is not None:
+        said = words[words.index("--weight-transfer-config") + 1]
+        assert json.loads(said) == {"backend": backend}
+    # only who needs it lets the server read pickles
+    assert ("VLLM_ALLOW_INSECURE_SERIALIZATION" in plan.environment) == (backend == "ipc")
+
+
 def test_a_trainer_shares_a_gpu_only_with_a_small_server():
     assert find_crowded([Seat("rollout", (0,), 0.4), Seat("trainer", (0,))]) is None
     assert "trainer" in find_crowded([Seat("rollout", (0,), 0.9), Seat("trainer", (0,))])

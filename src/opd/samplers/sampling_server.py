@@ -119,7 +119,7 @@ class SamplingServer:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         try:
-            self._require_version()
+            self.require_version()
         except ServerLost:
             for i in missing:
                 del results[i]
@@ -243,6 +243,10 @@ class SamplingServer:
         """
         call = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         self.http.post_text(RPC, call)
+        self.reset_prefix_cache()
+
+    def reset_prefix_cache(self) -> None:
+        """Drop what older weights have cached. Raises Transient or Refusal."""
         self.http.post_text(RESET_PREFIX_CACHE, {})
 
     def score_text(self, ids: Sequence[int], tokens: int) -> TextScores:
@@ -289,8 +293,8 @@ class SamplingServer:
             self.labelled = False
         self.version = version
 
-    def _require_version(self) -> None:
-        """Check that what has just answered are the weights that were sent.
+    def require_version(self) -> None:
+        """Check that what answers are the weights that were sent, where the server says so.
 
         Raises:
             ServerLost: the server was started again, or somebody else sent it weights.

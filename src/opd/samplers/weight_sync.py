@@ -1,8 +1,9 @@
 """The student's weights on their way to a vLLM server, and the proof that they arrived.
 
-A LoRA student is sent as an adapter under a new name, a full one as files that the server reloads;
-a server that `opd` started can also be started again on those files. After each of these the server
-completes a fixed text, and its log-probs must be those of the student in this process.
+A LoRA student is sent as an adapter under a new name. A full one goes from memory to memory where
+both are on GPUs (`weight_transfer`), else as files that the server reloads; a server that `opd`
+started can also be started again on those files. After each of these the server completes a fixed
+text, and its log-probs must be those of the student in this process.
 """
 
 from __future__ import annotations
@@ -22,13 +23,18 @@ from opd.errors import UserError
 from opd.http import Refusal, Transient
 from opd.models.lm import LM
 from opd.models.saved_folder import SYNC_MARK, replaced_folder
+from opd.samplers.completions import ServerLost
 from opd.samplers.sampling_server import SamplingServer
 from opd.samplers.weight_check import PartlyStale, StaleWeights, WeightCheck
+from opd.samplers.weight_chunks import weights_to_send
+from opd.samplers.weight_transfer import Transfer, TransferFailed
 
 logger = logging.getLogger(__name__)
 
 ADAPTER = "opd-student"
 TRIES = 2  # of each way to send weights
+Way = Callable[[LM, Path, int], None]
+Failure = Transient | StaleWeights | TransferFailed
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,13 @@ class Destination:
         folder: where they are written; the server must see the same path.
         dtype: of the server's arithmetic, where known; files of full weights have it.
         restart: starts the server again on a folder of full weights, where `opd` started it.
+        transfer: hands full weights over without files, where server and trainer can.
     """
 
     folder: Path
     dtype: torch.dtype | None = None
     restart: Callable[[Path], None] | None = None
+    transfer: Transfer | None = None
 
 
 class WeightSync:
@@ -65,6 +73,10 @@ class WeightSync:
         self.sync_dir = destination.folder.absolute()
         self.untied = False  # whether the server keeps a tied head as weights of its own
         self._warned = False
+        self._transfer = destination.transfer  # None from the push on that it failed in
+        self._until_untied: Transfer | None = None
+        self._sent = False
+        self._written: Path | None = None  # the folder of the weights that are sent
         self._started_on: Path | None = None  # the folder that the server was started on
         self.check = WeightCheck(server, tokenizer)
 
@@ -80,8 +92,11 @@ class WeightSync:
         """
         student = student or self.student
         folder = self.sync_dir / f"step-{version}"
-        self._write(student, folder)
+        self._written = None
+        if self._transfer is None or student.is_lora or self.student.sharded is not None:
+            self._write(student, folder)
         self._load(student, folder, version)
+        self._sent = True
         self.check.accept()
         for old in self.sync_dir.glob("step-*"):
             if old not in (folder, self._started_on) and (old / SYNC_MARK).is_file():
@@ -95,7 +110,9 @@ class WeightSync:
         """
         version = self.server.version
         folder = self.sync_dir / f"step-{version}"
-        if not (folder / SYNC_MARK).is_file():
+        if self._transfer is not None and self._sent:
+            self._transfer.reset()
+        elif not (folder / SYNC_MARK).is_file():
             raise UserError(
                 f"The {self.server.http.role} came back before weights were sent to it."
             )
@@ -103,29 +120,25 @@ class WeightSync:
 
     def _load(self, student: LM, folder: Path, version: int) -> None:
         """Try every way until the server answers with these weights."""
-        ways = [self._load_adapter] if student.is_lora else [self._reload]
-        if self.destination.restart is not None and not student.is_lora:
-            ways.append(self._restart)
-        failure, usable = "", False
+        ways = self._ways(student)
+        failure: Failure | None = None
         for way in ways:
+            if getattr(failure, "stuck", False) and way == self._reload and len(ways) > 2:
+                continue  # the server answers nothing until it is started again
+            failure = None if way == self._reload else failure
             for _ in range(TRIES):
-                if failure:
+                if failure is not None:
                     logger.warning(
                         "Weights of version %d: %s. Sending them again.", version, failure
                     )
-                try:
-                    self.server.wake()
-                    way(student, folder, version)
-                    self.server.label(version)
-                    if student.sharded is None:
-                        self.check.require(student)
+                failure = self._try(way, student, folder, version)
+                if failure is None:
                     return
-                except Transient as error:
-                    failure = f"the server went away while it took them ({error})"
-                    self.server.wait(failure)
-                except StaleWeights as error:
-                    failure, usable = str(error), isinstance(error, PartlyStale)
-        if usable:  # within what is allowed; drift/logp_gap watches it from here
+                if isinstance(failure, TransferFailed):
+                    break
+            if way == self._hand_over:
+                self._give_up_transfer(failure, version)
+        if isinstance(failure, PartlyStale):  # what is allowed; drift/logp_gap watches it from here
             if not self._warned:
                 logger.warning("Version %d is sampled from as it is: %s.", version, failure)
             self._warned = True
@@ -135,6 +148,46 @@ class WeightSync:
             f"version {version} {TRIES * len(ways)} times, and still {failure}. Nothing was "
             f"sampled from it. {self._remedy(student)}"
         )
+
+    def _try(self, way: Way, student: LM, folder: Path, version: int) -> Failure | None:
+        """Send weights in one way and check them; why they are not there, or None."""
+        try:
+            self.server.wake()
+            way(student, folder, version)
+            self.server.label(version)
+            if student.sharded is None:
+                self.check.require(student)
+        except Transient as error:
+            reason = f"the server went away while it took them ({error})"
+            self.server.wait(reason)
+            if self._transfer is not None:
+                self._transfer.reset()
+            return Transient(reason)
+        except (StaleWeights, TransferFailed) as error:
+            return error
+        return None
+
+    def _give_up_transfer(self, failure: Failure | None, version: int) -> None:
+        """Send files from now on, or until the server has a head of its own, if that was it."""
+        logger.warning(
+            "Weights of version %d did not reach the %s from memory (%s): files are sent instead.",
+            version,
+            self.server.http.role,
+            failure,
+        )
+        if isinstance(failure, StaleWeights) and not self.untied:
+            self._until_untied = self._transfer
+        self._transfer = None
+
+    def _ways(self, student: LM) -> list[Way]:
+        """How these weights can be sent, the fastest first."""
+        if student.is_lora:
+            return [self._load_adapter]
+        ways: list[Way] = [self._reload]
+        if self.destination.restart is not None:
+            ways.append(self._restart)
+        handed_over = self._transfer is not None and student.sharded is None
+        return [self._hand_over, *ways] if handed_over else ways
 
     def _remedy(self, student: LM) -> str:
         if student.is_lora:
@@ -160,9 +213,25 @@ class WeightSync:
                 server.unload_adapter(old)
         server.served = name
 
+    def _hand_over(self, student: LM, folder: Path, version: int) -> None:
+        """All weights from memory to memory; the prefix cache of the old ones is reset."""
+        assert self._transfer is not None
+        server = self.server
+        server.require_model()
+        server.served = server.model
+        try:
+            server.require_version()
+        except ServerLost:  # it was started again since, and knows of no transfer
+            self._transfer.reset()
+        weights = weights_to_send(student.model, untied=self.untied)
+        self._transfer.send(weights, self.destination.dtype or server.dtype)
+        server.reset_prefix_cache()
+
     def _reload(self, student: LM, folder: Path, version: int) -> None:
         """All weights from a folder; the prefix cache of the old ones is reset."""
         server = self.server
+        if self._written != folder:
+            self._write(student, folder)
         server.require_model()
         server.served = server.model
         try:
@@ -187,6 +256,8 @@ class WeightSync:
         self._write(student, folder)
         self.destination.restart(folder)
         self._started_on = folder
+        if self.untied and self._until_untied is not None:
+            self._transfer, self._until_untied = self._until_untied, None
         self.server.wait("it is started again")
         self.server.served = self.server.model
 
@@ -206,6 +277,7 @@ class WeightSync:
             dtype = self.destination.dtype or self.server.dtype
             save_for_server(student, self.tokenizer, new, dtype, untied=self.untied)
             (new / SYNC_MARK).touch()
+        self._written = folder
 
 
 def save_for_server(

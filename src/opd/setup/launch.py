@@ -6,12 +6,13 @@ a server sees those of `launch.gpus`.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple
+from types import MappingProxyType, TracebackType
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -28,6 +29,7 @@ STUDENT = "student"  # the name under which a launched server serves it
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has
 MAX_LOGPROBS = 20  # vLLM's own default
 MEMORY, VLLM_MEMORY = "gpu-memory-utilization", 0.92  # option, and its default in vLLM 0.32
+TRANSFER = "weight-transfer-config"
 SHARED = 0.5  # of a GPU, at most, that servers take where the trainer is as well
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # weights, versions; the server listens on 127.0.0.1 alone
@@ -171,8 +173,13 @@ def plan_rollout(cfg: Run, logs: Path) -> LaunchedServer:
         options |= {"enable-lora": True, "max-lora-rank": rank, "max-loras": 2}
     if shares_gpu(cfg):
         options["enable-sleep-mode"] = True
+    environment = {}
+    if (backend := transfer_backend(cfg)) is not None:
+        options[TRANSFER] = json.dumps({"backend": backend})
+        if backend == "ipc":  # vLLM reads handles by pickle; it listens on 127.0.0.1 alone
+            environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     options["max-model-len"] = longest_request(cfg, cfg.student.model, "student.model")
-    return _plan("rollout", launch, cfg.student.model, options, logs)
+    return _plan("rollout", launch, cfg.student.model, options, logs, environment)
 
 
 def plan_teacher(cfg: Run, spec: ServerTeacher, logs: Path, name: str) -> LaunchedServer:
@@ -198,6 +205,7 @@ def _plan(
     model: str,
     options: dict[str, str | int | float | bool],
     logs: Path,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> LaunchedServer:
     command = [
         braced(launch.python),
@@ -210,7 +218,7 @@ def _plan(
     for name, value in (options | launch.args).items():
         if value is not False:
             command += [f"--{name}"] if value is True else [f"--{name}", braced(str(value))]
-    environment = dict(ENVIRONMENT)
+    environment = ENVIRONMENT | dict(environment)
     if not torch.cuda.is_available():  # vLLM's CPU build would take nearly all memory
         environment["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")
     if launch.gpus:
@@ -251,10 +259,34 @@ def seats(cfg: Run) -> list[Seat]:
     return seated
 
 
+def transfer_backend(cfg: Run) -> Literal["ipc", "nccl"] | None:
+    """How full weights reach the launched rollout server without files; None: they do not.
+
+    By CUDA IPC on the trainer's own GPU, by NCCL on others. `launch.args` may say otherwise:
+    `weight-transfer-config: false`.
+    """
+    launch = cfg.rollout.launch
+    if launch is None or cfg.student.lora is not None or TRANSFER in launch.args:
+        return None
+    seated = {seat.who: set(seat.gpus) for seat in seats(cfg)}
+    ours, theirs = seated.get("trainer", set()), seated["rollout"]
+    if not ours or not theirs:
+        return None
+    if ours == theirs:
+        return "ipc"
+    return None if ours & theirs else "nccl"
+
+
 def shares_gpu(cfg: Run) -> bool:
     """Whether the rollout server is on the trainer's GPU, which it then gives away to updates."""
     seated = {seat.who: set(seat.gpus) for seat in seats(cfg)}
     return bool(seated.get("rollout", set()) & seated.get("trainer", set()))
+
+
+def describe_transfer(cfg: Run) -> str:
+    """How full weights reach the rollout server, where it is not by files; else empty."""
+    name = {"ipc": "CUDA IPC", "nccl": "NCCL"}.get(transfer_backend(cfg) or "")
+    return "" if name is None else f"; full weights by {name}, by files if that fails"
 
 
 def describe_seats(seated: Sequence[Seat]) -> str:

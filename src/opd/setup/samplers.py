@@ -24,7 +24,8 @@ from opd.samplers.sampling_server import ANSWER_SECONDS, SamplingServer
 from opd.samplers.sglang_server import SglangServer
 from opd.samplers.vllm import StatisticsSampler, VllmSampler
 from opd.samplers.weight_sync import Destination, WeightSync
-from opd.setup.launch import STUDENT, server_dtype, shares_gpu
+from opd.samplers.weight_transfer import BroadcastTransfer, IpcTransfer
+from opd.setup.launch import STUDENT, server_dtype, shares_gpu, transfer_backend
 from opd.setup.memory_plan import token_budget
 from opd.setup.own_sampler import own_sampler
 from opd.setup.pair import Pair
@@ -32,6 +33,8 @@ from opd.teachers.local import LocalTeacher
 from opd.training.distributed import SINGLE, Ranks, RankZeroSampler, ShardedSampler, ShardedTeacher
 from opd.training.evaluate import EvalTask
 from opd.types import Sampler, Teacher
+
+TRANSFERS = {"ipc": IpcTransfer, "nccl": BroadcastTransfer}
 
 
 def rollout_decoding(cfg: Run) -> Decoding:
@@ -134,12 +137,14 @@ def weight_sync(cfg: Run, pair: Pair, folder: Path) -> WeightSync:
     server = kind(http, r.model or STUDENT, Quarantine(folder / WRONG_ANSWERS))
     destination = Destination(folder / SYNC if r.sync_dir is None else Path(r.sync_dir))
     if launched is not None:
+        backend = transfer_backend(cfg)
         server.patience, server.given_up = STARTUP, launched.ended
         server.sleeps = shares_gpu(cfg)
         destination = replace(
             destination,
             dtype=server_dtype(cfg),
             restart=lambda model: launched.restart(str(model)),
+            transfer=None if backend is None else TRANSFERS[backend](http, pair.student.device),
         )
     return WeightSync(server, pair.student, pair.tokenizer, destination)
 

@@ -27,6 +27,7 @@ from opd.samplers.sampling_server import (
 from opd.teachers.vllm_api import GENERATE, TOKENIZE
 from opd.testing.clients import FakeClock, json_response, raw_response
 from opd.testing.language import NextLogp, encode_letters
+from opd.testing.weight_receiver import WeightReceiver
 
 Json = dict[str, Any]
 
@@ -51,6 +52,7 @@ class FakeVllmServer(httpx2.BaseTransport):
         versions: whether it keeps a label of its weights.
         dtype: of its arithmetic, as it says; None: it does not say.
         tokenize: text to token ids; None: no such route.
+        receiver: takes weights without files, where the server was started so.
         clock: time as hooks see it.
         fault: replaces the answer to a request, unless it returns None.
         edit_scores: changes (server, ids, rows, choice) of an answer to a scoring request.
@@ -70,6 +72,7 @@ class FakeVllmServer(httpx2.BaseTransport):
     versions: bool = True
     dtype: str | None = None
     tokenize: Callable[[str], list[int]] | None = encode_letters
+    receiver: WeightReceiver | None = None
     clock: FakeClock = field(default_factory=FakeClock)
     fault: Callable[[FakeVllmServer, httpx2.Request], httpx2.Response | None] | None = None
     edit_scores: Callable[[FakeVllmServer, list[int], list[Any], Json], None] | None = None
@@ -99,6 +102,8 @@ class FakeVllmServer(httpx2.BaseTransport):
         """The answer without faults, for a fault that changes it."""
         path = request.url.path
         body = json.loads(request.content) if request.content else {}
+        if self.receiver is not None and (taken := self.receiver.answer(path, body)) is not None:
+            return taken
         if path == MODELS:
             cards = [
                 {"id": n, "root": self.model, "max_model_len": self.max_len} for n in self.models

@@ -21,6 +21,7 @@ from typing import Any
 import httpx2
 import torch
 
+from opd.http.vllm import MODELS
 from opd.samplers.weight_chunks import device_identity, split_chunks
 from opd.samplers.weight_transfer import (
     FINISH,
@@ -75,6 +76,8 @@ class WeightReceiver(httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Answer a request; an error of the worker is a 500, as vLLM has it."""
         body = request.read()
+        if request.url.path == MODELS:
+            return json_response({"data": [{"id": "weights"}]})
         answer = self.answer(request.url.path, json.loads(body) if body else {})
         return json_response({"detail": "Not Found"}, 404) if answer is None else answer
 
@@ -87,7 +90,6 @@ class WeightReceiver(httpx2.BaseTransport):
             UPDATE: lambda body: self._update(body["update_info"]),
             FINISH: self._finish,
             CHECKER: lambda body: {"checksums": checksums(self.weights)},
-            "/v1/models": lambda body: {"data": [{"id": "weights"}]},
         }
         if route not in routes:
             return None

@@ -8,7 +8,7 @@ from opd.config import Run
 from opd.errors import UserError
 from opd.recipes.check.compatibility import Finding, Level
 from opd.run.disk import human_size
-from opd.setup.launch import describe_seats, find_crowded, seats
+from opd.setup.launch import describe_seats, describe_transfer, find_crowded, seats
 from opd.setup.memory_advice import describe_need, find_shortage
 from opd.setup.memory_plan import MemoryPlan, plan_memory
 
@@ -45,8 +45,10 @@ def check_seats(cfg: Run) -> Finding | None:
         return None
     crowded = find_crowded(seated)
     if crowded is not None:
-        return Finding("devices", "warning", f"{describe_seats(seated)}. {crowded}")
-    return Finding("devices", "ok", describe_seats(seated))
+        return Finding(
+            "devices", "warning", f"{describe_seats(seated)}{describe_transfer(cfg)}. {crowded}"
+        )
+    return Finding("devices", "ok", describe_seats(seated) + describe_transfer(cfg))
 
 
 def _summary(plan: MemoryPlan) -> str:
