@@ -15,9 +15,9 @@ from opd.testing import TINY_VOCAB, tiny_lm, tiny_model, tiny_tokenizer
 
 # `OPD_TEST_DEVICE=cuda pytest`: what tests make without naming a device is made there.
 if device := os.environ.get("OPD_TEST_DEVICE"):
-    import torch
+    from support.default_device import DefaultDevice
 
-    torch.set_default_device(device)
+    DefaultDevice(device).__enter__()
 
 __all__ = ["VOCAB", "tiny_model", "tiny_tokenizer"]
 VOCAB = TINY_VOCAB

@@ -298,9 +298,9 @@ def _diagnosed(
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Right-padded ids (B, L), int64; the padding is 0 and never read."""
+    """Right-padded ids (B, L), int64, in host memory; the padding is 0 and never read."""
     width = max(1, *(len(r) for r in rows)) if rows else 1
-    out = torch.zeros(len(rows), width, dtype=torch.int64)
+    out = torch.zeros(len(rows), width, dtype=torch.int64, device="cpu")
     for i, row in enumerate(rows):
-        out[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        out[i, : len(row)] = torch.tensor(row, dtype=torch.int64, device="cpu")
     return out

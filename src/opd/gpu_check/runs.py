@@ -70,6 +70,7 @@ def _run(
 ) -> tuple[str, str] | str:
     """Hashes of metrics.jsonl and the final weights; what the command said if it failed."""
     out = folder / name.replace(",", "").replace(" ", "-")
+    path = out.with_suffix(".yaml")  # its own: others run at the same time
     for count in steps:
         config: dict[str, Any] = {
             "student": {"model": str(folder / "student")},
@@ -82,8 +83,8 @@ def _run(
         }
         for section, values in sections.items():
             config[section] |= values
-        (folder / "run.yaml").write_text(json.dumps(config))
-        command = [sys.executable, "-m", "opd", "train", str(folder / "run.yaml"), "--quiet"]
+        path.write_text(json.dumps(config))
+        command = [sys.executable, "-m", "opd", "train", str(path), "--quiet"]
         more = ["--resume"] if out.exists() else []
         visible = {} if device.at.type == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(
