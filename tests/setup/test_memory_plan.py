@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 from opd import config
 from opd.commands.check.memory import check_memory
 from opd.commands.check.run import run_check
 from opd.demo.run_config import demo_config
+from opd.models.lm import load_lm
 from opd.recipes.check.verdict import NO_GO
 from opd.run.devices import free_host_bytes
 from opd.setup import memory_advice, memory_models, memory_plan
@@ -240,3 +243,57 @@ def test_free_memory_of_a_container(tmp_path):
 
 def test_this_machine_has_some():
     assert memory_models.free_memory([HOST])[HOST] > 0
+
+
+def untied(dtype="float32"):
+    return Qwen2Config(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=1000,
+        tie_word_embeddings=False,
+        dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "tables"),
+    [(HOST, "auto", 1), (HOST, "float32", 1), (HOST, "int8", 1), (DEVICE, "auto", 2)],
+)
+def test_rows_of_a_frozen_embedding_are_read_from_the_file(tmp_path, device, dtype, tables):
+    """On a CPU and in the stored dtype, where nothing is converted or moved: the head alone."""
+    cfg = config.parse(demo_config(tmp_path / "run"), [f"teacher.dtype={dtype}"])
+    made = AutoModelForCausalLM.from_config(untied())
+    table = made.get_input_embeddings().weight.nbytes
+    layers = [m for m in made.model.modules() if type(m) is nn.Linear]
+    others = sum(p.nbytes for p in made.parameters()) - 2 * table
+    if dtype == "int8":
+        others -= sum(m.weight.nbytes - m.weight.numel() - 4 * m.out_features for m in layers)
+    planned = plan_memory(cfg, device=device, free={}, read=lambda *_: untied())
+    assert parts(planned, "score", device)["teacher weights"] == others + tables * table
+
+
+def test_a_converted_teacher_is_planned_whole(tmp_path):
+    cfg = config.parse(demo_config(tmp_path / "run"), ["teacher.dtype=bfloat16"])
+    planned = plan_memory(cfg, device=HOST, free={}, read=lambda *_: untied())
+    size = sum(p.numel() for p in AutoModelForCausalLM.from_config(untied()).parameters())
+    assert parts(planned, "score", HOST)["teacher weights"] == 2 * size
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc here")
+def test_weights_of_the_stored_dtype_stay_in_the_file(tmp_path):
+    AutoModelForCausalLM.from_config(untied()).save_pretrained(tmp_path)
+
+    def mapped(dtype):
+        address = load_lm(str(tmp_path), dtype=dtype, device="cpu").causal.get_input_embeddings()
+        at = address.weight.data_ptr()
+        for line in Path("/proc/self/maps").read_text("utf-8").splitlines():
+            first, last = (int(x, 16) for x in line.split()[0].split("-"))
+            if first <= at < last:
+                return line.endswith("model.safetensors")
+        return False
+
+    assert mapped("auto")
+    assert not mapped("bfloat16")

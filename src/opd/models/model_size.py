@@ -56,6 +56,7 @@ class ModelSize:
         cache: (bytes per token of keys and values, window or None) of each attention layer.
         loaded: bytes of the weights before they are quantised.
         unpacked: bytes that exist while the largest quantised layer is applied.
+        lookup: bytes of an input embedding that is not the head's weight too.
     """
 
     itemsize: int
@@ -77,6 +78,7 @@ class ModelSize:
     cache: tuple[tuple[int, int | None], ...]
     loaded: int = 0
     unpacked: int = 0
+    lookup: int = 0
 
     @property
     def trained_elements(self) -> int:
@@ -141,6 +143,7 @@ def model_size(
         weights=_weight_bytes(lm, config) - _saved_by(lm, scheme),
         loaded=_weight_bytes(lm, config),
         unpacked=_unpacked_bytes(lm, scheme),
+        lookup=_lookup_bytes(lm),
         parameters=lm.num_parameters(),
         trained=tuple(p.numel() for p in trained),
         trained_itemsize=max((p.dtype.itemsize for p in trained), default=item),
@@ -227,6 +230,11 @@ def _unpacked_bytes(lm: LM, scheme: Scheme | None) -> int:
         return 0
     layers = _quantised_layers(lm)
     return max((full_bytes(m, scheme, m.weight.itemsize) for m in layers), default=0)
+
+
+def _lookup_bytes(lm: LM) -> int:
+    embedding = lm.causal.get_input_embeddings().weight
+    return 0 if embedding is lm.causal.get_output_embeddings().weight else embedding.nbytes
 
 
 def _weight_bytes(lm: LM, config: Any) -> int:

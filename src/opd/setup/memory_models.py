@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -158,7 +158,7 @@ def plan_models(
     reference = None
     if (name := cfg.loss.terms.reference) is not None:
         config = read(name, "loss.terms.reference")
-        reference = FrozenModel(_size(config, _dtype(config, "auto"), None, device), device)
+        reference = FrozenModel(_frozen_size(config, _dtype(config, "auto"), device), device)
     teacher, others = (teachers[0], tuple(teachers[1:])) if teachers else (None, ())
     return PlannedModels(student, state, device, precision, teacher, reference, others)
 
@@ -170,7 +170,7 @@ def _plan_teacher(cfg: Run, spec: Teacher, device: str, read: ConfigReader) -> F
         config = read(spec.model, "teacher.model")
         scheme = spec.dtype if spec.dtype in ("int8", "nf4") else None
         dtype = _dtype(config, "auto" if scheme else spec.dtype)
-        return FrozenModel(_size(config, dtype, None, place, scheme), place, spec.offload)
+        return FrozenModel(_frozen_size(config, dtype, place, scheme), place, spec.offload)
     if not isinstance(spec, SelfTeacher) or spec.weights == "live" or cfg.student.lora is not None:
         return None
     config = read(cfg.student.model, "student.model")  # a copy, frozen or averaged
@@ -256,6 +256,20 @@ def free_memory(devices: Iterable[str]) -> dict[str, int]:
 
 class Unbuildable(UserError):
     """No model can be made of a configuration, or no adapters for it."""
+
+
+def _frozen_size(
+    config: Any, dtype: torch.dtype, device: str, scheme: Scheme | None = None
+) -> ModelSize:
+    """Of a model that is read from a file and never written.
+
+    On a CPU weights of the stored dtype stay in the mapped file: of an embedding that is not the
+    head, too, the rows of the text's tokens are read, which is next to nothing.
+    """
+    size = _size(config, dtype, None, device, scheme)
+    if device != HOST or dtype != _dtype(config, "auto"):
+        return size
+    return replace(size, weights=size.weights - size.lookup, loaded=size.loaded - size.lookup)
 
 
 def _size(
