@@ -106,6 +106,8 @@ def test_metrics_summary_and_report_are_by_teacher(finished):
     text = render_markdown(run_document(read_run(folder)))
     assert "mixed, prompts of big" in text
     assert "bigs, prompts of big" not in text  # they all are
+    assert "All answers on mixed" in text
+    assert "All answers on mixed, prompts of big" not in text  # they are shown with the whole
 
 
 def test_eval_and_compare_are_by_teacher(finished, capsys):

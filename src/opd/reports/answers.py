@@ -47,6 +47,8 @@ def held_out_answers(task: EvalSet) -> Browse | None:
     columns = ["before", f"after {final.step:,} steps", "teacher"][: len(evaluations)]
     answers = [{(g.prompt_index, g.sample): g for g in e.graded} for e in evaluations]
     keys = sorted(answers[0].keys() & answers[1].keys())
+    if not keys:  # of one teacher's prompts: shown with the whole set
+        return None
     prompts = _prompts(evaluations)
     position = {index: i for i, index in enumerate(prompts)}
     shown = _selected(keys, answers)
