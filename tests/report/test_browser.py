@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from opd.commands.report import report
 from support.browser import CHROMIUM, dump, measure, recording_proxy
+from support.cdp import browser_page
 from support.hostile_text import HOSTILE
 
 pytestmark = [
@@ -64,3 +67,24 @@ def test_verdict_and_intervals_are_on_the_first_screen_and_nothing_overflows(
 @pytest.mark.parametrize("width", [1440, 390])
 def test_hostile_text_does_not_break_the_width(hostile_page, width):
     assert measure(hostile_page, width, 900, [])["page"][0] <= width
+
+
+def test_a_printed_report_is_on_a4_and_nothing_is_wider_than_the_paper(make_run, tmp_path):
+    page = report(make_run())
+    with browser_page() as tab:
+        tab.open(page.as_uri())
+        tab.print(tmp_path / "report.pdf")
+        tab.call("Emulation.setEmulatedMedia", media="print")
+        tab.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=696,  # A4 without its margins, at 96 dots per inch
+            height=1000,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        assert tab.run("document.documentElement.scrollWidth") <= 696
+    boxes = re.findall(
+        rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", (tmp_path / "report.pdf").read_bytes()
+    )
+    assert boxes
+    assert {(round(float(w)), round(float(h))) for w, h in boxes} == {(595, 842)}

@@ -135,7 +135,7 @@ class Page:
 
     def print(self, pdf: Path) -> None:
         """The page as PDF."""
-        data = self.call("Page.printToPDF", printBackground=False)["data"]
+        data = self.call("Page.printToPDF", printBackground=False, preferCSSPageSize=True)["data"]
         pdf.write_bytes(base64.b64decode(data))
 
     def busy_seconds(self) -> float:

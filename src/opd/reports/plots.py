@@ -16,6 +16,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from opd.reports.formatting import minus
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -127,7 +129,9 @@ def curves(
         axes.axvline(step, color=_COLOUR["--alarm"], linewidth=1)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.10g}")
     if scale.percent:
-        axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g}%")
+        axes.yaxis.set_major_formatter(lambda y, _: minus(f"{100 * y:.4g}%"))
+    elif not scale.log_y and max(map(abs, axes.get_ylim())) >= 1000:
+        axes.yaxis.set_major_formatter(lambda y, _: minus(f"{y:,.10g}"))
     return _svg(figure, name)
 
 

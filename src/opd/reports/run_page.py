@@ -142,7 +142,9 @@ def _rollouts(run: RunData, parts: dict[str, list[ScoredRollout]]) -> list[Secti
 def _setup(run: RunData) -> Section:
     command = [str(word) for word in run.env.get("command", [])]
     if command:
-        command[0] = Path(command[0]).name
+        program = Path(command[0])
+        is_module = (program.parent.name, program.name) == ("opd", "__main__.py")
+        command[0] = "opd" if is_module else program.name
     folder = str(run.config["output"]["dir"])
     rerun = ["opd", "train", f"{folder}/config.json", f"output.dir={folder}-again"]
     parts: list[Part] = [
