@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -178,3 +180,39 @@ def test_weights_reach_another_process_and_its_death_is_noticed(backend):
     finally:
         process.kill()
         process.communicate()
+
+
+READS = """
+    import json, sys
+    from vllm.distributed.weight_transfer import ipc_engine, nccl_common, nccl_engine
+
+    said = json.load(sys.stdin)
+    ipc, nccl = said["ipc"], said["nccl"]
+    ipc_engine.IPCWeightTransferInitInfo(**ipc["/init_weight_transfer_engine"]["init_info"])
+    info = ipc_engine.IPCWeightTransferUpdateInfo(**ipc["/update_weights"]["update_info"])
+    (where,) = info.ipc_handles.values()
+    assert where[1] == sum(info.tensor_sizes), where
+    nccl_common.NCCLWeightTransferInitInfo(**nccl["/init_weight_transfer_engine"]["init_info"])
+    nccl_engine.NCCLWeightTransferUpdateInfo(**nccl["/update_weights"]["update_info"])
+    print("read")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("OPD_VLLM_PYTHON" not in os.environ, reason="needs OPD_VLLM_PYTHON")
+def test_vllm_reads_what_is_sent():
+    said = {}
+    for backend in WAYS:
+        there, http = receiver(backend)
+        bodies = said[backend] = {}
+        there.fault = lambda route, body, bodies=bodies: bodies.setdefault(route, body) and None
+        WAYS[backend](http, CPU).send(some_weights(), torch.bfloat16)
+    read = subprocess.run(
+        [os.environ["OPD_VLLM_PYTHON"], "-c", textwrap.dedent(READS)],
+        input=json.dumps(said),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": os.environ["PATH"], "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"},
+    )
+    assert "read" in read.stdout, read.stderr[-2000:]

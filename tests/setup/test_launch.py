@@ -31,21 +31,29 @@ from opd.setup.launch import (
     seats,
     start_servers,
 )
+from support.everyday import everyday
 
 SOON = 30.0  # seconds; a server of tests ends in one, on a machine that is not busy
 # A module "vllm" of the standard library alone. It notes how it was called, lists its model, and
 # fails at the start if it is asked to.
 FAKE = """
-    import json, os, sys
+    import json, os, subprocess, sys
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
     if "--fail" in sys.argv:
         sys.exit("no such quantisation: maybe")
 
+    workers = []
+    if "--workers" in sys.argv:  # as vLLM has them; one of them leaves the group
+        for apart in (False, True):
+            command = [sys.executable, "-c", "import time; time.sleep(600)"]
+            workers.append(subprocess.Popen(command, start_new_session=apart).pid)
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             facts = {"argv": sys.argv[1:], "env": dict(os.environ), "pid": os.getpid()}
+            facts["workers"] = workers
             card = {"id": "student", "facts": facts}
             body = json.dumps({"object": "list", "data": [card]}).encode()
             self.send_response(200)
@@ -203,6 +211,41 @@ def test_a_server_does_not_outlive_a_trainer_that_is_killed(tmp_path, python, nu
         assert listens(port)
         trainer.send_signal(number)
     wait_until(lambda: not listens(port))
+
+
+@pytest.mark.parametrize("killed", everyday(["keeper and server", "all three", "server"], 1))
+def test_workers_of_a_server_do_not_outlive_it(tmp_path, python, killed):
+    """They have other parents by then, and one of them is in another session."""
+    log = tmp_path / "server.log"
+    program = textwrap.dedent(TRAINER).replace('"{port}"]', '"{port}", "--workers", "2"]')
+    with subprocess.Popen(
+        [sys.executable, "-c", program, python, str(log)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(keeper.__file__).parents[2])},
+    ) as trainer:
+        url = f"http://127.0.0.1:{int(trainer.stdout.readline())}"
+        card = httpx2.get(f"{url}/v1/models", trust_env=False).json()["data"][0]
+        server, workers = card["facts"]["pid"], card["facts"]["workers"]
+        kept_by = parent_of(server)
+        assert all(map(lives, workers))
+        victims = {"keeper and server": [kept_by, server], "server": [server]}
+        for pid in victims.get(killed, [trainer.pid, kept_by, server]):
+            os.kill(pid, signal.SIGKILL)
+        try:
+            wait_until(lambda: not any(map(lives, workers)))
+        finally:
+            trainer.kill()
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize(
