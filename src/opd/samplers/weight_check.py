@@ -72,11 +72,14 @@ class WeightCheck:
         self._now: np.ndarray | None = None
         self._noise: float | None = None  # of the fixed text, when weights were sent first
 
-    def require(self, student: LM) -> None:
-        """Check the server against the student.
+    def require_near(self, student: LM) -> tuple[_Reading, _Reading]:
+        """Check the server against the student as it is, whatever was sent before.
+
+        Returns:
+            What the student and the server say of the fixed text and of the server's tokens.
 
         Raises:
-            StaleWeights: they differ.
+            StaleWeights: they differ by more than arithmetic does.
             Transient: the server does not answer.
         """
         ids = self._text(student)
@@ -89,6 +92,16 @@ class WeightCheck:
                 f"its log-probs differ from the student's by {gap:.3g} nats per token (at most "
                 f"{MAX_GAP:g})"
             )
+        return ours, theirs
+
+    def require(self, student: LM) -> None:
+        """Check the server against the student, and against the weights that were sent before.
+
+        Raises:
+            StaleWeights: they differ.
+            Transient: the server does not answer.
+        """
+        ours, theirs = self.require_near(student)
         self._require_moved(theirs.text, ours.text)
         self._now = ours.text
         near = float(np.abs(theirs.text - ours.text).mean())

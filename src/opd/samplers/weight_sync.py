@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class WeightSync:
         self._transfer = destination.transfer  # None from the push on that it failed in
         self._until_untied: Transfer | None = None
         self._sent = False
+        self._head_known = False  # whether the server was seen to take a new tied head, or not to
         self._written: Path | None = None  # the folder of the weights that are sent
         self._started_on: Path | None = None  # the folder that the server was started on
         self.check = WeightCheck(server, tokenizer)
@@ -121,6 +123,8 @@ class WeightSync:
     def _load(self, student: LM, folder: Path, version: int) -> None:
         """Try every way until the server answers with these weights."""
         ways = self._ways(student)
+        if self._head_is_missed(ways[0], student, folder, version):
+            ways = [self._restart] if self._restart in ways else ways
         failure: Failure | None = None
         for way in ways:
             if getattr(failure, "stuck", False) and way == self._reload and len(ways) > 2:
@@ -149,14 +153,49 @@ class WeightSync:
             f"sampled from it. {self._remedy(student)}"
         )
 
-    def _try(self, way: Way, student: LM, folder: Path, version: int) -> Failure | None:
+    def _head_is_missed(self, way: Way, student: LM, folder: Path, version: int) -> bool:
+        """Whether the server keeps its old head when it is sent a new tied one.
+
+        In bfloat16 a head that is a little old looks like noise, so a much smaller one is sent,
+        once. In float32 it does not, and nothing is sent.
+        """
+        dtype = self.destination.dtype or self.server.dtype
+        tied = bool(getattr(student.config, "tie_word_embeddings", False))
+        if self._head_known or self.untied or not tied or student.is_lora:
+            return False
+        if dtype == torch.float32 or student.sharded is not None:
+            return False
+        with smaller_head(student):
+            written, self._written = self._written, None
+            failure = self._try(way, student, folder, version, self.check.require_near)
+        if written is not None:
+            self._write(student, folder)
+        self._head_known = failure is None or isinstance(failure, StaleWeights)
+        missed = isinstance(failure, StaleWeights)
+        if missed and self.destination.restart is None:
+            logger.warning(
+                "The %s does not take a new tied head (%s). Its rollouts are a little off; "
+                "rollout.launch starts a server whose head is not tied.",
+                self.server.http.role,
+                failure,
+            )
+        return missed
+
+    def _try(
+        self,
+        way: Way,
+        student: LM,
+        folder: Path,
+        version: int,
+        check: Callable[[LM], object] | None = None,
+    ) -> Failure | None:
         """Send weights in one way and check them; why they are not there, or None."""
         try:
             self.server.wake()
             way(student, folder, version)
             self.server.label(version)
             if student.sharded is None:
-                self.check.require(student)
+                (check or self.check.require)(student)
         except Transient as error:
             reason = f"the server went away while it took them ({error})"
             self.server.wait(reason)
@@ -278,6 +317,18 @@ class WeightSync:
             save_for_server(student, self.tokenizer, new, dtype, untied=self.untied)
             (new / SYNC_MARK).touch()
         self._written = folder
+
+
+@contextmanager
+def smaller_head(student: LM) -> Iterator[None]:
+    """A student with tied weights of half the size inside the block, and its own bits after it."""
+    weight = student.causal.get_input_embeddings().weight
+    kept = weight.data
+    weight.data = kept * 0.5
+    try:
+        yield
+    finally:
+        weight.data = kept
 
 
 def save_for_server(
