@@ -1,4 +1,4 @@
-"""Simulated coverage of the 95 % interval of a paired change.
+"""Simulated coverage of the 95% interval of a paired change.
 
 Run as a script, it prints the table of docs/metrics.md. Prompts differ in difficulty: the accuracy
 of each before training is drawn from a beta distribution, and training closes one fraction of every
@@ -66,14 +66,14 @@ def table():
             ours, t, outside = coverage(before, change, prompts, samples)
             cells.append((prompts, ours))
             cells_t.append(t)
-            impossible = f", {100 * outside:.0f} % out" if outside >= 0.005 else ""
+            impossible = f", {100 * outside:.0f}% out" if outside >= 0.005 else ""
             row.append(f"{100 * ours:.1f} ({100 * t:.1f}{impossible})")
         yield f"| {prompts} | {samples} | " + " | ".join(row) + " |"
     values, large = np.array([c for _, c in cells]), np.array([c for p, c in cells if p >= 40])
     for name, x in (("all", values), ("40 prompts or more", large), ("t", np.array(cells_t))):
         within = 100 * ((x >= 0.94) & (x <= 0.96)).mean()
-        yield f"{name}: mean {100 * x.mean():.1f} %, lowest {100 * x.min():.1f} %, "
-        yield f"{within:.0f} % of cells within 94 to 96 %"
+        yield f"{name}: mean {100 * x.mean():.1f}%, lowest {100 * x.min():.1f}%, "
+        yield f"{within:.0f}% of cells within 94 to 96%"
 
 
 if __name__ == "__main__":

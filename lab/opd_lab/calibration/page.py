@@ -102,7 +102,7 @@ def calibration_document(
         ),
         Section("pairs", "Every held-out pair", [_pairs(model, held_out)]),
     ]
-    return Document("How right opd check is", "", sections)
+    return Document("How accurate opd check is", "", sections)
 
 
 def _targets(j: Judgement) -> Table:
@@ -123,7 +123,7 @@ def _targets(j: Judgement) -> Table:
             f"{_estimate(j.auroc)} (benchmark gap alone {_estimate(j.gap_auroc)})",
         ],
         [
-            "coverage of the 90 % interval",
+            "coverage of the 90% interval",
             "binomial test against .9",
             "same",
             f"{j.coverage:.3f} (p = {j.coverage_p:.2f})",
@@ -194,7 +194,7 @@ def _explanation(model: ForecastModel) -> str:
     ranges = "; ".join(f"{t.name} {t.low:.3g} to {t.high:.3g}" for t in model.mixture.terms)
     first = model.combinations[0]
     return (
-        f"Fitted on {model.fitted_on}. Range of the fit: {ranges}. The 90 % interval is "
+        f"Fitted on {model.fitted_on}. Range of the fit: {ranges}. The 90% interval is "
         f"{first.quantile(0.05):+.2f} to {first.quantile(0.95):+.2f} times hypot("
         f"{first.errors['distance']:.3f}, {first.added['distance']:.2f} * standard deviation of "
         "the three outcomes, the probe's own standard error)."
@@ -253,7 +253,7 @@ def _pairs(model: ForecastModel, held_out: Sequence[Outcome]) -> Table:
                 f"{verdict}{wrong}",
             ]
         )
-    columns = ("pair", "before", "teacher", "after", "predicted change (90 %)", "change", "verdict")
+    columns = ("pair", "before", "teacher", "after", "predicted change (90%)", "change", "verdict")
     return Table("", columns, rows)
 
 

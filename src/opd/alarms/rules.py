@@ -68,8 +68,8 @@ RULES = (
         message="The student's probability leaves the tokens that both models rank high.",
         remedy="Run a cold start on teacher completions, lower optim.lr, or set loss.mode=tail.",
         threshold=2.0,
-        threshold_meaning="factor by which the mass outside the overlap has multiplied (and by .03 "
-        "or more)",
+        threshold_meaning="factor by which the mass outside the overlap has multiplied (and by "
+        "0.03 or more)",
         condition=conditions.mass_outside_grows("diag/overlap_mass_student", "overlap_mass", 0.03),
         interventions=("cold start", "tail"),
     ),
@@ -79,8 +79,8 @@ RULES = (
         "gradient.",
         remedy="Set loss.mode=tail, or a larger loss.k.",
         threshold=3.0,
-        threshold_meaning="factor by which the mass outside the support has multiplied (and by .01 "
-        "or more)",
+        threshold_meaning="factor by which the mass outside the support has multiplied (and by "
+        "0.01 or more)",
         condition=conditions.mass_outside_grows("diag/support_mass", "support_mass", 0.01),
         interventions=("tail",),
     ),
@@ -104,8 +104,8 @@ RULES = (
         remedy="Run a cold start on teacher completions, or choose a teacher or prompts that fit "
         "the student; see the overlap mass.",
         threshold=0.5,
-        threshold_meaning="fraction by which the gap has widened (or, after six windows, .85 of it "
-        "is left and reverse KL has not fallen by .7)",
+        threshold_meaning="fraction by which the gap has widened (or, after six windows, 0.85 of "
+        "it is left and reverse KL has not fallen by 0.7)",
         condition=conditions.entropy_gap_stays_open,
         interventions=("cold start",),
     ),
@@ -190,7 +190,7 @@ RULES = (
         "sync arrives.",
         threshold=5.0,
         threshold_meaning="factor by which the log-prob gap has grown (or the effective sample "
-        "size has fallen by .05)",
+        "size has fallen by 0.05)",
         condition=conditions.sampler_drifts,
     ),
     Rule(

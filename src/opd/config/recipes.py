@@ -56,9 +56,9 @@ class Coldstart(Section):
     """Paper: 1e-5, ten times its on-policy rate; the rest of AdamW is that of optim. Constant after
     ten steps of warm-up, because the end is not known beforehand (paper: cosine over one epoch)."""
     mass: float = Field(0.97, gt=0, le=1)
-    """Ends when the student's overlap mass on its own rollouts has reached this (paper: .97 to .99
-    for the whole of a good run) and .8 of the positions have the same most probable token, or when
-    neither has risen in three rounds."""
+    """Ends when the student's overlap mass on its own rollouts has reached this (paper: 0.97 to
+    0.99 for the whole of a good run) and 0.8 of the positions have the same most probable token, or
+    when neither has risen in three rounds."""
 
     @model_validator(mode="after")
     def _coherent(self) -> Coldstart:
