@@ -1,7 +1,9 @@
-"""Wall time of a step's rollouts and scores, one phase after the other and overlapped.
+"""Wall time of a step, its phases one after the other and overlapped.
 
-Rollout server and teacher server are fakes that answer after a given time; what is measured is who
-waits for whom. `python benchmarks/overlap.py` prints a table.
+Rollout server and teacher server are fakes that answer after a given time (and compute under one
+lock); what is measured is who waits for whom. The update is a wait. The longest chain that cannot
+overlap is: the rollouts alone as they were measured, one answer of the teacher to the last of them,
+and the update. `python benchmarks/overlap.py` prints a table.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from opd.models.tokenizers import load_tokenizer
 from opd.run.console import Console
 from opd.setup.session import build
 from opd.testing import FakeVllmServer, load_weights_for, model_logp, serve_on_loopback
+from opd.training.experience import sample_step
 from opd.training.loop import collect
 
 PROMPTS, WIDTH, TEACHER_WIDTH = 24, 8, 8  # prompts of a step; requests under way at each server
@@ -56,9 +59,9 @@ def slow(role: str, seconds: float, asked: str = "prompt") -> FakeVllmServer:
 
 
 def measure(rollout: float, score: float) -> dict[str, float]:
-    """Seconds of rollouts and scores of a step, by way."""
+    """Seconds of a step's rollouts alone, and of rollouts and scores, by way."""
     seconds = {}
-    for way in ("in turn", "overlapped"):
+    for way in ("rollouts", "in turn", "overlapped"):
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             servers = [slow("student", rollout), slow("teacher", score)]
             urls = [stack.enter_context(serve_on_loopback(server)) for server in servers]
@@ -73,12 +76,15 @@ def measure(rollout: float, score: float) -> dict[str, float]:
             source = session.source
             source.sampler.sync(0)
             source.sampler.sampler.server.concurrency = WIDTH  # type: ignore[attr-defined]
-            if way == "in turn":
+            if way != "overlapped":
                 source.sampler.arrived = None  # type: ignore[attr-defined]
             for server in servers:
                 server.begun.append(True)  # type: ignore[attr-defined]
             began = time.monotonic()
-            collect(session, 0)
+            if way == "rollouts":
+                sample_step(source, 0)
+            else:
+                collect(session, 0)
             seconds[way] = time.monotonic() - began
             session.folder.close()
     return seconds
@@ -89,16 +95,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--unit", type=float, default=1.0, help="seconds of an answer, rollouts")
     unit = parser.parse_args().unit
-    waves, scored = PROMPTS / WIDTH, PROMPTS / TEACHER_WIDTH
-    print("rollout : score   in turn   overlapped   longest chain   overlapped / chain")
+    update = PROMPTS / WIDTH * unit
+    print("rollout : score : update   rollouts   in turn   overlapped   chain   overlapped / chain")
     for share in (1 / 3, 2 / 3, 1.0):
         seconds = measure(unit, unit * share)
-        # The last wave is scored after everything, then the canary, then a few rollouts again.
-        chain = waves * unit + 3 * unit * share
+        chain = seconds["rollouts"] + unit * share + update
+        whole = {way: seconds[way] + update for way in ("in turn", "overlapped")}
         print(
-            f"{waves * unit:5.1f} s : {scored * unit * share:3.1f} s"
-            f"  {seconds['in turn']:7.2f} s {seconds['overlapped']:9.2f} s {chain:12.2f} s"
-            f" {seconds['overlapped'] / chain:16.2f}"
+            f"{update:5.1f} : {PROMPTS / TEACHER_WIDTH * unit * share:.1f} : {update:.1f} s"
+            f" {seconds['rollouts']:12.2f} {whole['in turn']:10.2f} {whole['overlapped']:11.2f}"
+            f" {chain:9.2f} {whole['overlapped'] / chain:14.2f}"
         )
 
 

@@ -242,17 +242,28 @@ class RemoteTeacher:
     ) -> Transient | None:
         """Make sure that complete scores are of the expected teacher, and agree with themselves.
 
+        Both are asked at the same time; another teacher is named before a contradiction.
+
         Raises:
             UserError: see `verify`; or it scores a rollout differently than the first time.
         """
-        try:
-            self.verify()
-        except Transient as error:
-            return error
         repeats = self.checks.choose(rollouts, [s or Scores() for s in scores])
         answers: list[Scores | None] = [None] * len(repeats)
         again = [repeat.rollout for repeat in repeats]
-        if (failure := self._score_missing(again, want, answers)) is not None:
+        failure: Transient | UserError | None
+        with ThreadPoolExecutor(1, thread_name_prefix="verify") as pool:
+            expected = pool.submit(self.verify)
+            try:
+                failure = self._score_missing(again, want, answers)
+            except UserError as error:
+                failure = error
+            try:
+                expected.result()
+            except Transient as error:
+                return error
+        if isinstance(failure, UserError):
+            raise failure
+        if failure is not None:
             return failure
         contradiction = self.checks.judge(repeats, [a or Scores() for a in answers])
         if contradiction is not None:
