@@ -28,6 +28,7 @@ from opd.run.outputs import require_folders_apart
 from opd.run.preflight import require_safe_name
 from opd.samplers.replay import read_rollouts
 from opd.setup.disk_estimate import require_space_for_weights
+from opd.setup.memory_bound import require_memory_for_weights
 from opd.setup.problems import Problems
 from opd.setup.run_folder import require_run_folder
 
@@ -65,10 +66,14 @@ def look_first(
         if trains:
             problems.attempt(require_space_for_weights, cfg, student)
         problems.attempt(_require_k_of_config, cfg, student)
+    teachers = []
     for name, key in _local_teachers(cfg):
         teacher = problems.attempt(look_at_files, name, key)
+        teachers += [] if teacher is None else [teacher]
         if student is not None and teacher is not None and not judges_pair:
             problems.attempt(_require_same_tokens, student, teacher)
+    if trains and student is not None:
+        problems.attempt(require_memory_for_weights, cfg, student, teachers)
     _look_at_rows(cfg, problems)
     return problems.messages
 
