@@ -288,3 +288,24 @@ def test_a_big_run_is_painted_within_a_second_and_updated_within_50_ms(big):
         assert first < 1
         assert median(updates) < 50
         assert opened < 1
+
+
+@slow_browser
+def test_small_percents_and_thousands_can_be_read_from_a_chart(tmp_path):
+    series = good_run() | {
+        "rollout/truncated": lambda s: 0.002 * (s % 5),
+        "rollout/length": lambda s: 4000.0 + s,
+    }
+    write_run(tmp_path / "runs" / "a", series=series)
+    with served(tmp_path / "runs") as url, browser_page() as tab:
+        tab.screen(1440, 3000)
+        tab.open(f"{url}/#token={TOKEN}")
+        tab.wait("document.querySelectorAll('#charts path').length > 5")
+        ticks = tab.run(
+            "Object.fromEntries([...document.querySelectorAll('figure.chart')].map(f => ["
+            "f.querySelector('b').textContent, [...f.querySelectorAll('text[text-anchor=end]')]"
+            ".map(t => t.textContent).slice(0, -1)]))"
+        )
+        assert "4,010" in ticks["Length"]
+        assert all(len(set(labels)) == len(labels) for labels in ticks.values())
+        assert "0.5%" in ticks["Truncated by the token limit"]

@@ -88,3 +88,18 @@ def test_a_printed_report_is_on_a4_and_nothing_is_wider_than_the_paper(make_run,
     )
     assert boxes
     assert {(round(float(w)), round(float(h))) for w, h in boxes} == {(595, 842)}
+
+
+def test_the_panel_of_a_narrow_screen_leaves_the_chosen_token_in_view(make_run):
+    page = report(make_run())
+    with browser_page() as tab:
+        tab.screen(390, 844)
+        tab.open(page.as_uri())
+        inside = tab.run(
+            "(() => { const tokens = [...document.querySelectorAll('.rollout .t')];"
+            "const panel = document.querySelector('.panel');"
+            "return tokens.slice(0, 40).every((t) => { t.click();"
+            "const a = t.getBoundingClientRect(), b = panel.getBoundingClientRect();"
+            "return a.bottom <= b.top + 1 || a.top >= b.bottom - 1; }); })()"
+        )
+        assert inside

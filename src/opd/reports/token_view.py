@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd.reports.document import Legend, ShownRollout, Tokens, TokenSpan
-from opd.reports.formatting import minus, percent, plain
+from opd.reports.formatting import minus, percent
 from opd.reports.read import RunData
 from opd.reports.sanitize import visible
 from opd.reports.scored_rollouts import (
@@ -121,8 +122,9 @@ def _shown(
         style = f"{shade(value)} low" if is_low else shade(value)
         spans.append(TokenSpan(text, style, tooltip, i))
     truncated = scored.rollout.finish == "length"
+    mean = minus(f"{scored.mean:.3f}") if math.isfinite(scored.mean) else "not a number"
     note = (
-        f"step {scored.step}, mean advantage {plain(scored.mean).text} nats, {length:,} tokens"
+        f"step {scored.step}, mean advantage {mean} nats, {length:,} tokens"
         f"{', truncated by the token limit' if truncated else ''}"
     )
     details = [_details(scored, i, token_texts, texts) for i in positions]

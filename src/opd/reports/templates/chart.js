@@ -94,9 +94,10 @@ class Chart {
     this.refresh();
   }
   text(value) {
-    if (this.spec.percent) return `${(100 * value).toFixed(1)}%`.replace("-", "\u2212");
     const size = Math.abs(value);
-    const shown = size !== 0 && (size < 0.001 || size >= 1e5) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+    if (this.spec.percent) return `${(100 * value).toFixed(size !== 0 && size < 0.001 ? 3 : 1)}%`.replace("-", "\u2212");
+    const shown = size !== 0 && (size < 0.001 || size >= 1e7) ? value.toExponential(2)
+      : size >= 1000 ? value.toLocaleString("en", { maximumFractionDigits: 0 }) : String(Number(value.toPrecision(4)));
     return shown.replace("-", "\u2212");
   }
   // Range of steps that is shown: as zoomed, or all, to the next round number so that it rarely moves.
@@ -149,9 +150,10 @@ class Chart {
       const [a, b] = this.spec.band.map((v) => Math.min(bottom, Math.max(MARGIN.top, py(v))));
       if (a > b) draw("rect", { class: "band", x: MARGIN.left, y: b, width: right - MARGIN.left, height: a - b }, parts);
     }
+    const digits = Math.max(0, -Math.floor(Math.log10(100 * niceStep(high - low, 4)) + 1e-9));
     for (const y of ticks(low, high, 4)) {
       draw("line", { class: "grid", x1: MARGIN.left, x2: right, y1: py(y), y2: py(y) }, parts);
-      draw("text", { x: MARGIN.left - 5, y: py(y) + 4, "text-anchor": "end" }, parts).textContent = this.spec.percent ? `${Math.round(100 * y)}%` : this.text(y);
+      draw("text", { x: MARGIN.left - 5, y: py(y) + 4, "text-anchor": "end" }, parts).textContent = this.spec.percent ? `${(100 * y).toFixed(digits)}%` : this.text(y);
     }
     for (const x of ticks(x0, x1, Math.max(2, Math.floor(this.width / 80)))) {
       if (x !== Math.round(x)) continue;

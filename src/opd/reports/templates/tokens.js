@@ -37,7 +37,7 @@
     close.addEventListener("click", () => { const was = pinned; pin(false); if (!was) panel.hidden = true; });
     const advantage = row.a === null ? "advantage unknown" : `advantage ${nats(row.a)}`;
     const entropy = row.h === undefined ? "" : `; the student's entropy at this position: ${row.h.toFixed(2)} nats`;
-    panel.replaceChildren(close, make("p", `Token ${row.i + 1}: ${text(row.t)}  ${advantage}`),
+    panel.replaceChildren(close, make("p", `Token ${row.i + 1}: ${text(row.t)} \u00b7 ${advantage}`),
       make("p", `Probability under the student: ${percent(row.p)}${entropy}.`, "note"), tops(row));
     const mass = row.m ?? undefined;
     if (mass !== undefined)
@@ -46,6 +46,12 @@
       panel.append(make("p", row.l === null ? "The token is not in the student's top k." : `Renormalised on the student's top k, the advantage is ${nats(row.l)}.`, "note"));
     if (row.r !== undefined)
       panel.append(make("p", `Both renormalised on the student's top k, which holds ${percent(row.r)} of the student's probability; how much of the teacher's was not kept.`, "note"));
+  };
+  // On a narrow screen the panel lies over the lower part of the text.
+  const uncover = (span) => {
+    const token = span.getBoundingClientRect(), cover = panel.getBoundingClientRect();
+    if (token.bottom > cover.top && token.top < cover.bottom && token.left < cover.right && token.right > cover.left)
+      scrollBy(0, token.bottom - cover.top + 12);
   };
   const select = (span, focus) => {
     if (!span) return;
@@ -61,6 +67,7 @@
     span.setAttribute("aria-selected", "true");
     if (focus) span.focus();
     show(rowOf.get(span));
+    if (focus) uncover(span);
   };
   const pin = (on) => { pinned = on; select(current, false); };
   const adopt = (list, rows) => {  // the spans of one run of tokens become options of a list
