@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from opd.errors import UserError
 from opd.models.attention import use_grouped_attention
+from opd.models.away import leave_file
 from opd.models.configs import context_length_of
 from opd.models.head import SPARSE_VOCAB, Head
 from opd.models.hub_name import split_revision
@@ -194,7 +195,10 @@ def load_lm(
             "Give a local Hugging Face folder with safetensors weights, or a hub name."
         ) from None
     require_all_weights(loading, f"{key}={name}")
-    noise = None if quantised is None else quantise(model.eval(), *quantised)
+    noise = None
+    if quantised is not None:
+        noise = quantise(model.eval(), *quantised)
+        leave_file(model)
     model = model.to(target).eval()
     use_grouped_attention(model)
     if model.device.type == "cuda":

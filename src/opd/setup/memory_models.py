@@ -263,11 +263,12 @@ def _frozen_size(
 ) -> ModelSize:
     """Of a model that is read from a file and never written.
 
-    On a CPU weights of the stored dtype stay in the mapped file: of an embedding that is not the
-    head, too, the rows of the text's tokens are read, which is next to nothing.
+    On a CPU weights of the stored dtype stay in the mapped file, unless others are quantised: of an
+    embedding that is not the head, too, the rows of the text's tokens are read, which is next to
+    nothing.
     """
     size = _size(config, dtype, None, device, scheme)
-    if device != HOST or dtype != _dtype(config, "auto"):
+    if scheme is not None or device != HOST or dtype != _dtype(config, "auto"):
         return size
     return replace(size, weights=size.weights - size.lookup, loaded=size.loaded - size.lookup)
 

@@ -22,6 +22,7 @@ from opd.setup.memory_models import (
     DTYPES,
     HOST,
     ConfigReader,
+    FrozenModel,
     PlannedModels,
     device_name,
     free_memory,
@@ -273,9 +274,11 @@ class _Planner:
         models, state = self.models, self.models.state
         parts = {device: self._frozen_weights(device) for device in models.devices}
         for place in models.devices:  # whole, before it is quantised or sent away
-            reading = [f.size.loaded - f.resident for f in models.frozen if f.device == place]
+            reading = [_being_read(f) for f in models.frozen if f.device == place]
             parts[place] = _add(parts[place], {"teacher being read": max(reading, default=0)})
         student = max(state.loaded, state.weights + state.masters)
+        if models.student.unpacked and not self.on_gpu:
+            student = state.loaded + state.weights  # in full, and quantised beside it
         parts[models.device] = _add({"student weights": student}, parts[models.device])
         host = {"Python and libraries": PROCESS}
         if self.on_gpu:
@@ -349,6 +352,15 @@ class _Planner:
         if teacher is not None and self.work.objective.needs_full_teacher:
             per_token += teacher.size.hidden * teacher.size.itemsize
         return tokens * per_token
+
+
+def _being_read(frozen: FrozenModel) -> int:
+    """Bytes beside its weights while a model is read: what is quantised or sent away later.
+
+    On a CPU the quantised weights are made beside the file, which is left when all of them are.
+    """
+    beside = frozen.size.unpacked > 0 and frozen.device == HOST
+    return frozen.size.loaded - (0 if beside else frozen.resident)
 
 
 def _add(a: Parts, b: Parts) -> Parts:
