@@ -273,6 +273,8 @@ def test_rows_of_a_frozen_embedding_are_read_from_the_file(tmp_path, device, dty
         others -= sum(m.weight.nbytes - m.weight.numel() - 4 * m.out_features for m in layers)
     planned = plan_memory(cfg, device=device, free={}, read=lambda *_: untied())
     assert parts(planned, "score", device)["teacher weights"] == others + tables * table
+    whole = sum(p.nbytes for p in made.parameters())  # the file, beside what is made of it
+    assert parts(planned, "load", device).get("teacher being read", 0) == whole * (dtype == "int8")
 
 
 def test_a_converted_teacher_is_planned_whole(tmp_path):

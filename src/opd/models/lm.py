@@ -195,10 +195,7 @@ def load_lm(
             "Give a local Hugging Face folder with safetensors weights, or a hub name."
         ) from None
     require_all_weights(loading, f"{key}={name}")
-    noise = None
-    if quantised is not None:
-        noise = quantise(model.eval(), *quantised)
-        leave_file(model)
+    noise = None if quantised is None else _quantise(model, *quantised)
     model = model.to(target).eval()
     use_grouped_attention(model)
     if model.device.type == "cuda":
@@ -322,6 +319,12 @@ def add_lora(lm: LM, *, rank: int, alpha: float, target_modules: Any, seed: int)
             "which the loss and most inference engines do not apply. Leave the head out."
         )
     return wrapped
+
+
+def _quantise(model: Any, scheme: Scheme, probe: Tensor | None) -> QuantisationNoise | None:
+    noise = quantise(model.eval(), scheme, probe)
+    leave_file(model)
+    return noise
 
 
 def enable_checkpointing(lm: LM) -> None:

@@ -337,7 +337,7 @@ class _Planner:
     def _save(self) -> dict[str, Parts]:
         """Checkpoints are streamed; the final model is put together in host memory."""
         student, state = self.models.student, self.models.state
-        whole, gathered = student.weights, 0
+        whole, gathered = max(student.weights, student.loaded), 0  # in full if it was quantised
         if state.gathered_to_sample:  # tensor by tensor; the process that writes keeps them all
             whole, gathered = max(whole, 3 * state.loaded), state.largest
         parts: dict[str, Parts] = {self.models.device: {"gathered tensor": gathered}}
