@@ -20,7 +20,7 @@ def test_its_settings_are_a_configuration(monkeypatch):
     monkeypatch.delitem(sys.modules, "diagnosed", raising=False)
     from diagnosed import DiagnosedTrainer
 
-    monkeypatch.delitem(sys.modules, "diagnosed")
+    del sys.modules["diagnosed"]  # by monkeypatch it would be there again for the next test
     model = SimpleNamespace(config=SimpleNamespace(name_or_path="m"))
     args = SimpleNamespace(
         max_completion_length=8, temperature=1.0, learning_rate=1e-3, max_steps=4, seed=0
