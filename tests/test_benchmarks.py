@@ -48,3 +48,12 @@ def test_our_side_of_the_step(tmp_path, monkeypatch):
         "opd_step.py", "--student", student, "--teacher", teacher, *sizes, threads=False
     )
     assert all(f'"{phase}"' in text for phase in ("rollout", "score", "update", "above_mib"))
+
+
+def test_memory_of_teachers_that_do_not_fit(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import workload
+
+    pair = workload.tiny_pair(tmp_path)
+    case = ("--case", "`teacher.dtype: int8`")
+    assert '"planned to run"' in run_benchmark("teacher_memory.py", *pair, *case, threads=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,3 +189,21 @@ def test_a_quantised_model_leaves_its_file():
     assert Path("/proc/self/maps").read_text("utf-8").count("model.safetensors") == before
     models.append(load_lm(TEACHER, device="cpu"))
     assert Path("/proc/self/maps").read_text("utf-8").count("model.safetensors") > before
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc here")
+def test_a_teacher_that_is_away_leaves_its_file():
+    """Its head stays, and would keep all of it in memory."""
+
+    def mapped():
+        gc.collect()
+        return Path("/proc/self/maps").read_text("utf-8").count("model.safetensors")
+
+    before = mapped()
+    teacher = load_teacher(config.LocalTeacher(model=TEACHER, offload="disk"), "cpu")
+    assert mapped() == before
+    with torch.no_grad():
+        teacher.model(torch.tensor([[2, 3, 4]]))
+    assert mapped() > before
+    teacher.release()
+    assert mapped() == before

@@ -31,7 +31,11 @@ class AwayWeights:
             model: of transformers, frozen.
             read: the same model once more, from disk; None: keep the weights in host memory.
         """
-        head = {id(p) for p in model.get_output_embeddings().parameters()}
+        heads = list(model.get_output_embeddings().parameters())
+        if read is not None:
+            for weight in heads:  # what stays would keep the whole file in memory
+                weight.data = weight.data.clone()
+        head = {id(p) for p in heads}
         self.weights = {n: p for n, p in model.named_parameters() if id(p) not in head}
         self.device: torch.device = next(iter(self.weights.values())).device
         self.read, self.there = read, True
