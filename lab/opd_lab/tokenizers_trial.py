@@ -284,15 +284,17 @@ prompt; opd gives it the teacher's own.
 
 Written by `python -m opd_lab.tokenizers_trial`; not edited by hand. SmolLM2-135M-Instruct learns a
 task from Qwen2.5-Coder-0.5B-Instruct, whose tokenizer is another one, or from its own weights;
-either teacher was fine-tuned on 16 right answers a step (steps: {tuned}). "sort": five numbers of
-two digits, which both tokenizers cut alike. "words": three words in reverse order, each of which
-the two tokenizers cut differently. {STEPS} steps of {PROMPTS} prompts x {RESPONSES} responses of
-at most {TOKENS} tokens, `bf16_mixed`; {TEST} held-out problems, one answer each. A teacher's
-accuracy is that of its own answers, in its own tokens. 95 % intervals over prompts.
+either teacher was fine-tuned on 16 right answers a step (steps: {tuned}). "sort": five
+numbers of two digits, which both tokenizers cut alike. "words": three words in reverse order, each
+of which the two tokenizers cut differently. {STEPS} steps of {PROMPTS} prompts x {RESPONSES}
+responses of at most {TOKENS} tokens, `bf16_mixed`; {TEST} held-out problems, one answer each. A
+teacher's accuracy is that of its own answers, in its own tokens. 95 % intervals over prompts.
+Minutes are of a machine with other work.
 
 {table(arms, cache)}
 
 "aligned": the student's tokens of the last step that are one token for the teacher too.
+
 {gold if any("GOLD" in arm.label for arm in arms) else ""}"""
 
 
