@@ -83,7 +83,7 @@ HANDED_OVER = [name for name in vars(HandedOver) if not name.startswith("_")]
 
 @pytest.mark.parametrize("backend", everyday(WAYS, 0))
 @pytest.mark.parametrize("stays", everyday([False, True], 1))
-@pytest.mark.parametrize("name", HANDED_OVER)
+@pytest.mark.parametrize("name", everyday(HANDED_OVER, 1, 3))
 def test_a_fault_of_a_push_without_files_ends_in_right_weights(
     name, stays, backend, full, make_prompts, tmp_path, caplog
 ):

@@ -107,8 +107,9 @@ def test_a_pickle_that_would_run_code_is_not_a_handle():
 @pytest.mark.parametrize("backend", WAYS)
 @pytest.mark.parametrize("route", ["/start_weight_update", UPDATE, "/finish_weight_update"])
 def test_an_error_of_the_server_is_named_and_the_next_push_is_whole(backend, route):
+    """A broadcast of gloo that nobody takes ends by its time."""
     there, http = receiver(backend)
-    way = way_to(http, backend)
+    way = way_to(http, backend, seconds=1.0)
     way.send(some_weights(0), None)
     before = checksums(there.weights)
     errors = ["out of memory"]
