@@ -22,6 +22,7 @@ from opd.models.lm import LM, enable_checkpointing
 from opd.models.master_weights import add_master_weights
 from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
+from opd.training.learner import Learner
 from opd.training.step import update
 
 
@@ -92,13 +93,30 @@ def full_fine_tuning(device: Device) -> None:
     enable_checkpointing(student)
     teacher = make_model(device, "8B", seed=1)
     learner = make_learner(student, None, tokens=8192)
-    seconds: dict[str, float] = {}
-    peaks: dict[str, float] = {}
+    numbers = measure_step(device, student, teacher, learner, (rows, length))
+    text = f"4B student in full with an 8B teacher, {rows} rows of {length} tokens, offload"
+    device.measure(text, **numbers)
+
+
+def measure_step(
+    device: Device, student: LM, teacher: LM, learner: Learner, size: tuple[int, int]
+) -> dict[str, float]:
+    """Peak memory and seconds of rollout, score and update; the update is a second one.
+
+    Args:
+        device: of both models.
+        student: samples four responses to each prompt, a 64th of the length.
+        teacher: scores.
+        learner: of the student.
+        size: rows and tokens of what is scored and learned.
+    """
+    rows, length = size
+    numbers: dict[str, float] = {}
 
     def measure(phase: str, work: Callable[[], object]) -> None:
         device.reset_memory()
-        seconds[f"{phase}_s"] = device.time(work)
-        peaks[f"{phase}_gib"] = device.peak()
+        numbers[f"{phase}_s"] = device.time(work)
+        numbers[f"{phase}_gib"] = device.peak()
 
     prompts = make_prompts(rows, length - length // 64, student.vocab)
     sampler = HFSampler(student, Decoding(length // 64 or 1), stop=frozenset({1}), capture=16)
@@ -109,8 +127,7 @@ def full_fine_tuning(device: Device) -> None:
     measure("score", lambda: batches.append(score()))
     update(learner, batches[0], 0)  # allocates moments
     measure("update", lambda: update(learner, batches[0], 1))
-    text = f"4B student in full with an 8B teacher, {rows} rows of {length} tokens, offload"
-    device.measure(text, **peaks, **seconds)
+    return numbers
 
 
 @contextlib.contextmanager

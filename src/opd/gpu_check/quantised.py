@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,21 +10,19 @@ import torch
 from opd.core.objective import Objective
 from opd.gpu_check.correctness import UPDATES, change_of, cosine_of
 from opd.gpu_check.harness import GIB, Device
+from opd.gpu_check.memory import measure_step
 from opd.gpu_check.workload import (
     SHAPES,
     TINY,
     make_batch,
     make_learner,
     make_model,
-    make_prompts,
     make_rollouts,
 )
 from opd.models.lm import LM, add_lora, enable_checkpointing
 from opd.models.model_size import model_size
 from opd.models.quantised import dequantise, quantise
-from opd.samplers.hf import Decoding, HFSampler
 from opd.teachers.local import LocalTeacher
-from opd.training.step import update
 from opd.types import Scheme
 
 PLANNED_WITHIN = 0.15  # of what is held
@@ -95,25 +91,10 @@ def adapters_with_large_teacher(device: Device) -> None:
     enable_checkpointing(student)
     teacher = _deep_teacher(device, "32B", "nf4")
     learner = make_learner(student, None, tokens=8192, lr=1e-4)
-    seconds: dict[str, float] = {}
-    peaks = {"held_gib": device.allocated()}
-
-    def measure(phase: str, work: Callable[[], object]) -> None:
-        device.reset_memory()
-        seconds[f"{phase}_s"] = device.time(work)
-        peaks[f"{phase}_gib"] = device.peak()
-
-    prompts = make_prompts(rows, length - length // 64, student.vocab)
-    sampler = HFSampler(student, Decoding(length // 64 or 1), stop=frozenset({1}), capture=16)
-    measure("rollout", lambda: sampler.sample(prompts, n=4, key=(0,)))
-    rollouts = make_rollouts(student, rows, length)
-    batches: list[object] = []
-    score = partial(make_batch, teacher, rollouts, learner.objective)
-    measure("score", lambda: batches.append(score()))
-    update(learner, batches[0], 0)  # type: ignore[arg-type]
-    measure("update", lambda: update(learner, batches[0], 1))  # type: ignore[arg-type]
+    held = device.allocated()
+    numbers = measure_step(device, student, teacher, learner, (rows, length))
     text = f"adapters on 8B with a 32B teacher in nf4, {rows} rows of {length} tokens"
-    device.measure(text, **peaks, **seconds)
+    device.measure(text, held_gib=held, **numbers)
 
 
 def _deep_teacher(device: Device, name: str, scheme: Scheme) -> LM:
