@@ -14,6 +14,7 @@ import yaml
 from opd import config
 from opd.config.template import RUN_YAML
 from opd.errors import UserError
+from opd.setup.chat_template import choose_template
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = {
@@ -22,6 +23,62 @@ MINIMAL = {
     "prompts": {"path": "p.jsonl"},
     "output": {"dir": "runs/x"},
 }
+
+
+SELF = 'teacher={from: student, prompt: "{prompt} {answer}"'
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["loss.beta=0.3"], r"loss\.beta=0\.3 changes nothing with loss\.divergence=reverse_kl"),
+        (["loss.estimator=k2"], r"loss\.estimator=k2 changes nothing with loss\.support=student"),
+        ([SELF + ", decay: 0.5}"], r"teacher\.decay=0\.5 changes nothing .*weights=frozen"),
+        (
+            ['teacher={from: student, weights: live, prompt: "{prompt}"}'],
+            r"teacher\.prompt='\{prompt\}' adds nothing .* the loss is then 0",
+        ),
+        (["prompts.by=tokens"], r"prompts\.by=tokens changes nothing with one teacher"),
+        (["rollout.sync_dir=/x"], r"rollout\.sync_dir=/x changes nothing without a rollout server"),
+        (["rollout.api_key_env=K"], r"rollout\.api_key_env=K changes nothing"),
+        (["optim.offload=cpu", "student.lora={}"], r"optim\.offload=cpu changes nothing .*lora"),
+        (["optim.offload=cpu", "student.precision=float32"], r"changes nothing .*=float32"),
+    ],
+)  # fmt: skip
+def test_settings_without_effect_are_refused(tmp_path, overrides, said):
+    """Each of them was taken, and changed nothing."""
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    for read in (config.load, config.load_each):
+        with pytest.raises(UserError, match=said):
+            read(file, overrides)
+
+
+def test_a_teacher_template_beside_another_tokenizer_is_refused_with_the_reason():
+    """It was said not to be in this process, where it was."""
+    overrides = ["prompts.teacher_template=true", "teacher.tokenizer=t"]
+    with pytest.raises(UserError, match=r"tokenizer of its own \(teacher\.tokenizer\)"):
+        choose_template(config.parse(MINIMAL, overrides), None, None)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["loss.beta=0.3", "loss.divergence=jsd"],
+        ["loss.estimator=k2", "loss.support=sampled"],
+        [SELF + ", weights: ema, decay: 0.5}"],
+        ["rollout.sync_dir=/x", "rollout.url=http://h/v1", "rollout.model=m"],
+        ["optim.offload=cpu"],
+        ["optim.offload=cpu", "student.precision=bf16_mixed"],
+    ],
+)
+def test_settings_with_an_effect_are_taken(tmp_path, overrides):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    run = config.load(file, overrides)
+    stored = tmp_path / "config.json"
+    stored.write_text(json.dumps(config.dump(run)))
+    assert config.load(stored) == run
 
 
 def test_minimal_file_is_the_papers_recipe():

@@ -25,7 +25,10 @@ FULL: dict = {}
 LORA = {"student": {"lora": {"rank": 4}}, "optim": {"lr": 0.005}}
 OFFLOAD = {"optim": {"lr": 0.005, "offload": "cpu"}}
 MIXED = {"student": {"precision": "bf16_mixed"}, **OFFLOAD}
-MIXED_LORA = {"student": {"precision": "bf16_mixed", "lora": {"rank": 4}}, **OFFLOAD}
+MIXED_LORA = {
+    "student": {"precision": "bf16_mixed", "lora": {"rank": 4}},
+    "optim": {"lr": 0.005},
+}
 INT8 = {"optim": {"lr": 0.005, "moments": "int8"}}
 SAMPLED = {"loss": {"support": "sampled"}}
 GOLD = {"loss": {"terms": {"sft_weight": 0.5, "sft_path": "gold.jsonl"}}}

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from opd.config.mistakes import explain
+from opd.config.no_effect import require_effect
 from opd.config.python_objects import require_own_code
 from opd.config.removed import removed_key_errors, upgrade
 from opd.config.schema import Run
@@ -25,7 +26,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
         UserError: naming the key, the value seen, what is allowed, and the nearest known key.
     """
     data = read(path)
-    if Path(path).suffix == ".json":  # the config.json of a run folder
+    stored = Path(path).suffix == ".json"  # the config.json of a run folder
+    if stored:
         data = upgrade(data, where=str(path))
         require_own_code(data, overrides, where=str(path))
     data = overridden(data, overrides)
@@ -34,7 +36,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
             f"{path}: teacher is a list of {len(data['teacher'])}. A run learns from one teacher; "
             f"`opd check {path}` ranks several."
         )
-    return validate(data, where=str(path))
+    run = validate(data, where=str(path))
+    if not stored:
+        require_effect(run, where=str(path))
+    return run
 
 
 def load_each(path: str | Path, overrides: Sequence[str] = ()) -> list[Run]:
@@ -46,13 +51,15 @@ def load_each(path: str | Path, overrides: Sequence[str] = ()) -> list[Run]:
     data = overridden(read(path), overrides)
     teachers = data.get("teacher")
     if not isinstance(teachers, list):
-        return [validate(data, where=str(path))]
+        return [load(path, overrides)]
     if not teachers:
         raise UserError(f"{path}: teacher is an empty list; give at least one.")
-    return [
-        validate(data | {"teacher": each}, where=f"{path}, teacher {i}")
-        for i, each in enumerate(teachers)
-    ]
+    runs = []
+    for i, each in enumerate(teachers):
+        where = f"{path}, teacher {i}"
+        runs.append(validate(data | {"teacher": each}, where=where))
+        require_effect(runs[-1], where=where)
+    return runs
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -81,6 +81,8 @@ def full_metrics(
     """
     with torch.no_grad():
         p, q = at_least_float32(student_logp), at_least_float32(teacher_logp)
+        dtype = torch.promote_types(p.dtype, q.dtype)  # a float64 student, a float32 teacher
+        p, q = p.to(dtype), q.to(dtype)
         student, teacher = (TopK(ids, logp) for logp, ids in (topk(p, k), topk(q, k)))
         h_p, h_q, reverse, forward = _entropies_and_kls(p, q)
         values = {

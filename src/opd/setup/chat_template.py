@@ -25,7 +25,7 @@ def choose_template(cfg: Run, student: Any, teacher: Any | None) -> None:
         if theirs is None:
             raise UserError(
                 "prompts.teacher_template=true, but the teacher "
-                + ("is not in this process." if teacher is None else "has no chat template.")
+                + (_why_unknown(cfg) if teacher is None else "has no chat template.")
                 + " Set it to null."
             )
         student.chat_template = theirs
@@ -39,3 +39,9 @@ def choose_template(cfg: Run, student: Any, teacher: Any | None) -> None:
             "  prompts.teacher_template=false  plain text, as for a base model\n"
             "  prompts.chat=null               the same, said of the prompts themselves"
         )
+
+
+def _why_unknown(cfg: Run) -> str:
+    if cfg.compares_text:
+        return "has a tokenizer of its own (teacher.tokenizer) and renders prompts by it already."
+    return "is not in this process."
