@@ -108,7 +108,7 @@ def test_the_first_reason_is_the_rule_that_decided_and_names_lead_and_temperatur
     reasons = explain("go", forecast, features, RUN)
     assert reasons[0].text == "Training is predicted to recover most of what the teacher is ahead"
     assert (
-        "ahead by +60.0 points (+58.0 to +62.0) at temperature 0.7, top_p 0.95"
+        "the teacher's lead is +60.0 points (+58.0 to +62.0) at temperature 0.7, top_p 0.95"
         in reasons[0].evidence
     )
     assert "after 25%, 50%, 75% of a rollout: +30, +30, +30" in reasons[1].evidence

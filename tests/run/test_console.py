@@ -124,3 +124,8 @@ def test_a_terminal_of_any_width_breaks_lines_between_words(width):
 
 def test_the_first_commands_fit_into_60_columns():
     assert max(map(len, FIRST_COMMANDS.splitlines())) < 60
+
+
+def test_an_evaluation_outside_a_run_names_no_step(capsys):
+    Console("json").show_evaluation(None, "sum", Estimate(0.5, 0.4, 0.6, 100))
+    assert "step" not in json.loads(capsys.readouterr().out)

@@ -125,7 +125,8 @@ def _evaluate(cfg: Run, target: Path | None, console: Console) -> Iterator[SetRe
                 if index == 0:
                     sampler.sync(0)
                 evaluations[who] = evaluate(sampler, task, decode, seed=cfg.train.seed)
-                console.show_evaluation(0, task.label, evaluations[who].accuracy, who=who)
+                accuracy = evaluations[who].accuracy
+                console.show_evaluation(None, task.label, accuracy, who=who)
             before = None
             if target is not None and target.is_dir():
                 before = _before(target, task, cfg.train.seed)

@@ -79,7 +79,7 @@ class LocalTeacher(Section):
     tokenizer: str | None = None
     """Folder or hub name of the teacher's own tokenizer, where it is not the student's: completions
     are then compared as text, chunk by chunk. null: it is the student's, which is checked."""
-    prompt: str | None = None
+    prompt: str | None = Field(None, min_length=1)
     """User message that the teacher sees instead of the student's: {prompt} is that message,
     {answer} the row's answer, any other name a column of the row. null: it sees the same."""
 
@@ -148,7 +148,7 @@ class ServerTeacher(Server):
     """Seconds to wait for a teacher that has gone away, before the run saves and stops."""
     cache: Cache | None = None
     tokenizer: str | None = None
-    prompt: str | None = None
+    prompt: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _coherent(self) -> ServerTeacher:
@@ -175,7 +175,7 @@ class SelfTeacher(Section):
     those of the moment; ema: a moving average of them, kept in every checkpoint."""
     decay: float = Field(0.99, gt=0, lt=1)
     """Of the average (weights: ema), per step."""
-    prompt: str | None = None
+    prompt: str | None = Field(None, min_length=1)
 
     @property
     def cache(self) -> None:
@@ -204,7 +204,7 @@ class PythonTeacher(Section):
     """A teacher of your own: pkg.mod:make (called without arguments), pkg.mod:object, or the name
     of an entry point of opd.teachers. Of a run folder's config.json it is imported only if given
     again."""
-    prompt: str | None = None
+    prompt: str | None = Field(None, min_length=1)
 
     @property
     def cache(self) -> None:

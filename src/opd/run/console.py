@@ -117,17 +117,20 @@ class Console:
             remaining = "" if self.live else f"  {left} left"
             self.print(f"step {step:>4}/{self._steps}  {line}{remaining}")
 
-    def show_evaluation(self, step: int, label: str, accuracy: Any, who: str = "student") -> None:
-        """Show one evaluation: `accuracy` has value, low, high, n."""
+    def show_evaluation(
+        self, step: int | None, label: str, accuracy: Any, who: str = "student"
+    ) -> None:
+        """Show one evaluation: `accuracy` has value, low, high, n; step None: outside a run."""
         if self.style == "json":
-            record = {"step": step, "eval": label, "who": who, "accuracy": accuracy.value}
+            record: dict[str, Any] = {} if step is None else {"step": step}
+            record |= {"eval": label, "who": who, "accuracy": accuracy.value}
             self._json(record | {"low": accuracy.low, "high": accuracy.high, "n": accuracy.n})
             return
         if who == "student" and (not self._accuracy or self._accuracy.startswith(f"{label} ")):
             self._accuracy = f"{label} {accuracy.value:.1%}"
         if self._progress is not None:  # the live line shows it, and every line of a step
             return
-        where = f"step {step:>4}/{self._steps}  " if self._steps else ""
+        where = f"step {step:>4}/{self._steps}  " if self._steps and step is not None else ""
         self.print(
             f"{where}{who} accuracy on {label}: {accuracy.value:.1%}"
             f"  (95% interval {100 * accuracy.low:.1f} to {accuracy.high:.1%},"

@@ -97,7 +97,7 @@ def _decisive_evidence(
         parts.append(f"chance that accuracy rises {forecast.rises:.0%}")
     if forecast.recovers_half is not None:
         parts.append(f"that half of the gap is recovered {forecast.recovers_half:.0%}")
-    gap = f"the teacher is ahead by {points(features['gap'])}"
+    gap = f"the teacher's lead is {points(features['gap'])}"
     if run is not None:
         gap += f" at {sampling_text(run)}"
     return "; ".join([*parts, gap])
