@@ -68,6 +68,7 @@ class OwnClient:
     """`vllm.LLM` in a process of its own."""
 
     def __init__(self, python: str, model: str, log: Path) -> None:
+        self.log = log
         self.process = subprocess.Popen(
             [python, "-c", OWN, model, str(CONTEXT)],
             stdin=subprocess.PIPE,
@@ -83,7 +84,7 @@ class OwnClient:
         for line in self.process.stdout:
             if line.startswith(word):
                 return line.removeprefix(word)
-        raise SystemExit("vllm.LLM has ended; see its log")
+        raise SystemExit(f"vllm.LLM has ended:\n{self.log.read_text()[-2000:]}")
 
     def rate(self, prompts: list[Prompt], n: int) -> float:
         """Completion tokens per second."""
