@@ -24,7 +24,7 @@ from opd.models.lm import load_lm
 from opd.models.tokenizers import load_tokenizer
 from opd.run.jsonl import read_jsonl
 from opd.samplers.weight_sync import save_for_server
-from test_real_vllm import NOISE, QUESTIONS, report
+from support.real_vllm import NOISE, QUESTIONS, report
 
 pytestmark = [
     pytest.mark.slow,

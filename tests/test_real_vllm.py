@@ -36,7 +36,7 @@ from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import RemoteOptions, RemoteTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.types import Prompt, Want
-from support.real_vllm import RealVllm
+from support.real_vllm import NOISE, QUESTIONS, RealVllm, report
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,21 +47,6 @@ pytestmark = [
         reason="`make test-vllm` sets OPD_VLLM_PYTHON and OPD_SMOLLM2",
     ),
 ]
-NOISE = 0.06  # of each weight's own spread
-QUESTIONS = (
-    "What is the capital of France?",
-    "Name three colours of the rainbow.",
-    "Why is the sky blue?",
-    "Write one sentence about a river.",
-    "What do bees make?",
-    "How many days are in a week?",
-    "Who wrote Romeo and Juliet?",
-    "What is two plus two?",
-)
-
-
-def report(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - figures for whoever runs it
 
 
 @pytest.fixture(scope="module")

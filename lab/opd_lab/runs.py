@@ -7,6 +7,7 @@ name (see `cache_key`), so nothing runs twice and nothing is stale.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -245,3 +246,15 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """Leave out what `opd` warns of, which runs of a trial provoke on purpose."""
+    ours = logging.getLogger("opd")
+    before = ours.level
+    ours.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ours.setLevel(before)

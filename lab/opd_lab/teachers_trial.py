@@ -30,7 +30,7 @@ from opd.setup.session import build
 from opd_lab import zoo
 from opd_lab.checkpoints import QUICK
 from opd_lab.corpus import Corpus, encode
-from opd_lab.runs import EXTRA_TOKENS, one_thread
+from opd_lab.runs import EXTRA_TOKENS, one_thread, only_errors
 from opd_lab.streams import WorldStream
 from opd_lab.teachers_tables import HINT_ALARMS, OTHER_ALARMS, Results, alarms_raised, table
 from opd_lab.worlds import Problem
@@ -365,8 +365,9 @@ def main() -> None:
     parser.add_argument("--write", type=Path, default=None)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("opd").setLevel(logging.ERROR)
-    text = page(args.seeds, args.seeds if args.hint_seeds is None else args.hint_seeds, args.cache)
+    hint_seeds = args.seeds if args.hint_seeds is None else args.hint_seeds
+    with only_errors():
+        text = page(args.seeds, hint_seeds, args.cache)
     if args.write is None:
         logger.info("%s", text)
     else:

@@ -41,7 +41,7 @@ from opd.run.jsonl import read_jsonl
 from opd.setup.session import build
 from opd_lab.gold_arm import gold_settings, gold_student, has_gold
 from opd_lab.pairs.real import FOLDERS, SPLITS, problems
-from opd_lab.runs import one_thread
+from opd_lab.runs import one_thread, only_errors
 from opd_lab.streams import WorldStream
 
 TASKS = ("sort", "words")
@@ -307,8 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("opd").setLevel(logging.ERROR)
-    text = page(args.tasks, args.seeds, args.cache)
+    with only_errors():
+        text = page(args.tasks, args.seeds, args.cache)
     if args.write is None:
         logger.info("%s", text)
     else:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 
 from opd_lab import tokenizers_trial as trial
 from opd_lab.pairs.real import FOLDERS
+from opd_lab.runs import only_errors
 from support.foreign import byte_tokenizer, foreign_model
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
@@ -58,3 +60,11 @@ def test_a_trial_writes_its_page_and_goes_on_where_it_stopped(tiny, monkeypatch,
     monkeypatch.setattr(trial, "evaluate_config", None)
     trial.main(arguments)
     assert page.read_text("utf-8") == text
+
+
+def test_a_trial_leaves_the_level_of_warnings_as_it_was():
+    ours = logging.getLogger("opd")
+    before = ours.level
+    with only_errors():
+        assert ours.level == logging.ERROR
+    assert ours.level == before

@@ -12,11 +12,26 @@ import urllib.request
 from pathlib import Path
 
 STARTUP = 600.0  # seconds; 30-70 on a free core, more on a shared one
+NOISE = 0.06  # of each weight's own spread
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colours of the rainbow.",
+    "Why is the sky blue?",
+    "Write one sentence about a river.",
+    "What do bees make?",
+    "How many days are in a week?",
+    "Who wrote Romeo and Juliet?",
+    "What is two plus two?",
+)
 
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
+
+
+def report(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - figures for whoever runs it
 
 
 class RealVllm:
