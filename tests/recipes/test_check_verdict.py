@@ -75,6 +75,25 @@ def pilot(path, change, kl_drop, half=0.01):
     }
 
 
+@pytest.mark.parametrize("name", ["pilot_resampled", "stretch_resampled"])
+def test_a_rise_that_the_pilot_measured_is_never_called_too_little(name):
+    far = make_features(0.0, 0.9, 1.9) | pilot(0.15, 0.0, 0.3) | {"stretch_path": estimate(0.5)}
+    flat = far | {name: estimate(0.02, 0.03)}
+    assert decisive_rule(predict(MODEL, flat, RUN), flat) == "too little"
+    assert judge(predict(MODEL, flat, RUN), flat) == "don't"
+    risen = far | {name: estimate(0.04, 0.03)}
+    assert decisive_rule(predict(MODEL, risen, RUN), risen) == "rising"
+    assert judge(predict(MODEL, risen, RUN), risen) == "not known"
+
+
+def test_answers_sampled_again_count_as_a_rise_where_reweighted_rollouts_say_nothing():
+    features = make_features(0.0, 0.9, 1.9) | pilot(0.15, 0.0, 0.3)
+    features |= {"pilot_resampled": estimate(0.06, 0.04)}
+    forecast = predict(MODEL, features, RUN)
+    texts = [reason.text for reason in explain(judge(forecast, features), forecast, features, RUN)]
+    assert any(text.startswith("The run's first steps raise accuracy") for text in texts)
+
+
 @pytest.mark.parametrize(
     "features",
     [

@@ -36,7 +36,7 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
     forecast = predict(gathering.model, features, settings)
     verdict: Verdict = judge(forecast, features)
     changes: list[Advice] = []
-    if decisive_rule(forecast, features) in ("too little", "undecided"):
+    if decisive_rule(forecast, features) in ("too little", "rising", "undecided"):
         changes = find_changes(gathering.model, features, settings)
         verdict = CHANGES if changes else verdict
     reasons = explain(verdict, forecast, features, settings)

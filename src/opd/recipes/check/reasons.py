@@ -72,6 +72,8 @@ DECISIVE: Mapping[Rule, str] = {
     "falls": "Training is predicted to lower accuracy",
     "level": "The teacher is not ahead by enough to teach anything",
     "recovers": "Training is predicted to recover most of what the teacher is ahead",
+    "rising": "Little is predicted, but steps of the pilot raise accuracy: a longer pilot, or the "
+    "run itself, would decide",
     "too little": "Training is predicted to recover less than half of what the teacher is ahead",
     "undecided": "What was measured does not decide whether training helps",
 }
@@ -169,11 +171,12 @@ def _pilot_statement(forecast: Forecast, features: Mapping[str, Estimate]) -> _S
     ):
         if name in features:
             parts.append(f"{text} {show(features[name])}")
-    change = features.get("pilot_change")
+    known = [features[name] for name in ("pilot_change", "pilot_resampled") if name in features]
+    raised, lowered = any(e.low > 0 for e in known), any(e.high < 0 for e in known)
     text, favours = "The run's first steps move accuracy neither way yet", None
-    if change is not None and change.low > 0:
+    if raised and not lowered:
         text, favours = "The run's first steps raise accuracy", True
-    elif change is not None and change.high < 0:
+    elif lowered and not raised:
         text, favours = "The run's first steps lower accuracy", False
     if forecast.disagrees:
         views = [f"{name} {100 * change:+.0f}" for name, change in forecast.views.items()]

@@ -23,7 +23,9 @@ WORTHWHILE, NEGLIGIBLE = 0.5, 0.2  # fractions of the gap recovered: worth a run
 MAX_RISK = 0.08  # probability of being wrong that a go or no-go may carry
 LITTLE = 0.25  # probability of a change of `MIN_GAP` below which there is nothing to gain
 
-Rule = Literal["unmeasured", "worse", "falls", "level", "recovers", "too little", "undecided"]
+Rule = Literal[
+    "unmeasured", "worse", "falls", "level", "recovers", "rising", "too little", "undecided"
+]
 """What a verdict rests on, which is its first reason."""
 
 
@@ -39,6 +41,7 @@ def judge(forecast: Forecast, features: Mapping[str, Estimate]) -> Verdict:
         "falls": NO_GO,
         "level": NO_GO,
         "recovers": GO,
+        "rising": UNKNOWN,
         "too little": NO_GO,
         "undecided": UNKNOWN,
     }
@@ -54,6 +57,7 @@ def decisive_rule(forecast: Forecast, features: Mapping[str, Estimate]) -> Rule:
     - level: the teacher is not ahead by `MIN_GAP`, and a gain of as much is unlikely.
     - recovers: `WORTHWHILE` of the gap is predicted, less than `NEGLIGIBLE` of it is unlikely, and
       the pair is in the range of the fit or a pilot has measured it.
+    - rising: `WORTHWHILE` of the gap is unlikely, but the pilot raised accuracy (`pilot_raises`).
     - too little: `WORTHWHILE` of the gap is unlikely, of a pair in the range of the fit.
     - undecided: everything else.
     """
@@ -73,8 +77,18 @@ def decisive_rule(forecast: Forecast, features: Mapping[str, Estimate]) -> Rule:
     if known and likely and change.value >= WORTHWHILE * gap.value:
         return "recovers"
     if not forecast.out_of_range and 1 - distribution.below(WORTHWHILE * gap.value) <= MAX_RISK:
-        return "too little"
+        return "rising" if pilot_raises(features) else "too little"
     return "undecided"
+
+
+def pilot_raises(features: Mapping[str, Estimate]) -> bool:
+    """Whether answers sampled after the pilot's steps are more accurate, with certainty.
+
+    Of the run's own rate or of the raised one. Large models learn more from a step than the tiny
+    ones of the fit: where a rise was measured, a prediction of little is not enough for a no-go.
+    """
+    measured = (features.get("pilot_resampled"), features.get("stretch_resampled"))
+    return any(e is not None and e.low > 0 for e in measured)
 
 
 def cold_start_helps(features: Mapping[str, Estimate]) -> bool:
