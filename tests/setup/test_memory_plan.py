@@ -169,6 +169,25 @@ def test_smaller_micro_batches_are_proposed_on_a_cpu(memory_table):
     assert found[0] == ("train.tokens_per_microbatch=1024",)
 
 
+def test_a_plan_knows_the_longest_prompt_and_how_many_tokens_a_step_has(memory_table):
+    """Prompts of 41 tokens were planned as 1,024, and a step of 16 rows as 8,192 tokens: no-go."""
+    cfg = memory_table.base_run("0.6B", 1024, lora=True)
+    short = ["train.prompts_per_step=8", "rollout.n=2", "rollout.max_new_tokens=32"]
+    cfg = config.parse(config.dump(cfg), [*short, "train.tokens_per_microbatch=8192"])
+
+    def activations(changed, longest):
+        plan = plan_memory(
+            changed, device=HOST, free={}, read=memory_table.read_shape, longest_prompt=longest
+        )
+        return parts(plan, "update", HOST)["activations"], plan.length
+
+    worst, known = activations(cfg, None), activations(cfg, 41)
+    assert known[1] == 41 + 32
+    assert known[0] == pytest.approx(worst[0] * 16 * (41 + 32) / 8192, rel=0.02)
+    tuned = config.parse(config.dump(cfg), ["coldstart={}"])
+    assert activations(tuned, 41)[0] == worst[0]  # supervised batches are another size
+
+
 def demo(folder):
     return config.parse(demo_config(folder / "run") | {"eval": []})
 

@@ -47,14 +47,24 @@ class Shortage:
     fix: str
 
 
-def find_shortage(cfg: Run, plan: MemoryPlan) -> Shortage | None:
-    """The first device that is too small for a run; None if all have enough or are not known."""
+def find_shortage(cfg: Run, plan: MemoryPlan, longest_prompt: int | None = None) -> Shortage | None:
+    """The first device that is too small for a run; None if all have enough or are not known.
+
+    Args:
+        cfg: the run.
+        plan: of it.
+        longest_prompt: its tokens, as in the plan.
+    """
+
+    def plan_changed(changed: Run) -> MemoryPlan:
+        return plan_memory(changed, free=plan.free, longest_prompt=longest_prompt)
+
     for device in plan.too_small:
         peak, free = plan.peak(device), plan.free[device]
         parts = sorted(peak.parts.items(), key=lambda item: -item[1])[:NAMED_PARTS]
         named = ", ".join(f"{name} {human_size(size)}" for name, size in parts)
         message = f"{describe_need(peak)}, of which {human_size(free)} are free: {named}"
-        fitting = first_that_fits(cfg, lambda changed: plan_memory(changed, free=plan.free))
+        fitting = first_that_fits(cfg, plan_changed)
         fix = "use a smaller model, student.lora={} or shorter completions"
         if fitting is not None:
             fix = "set " + " ".join(fitting[0])
@@ -80,14 +90,19 @@ def fixed_bytes(plan: MemoryPlan, device: str) -> int:
     return max(sum(p.parts.get(name, 0) for name in FIXED_PARTS) for p in phases)
 
 
-def require_memory(cfg: Run) -> None:
+def require_memory(cfg: Run, longest_prompt: int | None = None) -> None:
     """Log a warning where a run is not expected to fit; say nothing where it cannot be planned.
+
+    Args:
+        cfg: the run.
+        longest_prompt: its tokens; None: prompts.max_tokens.
 
     Raises:
         UserError: it cannot fit, or cannot be built.
     """
     try:
-        shortage = find_shortage(cfg, plan_memory(cfg))
+        plan = plan_memory(cfg, longest_prompt=longest_prompt)
+        shortage = find_shortage(cfg, plan, longest_prompt)
     except Unbuildable:
         raise
     except UserError:  # loading the model says why

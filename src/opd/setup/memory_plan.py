@@ -11,11 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
 from opd.config import Run
 from opd.core.precision import accumulation_dtype
-from opd.errors import UserError
 from opd.samplers.hf import MEMORY_FRACTION, batch_rows, record_bytes
 from opd.samplers.pace import pace_of
 from opd.setup.memory_models import (
@@ -128,6 +125,7 @@ def plan_memory(
     free: Mapping[str, int] | None = None,
     processes: int | None = None,
     read: ConfigReader | None = None,
+    longest_prompt: int | None = None,
 ) -> MemoryPlan:
     """Plan the memory of a run.
 
@@ -137,6 +135,7 @@ def plan_memory(
         free: bytes by device; None: of the devices of this machine, now.
         processes: that train together; None: as torchrun or accelerate says.
         read: (model, key) -> transformers configuration; None: from folder or hub.
+        longest_prompt: its tokens; None: prompts.max_tokens.
 
     Raises:
         UserError: a model's configuration that cannot be read, a loss that makes no sense.
@@ -144,7 +143,7 @@ def plan_memory(
     processes = int(os.environ.get("WORLD_SIZE", 1)) if processes is None else processes
     models = plan_models(cfg, device_name(device), processes=processes, read=read)
     free = free_memory(models.devices) if free is None else free
-    planner = _Planner(cfg, models)
+    planner = _Planner(cfg, models, processes, longest_prompt)
     tokens = cfg.train.tokens_per_microbatch
     if tokens == "auto":
         tokens = planner.auto_tokens(free.get(models.device))
@@ -164,13 +163,17 @@ def plan_memory(
 class _Planner:
     """Bytes of the phases of a run, for given micro-batches and rows."""
 
-    def __init__(self, cfg: Run, models: PlannedModels) -> None:
-        self.cfg, self.models = cfg, models
+    def __init__(
+        self, cfg: Run, models: PlannedModels, processes: int, longest_prompt: int | None
+    ) -> None:
+        self.cfg, self.models, self.processes = cfg, models, processes
+        most = cfg.prompts.max_tokens
+        self.prompt = most if longest_prompt is None else min(longest_prompt, most)
         self.limit = cfg.rollout.max_new_tokens
         if cfg.horizon is not None and cfg.horizon.cap is not None:
             self.limit = min(self.limit, cfg.horizon.cap)
         context = models.student.context
-        length = cfg.prompts.max_tokens + self.limit
+        length = self.prompt + self.limit
         self.length = length if context is None else min(length, context)
         self.on_gpu = models.device != HOST
         self.work = LossWork(cfg, on_gpu=self.on_gpu)
@@ -187,7 +190,7 @@ class _Planner:
             "load": self._load(),
             "rollout": {self.models.device: self._rollout(rows)},
             "score": self._score(tokens),
-            "update": self._update(tokens),
+            "update": self._update(self._update_tokens(tokens)),
             "save": self._save(),
         }
         planned = []
@@ -198,6 +201,14 @@ class _Planner:
                 needed = {name: size for name, size in parts.items() if size}
                 planned.append(PhaseMemory(phase, device, needed))
         return planned
+
+    def _update_tokens(self, tokens: int) -> int:
+        """Of a micro-batch that a step can fill; supervised phases have batches of their own."""
+        cfg = self.cfg
+        if cfg.coldstart is not None or cfg.recipe == "auto" or cfg.loss.terms.sft_path is not None:
+            return tokens
+        rows = -(-cfg.train.prompts_per_step * cfg.rollout.n // self.processes)
+        return min(tokens, rows * self.length)
 
     def auto_tokens(self, free: int | None) -> int:
         """Tokens per micro-batch where the configuration does not say."""
@@ -226,7 +237,7 @@ class _Planner:
 
     def _prompt_bytes(self) -> int:
         """Of a forward over the prompts of the rows that start together."""
-        tokens = max(pace_of(self.models.torch_device).prefill, self.cfg.prompts.max_tokens)
+        tokens = max(pace_of(self.models.torch_device).prefill, self.prompt)
         return tokens * self.models.student.forward
 
     def _row_bytes(self) -> int:
@@ -369,24 +380,3 @@ def _add(a: Parts, b: Parts) -> Parts:
 
 def _total(parts: Parts) -> int:
     return sum(parts.values())
-
-
-def token_budget(cfg: Run) -> int:
-    """Padded tokens per forward-backward."""
-    size = cfg.train.tokens_per_microbatch
-    return auto_tokens(cfg) if size == "auto" else size
-
-
-def auto_tokens(cfg: Run) -> int:
-    """Tokens per micro-batch on this machine where train.tokens_per_microbatch is auto.
-
-    On a GPU from the size of its memory, not from what is free: the same in a run that is resumed.
-    """
-    if not torch.cuda.is_available():
-        return AUTO_TOKENS
-    device = device_name(None)
-    size = torch.cuda.get_device_properties(device).total_memory
-    try:
-        return plan_memory(cfg, free={device: size}).tokens_per_microbatch
-    except UserError:  # what cannot be planned may still run
-        return AUTO_TOKENS

@@ -25,7 +25,6 @@ from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.samplers.sampling import MakeSampler
 from opd.setup.foreign import own_tokenizer, translated
-from opd.setup.memory_plan import token_budget
 from opd.setup.objective import make_objective, resolve_support
 from opd.setup.pair import Pair, load_pair
 from opd.setup.prompts import load_teacher_prompts
@@ -40,6 +39,7 @@ from opd.setup.routing import (
 )
 from opd.setup.samplers import eval_sampler, local_samplers, routed_eval_sampler
 from opd.setup.self_teacher import make_self_weights
+from opd.setup.token_budget import token_budget
 from opd.teachers.local import LocalTeacher
 from opd.teachers.prompted import PromptedTeacher, StudentAsTeacher
 from opd.teachers.routed import LogitsOf

@@ -63,6 +63,13 @@ class Inputs:
     models: dict[str, str] = field(default_factory=dict)
     teacher_prompts: dict[str, TeacherPrompts] = field(default_factory=dict)
 
+    @property
+    def longest_prompt(self) -> int | None:
+        """Tokens of the longest prompt of training; None if none could be read."""
+        if self.prompts is None:
+            return None
+        return max(len(prompt.ids) for prompt in self.prompts.prompts)
+
     def record(self) -> dict[str, Any]:
         """Plain values for `inputs.json`."""
         assert self.prompts is not None
@@ -113,7 +120,7 @@ def read_inputs(
     else:
         _read_prompts(cfg, pair, problems, inputs, console)
         if trains:
-            _require_room(cfg, pair, problems)
+            _require_room(cfg, pair, inputs, problems)
     problems.raise_all()
     assert pair is not None
     assert inputs.prompts is not None
@@ -148,12 +155,12 @@ def require_same_inputs(cfg: Run, inputs: Inputs) -> None:
         )
 
 
-def _require_room(cfg: Run, pair: TokenizedPair, problems: Problems) -> None:
+def _require_room(cfg: Run, pair: TokenizedPair, inputs: Inputs, problems: Problems) -> None:
     """Disk and memory."""
     folder = Path(pair.student.name).expanduser()
     if folder.is_dir():
         problems.attempt(require_space_for_weights, cfg, folder)
-    problems.attempt(require_memory, cfg)
+    problems.attempt(require_memory, cfg, inputs.longest_prompt)
 
 
 def _read_prompts(

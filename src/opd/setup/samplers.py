@@ -26,9 +26,9 @@ from opd.samplers.vllm import StatisticsSampler, VllmSampler
 from opd.samplers.weight_sync import Destination, WeightSync
 from opd.samplers.weight_transfer import BroadcastTransfer, IpcTransfer
 from opd.setup.launch import STUDENT, server_dtype, shares_gpu, transfer_backend
-from opd.setup.memory_plan import token_budget
 from opd.setup.own_sampler import own_sampler
 from opd.setup.pair import Pair
+from opd.setup.token_budget import token_budget
 from opd.teachers.local import LocalTeacher
 from opd.training.distributed import SINGLE, Ranks, RankZeroSampler, ShardedSampler, ShardedTeacher
 from opd.training.evaluate import EvalTask

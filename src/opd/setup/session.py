@@ -36,7 +36,6 @@ from opd.samplers.vllm import StatisticsSampler
 from opd.setup.coldstart_source import completion_source
 from opd.setup.disk_estimate import bytes_needed
 from opd.setup.launch import Servers, start_servers
-from opd.setup.memory_plan import token_budget
 from opd.setup.models import Models, open_models
 from opd.setup.pair import Pair
 from opd.setup.precision import prepare_weights
@@ -51,6 +50,7 @@ from opd.setup.samplers import (
     student_scorer,
     training_sampler,
 )
+from opd.setup.token_budget import token_budget
 from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import RemoteTeacher
 from opd.training.ahead import LookAhead

@@ -21,15 +21,19 @@ class MemoryCheck:
     finding: Finding
 
 
-def check_memory(cfg: Run) -> MemoryCheck | None:
+def check_memory(cfg: Run, longest_prompt: int | None = None) -> MemoryCheck | None:
     """Plan the memory of a run on this machine.
+
+    Args:
+        cfg: the run.
+        longest_prompt: its tokens; None: prompts.max_tokens.
 
     Returns:
         None where a model's configuration cannot be read: loading it says why.
     """
     try:
-        plan = plan_memory(cfg)
-        shortage = find_shortage(cfg, plan)
+        plan = plan_memory(cfg, longest_prompt=longest_prompt)
+        shortage = find_shortage(cfg, plan, longest_prompt)
     except UserError:
         return None
     if shortage is None:

@@ -24,10 +24,10 @@ from opd.recipes.check.probe import (
     probe_teacher,
 )
 from opd.recipes.check.settings import evaluation_decoding
-from opd.setup.memory_plan import token_budget
 from opd.setup.pair import Pair
 from opd.setup.prompts import load_eval_task
 from opd.setup.samplers import rollout_decoding
+from opd.setup.token_budget import token_budget
 from opd.types import Prompt
 
 # Of training prompts, if the budget lasts: accuracies are then known to about .03, and the forecast

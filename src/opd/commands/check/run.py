@@ -63,13 +63,15 @@ def run_check(
     require_check_outputs(cfgs, file, apply)
     console = Console("json" if json_lines else "plain")
     several = {"teacher": None} if len(cfgs) > 1 else {}
-    read_inputs(cfgs[0].model_copy(update=several), console, trains=False, judges_pair=True)
+    inputs = read_inputs(
+        cfgs[0].model_copy(update=several), console, trains=False, judges_pair=True
+    )
     console.print(f"Checking {file} ...")
     with (
         tempfile.TemporaryDirectory() as scratch,
         start_servers(cfgs, console, Path(scratch, "check")),
     ):
-        result = check(str(file), cfgs, limits, Path(scratch), console.note)
+        result = check(str(file), cfgs, limits, Path(scratch), console.note, inputs.longest_prompt)
     record = output.to_record(result)
     output.print_result(record, console, json_lines=json_lines)
     output.save_record(cfgs[0], record, console)
@@ -100,7 +102,9 @@ def _check_members(
             folder = Path(scratch) / f"check-{name}"
             folder.mkdir()
             with start_servers([own], console, folder / "server"):
-                result = check(str(file), [own], limits, folder, console.note)
+                result = check(
+                    str(file), [own], limits, folder, console.note, inputs.longest_prompt
+                )
             record = output.to_record(result)
             output.print_result(record, console, json_lines=json_lines)
             output.save_record(own, record, console)
@@ -157,6 +161,7 @@ def check(
     budget: Budget,
     scratch: Path,
     show: Callable[[str], None] = lambda line: None,
+    longest_prompt: int | None = None,
 ) -> CheckResult:
     """See `run_check`; nothing is written.
 
@@ -166,8 +171,9 @@ def check(
         budget: of time and tokens.
         scratch: an empty folder.
         show: prints a line of progress.
+        longest_prompt: its tokens, for the plan of memory; None: prompts.max_tokens.
     """
-    candidates = _load_candidates(cfgs, scratch)
+    candidates = _load_candidates(cfgs, scratch, longest_prompt)
     watch = Watch(show)
     compatible = [c for c in candidates if c.compatible]
     incompatible = [
@@ -198,10 +204,12 @@ def check(
     )
 
 
-def _load_candidates(cfgs: Sequence[Run], scratch: Path) -> list[Candidate]:
+def _load_candidates(
+    cfgs: Sequence[Run], scratch: Path, longest_prompt: int | None
+) -> list[Candidate]:
     """All teachers beside one student; of several, one that cannot be reached is a failure."""
     candidates: list[Candidate] = []
-    plans = [check_memory(cfg) for cfg in cfgs]  # while all of the memory is free
+    plans = [check_memory(cfg, longest_prompt) for cfg in cfgs]  # while all of the memory is free
     runs = zip(cfgs, teacher_labels(cfgs), plans, strict=True)
     for i, (cfg, label, memory) in enumerate(runs):
         student = next((c.pair.student for c in candidates if c.pair is not None), None)
