@@ -183,6 +183,30 @@ def test_seven_of_eight_prompts_learnt_leave_room_below_a_hundred_points():
     assert student.high > 1 > got.high > got.value
 
 
+@pytest.mark.parametrize("values", [[0.0] * 4, [1.0] * 4, [0, 0, 1, 1], [0.98, 1, 1, 1], [0.5]])
+def test_the_interval_of_a_fraction_stays_within_what_is_possible(values):
+    estimate = stats.mean_fraction(values)
+    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+    assert estimate.low < estimate.high
+
+
+def test_the_interval_of_a_fraction_is_students_where_that_fits():
+    values = np.random.default_rng(0).beta(4, 6, 400)
+    ours, students = stats.mean_fraction(values), stats.mean(values)
+    assert (ours.low, ours.high) == pytest.approx((students.low, students.high), abs=2e-4)
+    with pytest.raises(ValueError, match="in \\[0, 1\\]"):
+        stats.mean_fraction([1.5, 1.5])
+
+
+def test_coverage_of_a_fraction():
+    """Of 95 % intervals for the mean of skewed fractions (most near 1, as overlap mass is)."""
+    rng = np.random.default_rng(3)
+    draws = rng.beta(9, 0.6, (2000, 64))
+    intervals = [stats.mean_fraction(row) for row in draws]
+    hits = np.mean([e.low <= 9 / 9.6 <= e.high for e in intervals])
+    assert 0.93 <= hits <= 0.97
+
+
 def test_a_change_is_of_fractions():
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         stats.paired_change([0.5, 2], [1, 1])

@@ -119,6 +119,25 @@ def test_rounds_add_up_to_one_probe(pair, make_prompts, probe_config):
         assert twice[name].value == pytest.approx(estimate.value, abs=1e-6, nan_ok=True), name
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_intervals_of_few_prompts_stay_within_what_is_possible(
+    pair, make_prompts, probe_config, count
+):
+    """A check of four prompts said: teacher 25 %, 95 % interval of the lead -55 to +105 points."""
+    student, teacher = (ProbeModel(lm, STOP) for lm in pair)
+    lengths = (3, 6, 4, 5)[:count]
+    numbers = compute_features(
+        *probe(student, teacher, answered(make_prompts(*lengths)), probe_config)
+    )
+    changes = {"gap", "slips", "tilt_gain", "continuation_gain", *(f"gain@{d:g}" for d in DEPTHS)}
+    fractions = {n for n in numbers if "accuracy" in n or "overlap_" in n or "truncated" in n}
+    fractions = fractions - {"overlap_advantage"} | {"headroom"}
+    assert changes | fractions <= numbers.keys()
+    for name in changes | fractions:
+        lowest = -1 if name in changes else 0
+        assert lowest <= numbers[name].low <= numbers[name].high <= 1, name
+
+
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_a_prefix_never_holds_the_last_tokens(pair, make_prompts, depth):
     sampler = HFSampler(pair[0], Decoding(9), stop=STOP, capture=1)

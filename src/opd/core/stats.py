@@ -17,6 +17,7 @@ from scipy import stats
 from opd.rng import Stream, generator
 
 Floats = NDArray[np.float64]
+ROUNDING = 1e-6  # of a fraction summed in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,33 @@ def mean(values: ArrayLike, *, level: float = 0.95) -> Estimate:
         return Estimate(centre, -math.inf, math.inf, count)
     half = float(stats.t.ppf((1 + level) / 2, count - 1)) * float(vector.std(ddof=1))
     return Estimate(centre, centre - half / count**0.5, centre + half / count**0.5, count)
+
+
+def mean_fraction(values: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Mean of one number per prompt that lies in [0, 1]; so do the ends of its interval.
+
+    The interval of `paired_change`, without a change: Wilson's with the quantile of Student's t and
+    the effective sample size of Korn and Graubard (1998).
+
+    Args:
+        values: (P,) such as the fraction of each prompt's samples that are cut off; numbers that
+            stand for a ratio (linearised) may lie outside [0, 1] as long as their mean does not.
+        level: confidence.
+
+    Raises:
+        ValueError: the mean is outside [0, 1].
+    """
+    vector = _vector(values)
+    centre, count = float(vector.mean()), len(vector)
+    if not -ROUNDING <= centre <= 1 + ROUNDING:
+        raise ValueError(f"a fraction is in [0, 1], not {centre}")
+    centre = min(max(centre, 0.0), 1.0)
+    if count < 2:
+        return Estimate(centre, 0.0, 1.0, count)
+    squared = float(stats.t.ppf((1 + level) / 2, count - 1)) ** 2
+    return Estimate(
+        centre, *_bounded(centre, float(vector.var(ddof=1)) / count, count, squared), count
+    )
 
 
 def pass_at_k_values(correct: ArrayLike, n: int, k: int) -> np.ndarray:
@@ -230,9 +258,10 @@ def paired_change(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Estimat
     first, second = _vector(a), _vector(b)
     if first.shape != second.shape:
         raise ValueError(f"runs have {len(first)} and {len(second)} prompts; pair them first")
-    if min(first.min(), second.min()) < 0 or max(first.max(), second.max()) > 1:
+    lowest, highest = min(first.min(), second.min()), max(first.max(), second.max())
+    if lowest < -ROUNDING or highest > 1 + ROUNDING:
         raise ValueError("a change is of numbers in [0, 1]")
-    difference = second - first
+    difference = np.clip(second, 0, 1) - np.clip(first, 0, 1)
     prompts, change = len(difference), float(difference.mean())
     if prompts < 2:
         return Estimate(change, -1.0, 1.0, prompts)
@@ -241,8 +270,7 @@ def paired_change(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Estimat
         end = squared / (prompts + squared)
         return Estimate(0.0, -end, end, prompts)
     mean, variance = (1 + change) / 2, float(difference.var(ddof=1)) / (4 * prompts)
-    size = max(1.0, mean * (1 - mean) / variance) if variance > 0 else prompts
-    low, high = _wilson(mean, size, squared)
+    low, high = _bounded(mean, variance, prompts, squared)
     return Estimate(change, 2 * low - 1, 2 * high - 1, prompts)
 
 
@@ -320,6 +348,14 @@ def _clopper_pearson(mean: float, n: float, level: float) -> tuple[float, float]
     low = float(stats.beta.ppf(tail, hits, misses + 1)) if hits > 0 else 0.0
     high = float(stats.beta.ppf(1 - tail, hits + 1, misses)) if misses > 0 else 1.0
     return low, high
+
+
+def _bounded(
+    mean: float, squared_error: float, prompts: int, squared_quantile: float
+) -> tuple[float, float]:
+    """Wilson's interval at the effective sample size; at all prompts where they are alike."""
+    size = max(1.0, mean * (1 - mean) / squared_error) if squared_error > 0 else prompts
+    return _wilson(mean, size, squared_quantile)
 
 
 def _wilson(mean: float, n: float, squared_quantile: float) -> tuple[float, float]:

@@ -30,6 +30,12 @@ ON_STUDENT = {  # on the student's rollouts
     "student_entropy": "diag/student_entropy",
     "teacher_entropy": "diag/teacher_entropy",
 }
+FRACTIONS = {  # of the diagnostics; the others have no upper end
+    "diag/overlap_mass_student",
+    "diag/overlap_mass_teacher",
+    "diag/overlap_ratio",
+    "diag/top1_agreement",
+}
 ON_TEACHER = {  # on the teacher's rollouts: there the teacher is the diagnostics' "student"
     "offpolicy_overlap_mass": "diag/overlap_mass_teacher",
     "offpolicy_top1_agreement": "diag/top1_agreement",
@@ -93,10 +99,10 @@ def compute_features(student: StudentSide, teacher: TeacherSide) -> dict[str, Es
     }
     features["max_reward"] = stats.mean(teacher.reward.max(1))
     features["student_length"] = stats.mean(_lengths(student).mean(1))
-    features["student_truncated"] = stats.mean(student.answers.truncated.mean(1))
+    features["student_truncated"] = stats.mean_fraction(student.answers.truncated.mean(1))
     if teacher.answers is not None:
         features["teacher_length"] = stats.mean(teacher.answers.lengths.mean(1))
-        features["teacher_truncated"] = stats.mean(teacher.answers.truncated.mean(1))
+        features["teacher_truncated"] = stats.mean_fraction(teacher.answers.truncated.mean(1))
     if teacher.on_teacher is not None:
         features |= {
             name: _prompt_mean(teacher.on_teacher, metric, groups)
@@ -125,18 +131,19 @@ def _answer_features(
         "auroc": stats.auroc(
             teacher.reward.ravel(), correct.ravel(), np.repeat(np.arange(prompts), n)
         ),
-        "tilt_gain": stats.mean(tilted - correct.mean(1)),
+        "tilt_gain": stats.paired_change(correct.mean(1), tilted),
     }
     if student.greedy is not None and student.greedy.correct is not None:
         features["greedy_accuracy"] = stats.avg_at_n(student.greedy.correct)
-        features["slips"] = stats.mean(student.greedy.correct.mean(1) - ours.mean(1))
+        features["slips"] = stats.paired_change(ours.mean(1), student.greedy.correct.mean(1))
     if teacher.answers is not None and teacher.answers.correct is not None:
         features |= _teacher_features(ours, correct, teacher, teacher.answers.correct)
     if teacher.continued is not None and student.continued is not None:
-        gains = teacher.continued - student.continued
+        before, after = student.continued, teacher.continued
         for column, depth in enumerate(DEPTHS):
-            features[f"gain@{depth:g}"] = stats.mean(gains[:, column])
-        features["continuation_gain"] = stats.mean(gains.mean(1))
+            gain = stats.paired_change(before[:, column], after[:, column])
+            features[f"gain@{depth:g}"] = gain
+        features["continuation_gain"] = stats.paired_change(before.mean(1), after.mean(1))
     return features
 
 
@@ -146,13 +153,13 @@ def _teacher_features(
     """From correctness of the answers of both (P, m), and of the student's rollouts (P, n)."""
     features = {
         "teacher_accuracy": stats.avg_at_n(theirs),
-        "gap": stats.mean(theirs.mean(1) - ours.mean(1)),
-        "headroom": stats.mean(np.maximum(theirs.mean(1) - rollouts.max(1), 0.0)),
+        "gap": stats.paired_change(ours.mean(1), theirs.mean(1)),
+        "headroom": stats.mean_fraction(np.maximum(theirs.mean(1) - rollouts.max(1), 0.0)),
     }
     if teacher.on_teacher is not None:
         reward = teacher.on_teacher.mean["diag/token_reward"].reshape(theirs.shape)
         weighted, effective = weighted_accuracy(theirs, reward)
-        features["weighted_teacher_accuracy"] = stats.mean(weighted)
+        features["weighted_teacher_accuracy"] = stats.mean_fraction(weighted)
         features["weighted_gap"] = stats.mean(weighted - ours.mean(1))
         features["weighted_ess"] = Estimate(effective, effective, effective, theirs.size)
     return features
@@ -206,7 +213,8 @@ def _prompt_mean(diagnosis: Diagnosis, metric: str, groups: int) -> Estimate:
     known = values[~np.isnan(values).all(1)]
     if not len(known):
         return Estimate(np.nan, np.nan, np.nan, 0)
-    return stats.mean(np.nanmean(known, 1))
+    estimate = stats.mean_fraction if metric in FRACTIONS else stats.mean
+    return estimate(np.nanmean(known, 1))
 
 
 def _log(e: Estimate) -> Estimate:
