@@ -7,9 +7,10 @@ keys of their own, and a question occurs once.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +22,29 @@ professor necessary tomorrow coffee letter address success assessment possession
 millennium accommodate cinnamon mammal pepper raccoon scissors tattoo umbrella vacuum whisper
 yellow zigzag cabbage dolphin elephant flamingo giraffe hamster iguana jaguar kangaroo"""
 LISTED = WORDS.split()
+NAMES = ("Anna", "Boris", "Clara", "David", "Elena", "Felix", "Greta", "Hugo", "Irene", "Jonas")
+CITIES = (
+    "Rome",
+    "Oslo",
+    "Paris",
+    "Berlin",
+    "Madrid",
+    "Vienna",
+    "Lisbon",
+    "Athens",
+    "Prague",
+    "Dublin",
+)
+# A unit, how many of the smaller one it holds, and the smaller one.
+UNITS = (
+    ("hours", 60, "minutes"),
+    ("days", 24, "hours"),
+    ("weeks", 7, "days"),
+    ("metres", 100, "centimetres"),
+    ("dozens", 12, "pieces"),
+    ("feet", 12, "inches"),
+)
+LETTER_ODDS = (0.22, 0.22, 0.22, 0.22, 0.06, 0.06)
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
@@ -89,6 +113,59 @@ def indexing(rng: np.random.Generator) -> tuple[str, str]:
     )
 
 
+def logic(rng: np.random.Generator) -> tuple[str, str]:
+    """The values of three Boolean expressions of three terms."""
+    texts, values = [], []
+    for _ in range(3):
+        text, value = "", False
+        for term in range(3):
+            truth, negated = (bool(rng.integers(2)) for _ in range(2))
+            word = f"not {truth}" if negated else str(truth)
+            other, joined = truth != negated, "and" if rng.integers(2) else "or"
+            text = f"({text}) {joined} {word}" if term else word
+            value = other if not term else (value and other if joined == "and" else value or other)
+        texts.append(text)
+        values.append(str(value))
+    code = "\n".join(f"print({text})" for text in texts)
+    question = f"What does this Python program print? Separate by commas.\n\n{code}\n"
+    return question, ", ".join(values)
+
+
+def regex(rng: np.random.Generator) -> tuple[str, str]:
+    """Which of five strings a regular expression matches, one at least."""
+    low, high, digits = int(rng.integers(1, 3)), int(rng.integers(3, 5)), int(rng.integers(1, 4))
+    pattern = f"[a-d]{{{low},{high}}}-[0-9]{{{digits}}}"
+    matching: list[str] = []
+    while not matching:
+        texts = []
+        for _ in range(5):
+            first = "".join(rng.choice(list("abcdef"), int(rng.integers(1, 5)), p=LETTER_ODDS))
+            number = rng.integers(0, 10, max(1, digits + int(rng.choice((0, 0, 1, -1)))))
+            texts.append(f"{first}-{''.join(map(str, number))}")
+        matching = [text for text in texts if re.fullmatch(pattern, text)]
+    question = f"Which of these does the regular expression {pattern} match as a whole? "
+    return question + f"{', '.join(texts)}. Separate by commas.", ", ".join(matching)
+
+
+def units(rng: np.random.Generator) -> tuple[str, str]:
+    """A length, a time or a number of things in the smaller unit."""
+    large, factor, small = UNITS[int(rng.integers(len(UNITS)))]
+    whole, rest = int(rng.integers(3, 30)), int(rng.integers(1, factor))
+    return f"How many {small} are {whole} {large} and {rest} {small}?", str(whole * factor + rest)
+
+
+def record(rng: np.random.Generator) -> tuple[str, str]:
+    """A sentence as JSON, on one line."""
+    name, other = (NAMES[i] for i in rng.choice(len(NAMES), 2, replace=False))
+    age, city = int(rng.integers(18, 90)), CITIES[int(rng.integers(len(CITIES)))]
+    sentence = f"{other} wrote to {name}, who is {age} and has lived in {city} since school."
+    question = (
+        "Who was written to? Give a JSON object with the keys city, age, name in this order, on "
+        f"one line and without a code block. {sentence}"
+    )
+    return question, json.dumps({"city": city, "age": age, "name": name})
+
+
 TASKS: dict[str, Callable[[np.random.Generator], tuple[str, str]]] = {
     "sorting": sorting,
     "addition": addition,
@@ -98,7 +175,18 @@ TASKS: dict[str, Callable[[np.random.Generator], tuple[str, str]]] = {
     "weekday": weekday,
     "loop": loop,
     "indexing": indexing,
+    "logic": logic,
+    "regex": regex,
+    "units": units,
+    "record": record,
 }
+# Where the answer is a number, the last number counts; elsewhere the whole line.
+NUMBERS = ("addition", "product", "letters", "loop", "indexing", "units")
+
+
+def grader_of(task: str) -> Literal["number", "exact"]:
+    """The grader of a task."""
+    return "number" if task in NUMBERS else "exact"
 
 
 def rows(task: str, split: str, count: int, seed: int) -> list[Row]:
