@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from opd_lab import more_checkpoints
 from opd_lab.calibration import grid
 from opd_lab.corpus import Corpus
 from opd_lab.training_recipes import Recipe, RLRecipe, SupervisedRecipe
@@ -154,6 +155,7 @@ RECIPES |= {
 
 RECIPES |= grid.RECIPES
 RECIPES |= regimes.RECIPES
+RECIPES |= more_checkpoints.RECIPES
 
 
 def world_of(name: str) -> World:

@@ -38,7 +38,9 @@ def lab_build(
 
 @app.command("run")
 def lab_run(
-    names: Annotated[list[str] | None, typer.Argument(help="Such as E1 E5 (default: all).")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Such as E1 E5 (default: E1 to E16).")
+    ] = None,
     seeds: Seeds = 1,
     first_seed: FirstSeed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Five experiments, smaller.")] = False,

@@ -19,11 +19,16 @@ from transformers.utils import logging as transformers_logging
 
 from opd.errors import UserError
 from opd.run.console import Console
-from opd_lab import zoo
+from opd_lab import more_checkpoints, zoo
 from opd_lab.cache_key import experiment_hash
 from opd_lab.calibration import grid
 from opd_lab.checkpoints import RECIPES
-from opd_lab.experiments import all_experiments, experiments_of, quick_experiments
+from opd_lab.experiments import (
+    all_experiments,
+    experiments_of,
+    more_experiments,
+    quick_experiments,
+)
 from opd_lab.experiments.experiment import verdict
 from opd_lab.experiments.results import (
     SeedResult,
@@ -37,9 +42,9 @@ from opd_lab.findings_page import findings_document, words_of, write_findings
 from opd_lab.tuned import regimes
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "opd" / "lab"
-QUICK_PREFIX = "quick-"
+SMALL = ("quick-", more_checkpoints.PREFIX)  # checkpoints of --quick and of E19 on
 BUILT_ON_USE = (
-    QUICK_PREFIX,
+    *SMALL,
     grid.PREFIX,
     regimes.PREFIX,
 )  # not built unless named, or used by a command
@@ -75,9 +80,12 @@ def list_lab() -> None:
     for name, recipe in RECIPES.items():
         low, high = recipe.accuracy_range
         console.print(f"  {name:<18} accuracy {low:.2f} to {high:.2f}; {zoo.describe(recipe)}")
-    console.print("\nExperiments (opd lab run NAME ...), those with * also in --quick:")
+    console.print(
+        "\nExperiments (opd lab run NAME ...), those with * also in --quick; from E19 on where "
+        "they are named alone:"
+    )
     quick = quick_experiments()
-    for name, experiment in all_experiments().items():
+    for name, experiment in experiments_of(quick=False).items():
         label = name + "*" * (name in quick)
         console.print(f"  {label:<5} {experiment.title}: {experiment.design}")
 
@@ -109,7 +117,7 @@ def run_lab(request: LabRun) -> dict[str, list[SeedResult]]:
         if name not in experiments:
             which = " with --quick" if request.quick else ""
             raise UserError(f"No experiment {name!r}{which}; there are {', '.join(experiments)}.")
-    names = list(request.names) or list(experiments)
+    names = list(request.names) or experiments_when_unnamed(request.quick)
     console, started = Console("plain"), time.monotonic()
     for seed in _run_seeds(request, names):
         console.print(f"seed {seed}: done")
@@ -125,7 +133,8 @@ def run_lab(request: LabRun) -> dict[str, list[SeedResult]]:
     }
     seeds = list(request.seeds)
     facts = _facts(request, time.monotonic() - started)
-    cards = _cards(seeds, request.quick, request.cache)
+    small = request.quick or set(names) <= set(more_experiments())
+    cards = _cards(seeds, small, request.cache)
     document = findings_document(experiments, results, cards, facts=facts)
     page = request.page or ("lab-quick" if request.quick else "lab")
     path = write_findings(document, results, request.out, page)
@@ -134,6 +143,11 @@ def run_lab(request: LabRun) -> dict[str, list[SeedResult]]:
         console.print(f"{name:<4} {experiments[name].title}: {decided}")
     console.print(f"Page: {path}, and as Markdown {path.with_suffix('.md')}")
     return results
+
+
+def experiments_when_unnamed(quick: bool) -> list[str]:
+    """What `opd lab run` runs if no experiment is named."""
+    return list(quick_experiments() if quick else all_experiments())
 
 
 def _run_seeds(request: LabRun, names: Sequence[str]) -> Iterable[int]:
@@ -203,14 +217,14 @@ def commit() -> str:
     return revision.strip() + (", with changes that are not committed" if changes.strip() else "")
 
 
-def _cards(seeds: Sequence[int], quick: bool, cache: Path) -> list[dict[str, Any]]:
-    """Cards of the checkpoints that have been built."""
+def _cards(seeds: Sequence[int], small: bool, cache: Path) -> list[dict[str, Any]]:
+    """Cards of the checkpoints that have been built, of the small ones or of the others."""
     return [
         zoo.card(name, seed, cache)
         for name in RECIPES
         if not name.startswith((grid.PREFIX, regimes.PREFIX))
         for seed in seeds
-        if name.startswith(QUICK_PREFIX) == quick and (cache / zoo.folder_name(name, seed)).is_dir()
+        if name.startswith(SMALL) == small and (cache / zoo.folder_name(name, seed)).is_dir()
     ]
 
 

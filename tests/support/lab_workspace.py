@@ -11,6 +11,7 @@ import numpy as np
 from opd import config
 from opd.core.stats import Estimate
 from opd_lab.experiments.workspace import Workspace
+from opd_lab.gradient_probe import Coherence
 from opd_lab.prompt_selection import PromptSelection
 from opd_lab.runs import RunResult, run_config
 from opd_lab.worlds.content_chain import KNOWN, OTHER
@@ -65,13 +66,21 @@ class MadeUpWorkspace(Workspace):
     def accuracy_at(self, name, depth):
         return made_up("accuracy", name, depth)
 
+    def accuracy_on(self, checkpoint, task):
+        return made_up("accuracy", str(checkpoint), repr(task))
+
+    def coherence(self, student, teacher, task):
+        return Coherence(*(made_up("coherence", student, teacher, i) for i in range(4)))
+
     def run(self, arm, task):
         """The arm's configuration must be one that the product accepts."""
         names = ("train", *("task" if d is None else f"n{d}" for d in task.eval_depths))
         files = {name: Path(f"{name}.jsonl") for name in names}
         pair = Path(arm.student), Path(arm.teacher)
         config.parse(run_config(*pair, task, files, self.seed, Path("run")), arm.changes)
-        return MadeUpRun(Path("run"), (str(arm.student), arm.teacher, *arm.changes, repr(task)))
+        edit = [] if arm.edit is None else [arm.edit.__qualname__]
+        names = str(arm.student), arm.teacher, *arm.changes, *edit
+        return MadeUpRun(Path("run"), (*names, repr(task)))
 
     def overlap(self, student, teacher, task, ks):
         names = ("overlap_ratio", "overlap_mass_student", "entropy_gap_abs")

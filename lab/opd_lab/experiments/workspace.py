@@ -8,8 +8,9 @@ from pathlib import Path
 
 from opd.core import stats
 from opd.training.session import Session
-from opd_lab import probes, prompt_selection, runs, zoo
+from opd_lab import gradient_probe, probes, prompt_selection, runs, zoo
 from opd_lab.checkpoints import world_of
+from opd_lab.gradient_probe import Coherence
 from opd_lab.prompt_selection import PromptSelection
 from opd_lab.runs import RunResult, Task
 
@@ -56,6 +57,16 @@ class Workspace:
         task = Task(world_of(name), depth, train=1)
         measured = probes.measure_accuracy(self.model(name), task, seed=zoo.CARD_SEED)
         return measured.accuracy.value
+
+    def accuracy_on(self, checkpoint: Checkpoint, task: Task) -> float:
+        """A model's accuracy on the held-out problems of a task, with the key of evaluations."""
+        measured = probes.measure_accuracy(self.model(checkpoint), task, seed=self.seed)
+        return measured.accuracy.value
+
+    def coherence(self, student: Checkpoint, teacher: str, task: Task) -> Coherence:
+        """How gradients of single positions add up; see `gradient_probe.measure_coherence`."""
+        pair = self.model(student), self.model(teacher)
+        return gradient_probe.measure_coherence(*pair, task, seed=self.seed, cache=self.cache)
 
     def run(self, arm: Arm, task: Task) -> RunResult:
         """The run of an arm."""

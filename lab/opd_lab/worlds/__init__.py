@@ -9,6 +9,7 @@ from opd_lab.worlds.content_chain import ContentChain
 from opd_lab.worlds.ledger import Ledger
 from opd_lab.worlds.prefixed import PrefixedWorld
 from opd_lab.worlds.route import Route
+from opd_lab.worlds.switched import SwitchedWorld
 from opd_lab.worlds.vocabulary import detect_pattern
 from opd_lab.worlds.world import Pattern, Problem, World, write_prompts
 
@@ -20,6 +21,7 @@ __all__ = [
     "PrefixedWorld",
     "Problem",
     "Route",
+    "SwitchedWorld",
     "World",
     "detect_pattern",
     "write_prompts",
