@@ -16,7 +16,7 @@ from opd.core.distributions import DenseDistribution
 from opd_lab.probes import Model, load_task, sample_and_score
 from opd_lab.runs import Task, one_thread
 
-RESPONSES = 64  # one per prompt
+RESPONSES = 32  # one per prompt
 
 
 @dataclass(frozen=True)

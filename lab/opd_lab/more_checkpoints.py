@@ -20,21 +20,21 @@ RECIPES: dict[str, Recipe] = {
     ),
     # Large models that share no ancestor with the student: its method in other words, or another.
     "more-worded-large": SupervisedRecipe(
-        WORDED, Corpus(16_000, corrupt=0.0), lr=4e-3, width=96, warmup=50, accuracy_range=GOOD
+        WORDED, Corpus(16_000, corrupt=0.0), lr=4e-3, width=80, warmup=50, accuracy_range=GOOD
     ),
     "more-other-large": SupervisedRecipe(
         PLAIN,
         Corpus(16_000, pattern_2=1.0, corrupt=0.0),
         lr=4e-3,
-        width=96,
+        width=80,
         warmup=50,
         accuracy_range=GOOD,
     ),
     # Two patterns in one model, chosen by a word of the prompt.
     "more-switch-base": SupervisedRecipe(
-        SWITCHED, Corpus(24_000), lr=5e-3, warmup=50, accuracy_range=(0.1, 0.4)
+        SWITCHED, Corpus(16_000), lr=5e-3, warmup=50, accuracy_range=(0.1, 0.4)
     ),
     "more-switch-large": SupervisedRecipe(
-        SWITCHED, Corpus(24_000, corrupt=0.0), lr=4e-3, width=80, warmup=50, accuracy_range=GOOD
+        SWITCHED, Corpus(16_000, corrupt=0.0), lr=4e-3, width=80, warmup=50, accuracy_range=GOOD
     ),
 }

@@ -59,7 +59,7 @@ def family() -> Experiment[Numbers]:
         "E20",
         "Small of the family, or large of another",
         f"{STUDENT} (width 64) learns from its own improved self (width 64) and from two models of "
-        "width 96 that share no ancestor with it: one solves problems in the same steps with "
+        "width 80 that share no ancestor with it: one solves problems in the same steps with "
         "other words between them, one in the other pattern. Varied: the teacher. "
         f"{TASK.test} held-out problems; 40 steps.",
         "advice, no experiment: prefer a teacher of the student's family to a large one of another",
