@@ -12,6 +12,7 @@ import textwrap
 import time
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx2
 import pytest
@@ -20,9 +21,10 @@ import torch
 from opd import config
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
-from opd.http import keeper
+from opd.http import Transient, keeper
 from opd.http.launched import LaunchedServer
 from opd.run.console import Console
+from opd.setup import remote_teacher
 from opd.setup.launch import (
     Seat,
     describe_seats,
@@ -178,6 +180,23 @@ def test_a_server_that_does_not_start_is_named_with_its_last_words(tmp_path, pyt
         start_servers([cfg], Console("quiet"), tmp_path / "run")
 
 
+def test_a_teacher_that_died_is_named_with_the_reason(tmp_path, monkeypatch):
+    """Which a server of several processes writes long before its end."""
+    data = demo_config(tmp_path / "run")
+    data["teacher"] |= {"launch": {"python": sys.executable}}
+    teacher = config.parse(data).teacher
+    plan = LaunchedServer("teacher", [], "m", {}, tmp_path / "log")
+    teacher.set_launched(plan)
+    reason = "RuntimeError: no attention for heads of 16"
+    monkeypatch.setattr(remote_teacher, "is_opd", Mock(side_effect=Transient("refused")))
+    plan.log.write_text(f"(Worker pid=7) ERROR {reason}\n" * 2 + "see above\n" * 1000)
+    with pytest.raises(UserError, match="no teacher answers there") as refused:
+        remote_teacher.connect(teacher)
+    assert str(refused.value).count(reason) == 1
+    assert "(Worker" not in str(refused.value)
+    assert str(refused.value).endswith("see above")
+
+
 def test_an_interpreter_that_is_not_there(tmp_path):
     cfg = run_of(tmp_path, str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"rollout\.launch\.python"):
@@ -294,6 +313,12 @@ def test_who_sits_on_which_gpu(tmp_path, student, teacher, crowded):
     assert "teacher: GPU " in shown
     found = find_crowded(seated)
     assert found is None if crowded is None else crowded in found
+
+
+def test_without_a_gpu_no_share_of_one_is_claimed(tmp_path, python, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    shown = describe_seats(seats(run_of(tmp_path, python)))
+    assert shown == "rollout: the devices it finds"
 
 
 def test_a_server_on_the_trainers_gpu_can_sleep(tmp_path, monkeypatch):

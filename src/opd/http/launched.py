@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,7 +23,8 @@ from opd.http.vllm import MODELS
 STARTUP = 1800.0  # seconds: a large model is read from a slow disk, then compiled
 PROGRESS = 10.0  # seconds between lines while a server starts
 POLL, ENDING = 0.5, 25.0  # seconds
-TAIL = 1500  # bytes of a log that a message shows
+TAIL, SEARCHED = 1500, 2**18  # bytes of a log's end that a message shows, that are searched
+ERROR, ERRORS = re.compile(rb"\b\w+(?:Error|Exception): .{1,500}"), 3  # that a message shows
 LOG_FILE = "{role}-server.log"
 # Of a launcher of several trainers: a server would take itself for one of them.
 LAUNCHER_VARIABLES = (
@@ -121,13 +123,19 @@ class LaunchedServer:
         return None if code is None else f"it ended with {code}. {self.last_words()}"
 
     def last_words(self) -> str:
-        """The end of its log, for a message."""
+        """The errors in its log and the log's end, for a message.
+
+        A server of several processes names the reason far above its end.
+        """
         try:
-            data = self.log.read_bytes()[-TAIL:]
+            data = self.log.read_bytes()[-SEARCHED:]
         except OSError:
             return f"Its log {self.log} cannot be read."
-        lines = [clean(line) for line in data.splitlines()]
-        return f"The end of {self.log}:\n" + "\n".join(lines)
+        above, tail = data[:-TAIL], data[-TAIL:]
+        errors = [clean(line) for line in list(dict.fromkeys(ERROR.findall(above)))[:ERRORS]]
+        lines = [f"Errors in {self.log}:", *errors] if errors else []
+        lines += [f"The end of {self.log}:", *map(clean, tail.splitlines())]
+        return "\n".join(lines)
 
     def restart(self, model: str) -> None:
         """Start it again on another model, and wait until it answers.

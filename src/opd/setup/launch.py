@@ -235,7 +235,7 @@ class Seat(NamedTuple):
     Attributes:
         who: trainer, rollout or the name of a teacher's server.
         gpus: their numbers; empty: not known.
-        memory: fraction of each that it takes; None: what the run's own plan says.
+        memory: fraction of each that it takes; None: what the run's own plan says, or no GPU.
     """
 
     who: str
@@ -249,11 +249,13 @@ def seats(cfg: Run) -> list[Seat]:
     for name, (_, spec) in _launched_teachers([cfg]).items():
         assert spec.launch is not None
         launches[name] = spec.launch
-    seated = [
-        Seat(who, tuple(launch.gpus), float(launch.args.get(MEMORY, VLLM_MEMORY)))
-        for who, launch in launches.items()
-    ]
-    if seated and torch.cuda.is_available():
+    cuda = torch.cuda.is_available()
+    shares = {
+        who: float(launch.args.get(MEMORY, VLLM_MEMORY)) if launch.gpus or cuda else None
+        for who, launch in launches.items()  # vLLM's CPU build does not take a share
+    }
+    seated = [Seat(who, tuple(launches[who].gpus), share) for who, share in shares.items()]
+    if seated and cuda:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         seated.append(Seat("trainer", (int(visible),) if visible.isdigit() else ()))
     return seated

@@ -112,7 +112,7 @@ class ServedTeacher:
         except Transient as error:
             raise UserError(
                 f"teacher.url={self.spec.address}: the teacher stopped answering during the "
-                f"handshake ({error})."
+                f"handshake ({error}).{last_words(self.spec)}"
             ) from None
         if result.fatal:
             self.dialect.http.close()
@@ -279,8 +279,13 @@ def connect(spec: ServerTeacher, *, temperature: float = 1.0) -> Dialect:
         http.close()
         raise UserError(
             f"teacher.url={address}: no teacher answers there ({error}). Start it, or correct the "
-            "address."
+            f"address.{last_words(spec)}"
         ) from None
+
+
+def last_words(spec: ServerTeacher) -> str:
+    """What a teacher that `opd` has started wrote into its log; empty for others."""
+    return "" if spec.launched is None else f" {spec.launched.last_words()}"
 
 
 def require_kinds(objective: Objective, kinds: frozenset[Kind]) -> None:
