@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 import yaml
 
+from opd import config
 from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.run.disk import write_json
 from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import Decoding, HFSampler
+from opd.setup.samplers import require_alone
 from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import TeacherDown
 from opd.training.distributed import (
     SINGLE,
+    Ranks,
     ShardedSampler,
     ShardedTeacher,
     check_accelerate_launcher,
@@ -103,9 +106,34 @@ STARTS = {
 }
 
 
+def test_one_process_samples_a_step_ahead(tmp_path):
+    cfg = config.parse(demo_config(tmp_path / "run"), ["rollout.ahead=1"])
+    require_alone(cfg, SINGLE)
+    with pytest.raises(UserError, match=r"rollout.ahead=1 with 2 processes.*Set rollout.ahead=0"):
+        require_alone(cfg, Ranks(size=2))
+
+
+@pytest.mark.slow
+def test_two_processes_that_would_sample_ahead_are_refused(tmp_path):
+    done = start_processes(tmp_path / "run", 2, "rollout.ahead=1")
+    assert done.returncode != 0
+    assert "rollout.ahead=1 with 2 processes" in done.stderr
+    assert "Set rollout.ahead=0" in done.stderr
+    assert "exitcode  : 2" in done.stderr  # of each process, as torchrun tells it
+    assert "opd/setup" not in done.stderr  # no traceback
+    assert not (tmp_path / "run").exists()
+
+
 def launch(
     folder: Path, processes: int, *options: str, steps: int = 4, start: str = "torchrun"
 ) -> None:
+    done = start_processes(folder, processes, *options, steps=steps, start=start)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def start_processes(
+    folder: Path, processes: int, *options: str, steps: int = 4, start: str = "torchrun"
+) -> subprocess.CompletedProcess[str]:
     data = demo_config(folder)
     data["train"] |= {"steps": steps, "prompts_per_step": 6, "tokens_per_microbatch": 64}
     data["output"] |= {"save_every": 2}
@@ -113,14 +141,13 @@ def launch(
     file = folder.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(data))
     command = [word.format(n=processes) for word in STARTS[start]] if processes > 1 else []
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *command, "-m", "opd", "train", str(file), *options],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         timeout=900,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def digest(folder: Path) -> dict[str, str]:
