@@ -37,7 +37,7 @@ SMOLLM2 ?= examples/smollm2/base
 test-vllm: install $(VLLM)/.installed
 	test -f $(SMOLLM2)/config.json || $(BIN)/python examples/smollm2/prepare.py $(SMOLLM2)
 	OMP_NUM_THREADS=1 OPD_VLLM_PYTHON=$(abspath $(VLLM))/bin/python \
-	  OPD_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -s -m slow tests/test_real_vllm.py tests/test_real_launch.py
+	  OPD_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -s -m slow tests/test_real_vllm.py tests/test_real_launch.py tests/test_real_check.py
 
 $(VLLM)/.installed:
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from opd.commands.check.run import check
 from opd.commands.check.speed import ModelSpeed, Speed
 from opd.commands.check.watch import OutOfTime, Watch
 from opd.demo.run_config import demo_config
+from opd.errors import UserError
 from opd.run.console import Console
 from opd.setup.prompts import load_training_prompts
 from support.everyday import everyday
@@ -190,6 +193,23 @@ def test_a_settled_no_go_needs_no_pilot(tmp_path, monkeypatch):
     result = checked(tmp_path, None, **swapped)
     assert result.best.verdict == "don't"
     assert "pilot_steps" not in result.best.features
+
+
+def test_the_deadline_holds_while_a_server_works():
+    lines, never = [], threading.Event()
+    watch = Watch(lines.append, heartbeat=0.0)
+    watch.stage("probe")
+    assert watch.during(lambda: 7) == 7
+    with pytest.raises(UserError, match="refused"):
+        watch.during(Mock(side_effect=UserError("refused")))
+    lines.clear()
+    watch.allow(watch.seconds + 0.5)
+    with pytest.raises(OutOfTime):
+        watch.during(lambda: never.wait(30))
+    assert watch.seconds < 10
+    assert lines
+    assert all(line.endswith("probe") for line in lines)
+    never.set()
 
 
 def test_the_deadline_holds_inside_a_forward_pass(make_lm):

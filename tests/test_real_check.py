@@ -25,6 +25,7 @@ from support.wide_heads import widen_heads
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(5400),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.skipif(
         "OPD_VLLM_PYTHON" not in os.environ or "OPD_SMOLLM2" not in os.environ,
         reason="`make test-vllm` sets OPD_VLLM_PYTHON and OPD_SMOLLM2",

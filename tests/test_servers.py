@@ -147,6 +147,29 @@ def test_a_check_of_served_models_has_the_verdict_of_the_same_ones_here(
 
 
 @pytest.mark.slow
+def test_a_check_keeps_its_budget_where_a_server_hangs(servers, tmp_path, capsys):
+    """Its teacher answers everything until the probe has begun, and nothing after that."""
+    _, teacher, data = servers
+    never, generated = threading.Event(), []
+
+    def hang(server, request):
+        if "n" in json.loads(request.content or b"{}"):
+            generated.append(1)
+            if len(generated) > 2:  # those that time the server
+                never.wait(60)
+
+    teacher.fault = hang
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(data))
+    result = run_check(file, (), budget=30.0)
+    never.set()
+    assert result.seconds < 40
+    assert len(generated) > 2
+    assert "ended by the budget of 30 s" in " ".join(result.limitations)
+    assert re.search(r"[123]\d of 30 s: probe", capsys.readouterr().err)
+
+
+@pytest.mark.slow
 def test_a_server_samples_the_next_step_while_this_one_is_scored(servers, caplog):
     """And where it goes away meanwhile, the next step is sampled by the weights after this one."""
     student, teacher, data = servers

@@ -22,6 +22,7 @@ from opd.recipes.check.features import (
     tilted_accuracy,
     weighted_accuracy,
 )
+from opd.recipes.check.fixed_texts import fix_texts, read
 from opd.recipes.check.probe import (
     DEPTHS,
     TAIL,
@@ -204,6 +205,27 @@ def test_a_server_that_generates_shows_all_of_it(pair, make_prompts, probe_confi
     for name in ("reverse_kl", "offpolicy_kl"):
         assert there[name].low < here[name].value < there[name].high, name
     assert here.keys() - there.keys() == {"entropy_gap", "student_entropy", "teacher_entropy"}
+
+
+def test_a_server_tells_how_far_a_student_is_from_its_top_tokens(pair, make_prompts, probe_config):
+    """What a pilot's drop of the KL is computed from, as with the same teacher in process."""
+    student, teacher = (ProbeModel(lm, STOP) for lm in pair)
+    side, local = probe(student, teacher, answered(make_prompts(3, 6, 4)), probe_config)
+    exact = read(pair[0], fix_texts(side, local, pair[1], tokens_per_batch=64, seed=0))
+    scorer = LocalTeacher(pair[1])
+    for k, close in ((4, None), (pair[1].vocab - 1, 1e-4)):
+        served = probe_server(ServedTeacher(scorer), student, side, replace(probe_config, k=k))
+        texts = fix_texts(side, served, None, tokens_per_batch=64, seed=0)
+        told = read(pair[0], texts)
+        assert told.rollouts == pytest.approx(exact.rollouts, abs=1e-4)
+        assert (told.kl > 0).all()
+        assert (told.kl <= exact.kl + 1e-5).all()
+        if close is not None:
+            assert told.kl == pytest.approx(exact.kl, abs=close)
+        learnt = read(pair[1], texts)
+        assert learnt.kl == pytest.approx(0, abs=1e-4)
+    blind = replace(served, scores=())
+    assert read(pair[0], fix_texts(side, blind, None, tokens_per_batch=64, seed=0)).kl is None
 
 
 def test_tilting_is_what_reweighting_by_hand_gives():

@@ -14,6 +14,7 @@ from opd.commands.check import timing
 from opd.commands.check.candidates import Candidate
 from opd.commands.check.pilot import PilotResult, PilotSize, run_pilot
 from opd.commands.check.rounds import Budget, Probe, make_probe
+from opd.commands.check.served import watched
 from opd.commands.check.speed import Speed, measure_speed
 from opd.commands.check.timing import StepTimer
 from opd.commands.check.watch import Watch
@@ -60,6 +61,7 @@ class Gathering:
             watch: started.
             scratch: a folder for what a step needs.
         """
+        candidates = [watched(candidate, watch) for candidate in candidates]
         self.candidates, self.training, self.budget = candidates, training, budget
         self.watch, self.scratch = watch, scratch
         self.model = load_model()

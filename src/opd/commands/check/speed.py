@@ -53,7 +53,7 @@ class Speed:
 
     Attributes:
         student: its speed.
-        teachers: of those in this process.
+        teachers: of those that answer; a server that only scores has none.
         prompt: tokens of a prompt.
         length: expected tokens of a completion.
     """
@@ -106,14 +106,26 @@ def measure_speed(candidates: Sequence[Candidate], prompts: Sequence[Prompt]) ->
     # A server's completions, or those of user code, may end early: the speed is a rougher guess.
     served = first.student_samplers if first.cfg.rollout.engine in ("vllm", "python") else None
     student = _measure_model(first.pair.student, prompt, served)
-    teachers = [
-        _measure_model(c.pair.teacher, prompt)
-        for c in candidates
-        if c.pair is not None and c.pair.teacher is not None
-    ]
+    teachers = [speed for c in candidates if (speed := _measure_teacher(c, prompt)) is not None]
     length = EXPECTED_FRACTION * first.cfg.rollout.max_new_tokens
     mean = sum(len(each.ids) for each in prompts[:SEEN]) // len(prompts[:SEEN])
     return Speed(student, tuple(teachers), mean, max(1.0, length))
+
+
+def _measure_teacher(candidate: Candidate, prompt: Prompt) -> ModelSpeed | None:
+    assert candidate.pair is not None
+    if candidate.pair.teacher is not None:
+        return _measure_model(candidate.pair.teacher, prompt)
+    server, make = candidate.server, candidate.teacher_samplers
+    if server is None or make is None:
+        return None
+    sampler, key = make(Decoding(FAST_TOKENS), None), rng.key(0, Stream.TIMING)
+    sampler.sample([prompt], n=1, key=key, limit=1)  # what is first warms everything up
+    rollouts, decoding = time_call(lambda: sampler.sample([prompt], n=FAST_ROWS, key=key))
+    _, scoring = time_call(lambda: server.score(rollouts, Want(sampled=True)))
+    longest = max(map(len, rollouts))
+    tokens = sum(len(prompt.ids) + len(rollout) for rollout in rollouts)
+    return ModelSpeed(decoding / longest, scoring / tokens)
 
 
 def _measure_model(lm: LM, prompt: Prompt, make: MakeSampler | None = None) -> ModelSpeed:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +16,8 @@ from torch import nn
 from opd.models.lm import LM
 
 HEARTBEAT = 10.0  # seconds between lines of progress
+POLL = 0.2  # seconds between looks at the clock while a server works
+T = TypeVar("T")
 
 
 class OutOfTime(Exception):
@@ -83,6 +87,33 @@ class Watch:
         except KeyboardInterrupt:
             self.stopped = "Ctrl-C"
             self._show("Stopped by Ctrl-C: the verdict that the evidence so far allows.")
+
+    def during(self, call: Callable[[], T]) -> T:
+        """Tick while a server works; at the deadline it is no longer waited for.
+
+        Args:
+            call: waits for the server, in a thread of its own.
+
+        Returns:
+            What `call` returns.
+
+        Raises:
+            OutOfTime: it is past the deadline.
+        """
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - raised below
+                future.set_exception(error)
+
+        # Not a pool: its threads would be waited for when the process ends.
+        Thread(target=work, name="check", daemon=True).start()
+        while not future.done():
+            self.tick()
+            wait([future], timeout=POLL)
+        return future.result()
 
     @contextmanager
     def attached(self, models: Sequence[LM]) -> Iterator[None]:

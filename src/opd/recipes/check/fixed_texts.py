@@ -7,7 +7,7 @@ teacher samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from opd.core.chunked import chunk_slices
 from opd.core.distributions import DenseDistribution
-from opd.core.losses import reverse_kl
+from opd.core.losses import reverse_kl, with_tail
 from opd.models.lm import LM
 from opd.recipes.check.probe import StudentSide, TeacherSide
 from opd.rng import Stream, generator
 from opd.teachers.local import LocalTeacher
-from opd.types import Rollout, Want
+from opd.types import Rollout, Scores, Want
 
 MAX_POSITIONS = 4096  # of all rollouts, at which the whole distributions are compared
 
@@ -36,6 +36,7 @@ class FixedTexts:
         teacher_hidden: of each rollout, the teacher's hidden states there; None for a server.
         teacher: in this process; None for a server.
         tokens_per_batch: padded tokens per forward pass.
+        teacher_tops: of each rollout, a server's scores with its own top k; None without them.
     """
 
     rollouts: Sequence[Rollout]
@@ -44,6 +45,7 @@ class FixedTexts:
     teacher_hidden: Sequence[Tensor] | None
     teacher: LM | None
     tokens_per_batch: int
+    teacher_tops: Sequence[Scores] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Reading:
     Attributes:
         rollouts: (R,) log p of each rollout, nats.
         samples: (M,) log p of each of the teacher's samples.
-        kl: (R,) sum of reverse KL over the positions of a rollout; None for a server.
+        kl: (R,) sum of reverse KL over the positions of a rollout: of whole distributions; for a
+            server of its own top k and everything else together, which is at most as large. None
+            for one that gives no top k.
     """
 
     rollouts: np.ndarray
@@ -85,7 +89,12 @@ def fix_texts(
         scorer = LocalTeacher(teacher, tokens_per_batch=tokens_per_batch)
         scores = scorer.score(rollouts, Want(full=positions))
         hidden = [s.hidden for s in scores if s.hidden is not None]
-    return FixedTexts(rollouts, teacher_side.samples, positions, hidden, teacher, tokens_per_batch)
+    tops = None
+    if hidden is None and teacher_side.scores and teacher_side.scores[0].topk_ids is not None:
+        tops = teacher_side.scores
+    return FixedTexts(
+        rollouts, teacher_side.samples, positions, hidden, teacher, tokens_per_batch, tops
+    )
 
 
 def _choose_positions(lengths: Sequence[int], seed: int) -> list[np.ndarray]:
@@ -103,13 +112,36 @@ def read(student: LM, texts: FixedTexts) -> Reading:
     """Measure a student on the fixed texts, at temperature 1."""
     scorer = LocalTeacher(student, tokens_per_batch=texts.tokens_per_batch)
     full = None if texts.teacher_hidden is None else texts.positions
-    scores = scorer.score(texts.rollouts, Want(sampled=True, full=full))
+    tops, rollouts = texts.teacher_tops, texts.rollouts
+    if tops is not None:  # the student's log-probs of the teacher's tokens
+        rollouts = [_with_tops(r, s) for r, s in zip(rollouts, tops, strict=True)]
+    scores = scorer.score(rollouts, Want(sampled=True, support=tops is not None, full=full))
     samples = scorer.score(texts.samples, Want(sampled=True)) if texts.samples else []
+    kl = None
+    if tops is not None:
+        kl = np.array([_top_kl_sum(*x) for x in zip(scores, tops, texts.positions, strict=True)])
+    elif full is not None:
+        kl = _kl_sums(student, texts, [s.hidden for s in scores])
     return Reading(
         np.array([_sum(s.sampled) for s in scores]),
         np.array([_sum(s.sampled) for s in samples]),
-        None if full is None else _kl_sums(student, texts, [s.hidden for s in scores]),
+        kl,
     )
+
+
+def _with_tops(rollout: Rollout, teacher: Scores) -> Rollout:
+    assert teacher.topk_ids is not None
+    return replace(rollout, topk_ids=teacher.topk_ids)
+
+
+def _top_kl_sum(student: Scores, teacher: Scores, positions: np.ndarray) -> float:
+    """Sum of KL(student || teacher) over positions of a rollout: the teacher's top k and a rest."""
+    assert student.support is not None
+    assert student.log_z is not None
+    assert teacher.topk_logp is not None
+    p, q = student.support - student.log_z[:, None], teacher.topk_logp
+    ours, theirs = (with_tail(torch.from_numpy(x[positions])) for x in (p, q))
+    return float(reverse_kl(ours, theirs).double().sum())
 
 
 def _sum(logp: np.ndarray | None) -> float:

@@ -162,6 +162,7 @@ class TeacherSide:
         continued: (P, D) whether its continuation of the student's prefix is correct, or None.
         on_teacher: diagnostics on its own P m rollouts, scored by the student, or None.
         tokens: generated, in samples and continuations.
+        scores: of the student's P n rollouts, of a server; none of a teacher in this process.
     """
 
     on_student: Diagnosis
@@ -171,6 +172,7 @@ class TeacherSide:
     continued: np.ndarray | None = None
     on_teacher: Diagnosis | None = None
     tokens: int = 0
+    scores: tuple[Scores, ...] = ()
 
     def __add__(self, other: TeacherSide) -> TeacherSide:
         """Both rounds together."""
@@ -187,6 +189,7 @@ class TeacherSide:
             _concatenate(self.continued, other.continued),
             on_teacher,
             self.tokens + other.tokens,
+            self.scores + other.scores,
         )
 
 
@@ -279,7 +282,7 @@ def probe_server(
     on_student = _served_diagnosis(ours, scores, config.decoding)
     rewards = on_student.mean["diag/token_reward"].reshape(len(side.prompts), -1)
     if teacher.make is None:
-        return TeacherSide(on_student, rewards)
+        return TeacherSide(on_student, rewards, scores=tuple(scores))
     samples = _sample(teacher.make, side.prompts, config, config.m, TEACHER_SAMPLES)
     continued, tokens = _continue(teacher.make, side.prefixes, config)
     by_student = LocalTeacher(student.lm, tokens_per_batch=config.tokens_per_batch).score(
@@ -294,6 +297,7 @@ def probe_server(
         continued,
         _served_diagnosis(by_teacher, by_student, config.answering),
         _count_tokens(samples) + tokens,
+        tuple(scores),
     )
 
 
