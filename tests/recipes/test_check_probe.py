@@ -216,12 +216,12 @@ def test_a_server_tells_how_far_a_student_is_from_its_top_tokens(pair, make_prom
     for k, close in ((4, None), (pair[1].vocab - 1, 1e-4)):
         served = probe_server(ServedTeacher(scorer), student, side, replace(probe_config, k=k))
         texts = fix_texts(side, served, None, tokens_per_batch=64, seed=0)
-        told = read(pair[0], texts)
-        assert told.rollouts == pytest.approx(exact.rollouts, abs=1e-4)
-        assert (told.kl > 0).all()
-        assert (told.kl <= exact.kl + 1e-5).all()
+        reported = read(pair[0], texts)
+        assert reported.rollouts == pytest.approx(exact.rollouts, abs=1e-4)
+        assert (reported.kl > 0).all()
+        assert (reported.kl <= exact.kl + 1e-5).all()
         if close is not None:
-            assert told.kl == pytest.approx(exact.kl, abs=close)
+            assert reported.kl == pytest.approx(exact.kl, abs=close)
         learnt = read(pair[1], texts)
         assert learnt.kl == pytest.approx(0, abs=1e-4)
     blind = replace(served, scores=())
