@@ -36,7 +36,7 @@ def parsed(**changes):
 
 
 def test_a_run_that_is_right_gives_no_message(workspace):
-    assert look_first(parsed(), trains=True) == []
+    assert look_first(parsed(), trains=True) == ([], True)
 
 
 @pytest.mark.parametrize("python", ["no/python", "student", "'{problem}'"])
@@ -153,6 +153,6 @@ def test_other_tokens_are_found_without_transformers(workspace):
     file.write_text(json.dumps(data))
     vocabularies = [read_vocabulary(Path(f)) for f in ("student", teacher)]
     assert "2 tokens differ" in token_differences(*vocabularies)
-    found = look_first(parsed())
+    found = look_first(parsed()).messages
     assert any("different tokenizers" in message for message in found)
-    assert look_first(parsed(), judges_pair=True) == []
+    assert look_first(parsed(), judges_pair=True).messages == []

@@ -44,7 +44,7 @@ def bound(cfg, monkeypatch):
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_bound_is_below_the_plan(name, monkeypatch, tmp_path):
-    monkeypatch.setattr(memory_bound, "DRIVER", tmp_path / "none")
+    monkeypatch.setattr(memory_bound, "may_have_gpu", lambda: False)
     models = {
         "student": {"model": str(PAIR / "student")},
         "teacher": {"model": str(PAIR / "teacher")},
@@ -57,7 +57,7 @@ def test_the_bound_is_below_the_plan(name, monkeypatch, tmp_path):
 def test_a_run_that_cannot_fit_is_refused_with_the_first_mistakes(tmp_path, monkeypatch):
     make_workspace(tmp_path)
     monkeypatch.setattr(memory_bound, "free_host_bytes", lambda: 10_000)
-    monkeypatch.setattr(memory_bound, "DRIVER", tmp_path / "none")
+    monkeypatch.setattr(memory_bound, "may_have_gpu", lambda: False)
     outcome = type_command(tmp_path, "train", "run.yaml", "eval=[{path: none.jsonl}]")
     assert (outcome.code, outcome.changed) == (2, ())
     first = outcome.text.partition("Looking for more")[0]

@@ -22,7 +22,7 @@ from opd.run.jsonl import read_jsonl
 from opd.samplers.routed import RoutedSampler
 from opd.setup.preflight import read_inputs
 from opd.setup.samplers import routed_eval_sampler
-from opd.training.evaluate import EvalTask
+from opd.training.eval_task import EvalTask
 from opd.types import Prompt
 from support.runs import run_config, run_to_end
 from support.teacher_runs import several

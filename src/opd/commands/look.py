@@ -47,18 +47,26 @@ def look_at_check(file: Path, overrides: Sequence[str], apply: Path | None) -> N
 
 
 def look(cfg: Run, *checks: Callable[[], None], **how: Any) -> None:
-    """Print what is wrong, if anything is; the command then finds that again, and the rest.
+    """Refuse a run if something is wrong and nothing more can be.
+
+    Where more can be wrong, what is known is printed; the command finds that again, and the rest.
 
     Args:
         cfg: the run.
         checks: further ones, of the command's own.
         how: as `opd.setup.first_look.look_first`.
+
+    Raises:
+        UserError: with everything that is wrong.
     """
     if int(os.environ.get("RANK", "0")):
         return  # the first of several processes says it
     problems = Problems()
     for check in checks:
         problems.attempt(check)
-    problems.messages += look_first(cfg, **how)
+    first = look_first(cfg, **how)
+    problems.messages += first.messages
+    if problems.messages and first.complete:
+        problems.raise_all()
     if problems.messages:
         complain(listed(problems.messages))

@@ -20,14 +20,12 @@ Formulas, directions and measured gradients: docs/math.md.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from opd.core.loss_settings import Weights
 from opd.core.precision import accumulation_dtype, at_least_float32
-
-Weights = Literal["student_p", "teacher_p", "none"]
 
 _LOG_HALF = -math.log(2.0)
 

@@ -42,6 +42,11 @@ class Row:
 Source = str | Sequence[str]
 
 
+def paths_of(source: Source) -> list[str]:
+    """The files, or data sets, one by one."""
+    return [source] if isinstance(source, str) else list(source)
+
+
 def source_name(source: Source) -> str:
     """A file, or files, for messages."""
     return source if isinstance(source, str) else ", ".join(source)

@@ -24,6 +24,7 @@ from opd.errors import UserError
 from opd.models.attention import use_grouped_attention
 from opd.models.away import leave_file
 from opd.models.configs import context_length_of
+from opd.models.device_names import require_device
 from opd.models.head import SPARSE_VOCAB, Head
 from opd.models.hub_name import split_revision
 from opd.models.norms import use_fused_norms
@@ -224,17 +225,8 @@ def resolve_device(device: str | torch.device | None, key: str) -> torch.device:
     if device is None:
         return default_device()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(gpus))])
-    try:
-        resolved = torch.device(device)
-    except (RuntimeError, ValueError):
-        raise UserError(f"{key}={device}: no such device. This machine has: {here}.") from None
-    if resolved.type == "cpu" or (resolved.type == "cuda" and (resolved.index or 0) < gpus):
-        return resolved
-    why = " Sampling needs float64, which it lacks." if resolved.type == "mps" else ""
-    raise UserError(
-        f"{key}={device}: opd cannot use that device here.{why} This machine has: {here}."
-    )
+    require_device(str(device), key, gpus=gpus)
+    return torch.device(device)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from opd.errors import UserError
@@ -32,7 +33,7 @@ class ModelFacts:
     Attributes:
         name: folder or hub name.
         config: its text configuration.
-        end_tokens: of its generation config.
+        end_tokens: `eos_token_id` of its generation config.
         identity: changes when its weights or configuration do; of a hub model its commit.
     """
 
@@ -84,7 +85,7 @@ def read_facts(name: str, key: str) -> ModelFacts:
         require_weight_files(folder, key)
     text = _text_config(config, f"{key}={name}")
     identity = _commit(config) if folder is None else identify(folder)
-    return ModelFacts(name, text, _generation_config(folder or Path(source), config), identity)
+    return ModelFacts(name, text, read_end_tokens(folder or Path(source), text), identity)
 
 
 def look_at_files(name: str, key: str) -> Path | None:
@@ -263,20 +264,23 @@ def _text_config(config: Any, model: str) -> Any:
     return text
 
 
-def _generation_config(source: Path, config: Any) -> Any:
-    import transformers
+def read_end_tokens(source: Path, config: Any) -> Any:
+    """`eos_token_id` of generation_config.json, else of a text configuration.
 
+    Raises:
+        UserError: a file that is no JSON object, or ids that are no numbers.
+    """
     path = source / "generation_config.json"
     try:
         tokens = json.loads(path.read_text("utf-8")).get("eos_token_id")
     except FileNotFoundError:
-        tokens = getattr(config.get_text_config(), "eos_token_id", None)
+        tokens = getattr(config, "eos_token_id", None)
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no JSON object ({_first(error)}).") from None
     several = tokens if isinstance(tokens, list) else [tokens]
     if not all(token is None or type(token) is int for token in several):
         raise UserError(f"{path}: eos_token_id={tokens!r} must be token ids (whole numbers).")
-    return transformers.GenerationConfig(eos_token_id=tokens)
+    return SimpleNamespace(eos_token_id=tokens)
 
 
 def _commit(config: Any) -> str:

@@ -84,19 +84,22 @@ def load_tokenizer(name: str, *, key: str = "model") -> Any:
         ) from None
 
 
-def load_like(own: Any, student: str, teacher: str) -> Any:
+def load_like(
+    own: Any, student: str, teacher: str, load: Callable[..., Any] = load_tokenizer
+) -> Any:
     """The teacher's tokenizer; the student's `own` again where only the chat template differs.
 
     Args:
         own: the student's, loaded.
         student: student.model.
         teacher: teacher.model.
+        load: reads a tokenizer of a name and a key.
 
     Raises:
         UserError: as `load_tokenizer`.
     """
     if not have_same_ids(student, teacher):
-        return load_tokenizer(teacher, key="teacher.model")
+        return load(teacher, key="teacher.model")
     other = copy.copy(own)
     other.chat_template = read_template(Path(split_revision(teacher)[0]).expanduser())
     return other

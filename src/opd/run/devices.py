@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 DRIVER = Path("/proc/driver/nvidia/version")
+OTHER_GPUS = (Path("/dev/kfd"), Path("/dev/dxg"))  # AMD; Windows' Linux
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 MIB = 2**20
@@ -34,6 +35,11 @@ def describe_devices() -> list[dict[str, Any]]:
             }
         )
     return devices
+
+
+def may_have_gpu() -> bool:
+    """Whether the machine shows signs of a GPU; torch is not asked."""
+    return DRIVER.exists() or any(sign.exists() for sign in OTHER_GPUS)
 
 
 def driver_version(path: Path = DRIVER) -> str | None:

@@ -7,7 +7,6 @@ Shapes: R rows, K captured top tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,18 +16,10 @@ from torch import Tensor
 from opd.core.cpu_kernels import topk
 from opd.core.precision import at_least_float32
 from opd.rng import generator_of
+from opd.samplers.decoding import Decoding
 from opd.types import Prompt, Sampler
 
 _CDF_BLOCK = 128  # tokens per partial sum of `invert_cdf`
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How tokens are sampled. Temperature 0 is greedy."""
-
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
 
 
 MakeSampler = Callable[[Decoding, int | None], Sampler]

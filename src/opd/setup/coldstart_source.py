@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import pyarrow.parquet as pq
 
 from opd.config import Coldstart, Run
 from opd.data.graders import grader_for
 from opd.data.prompts import PromptSet, load_prompts
-from opd.data.sft_examples import read_sft_examples
 from opd.errors import UserError
 from opd.recipes.coldstart import CompletionSource
-from opd.rng import Stream, generator
 from opd.run.checkpoint import find_newest_checkpoint
-from opd.samplers.hf import Decoding
-from opd.samplers.replay import read_rollouts
+from opd.samplers.decoding import Decoding
+from opd.setup.given_completions import completion_order, given_completions
 from opd.setup.models import Models
-from opd.types import Prompt, Rollout, Sampler
+from opd.types import Prompt, Sampler
 
 # Of prompts.path that the phase may use where it has no prompts of its own: it ends by itself, most
 # often long before that, and on-policy training must keep enough.
@@ -55,7 +50,7 @@ def completion_source(
     given = given_completions(cfg, pair.tokenizer, cold)
     own = [] if given else _prompts(models, cold, prompts)
     stop, end = pair.stop, pair.tokenizer.eos_token_id
-    order = _order(len(prompts.prompts), cfg.train.seed)
+    order = completion_order(len(prompts.prompts), cfg.train.seed)
     return CompletionSource(
         prompts=own,
         given=given,
@@ -92,32 +87,6 @@ def require_one_process(cfg: Run, cold: Coldstart, processes: int) -> None:
         )
 
 
-def given_completions(cfg: Run, tokenizer: Any, cold: Coldstart) -> list[Rollout]:
-    """The completions of coldstart.path in random order; empty without a path."""
-    if cold.path is None:
-        return []
-    path = Path(cold.path)
-    if path.is_dir() or _is_rollout_file(path):
-        completions = read_rollouts(path, key="coldstart.path")
-    else:
-        completions = read_sft_examples(
-            cold.path,
-            tokenizer,
-            template=cfg.prompts.template,
-            chat=cfg.prompts.chat,
-            max_tokens=cfg.prompts.max_tokens,
-            key="coldstart.path",
-        )
-    return [completions[i] for i in _order(len(completions), cfg.train.seed)]
-
-
-def _is_rollout_file(path: Path) -> bool:
-    """Whether a parquet file holds rollouts and not rows of prompt and completion."""
-    if path.suffix != ".parquet" or not path.is_file():
-        return False
-    return {"prompt_ids", "ids", "finish"} <= set(pq.read_schema(path).names)
-
-
 def teacher_sampler(models: Models, cold: Coldstart) -> Sampler:
     """The teacher's sampler with the phase's decoding.
 
@@ -139,7 +108,7 @@ def _prompts(models: Models, cold: Coldstart, prompts: PromptSet) -> list[Prompt
     """The prompts the teacher answers, in order of use."""
     cfg = models.cfg
     if cold.prompts is None:
-        order = _order(len(prompts.prompts), cfg.train.seed)
+        order = completion_order(len(prompts.prompts), cfg.train.seed)
         count = max(1, int(PROMPT_FRACTION * len(order)))
         return [prompts.prompts[i] for i in order[:count]]
     new_tokens = cold.max_new_tokens or cfg.rollout.max_new_tokens
@@ -153,9 +122,4 @@ def _prompts(models: Models, cold: Coldstart, prompts: PromptSet) -> list[Prompt
         chat=cfg.prompts.chat,
         max_tokens=max_tokens,
     ).prompts
-    return [own[i] for i in _order(len(own), cfg.train.seed)]
-
-
-def _order(count: int, seed: int) -> list[int]:
-    order: list[int] = generator(seed, Stream.COLDSTART_ORDER).permutation(count).tolist()
-    return order
+    return [own[i] for i in completion_order(len(own), cfg.train.seed)]

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from opd.config import LocalTeacher, Run, ServerTeacher
 from opd.data.teacher_prompts import TeacherPrompts
-from opd.models import tokenizers
 from opd.models.lm import LM
 from opd.teachers.translate import TranslatedTeacher, Translator, aligned_fraction
 from opd.types import Teacher
 
 SHOWN_TEXTS = 64  # rows whose text `opd check` aligns
-
-
-def own_tokenizer(cfg: Run) -> Any | None:
-    """The teacher's tokenizer, where it is not the student's.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    spec = cfg.teacher
-    if not isinstance(spec, LocalTeacher | ServerTeacher) or spec.tokenizer is None:
-        return None
-    return tokenizers.load_tokenizer(spec.tokenizer, key="teacher.tokenizer")
 
 
 def translated(

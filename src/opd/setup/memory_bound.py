@@ -11,7 +11,7 @@ from pathlib import Path
 from opd.config import Run
 from opd.errors import UserError
 from opd.models.model_files import count_elements
-from opd.run.devices import DRIVER, free_host_bytes
+from opd.run.devices import free_host_bytes, may_have_gpu
 from opd.run.disk import human_size
 from opd.types import Scheme
 
@@ -23,7 +23,9 @@ FROZEN = {"float32": 4, "float64": 8, "bf16_mixed": 2, "bfloat16": 2, "auto": 4}
 # Of linear layers; head and embedding stay as they are.
 QUANTISED: dict[Scheme, float] = {"int8": 1, "nf4": 0.5}
 # auto: what the file holds, at least bf16.
-TEACHER = {"float32": 4, "float64": 8, "bfloat16": 2, "auto": 2} | QUANTISED
+TEACHER: dict[str, float] = {"float32": 4, "float64": 8, "bfloat16": 2, "auto": 2} | QUANTISED
+# Beyond these bytes per weight, and so many more, no plan refuses a run.
+MOST_TRAINED, MOST_FROZEN, SPARE = 40, 16, 2**30
 
 
 def require_memory_for_weights(cfg: Run, student: Path, teachers: Iterable[Path]) -> None:
@@ -40,19 +42,53 @@ def require_memory_for_weights(cfg: Run, student: Path, teachers: Iterable[Path]
     Raises:
         UserError: naming needed and free bytes.
     """
-    free = free_host_bytes()
-    if DRIVER.exists() or cfg.student.shard != "none" or free is None:
+    free = _free_bytes(cfg)
+    if free is None:
         return
-    needed = _student_bytes(cfg, count_elements(student))
-    if cfg.teacher is not None and getattr(cfg.teacher, "offload", "none") == "none":
-        itemsize = TEACHER[getattr(cfg.teacher, "dtype", "auto")]
-        needed += sum(itemsize * count_elements(folder) for folder in teachers)
+    needed = least_bytes(cfg, student, teachers)
     if needed > free:
         raise UserError(
             "Not enough memory: weights, gradients and optimizer moments take at least "
             f"{human_size(round(needed))} of host memory, of which {human_size(free)} are free. "
             "Use a smaller model, or student.lora={} (docs/memory.md)."
         )
+
+
+def is_memory_known(cfg: Run, student: Path, teachers: Iterable[Path]) -> bool:
+    """Whether `require_memory_for_weights` has said all that a plan of the memory would refuse.
+
+    Args:
+        cfg: a run that trains.
+        student: folder of its model.
+        teachers: folders of those in this process.
+    """
+    free = _free_bytes(cfg)
+    if free is None or cfg.loss.terms.reference is not None:
+        return False
+    weights = sum(count_elements(folder) for folder in teachers)
+    most = MOST_TRAINED * count_elements(student) + MOST_FROZEN * weights + SPARE
+    return free > most or free < least_bytes(cfg, student, teachers)
+
+
+def least_bytes(cfg: Run, student: Path, teachers: Iterable[Path]) -> float:
+    """Bytes of weights, gradients and moments that a run on a CPU has in memory at once.
+
+    Args:
+        cfg: a run that trains.
+        student: folder of its model.
+        teachers: folders of those in this process.
+    """
+    needed = _student_bytes(cfg, count_elements(student))
+    if cfg.teacher is not None and getattr(cfg.teacher, "offload", "none") == "none":
+        itemsize = TEACHER[getattr(cfg.teacher, "dtype", "auto")]
+        needed += sum(itemsize * count_elements(folder) for folder in teachers)
+    return needed
+
+
+def _free_bytes(cfg: Run) -> int | None:
+    """Free host memory; None where other memory counts."""
+    gpu = may_have_gpu()
+    return None if gpu or cfg.student.shard != "none" else free_host_bytes()
 
 
 def _student_bytes(cfg: Run, weights: int) -> float:

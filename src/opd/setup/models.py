@@ -24,19 +24,14 @@ from opd.models.tokenizers import vocab_size
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.samplers.sampling import MakeSampler
-from opd.setup.foreign import own_tokenizer, translated
+from opd.setup.foreign import translated
+from opd.setup.joined_teachers import join_logits, join_teachers
 from opd.setup.objective import make_objective, resolve_support
+from opd.setup.own_tokenizer import own_tokenizer
 from opd.setup.pair import Pair, load_pair
 from opd.setup.prompts import load_teacher_prompts
 from opd.setup.remote_teacher import ServedTeacher, TeacherSource, find_remote_teacher
-from opd.setup.routing import (
-    join_logits,
-    join_teachers,
-    naming,
-    prompts_of,
-    require_mixable,
-    same_for_all,
-)
+from opd.setup.routing import naming, prompts_of, require_mixable, same_for_all
 from opd.setup.samplers import eval_sampler, local_samplers, routed_eval_sampler
 from opd.setup.self_teacher import make_self_weights
 from opd.setup.token_budget import token_budget
@@ -44,7 +39,7 @@ from opd.teachers.local import LocalTeacher
 from opd.teachers.prompted import PromptedTeacher, StudentAsTeacher
 from opd.teachers.routed import LogitsOf
 from opd.training.distributed import SINGLE, Ranks
-from opd.training.evaluate import EvalTask
+from opd.training.eval_task import EvalTask
 from opd.types import Kind, Sampler, Teacher
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opd.config import Run
-from opd.core.objective import Objective
+from opd.core.loss_settings import LossSettings
 from opd.run.console import Console
 from opd.types import Kind
+
+if TYPE_CHECKING:
+    from opd.core.objective import Objective
 
 
 def resolve_support(cfg: Run, kinds: frozenset[Kind], console: Console) -> Run:
@@ -36,22 +39,38 @@ def make_objective(cfg: Run) -> Objective:
         ValueError: loss.support is still auto; see `resolve_support`.
         UserError: a combination that is biased, undefined or trains nothing.
     """
+    from opd.core.objective import Objective  # torch: not before a loss is computed
+
+    return Objective(**_fields(cfg))
+
+
+def loss_settings(cfg: Run) -> LossSettings:
+    """What `make_objective` refuses and asks for, without the formulas.
+
+    Raises:
+        ValueError: likewise.
+        UserError: likewise.
+    """
+    return LossSettings(**_fields(cfg))
+
+
+def _fields(cfg: Run) -> dict[str, Any]:
     loss, terms = cfg.loss, cfg.loss.terms
     if loss.support == "auto":
         raise ValueError("loss.support=auto depends on the teacher: call resolve_support first")
-    return Objective(
-        divergence=loss.divergence,
-        support=loss.support,
-        k=loss.k,
-        mode=loss.mode,
-        estimator=loss.estimator,
-        beta=loss.beta,
-        reward_scale=terms.reward_scale,
-        entropy_forward_kl=terms.entropy_forward_kl,
-        position_decay=terms.position_decay,
-        outcome_weight=terms.outcome_weight,
-        student_temperature=loss.student_temperature,
-        sampling_temperature=cfg.rollout.temperature,
-        sampling_truncated=cfg.rollout.top_p < 1,
-        other_tokenizer=cfg.compares_text,
-    )
+    return {
+        "divergence": loss.divergence,
+        "support": loss.support,
+        "k": loss.k,
+        "mode": loss.mode,
+        "estimator": loss.estimator,
+        "beta": loss.beta,
+        "reward_scale": terms.reward_scale,
+        "entropy_forward_kl": terms.entropy_forward_kl,
+        "position_decay": terms.position_decay,
+        "outcome_weight": terms.outcome_weight,
+        "student_temperature": loss.student_temperature,
+        "sampling_temperature": cfg.rollout.temperature,
+        "sampling_truncated": cfg.rollout.top_p < 1,
+        "other_tokenizer": cfg.compares_text,
+    }

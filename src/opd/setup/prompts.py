@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from opd.config import EvalSet, Run, SelfTeacher
@@ -11,11 +12,12 @@ from opd.data.sft_examples import read_sft_examples
 from opd.data.teacher_prompts import Rendering, TeacherPrompts, make_teacher_prompts
 from opd.errors import UserError
 from opd.models.configs import rope_parameters
+from opd.models.tokenizers import load_tokenizer
 from opd.run.console import Console
-from opd.samplers.hf import Decoding
-from opd.setup.foreign import own_tokenizer
+from opd.samplers.decoding import Decoding
+from opd.setup.own_tokenizer import own_tokenizer
 from opd.setup.routing import evaluated_teachers, route_prompts
-from opd.training.evaluate import EvalTask
+from opd.training.eval_task import EvalTask
 from opd.types import Rollout
 
 
@@ -71,13 +73,24 @@ def load_training_prompts(cfg: Run, pair: Tokenized, console: Console) -> Prompt
     return route_prompts(cfg, prompts)
 
 
-def load_teacher_prompts(cfg: Run, pair: Tokenized, prompts: PromptSet) -> TeacherPrompts | None:
+def load_teacher_prompts(
+    cfg: Run,
+    pair: Tokenized,
+    prompts: PromptSet,
+    load: Callable[..., Any] = load_tokenizer,
+) -> TeacherPrompts | None:
     """What the teacher sees instead of the student's prompts; None where it sees the same.
+
+    Args:
+        cfg: the run.
+        pair: student and teacher.
+        prompts: of the student.
+        load: reads a tokenizer of a name and a key.
 
     Raises:
         UserError: a row without what teacher.prompt needs, or a prompt beyond the context.
     """
-    spec, own = cfg.teacher, own_tokenizer(cfg)
+    spec, own = cfg.teacher, own_tokenizer(cfg, load)
     if spec is None or (spec.prompt is None and own is None):
         return None
     model = pair.student if isinstance(spec, SelfTeacher) else pair.teacher

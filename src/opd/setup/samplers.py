@@ -31,7 +31,7 @@ from opd.setup.pair import Pair
 from opd.setup.token_budget import token_budget
 from opd.teachers.local import LocalTeacher
 from opd.training.distributed import SINGLE, Ranks, RankZeroSampler, ShardedSampler, ShardedTeacher
-from opd.training.evaluate import EvalTask
+from opd.training.eval_task import EvalTask
 from opd.types import Sampler, Teacher
 
 TRANSFERS = {"ipc": IpcTransfer, "nccl": BroadcastTransfer}

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from opd.config import LocalTeacher, Run
 from opd.errors import UserError
 from opd.models import tokenizers
-from opd.models.lm import resolve_device
 from opd.models.model_files import ModelFacts, read_facts
 from opd.setup.chat_template import choose_template
-from opd.setup.first_look import is_offline, require_k
-from opd.setup.foreign import own_tokenizer
+from opd.setup.own_tokenizer import own_tokenizer
 from opd.setup.problems import Problems
 from opd.setup.routing import naming
+from opd.setup.settings import is_offline, require_k
 
 
 @dataclass(frozen=True)
@@ -45,34 +44,62 @@ class TokenizedPair:
         return {key: facts for key, facts in both.items() if facts is not None}
 
 
-def read_pair(cfg: Run, problems: Problems, *, judges_pair: bool = False) -> TokenizedPair | None:
+class Readers(NamedTuple):
+    """What reads models and tokenizers.
+
+    Attributes:
+        facts: of a model's name and key.
+        tokenizer: of a name and `key`.
+        device: checks a device's name and key.
+    """
+
+    facts: Callable[[str, str], ModelFacts]
+    tokenizer: Callable[..., Any]
+    device: Callable[[str | None, str], object]
+
+
+def _device(device: str | None, key: str) -> None:
+    from opd.models.lm import resolve_device  # torch
+
+    resolve_device(device, key)
+
+
+WITH_TRANSFORMERS = Readers(read_facts, tokenizers.load_tokenizer, _device)
+
+
+def read_pair(
+    cfg: Run,
+    problems: Problems,
+    *,
+    judges_pair: bool = False,
+    readers: Readers = WITH_TRANSFORMERS,
+) -> TokenizedPair | None:
     """Tokenizers and configurations of the pair; None if the student's cannot be read.
 
     Of several teachers each is checked; `teacher` is then the one of the shortest context.
     """
     if cfg.teachers:
-        return _read_members(cfg, problems, judges_pair=judges_pair)
-    student = problems.attempt(read_facts, cfg.student.model, "student.model")
+        return _read_members(cfg, problems, judges_pair=judges_pair, readers=readers)
+    student = problems.attempt(readers.facts, cfg.student.model, "student.model")
     tokenizer = None
     if student is not None:
-        tokenizer = problems.attempt(
-            tokenizers.load_tokenizer, cfg.student.model, key="student.model"
-        )
+        tokenizer = problems.attempt(readers.tokenizer, cfg.student.model, key="student.model")
     teacher, teacher_tok = None, None
     if isinstance(cfg.teacher, LocalTeacher) and not is_offline(cfg):
-        problems.attempt(resolve_device, cfg.teacher.device, "teacher.device")
-        teacher = problems.attempt(read_facts, cfg.teacher.model, "teacher.model")
+        problems.attempt(readers.device, cfg.teacher.device, "teacher.device")
+        teacher = problems.attempt(readers.facts, cfg.teacher.model, "teacher.model")
         if teacher is not None and tokenizer is not None and not cfg.compares_text:
+            names = (cfg.student.model, cfg.teacher.model)
             teacher_tok = problems.attempt(
-                tokenizers.load_like, tokenizer, cfg.student.model, cfg.teacher.model
+                tokenizers.load_like, tokenizer, *names, readers.tokenizer
             )
         elif teacher is not None and not cfg.compares_text:
-            problems.attempt(tokenizers.load_tokenizer, cfg.teacher.model, key="teacher.model")
-    problems.attempt(own_tokenizer, cfg)
+            problems.attempt(readers.tokenizer, cfg.teacher.model, key="teacher.model")
+    problems.attempt(own_tokenizer, cfg, readers.tokenizer)
     others = {"loss.terms.reference": cfg.loss.terms.reference, "check.origin": cfg.check.origin}
     for key, name in others.items():
         if name is not None:
-            problems.attempt(read_facts, name, key)
+            problems.attempt(readers.facts, name, key)
     if student is None or tokenizer is None:
         return None
     templates = [t and t.chat_template for t in (tokenizer, teacher_tok)]
@@ -96,11 +123,13 @@ def read_pair(cfg: Run, problems: Problems, *, judges_pair: bool = False) -> Tok
     return TokenizedPair(tokenizer, student, teacher, (templates[0], templates[1]))
 
 
-def _read_members(cfg: Run, problems: Problems, *, judges_pair: bool) -> TokenizedPair | None:
+def _read_members(
+    cfg: Run, problems: Problems, *, judges_pair: bool, readers: Readers
+) -> TokenizedPair | None:
     members: dict[str, TokenizedPair] = {}
     for name in cfg.teachers:
         own = Problems()
-        pair = read_pair(cfg.of_teacher(name), own, judges_pair=judges_pair)
+        pair = read_pair(cfg.of_teacher(name), own, judges_pair=judges_pair, readers=readers)
         problems.attempt(_raise_named, name, own)
         if pair is not None:
             members[name] = pair

@@ -6,8 +6,6 @@ step, so two evaluations differ by the models alone and can be compared prompt b
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,38 +14,9 @@ from typing import Any
 import numpy as np
 
 from opd.core import stats
-from opd.data.graders import Grader
-from opd.data.prompts import PromptSet
 from opd.rng import Stream, key
-from opd.samplers.hf import Decoding
+from opd.training.eval_task import EvalTask
 from opd.types import Graded, Rollout, Sampler
-
-
-@dataclass(frozen=True)
-class EvalTask:
-    """One held-out set, ready to run."""
-
-    label: str
-    prompts: PromptSet
-    grader: Grader
-    decoding: Decoding
-    n: int
-    every: int
-    teachers: tuple[str, ...] = ()  # of several, who teaches each prompt; "": none is named
-
-    @property
-    def routes(self) -> dict[int, str]:
-        """Who teaches a prompt, by `Prompt.index`; empty where nobody is named."""
-        pairs = zip(self.prompts.prompts, self.teachers, strict=False)
-        return {prompt.index: name for prompt, name in pairs}
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """What an evaluation's numbers depend on besides model and seed."""
-        own = {"n": self.n, "prompts": self.prompts.digest, "grader": self.grader.kind}
-        if self.teachers:
-            own["teachers"] = hashlib.sha256(json.dumps(self.teachers).encode()).hexdigest()
-        return asdict(self.decoding) | own
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from opd.run.trackers import Trackers
 from opd.training.ahead import LookAhead
 from opd.training.answer_kl import Measure
 from opd.training.checkpoints import restore_phase, write_checkpoint
-from opd.training.evaluate import EvalTask
+from opd.training.eval_task import EvalTask
 from opd.training.experience import ExperienceSource
 from opd.training.interventions import Interventions
 from opd.training.learner import Learner

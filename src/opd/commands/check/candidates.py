@@ -24,8 +24,9 @@ from opd.recipes.check.compatibility import Finding
 from opd.run.clock import Clock
 from opd.run.console import Console
 from opd.samplers.sampling import MakeSampler
-from opd.setup.foreign import describe_alignment, own_tokenizer
+from opd.setup.foreign import describe_alignment
 from opd.setup.models import Models, open_models
+from opd.setup.own_tokenizer import own_tokenizer
 from opd.setup.pair import Pair
 from opd.setup.prompts import load_training_prompts
 from opd.setup.samplers import rollout_decoding, student_samplers

@@ -26,7 +26,7 @@ from opd.setup.precision import prepare_weights
 from opd.setup.prompts import load_eval_task
 from opd.setup.samplers import training_sampler
 from opd.setup.session import make_learner, step_size
-from opd.training.evaluate import EvalTask
+from opd.training.eval_task import EvalTask
 from opd.training.experience import ExperienceSource, request_scores
 from opd.training.optimizer import make_optimizer
 from opd.training.step import update
