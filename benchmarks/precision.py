@@ -18,7 +18,8 @@ from opd.core.objective import Objective
 from opd.models import tokenizers
 from opd.models.lm import LM, load_lm
 from opd.models.master_weights import add_master_weights
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.training.learner import Learner
 from opd.training.optimizer import MasterAdamW

@@ -36,7 +36,7 @@ def load_texts(args: argparse.Namespace, count: int):
 def ours(args: argparse.Namespace, count: int, wanted: list[int]):
     from opd.models.lm import load_lm
     from opd.models.tokenizers import eos_ids
-    from opd.samplers.hf import Decoding
+    from opd.samplers.decoding import Decoding
     from opd.types import Prompt
 
     tokenizer, texts = load_texts(args, count)

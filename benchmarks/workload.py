@@ -122,7 +122,8 @@ def record(model: Path) -> None:
     """Sample a completion of every question and store its length."""
     from opd.models.lm import load_lm
     from opd.models.tokenizers import eos_ids, load_tokenizer
-    from opd.samplers.hf import Decoding, HFSampler
+    from opd.samplers.decoding import Decoding
+    from opd.samplers.hf import HFSampler
     from opd.types import Prompt
 
     tokenizer = load_tokenizer(str(model), None, key="student.model")

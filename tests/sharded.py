@@ -25,7 +25,8 @@ from opd.models.lm import LM, add_lora, enable_checkpointing
 from opd.models.saving import save_final
 from opd.run.disk import DISK
 from opd.run.folder import RunFolder
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.training.checkpoints import restore, write_checkpoint
 from opd.training.distributed import ShardedSampler, destroy_ranks, init_ranks
 from opd.training.learner import Learner

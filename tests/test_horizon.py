@@ -17,7 +17,8 @@ from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.recipes.distillation import distill
 from opd.run.jsonl import read_jsonl
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.training.horizon import Horizon, Pruning, growing_limit, next_cap, prune_weights, reach
 from opd.training.session import Session
 from opd.types import Prompt, Rollout, Scores

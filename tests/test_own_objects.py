@@ -16,7 +16,7 @@ from opd.alarms import Evidence, Rule, rules_of
 from opd.config import Alarms, python_objects
 from opd.demo.run_config import PAIR, PROMPTS
 from opd.run.trackers import Trackers
-from opd.samplers.sampling import Decoding
+from opd.samplers.decoding import Decoding
 from opd.setup.own_sampler import CheckedSampler, own_sampler
 from opd.types import Prompt, Rollout
 

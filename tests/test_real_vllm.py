@@ -25,7 +25,8 @@ from opd.models.lm import add_lora, load_lm
 from opd.recipes.distillation import distill
 from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.samplers.sampling_server import SamplingServer
 from opd.samplers.vllm import VllmSampler
 from opd.samplers.weight_sync import Destination, WeightSync

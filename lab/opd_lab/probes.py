@@ -21,9 +21,11 @@ from opd.data.prompts import PromptSet, load_prompts
 from opd.models.lm import LM, load_lm
 from opd.models.tokenizers import eos_ids, load_tokenizer, make_decoder
 from opd.rng import key
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.teachers.local import LocalTeacher
-from opd.training.evaluate import EvalTask, Evaluation, evaluate
+from opd.training.eval_task import EvalTask
+from opd.training.evaluate import Evaluation, evaluate
 from opd.types import Metrics, Prompt, Rollout, Scores, Want, add_means
 from opd_lab.runs import EXTRA_TOKENS, Task, one_thread
 from opd_lab.streams import LabStream

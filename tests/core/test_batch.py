@@ -56,7 +56,8 @@ def test_layout_by_hand():
 
 
 def test_full_positions_find_their_rows(make_lm, make_prompts):
-    from opd.samplers.hf import Decoding, HFSampler
+    from opd.samplers.decoding import Decoding
+    from opd.samplers.hf import HFSampler
     from opd.teachers.local import LocalTeacher
 
     lm = make_lm(1)
@@ -93,7 +94,8 @@ def test_every_rollout_is_in_exactly_one_micro_batch():
 def test_every_tensor_goes_to_the_device_that_is_asked_for(make_lm, make_prompts):
     # No accelerator is needed to see a tensor left behind: `meta` is a device too.
     from opd.core.objective import Objective
-    from opd.samplers.hf import Decoding, HFSampler
+    from opd.samplers.decoding import Decoding
+    from opd.samplers.hf import HFSampler
     from opd.teachers.local import LocalTeacher
 
     lm = make_lm(1)

@@ -10,7 +10,8 @@ import pytest
 from opd.demo.run_config import PAIR
 from opd.models.lm import load_lm
 from opd.rng import Stream, key
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.types import Prompt
 from opd_lab.auto_trial import FAILING, HEALTHY, arm_config, metered
 from opd_lab.auto_trial_table import ARMS, Trial, claims, render_trials

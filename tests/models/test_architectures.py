@@ -8,7 +8,8 @@ import torch
 from opd.errors import UserError
 from opd.models.cache_support import cache_support, require_cache
 from opd.models.prefix_cache import supports_prefix_cache
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.samplers.pace import CPU, CUDA
 from support.architectures import ARCHITECTURES, COLUMNS, DOC, attempt, build, prompts
 

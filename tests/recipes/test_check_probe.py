@@ -34,7 +34,8 @@ from opd.recipes.check.probe import (
     probe_student,
     probe_teacher,
 )
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.types import Want
 

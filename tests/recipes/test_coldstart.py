@@ -34,7 +34,8 @@ from opd.recipes.distillation import distill
 from opd.run.checkpoint import find_newest_checkpoint
 from opd.run.jsonl import read_jsonl
 from opd.run.rollouts import read_step
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.setup.coldstart_source import require_one_process, teacher_sampler
 from opd.setup.remote_teacher import ServedTeacher
 from opd.teachers.vllm_api import VllmDialect

@@ -11,7 +11,8 @@ from opd.recipes.measure import measure
 from opd.run.jsonl import read_jsonl
 from opd.run.metric_names import OVERLAP
 from opd.run.rollouts import read_step
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.types import Rollout, Scores, Want
 from support.runs import open_run

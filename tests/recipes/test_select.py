@@ -35,7 +35,8 @@ from opd.recipes.select import (
     shrink,
 )
 from opd.reports.select_page import select_document
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.setup.pair import load_pair
 from opd.teachers.local import LocalTeacher
 

@@ -20,8 +20,9 @@ from opd.errors import UserError
 from opd.models.cache_support import cache_support
 from opd.models.slab_cache import SlabCache
 from opd.samplers import graphs, hf
+from opd.samplers.decoding import Decoding
 from opd.samplers.graphs import StepRunner
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.hf import HFSampler
 from opd.samplers.pace import CPU, CUDA
 from opd.testing import tiny_lm
 from support.everyday import everyday

@@ -9,7 +9,7 @@ from conftest import tiny_tokenizer
 from opd.errors import UserError
 from opd.http import Endpoint, Http, Limits
 from opd.models.lm import add_lora
-from opd.samplers.sampling import Decoding
+from opd.samplers.decoding import Decoding
 from opd.samplers.sampling_server import SamplingServer
 from opd.samplers.sglang_server import SglangServer
 from opd.samplers.vllm import VllmSampler

@@ -15,9 +15,9 @@ from opd.http import Endpoint, Http, Limits, Timer
 from opd.models.lm import add_lora
 from opd.run.bad_answers import Quarantine
 from opd.samplers.completions import ServerLost
+from opd.samplers.decoding import Decoding
 from opd.samplers.hf import HFSampler
 from opd.samplers.replay import ReplaySampler
-from opd.samplers.sampling import Decoding
 from opd.samplers.sampling_server import SamplingServer
 from opd.samplers.vllm import StatisticsSampler, VllmSampler, request_seed
 from opd.samplers.weight_sync import Destination, WeightSync

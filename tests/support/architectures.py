@@ -24,7 +24,8 @@ from opd.models.cache_support import cache_support
 from opd.models.lm import LM, add_lora, check_head, load_lm
 from opd.models.prefix_cache import supports_prefix_cache
 from opd.models.saving import save_final
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.testing import tiny_tokenizer
 from opd.training.step import update
 from opd.types import Prompt

@@ -9,7 +9,7 @@ import torch
 
 from conftest import tiny_tokenizer
 from opd.http import Endpoint, Http, Limits, Timer
-from opd.samplers.sampling import Decoding
+from opd.samplers.decoding import Decoding
 from opd.samplers.sampling_server import SamplingServer
 from opd.samplers.vllm import VllmSampler
 from opd.samplers.weight_sync import Destination, WeightSync

@@ -12,7 +12,8 @@ from opd.core.batch import Batch
 from opd.core.objective import Objective
 from opd.models.lm import LM
 from opd.models.prefix_cache import supports_prefix_cache
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.training.learner import Learner
 from opd.training.optimizer import make_optimizer

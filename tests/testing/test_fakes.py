@@ -7,7 +7,7 @@ import pytest
 
 from opd.errors import UserError
 from opd.http import Endpoint, Http, Transient
-from opd.samplers.hf import Decoding
+from opd.samplers.decoding import Decoding
 from opd.samplers.sampling_server import SamplingServer
 from opd.samplers.vllm import VllmSampler
 from opd.teachers.opd_api import OpdDialect, is_opd

@@ -18,8 +18,8 @@ from opd.run.folder import RunFolder
 from opd.run.jsonl import read_jsonl
 from opd.run.rollouts import decode, read_step
 from opd.samplers.completions import ServerLost
+from opd.samplers.decoding import Decoding
 from opd.samplers.replay import read_rollouts
-from opd.samplers.sampling import Decoding
 from opd.samplers.vllm import VllmSampler
 from opd.training import loop
 from opd.training.ahead import LookAhead

@@ -18,7 +18,7 @@ from opd.data.graders import make_grader
 from opd.data.prompts import load_prompts
 from opd.recipes.check.features import compute_features
 from opd.recipes.check.probe import ProbeConfig, ProbeModel, probe_student, probe_teacher
-from opd.samplers.hf import Decoding
+from opd.samplers.decoding import Decoding
 from opd_lab import zoo
 from opd_lab.cache_key import digest, source_hash
 from opd_lab.calibration.grid import PREFIX, Pair

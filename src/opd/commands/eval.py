@@ -19,7 +19,8 @@ from opd.run.console import Console, Style
 if TYPE_CHECKING:
     from opd.core.stats import Estimate
     from opd.reports.document import Document
-    from opd.training.evaluate import EvalTask, Evaluation
+    from opd.training.eval_task import EvalTask
+    from opd.training.evaluate import Evaluation
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from opd.models.fsdp import full_tensor, shard_model
 from opd.models.lm import LM
 from opd.models.master_weights import add_master_weights
 from opd.rng import Stream, torch_seed
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.training.deterministic import run_deterministic
 from opd.training.gradient import accumulate
 from opd.training.learner import Learner

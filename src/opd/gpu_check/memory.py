@@ -20,7 +20,8 @@ from opd.gpu_check.workload import (
 )
 from opd.models.lm import LM, enable_checkpointing
 from opd.models.master_weights import add_master_weights
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.training.learner import Learner
 from opd.training.step import update

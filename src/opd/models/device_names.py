@@ -8,7 +8,7 @@ from opd.errors import UserError
 
 # Kinds that torch knows by name.
 KINDS = {"cpu", "cuda", "xpu", "mps", "meta", "hpu", "mtia", "xla", "hip", "ve", "fpga", "ipu"}
-KINDS |= {"maia", "lazy", "vulkan", "mkldnn", "opengl", "opencl", "ideep", "privateuseone"}
+KINDS |= {"maia", "lazy", "vulkan", "opengl", "opencl", "ideep", "privateuseone"}
 
 
 def require_device(device: str, key: str, *, gpus: int) -> None:

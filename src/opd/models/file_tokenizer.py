@@ -157,6 +157,8 @@ def read_file_tokenizer(name: str, *, key: str = "model") -> FileTokenizer:
         backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception:  # noqa: BLE001 - its plain Exception; transformers says what is wrong
         raise NotInFiles("a tokenizer.json that cannot be read") from None
+    if defaults is _QWEN:
+        backend.normalizer = tokenizers.normalizers.NFC()  # whatever the file says
     backend.no_truncation()
     backend.no_padding()
     return FileTokenizer(backend, given, template, name)

@@ -19,7 +19,8 @@ from opd.core.microbatches import Budget, MicroBatchGroup, rows_by_prompt
 from opd.models.lm import LM
 from opd.models.prefix_cache import supports_prefix_cache
 from opd.rng import Stream, key
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.teachers.repeats import score_differences
 from opd.training.gradient import forward, microbatch_loss

@@ -20,9 +20,10 @@ from opd.errors import UserError
 from opd.models.cache_support import cache_support, require_cache
 from opd.models.lm import LM, free_memory, is_out_of_memory
 from opd.samplers.aligned_decoder import AlignedDecoder
+from opd.samplers.decoding import Decoding
 from opd.samplers.pace import pace_of
 from opd.samplers.rows import Job, LogitsHook, Request
-from opd.samplers.sampling import Decoding, first_samples
+from opd.samplers.sampling import first_samples
 from opd.samplers.slab_decoder import SlabDecoder
 from opd.samplers.tape import token_words
 from opd.types import Prompt, Rollout

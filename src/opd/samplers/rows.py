@@ -17,7 +17,8 @@ from torch import Tensor
 from opd.core.precision import accumulation_dtype
 from opd.errors import UserError
 from opd.models.lm import LM
-from opd.samplers.sampling import Decoding, sample_tokens, uniform
+from opd.samplers.decoding import Decoding
+from opd.samplers.sampling import sample_tokens, uniform
 from opd.samplers.tape import Tape
 from opd.types import Prompt, Rollout
 

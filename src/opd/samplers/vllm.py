@@ -16,7 +16,8 @@ from opd.models.fsdp import unsharded
 from opd.models.lm import LM
 from opd.rng import seed_of
 from opd.samplers.completions import CompletionRequest, ServerLost
-from opd.samplers.sampling import Decoding, first_samples
+from opd.samplers.decoding import Decoding
+from opd.samplers.sampling import first_samples
 from opd.samplers.sampling_server import SamplingServer
 from opd.samplers.weight_sync import WeightSync
 from opd.types import Prompt, Rollout, Sampler, Scores, Teacher, Want

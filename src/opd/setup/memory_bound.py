@@ -23,7 +23,8 @@ FROZEN = {"float32": 4, "float64": 8, "bf16_mixed": 2, "bfloat16": 2, "auto": 4}
 # Of linear layers; head and embedding stay as they are.
 QUANTISED: dict[Scheme, float] = {"int8": 1, "nf4": 0.5}
 # auto: what the file holds, at least bf16.
-TEACHER: dict[str, float] = {"float32": 4, "float64": 8, "bfloat16": 2, "auto": 2} | QUANTISED
+TEACHER: dict[str, float] = {"float32": 4, "float64": 8, "bfloat16": 2, "auto": 2}
+TEACHER |= {"int8": QUANTISED["int8"], "nf4": QUANTISED["nf4"]}
 # Beyond these bytes per weight, and so many more, no plan refuses a run.
 MOST_TRAINED, MOST_FROZEN, SPARE = 40, 16, 2**30
 

@@ -12,7 +12,7 @@ from opd.config.python_objects import load_object
 from opd.errors import UserError
 from opd.models.fsdp import unsharded
 from opd.models.lm import LM
-from opd.samplers.sampling import Decoding
+from opd.samplers.decoding import Decoding
 from opd.samplers.vllm import with_statistics
 from opd.setup.pair import Pair
 from opd.types import Prompt, Rollout, Sampler, SamplerFactory, Teacher, Want

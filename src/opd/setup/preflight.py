@@ -17,6 +17,7 @@ from opd.run.layout import INPUTS
 from opd.setup.disk_estimate import require_space_for_weights
 from opd.setup.inputs import Inputs, check_inputs
 from opd.setup.memory_advice import require_memory
+from opd.setup.memory_bound import require_memory_for_weights
 from opd.setup.notes import find_notes, find_overlaps
 from opd.setup.problems import Problems
 from opd.setup.samplers import require_rollout_server
@@ -88,8 +89,13 @@ def require_same_inputs(cfg: Run, inputs: Inputs) -> None:
 
 
 def _require_room(cfg: Run, pair: TokenizedPair, inputs: Inputs, problems: Problems) -> None:
-    """Disk and memory."""
-    folder = Path(pair.student.name).expanduser()
-    if folder.is_dir():
-        problems.attempt(require_space_for_weights, cfg, folder)
+    """Disk and memory; of a run that cannot be planned the least that it needs."""
+    folders = {key: Path(facts.name).expanduser() for key, facts in pair.models().items()}
+    student, *teachers = folders.values()
+    if student.is_dir():
+        problems.attempt(require_space_for_weights, cfg, student)
+    before = len(problems.messages)
     problems.attempt(require_memory, cfg, inputs.longest_prompt)
+    if len(problems.messages) == before and student.is_dir():
+        local = [folder for folder in teachers if folder.is_dir()]
+        problems.attempt(require_memory_for_weights, cfg, student, local)

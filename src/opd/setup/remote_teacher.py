@@ -27,7 +27,8 @@ from opd.run.console import Console
 from opd.run.disk import write_json
 from opd.run.layout import WRONG_ANSWERS
 from opd.run.rollouts import FILE, read_step
-from opd.samplers.sampling import Decoding, MakeSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.sampling import MakeSampler
 from opd.samplers.sampling_server import SamplingServer
 from opd.samplers.sglang_server import SglangServer
 from opd.samplers.vllm import VllmSampler

@@ -15,7 +15,8 @@ from opd.http.vllm import model_cards
 from opd.models.lm import LM
 from opd.run.bad_answers import Quarantine
 from opd.run.layout import SYNC, WRONG_ANSWERS
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.samplers.releasing import ReleasingSampler
 from opd.samplers.replay import ReplaySampler, read_rollouts
 from opd.samplers.routed import RoutedSampler

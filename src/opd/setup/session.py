@@ -35,11 +35,12 @@ from opd.run.trackers import Trackers
 from opd.samplers.vllm import StatisticsSampler
 from opd.setup.coldstart_source import completion_source
 from opd.setup.disk_estimate import bytes_needed
+from opd.setup.inputs import Inputs
 from opd.setup.launch import Servers, start_servers
 from opd.setup.models import Models, open_models
 from opd.setup.pair import Pair
 from opd.setup.precision import prepare_weights
-from opd.setup.preflight import Inputs, read_inputs, require_same_inputs
+from opd.setup.preflight import read_inputs, require_same_inputs
 from opd.setup.problems import Problems
 from opd.setup.prompts import load_sft_examples, training_grader
 from opd.setup.run_folder import require_run_folder

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from opd.training.answer_kl import Measure
-from opd.training.evaluate import EvalTask, Evaluation, evaluate
+from opd.training.eval_task import EvalTask
+from opd.training.evaluate import Evaluation, evaluate
 from opd.training.session import Session
 from opd.types import Sampler
 

@@ -16,7 +16,8 @@ from opd.models.lm import LM
 from opd.recipes.check.cost import time_call
 from opd.recipes.check.probe import DEPTHS, ProbeConfig
 from opd.rng import Stream
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.samplers.sampling import MakeSampler
 from opd.teachers.local import LocalTeacher
 from opd.types import Prompt, Rollout, Sampler, Want

@@ -19,7 +19,8 @@ from opd.data.graders import Grader, grade_rollouts
 from opd.models.lm import LM
 from opd.recipes.check.diagnose import Diagnosis, diagnose, diagnosis_of_measures
 from opd.rng import Stream, key
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.samplers.sampling import MakeSampler
 from opd.teachers.local import LocalTeacher
 from opd.types import Kind, Prompt, Rollout, Scores, Teacher, Want

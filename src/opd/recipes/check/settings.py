@@ -8,7 +8,7 @@ from typing import Any
 
 from opd.config import Run
 from opd.models.lm import LM
-from opd.samplers.hf import Decoding
+from opd.samplers.decoding import Decoding
 from opd.training.optimizer import learning_rate
 
 
