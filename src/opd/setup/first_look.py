@@ -87,8 +87,8 @@ def look_first(
         complete = _look_at_inputs(cfg, problems, judges_pair=judges_pair)
     student = problems.attempt(look_at_files, cfg.student.model, "student.model")
     if trains and student is not None:
-        found = [Problems().attempt(look_at_files, *each) for each in _local_teachers(cfg)]
-        teachers = [folder for folder in found if folder is not None]
+        folders = [Problems().attempt(look_at_files, *each) for each in _local_teachers(cfg)]
+        teachers = [folder for folder in folders if folder is not None]
         problems.attempt(require_space_for_weights, cfg, student)
         problems.attempt(require_memory_for_weights, cfg, student, teachers)
         complete = complete and is_memory_known(cfg, student, teachers)
