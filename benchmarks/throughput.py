@@ -25,7 +25,7 @@ from opd import config
 from opd.http.keeper import MARK
 from opd.models.tokenizers import load_tokenizer
 from opd.run.console import Console
-from opd.samplers.sampling import Decoding
+from opd.samplers.decoding import Decoding
 from opd.samplers.vllm import StatisticsSampler, VllmSampler, request_seed
 from opd.setup.launch import start_servers
 from opd.setup.pair import load_pair

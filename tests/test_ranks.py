@@ -17,7 +17,8 @@ from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.run.disk import write_json
 from opd.run.jsonl import read_jsonl
-from opd.samplers.hf import Decoding, HFSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
 from opd.setup.samplers import require_alone
 from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import TeacherDown

@@ -24,9 +24,10 @@ from opd.data.graders import make_grader
 from opd.data.prompts import load_prompts
 from opd.models.lm import load_lm
 from opd.models.tokenizers import eos_ids, load_tokenizer, make_decoder
+from opd.samplers.decoding import Decoding
 from opd.samplers.hf import HFSampler
-from opd.samplers.sampling import Decoding
-from opd.training.evaluate import EvalTask, evaluate
+from opd.training.eval_task import EvalTask
+from opd.training.evaluate import evaluate
 
 Record = dict[str, Any]
 SIDES = ("student", "teacher")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from opd.commands.check.candidates import Candidate
 from opd.commands.check.watch import Watch
 from opd.config import ServerTeacher
-from opd.samplers.sampling import Decoding, MakeSampler
+from opd.samplers.decoding import Decoding
+from opd.samplers.sampling import MakeSampler
 from opd.types import Prompt, Rollout, Sampler, Scores, Teacher, Want
 
 
