@@ -43,6 +43,9 @@ SELF = 'teacher={from: student, prompt: "{prompt} {answer}"'
         (["rollout.api_key_env=K"], r"rollout\.api_key_env=K changes nothing"),
         (["optim.offload=cpu", "student.lora={}"], r"optim\.offload=cpu changes nothing .*lora"),
         (["optim.offload=cpu", "student.precision=float32"], r"changes nothing .*=float32"),
+        (["loss.k=4", "loss.support=full"], r"loss\.k=4 changes nothing with loss\.support=full"),
+        (["loss.k=4", "loss.support=sampled"], r"loss\.k=4 changes nothing .*=sampled"),
+        (["loss.mode=reference", "loss.support=sampled"], r"mode=reference changes nothing"),
     ],
 )  # fmt: skip
 def test_settings_without_effect_are_refused(tmp_path, overrides, said):
@@ -69,6 +72,8 @@ def test_a_teacher_template_beside_another_tokenizer_is_refused_with_the_reason(
         [SELF + ", weights: ema, decay: 0.5}"],
         ["rollout.sync_dir=/x", "rollout.url=http://h/v1", "rollout.model=m"],
         ["optim.offload=cpu"],
+        ["loss.k=4", "loss.support=full", "loss.terms.entropy_forward_kl=0.5"],
+        ["loss.mode=reference", "loss.support=full"],
         ["optim.offload=cpu", "student.precision=bf16_mixed"],
     ],
 )
@@ -79,6 +84,29 @@ def test_settings_with_an_effect_are_taken(tmp_path, overrides):
     stored = tmp_path / "config.json"
     stored.write_text(json.dumps(config.dump(run)))
     assert config.load(stored) == run
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("teacher.prompt={prompt}", "{prompt}"),
+        ("teacher.prompt='{prompt}'", "{prompt}"),
+        ("prompts.template={problem}", "{problem}"),
+        ("output.dir=7", "7"),
+        ("prompts.template=null", None),
+        ("student.model=[x]", "[x]"),
+    ],
+)
+def test_text_on_the_command_line_needs_no_quotes(word, value):
+    """`teacher.prompt={prompt}` was a mapping to YAML, and the message spoke of a type."""
+    run = config.parse(MINIMAL, [word])
+    section, key = word.partition("=")[0].split(".")
+    assert getattr(getattr(run, section), key) == value
+
+
+def test_text_that_yaml_takes_for_a_mapping_is_named():
+    with pytest.raises(UserError, match=r"teacher\.prompt: .*put the text in quotes"):
+        config.parse(MINIMAL | {"teacher": {"model": "t", "prompt": {"prompt": None}}})
 
 
 def test_minimal_file_is_the_papers_recipe():

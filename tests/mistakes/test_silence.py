@@ -51,6 +51,7 @@ def test_held_out_rows_that_are_training_rows_are_named_and_counted(workspace):
          "column 'anser' is not read. Did you mean 'answer'?"),
         ("train.prompts_per_step=64", "x", "", "there are 3 training prompts"),
         ("teacher.model=student", "x", "", "there is nothing to learn from it"),
+        ("rollout.ahead=1", "x", "", "rollout.ahead=1 without a rollout server"),
     ],
 )  # fmt: skip
 def test_settings_that_are_often_mistakes_are_said(workspace, override, file, content, said):

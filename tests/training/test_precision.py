@@ -18,11 +18,13 @@ from opd.errors import UserError
 from opd.models.lm import LM, add_lora
 from opd.models.master_weights import add_master_weights, fraction_that_cannot_move
 from opd.setup.precision import loading_dtype, prepare_weights, resolve_precision
+from opd.setup.settings import require_masters
 from opd.training.checkpoints import load_weights
 from opd.training.learner import Learner
 from opd.training.optimizer import make_optimizer
 from opd.training.step import supervised_update, update
 from opd.types import Prompt
+from support.mistakes import run_yaml
 from support.updates import experience, learner_of
 
 LR = 1e-5
@@ -125,6 +127,22 @@ def test_the_estimate_is_what_happens_to_a_weight(lr):
     down = (weights.float() - lr).bfloat16() == weights
     measured = float((up & down).float().mean())
     assert fraction_that_cannot_move([weights], lr) == pytest.approx(measured, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("precision", "resolved", "processes", "said"),
+    [
+        ("auto", "float32", 1, r"optim\.offload=cpu changes nothing .*auto, which is float32"),
+        ("bf16_mixed", "bf16_mixed", 2, r"changes nothing with student\.shard=fsdp2 of 2"),
+    ],
+)
+def test_offloading_what_is_not_there_is_refused(precision, resolved, processes, said):
+    """On a CPU, and beside FSDP2, it was taken and nothing was moved."""
+    cfg = config.parse(run_yaml(), [f"student.precision={precision}", "optim.offload=cpu"])
+    sharded = config.parse(config.dump(cfg), ["student.shard=fsdp2"])
+    with pytest.raises(UserError, match=said):
+        require_masters(sharded, resolved, processes=processes)
+    require_masters(cfg, "bf16_mixed", processes=2)
 
 
 def test_a_lora_student_needs_no_masters():

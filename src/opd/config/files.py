@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from opd.config.mistakes import explain
 from opd.config.no_effect import require_effect
 from opd.config.python_objects import require_own_code
+from opd.config.reference import takes_text_alone
 from opd.config.removed import removed_key_errors, upgrade
 from opd.config.schema import Run
 from opd.config.yaml_file import parse_value, read_yaml
@@ -99,10 +100,21 @@ def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
         if not eq or not all(key.split(".")):
             raise UserError(f"Override {item!r} is not key=value, e.g. train.steps=50.")
         try:
-            _assign(data, key.split("."), parse_value(value), item)
+            _assign(data, key.split("."), _parse_override(key, value), item)
         except ValueError as error:
             raise UserError(f"Override {item!r}: {value!r} is not a YAML value: {error}") from None
     return data
+
+
+def _parse_override(key: str, text: str) -> Any:
+    """The value of an override; of a key that is text alone also what YAML takes for more.
+
+    `teacher.prompt={prompt}` is a mapping to YAML, and `output.dir=7` a number.
+    """
+    value = parse_value(text)
+    if value is None or isinstance(value, str) or not takes_text_alone(key):
+        return value
+    return text
 
 
 def validate(data: dict[str, Any], *, where: str) -> Run:

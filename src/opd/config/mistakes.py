@@ -75,6 +75,10 @@ def explain(error: Any) -> str:
     seen = error.get("input")
     if error["type"] == "value_error":
         return f"  {message}."
+    if error["type"] == "string_type" and isinstance(seen, dict | list):
+        return (
+            f"  {key}: {message}. To YAML braces and brackets are values: put the text in quotes."
+        )
     shown = "" if isinstance(seen, dict | list) else f" (found {seen!r})"
     return f"  {key}: {message}{shown}."
 

@@ -24,7 +24,13 @@ def require_effect(run: Run, *, where: str) -> None:
     Raises:
         UserError: naming every such key, its value, and the key that would give it an effect.
     """
-    if problems := [*_loss(run), *_teachers(run), *_rollout(run), *_optim(run)]:
+    if problems := [
+        *_loss(run),
+        *_loss_of_tokens(run),
+        *_teachers(run),
+        *_rollout(run),
+        *_optim(run),
+    ]:
         raise UserError(f"{where}:\n" + "\n".join(f"  {line}." for line in problems))
 
 
@@ -39,6 +45,24 @@ def _loss(run: Run) -> Iterator[str]:
         yield (
             f"loss.estimator={loss.estimator} changes nothing with loss.support={loss.support}. "
             "Set loss.support=sampled, or leave it out"
+        )
+
+
+def _loss_of_tokens(run: Run) -> Iterator[str]:
+    """Keys about the top tokens, where the loss has none."""
+    loss, default = run.loss, type(run.loss)()
+    if loss.support not in ("full", "sampled"):
+        return
+    prunes = run.horizon is not None and run.horizon.prune is not None
+    if loss.k != default.k and loss.terms.entropy_forward_kl is None and not prunes:
+        yield (
+            f"loss.k={loss.k} changes nothing with loss.support={loss.support}, which has no top "
+            "k. Set loss.support=student_topk, or leave it out"
+        )
+    if loss.mode == "reference" and loss.support == "sampled":
+        yield (
+            f"loss.mode={loss.mode} changes nothing with loss.support=sampled, which compares one "
+            "token. Set loss.support=student_topk, or leave it out"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -21,6 +22,21 @@ def known_keys(section: type[BaseModel] = Run, prefix: str = "") -> dict[str, Fi
             inner_keys = known_keys(inner, f"{prefix}{name}.")
             keys |= {k: f for k, f in inner_keys.items() if k not in keys}
     return keys
+
+
+def takes_text_alone(key: str) -> bool:
+    """Whether the value of a dotted key is text, or text or nothing.
+
+    Args:
+        key: as on the command line, with numbers of elements and names of teachers.
+    """
+    parts = [part for part in key.split(".") if not part.isdigit()]
+    if parts[0] == "teachers" and len(parts) > 2:
+        parts = ["teacher", *parts[2:]]
+    field = known_keys().get(".".join(parts))
+    if field is None:
+        return False
+    return {field.annotation, *get_args(field.annotation)} - {NoneType, str | None} == {str}
 
 
 def settable_keys() -> dict[str, FieldInfo]:

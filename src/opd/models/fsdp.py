@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from opd.models.cache_support import cache_support
 from opd.models.lm import LM
+from opd.models.lora_modules import without_peft_warnings
 
 WHOLE_GRADIENTS = 0.2  # of a device's memory that unsharded gradients may take
 
@@ -188,7 +189,8 @@ def gather_model(lm: LM, *, keep: bool) -> LM | None:
     if lm.is_lora:
         import peft
 
-        model = peft.get_peft_model(causal, lm.model.peft_config["default"])  # type: ignore[index]
+        with without_peft_warnings():
+            model = peft.get_peft_model(causal, lm.model.peft_config["default"])  # type: ignore[index]
     model.load_state_dict(state, assign=True)
     causal.tie_weights()
     return LM(model.eval(), lm.vocab, lm.name)

@@ -27,6 +27,7 @@ from opd.models.configs import context_length_of
 from opd.models.device_names import require_device
 from opd.models.head import SPARSE_VOCAB, Head
 from opd.models.hub_name import split_revision
+from opd.models.lora_modules import no_match, require_target_modules, without_peft_warnings
 from opd.models.norms import use_fused_norms
 from opd.models.quantised import QuantisationNoise, quantise, unpacked_count
 from opd.models.weight_checks import require_all_weights, require_finite_weights
@@ -280,6 +281,7 @@ def add_lora(lm: LM, *, rank: int, alpha: float, target_modules: Any, seed: int)
     """
     import peft
 
+    require_target_modules(lm.model, target_modules)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, Stream.LORA_INIT))
         config = peft.LoraConfig(
@@ -291,8 +293,11 @@ def add_lora(lm: LM, *, rank: int, alpha: float, target_modules: Any, seed: int)
             task_type="CAUSAL_LM",
         )
         try:
-            model = peft.get_peft_model(lm.model, config)
+            with without_peft_warnings():
+                model = peft.get_peft_model(lm.model, config)
         except ValueError as error:
+            if "not found in the base model" in str(error):
+                raise no_match(lm.model, target_modules) from None
             raise UserError(f"student.lora.target_modules={target_modules!r}: {error}") from None
     model.eval()  # peft's new layers are in training mode
     wrapped = LM(model, lm.vocab, lm.name, noise=lm.noise)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from opd.core.percents import percents
 from opd.core.stats import Estimate
 from opd.reports.document import Number
 
@@ -21,9 +22,7 @@ def percent(value: float) -> Number:
 
 
 def _percent(value: float) -> str:
-    return (
-        "not bounded" if not math.isfinite(value) else minus(f"{round(100 * value, 1) + 0.0:.1f}%")
-    )
+    return minus(f"{percents(value)}%") if math.isfinite(value) else "not bounded"
 
 
 def points(value: float) -> str:
@@ -54,7 +53,7 @@ def interval(low: float, high: float) -> str:
     """A 95 % interval of fractions."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return "interval not bounded"
-    return minus(f"{100 * low:.1f} to {100 * high:.1f}%")
+    return minus(f"{percents(low)} to {percents(high)}%")
 
 
 def estimate(value: Estimate) -> Number:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from opd.core.percents import percents
 from opd.run.jsonl import json_safe
 
 Style = Literal["auto", "plain", "json", "quiet"]
@@ -127,13 +128,13 @@ class Console:
             self._json(record | {"low": accuracy.low, "high": accuracy.high, "n": accuracy.n})
             return
         if who == "student" and (not self._accuracy or self._accuracy.startswith(f"{label} ")):
-            self._accuracy = f"{label} {accuracy.value:.1%}"
+            self._accuracy = f"{label} {percents(accuracy.value)}%"
         if self._progress is not None:  # the live line shows it, and every line of a step
             return
         where = f"step {step:>4}/{self._steps}  " if self._steps and step is not None else ""
         self.print(
-            f"{where}{who} accuracy on {label}: {accuracy.value:.1%}"
-            f"  (95% interval {100 * accuracy.low:.1f} to {accuracy.high:.1%},"
+            f"{where}{who} accuracy on {label}: {percents(accuracy.value)}%"
+            f"  (95% interval {percents(accuracy.low)} to {percents(accuracy.high)}%,"
             f" {accuracy.n:,} prompts)"
         )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from opd import config
 from opd.config import LocalTeacher, Run
 from opd.errors import UserError
+from opd.models.lora_modules import WrongModules
 from opd.run.disk import human_size
 from opd.setup.memory_models import HOST, Unbuildable
 from opd.setup.memory_plan import GPU_CHOICES, MemoryPlan, PhaseMemory, plan_memory
@@ -103,7 +104,7 @@ def require_memory(cfg: Run, longest_prompt: int | None = None) -> None:
     try:
         plan = plan_memory(cfg, longest_prompt=longest_prompt)
         shortage = find_shortage(cfg, plan, longest_prompt)
-    except Unbuildable:
+    except (Unbuildable, WrongModules):
         raise
     except UserError:  # loading the model says why
         return

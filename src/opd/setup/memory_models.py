@@ -148,8 +148,8 @@ def plan_models(
     if processes > 1 and section.shard == "fsdp2":
         state = sharded_state(student, processes, mixed=precision == "bf16_mixed")
     else:
-        offload = cfg.optim.offload == "cpu" and device != HOST
         mixed = precision == "bf16_mixed" and section.lora is None
+        offload = mixed and cfg.optim.offload == "cpu" and device != HOST
         int8 = cfg.optim.moments == "int8"
         state = student_state(student, mixed=mixed, offload=offload, int8=int8)
     specs = [cfg.teacher] if cfg.teacher is not None else list(cfg.teachers.values())
@@ -185,7 +185,7 @@ def student_state(
     Args:
         size: of its working weights.
         mixed: bf16 weights that are trained have float32 masters (bf16_mixed without LoRA).
-        offload: masters and moments are in host memory.
+        offload: those masters and their moments are in host memory.
         int8: moments have 8 bits.
     """
     itemsize = FLOAT if mixed else size.trained_itemsize

@@ -104,6 +104,12 @@ def find_notes(cfg: Run, prompts: PromptSet, templates: tuple[Any, Any]) -> list
             f"train.prompts_per_step={size}, but there are {count} training prompts: a step uses "
             "some of them several times."
         )
+    if cfg.rollout.ahead and cfg.rollout.engine == "hf" and cfg.rollout.python is None:
+        notes.append(
+            "rollout.ahead=1 without a rollout server: this process samples and learns by turns, "
+            "so nothing is faster, and rollouts are a step old. Set rollout.ahead=0, or "
+            "rollout.url or rollout.launch."
+        )
     teacher = cfg.teacher
     if isinstance(teacher, LocalTeacher) and same_model(cfg.student.model, teacher.model):
         notes.append(

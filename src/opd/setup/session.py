@@ -39,7 +39,7 @@ from opd.setup.inputs import Inputs
 from opd.setup.launch import Servers, start_servers
 from opd.setup.models import Models, open_models
 from opd.setup.pair import Pair
-from opd.setup.precision import prepare_weights
+from opd.setup.precision import prepare_weights, resolve_precision
 from opd.setup.preflight import read_inputs, require_same_inputs
 from opd.setup.problems import Problems
 from opd.setup.prompts import load_sft_examples, training_grader
@@ -51,6 +51,7 @@ from opd.setup.samplers import (
     student_scorer,
     training_sampler,
 )
+from opd.setup.settings import require_masters
 from opd.setup.token_budget import token_budget
 from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import RemoteTeacher
@@ -91,6 +92,7 @@ def build(
     check_accelerate_launcher(cfg.student.shard)
     problems = Problems()
     problems.attempt(require_alone, cfg, ranks)
+    problems.attempt(require_masters, cfg, resolve_precision(cfg), processes=ranks.size)
     if ranks.is_main:
         problems.attempt(require_run_folder, cfg, resume=resume, overwrite=overwrite)
     inputs = read_inputs(cfg, console, problems=problems)

@@ -14,6 +14,7 @@ from opd.config.python_objects import PREFIX, load_object
 from opd.data.readers import read_rows
 from opd.errors import MissingDependency, UserError
 from opd.http import check_url, read_key
+from opd.run.devices import may_have_gpu
 from opd.run.outputs import require_folders_apart
 from opd.run.preflight import require_safe_name
 from opd.samplers.replay import read_rollouts
@@ -30,6 +31,10 @@ def look_at_settings(cfg: Run, problems: Problems, *, trains: bool) -> None:
         for tracker in cfg.output.trackers:
             problems.attempt(_require_tracker, tracker)
         problems.attempt(rules_of, cfg.alarms)
+        if cfg.student.precision != "auto":
+            problems.attempt(require_masters, cfg, cfg.student.precision)
+        elif not may_have_gpu():
+            problems.attempt(require_masters, cfg, "float32")
     if cfg.rollout.python is not None:
         problems.attempt(
             load_object, cfg.rollout.python, key="rollout.python", group="opd.samplers"
@@ -46,6 +51,34 @@ def look_at_settings(cfg: Run, problems: Problems, *, trains: bool) -> None:
         problems.attempt(_named, key, read_rows, path)
     if cfg.teacher is not None and is_offline(cfg):
         problems.attempt(_require_cache, cfg)
+
+
+def require_masters(cfg: Run, precision: str, *, processes: int = 1) -> None:
+    """Refuse optim.offload=cpu where there are no master weights to move.
+
+    Args:
+        cfg: a run that trains.
+        precision: student.precision, resolved.
+        processes: that train together.
+
+    Raises:
+        UserError: naming why there are none.
+    """
+    if cfg.optim.offload == "none":
+        return
+    why = None
+    if processes > 1 and cfg.student.shard == "fsdp2":
+        why = f"student.shard=fsdp2 of {processes} processes, which shards master weights instead"
+    elif precision != "bf16_mixed":
+        why = (
+            f"student.precision={cfg.student.precision}, which is {precision} on this machine "
+            "(no GPU that computes in bf16)"
+        )
+    if why is not None:
+        raise UserError(
+            f"optim.offload=cpu changes nothing with {why}. Set optim.offload=none, or "
+            "student.precision=bf16_mixed in one process."
+        )
 
 
 def is_offline(cfg: Run) -> bool:

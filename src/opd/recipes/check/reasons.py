@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from opd.core.percents import percents
 from opd.core.stats import Estimate
 from opd.recipes.check.forecast import DISTANCE, Forecast
 from opd.recipes.check.probe import DEPTHS
@@ -96,9 +97,9 @@ def _decisive_evidence(
         return "give prompts.path an answer column, or an eval set"
     parts = [f"predicted change {points(forecast.change)} (90 % interval)"]
     if forecast.rises is not None:
-        parts.append(f"chance that accuracy rises {forecast.rises:.0%}")
+        parts.append(f"chance that accuracy rises {percents(forecast.rises, 0)}%")
     if forecast.recovers_half is not None:
-        parts.append(f"that half of the gap is recovered {forecast.recovers_half:.0%}")
+        parts.append(f"that half of the gap is recovered {percents(forecast.recovers_half, 0)}%")
     gap = f"the teacher's lead is {points(features['gap'])}"
     if run is not None:
         gap += f" at {sampling_text(run)}"
@@ -253,7 +254,7 @@ def confidence(forecast: Forecast) -> str:
     """How certain the forecast is, in words."""
     if forecast.change is None or forecast.rises is None:
         return "Without answers the change of accuracy cannot be predicted."
-    text = f"chance that accuracy rises: {forecast.rises:.0%}"
+    text = f"chance that accuracy rises: {percents(forecast.rises, 0)}%"
     if len(forecast.views) == 1:
         text += "; no step of the run was tried, so its length and rate are not known"
     if forecast.out_of_range:
@@ -263,7 +264,7 @@ def confidence(forecast: Forecast) -> str:
 
 def percent(e: Estimate) -> str:
     """A fraction in per cent, with its interval."""
-    return f"{e.value:.1%} ({e.low:.1%} to {e.high:.1%})"
+    return f"{percents(e.value)}% ({percents(e.low)}% to {percents(e.high)}%)"
 
 
 def points(e: Estimate) -> str:
