@@ -19,7 +19,7 @@ from opd.recipes.check.forecast import (
 )
 from opd.recipes.check.forecast_model import Combination, ForecastModel, Mixture, Term, is_known
 
-TERMS = ("log_distance", "tilt_gain", "continuation_gain", "log_efolds", "slips")
+TERMS = ("log_distance", "tilt_gain", "continuation_gain", "log_efolds", "slips", "reach")
 VIEWS = ((DISTANCE,), (DISTANCE, PILOT), (DISTANCE, PILOT, STRETCH))
 RIDGE = 0.02  # on standardised weights: keeps an uninformative feature from a large weight
 MIN_ROWS = 20  # of a set of views, to weigh and judge it

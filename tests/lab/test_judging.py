@@ -14,6 +14,7 @@ from opd_lab.pairs.design import FITTED
 from opd_lab.pairs.figure import coverage, draw_judgement
 from opd_lab.pairs.judging import by_world, fit_rows, judge_outcomes, leave_worlds_out, summarise
 from opd_lab.pairs.page import Findings, ablate, check_document
+from opd_lab.pairs.real import FITTED as FITTED_REAL
 from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, outcomes_of, pack
 from support.check_features import RUN, make_features
 
@@ -161,7 +162,8 @@ def test_the_figure_shows_the_coverage_of_the_intervals(outcomes, tmp_path):
 
 def test_the_shipped_forecast_is_the_fit_of_the_records():
     study = [o for o in load_outcomes("fit") if o.facts["index"] < FITTED]
-    again = fit_means(fit_rows([*load_outcomes("calibration"), *study]), judging.TERMS)
+    real = [o for o in load_outcomes("real") if o.facts["index"] < FITTED_REAL]
+    again = fit_means(fit_rows([*load_outcomes("calibration"), *study, *real]), judging.TERMS)
     shipped = load_model()
     for ours, theirs in [
         (again.mixture, shipped.mixture),

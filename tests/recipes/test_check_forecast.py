@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from opd.core.stats import Estimate
-from opd.recipes.check.forecast import estimate_views, growth, pilot_change, predict
+from opd.recipes.check.forecast import (
+    MAX_GROWTH,
+    derived_features,
+    estimate_views,
+    growth,
+    pilot_change,
+    predict,
+    reached,
+)
 from opd.recipes.check.forecast_model import View, load_model, model_of_record
 from support.check_features import MODEL, RUN, estimate, make_features
 
@@ -101,6 +109,44 @@ def test_a_stretch_that_leaves_the_teacher_counts_less():
     assert added(0.9) == plain  # more than expected is as good
     assert added(expected - 0.3) == pytest.approx(plain + 0.3)
     assert added(-20.0) == 1.0
+
+
+ANSWERS = {"offpolicy_kl": 0.68, "teacher_length": 19.0, "pilot_off_gain": 0.67,
+           "pilot_path": 0.15, "pilot_kl_drop": 0.7}  # fmt: skip
+
+
+def test_reach_is_the_probability_of_a_whole_answer_of_the_teacher():
+    """By enumeration: a teacher's 19 tokens, each of which loses .68 nats under the student."""
+    per_token = np.linspace(0.08, 1.28, 19)
+    assert per_token.mean() == pytest.approx(0.68)
+    now, half, there = (math.prod(np.exp(-left * per_token)) for left in (1.0, 0.5, 0.0))
+    assert reached(ANSWERS, 1.0) == 0.0
+    assert reached(ANSWERS, 0.0) == 1.0
+    assert reached(ANSWERS, 0.5) == pytest.approx((half - now) / (there - now))
+    assert 0 <= reached(ANSWERS | {"offpolicy_kl": 0.0}, 0.3) <= 1
+
+
+def test_reach_follows_the_speed_of_the_pilot_and_the_rates_of_a_proposed_run():
+    left = (1 - 0.67) ** (1 / 0.15)
+    assert derived_features(ANSWERS)["reach"] == pytest.approx(reached(ANSWERS, left))
+    shorter = derived_features(ANSWERS, ratio=0.5)["reach"]
+    assert shorter == pytest.approx(reached(ANSWERS, left**0.5))
+    assert shorter < derived_features(ANSWERS)["reach"]
+    unknown = {name: v for name, v in ANSWERS.items() if name != "offpolicy_kl"}
+    assert "reach" not in derived_features(unknown)
+
+
+def test_the_first_right_answers_of_a_student_that_gives_none_are_a_small_part_of_what_follows():
+    """SmolLM2 went from 0 to .71; its pilot had taken 70 % of the KL and brought .055."""
+    extra = {name: estimate(value, 0.0) for name, value in ANSWERS.items()}
+    unable = make_features(0.0, 0.94, 0.7) | extra | {"pilot_resampled": estimate(0.055, 0.045)}
+    views = estimate_views(MIXTURE, unable)
+    assert views["pilot"].change > 0.5
+    assert views["pilot"].sampling > 0.3  # and it is known to be a guess
+    able = unable | {"student_accuracy": estimate(0.5)}
+    assert estimate_views(MIXTURE, able)["pilot"].change < 0.1
+    none = unable | {"pilot_off_gain": estimate(0.0, 0.0)}
+    assert estimate_views(MIXTURE, none)["pilot"].change <= 0.055 * MAX_GROWTH
 
 
 def test_a_longer_run_goes_further_in_the_direction_of_its_pilot():

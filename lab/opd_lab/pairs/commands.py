@@ -25,6 +25,7 @@ from opd_lab.pairs.outcomes import AnyRun, measure_outcome
 from opd_lab.pairs.page import Findings, ablate, check_document
 from opd_lab.pairs.queue import work
 from opd_lab.pairs.real import BLOCK, RUNS
+from opd_lab.pairs.real import FITTED as FITTED_REAL
 from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, pack, worlds_of
 
 FIGURE = (
@@ -83,8 +84,8 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
 
     Args:
         out: folder of the page.
-        refit: fit on the first `FITTED` runs and the earlier calibration. Later runs and fresh
-            seeds are for another call, after the model has been committed.
+        refit: fit on the first runs of the study and of real models, and the earlier calibration.
+            Later runs and fresh seeds are for another call, after the model has been committed.
 
     Raises:
         UserError: there are no records.
@@ -93,7 +94,8 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
     study, earlier, fresh, real = (
         load_outcomes(block) for block in ("fit", "calibration", "fresh", BLOCK)
     )
-    fitted = earlier + [o for o in study if o.facts["index"] < FITTED]
+    seen = [o for o in real if o.facts["index"] < FITTED_REAL]
+    fitted = earlier + [o for o in study if o.facts["index"] < FITTED] + seen
     if not study:
         raise UserError("There are no records; run opd lab outcomes, then opd lab records.")
     if refit:
@@ -101,9 +103,10 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
         return
     model = load_model()
     unseen = [o for o in study if o.facts["index"] >= FITTED] + fresh
-    left_out = leave_worlds_out(earlier + study)
+    known = earlier + study + seen
+    left_out = leave_worlds_out(known)
     findings = Findings(
-        earlier + study,
+        known,
         left_out,
         judge_outcomes(model, unseen),
         model,
@@ -115,8 +118,8 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
             "Fresh seeds": _describe(fresh),
             "Real models": _describe(real),
         },
-        judge_outcomes(model, real),
-        ablate(earlier + study),
+        judge_outcomes(model, [o for o in real if o not in seen]),
+        ablate(known),
     )
     path = out / "check.md"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """Pairs of real models: SmolLM2 and Qwen2.5-Coder, fine-tuned or as they are, on three tasks.
 
 Weights come from folders on disk (`OPD_SMOLLM2`, `OPD_QWEN_SMALL`, `OPD_QWEN_LARGE`); runs whose
-folder is not named are left out. None of these outcomes is in the fit of the forecast.
+folder is not named are left out. The first of these outcomes are in the fit of the forecast, the
+others evaluate it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from opd_lab.runs import one_thread, publish
 from opd_lab.streams import WorldStream
 
 BLOCK = "real"
+FITTED = 5  # runs that the shipped forecast may be fitted on
 FOLDERS = {
     "smollm2": "OPD_SMOLLM2",
     "qwen-0.5b": "OPD_QWEN_SMALL",

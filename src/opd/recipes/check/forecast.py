@@ -8,8 +8,9 @@ The first needs no training: a is the fraction of the teacher's behaviour that t
 (the transfer), l the fraction of its accuracy that it loses on the way, target the teacher's
 accuracy on answers that the student can follow, z a few measures of compatibility. The others are
 measured (`opd.recipes.check.pilot_features`); extrapolated with the speed at which the pilot moved
-the student towards the teacher, E e-folds of reverse KL over the whole run. Nothing in it depends
-on the size or the learning rate of a model, only on what its own steps did.
+the student towards the teacher, E e-folds of reverse KL over the whole run; where the student gives
+few right answers yet, with the probability of whole answers (`reached`). Nothing in it depends on
+the size or the learning rate of a model, only on what its own steps did.
 
 The interval is made of errors on worlds that were left out of the fit: wider where the transfer is
 undecided, where the views disagree and where the measurement itself is uncertain.
@@ -41,6 +42,10 @@ MIN_EFOLDS = 0.01
 MIN_DISAGREEMENT = 0.2  # of accuracy, between views, from which on it is worth a sentence
 NORMAL_90, NORMAL_95 = 1.645, 1.96  # half-widths of normal intervals, in standard errors
 MIN_ERROR = 1e-3  # of a measured change
+MIN_NATS = 0.02  # per answer, between student and teacher
+MIN_REACH, MAX_GROWTH = 1e-4, 20.0  # below and above, a pilot saw too little to extrapolate from
+UNABLE = 0.5  # fraction of the teacher's accuracy below which a student gives few right answers
+ANSWERS = ("pilot_off_gain", "pilot_path", "offpolicy_kl", "teacher_length")
 TYPICAL_CHANGE = 0.02  # of accuracy, by which errors of extrapolation are measured: no actual one,
 # since more of a measured change must never predict less
 NEEDED = ("student_accuracy", "teacher_accuracy", "weighted_teacher_accuracy")
@@ -166,7 +171,10 @@ def _filled(
 
 
 def derived_features(values: Mapping[str, float], ratio: float = 1.0) -> dict[str, float]:
-    """What the pilot says about the whole run: `efolds` and `log_efolds`; nothing without one.
+    """What the pilot says about the whole run: `efolds`, `log_efolds` and `reach`; nothing without.
+
+    `reach` is how far the student will be on the way to the teacher's answers (see `reached`) if it
+    goes on at the pilot's speed.
 
     Args:
         values: features.
@@ -176,7 +184,29 @@ def derived_features(values: Mapping[str, float], ratio: float = 1.0) -> dict[st
         return {}
     drop = min(max(values["pilot_kl_drop"], 0.0), MAX_DROP)
     efolds = max(-math.log(1 - drop) / values["pilot_path"] * ratio, MIN_EFOLDS)
-    return {"efolds": efolds, "log_efolds": math.log(efolds)}
+    derived = {"efolds": efolds, "log_efolds": math.log(efolds)}
+    if all(is_known(values, name) for name in ANSWERS):
+        gone = min(max(values["pilot_off_gain"], 0.0), MAX_DROP)
+        speed = max(-math.log(1 - gone) / values["pilot_path"] * ratio, MIN_EFOLDS)
+        derived["reach"] = reached(values, math.exp(-speed))
+    return derived
+
+
+def reached(values: Mapping[str, float], left: float) -> float:
+    """How far the student is on the way from its own to the teacher's probability of an answer.
+
+    A whole answer of the teacher is d = `offpolicy_kl` x `teacher_length` nats less likely under
+    the student. With a fraction `left` of them it is made with exp(-left d) of the teacher's
+    probability: 0 for where it is now, 1 for the teacher. Unlike KL per token it stays near 0 for
+    long and then jumps, as accuracy does.
+
+    Args:
+        values: features.
+        left: fraction of the distance, 0 to 1.
+    """
+    nats = max(values["offpolicy_kl"] * values["teacher_length"], MIN_NATS)
+    now = math.exp(-nats)
+    return (math.exp(-left * nats) - now) / (1 - now)
 
 
 def growth(fraction: float, efolds: float) -> float:
@@ -207,11 +237,27 @@ def estimate_views(
             continue
         change, error = measured
         times = growth(values[path] / ratio, values["efolds"])
+        times = max(times, _growth_of_reach(values, name))
         grown = min(max(change * times, -before), 1 - before)
         added = TYPICAL_CHANGE * (times - 1)
         added += _stretch_shortfall(values, values[path] / ratio) if name == STRETCH else 0.0
         views[name] = View(grown, min(error * times, 1.0), min(added, 1.0))
     return views
+
+
+def _growth_of_reach(values: Mapping[str, float], view: str) -> float:
+    """Reach at the end over that at the view's steps; 1 for a student that is able already.
+
+    The first right answers of a student that gives few come when whole answers become likely, which
+    KL per token does not show: accuracy at the pilot's end is then a small part of what follows.
+    """
+    travelled = f"{view}_off_gain"
+    if "reach" not in values or not is_known(values, travelled):
+        return 1.0
+    if values["student_accuracy"] >= UNABLE * values["teacher_accuracy"]:
+        return 1.0
+    there = reached(values, 1 - min(max(values[travelled], 0.0), 1.0))
+    return min(values["reach"] / max(there, MIN_REACH), MAX_GROWTH)
 
 
 def _stretch_shortfall(values: Mapping[str, float], path: float) -> float:
