@@ -12,7 +12,7 @@ from opd.recipes.check import compatibility
 from opd.recipes.check.advice import Advice, RunFacts, advise, find_changes
 from opd.recipes.check.compatibility import Finding
 from opd.recipes.check.forecast import predict
-from opd.recipes.check.reasons import AGAINST, base_model_reason, confidence, explain
+from opd.recipes.check.reasons import AGAINST, base_model_reason, confidence, explain, points
 from opd.recipes.check.verdict import cold_start_helps, decisive_rule, judge
 from support.check_features import MODEL, RUN, estimate, make_features
 
@@ -119,6 +119,10 @@ def test_no_reason_contradicts_the_verdict_unmarked(features):
             assert text.startswith(AGAINST), (verdict, text)
         else:
             assert not text.startswith(AGAINST), (verdict, text)
+
+
+def test_a_change_of_nothing_has_no_minus_sign():
+    assert points(Estimate(0.02, -0.0001, 0.1, 9)) == "+2.0 points (+0.0 to +10.0)"
 
 
 def test_the_first_reason_is_the_rule_that_decided_and_names_lead_and_temperature():

@@ -155,7 +155,7 @@ def _row(j: Judgement) -> list[str]:
         _number(j.baselines["continuation_gain"]),
         f"{_estimate(j.auroc)}, {j.with_gap} runs",
         f"{j.coverage[0.9]:.2f}",
-        f"{100 * j.bias:+.1f}",
+        f"{100 * j.bias:+z.1f}",
         f"{100 * j.error:.1f}",
         f"{100 * j.gain_error:.1f}",
         f"{j.wrong.get(GO, 0)} of {j.verdicts.get(GO, 0)}",
@@ -198,8 +198,8 @@ def _case_row(case: Case) -> list[str]:
         case.outcome.name,
         f"{case.outcome.before:.2f}",
         f"{case.outcome.teacher:.2f}",
-        f"{change.value:+.2f} ({change.low:+.2f} to {change.high:+.2f})",
-        f"{case.outcome.change:+.2f}",
+        f"{change.value:+z.2f} ({change.low:+z.2f} to {change.high:+z.2f})",
+        f"{case.outcome.change:+z.2f}",
         str(case.verdict),
     ]
 
@@ -263,7 +263,7 @@ def _features(records: Sequence[Outcome]) -> Table:
             _alone([r for r in records if r.world == world], name) for world in worlds_of(records)
         ]
         known = [x for x in per_world if np.isfinite(x)]
-        low, high = (f"{x:+.2f}" for x in (min(known), max(known))) if known else ("-", "-")
+        low, high = (f"{x:+z.2f}" for x in (min(known), max(known))) if known else ("-", "-")
         whole = _number(_alone(records, name), signed=True)
         rows.append([Sentence(f"`{name}`"), whole, f"{low} to {high}", text])
     columns = ("feature", "Spearman with the change", "over the worlds", "definition")
@@ -285,7 +285,7 @@ def _data(records: Sequence[Outcome]) -> Table:
                 world,
                 str(len(chosen)),
                 str(count_trainings(chosen)),
-                f"{changes.min():+.2f} to {changes.max():+.2f}",
+                f"{changes.min():+z.2f} to {changes.max():+z.2f}",
                 f"{np.mean(changes > 0):.0%}",
                 f"{sum(r.gap >= MIN_GAP for r in chosen)}",
                 f"{sum(r.run.lora_rank > 0 for r in chosen)}",
@@ -308,7 +308,7 @@ def _data(records: Sequence[Outcome]) -> Table:
 def _number(value: float, *, signed: bool = False) -> str:
     if not np.isfinite(value):
         return "-"
-    return f"{value:+.2f}" if signed else f"{value:.2f}"
+    return f"{value:+z.2f}" if signed else f"{value:.2f}"
 
 
 def _estimate(e: Estimate) -> str:

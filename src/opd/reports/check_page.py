@@ -152,7 +152,7 @@ def _change(estimate: Any) -> Number | None:
     if (ends := _interval(estimate)) is None:
         return None
     value, low, high = ends
-    note = minus(f"90% interval {100 * low:+.1f} to {100 * high:+.1f}")
+    note = minus(f"90% interval {100 * low:+z.1f} to {100 * high:+z.1f}")
     return Number(value, points(value), note)
 
 

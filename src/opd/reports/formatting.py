@@ -27,12 +27,12 @@ def _percent(value: float) -> str:
 
 def points(value: float) -> str:
     """A difference of fractions in percentage points, with its sign."""
-    return minus(f"{100 * value:+.1f} points")
+    return minus(f"{100 * value:+z.1f} points")
 
 
 def points_range(low: float, high: float) -> str:
     """The 95 % interval of a difference of fractions."""
-    return minus(f"95% interval {100 * low:+.1f} to {100 * high:+.1f}")
+    return minus(f"95% interval {100 * low:+z.1f} to {100 * high:+z.1f}")
 
 
 def plain(value: float, digits: int = 3) -> Number:

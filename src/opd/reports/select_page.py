@@ -124,7 +124,7 @@ def _with_interval(estimate: Mapping[str, Any]) -> Cell:
     if estimate["value"] is None:
         return ""
     low, high = estimate["low"], estimate["high"]
-    return Number(estimate["value"], f"{estimate['value']:+.3f}", f"{low:+.3f} to {high:+.3f}")
+    return Number(estimate["value"], f"{estimate['value']:+z.3f}", f"{low:+z.3f} to {high:+z.3f}")
 
 
 def _leaks(leaks: list[Mapping[str, Any]]) -> Table:

@@ -145,7 +145,7 @@ def _accuracy_evidence(features: Mapping[str, Estimate]) -> str:
     if "greedy_accuracy" in features:
         parts.append(f"student at temperature 0 {percent(features['greedy_accuracy'])}")
     if "continuation_gain" in features:
-        at_depths = [f"{100 * features[f'gain@{d:g}'].value:+.0f}" for d in DEPTHS]
+        at_depths = [f"{100 * features[f'gain@{d:g}'].value:+z.0f}" for d in DEPTHS]
         parts.append(
             f"continuing the student's prefixes: {points(features['continuation_gain'])}, after "
             f"{', '.join(f'{d:.0%}' for d in DEPTHS)} of a rollout: {', '.join(at_depths)}"
@@ -180,7 +180,7 @@ def _pilot_statement(forecast: Forecast, features: Mapping[str, Estimate]) -> _S
     elif lowered and not raised:
         text, favours = "The run's first steps lower accuracy", False
     if forecast.disagrees:
-        views = [f"{name} {100 * change:+.0f}" for name, change in forecast.views.items()]
+        views = [f"{name} {100 * change:+z.0f}" for name, change in forecast.views.items()]
         text += f"; they disagree with what the models' {DISTANCE} alone predicts"
         parts.append(f"change by view: {', '.join(views)} points")
     return _Statement(Reason(text, "; ".join(parts)), favours)
@@ -269,7 +269,7 @@ def percent(e: Estimate) -> str:
 
 def points(e: Estimate) -> str:
     """A difference of fractions in percentage points, with its interval."""
-    return f"{100 * e.value:+.1f} points ({100 * e.low:+.1f} to {100 * e.high:+.1f})"
+    return f"{100 * e.value:+z.1f} points ({100 * e.low:+z.1f} to {100 * e.high:+z.1f})"
 
 
 def number(e: Estimate) -> str:
