@@ -44,3 +44,12 @@ def make_prompts():
         ]
 
     return make
+
+
+@pytest.fixture
+def retries_at_once():
+    """HTTP requests that fail are tried again as often as always, without a wait in between."""
+    import stamina
+
+    with stamina.set_testing(True, attempts=100, cap=True):
+        yield

@@ -189,6 +189,7 @@ def test_a_teacher_with_another_tokenizer_is_incompatible(file, tmp_path):
     assert "same family" in result.best.reasons[0].evidence
 
 
+@pytest.mark.usefixtures("retries_at_once")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

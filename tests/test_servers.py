@@ -24,7 +24,7 @@ from opd.run.rollouts import read_step
 from opd.samplers.completions import ServerLost
 from opd.samplers.hf import HFSampler
 from opd.testing import FakeVllmServer, load_weights_for, model_logp, serve_on_loopback
-from support.runs import digest, opened, run_config, run_to_end
+from support.runs import digest, opened, run_config, run_to_end, shorten_prompts
 
 
 def served(role: str) -> FakeVllmServer:
@@ -47,6 +47,7 @@ def servers(tmp_path):
     with ExitStack() as stack:
         urls = [stack.enter_context(serve_on_loopback(server)) for server in (student, teacher)]
         data = run_config(tmp_path / "run", steps=2)
+        shorten_prompts(data, 400)
         data["rollout"] |= {"url": urls[0], "model": "student"}
         data["teacher"] = {"url": urls[1], "model": "teacher"}
         data["train"] |= {"prompts_per_step": 2}

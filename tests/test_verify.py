@@ -56,6 +56,7 @@ def test_a_broken_invariant_ends_with_1(file, monkeypatch, words):
     assert "6 of 7 invariants hold" in result.stdout
 
 
+@pytest.mark.usefixtures("retries_at_once")
 @pytest.mark.parametrize("words", [SPELLINGS[0]])
 def test_a_teacher_server_needs_the_local_model(file, words):
     section = "teacher={url: 'http://127.0.0.1:9', model: m, patience: 0}"

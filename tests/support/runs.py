@@ -52,6 +52,14 @@ def run_config(folder: Path, *, steps=6, **changes) -> dict:
     return data
 
 
+def shorten_prompts(data: dict, count: int) -> None:
+    """Keep the first prompts of a run's file alone: reading 2000 takes longer than two steps."""
+    path = Path(data["prompts"]["path"])
+    short = path.with_name(f"first-{count}.jsonl")
+    short.write_text("".join(path.read_text().splitlines(keepends=True)[:count]))
+    data["prompts"]["path"] = str(short)
+
+
 def digest(folder: Path) -> dict[str, str]:
     """What must be equal after any number of interruptions."""
     files = [folder / "metrics.jsonl", *sorted((folder / "checkpoints").rglob("*.safetensors"))]

@@ -20,7 +20,7 @@ from opd.recipes.distillation import distill
 from opd.run.jsonl import read_jsonl
 from opd.teachers.remote import TeacherDown
 from opd.teachers.scoring_server import Scorer, TeacherServer, make_app
-from support.runs import open_run
+from support.runs import open_run, shorten_prompts
 from support.servers import running
 
 TOKEN = "token-of-the-demo"
@@ -30,6 +30,7 @@ SAME = 2e-4
 
 def demo(folder: Path, **sections) -> dict:
     data = demo_config(folder)
+    shorten_prompts(data, 100)
     data["train"] |= {"steps": 3, "prompts_per_step": 4}
     data["output"] |= {"save_every": 2}
     data["eval"] = []
