@@ -25,6 +25,7 @@ MINIMAL = {
 }
 
 
+OUTCOME = "loss.terms.outcome_weight=1"
 SELF = 'teacher={from: student, prompt: "{prompt} {answer}"'
 
 
@@ -46,6 +47,18 @@ SELF = 'teacher={from: student, prompt: "{prompt} {answer}"'
         (["loss.k=4", "loss.support=full"], r"loss\.k=4 changes nothing with loss\.support=full"),
         (["loss.k=4", "loss.support=sampled"], r"loss\.k=4 changes nothing .*=sampled"),
         (["loss.mode=reference", "loss.support=sampled"], r"mode=reference changes nothing"),
+        (["teacher=null", OUTCOME, "loss.divergence=jsd"], r"divergence=jsd changes .*without a t"),
+        (["teacher=null", OUTCOME, "loss.teacher_temperature=2"], r"temperature=2\.0 changes"),
+        ([OUTCOME, "rollout.n=1"], r"outcome_weight=1\.0 changes nothing with rollout\.n=1"),
+        (["loss.terms.position_decay=1.0"], r"position_decay=1\.0 changes nothing"),
+        (["loss.terms.entropy_forward_kl=99"], r"no teacher is so uncertain"),
+        (["prompts={files: [{path: p, weight: 3}]}"], r"files\.0\.weight=3\.0 .* with one file"),
+        (["coldstart={path: p, top_p: 0.5}"], r"coldstart\.top_p=0\.5 .* with coldstart\.path"),
+        (["coldstart={path: p, max_new_tokens: 5}"], r"coldstart\.max_new_tokens=5 changes"),
+        (["horizon={}"], r"horizon=\{\} changes nothing"),
+        (["horizon={grow: {start: 1024, until: 9}}"], r"horizon\.grow\.start=1024 changes"),
+        (["alarms.rules={forgetting: {action: 'off', threshold: 0.3}}"], r"the rule is off"),
+        (["alarms={action: 'off', rules: {forgetting: {threshold: 1}}}"], r"the rule is off"),
     ],
 )  # fmt: skip
 def test_settings_without_effect_are_refused(tmp_path, overrides, said):
@@ -74,6 +87,10 @@ def test_a_teacher_template_beside_another_tokenizer_is_refused_with_the_reason(
         ["optim.offload=cpu"],
         ["loss.k=4", "loss.support=full", "loss.terms.entropy_forward_kl=0.5"],
         ["loss.mode=reference", "loss.support=full"],
+        ["teacher=null", OUTCOME],
+        ["coldstart={top_p: 0.5}"],
+        ["horizon={grow: {start: 8, until: 9}}"],
+        ["alarms={action: 'off', rules: {forgetting: {action: warn, threshold: 1}}}"],
         ["optim.offload=cpu", "student.precision=bf16_mixed"],
     ],
 )

@@ -52,6 +52,12 @@ def test_held_out_rows_that_are_training_rows_are_named_and_counted(workspace):
         ("train.prompts_per_step=64", "x", "", "there are 3 training prompts"),
         ("teacher.model=student", "x", "", "there is nothing to learn from it"),
         ("rollout.ahead=1", "x", "", "rollout.ahead=1 without a rollout server"),
+        ("student.shard=fsdp2", "x", "", "student.shard=fsdp2 shards nothing in one process"),
+        ("optim.warmup=5", "x", "", "optim.warmup=5 is as long as the run (train.steps=1)"),
+        ("eval=[{path: held.jsonl, n: 3, temperature: 0}]", "x", "", "the same answer eval.0.n=3"),
+        ("prompts={path: x.jsonl, grader: math}", "x.jsonl", '{"problem": "sum pig"}\n',
+         "prompts.grader=math grades nothing"),
+        ("teacher={from: student, prompt: '{prompt}'}", "x", "", "is the student itself"),
     ],
 )  # fmt: skip
 def test_settings_that_are_often_mistakes_are_said(workspace, override, file, content, said):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from opd.config.models import SelfTeacher
 from opd.errors import UserError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from opd.config.schema import Run
+
+# Keys of `loss` that say how a teacher's scores are used.
+OF_TEACHER = ("divergence", "support", "k", "mode", "estimator", "beta", "teacher_temperature")
+MOST_NATS = 16  # of entropy: ten million tokens alike
 
 
 def require_effect(run: Run, *, where: str) -> None:
@@ -24,18 +30,28 @@ def require_effect(run: Run, *, where: str) -> None:
     Raises:
         UserError: naming every such key, its value, and the key that would give it an effect.
     """
-    if problems := [
-        *_loss(run),
-        *_loss_of_tokens(run),
-        *_teachers(run),
-        *_rollout(run),
-        *_optim(run),
-    ]:
+    checks = (_loss, _loss_of_tokens, _terms, _teachers, _prompts, _rollout, _optim, _guards)
+    if problems := [line for check in (*checks, _coldstart) for line in check(run)]:
         raise UserError(f"{where}:\n" + "\n".join(f"  {line}." for line in problems))
+
+
+def _changed(section: BaseModel, names: Sequence[str]) -> Iterator[tuple[str, object]]:
+    """Key and value of those of some fields that are not at their default."""
+    for name in names:
+        value = getattr(section, name)
+        if value != type(section).model_fields[name].default:
+            yield name, value
 
 
 def _loss(run: Run) -> Iterator[str]:
     loss = run.loss
+    if not run.has_teacher:
+        for name, value in _changed(loss, OF_TEACHER):
+            yield (
+                f"loss.{name}={value} changes nothing without a teacher: the outcome reward alone "
+                "trains. Leave it out, or give a teacher"
+            )
+        return
     if loss.beta != type(loss)().beta and loss.divergence not in ("jsd", "skew_kl"):
         yield (
             f"loss.beta={loss.beta} changes nothing with loss.divergence={loss.divergence}. Set "
@@ -64,6 +80,63 @@ def _loss_of_tokens(run: Run) -> Iterator[str]:
             f"loss.mode={loss.mode} changes nothing with loss.support=sampled, which compares one "
             "token. Set loss.support=student_topk, or leave it out"
         )
+
+
+def _terms(run: Run) -> Iterator[str]:
+    terms = run.loss.terms
+    if terms.position_decay == 1:
+        yield (
+            "loss.terms.position_decay=1.0 changes nothing: every position counts alike. Set less "
+            "than 1, such as 0.999, or leave it out"
+        )
+    if terms.entropy_forward_kl is not None and terms.entropy_forward_kl > MOST_NATS:
+        yield (
+            f"loss.terms.entropy_forward_kl={terms.entropy_forward_kl} changes nothing: no teacher "
+            f"is so uncertain ({MOST_NATS} nats are ten million tokens alike). Set about 0.5 to 2"
+        )
+    if terms.outcome_weight > 0 and run.rollout.n == 1:
+        yield (
+            f"loss.terms.outcome_weight={terms.outcome_weight} changes nothing with rollout.n=1: "
+            "answers are compared with the other answers to their prompt. Set rollout.n=2 or more"
+        )
+
+
+def _prompts(run: Run) -> Iterator[str]:
+    if len(run.prompts.files) == 1:
+        for name, value in _changed(run.prompts.files[0], ("weight",)):
+            yield (
+                f"prompts.files.0.{name}={value} changes nothing with one file: a step takes all "
+                "its prompts from it. Leave it out"
+            )
+
+
+def _coldstart(run: Run) -> Iterator[str]:
+    cold = run.coldstart
+    if cold is None or cold.path is None:
+        return
+    for name, value in _changed(cold, ("temperature", "top_p", "max_new_tokens")):
+        yield (
+            f"coldstart.{name}={value} changes nothing with coldstart.path, whose completions are "
+            "there already. Leave one of the two out"
+        )
+
+
+def _guards(run: Run) -> Iterator[str]:
+    horizon, alarms = run.horizon, run.alarms
+    if horizon is not None and horizon.cap is None and horizon.grow is horizon.prune is None:
+        yield "horizon={} changes nothing. Set horizon.cap, horizon.grow or horizon.prune"
+    longest = run.rollout.max_new_tokens
+    if horizon is not None and horizon.grow is not None and horizon.grow.start >= longest:
+        yield (
+            f"horizon.grow.start={horizon.grow.start} changes nothing with rollout.max_new_tokens="
+            f"{longest}: nothing can grow. Set less"
+        )
+    for name, rule in alarms.rules.items():
+        if rule.threshold is not None and (rule.action or alarms.action) == "off":
+            yield (
+                f"alarms.rules.{name}.threshold={rule.threshold} changes nothing: the rule is off. "
+                f"Set alarms.rules.{name}.action, or leave it out"
+            )
 
 
 def _teachers(run: Run) -> Iterator[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from opd.config import LocalTeacher, Run
+from opd.config import LocalTeacher, Run, SelfTeacher
 from opd.data.duplicates import find_leaks, load_questions
 from opd.data.prompts import PromptSet
 from opd.models.hub_name import same_model
@@ -104,12 +105,12 @@ def find_notes(cfg: Run, prompts: PromptSet, templates: tuple[Any, Any]) -> list
             f"train.prompts_per_step={size}, but there are {count} training prompts: a step uses "
             "some of them several times."
         )
-    if cfg.rollout.ahead and cfg.rollout.engine == "hf" and cfg.rollout.python is None:
+    if cfg.prompts.grader != "auto" and len(missing) == count:
         notes.append(
-            "rollout.ahead=1 without a rollout server: this process samples and learns by turns, "
-            "so nothing is faster, and rollouts are a step old. Set rollout.ahead=0, or "
-            "rollout.url or rollout.launch."
+            f"prompts.grader={cfg.prompts.grader} grades nothing: no training prompt has an "
+            "answer. Give rows an `answer`, or leave it out."
         )
+    notes += _notes_of_settings(cfg)
     teacher = cfg.teacher
     if isinstance(teacher, LocalTeacher) and same_model(cfg.student.model, teacher.model):
         notes.append(
@@ -122,3 +123,36 @@ def find_notes(cfg: Run, prompts: PromptSet, templates: tuple[Any, Any]) -> list
             "student's; prompts.teacher_template=true takes the teacher's."
         )
     return notes
+
+
+def _notes_of_settings(cfg: Run) -> Iterator[str]:
+    """What settings alone say."""
+    if cfg.rollout.ahead and cfg.rollout.engine == "hf" and cfg.rollout.python is None:
+        yield (
+            "rollout.ahead=1 without a rollout server: this process samples and learns by turns, "
+            "so nothing is faster, and rollouts are a step old. Set rollout.ahead=0, or "
+            "rollout.url or rollout.launch."
+        )
+    if cfg.student.shard != "none" and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield (
+            f"student.shard={cfg.student.shard} shards nothing in one process. Start several with "
+            "torchrun, or leave it out."
+        )
+    if cfg.optim.warmup >= cfg.train.steps:
+        yield (
+            f"optim.warmup={cfg.optim.warmup} is as long as the run (train.steps="
+            f"{cfg.train.steps}): the rate never stays at optim.lr={cfg.optim.lr}."
+        )
+    for i, spec in enumerate(cfg.eval):
+        if spec.temperature == 0 and spec.n > 1:
+            yield (
+                f"eval.{i}.temperature=0 gives the same answer eval.{i}.n={spec.n} times. Set "
+                f"eval.{i}.n=1, or a temperature."
+            )
+    spec, terms = cfg.teacher, cfg.loss.terms
+    says_no_more = isinstance(spec, SelfTeacher) and (spec.prompt or "").strip() == "{prompt}"
+    if says_no_more and terms.outcome_weight == terms.sft_weight == 0:
+        yield (
+            "teacher.from=student with teacher.prompt={prompt} is the student itself: there is "
+            "nothing to learn from it. Say more in teacher.prompt."
+        )

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from opd.config import LocalTeacher, Run
-from opd.errors import UserError
 from opd.models import tokenizers
 from opd.models.away import AwayWeights
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
 from opd.setup.chat_template import choose_template
 from opd.setup.precision import loading_dtype
 from opd.setup.remote_teacher import TeacherSource
+from opd.setup.settings import require_elsewhere
 from opd.teachers.probe_texts import HARD_STRINGS, TEXTS
 from opd.types import Dtype, Scheme
 
@@ -105,7 +105,7 @@ def load_teacher(spec: LocalTeacher, device: str | None) -> LM:
     """A frozen teacher in this process, on its own device or else on `device`.
 
     Raises:
-        UserError: it cannot be read, or is to be offloaded to where it is.
+        UserError: it cannot be read; as `require_elsewhere`.
     """
     scheme, place = _scheme(spec.dtype), spec.device or device
     dtype: Dtype = "auto" if scheme is not None else spec.dtype  # type: ignore[assignment]
@@ -120,11 +120,7 @@ def load_teacher(spec: LocalTeacher, device: str | None) -> LM:
     teacher = read(_quantised(spec.dtype, spec.model))
     for parameter in teacher.model.parameters():
         parameter.requires_grad_(False)
-    if spec.offload == "cpu" and teacher.device.type == "cpu":
-        raise UserError(
-            "teacher.offload=cpu moves the teacher's weights to host memory, where they are: this "
-            "run has no GPU. Set teacher.offload=disk, or teacher.dtype=int8."
-        )
+    require_elsewhere(spec, teacher.device.type)
     if spec.offload != "none":
         again = read_again if spec.offload == "disk" else None
         teacher = replace(teacher, away=AwayWeights(teacher.model, again))

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from opd import config
 from opd.alarms import rules_of
-from opd.config import Run, ServerTeacher
+from opd.config import LocalTeacher, Run, ServerTeacher
 from opd.config.python_objects import PREFIX, load_object
 from opd.data.readers import read_rows
 from opd.errors import MissingDependency, UserError
@@ -45,6 +45,8 @@ def look_at_settings(cfg: Run, problems: Problems, *, trains: bool) -> None:
         if cfg.teacher.url is not None:  # else its server is started by opd
             problems.attempt(check_url, cfg.teacher.url, "teacher.url")
         problems.attempt(read_key, cfg.teacher.api_key_env, "teacher.api_key_env")
+    if isinstance(cfg.teacher, LocalTeacher) and not may_have_gpu():
+        problems.attempt(require_elsewhere, cfg.teacher, "cpu")
     if cfg.rollout.path is not None:
         problems.attempt(read_rollouts, Path(cfg.rollout.path))
     for key, path in row_files(cfg):
@@ -78,6 +80,23 @@ def require_masters(cfg: Run, precision: str, *, processes: int = 1) -> None:
         raise UserError(
             f"optim.offload=cpu changes nothing with {why}. Set optim.offload=none, or "
             "student.precision=bf16_mixed in one process."
+        )
+
+
+def require_elsewhere(spec: LocalTeacher, device: str) -> None:
+    """Refuse teacher.offload=cpu for a teacher that is on the CPU.
+
+    Args:
+        spec: the teacher.
+        device: kind of the one it computes on.
+
+    Raises:
+        UserError: it has nowhere to go.
+    """
+    if spec.offload == "cpu" and device == "cpu":
+        raise UserError(
+            "teacher.offload=cpu moves the teacher's weights to host memory, where they are: this "
+            "run has no GPU. Set teacher.offload=disk, or teacher.dtype=int8."
         )
 
 
