@@ -123,7 +123,7 @@ def _coldstart(run: Run) -> Iterator[str]:
 
 def _guards(run: Run) -> Iterator[str]:
     horizon, alarms = run.horizon, run.alarms
-    if horizon is not None and horizon.cap is None and horizon.grow is horizon.prune is None:
+    if horizon is not None and not any((horizon.cap, horizon.grow, horizon.prune)):
         yield "horizon={} changes nothing. Set horizon.cap, horizon.grow or horizon.prune"
     longest = run.rollout.max_new_tokens
     if horizon is not None and horizon.grow is not None and horizon.grow.start >= longest:

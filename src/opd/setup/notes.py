@@ -149,8 +149,8 @@ def _notes_of_settings(cfg: Run) -> Iterator[str]:
                 f"eval.{i}.temperature=0 gives the same answer eval.{i}.n={spec.n} times. Set "
                 f"eval.{i}.n=1, or a temperature."
             )
-    spec, terms = cfg.teacher, cfg.loss.terms
-    says_no_more = isinstance(spec, SelfTeacher) and (spec.prompt or "").strip() == "{prompt}"
+    teacher, terms = cfg.teacher, cfg.loss.terms
+    says_no_more = isinstance(teacher, SelfTeacher) and (teacher.prompt or "").strip() == "{prompt}"
     if says_no_more and terms.outcome_weight == terms.sft_weight == 0:
         yield (
             "teacher.from=student with teacher.prompt={prompt} is the student itself: there is "
