@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import importlib.util
+import json
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -114,6 +117,46 @@ def test_tasks_have_answers_that_differ_and_splits_that_do_not_meet(monkeypatch)
         assert train != held_out
         left = tasks.without(train, held_out)
         assert not {r["problem"] for r in left} & {r["problem"] for r in held_out}
+
+
+def test_the_sets_of_a_task_are_the_same_each_time_and_held_out(monkeypatch, tmp_path):
+    tasks = load_script("tasks", monkeypatch)
+    for folder in ("a", "b"):
+        tasks.write_sets("product", "reversal", 0, tmp_path / folder)
+    texts = {path.name: path.read_text("utf-8") for path in (tmp_path / "a").iterdir()}
+    assert texts == {path.name: path.read_text("utf-8") for path in (tmp_path / "b").iterdir()}
+    lines = {name: text.splitlines() for name, text in texts.items()}
+    assert len(lines["heldout.jsonl"]) == 300
+    assert len(lines["offtask.jsonl"]) == 100
+    questions = {name: {json.loads(line)["problem"] for line in lines[name]} for name in lines}
+    assert len(questions["heldout.jsonl"]) == 300
+    assert not questions["heldout.jsonl"] & questions["train.jsonl"]
+
+
+def test_the_answers_of_code_are_those_of_python(monkeypatch):
+    """The generators work answers out themselves; here Python runs the code they show."""
+    tasks = load_script("tasks", monkeypatch)
+    for row in tasks.rows("logic", "search", 30, 0):
+        shown = [line for line in row["problem"].splitlines() if line.startswith("print(")]
+        values = [evaluate(ast.parse(line[6:-1], mode="eval").body) for line in shown]
+        assert row["answer"] == ", ".join(map(str, values))
+    for row in tasks.rows("indexing", "search", 30, 0):
+        numbers, low, high = re.search(r"sum\((\[.*?\])\[(\d+):(\d+)\]", row["problem"]).groups()
+        numbers = json.loads(numbers)
+        assert int(row["answer"]) == sum(numbers[int(low) : int(high)]) - max(numbers)
+
+
+def evaluate(node):
+    """A Boolean expression of constants."""
+    match node:
+        case ast.Constant(value):
+            return value
+        case ast.UnaryOp(ast.Not(), operand):
+            return not evaluate(operand)
+        case ast.BoolOp(operator, values):
+            join = all if isinstance(operator, ast.And) else any
+            return join(map(evaluate, values))
+    raise AssertionError(node)
 
 
 def test_the_configuration_is_one(script):

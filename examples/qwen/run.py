@@ -1,7 +1,7 @@
 """From package names to a distilled 0.5B: models, prompts, and `opd train`.
 
     pip install gguf
-    python examples/qwen/run.py [--task indexing] [--offtask reversal] [KEY=VALUE ...]
+    python examples/qwen/run.py [--task addition] [--offtask reversal] [KEY=VALUE ...]
 
 A second call continues an interrupted one. Overrides are those of `opd train`.
 """
@@ -14,33 +14,32 @@ import sys
 from pathlib import Path
 
 from prepare import DEFAULT, SOURCES, prepare
-from tasks import TASKS, rows, without, write_jsonl
+from tasks import TASKS, grader_of, write_sets
 
 from opd.errors import UserError
 
 CONFIG = Path(__file__).parent / "run.yaml"
 
 
-def write_prompts(task: str, offtask: str, seed: int, folder: Path) -> None:
-    """Training prompts, 300 held-out ones of the same task, and 100 of another."""
-    held_out = rows(task, "heldout", 300, seed)
-    write_jsonl(folder / "heldout.jsonl", held_out)
-    write_jsonl(folder / "train.jsonl", without(rows(task, "train", 1000, seed), held_out))
-    write_jsonl(folder / "offtask.jsonl", rows(offtask, "heldout", 100, seed))
+def graders(task: str, offtask: str) -> list[str]:
+    """Overrides that name the grader of each task."""
+    own, other = grader_of(task), grader_of(offtask)
+    return [f"prompts.grader={own}", f"eval.0.grader={own}", f"eval.1.grader={other}"]
 
 
 def main() -> int:
     """Prepare and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", choices=list(TASKS), default="indexing")
+    parser.add_argument("--task", choices=list(TASKS), default="addition")
     parser.add_argument("--offtask", choices=list(TASKS), default="reversal")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_args()
     for name in SOURCES:
         print(f"{name}: {prepare(name)}")
-    write_prompts(asked.task, asked.offtask, asked.seed, DEFAULT / "data")
-    command = [sys.executable, "-m", "opd", "train", str(CONFIG), "--resume", *asked.overrides]
+    write_sets(asked.task, asked.offtask, asked.seed, DEFAULT / "data")
+    overrides = [*graders(asked.task, asked.offtask), *asked.overrides]
+    command = [sys.executable, "-m", "opd", "train", str(CONFIG), "--resume", *overrides]
     return subprocess.run(command).returncode
 
 

@@ -213,3 +213,11 @@ def write_jsonl(path: Path, some: Iterable[Row]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
     return path
+
+
+def write_sets(task: str, offtask: str, seed: int, folder: Path) -> None:
+    """Training prompts, 300 held-out ones of the same task, and 100 of another."""
+    held_out = rows(task, "heldout", 300, seed)
+    write_jsonl(folder / "heldout.jsonl", held_out)
+    write_jsonl(folder / "train.jsonl", without(rows(task, "train", 1000, seed), held_out))
+    write_jsonl(folder / "offtask.jsonl", rows(offtask, "heldout", 100, seed))
