@@ -347,3 +347,30 @@ def test_a_key_of_another_kind_of_teacher_is_named_as_one(teacher, message):
     with pytest.raises(UserError) as raised:
         config.parse(sections | {"teacher": teacher})
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        (
+            {"teachers": {"a.b": {"model": "m"}}},
+            ["teachers: 'a.b' is no name for a teacher. It may have up to 32 letters, digits, -"],
+        ),
+        (
+            {"teachers": {"1": {"model": "m"}}, "prompts": [{"path": "x", "teacher": 1}]},
+            ["prompts.files.0.teacher=1: a teacher is a name, or names with weights above 0"],
+        ),
+        (
+            {"teachers": {"a": {"model": "m"}}, "prompts": [{"path": "x", "teacher": {"a": "b"}}]},
+            ["prompts.files.0.teacher={'a': 'b'}: a teacher is a name, or names with weights"],
+        ),
+    ],
+)
+def test_what_is_no_teachers_name_is_one_line_about_a_key_that_there_is(changes, lines):
+    """There were two, about prompts.files.0.teacher.str and .dict[str,float]."""
+    sections = {"student": {"model": "a"}, "prompts": {"path": "x"}, "output": {"dir": "r"}}
+    with pytest.raises(UserError) as raised:
+        config.parse(sections | changes)
+    found = str(raised.value).splitlines()[1:]
+    assert len(found) == len(lines)
+    assert all(line in text for line, text in zip(lines, found, strict=True)), found

@@ -127,7 +127,7 @@ def validate(data: dict[str, Any], *, where: str) -> Run:
     try:
         run = Run.model_validate(data)
     except ValidationError as error:
-        errors += [explain(e) for e in error.errors()]
+        errors += [line for e in error.errors() if (line := explain(e))]
     if errors:
         raise UserError(f"{where}:\n" + "\n".join(errors))
     return run

@@ -57,6 +57,8 @@ WELL_KNOWN = {
     "lora_alpha": "student.lora.alpha",
 }
 
+NAME_RULE = "It may have up to 32 letters, digits, - and _, and begins with a letter or a digit."
+
 
 def explain(error: Any) -> str:
     """One pydantic error as: key - what is wrong - value seen - fix."""
@@ -65,6 +67,10 @@ def explain(error: Any) -> str:
     if loc[at : at + 1] and loc[at] in ("local", "server", "self", "python"):
         del loc[at]  # which kind it was taken for
     key = ".".join(loc)
+    if loc[-1:] == ["[key]"] and loc[0] == "teachers":
+        return f"  teachers: {error.get('input')!r} is no name for a teacher. {NAME_RULE}"
+    if loc[:2] == ["prompts", "files"] and loc[3:4] == ["teacher"] and len(loc) > 4:
+        return _route(".".join(loc[:4]), loc[4], error.get("input"))
     if error["type"] == "extra_forbidden":
         if loc[0] in ("teacher", "teachers") and (kinds := _teachers_with(loc[-1])):
             return f"  {key}={error.get('input')!r}: only a teacher with {kinds} has this key."
@@ -81,6 +87,16 @@ def explain(error: Any) -> str:
         )
     shown = "" if isinstance(seen, dict | list) else f" (found {seen!r})"
     return f"  {key}: {message}{shown}."
+
+
+def _route(key: str, kind: str, seen: Any) -> str:
+    """One line about what is neither a name nor names with weights; both kinds have an error."""
+    if kind != "str":
+        return ""
+    return (
+        f"  {key}={seen!r}: a teacher is a name, or names with weights above 0 such as "
+        "{math: 0.5, code: 0.5}. A name that is a number needs quotes."
+    )
 
 
 def _teachers_with(name: str) -> str:
