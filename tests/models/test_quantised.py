@@ -16,8 +16,9 @@ from opd.data.routes import Route
 from opd.demo.run_config import PAIR
 from opd.errors import UserError
 from opd.models.away import AwayWeights
-from opd.models.lm import load_lm
+from opd.models.lm import add_lora, load_lm
 from opd.models.quantised import BLOCK, NF4, QuantisedLinear, quantise, stored_bytes
+from opd.models.saving import merged_copy
 from opd.recipes.distillation import distill
 from opd.reports.markdown import render_markdown
 from opd.reports.read import read_run
@@ -207,3 +208,25 @@ def test_a_teacher_that_is_away_leaves_its_file():
     assert mapped() > before
     teacher.release()
     assert mapped() == before
+
+
+@pytest.mark.parametrize("scheme", [None, "nf4"])
+def test_a_merged_copy_shares_what_no_adapter_changes_and_leaves_the_student_alone(scheme):
+    """A copy of an embedding of a large vocabulary is half a gigabyte."""
+    quantised = None if scheme is None else (scheme, None)
+    lm = load_lm(TEACHER, dtype="float32", device="cpu", quantised=quantised)
+    lm = add_lora(lm, rank=2, alpha=4.0, target_modules="all-linear", seed=0)
+    with torch.no_grad():
+        for name, parameter in lm.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(2, 20)[None]
+    before = lm.causal(ids).logits
+    merged = merged_copy(lm)
+    torch.testing.assert_close(merged(ids).logits, before, rtol=1e-4, atol=1e-4)
+    assert torch.equal(lm.causal(ids).logits, before)
+    own = {p.data_ptr() for p in lm.model.parameters()}
+    shared = {name for name, p in merged.named_parameters() if p.data_ptr() in own}
+    layers = {name for name in shared if "proj" in name and name.endswith("weight")}
+    assert not layers
+    assert any("embed" in name for name in shared)

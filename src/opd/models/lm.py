@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -359,10 +359,20 @@ def sparse_gradients(lm: LM) -> Iterator[Head | None]:
         embedding.sparse = before
 
 
-def copy_on_cpu(model: nn.Module) -> nn.Module:
-    """A deep copy whose parameters and buffers are in host memory; none is copied on the device."""
+def copy_on_cpu(model: nn.Module, changed: Collection[int] | None = None) -> nn.Module:
+    """A deep copy whose parameters and buffers are in host memory; none is copied on the device.
+
+    Args:
+        model: any.
+        changed: ids of the parameters that will be written to; the copy shares others that are in
+            host memory already. None: all are copied.
+    """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
+        kept = changed is not None and id(parameter) not in changed
+        if kept and parameter.device.type == "cpu":
+            memo[id(parameter)] = parameter
+            continue
         copied = parameter.detach().to("cpu", copy=True)
         memo[id(parameter)] = nn.Parameter(copied, parameter.requires_grad)
     for buffer in model.buffers():

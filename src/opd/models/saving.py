@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.models.lm import LM, copy_on_cpu
-from opd.models.quantised import dequantise
+from opd.models.quantised import QuantisedLinear, dequantise
 from opd.models.saved_folder import ADAPTER, replaced_folder
 
 
@@ -31,8 +31,14 @@ def save_merged(lm: LM, tokenizer: Any, folder: Path) -> None:
 
 
 def merged_copy(lm: LM) -> Any:
-    """The base model of a LoRA student in host memory, adapters merged, nothing quantised."""
-    copy: Any = copy_on_cpu(lm.model)
+    """The base model of a LoRA student in host memory, adapters merged, nothing quantised.
+
+    Weights that no adapter changes are shared with a student that is in host memory.
+    """
+    layers = [module for module in lm.model.modules() if hasattr(module, "base_layer")]
+    plain = [x.base_layer for x in layers if not isinstance(x.base_layer, QuantisedLinear)]
+    changed = {id(parameter) for layer in plain for parameter in layer.parameters()}
+    copy: Any = copy_on_cpu(lm.model, changed)
     dequantise(copy)
     return copy.merge_and_unload()
 

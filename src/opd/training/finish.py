@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from opd.models.away import give_back
 from opd.models.fsdp import gather_model
 from opd.models.saving import save_final
 from opd.run.layout import BEST, FINAL
@@ -70,6 +71,7 @@ def save_student(session: Session) -> None:
     if student.sharded is not None:
         student = gather_model(student, keep=folder.writes) or student
     if folder.writes:
+        give_back()  # what updates have freed; the final model is put together in host memory
         save_final(student, session.tokenizer, folder.path / FINAL)
 
 
