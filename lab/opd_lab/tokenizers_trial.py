@@ -161,16 +161,26 @@ def settings(
     }  # fmt: skip
 
 
-def trained(name: str, data: dict[str, Any], cache: Path) -> Path:
-    """The run folder of an arm, trained if its summary is absent."""
+def trained(name: str, data: dict[str, Any], cache: Path, save_every: int = 1000) -> Path:
+    """The run folder of an arm, trained if its summary is absent, from its last checkpoint on.
+
+    Args:
+        name: of the arm.
+        data: its run.yaml, but for the folder.
+        cache: where runs are kept.
+        save_every: steps from checkpoint to checkpoint.
+    """
     out = cache / f"run-{name}"
     if (out / "summary.json").exists():
         return out
-    output = {"dir": str(out), "save_every": 1000, "keep": 1}
+    output = {"dir": str(out), "save_every": save_every, "keep": 1}
+    begun = any((out / "checkpoints").glob("step-*"))
     cfg: Run = config.parse(data | {"output": output})
     began = time.monotonic()
     with one_thread():
-        session, completions = build(cfg, resume=False, overwrite=True, console=Console("quiet"))
+        session, completions = build(
+            cfg, resume=begun, overwrite=not begun, console=Console("quiet")
+        )
         try:
             distill(session, completions)
         finally:
