@@ -35,8 +35,8 @@ def merged_copy(lm: LM) -> Any:
 
     Weights that no adapter changes are shared with a student that is in host memory.
     """
-    layers = [module for module in lm.model.modules() if hasattr(module, "base_layer")]
-    plain = [x.base_layer for x in layers if not isinstance(x.base_layer, QuantisedLinear)]
+    bases: list[Any] = [m.base_layer for m in lm.model.modules() if hasattr(m, "base_layer")]
+    plain = [base for base in bases if not isinstance(base, QuantisedLinear)]
     changed = {id(parameter) for layer in plain for parameter in layer.parameters()}
     copy: Any = copy_on_cpu(lm.model, changed)
     dequantise(copy)
