@@ -13,9 +13,9 @@ TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
 def test_a_hint_is_the_answer_of_its_problem_or_another_problem_solved(monkeypatch):
     monkeypatch.setattr(trial, "TEST", 6)
     bare, answer, worked = (trial.rows("heldout", h) for h in (None, trial.ANSWER, trial.WORKED))
-    for plain, told, shown in zip(bare, answer, worked, strict=True):
+    for plain, given, shown in zip(bare, answer, worked, strict=True):
         problem = plain["prompt"][-1]["content"]
-        hint = told["prompt"][-1]["content"].removeprefix(problem)
+        hint = given["prompt"][-1]["content"].removeprefix(problem)
         assert hint.strip() == f"Reference answer: {plain['answer']}"
         other = shown["prompt"][-1]["content"].removeprefix(problem)
         assert plain["answer"] not in other
