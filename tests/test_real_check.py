@@ -7,6 +7,7 @@ the demo; OPD_CHECK_PROMPTS, of SmolLM2; OPD_REAL_PAIRS, a folder that keeps the
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from dataclasses import replace
@@ -55,6 +56,13 @@ pytestmark = [
 BUDGET = float(os.environ.get("OPD_CHECK_BUDGET", "180"))
 PROMPTS = int(os.environ.get("OPD_CHECK_PROMPTS", "32"))
 SAME = ("teacher_accuracy", "student_accuracy", "gap", "continuation_gain")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """A check leaves its connections to the garbage collector, which warns of them."""
+    yield
+    gc.collect()
 
 
 def smollm2(folder: Path) -> dict[str, Any]:
