@@ -170,6 +170,8 @@ def check(
 
     Exits with 1 for a no-go.
     """
+    if self_ and (budget is not None or apply is not None):
+        raise UserError("--budget and --apply change nothing with --self, which predicts nothing.")
     if self_:
         verify(file, overrides, local, json_lines)
         return

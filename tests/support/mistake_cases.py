@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from opd.config import known_keys, settable_keys
+from opd.config.reference import takes_text_alone
 from opd.demo.run_config import PAIR
 
 TRAIN = ("train", "run.yaml")
@@ -56,7 +57,7 @@ class Mistake:
 def all_mistakes() -> list[Mistake]:
     """Every mistake, hand-written ones first."""
     made = [*command_line(), *config_files(), *prompts(), *models(), *places(), *servers()]
-    made += [*of_a_review()]
+    made += [*of_a_review(), *of_a_newcomer()]
     return [*made, *contradictions(), *after_a_run(), *values_of_every_key()]
 
 
@@ -880,6 +881,90 @@ def _file(name: str, content: str = "x") -> dict[str, Any]:
     return {"files": {name: content}}
 
 
+def of_a_newcomer() -> Iterator[Mistake]:
+    """Typed by somebody who has not read the manual."""
+    k = "newcomer"
+    yield _mistake(
+        k,
+        "*self with apply",
+        ("check", "run.yaml", "--self", "--apply", "x.yaml"),
+        "--apply change nothing with --self",
+    )
+    yield _mistake(
+        k, "self with budget", ("check", "run.yaml", "--self", "--budget", "5"), "--budget|--self"
+    )
+    yield _mistake(
+        k,
+        "*select without a section",
+        ("select", "run.yaml"),
+        "no `select` section|select: {output",
+        seconds=1.0,
+    )
+    yield _override(
+        k,
+        "*a group as a value",
+        "student=student",
+        "student is a group of keys, such as student.model=student",
+    )
+    yield _override(
+        k,
+        "a teacher as a value",
+        "teacher=teacher",
+        "teacher is a group of keys, such as teacher.model=teacher",
+    )
+    yield _override(
+        k,
+        "prompts as a value",
+        "prompts=train.jsonl",
+        "prompts is a group of keys, such as prompts.path=train.jsonl",
+    )
+    yield _override(
+        k, "output as a value", "output=run2", "output is a group of keys, such as output.dir=run2"
+    )
+    yield _override(k, "lora as a switch", "student.lora=true", "student.lora is a group of keys")
+    yield _override(
+        k,
+        "rollout.url without http",
+        "rollout.url=localhost:8000 ; rollout.model=m",
+        "only http:// and https://",
+    )
+    yield _override(k, "words of TRL for adapters", "student.lora={r: 4}", "student.lora.rank")
+    yield _override(k, "a rate of trackers", "output.trackers=wandb", "output.trackers|list")
+    yield _override(k, "a float as k", "loss.k=16.5", "loss.k|16.5")
+    yield _override(k, "a key with a space", "train.steps =5", "Did you mean train.steps?")
+    yield _override(k, "a hyphen", "loss.divergence=reverse-kl", "reverse_kl")
+    yield _mistake(k, "run.yml", ("train", "run.yml"), "Did you mean run.yaml?")
+    yield _mistake(k, "a colon", ("train", "run.yaml", "train.steps:5"), "not key=value")
+    yield _mistake(k, "an option", ("train", "run.yaml", "--train.steps=5"), "No such option")
+    yield _mistake(k, "a capital", ("Train", "run.yaml"), "Did you mean 'train'?")
+    yield _mistake(k, "report of a model", ("report", "student"), "no run folder")
+    yield _mistake(k, "compare models", ("compare", "student", "teacher"), "no run folder")
+    yield _mistake(k, "export of a file", ("export", "run.yaml"), "is a file|run folder")
+    yield _mistake(k, "dash of a file", ("dash", "run.yaml"), "no folder")
+    yield _mistake(
+        k,
+        "apply onto the input",
+        ("check", "run.yaml", "--apply", "run.yaml"),
+        "would replace what is read",
+    )
+    yield _mistake(
+        k,
+        "score without a cache",
+        ("serve-teacher", "run.yaml", "--score", "nothing"),
+        "teacher.cache.dir",
+    )
+    yield _override(
+        k, "k without top tokens", "loss.k=4 ; loss.support=full", "loss.k=4 changes nothing"
+    )
+    yield _override(k, "a horizon of nothing", "horizon={}", "changes nothing")
+    yield _override(
+        k,
+        "one answer for an outcome",
+        "loss.terms.outcome_weight=1 ; rollout.n=1",
+        "changes nothing with rollout.n=1",
+    )
+
+
 def after_a_run() -> Iterator[Mistake]:
     """Filled by tests that have a finished run; see test_mistakes_after_a_run.py."""
     return iter(())
@@ -910,7 +995,7 @@ def values_of_every_key() -> Iterator[Mistake]:
         yield _override(k, f"typo: {key}", f"{section} ; {typo}=1", f"{last}x|{last}")
         annotation = info.annotation
         allowed = set(_types(annotation))
-        if not allowed & {dict, list}:
+        if not allowed & {dict, list} and not takes_text_alone(key):
             yield _override(k, f"a list: {key}", f"{section} ; {path}=[[1]]", path)
         if not allowed & {str, dict}:
             yield _override(k, f"a text: {key}", f"{section} ; {path}=nonsense", f"{path}|nonsense")

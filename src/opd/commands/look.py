@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from opd.commands.outputs import require_check_outputs, require_selection_outputs
+from opd.commands.outputs import require_check_outputs, require_section, require_selection_outputs
 from opd.commands.process_exit import complain
 from opd.config import Run, load, load_each
 from opd.setup.first_look import look_first
@@ -33,9 +33,8 @@ def load_and_look(file: Path, overrides: Sequence[str], **how: Any) -> Run:
 def look_at_selection(file: Path, overrides: Sequence[str], *, overwrite: bool) -> Run:
     """As `load_and_look`, with the outputs of `opd select`."""
     cfg = load(file, overrides)
-    spec = cfg.select
-    if spec is not None:
-        look(cfg, lambda: require_selection_outputs(cfg, spec, overwrite=overwrite))
+    spec = require_section(cfg)
+    look(cfg, lambda: require_selection_outputs(cfg, spec, overwrite=overwrite))
     return cfg
 
 

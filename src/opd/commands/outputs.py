@@ -55,6 +55,17 @@ def record_paths(cfg: Run) -> tuple[Path, Path]:
     return path, path.with_name(f"{Path(cfg.output.dir).name}.checked.html")
 
 
+def require_section(cfg: Run) -> Select:
+    """The section that `opd select` follows.
+
+    Raises:
+        UserError: there is none.
+    """
+    if cfg.select is None:
+        raise UserError("There is no `select` section. Add `select: {output: selected.jsonl}`.")
+    return cfg.select
+
+
 def require_selection_outputs(cfg: Run, spec: Select, *, overwrite: bool) -> None:
     """Check that prompt file and report may be written.
 

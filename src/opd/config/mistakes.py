@@ -85,6 +85,10 @@ def explain(error: Any) -> str:
         return (
             f"  {key}: {message}. To YAML braces and brackets are values: put the text in quotes."
         )
+    if error["type"] in ("model_type", "dataclass_type") and not isinstance(seen, dict | list):
+        inner = [k for k in known_keys() if k.rpartition(".")[0] == key][:1]
+        such = f", such as {inner[0]}={seen}" if inner and isinstance(seen, str) else ""
+        return f"  {key}={seen!r}: {key} is a group of keys{such}."
     shown = "" if isinstance(seen, dict | list) else f" (found {seen!r})"
     return f"  {key}: {message}{shown}."
 

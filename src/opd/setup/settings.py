@@ -41,6 +41,8 @@ def look_at_settings(cfg: Run, problems: Problems, *, trains: bool) -> None:
         )
     for i, spec in enumerate(cfg.eval):
         problems.attempt(require_safe_name, spec.label, "held-out set", f"eval.{i}.name")
+    if cfg.rollout.url is not None:
+        problems.attempt(check_url, cfg.rollout.url, "rollout.url")
     if isinstance(cfg.teacher, ServerTeacher) and not is_offline(cfg):
         if cfg.teacher.url is not None:  # else its server is started by opd
             problems.attempt(check_url, cfg.teacher.url, "teacher.url")

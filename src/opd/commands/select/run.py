@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from opd import rng
-from opd.commands.outputs import require_selection_outputs
+from opd.commands.outputs import require_section, require_selection_outputs
 from opd.commands.select.prepare import drop_duplicates, measurement_setup, subsample
 from opd.commands.select.record import to_record
 from opd.commands.select.result import Selection
@@ -42,16 +42,15 @@ def run_select(cfg: Run, json_lines: bool = False, *, overwrite: bool = False) -
         UserError: no `select` section, outputs that exist or are inputs, nothing left to choose
             from, or as `opd.setup.models.open_models`.
     """
-    if cfg.select is None:
-        raise UserError("There is no `select` section. Add `select: {output: selected.jsonl}`.")
-    require_selection_outputs(cfg, cfg.select, overwrite=overwrite)
+    spec = require_section(cfg)
+    require_selection_outputs(cfg, spec, overwrite=overwrite)
     console = Console("json" if json_lines else "plain")
     read_inputs(cfg, console, trains=False)
     with TemporaryDirectory() as logs, start_servers([cfg], console, Path(logs, "select")):
-        selection = select(cfg, cfg.select, console)
-    output = Path(cfg.select.output)
-    write_rows(output, output_rows(cfg, cfg.select, selection))
-    record = to_record(cfg, cfg.select, selection)
+        selection = select(cfg, spec, console)
+    output = Path(spec.output)
+    write_rows(output, output_rows(cfg, spec, selection))
+    record = to_record(cfg, spec, selection)
     report = write_report(
         select_document(record, source=cfg.prompts.name), output.with_suffix(".html")
     )
