@@ -36,7 +36,7 @@ def parsed(**changes):
 
 
 def test_a_run_that_is_right_gives_no_message(workspace):
-    assert look_first(parsed(), trains=True) == ([], True)
+    assert look_first(parsed(), trains=True) == ([], True, [])
 
 
 @pytest.mark.parametrize("python", ["no/python", "student", "'{problem}'"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from opd.commands.process_exit import complain
 from opd.config import Run, load, load_each
 from opd.setup.first_look import look_first
 from opd.setup.problems import Problems, listed
+
+log = logging.getLogger(__name__)
 
 
 def load_and_look(file: Path, overrides: Sequence[str], **how: Any) -> Run:
@@ -66,6 +69,8 @@ def look(cfg: Run, *checks: Callable[[], None], **how: Any) -> None:
     first = look_first(cfg, **how)
     problems.messages += first.messages
     if problems.messages and first.complete:
+        for warning in first.warnings:
+            log.warning(warning)
         problems.raise_all()
     if problems.messages:
         complain(listed(problems.messages))

@@ -48,10 +48,12 @@ class FirstLook(NamedTuple):
     Attributes:
         messages: as `opd.setup.preflight.read_inputs` puts them into its list.
         complete: whether `read_inputs` would find no more.
+        warnings: what is not wrong and would be said.
     """
 
     messages: list[str]
     complete: bool
+    warnings: list[str]
 
 
 def _device(device: str | None, key: str) -> None:
@@ -83,7 +85,7 @@ def look_first(
     if trains:
         problems.attempt(require_run_folder, cfg, resume=resume, overwrite=overwrite)
     look_at_settings(cfg, problems, trains=trains)
-    with _without_warnings():  # the command says them, once
+    with _kept_warnings() as warnings:  # where the command goes on, it says them
         complete = _look_at_inputs(cfg, problems, judges_pair=judges_pair)
     student = problems.attempt(look_at_files, cfg.student.model, "student.model")
     if trains and student is not None:
@@ -94,7 +96,7 @@ def look_first(
         complete = complete and is_memory_known(cfg, student, teachers)
     elsewhere = cfg.rollout.url is not None or cfg.recipe is not None
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    return FirstLook(problems.messages, complete and alone and not elsewhere)
+    return FirstLook(problems.messages, complete and alone and not elsewhere, warnings)
 
 
 def _look_at_inputs(cfg: Run, problems: Problems, *, judges_pair: bool) -> bool:
@@ -129,14 +131,26 @@ def _compare_files(cfg: Run, problems: Problems, *, judges_pair: bool) -> None:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    logger = logging.getLogger("opd")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _kept_warnings() -> Iterator[list[str]]:
+    """Warnings of the package are not printed: they are in this list."""
+    logger, kept = logging.getLogger("opd"), _Kept()
+    propagates = logger.propagate
+    logger.addHandler(kept)
+    logger.propagate = False
     try:
-        yield
+        yield kept.warnings
     finally:
-        logger.setLevel(level)
+        logger.propagate = propagates
+        logger.removeHandler(kept)
+
+
+class _Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.warnings: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.warnings.append(record.getMessage())
 
 
 def _local_teachers(cfg: Run) -> list[tuple[str, str]]:
