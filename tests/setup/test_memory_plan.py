@@ -318,3 +318,22 @@ def test_weights_of_the_stored_dtype_stay_in_the_file(tmp_path):
 
     assert mapped("auto")
     assert not mapped("bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("offload", "dtype"), [("none", "float32"), ("disk", "float32"), ("none", "bfloat16")]
+)
+def test_masters_are_made_beside_the_file_of_a_student(tmp_path, offload, dtype):
+    """A mapped file is given back as a whole: when its last weight has become another."""
+    changes = ["student.precision=bf16_mixed", f"teacher.offload={offload}"]
+    cfg = config.parse(demo_config(tmp_path / "run"), changes)
+    made = AutoModelForCausalLM.from_config(untied())
+    count = sum(p.numel() for p in made.parameters())
+    table = made.get_input_embeddings().weight.nbytes
+    planned = plan_memory(cfg, device=HOST, free={}, read=lambda *_: untied(dtype))
+    loading = parts(planned, "load", HOST)
+    assert loading["student weights"] == 6 * count
+    assert loading.get("student's file", 0) == 4 * count * (dtype == "float32")
+    if offload == "disk":  # its weights are away when masters are made; its head is not
+        assert loading["teacher weights"] == table
+        assert "teacher being read" not in loading

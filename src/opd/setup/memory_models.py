@@ -45,6 +45,7 @@ class StudentState:
         gathered_to_update: weights of other processes' shards that are there during an update.
         gathered_to_sample: likewise while completions are sampled.
         largest: of the float32 tensors, which a step or a checkpoint moves one by one.
+        mapped: of its file, which stays in memory until its last weight has become another.
     """
 
     loaded: int
@@ -56,6 +57,7 @@ class StudentState:
     gathered_to_update: int = 0
     gathered_to_sample: int = 0
     largest: int = 0
+    mapped: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ def plan_models(
         offload = mixed and cfg.optim.offload == "cpu" and device != HOST
         int8 = cfg.optim.moments == "int8"
         state = student_state(student, mixed=mixed, offload=offload, int8=int8)
+        if mixed and device == HOST and _dtype(config, "auto") == torch.float32:
+            state = replace(state, mapped=state.loaded)
     specs = [cfg.teacher] if cfg.teacher is not None else list(cfg.teachers.values())
     planned = [_plan_teacher(cfg, spec, device, read) for spec in specs]
     teachers = [teacher for teacher in planned if teacher is not None]

@@ -38,6 +38,8 @@ PROCESS = 2**30  # host memory of Python and its libraries
 AUTO_TOKENS = 8192
 GPU_CHOICES = (1024, 2048, 4096, 8192, 16384)
 
+_READING = ("student weights", "teacher being read")
+
 
 @dataclass(frozen=True)
 class PhaseMemory:
@@ -291,6 +293,12 @@ class _Planner:
         if models.student.unpacked and not self.on_gpu:
             student = state.loaded + state.weights  # in full, and quantised beside it
         parts[models.device] = _add({"student weights": student}, parts[models.device])
+        if state.mapped:  # the teacher is read before masters are made beside the student's file
+            rest = {name: size for name, size in parts[HOST].items() if name not in _READING}
+            read = {name: parts[HOST].get(name, 0) for name in _READING}
+            read["student weights"] = state.loaded
+            made = {"student weights": student, "student's file": state.mapped}
+            parts[HOST] = _add(rest, read if _total(read) > _total(made) else made)
         host = {"Python and libraries": PROCESS}
         if self.on_gpu:
             host["model being read"] = max([state.loaded, *(f.size.loaded for f in models.frozen)])
