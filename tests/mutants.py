@@ -32,6 +32,7 @@ LOSSES, ESTIMATORS = ("core/test_losses.py",), ("core/test_estimators.py",)
 OBJECTIVE, SUPPORTS = ("core/test_objective.py",), ("core/test_supports.py",)
 DIAGNOSTICS, STATS = ("core/test_diagnostics.py",), ("core/test_stats.py",)
 LIES = ("teachers/test_teacher_lies.py",)
+FORECAST = ("recipes/test_check_forecast.py",)
 PREFIXES = ("models/test_prefix_cache.py",)
 BATCH, CHUNKED, UPDATE = ("core/test_batch.py",), ("core/test_chunked.py",), ("test_update.py",)
 
@@ -452,9 +453,16 @@ MUTANTS = [
     Mutant(
         "a difference of a change is not bounded",
         "core/stats.py",
-        "low, high = _wilson(mean, size, squared)",
+        "low, high = _bounded(mean, variance, prompts, squared)",
         "low, high = mean - (squared * variance) ** 0.5, mean + (squared * variance) ** 0.5",
         STATS,
+    ),
+    Mutant(
+        "reach follows KL per token instead of whole answers",
+        "recipes/check/forecast.py",
+        "return (math.exp(-left * nats) - now) / (1 - now)",
+        "return 1 - left",
+        FORECAST,
     ),
 ]
 

@@ -21,7 +21,8 @@ CLAIM = re.compile(
 # Tables and accounts of what was measured, not of what the code promises.
 MEASURED = {
     "docs/gpu.md": "measurements on one machine, repeated by `make gpu-check`",
-    "docs/check.md": "made by `opd lab calibrate`",
+    "docs/check.md": "made by `opd lab judge`",
+    "docs/lab.md": "made by `opd lab run`",
     "docs/config.md": "made from the configuration, whose validators have their own tests",
     "docs/performance.md": "benchmarks",
 }
