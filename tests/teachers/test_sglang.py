@@ -7,12 +7,13 @@ import pytest
 from opd.config import ServerTeacher
 from opd.core.objective import Objective
 from opd.errors import UserError
+from opd.http.sglang import logprob_pairs
 from opd.setup import remote_teacher
 from opd.setup.remote_teacher import require_kinds
 from opd.teachers.handshake import HandshakeInputs, run_handshake
 from opd.teachers.sglang_api import SglangDialect
 from opd.teachers.validate import WrongAnswer
-from opd.teachers.vllm_api import VllmDialect
+from opd.teachers.vllm_api import VllmDialect, _parse_row
 from opd.testing import (
     LETTER_EOS,
     LETTER_VOCAB,
@@ -102,3 +103,24 @@ def test_an_answer_of_another_form_is_refused(edit, reason):
 def test_another_name_than_it_serves_is_refused():
     with pytest.raises(UserError, match=r"SGLang server .* serves m"):
         SglangDialect(fake_client(FakeSglangServer(letter_model()), FakeClock()), "other")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {str(10**30): {"logprob": -1.0}},
+        {"-1": {"logprob": -1.0}},
+        {"7": {"logprob": -1e300}},
+        {"7": {"logprob": 10**400}},
+    ],
+    ids=["an id of 31 digits", "a negative id", "beyond float32", "beyond float64"],
+)
+def test_numbers_that_no_model_has_are_refused(row):
+    """Found by 10,000 mutated answers: OverflowError, or infinity with a RuntimeWarning."""
+    with pytest.raises(WrongAnswer):
+        _parse_row(row)
+
+
+@pytest.mark.parametrize("row", [[-1.0, 10**30], [-1.0, -1], [-(10**400), 7]])
+def test_numbers_that_no_model_has_are_no_pairs_of_sglang(row):
+    assert logprob_pairs([[-1.0, 7], row], 2) is None

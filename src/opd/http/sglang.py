@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from opd.http.client import Http, Refusal
+from opd.http.vllm import MAX_ID
 
 GENERATE = "/generate"
 MODEL_INFO = ("/model_info", "/get_model_info")  # the second is the older name
@@ -45,8 +46,13 @@ def logprob_pairs(rows: Any, count: int) -> list[tuple[float | None, int]] | Non
     for row in rows:
         if not isinstance(row, list | tuple) or len(row) < 2 or type(row[1]) is not int:
             return None
+        if not 0 <= row[1] <= MAX_ID:
+            return None
         value = row[0]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             return None
-        pairs.append((None if value is None else float(value), row[1]))
+        try:
+            pairs.append((None if value is None else float(value), row[1]))
+        except OverflowError:  # an integer of hundreds of digits
+            return None
     return pairs

@@ -8,6 +8,7 @@ from opd.http.client import Http
 
 COMPLETIONS, MODELS = "/v1/completions", "/v1/models"
 MIN_LOGPROB = -9998.0  # vLLM sends -9999 for minus infinity
+MAX_ID = 2**31 - 1  # no vocabulary has more tokens, and ids are 32-bit integers here
 
 
 def model_cards(http: Http, *, once: bool = False) -> dict[str, dict[str, Any]] | None:

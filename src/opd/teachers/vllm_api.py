@@ -18,10 +18,11 @@ import numpy as np
 from opd.core.batch import predicting_positions
 from opd.errors import UserError
 from opd.http import Http, Refusal, clean
-from opd.http.vllm import COMPLETIONS, MIN_LOGPROB, MODELS, model_cards, only_choice
+from opd.http.vllm import COMPLETIONS, MAX_ID, MIN_LOGPROB, MODELS, model_cards, only_choice
 from opd.teachers.validate import ABOVE_ZERO, WrongAnswer
 from opd.types import Kind, Rollout, Scores, Want
 
+LARGEST = float(np.finfo(np.float32).max)
 TOKENIZE, GENERATE = "/tokenize", "/inference/v1/generate"
 
 
@@ -133,7 +134,8 @@ class VllmDialect:
                 f"scores of chosen ids have shape {values.shape} for a support of "
                 f"{rollout.topk_ids.shape}"
             )
-        return values.astype(np.float32)
+        with np.errstate(over="ignore"):  # infinities are refused with the other answers
+            return values.astype(np.float32)
 
     def _scores_support(self) -> bool:
         """Try the documented route on three tokens; a refusal of any kind means no."""
@@ -204,9 +206,13 @@ def _parse_row(row: Any) -> Row:
     if not isinstance(row, dict):
         raise WrongAnswer("a position without log-probs")
     try:
-        return {int(i): (float(e["logprob"]), int(e.get("rank") or 0)) for i, e in row.items()}
-    except (TypeError, ValueError, KeyError, AttributeError):
+        parsed = {int(i): (float(e["logprob"]), int(e.get("rank") or 0)) for i, e in row.items()}
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
         raise WrongAnswer("log-probs of another form than vLLM's") from None
+    for token, (value, _) in parsed.items():
+        if not 0 <= token <= MAX_ID or abs(value) > LARGEST:
+            raise WrongAnswer(f"no model has a token {token} with the log-prob {value}")
+    return parsed
 
 
 def _sampled_logp(row: Row, token: int, t: int) -> float:
