@@ -60,6 +60,12 @@ LIMITS = (
     "evaluate models fitted again without that world. The shipped forecast has the same form with "
     "other coefficients; only the runs of the first sections evaluate it."
 )
+ABLATION = (
+    "Fitted and judged in the same way, with a term less. log_efolds is the logarithm of the "
+    "e-folds of reverse KL that the run makes at the pilot's speed; reach is how far the student "
+    "gets on the way from its own to the teacher's probability of the teacher's whole answers, at "
+    "the speed at which the pilot moved their log-probs."
+)
 REAL = (
     "Real models: SmolLM2-135M-Instruct and Qwen2.5-Coder-Instruct, as they are or fine-tuned, on "
     "three tasks (`lab/opd_lab/pairs/real.py`), 24 steps, four lengths each, 128 held-out prompts."
@@ -251,7 +257,7 @@ def _ablation(findings: Findings) -> Table:
             ]
         )
     columns = ("terms", "Spearman in the worst world", "Spearman", "AUROC", "error")
-    return Table("", columns, rows, "Fitted and judged in the same way, with a term less.")
+    return Table("", columns, rows, ABLATION)
 
 
 def _features(records: Sequence[Outcome]) -> Table:
