@@ -15,6 +15,7 @@ from opd import config
 from opd.commands.check.memory import check_memory
 from opd.commands.check.run import run_check
 from opd.demo.run_config import demo_config
+from opd.errors import UserError
 from opd.models.lm import load_lm
 from opd.recipes.check.verdict import NO_GO
 from opd.run.devices import free_host_bytes
@@ -167,6 +168,14 @@ def test_smaller_micro_batches_are_proposed_on_a_cpu(memory_table):
     free = {HOST: round(needed[0] / USABLE) + 1}
     found = first_that_fits(cfg, lambda changed: plan(changed, free))
     assert found[0] == ("train.tokens_per_microbatch=1024",)
+
+
+def test_a_module_that_no_adapter_can_be_put_on_is_named_by_its_key_alone(tmp_path):
+    """The message began with "config.json of student.lora.target_modules"."""
+    changes = ["student.lora={rank: 2, target_modules: [q_proj, foo]}"]
+    cfg = config.parse(config.dump(demo(tmp_path)), changes)
+    with pytest.raises(UserError, match=r"^student\.lora\.target_modules=.*foo"):
+        plan_memory(cfg, device=HOST, free={})
 
 
 def test_a_plan_knows_the_longest_prompt_and_how_many_tokens_a_step_has(memory_table):

@@ -20,23 +20,29 @@ def draw_judgement(cases: Sequence[Case], path: Path) -> None:
         cases: runs with forecasts by models that do not know their worlds.
         path: of the PNG file.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     worlds = worlds_of(case.outcome for case in cases)
-    for world in worlds:
+    colours = colormaps["tab20"]
+    for i, world in enumerate(worlds):
+        colour = colours(i % 20)
         chosen = [case for case in cases if case.outcome.world == world]
         predicted = [case.predicted for case in chosen]
-        left.scatter(predicted, [c.outcome.change for c in chosen], s=9, alpha=0.6, label=world)
-        right.plot(NOMINAL, [coverage(chosen, x) for x in NOMINAL], linewidth=0.7, alpha=0.5)
+        changes = [case.outcome.change for case in chosen]
+        left.scatter(predicted, changes, s=9, alpha=0.7, color=colour, label=world)
+        held = [coverage(chosen, level) for level in NOMINAL]
+        right.plot(NOMINAL, held, linewidth=0.9, color=colour)
     right.plot(NOMINAL, [coverage(cases, x) for x in NOMINAL], "k", linewidth=2, label="all worlds")
     for axis, ends in ((left, (-1, 1)), (right, (0, 1))):
         axis.plot(ends, ends, "k--", linewidth=0.8)
         axis.grid(alpha=0.3)
     left.set(xlabel="predicted change of accuracy", ylabel="change", title="Forecast and outcome")
     right.set(xlabel="nominal level of the interval", ylabel="fraction inside", title="Coverage")
-    left.legend(fontsize=6)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, ncols=6, loc="outside lower center")
     right.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90, metadata={"Software": None})

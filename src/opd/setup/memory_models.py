@@ -13,6 +13,7 @@ from opd.config import LocalTeacher, Lora, Run, SelfTeacher, Teacher
 from opd.errors import UserError
 from opd.models.configs import read_config
 from opd.models.lm import default_device
+from opd.models.lora_modules import WrongModules
 from opd.models.model_size import FLOAT, ModelSize, model_size
 from opd.run.devices import free_device_bytes, free_host_bytes
 from opd.setup.precision import ResolvedPrecision, resolve_precision
@@ -289,6 +290,8 @@ def _size(
     adapters = None if lora is None else lora.model_dump_json()
     try:
         return _cached_size(_Hashable(config), dtype, adapters, device != HOST, scheme)
+    except WrongModules:  # names its key itself
+        raise
     except UserError as error:
         raise Unbuildable(f"config.json of {error}") from None
 
