@@ -22,6 +22,7 @@ from opd.models.tokenizer_files import find_tokenizer
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 SAMPLES, SAMPLE_BYTES = 16, 4096  # of a weight file, for its identity
 HEADER_LIMIT = 100_000_000  # bytes, as the safetensors library allows
 
@@ -131,10 +132,40 @@ def find_folder(source: str, key: str) -> Path | None:
 
 
 def count_elements(folder: Path) -> int:
-    """Elements of all tensors in the weight files of a folder, from their headers."""
-    headers = [read_header(file) for file in sorted(folder.glob("*.safetensors"))]
-    shapes = [shape for h in headers if isinstance(h, Header) for shape in h.shapes.values()]
-    return sum(math.prod(shape) for shape in shapes)
+    """Elements of all weights of the model in a folder, from the headers of its files."""
+    return sum(map(math.prod, weight_shapes(folder).values()))
+
+
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights of the model in a folder, from the headers of its files.
+
+    A head that is the embedding is left out where both are stored; files that transformers does not
+    load are, too (the same weights once more, in another layout).
+    """
+    try:
+        files = _weight_files(folder)
+        tied = json.loads((folder / "config.json").read_bytes()).get("tie_word_embeddings")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    headers = [read_header(file) for file in files]
+    shapes = {name: s for h in headers if isinstance(h, Header) for name, s in h.shapes.items()}
+    if tied is True and any(name.endswith(EMBEDDING) for name in shapes):
+        shapes.pop(HEAD, None)
+    return shapes
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that transformers loads, whether they are there or not.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: the index is none.
+    """
+    if (folder / INDEX).is_file():
+        index = json.loads((folder / INDEX).read_bytes())
+        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    return sorted(folder.glob("*.safetensors")) or [folder / WEIGHTS]
 
 
 def require_weight_files(folder: Path, key: str) -> None:
@@ -143,15 +174,10 @@ def require_weight_files(folder: Path, key: str) -> None:
     Raises:
         UserError: naming the file and what is wrong with it.
     """
-    files = [folder / WEIGHTS]
-    if (folder / INDEX).is_file():
-        try:
-            index = json.loads((folder / INDEX).read_bytes())
-            files = [folder / name for name in sorted(set(index["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{key}: {folder / INDEX} is no index of weights.") from None
-    elif not files[0].is_file():
-        files = sorted(folder.glob("*.safetensors")) or files
+    try:
+        files = _weight_files(folder)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{key}: {folder / INDEX} is no index of weights.") from None
     absent = [f.name for f in files if not f.is_file()]
     if absent:
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".gguf"))

@@ -1,16 +1,19 @@
-"""The least host memory that a run can need, from the headers of weight files: no torch, at once.
+"""The host memory of weights, gradients and moments, from the headers of files: no torch, at once.
 
-`opd.setup.memory_plan` plans every phase, and needs torch and transformers for it.
+`opd.setup.memory_plan` plans every phase, and needs torch and transformers for it. A start refuses
+what these parts alone exceed; here are a lower and an upper bound of them.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from opd.config import Run
+from opd.config import Run, SelfTeacher
 from opd.errors import UserError
-from opd.models.model_files import count_elements
+from opd.models.model_files import count_elements, weight_shapes
 from opd.run.devices import free_host_bytes, may_have_gpu
 from opd.run.disk import human_size
 from opd.types import Scheme
@@ -25,8 +28,10 @@ QUANTISED: dict[Scheme, float] = {"int8": 1, "nf4": 0.5}
 # auto: what the file holds, at least bf16.
 TEACHER: dict[str, float] = {"float32": 4, "float64": 8, "bfloat16": 2, "auto": 2}
 TEACHER |= {"int8": QUANTISED["int8"], "nf4": QUANTISED["nf4"]}
-# Beyond these bytes per weight, and so many more, no plan refuses a run.
-MOST_TRAINED, MOST_FROZEN, SPARE = 40, 16, 2**30
+# Of an adapter's weight: itself, gradient, two moments.
+ADAPTERS = dict.fromkeys(FULL_TRAINING, 16) | {"float64": 32}
+STORED = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}  # dtype of config.json
+SPARE = 2**26  # of an upper bound: buffers, tensors that a file does not have
 
 
 def require_memory_for_weights(cfg: Run, student: Path, teachers: Iterable[Path]) -> None:
@@ -64,11 +69,19 @@ def is_memory_known(cfg: Run, student: Path, teachers: Iterable[Path]) -> bool:
         teachers: folders of those in this process.
     """
     free = _free_bytes(cfg)
-    if free is None or cfg.loss.terms.reference is not None:
+    if free is None or not _names_modules(cfg, student):
         return False
-    weights = sum(count_elements(folder) for folder in teachers)
-    most = MOST_TRAINED * count_elements(student) + MOST_FROZEN * weights + SPARE
-    return free > most or free < least_bytes(cfg, student, teachers)
+    folders = list(teachers)
+    return free > most_bytes(cfg, student, folders) or free < least_bytes(cfg, student, folders)
+
+
+def _names_modules(cfg: Run, student: Path) -> bool:
+    """Whether adapters go on modules of the student, as far as its weights' names say."""
+    wanted = "all-linear" if cfg.student.lora is None else cfg.student.lora.target_modules
+    if isinstance(wanted, str):
+        return wanted == "all-linear"
+    there = {name.removesuffix(".weight").rpartition(".")[2] for name in weight_shapes(student)}
+    return bool(wanted) and there.issuperset(wanted)
 
 
 def least_bytes(cfg: Run, student: Path, teachers: Iterable[Path]) -> float:
@@ -84,6 +97,45 @@ def least_bytes(cfg: Run, student: Path, teachers: Iterable[Path]) -> float:
         itemsize = TEACHER[getattr(cfg.teacher, "dtype", "auto")]
         needed += sum(itemsize * count_elements(folder) for folder in teachers)
     return needed
+
+
+def most_bytes(cfg: Run, student: Path, teachers: Iterable[Path]) -> float:
+    """Bytes that weights, gradients and moments of a run on a CPU cannot exceed.
+
+    Args:
+        cfg: a run that trains.
+        student: folder of its model.
+        teachers: folders of those in this process.
+    """
+    shapes, precision, lora = weight_shapes(student), cfg.student.precision, cfg.student.lora
+    weights = sum(map(math.prod, shapes.values()))
+    if lora is None:
+        needed: float = FULL_TRAINING[precision] * weights
+    else:
+        adapters = lora.rank * sum(sum(shape) for shape in shapes.values() if len(shape) == 2)
+        needed = FROZEN[precision] * weights + ADAPTERS[precision] * adapters
+    specs = [spec for spec in (cfg.teacher, *cfg.teachers.values()) if spec is not None]
+    named = max((TEACHER[getattr(spec, "dtype", "auto")] for spec in specs), default=0)
+    needed += sum(_most_frozen(folder, named) for folder in teachers)
+    if cfg.loss.terms.reference is not None:
+        needed += _most_frozen(Path(cfg.loss.terms.reference).expanduser(), 0)
+    copies = sum(isinstance(spec, SelfTeacher) for spec in specs)
+    return needed + copies * FROZEN[precision] * weights + SPARE
+
+
+def _most_frozen(folder: Path, itemsize: float) -> float:
+    """Bytes of a model that is read, in the stored dtype or one of so many bytes a weight."""
+    elements = count_elements(folder)
+    return max(itemsize, _stored_itemsize(folder)) * elements if elements else math.inf
+
+
+def _stored_itemsize(folder: Path) -> int:
+    """Bytes of a weight in the dtype that a model's configuration names."""
+    data = json.loads((folder / "config.json").read_bytes())
+    sections = [data, data.get("text_config") or {}]
+    names = [section.get(key) for section in sections for key in ("dtype", "torch_dtype")]
+    sizes = [STORED.get(str(name), STORED["float64"]) for name in names if name is not None]
+    return max(sizes, default=STORED["float32"])
 
 
 def _free_bytes(cfg: Run) -> int | None:
