@@ -38,7 +38,7 @@ from opd_lab.worlds.chain import Chain
 from opd_lab.worlds.content_chain import KNOWN, OTHER
 from opd_lab.worlds.vocabulary import FILLERS
 
-BASE, GENERALIST = "quick-base", "quick-clean"
+BASE, GENERALIST, LARGER = "quick-base", "quick-clean", "quick-large-clean"
 HALVES = {"first": KNOWN, "second": OTHER}
 STEPS, TRAIN, TEST = 40, 1000, 256
 TEACHER_DOCUMENTS, TEACHER_LR, BATCH = 4_800, 2e-3, 32
@@ -159,7 +159,9 @@ class Trial:
 def two_teachers(trial: Trial) -> Results:
     """E17: accuracy on either half after learning from teachers of the halves, in several ways."""
     base = zoo.build(BASE, trial.seed, trial.cache)
-    generalist = zoo.build(GENERALIST, trial.seed, trial.cache)
+    generalist, larger = (
+        {"model": str(zoo.build(name, trial.seed, trial.cache))} for name in (GENERALIST, LARGER)
+    )
     worlds = {name: trial.half(name) for name in HALVES}
     clean = Corpus(size=TEACHER_DOCUMENTS, corrupt=0.0)
     teachers = {
@@ -177,16 +179,14 @@ def two_teachers(trial: Trial) -> Results:
         },
         "first teacher alone, on both halves": {"teacher": named["first"], "prompts": both},
         "second teacher alone, on both halves": {"teacher": named["second"], "prompts": both},
-        "generalist of the same size, on both": {
-            "teacher": {"model": str(generalist)},
-            "prompts": both,
-        },
+        "generalist of the same size, on both": {"teacher": generalist, "prompts": both},
         "mixture 0.5 + 0.5, on both halves": {
             "teachers": named,
             "prompts": {
                 "files": [{"path": p, "teacher": dict.fromkeys(files, 0.5)} for p in files.values()]
             },
         },
+        "larger generalist, on both": {"teacher": larger, "prompts": both},
     }
     results: Results = {}
     for number, (label, sections) in enumerate(arms.items()):
@@ -328,8 +328,9 @@ after {STEPS} steps.
 
 {table(e17)}
 
-"One after the other" has {STEPS // 2} steps with each teacher. The generalist is of the student's
-size: a larger one was not run.
+"One after the other" has {STEPS // 2} steps with each teacher. The larger generalist has width 80
+where the student has 64: a model of its own, trained on what the student was trained on, then on
+right documents.
 
 ## E18: the answer, or a worked solution, as a hint
 
