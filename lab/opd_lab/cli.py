@@ -39,7 +39,8 @@ def lab_build(
 @app.command("run")
 def lab_run(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Such as E1 E5 (default: E1 to E16).")
+        list[str] | None,
+        typer.Argument(help="Such as E1 E5 (default: all of E1 to E16, which takes long)."),
     ] = None,
     seeds: Seeds = 1,
     first_seed: FirstSeed = 0,

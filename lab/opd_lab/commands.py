@@ -48,6 +48,9 @@ BUILT_ON_USE = (
     grid.PREFIX,
     regimes.PREFIX,
 )  # not built unless named, or used by a command
+# Measured with one thread, on a machine that did other work too.
+TIME_OF_ALL = "Three seeds of all took 117 minutes (docs/lab.md)."
+TIME_OF_QUICK = "Three seeds of these took 3 minutes (docs/lab-quick.md)."
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ def run_lab(request: LabRun) -> dict[str, list[SeedResult]]:
             raise UserError(f"No experiment {name!r}{which}; there are {', '.join(experiments)}.")
     names = list(request.names) or experiments_when_unnamed(request.quick)
     console, started = Console("plain"), time.monotonic()
+    if not request.names:
+        _say_what_is_run(console, names, request)
     for seed in _run_seeds(request, names):
         console.print(f"seed {seed}: done")
     # What was asked for and nothing else, so that the command on the page makes this page.
@@ -150,6 +155,24 @@ def experiments_when_unnamed(quick: bool) -> list[str]:
     return list(quick_experiments() if quick else all_experiments())
 
 
+def _say_what_is_run(console: Console, names: Sequence[str], request: LabRun) -> None:
+    """Where no experiment was named: which are run, for how long, and how to run fewer."""
+    count = len(request.seeds)
+    console.note(
+        f"No experiment is named: all {len(names)} are run ({', '.join(names)}), on "
+        f"{count} seed{'s' * (count > 1)}."
+    )
+    if request.quick:
+        console.note(
+            f"{TIME_OF_QUICK} `opd lab list` says what each is; `opd lab run --quick E1` runs one."
+        )
+    else:
+        console.note(
+            f"{TIME_OF_ALL} `opd lab list` says what each is, `opd lab run E1` runs one, and "
+            f"`opd lab run --quick` {len(quick_experiments())} small ones."
+        )
+
+
 def _run_seeds(request: LabRun, names: Sequence[str]) -> Iterable[int]:
     if request.jobs == 1:
         for seed in request.seeds:
@@ -171,10 +194,12 @@ def run_seed(request: LabRun, names: Sequence[str], seed: int) -> dict[str, Seed
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
     experiments, workspace = experiments_of(quick=request.quick), Workspace(seed, request.cache)
-    results = {}
-    for name in names:
+    results, console = {}, Console("plain")
+    for number, name in enumerate(names, start=1):
+        console.note(f"seed {seed}: {name} ({number} of {len(names)}) begins")
         results[name] = run_experiment(experiments[name], workspace)
         save_result(request.out, name, results[name], quick=request.quick)
+        console.note(f"seed {seed}: {name} took {results[name].seconds:.0f} s")
     return results
 
 

@@ -11,6 +11,7 @@ from opd_lab import checkpoints, commands, probes, runs, zoo
 from opd_lab.commands import LabRun
 from opd_lab.corpus import Corpus
 from opd_lab.experiments.response_length import kl_curves, position_metrics
+from opd_lab.experiments.results import SeedResult
 from opd_lab.runs import Task
 from opd_lab.short_horizon import with_short_horizon
 from opd_lab.training_recipes import RLRecipe, SupervisedRecipe
@@ -140,3 +141,40 @@ def test_unknown_experiment_is_named(tmp_path):
     request = LabRun(["E99"], seeds=[0], cache=tmp_path, out=tmp_path / "out")
     with pytest.raises(UserError, match=r"No experiment 'E99'.*E1, E2"):
         commands.run_lab(request)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_run_without_names_says_at_once_what_it_begins_with(tmp_path, monkeypatch, capfd, quick):
+    """`opd lab run` gave no sign for minutes, and forty of them lay ahead."""
+    said = []
+
+    def stop(experiment, workspace):
+        said.append(capfd.readouterr().err)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "run_experiment", stop)
+    request = LabRun([], seeds=[0, 1], quick=quick, cache=tmp_path, out=tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        commands.run_lab(request)
+    names = commands.experiments_when_unnamed(quick)
+    first, *_, last = said[0].splitlines()
+    assert f"all {len(names)}" in first
+    assert all(name in first for name in names)
+    assert "opd lab list" in said[0]
+    assert "minutes" in said[0]
+    assert last == f"seed 0: {names[0]} (1 of {len(names)}) begins"
+
+
+def test_each_experiment_of_a_run_is_said_when_it_begins_and_ends(tmp_path, monkeypatch, capfd):
+    def measured(experiment, workspace):
+        return SeedResult(workspace.seed, 2.5, None, [])
+
+    monkeypatch.setattr(commands, "run_experiment", measured)
+    monkeypatch.setattr(commands, "save_result", lambda *args, **kwargs: None)
+    commands.run_seed(LabRun(["E1", "E9"], seeds=[3], cache=tmp_path), ["E1", "E9"], 3)
+    assert capfd.readouterr().err.splitlines() == [
+        "seed 3: E1 (1 of 2) begins",
+        "seed 3: E1 took 2 s",
+        "seed 3: E9 (2 of 2) begins",
+        "seed 3: E9 took 2 s",
+    ]
