@@ -20,6 +20,12 @@ def workspace(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def no_report(monkeypatch):
+    """Runs write none: it takes longer than they do."""
+    monkeypatch.setattr("opd.commands.report.report_after_training", lambda *args: None)
+
+
 def copy_model(role: str) -> Path:
     folder = Path(role)
     folder.unlink()
@@ -58,14 +64,31 @@ def test_held_out_rows_that_are_training_rows_are_named_and_counted(workspace):
         ("prompts={path: x.jsonl, grader: math}", "x.jsonl", '{"problem": "sum pig"}\n',
          "prompts.grader=math grades nothing"),
         ("teacher={from: student, prompt: '{prompt}'}", "x", "", "is the student itself"),
+        ("horizon={grow: {start: 4, until: 5}}", "x", "",
+         "horizon.grow.until=5 is beyond train.steps=1: rollouts have at most 4 of"),
+        ("prompts.path=x.jsonl", "x.jsonl", ROWS[1] + "\n" + ROWS[0][:-1] + ', "teacher": "b"}\n',
+         "1 of 2 rows of x.jsonl name a teacher in a column `teacher`, which is not read"),
     ],
 )  # fmt: skip
-def test_settings_that_are_often_mistakes_are_said(workspace, override, file, content, said):
+def test_settings_that_are_often_mistakes_are_said(
+    workspace, no_report, override, file, content, said
+):
     """D8, and a teacher that is the student."""
     Path(file).write_text(content)
     outcome = type_command(workspace, "train", "run.yaml", override)
     assert outcome.code == 0, outcome.text
     assert said in outcome.text
+
+
+def test_accuracy_that_nothing_measures_is_said(workspace, no_report):
+    """Alarms about accuracy were taken without any held-out set, and could never come."""
+    Path("x.jsonl").write_text('{"problem": "sum pig"}\n')
+    outcome = type_command(
+        workspace, "train", "run.yaml", "prompts.path=x.jsonl", "alarms.action=stop"
+    )
+    assert outcome.code == 0, outcome.text
+    assert "Nothing measures accuracy" in outcome.text
+    assert "keeps the student of the last step" in outcome.text
 
 
 @pytest.mark.slow

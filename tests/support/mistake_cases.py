@@ -957,6 +957,13 @@ def of_a_newcomer() -> Iterator[Mistake]:
         k, "k without top tokens", "loss.k=4 ; loss.support=full", "loss.k=4 changes nothing"
     )
     yield _override(k, "a horizon of nothing", "horizon={}", "changes nothing")
+    yield _override(k, "a cap of all", "horizon={cap: 8}", "horizon.cap=8 changes nothing")
+    yield _override(
+        k,
+        "a horizon that grows beneath a cap",
+        "horizon={cap: 4, grow: {start: 4, until: 1}}",
+        "horizon.grow.start=4 changes nothing with horizon.cap=4",
+    )
     yield _override(
         k,
         "one answer for an outcome",

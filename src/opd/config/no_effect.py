@@ -131,6 +131,16 @@ def _guards(run: Run) -> Iterator[str]:
             f"horizon.grow.start={horizon.grow.start} changes nothing with rollout.max_new_tokens="
             f"{longest}: nothing can grow. Set less"
         )
+    if horizon is not None and horizon.cap == longest:
+        yield (
+            f"horizon.cap={horizon.cap} changes nothing with rollout.max_new_tokens={longest}. Set "
+            "less, or leave it out"
+        )
+    elif horizon is not None and horizon.cap and horizon.grow and horizon.grow.start >= horizon.cap:
+        yield (
+            f"horizon.grow.start={horizon.grow.start} changes nothing with horizon.cap="
+            f"{horizon.cap}: nothing can grow. Leave one of the two out"
+        )
     for name, rule in alarms.rules.items():
         if rule.threshold is not None and (rule.action or alarms.action) == "off":
             yield (

@@ -10,7 +10,11 @@ from typing import Any
 from opd.config import LocalTeacher, Run, SelfTeacher
 from opd.data.duplicates import find_leaks, load_questions
 from opd.data.prompts import PromptSet
+from opd.data.readers import read_rows, source_name
+from opd.data.routes import COLUMN
 from opd.models.hub_name import same_model
+from opd.setup.alarm_notes import notes_of_alarms
+from opd.training.horizon import growing_limit
 
 # Jaccard similarity of runs of six letters and digits from which questions with the same numbers
 # count as near duplicates, as in `opd select`.
@@ -111,6 +115,9 @@ def find_notes(cfg: Run, prompts: PromptSet, templates: tuple[Any, Any]) -> list
             "answer. Give rows an `answer`, or leave it out."
         )
     notes += _notes_of_settings(cfg)
+    notes += notes_of_alarms(cfg, graded=count > 0 and not missing)
+    if not cfg.teachers:
+        notes += _notes_of_column(cfg)
     teacher = cfg.teacher
     if isinstance(teacher, LocalTeacher) and same_model(cfg.student.model, teacher.model):
         notes.append(
@@ -143,6 +150,13 @@ def _notes_of_settings(cfg: Run) -> Iterator[str]:
             f"optim.warmup={cfg.optim.warmup} is as long as the run (train.steps="
             f"{cfg.train.steps}): the rate never stays at optim.lr={cfg.optim.lr}."
         )
+    longest, grow = cfg.rollout.max_new_tokens, cfg.horizon and cfg.horizon.grow
+    if grow and grow.until > cfg.train.steps:
+        reached = growing_limit(grow, longest, cfg.train.steps - 1)
+        yield (
+            f"horizon.grow.until={grow.until} is beyond train.steps={cfg.train.steps}: rollouts "
+            f"have at most {reached} of rollout.max_new_tokens={longest} tokens in the last step."
+        )
     for i, spec in enumerate(cfg.eval):
         if spec.temperature == 0 and spec.n > 1:
             yield (
@@ -156,3 +170,16 @@ def _notes_of_settings(cfg: Run) -> Iterator[str]:
             "teacher.from=student with teacher.prompt={prompt} is the student itself: there is "
             "nothing to learn from it. Say more in teacher.prompt."
         )
+
+
+def _notes_of_column(cfg: Run) -> Iterator[str]:
+    """What becomes of a column `teacher` where there is one teacher."""
+    who = "no teacher" if cfg.teacher is None else f"one ({cfg.teacher.model})"
+    for source in (cfg.prompts.source, *(spec.path for spec in cfg.eval)):
+        rows = read_rows(source)
+        if count := sum(row.values.get(COLUMN) is not None for row in rows):
+            yield (
+                f"{count} of {len(rows)} rows of {source_name(source)} name a teacher in a column "
+                f"`{COLUMN}`, which is not read: the run has {who}. Several are given as teachers: "
+                "{NAME: {model: ...}}."
+            )

@@ -11,12 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from opd import config
-from opd.core.batch import Batch
 from opd.types import Mean, Metrics, Rollout, Scores
+
+if TYPE_CHECKING:
+    from opd.core.batch import Batch  # torch
 
 MIN_LIMIT = 16  # tokens: the first few of an answer are not worth a rollout, whatever the overlap
 # Published default of Prune-OPD: the fiftieth bad position is the last that counts.
