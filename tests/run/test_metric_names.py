@@ -4,11 +4,14 @@ import ast
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from opd.recipes.check.features import DEFINITIONS
 from opd.recipes.check.pilot_features import PILOT_DEFINITIONS, STRETCH_DEFINITIONS
+from opd.core.stats import Estimate
 from opd.run import metric_names
+from opd.training.evaluate import Evaluation
 
 ROOT = Path(__file__).parents[2]
 GROUPS = (
@@ -63,6 +66,13 @@ def test_every_name_the_code_writes_is_a_known_one():
     assert len(found) > 30
     unknown = {(n, where) for n, where in found if n not in metric_names.METRICS}
     assert not unknown, f"add them to opd.run.metric_names and docs/metrics.md: {unknown}"
+
+
+def test_an_evaluation_logs_the_listed_names_and_no_other():
+    one = Estimate(0.5, 0.4, 0.6, 2)
+    evaluation = Evaluation("sum", one, {2: one}, one, 0.0, one, np.ones((2, 2), bool), [])
+    logged = {n.replace("/sum/", "/<set>/").replace("@2", "@<k>") for n in evaluation.values()}
+    assert logged == {n for n in metric_names.METRICS if n.startswith("eval/")}
 
 
 @pytest.mark.parametrize("name", metric_names.POSITIONAL)

@@ -69,7 +69,6 @@ LOOP = (  # logged by the training loop, the sampler and the evaluation
     "eval/<set>/length",
     "eval/<set>/truncated",
     "eval/<set>/response_entropy",
-    "eval/<set>/gap_recovery",
 )
 TEACHERS = (  # each of several teachers on its own prompts
     "teachers/<teacher>/token_share",
