@@ -1,8 +1,8 @@
 """Conditions of the alarm rules: functions of the history that return evidence, or None.
 
-Every condition takes the history and the rule's threshold, which is a change, a ratio or a
-fraction - never a level that a good run of another pair could have. The first and the newest
-`History.window` steps are compared.
+Every condition takes the history and the rule's threshold, mostly a change or a ratio: the first and
+the newest `History.window` steps are compared. `teacher_off_support`, `nothing_to_learn` and
+`rollouts_are_stale` compare with a level.
 """
 
 from __future__ import annotations

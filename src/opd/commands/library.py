@@ -30,8 +30,8 @@ class Run:
     Args:
         student: folder or hub name, a pair (model, tokenizer) of transformers, or a mapping as in
             run.yaml whose `model` is one of them.
-        teacher: folder or hub name, the URL of a server, an object that follows
-            `opd.types.Teacher`, or a mapping as in run.yaml; None: the reward alone trains.
+        teacher: folder or hub name, an object that follows `opd.types.Teacher`, or a mapping as in
+            run.yaml, such as {"url": ..., "model": ...}; None: the reward alone trains.
         prompts: file; rows: strings, or mappings with `prompt` (or `messages`) and `answer`; or a
             mapping as in run.yaml whose `path` is one of them.
         reward: `reward(completion, answer)`, a finite number for every training rollout; it is
@@ -183,7 +183,7 @@ def check(
         budget: seconds; None: 5 % of a long run, two minutes of a short one.
 
     Returns:
-        The record of the check; `value["verdict"]` is go, go with changes, don't, or unknown.
+        The record of the check; `value["verdict"]` is go, go with changes, not known or don't.
 
     Raises:
         UserError: wrong input, or a teacher that cannot be reached.

@@ -87,7 +87,7 @@ class Prune(Section):
     """Tokens lose weight as the overlap dies (Prune-OPD, arXiv 2605.07804).
 
     A position is bad where the overlap of both top k is below the threshold; after N bad positions
-    a token weighs clip(1 - drop N, 0, 1) + base.
+    a token weighs clip(1 - 0.02 N, 0, 1).
     """
 
     threshold: float = Field(0.9, gt=0, le=1)
