@@ -68,8 +68,9 @@ ABLATION = (
     "the speed at which the pilot moved their log-probs."
 )
 REAL = (
-    "Real models: SmolLM2-135M-Instruct and Qwen2.5-Coder-Instruct, as they are or fine-tuned, on "
-    "three tasks (`lab/opd_lab/pairs/real.py`), 24 steps, four lengths each, 128 held-out prompts."
+    "Real models: SmolLM2-135M-Instruct, as it is or fine-tuned, on three tasks "
+    "(`lab/opd_lab/pairs/real.py`; its runs of Qwen2.5-Coder-Instruct were not made), 24 steps, four "
+    "lengths each, 128 held-out prompts."
 )
 REAL_UNSEEN = (
     "The shipped forecast on runs that it was not fitted on, with models and tasks that are those "
