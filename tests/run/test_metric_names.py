@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opd.core.stats import Estimate
 from opd.recipes.check.features import DEFINITIONS
 from opd.recipes.check.pilot_features import PILOT_DEFINITIONS, STRETCH_DEFINITIONS
-from opd.core.stats import Estimate
 from opd.run import metric_names
 from opd.training.evaluate import Evaluation
 
