@@ -69,8 +69,8 @@ ABLATION = (
 )
 REAL = (
     "Real models: SmolLM2-135M-Instruct, as it is or fine-tuned, on three tasks "
-    "(`lab/opd_lab/pairs/real.py`; its runs of Qwen2.5-Coder-Instruct were not made), 24 steps, four "
-    "lengths each, 128 held-out prompts."
+    "(`lab/opd_lab/pairs/real.py`; its runs of Qwen2.5-Coder-Instruct were not made), 24 steps, "
+    "four lengths each, 128 held-out prompts."
 )
 REAL_UNSEEN = (
     "The shipped forecast on runs that it was not fitted on, with models and tasks that are those "

@@ -1,7 +1,7 @@
 """Conditions of the alarm rules: functions of the history that return evidence, or None.
 
-Every condition takes the history and the rule's threshold, mostly a change or a ratio: the first and
-the newest `History.window` steps are compared. `teacher_off_support`, `nothing_to_learn` and
+Every condition takes the history and the rule's threshold, mostly a change or a ratio: the first
+and the newest `History.window` steps are compared. `teacher_off_support`, `nothing_to_learn` and
 `rollouts_are_stale` compare with a level.
 """
 
