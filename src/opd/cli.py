@@ -44,6 +44,7 @@ Local = Annotated[
     typer.Option(help="Folder of the model a teacher server serves, to compare its scores with."),
 ]
 JsonResult = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
+JsonList = Annotated[bool, typer.Option("--json", help="One JSON list instead of text.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.")]
 
 
@@ -140,7 +141,7 @@ def select(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace select.output and its report.")
     ] = False,
-    json_lines: Json = False,
+    json_lines: JsonResult = False,
 ) -> None:
     """Choose the prompts, and the template, on which this teacher can teach this student."""
     from opd.commands.look import look_at_selection
@@ -194,7 +195,7 @@ def verify(
     file: ConfigFile,
     overrides: Overrides = None,
     local: Local = None,
-    json_lines: Json = False,
+    json_lines: JsonList = False,
 ) -> None:
     """The invariants of the mathematics, checked on this pair. Exits with 1 if one is broken."""
     from opd.commands.look import load_and_look
