@@ -220,6 +220,19 @@ def test_docs_list_every_key():
     assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == config.reference()
 
 
+@pytest.mark.parametrize(
+    ("key", "allowed"),
+    [
+        ("train.tokens_per_microbatch", "Allowed: `auto`, a whole number."),
+        ("eval.grader", "`auto`, `python:` and a name."),
+        ("loss.mode", "Allowed: `paper`, `reference`, `tail`."),
+    ],
+)
+def test_the_page_of_keys_lists_what_is_allowed_beside_words(key, allowed):
+    (row,) = (r for r in config.reference().splitlines() if r.startswith(f"| `{key}`"))
+    assert allowed in row
+
+
 def test_well_known_names_point_to_keys_that_exist():
     known = config.known_keys()
     for place in config.WELL_KNOWN.values():

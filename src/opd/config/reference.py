@@ -66,7 +66,7 @@ def reference() -> str:
         default = "required" if field.is_required() else f"`{json.dumps(field.get_default())}`"
         description = " ".join((field.description or "").split()).replace("|", "\\|")
         if choices := _choices(field.annotation):
-            named = ", ".join(f"`{choice}`" for choice in choices)
+            named = ", ".join([*(f"`{choice}`" for choice in choices), *_others(field.annotation)])
             description = f"{description} Allowed: {named}."
         lines.append(f"| `{key}` | {default} | {description} |")
     return "\n".join(lines) + "\n"
@@ -78,6 +78,15 @@ def _choices(annotation: Any) -> list[str]:
         return [str(value) for value in get_args(annotation)]
     inner = [choice for arg in get_args(annotation) for choice in _choices(arg)]
     return list(dict.fromkeys(inner))
+
+
+def _others(annotation: Any) -> list[str]:
+    """What a key may be beside words of a list."""
+    if get_origin(annotation) is Literal:
+        return []
+    known = {int: "a whole number", str: "`python:` and a name"}
+    inner = [other for arg in get_args(annotation) for other in _others(arg)]
+    return [known[annotation]] if annotation in (int, str) else list(dict.fromkeys(inner))
 
 
 def _is_section(annotation: Any) -> bool:
