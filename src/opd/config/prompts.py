@@ -47,7 +47,7 @@ class Prompts(Section):
     shuffle: bool = True
     """A permutation a pass, from train.seed. The reference code keeps file order."""
     grader: Grader = "auto"
-    """Grades training rollouts when every prompt has an answer."""
+    """Grades training rollouts when every prompt has an answer; a function of your own always."""
 
     @property
     def source(self) -> str | tuple[str, ...]:
