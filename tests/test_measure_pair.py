@@ -151,6 +151,9 @@ def test_probe_prompts_are_not_those_of_the_pilots_steps(tmp_path):
         step, cfg.train.prompts_per_step, seed=cfg.train.seed, shuffle=True)}  # fmt: skip
     assert {p.index for p in ordered[-len(used) :]} == used
     assert len(ordered) == len(training.prompts)
+    wide = config.parse(config.dump(cfg), ["loss.k=24"])
+    probe = make_probe_config(wide, candidate.pair, None)
+    assert (probe.k, probe.recorded) == (16, 24)  # diagnostics of all runs are at 16
 
 
 def test_an_incompatible_teacher_is_an_error(tmp_path):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from conftest import tiny_tokenizer
+from opd.config import Loss
 from opd.core.stats import Estimate
 from opd.recipes.check import compatibility
-from opd.recipes.check.advice import Advice, RunFacts, advise, find_changes
+from opd.recipes.check.advice import Advice, RunFacts, advise, find_changes, support_mass
 from opd.recipes.check.compatibility import Finding
 from opd.recipes.check.forecast import predict
 from opd.recipes.check.reasons import AGAINST, base_model_reason, confidence, explain, points
 from opd.recipes.check.verdict import cold_start_helps, decisive_rule, judge
+from opd.types import Rollout
 from support.check_features import MODEL, RUN, estimate, make_features
 
 
@@ -217,6 +220,25 @@ def test_advice_names_keys():
     alike = make_features(0.2, 0.8, 0.1)
     assert not advise("go", predict(MODEL, alike, RUN), alike, [], FACTS)
     assert isinstance(advice[0], Advice)
+
+
+@pytest.mark.parametrize(
+    ("loss", "mass"),
+    [
+        ({"k": 2}, 0.8),
+        ({"k": 4}, 0.95),
+        ({"k": 2, "mode": "reference"}, 0.8),
+        ({"k": 2, "mode": "tail"}, 1.0),
+        ({"support": "full"}, 1.0),
+        ({"support": "sampled"}, 1.0),
+        ({"support": "teacher_topk"}, 1.0),
+    ],
+)
+def test_the_mass_that_a_tail_bucket_would_add_is_that_of_the_runs_own_loss(loss, mass):
+    rollout = Rollout.of_ids((1,), [2, 3], topk_ids=np.zeros((2, 4), np.int32))
+    logp = np.log(np.array([[0.5, 0.3, 0.1, 0.05]] * 2, np.float32))
+    assert support_mass(Loss(**loss), [replace(rollout, topk_logp=logp)]) == pytest.approx(mass)
+    assert support_mass(Loss(), [Rollout.of_ids((1,), [2])]) == 1.0  # a sampler that tells none
 
 
 def test_a_teacher_that_is_more_accurate_only_on_its_own_is_worth_a_cold_start():

@@ -7,7 +7,7 @@ from opd.commands.check.gather import Gathering
 from opd.commands.check.result import TeacherResult
 from opd.core import stats
 from opd.models.lm import load_lm
-from opd.recipes.check.advice import Advice, RunFacts, advise, find_changes
+from opd.recipes.check.advice import Advice, RunFacts, advise, find_changes, support_mass
 from opd.recipes.check.diagnose import diagnose
 from opd.recipes.check.forecast import Forecast, predict
 from opd.recipes.check.reasons import Reason, base_model_reason, explain
@@ -47,10 +47,9 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
     if base is not None and candidate.pair.teacher is not None:
         reasons = [*reasons, _compare_with_base(base, candidate.pair, gathering)]
     rollouts = student.rollouts
-    support = side.on_student.mean.get("diag/support_mass")
     facts = RunFacts(
         truncated=float(sum(r.finish == "length" for r in rollouts) / len(rollouts)),
-        support_mass=1.0 if support is None else float(support.mean()),
+        support_mass=support_mass(candidate.cfg.loss, rollouts),
         max_new_tokens=candidate.cfg.rollout.max_new_tokens,
         cold_start=_cold_start(candidate),
         prompts=len(student.prompts),

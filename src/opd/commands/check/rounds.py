@@ -149,7 +149,8 @@ def make_probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfi
         rollout_decoding(cfg),
         make_decoder(pair.tokenizer),
         grader,
-        k=min(max(cfg.loss.k, OVERLAP_K), pair.student.vocab),
+        k=min(OVERLAP_K, pair.student.vocab),
+        recorded=min(cfg.loss.k, pair.student.vocab),
         tokens_per_batch=token_budget(cfg),
         seed=cfg.train.seed,
         m=ANSWERS if evaluation.temperature > 0 else 1,  # greedy answers are all the same

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
+from opd.config import Loss
 from opd.core.stats import Estimate
 from opd.recipes.check.compatibility import Finding
 from opd.recipes.check.forecast import Forecast, predict
@@ -13,6 +16,7 @@ from opd.recipes.check.forecast_model import ForecastModel
 from opd.recipes.check.reasons import COMPATIBLE, MAX_TRUNCATED, points
 from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.verdict import GO, MIN_GAP, NO_GO, UNKNOWN, Verdict, cold_start_helps, judge
+from opd.types import Rollout
 
 MIN_SUPPORT_MASS = 0.97  # of the student inside the support of the loss
 LONGER = (2, 4)  # times the steps that are tried
@@ -48,7 +52,7 @@ class RunFacts:
 
     Attributes:
         truncated: fraction of student rollouts cut off at the limit.
-        support_mass: the student's probability mass inside the support of the loss.
+        support_mass: see `support_mass`.
         max_new_tokens: rollout.max_new_tokens.
         cold_start: the `coldstart` section to set; None if the teacher cannot generate or the run
             has one already.
@@ -60,6 +64,22 @@ class RunFacts:
     max_new_tokens: int
     cold_start: Mapping[str, Any] | None
     prompts: int = 0
+
+
+def support_mass(loss: Loss, rollouts: Sequence[Rollout]) -> float:
+    """The student's mean probability on the tokens that its loss sees, where the rest may drift.
+
+    Args:
+        loss: of the run, its support settled.
+        rollouts: of the student, with the log-probs of its top tokens.
+
+    Returns:
+        1 with a tail bucket, or on a support that is not the student's own top k.
+    """
+    if loss.support != "student_topk" or loss.mode == "tail":
+        return 1.0
+    masses = [np.exp(r.topk_logp[:, : loss.k]).sum(1) for r in rollouts if r.topk_logp.shape[1]]
+    return float(np.concatenate(masses).mean()) if masses else 1.0
 
 
 def find_changes(

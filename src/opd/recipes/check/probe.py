@@ -64,6 +64,7 @@ class ProbeConfig:
         n: student rollouts per prompt.
         m: answers of each model per prompt.
         k: support size of the diagnostics.
+        recorded: top tokens at each position of the student's rollouts, where more than k.
         tokens_per_batch: padded tokens per forward pass of the diagnostics.
         seed: of all samples.
         evaluation: decoding of the answers that accuracies are of, the teacher's samples and the
@@ -78,6 +79,7 @@ class ProbeConfig:
     n: int = 4
     m: int = 2
     k: int = 16
+    recorded: int = 0
     tokens_per_batch: int = 8192
     seed: int = 0
     evaluation: Decoding | None = None
@@ -202,7 +204,7 @@ def probe_student(
     student: ProbeModel, prompts: Sequence[Prompt], config: ProbeConfig
 ) -> StudentSide:
     """Sample and grade the student, and let it continue its own prefixes."""
-    sampler = student.samplers(config.decoding, config.k)
+    sampler = student.samplers(config.decoding, max(config.k, config.recorded))
     rollouts = sampler.sample(prompts, n=config.n, key=_key(config, STUDENT_SAMPLES))
     answers, tokens = answer(student, prompts, config)
     greedy = None
