@@ -114,7 +114,7 @@ def test_no_reason_contradicts_the_verdict_unmarked(features):
     forecast = predict(MODEL, features, RUN)
     verdict = judge(forecast, features)
     texts = [reason.text for reason in explain(verdict, forecast, features, RUN)]
-    against = {"go": ("not compatible", "do not separate", "lower", "less accurate"),
+    against = {"go": ("not compatible", "do not measurably separate", "lower", "less accurate"),
                "don't": ("are compatible", "scores separate", "raise accuracy",
                          "is more accurate than")}.get(verdict, ())  # fmt: skip
     for text in texts[1:]:
@@ -140,7 +140,9 @@ def test_the_first_reason_is_the_rule_that_decided_and_names_lead_and_temperatur
     assert "after 25%, 50%, 75% of a rollout: +30, +30, +30" in reasons[1].evidence
     assert "gap +60.0 points (+58.0 to +62.0)" in reasons[1].evidence
     greedy = explain("go", forecast, features, replace(RUN, eval_temperature=0.0))
-    assert "temperature 0 (greedy)" in greedy[0].evidence
+    assert "temperature 0 (greedy), as the first held-out set" in greedy[0].evidence
+    alone = explain("go", forecast, features, replace(RUN, evaluated=False))
+    assert "as in training" in alone[0].evidence
     assert decisive_rule(forecast, features) == "recovers"
 
 
@@ -196,6 +198,15 @@ def test_not_known_names_what_would_settle_it():
     assert "longer pilot" in texts(
         make_features(0.2, 0.8, 1.0) | pilot(0.05, 0.01, 0.1, half=0.001)
     )
+
+
+def test_the_limit_that_cuts_the_teachers_answers_is_the_one_to_raise():
+    features = make_features(0.2, 0.8, 0.1, teacher_truncated=0.9)
+    forecast = predict(MODEL, features, RUN)
+    facts = replace(FACTS, answer_limit=("eval.0.max_new_tokens", 32))
+    (advice,) = (a for a in advise("go", forecast, features, [], facts) if "cut off" in a.text)
+    assert advice.set == {"eval.0.max_new_tokens": 64}
+    assert "teacher's answers are cut off at 32 tokens" in advice.text
 
 
 def test_confidence_says_what_was_not_tried():
@@ -262,6 +273,8 @@ def test_a_teacher_equal_to_the_base_model_is_named():
     other = base_model_reason(estimate(0.5), estimate(0.6))
     assert "is the student's base model again" in same.text
     assert "differs from the student's base model" in other.text
+    unsure = base_model_reason(Estimate(0.05, 0.0, 0.1, 9), estimate(0.6))
+    assert unsure.text.endswith("is not known")
 
 
 def test_tokenizers_that_differ_are_a_failure_with_a_fix():

@@ -11,6 +11,7 @@ import pytest
 from opd import config
 from opd.core.stats import Estimate
 from opd.errors import UserError
+from opd.recipes.check.reasons import AGAINST
 from opd.reports.check_page import check_document, number_table, overrides
 from opd.reports.document import Document, Note, Section, Table, Verdict
 from opd.reports.formatting import estimate
@@ -55,6 +56,18 @@ def test_a_page_of_any_sections_has_the_same_policy_and_its_sidecar(tmp_path):
     sidecar = json.loads(page.with_suffix(".json").read_text("utf-8"))
     rows = sidecar["sections"]["teachers"]["parts"]
     assert rows[0]["rows"][0][1] == {"value": 0.5, "shown": "50.0%", "note": "40.0 to 60.0%"}
+
+
+def test_a_go_that_something_speaks_against_does_not_say_that_nothing_does():
+    reasons = ["Training is predicted to recover most", f"{AGAINST}the models are not compatible"]
+    pages = (
+        render_text(check_document({"verdict": "go", "reasons": reasons[:count]}))
+        for count in (1, 2)
+    )
+    plain, marked = (" ".join(page) for page in pages)
+    assert "nothing stands against" in plain
+    assert "nothing stands against" not in marked
+    assert "speaks against it" in marked
 
 
 @pytest.mark.parametrize(

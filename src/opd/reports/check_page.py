@@ -36,6 +36,7 @@ _HEADLINES: dict[str, tuple[Tone, str]] = {
     "no-go": ("bad", "No-go: this run is not expected to work."),
 }
 _HEADLINES["don't"] = _HEADLINES["no-go"]
+_AGAINST = "Against this verdict"  # begins such a reason
 _PARTS = ("value", "low", "high", "n")  # of a number with its interval
 _LEVELS_MISLEAD = (
     "Levels alone mislead: failing pairs can start high too. The verdict rests on distance and "
@@ -102,6 +103,8 @@ def check_verdict(record: Mapping[str, Any]) -> Verdict:
         Sentence(f"Outside the range of the calibration runs: {text}.")
         for text in _items(_at(_best_teacher(record), "forecast", "out_of_range"))
     ]
+    if verdict == "go" and any(sentence.text.startswith(_AGAINST) for sentence in sentences):
+        headline = "Go, although something that was measured speaks against it: see below."
     advice = [_sentence(item) for item in _items(record.get("advice"))]
     return Verdict(headline, tone, _tiles(record), sentences, advice)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from opd.commands.check.candidates import Candidate
 from opd.commands.check.gather import Gathering
 from opd.commands.check.result import TeacherResult
+from opd.config import Run
 from opd.core import stats
 from opd.models.lm import load_lm
 from opd.recipes.check.advice import Advice, RunFacts, advise, find_changes, support_mass
@@ -53,6 +54,7 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
         max_new_tokens=candidate.cfg.rollout.max_new_tokens,
         cold_start=_cold_start(candidate),
         prompts=len(student.prompts),
+        answer_limit=_answer_limit(candidate.cfg),
     )
     advice = changes + advise(verdict, forecast, features, candidate.findings, facts)
     return TeacherResult(candidate, verdict, features, side, forecast, reasons, advice)
@@ -81,6 +83,12 @@ def _unmeasured(candidate: Candidate, gathering: Gathering) -> TeacherResult:
         advice = Advice(f"To settle it: --budget {needed:.0f}, roughly, on this machine")
     forecast = Forecast(0.0, None, None)
     return TeacherResult(candidate, UNKNOWN, {}, None, forecast, [reason], [advice])
+
+
+def _answer_limit(cfg: Run) -> tuple[str, int] | None:
+    """Key and value of the limit of held-out answers, where they have one of their own."""
+    own = cfg.eval[0].max_new_tokens if cfg.eval else None
+    return None if own is None else ("eval.0.max_new_tokens", own)
 
 
 def _cold_start(candidate: Candidate) -> dict[str, object] | None:

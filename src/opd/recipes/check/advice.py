@@ -57,6 +57,7 @@ class RunFacts:
         cold_start: the `coldstart` section to set; None if the teacher cannot generate or the run
             has one already.
         prompts: of the probe.
+        answer_limit: key and tokens of the limit of held-out answers; None: as rollouts.
     """
 
     truncated: float
@@ -64,6 +65,7 @@ class RunFacts:
     max_new_tokens: int
     cold_start: Mapping[str, Any] | None
     prompts: int = 0
+    answer_limit: tuple[str, int] | None = None
 
 
 def support_mass(loss: Loss, rollouts: Sequence[Rollout]) -> float:
@@ -134,12 +136,15 @@ def advise(
     cut = features.get("teacher_truncated")
     cut_teacher = 0.0 if cut is None else cut.value
     if max(run.truncated, cut_teacher) > MAX_TRUNCATED:
-        who = "student's rollouts" if run.truncated >= cut_teacher else "teacher's answers"
+        who, key, limit = "student's rollouts", "rollout.max_new_tokens", run.max_new_tokens
+        if run.truncated < cut_teacher:
+            who = "teacher's answers"
+            key, limit = run.answer_limit or (key, limit)
         advice.append(
             Advice(
-                f"{max(run.truncated, cut_teacher):.0%} of the {who} are cut off at "
-                f"{run.max_new_tokens} tokens: raise the limit, then check again",
-                {"rollout.max_new_tokens": 2 * run.max_new_tokens},
+                f"{max(run.truncated, cut_teacher):.0%} of the {who} are cut off at {limit} "
+                "tokens: raise the limit, then check again",
+                {key: 2 * limit},
             )
         )
     if run.support_mass < MIN_SUPPORT_MASS:

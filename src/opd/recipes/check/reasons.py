@@ -108,10 +108,11 @@ def _decisive_evidence(
 
 def sampling_text(run: RunSettings) -> str:
     """How the answers are sampled that every accuracy of the check is of."""
+    like = "as the first held-out set is evaluated" if run.evaluated else "as in training"
     if run.eval_temperature == 0:
-        return "temperature 0 (greedy), as the first held-out set is evaluated"
+        return f"temperature 0 (greedy), {like}"
     top_p = f", top_p {run.eval_top_p:g}" if run.eval_top_p < 1 else ""
-    return f"temperature {run.eval_temperature:g}{top_p}, as the first held-out set is evaluated"
+    return f"temperature {run.eval_temperature:g}{top_p}, {like}"
 
 
 def _lead_statement(features: Mapping[str, Estimate]) -> _Statement | None:
@@ -217,7 +218,7 @@ def _signal_statement(features: Mapping[str, Estimate]) -> _Statement | None:
     if area.low > 0.5:
         text = "The teacher's scores separate correct from incorrect answers"
         return _Statement(Reason(text, evidence), True)
-    text = "The teacher's scores do not separate correct from incorrect answers"
+    text = "The teacher's scores do not measurably separate correct from incorrect answers"
     return _Statement(Reason(text, evidence), False)
 
 
@@ -247,7 +248,11 @@ def base_model_reason(teacher_kl: Estimate, student_kl: Estimate) -> Reason:
         return Reason(
             "The teacher is the student's base model again: training would undo gains", evidence
         )
-    return Reason("The teacher differs from the student's base model", evidence)
+    if teacher_kl.low > SAME_AS_BASE * student_kl.value:
+        return Reason("The teacher differs from the student's base model", evidence)
+    return Reason(
+        "Whether the teacher differs from the student's base model is not known", evidence
+    )
 
 
 def confidence(forecast: Forecast) -> str:

@@ -31,6 +31,7 @@ class RunSettings:
         eval_temperature: of the evaluation that the forecast holds for.
         eval_top_p: likewise.
         cold_start: whether the run begins with a cold start.
+        evaluated: whether there is a held-out set; without one, answers are sampled as rollouts.
     """
 
     steps: int
@@ -47,6 +48,7 @@ class RunSettings:
     eval_temperature: float
     eval_top_p: float
     cold_start: bool = False
+    evaluated: bool = True
 
     def path(self, steps: int | None = None) -> float:
         """Sum of the learning rates of the first `steps` updates; None: of all."""
@@ -77,6 +79,7 @@ class RunSettings:
             eval_temperature=evaluation.temperature,
             eval_top_p=evaluation.top_p,
             cold_start=cfg.coldstart is not None and cfg.coldstart.when == "start",
+            evaluated=bool(cfg.eval),
         )
 
     @staticmethod
