@@ -111,7 +111,7 @@ RULES = (
     ),
     Rule(
         name="entropy-collapse",
-        message="The student's entropy is collapsing: samples of a prompt become identical.",
+        message="The student's entropy is collapsing, far below its start and the teacher's.",
         remedy="Set loss.terms.entropy_forward_kl, raise rollout.temperature, or mix in prompts "
         "the teacher was not trained on.",
         threshold=0.5,
