@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from conftest import VOCAB
+from opd import config
 from opd.errors import UserError
+from opd.run.clock import Clock
+from opd.run.console import Console
+from opd.setup.remote_teacher import CachedScores
 from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store, entry_key, offline_name
 from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import TeacherDown
@@ -183,3 +187,12 @@ def test_offline_gives_what_was_made_and_names_what_is_missing(make_lm, tmp_path
         offline.score(random_rollouts(1, seed=3, vocab=VOCAB), WANT)
     with pytest.raises(UserError, match="of m"):
         OfflineTeacher(store, "m", temperature=2.0).score(given, WANT)
+
+
+def test_the_size_that_a_run_gives_bounds_its_cache(tmp_path):
+    """teacher.cache.max_gb, in bytes."""
+    teacher = {"model": "t", "cache": {"dir": str(tmp_path), "offline": True, "max_gb": 0.25}}
+    data = {"student": {"model": "s"}, "teacher": teacher, "prompts": {"path": "p"}}
+    cfg = config.parse(data | {"output": {"dir": "run"}})
+    made = CachedScores(cfg.teacher).teacher(cfg, 10, tmp_path, Console("quiet"), Clock())
+    assert made.store.max_bytes == 250_000_000

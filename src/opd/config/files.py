@@ -19,6 +19,8 @@ from opd.config.schema import Run
 from opd.config.yaml_file import parse_value, read_yaml
 from opd.errors import UserError
 
+QUOTES, NOTHING = ("'", '"', "|", ">", "!"), ("", "~", "null")  # of YAML, kept for text
+
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     """Read run.yaml or a run's config.json, apply `key=value` overrides, validate once.
@@ -107,14 +109,15 @@ def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
 
 
 def _parse_override(key: str, text: str) -> Any:
-    """The value of an override; of a key that is text alone also what YAML takes for more.
+    """The value of an override; of a key that is text alone the text itself, quoted or not.
 
-    `teacher.prompt={prompt}` is a mapping to YAML, and `output.dir=7` a number.
+    To YAML `teacher.prompt={prompt}` is a mapping, `{prompt} {answer}` an error, `output.dir=7` a
+    number, and what follows ` #` a comment.
     """
-    value = parse_value(text)
-    if value is None or isinstance(value, str) or not takes_text_alone(key):
-        return value
-    return text
+    plain = text.strip()
+    if not takes_text_alone(key) or plain[:1] in QUOTES or plain.lower() in NOTHING:
+        return parse_value(text)
+    return plain
 
 
 def validate(data: dict[str, Any], *, where: str) -> Run:
