@@ -13,6 +13,7 @@ from opd import config
 from opd.commands import auto
 from opd.commands.check import gather, rounds
 from opd.commands.check.rounds import MIN_PROMPTS
+from opd.commands.export import export_run
 from opd.commands.train import run_train
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
@@ -197,6 +198,9 @@ def test_a_run_that_does_harm_keeps_the_student_it_began_with(tmp_path, cold):
     assert entry["after"] == entry["before"]
     ours, theirs = weights(tmp_path / "run" / "final"), weights(PAIR / "teacher")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    made = export_run(tmp_path / "run", tmp_path / "exported")
+    assert made.step == 0
+    assert all(torch.equal(weights(made.path)[name], theirs[name]) for name in theirs)
 
 
 def test_a_run_that_helps_keeps_its_last_student(tmp_path):

@@ -70,7 +70,7 @@ class Exported:
 
 
 def export_run(run: Path, out: Path | None = None, *, merge: bool = False) -> Exported:
-    """Write the student of a run's newest checkpoint as a folder that transformers loads.
+    """Write the student that a run ended with, or its newest, as a folder that transformers loads.
 
     A LoRA student is written as its adapter, or merged into its base with `merge`.
 
@@ -85,8 +85,8 @@ def export_run(run: Path, out: Path | None = None, *, merge: bool = False) -> Ex
     data = read_run(run)
     out = out or run / "export"
     require_output(out, run, data)
-    # A run that an alarm has stopped keeps its best student in a folder of its own.
-    checkpoint = find_newest_checkpoint(run / ("checkpoints" if data.stopped_by is None else BEST))
+    # A run that ended with an earlier student, the best it had, keeps it in a folder of its own.
+    checkpoint = find_newest_checkpoint(run / ("checkpoints" if data.kept_step is None else BEST))
     if checkpoint is None:
         raise UserError(f"{run} has no valid checkpoint to export; let `opd train` save one.")
     cfg = config.parse_stored(data.config, where=str(run / "config.json"))

@@ -64,7 +64,8 @@ class RunData:
         check: record of `opd check`.
         coldstart: record of the cold start.
         stopped_by: the alarm that stopped the run.
-        kept_step: step of the student that is kept after that alarm.
+        kept_step: step of the student that the run ended with, if an alarm or `recipe: auto` chose
+            an earlier one.
         evals: the held-out sets.
         token_texts: text of every token id.
         is_running: a process is writing the folder.
