@@ -108,7 +108,7 @@ def run_cost(
     saves = -(-cfg.train.steps // cfg.output.save_every)
     return RunCost(
         parameters=cost.count_parameters(student, teacher),
-        memory=cost.estimate_memory(student, teacher),
+        memory=cost.estimate_memory(student, teacher, int8=cfg.optim.moments == "int8"),
         peak=cost.peak_memory(),
         disk=bytes_needed(cfg, student, teacher),
         tokens=tokens_per_step * cfg.train.steps,

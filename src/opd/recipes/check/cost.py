@@ -19,6 +19,7 @@ import torch
 
 from opd.models.lm import LM
 from opd.run.devices import peak_device_bytes
+from opd.training.int8_moments import state_bytes
 
 Result = TypeVar("Result")
 
@@ -113,14 +114,21 @@ def count_parameters(student: LM, teacher: LM | None) -> dict[str, int]:
     return counts if teacher is None else counts | {"teacher": teacher.num_parameters()}
 
 
-def estimate_memory(student: LM, teacher: LM | None) -> dict[str, int]:
-    """Bytes by part; the rest of the measured peak is activations, caches and libraries."""
-    trained = sum(p.numel() * p.element_size() for p in student.parameters().values())
-    parts = {
-        "student weights": _bytes(student),
-        "gradients": trained,
-        "optimizer": ADAM_STATES * trained,
-    }
+def estimate_memory(student: LM, teacher: LM | None, *, int8: bool = False) -> dict[str, int]:
+    """Bytes by part on the student's device, beside activations and caches.
+
+    Args:
+        student: as the run trains it, with its master weights.
+        teacher: in this process, or None.
+        int8: whether the optimizer's moments have 8 bits (optim.moments).
+    """
+    weights = list(student.weights().values())
+    trained = sum(w.numel() * w.element_size() for w in weights)  # gradients have their dtype
+    moments = sum(state_bytes(w.numel()) for w in weights) if int8 else ADAM_STATES * trained
+    parts = {"student weights": _bytes(student), "gradients": trained}
+    if all(w.device == student.device for w in weights):
+        parts |= {"master weights": trained} if student.masters else {}
+        parts["optimizer moments"] = moments
     return parts if teacher is None else parts | {"teacher weights": _bytes(teacher)}
 
 
