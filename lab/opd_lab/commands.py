@@ -50,7 +50,10 @@ BUILT_ON_USE = (
 )  # not built unless named, or used by a command
 # Measured with one thread, on a machine that did other work too.
 TIME_OF_ALL = "Three seeds of all took 117 minutes (docs/lab.md)."
-TIME_OF_QUICK = "Three seeds of these, six of E3, took 14 minutes without their checkpoints (docs/lab-quick.md)."
+TIME_OF_QUICK = (
+    "Three seeds of these, six of E3, took 14 minutes without their checkpoints "
+    "(docs/lab-quick.md)."
+)
 
 
 @dataclass(frozen=True)
