@@ -150,6 +150,20 @@ def test_a_resumed_run_takes_what_was_decided(tmp_path, checks):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["alarms"]["action"] == "act"
 
 
+def test_a_resumed_run_takes_alarms_that_are_free_to_change(tmp_path):
+    """A run that an alarm stopped goes on with `alarms.action=warn`."""
+    given = settings(tmp_path, alarms={"action": "stop"})
+    went_on = auto.restore_decisions(settings(tmp_path), config.dump(given))
+    assert went_on.alarms.action == "warn"
+    decided = config.dump(settings(tmp_path, alarms={"action": "act"}))
+    rules = {"rules": {"repetition": {"action": "off"}}}
+    again = auto.restore_decisions(settings(tmp_path, alarms=rules), decided)
+    assert again.alarms.action == "act"  # decided; the file still says warn
+    assert again.alarms.rules["repetition"].action == "off"
+    quiet = auto.restore_decisions(settings(tmp_path, alarms={"action": "off"}), decided)
+    assert quiet.alarms.action == "off"
+
+
 def test_several_processes_are_asked_to_check_first(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--apply"):

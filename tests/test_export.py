@@ -100,6 +100,34 @@ def test_card_has_results_with_intervals_training_and_licences(full, tmp_path):
         assert words in text
 
 
+def stopped(full, folder, action: str):
+    """The run as an alarm that it recorded after its first step leaves it."""
+    shutil.copytree(full, folder)
+    line = {"step": 1, "name": "repetition", "message": "Loops.", "action": action}
+    (folder / "alarms.jsonl").write_text(json.dumps(line) + "\n")
+    return folder
+
+
+def test_a_run_that_an_alarm_stopped_without_a_best_student_exports_its_last(full, tmp_path):
+    """No set is evaluated along the way: `stop` keeps the student of the last step."""
+    run = stopped(full, tmp_path / "run", "stop")
+    alarm = {"step": 2, "name": "repetition", "message": "Loops.", "action": "stop"}
+    (run / "summary.json").write_text(json.dumps({"stopped": alarm, "steps": 2, "sets": {}}))
+    assert export_run(run, tmp_path / "out").step == 2
+
+
+def test_the_card_says_what_alarms_changed_before_the_exported_step(full, tmp_path):
+    done = "loss.mode is tail from the next step on"
+    data = read_run(stopped(full, tmp_path / "run", done))
+    late = model_card(data, kind="weights", step=2, reload_check="")
+    assert "mode `paper`" in late
+    assert "mode is tail from the next step on" in late
+    assert "`repetition`, after step 1" in late
+    assert "is tail" not in model_card(data, kind="weights", step=1, reload_check="")
+    warned = read_run(stopped(full, tmp_path / "warned", "warn"))
+    assert "repetition" not in model_card(warned, kind="weights", step=2, reload_check="")
+
+
 def test_hostile_names_stay_text_in_the_card(full, tmp_path):
     data = read_run(full)
     data.config["teacher"]["model"] = "a`b|c\n# heading\x1b[31m"

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from opd.http import Endpoint, Http
 from opd.recipes.coldstart import CompletionSource, before_training, phase
 from opd.recipes.coldstart.completions import with_student_end
 from opd.recipes.coldstart.phase import even_batches
-from opd.recipes.coldstart.progress import Overlap, reason_to_stop
+from opd.recipes.coldstart.progress import Overlap, Progress, reason_to_stop
 from opd.recipes.distillation import distill
 from opd.run.checkpoint import find_newest_checkpoint
 from opd.run.jsonl import read_jsonl
@@ -41,7 +41,7 @@ from opd.setup.remote_teacher import ServedTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.testing import FakeVllmServer
 from support.coldstart_runs import run_config
-from support.runs import Counting, digest, open_run, run_to_end
+from support.runs import Counting, digest, open_run, run_to_end, shorten_prompts
 from support.servers import STOP, stopping_model
 
 
@@ -144,6 +144,31 @@ def test_stopped_and_resumed_is_the_same_run(home, straight, stop_after):
         assert record["tokens"] == straight[1]["coldstart"]["tokens"]
     assert run_to_end(run_config(folder), resume=True)["coldstart"] == straight[1]["coldstart"]
     assert digest(folder) == digest(straight[0])
+
+
+def test_a_server_gets_the_restored_weights_before_the_phase_is_evaluated(tmp_path, monkeypatch):
+    """Ctrl-C in the last round: what goes on with no round left evaluates, and nothing else."""
+    data, seen = run_config(tmp_path / "run"), {}
+    shorten_prompts(data, 64)
+    data["eval"] = []
+    session, completions = open_run(data)
+    first = next(iter(session.learner.student.weights().values()))
+    sampler = Counting(session.source.sampler)
+    sampler.sync = lambda version: seen.update(server=float(first.detach().sum()))
+
+    def restored(run, learner, folder):
+        first.data += 1.0
+        return 1, {"facts": asdict(Progress(rounds=1, looks=(Overlap(1.0, 1.0),)))}
+
+    monkeypatch.setattr(phase, "restore_phase", restored)
+    monkeypatch.setattr(phase, "find_newest_checkpoint", lambda folder: folder)
+    source = replace(session.source, sampler=sampler)
+    record = phase.run_rounds(
+        replace(session, source=source), completions, session.cfg.coldstart, 0
+    )
+    session.folder.close()
+    assert record["rounds"] == 1
+    assert seen["server"] == float(first.detach().sum())
 
 
 @pytest.mark.slow

@@ -65,6 +65,22 @@ def test_scores_on_the_support_say_so(good):
     assert "renormalised" in tables[-1].note
 
 
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [("rollout", {"temperature": 0.7}), ("rollout", {"top_p": 0.9})],
+)
+def test_samples_of_another_distribution_have_no_mean_that_is_the_reverse_kl(
+    make_run, section, values
+):
+    (key,) = values
+    run = read_run(make_run(sampled=True, settings={section: values}))
+    note = difference_tables(run, rollouts_by_part(run))[-1].note
+    assert "is the reverse KL" not in note
+    assert f"{section}.{key}={values[key]}" in note
+    plain = read_run(make_run("plain", sampled=True))
+    assert "is the reverse KL" in difference_tables(plain, rollouts_by_part(plain))[-1].note
+
+
 def test_no_scores_no_tables(good):
     assert difference_tables(read_run(good), {}) == []
 

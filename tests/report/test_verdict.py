@@ -66,7 +66,11 @@ def test_a_run_that_stopped_says_so(make_run):
 
 @pytest.mark.parametrize(
     ("kept", "after", "words"),
-    [(10, 0.6, "student of step 10, the best so far"), (0, 0.2, "student of step 0, the best so")],
+    [
+        (10, 0.6, "student of step 10, the best so far, is kept"),
+        (0, 0.2, "student of step 0, the best so"),
+        (20, 0.3, "student of step 20 is kept"),  # best or not: without a held-out set it is last
+    ],
 )
 def test_a_run_that_an_alarm_ended_is_about_the_student_it_kept(make_run, kept, after, words):
     path = make_run(accuracy={0: 0.2, 10: 0.6, 20: 0.3}, planned=100)

@@ -83,6 +83,20 @@ def test_what_the_others_scored_is_kept_when_one_goes_away(make_lm):
     assert there == [True, True, False, True, False, True]
 
 
+@pytest.mark.parametrize("away", [0, 1])
+def test_a_mixture_keeps_no_score_of_one_teacher_alone_when_another_goes_away(make_lm, away):
+    """A step that is resumed would train on it as if it were the mixture's."""
+    parts = [LocalTeacher(make_lm(1)), LocalTeacher(make_lm(2))]
+    rollouts, want = made_rollouts(3), Want(sampled=True)
+    exact = MixedTeacher("m", [(0.5, part) for part in parts]).score(rollouts, want)
+    parts[away] = Away(parts[away])
+    with pytest.raises(TeacherDown) as down:
+        MixedTeacher("m", [(0.5, part) for part in parts]).score(rollouts, want)
+    first, *others = down.value.partial
+    assert others == [None, None]
+    assert first is None if away == 0 else np.array_equal(first.sampled, exact[0].sampled)
+
+
 def test_a_mixture_is_the_mean_of_probabilities(make_lm):
     lms, weights = [make_lm(1), make_lm(2)], [0.25, 0.75]
     mixture = MixedTeacher("m", [(w, LocalTeacher(x)) for w, x in zip(weights, lms, strict=True)])

@@ -116,8 +116,15 @@ def at_start(cfg: Run) -> bool:
 
 
 def restore_decisions(cfg: Run, stored: dict[str, Any]) -> Run:
-    """The configuration with the sections an interrupted run was started with."""
-    return _with(cfg, {name: stored[name] for name in DECIDED if name in stored})
+    """The configuration with what was decided for an interrupted run.
+
+    Alarms may be changed when a run is resumed: only the action that this recipe set stays.
+    """
+    changes = {name: stored[name] for name in DECIDED if name in stored}
+    alarms = changes.pop("alarms", {})
+    if cfg.alarms.action == "warn" and alarms.get("action") == "act":
+        changes["alarms"] = {"action": "act"}
+    return _with(cfg, changes)
 
 
 def _with(cfg: Run, changes: dict[str, Any]) -> Run:

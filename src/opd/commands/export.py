@@ -85,8 +85,7 @@ def export_run(run: Path, out: Path | None = None, *, merge: bool = False) -> Ex
     data = read_run(run)
     out = out or run / "export"
     require_output(out, run, data)
-    # A run that ended with an earlier student, the best it had, keeps it in a folder of its own.
-    checkpoint = find_newest_checkpoint(run / ("checkpoints" if data.kept_step is None else BEST))
+    checkpoint = _kept_checkpoint(run, data.kept_step)
     if checkpoint is None:
         raise UserError(f"{run} has no valid checkpoint to export; let `opd train` save one.")
     cfg = config.parse_stored(data.config, where=str(run / "config.json"))
@@ -107,6 +106,20 @@ def export_run(run: Path, out: Path | None = None, *, merge: bool = False) -> Ex
         for file in new.iterdir():  # weights are saved without read permission for others
             file.chmod(0o644)
     return exported
+
+
+def _kept_checkpoint(run: Path, kept_step: int | None) -> Checkpoint | None:
+    """The checkpoint of the student that a run ended with; its newest while it goes on.
+
+    A run that ended with an earlier student, the best it had, keeps it in a folder of its own. One
+    that an alarm stopped without a held-out set has no best student, and ended with its newest.
+    """
+    newest = find_newest_checkpoint(run / "checkpoints")
+    if kept_step is None:
+        return newest
+    best = find_newest_checkpoint(run / BEST)
+    last = newest if newest is not None and newest.step == kept_step else None
+    return last if best is None else best
 
 
 def require_output(out: Path, run: Path, data: RunData) -> None:

@@ -43,8 +43,8 @@ class Total:
 def difference_tables(run: RunData, parts: Mapping[str, Sequence[ScoredRollout]]) -> list[Part]:
     """Tokens and token classes by their share of the KL, early against late steps.
 
-    The KL of a token is log p - log q at the sampled token: its mean over the student's samples is
-    the reverse KL (the estimator k1), single values may be negative.
+    The KL of a token is log p - log q at the sampled token: its mean over samples of the student as
+    it is is the reverse KL (the estimator k1), single values may be negative.
 
     Args:
         run: the run.
@@ -59,9 +59,9 @@ def difference_tables(run: RunData, parts: Mapping[str, Sequence[ScoredRollout]]
     classes = {name: by_class for name, (_, by_class) in totals.items()}
     is_exact = all(r.exact for name in names for r in parts[name])
     note = (
-        "KL of a sampled token: log p \u2013 log q, whose mean over the student's own samples is "
-        f"the reverse KL. From {_counts(parts, names)}. Shares are of the sum over all tokens, and "
-        "left out where that is not positive."
+        f"KL of a sampled token: log p \u2013 log q, {_mean_of_samples(run)}. From "
+        f"{_counts(parts, names)}. Shares are of the sum over all tokens, and left out where that "
+        "is not positive."
     )
     if not is_exact:
         note += " Both models renormalised on the student's top k; tokens outside it not counted."
@@ -69,6 +69,16 @@ def difference_tables(run: RunData, parts: Mapping[str, Sequence[ScoredRollout]]
         _table("By class of token", "class", classes, [WORD, PIECE, DIGITS, SYMBOLS, SPACE, STOP]),
         _table("Tokens with the largest total KL", "token", tokens, None, note),
     ]
+
+
+def _mean_of_samples(run: RunData) -> str:
+    """What the mean over the sampled tokens is, in words."""
+    keys = (("rollout", "temperature"), ("rollout", "top_p"), ("loss", "teacher_temperature"))
+    values = {f"{section}.{key}": run.setting(section, key) for section, key in keys}
+    changed = [f"{key}={value:g}" for key, value in values.items() if value not in (None, 1)]
+    if not changed:
+        return "whose mean over the student's own samples is the reverse KL"
+    return f"whose mean is not the reverse KL of the two models, because of {', '.join(changed)}"
 
 
 def _counts(parts: Mapping[str, Sequence[ScoredRollout]], names: Sequence[str]) -> str:

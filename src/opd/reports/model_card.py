@@ -45,7 +45,7 @@ def model_card(run: RunData, *, kind: str, step: int, reload_check: str) -> str:
         [
             Section("summary", "", [Note(summary)]),
             Section("results", "Results", [_results(run)]),
-            Section("training", "Training", [_training(run, reload_check)]),
+            Section("training", "Training", [_training(run, step, reload_check)]),
             Section("licences", "Licences", _licences([student, *teachers])),
         ],
     )
@@ -97,7 +97,7 @@ def _results(run: RunData) -> Table | Note:
     return Table("", columns, rows, note)
 
 
-def _training(run: RunData, reload_check: str) -> Table:
+def _training(run: RunData, step: int, reload_check: str) -> Table:
     loss, rollout, train = (run.config[key] for key in ("loss", "rollout", "train"))
     prompts = (
         f"{_list(_prompt_files(run))}, {train['prompts_per_step']} per step, "
@@ -111,9 +111,17 @@ def _training(run: RunData, reload_check: str) -> Table:
         ["Prompts", Sentence(prompts)],
         ["Loss", Sentence(loss_text)],
         ["Optimizer", f"AdamW, learning rate {run.config['optim']['lr']}, seed {train['seed']}"],
+        *_changes(run, step),
         ["Reload check", reload_check],
     ]
     return Table("", ("", ""), rows)
+
+
+def _changes(run: RunData, step: int) -> list[list[Cell]]:
+    """What alarms changed in the run before an exported step: the other rows are its settings."""
+    acted = [a for a in run.alarms if a.step < step and a.intervention and a.action != "stop"]
+    texts = [f"{a.intervention} ({code_span(a.name)}, after step {a.step})" for a in acted]
+    return [["Changed by alarms", Sentence("; ".join(texts))]] if texts else []
 
 
 def _prompt_files(run: RunData) -> list[str]:

@@ -34,10 +34,11 @@ def _phases(summary: Mapping[str, Any]) -> list[str]:
             f"completions in {record['rounds']} rounds, until {record['reason']}."
         )
     if "stopped" in summary:
-        alarm = summary["stopped"]
+        alarm, kept_step = summary["stopped"], summary["steps"]
+        best = "" if kept_step == alarm["step"] else ", the best on held-out prompts"
         texts.append(
             f"Stopped at step {alarm['step']} by the alarm {alarm['name']}; the final student is "
-            f"that of step {summary['steps']}, the best on held-out prompts."
+            f"that of step {kept_step}{best}."
         )
     if "kept" in summary:
         kept = summary["kept"]

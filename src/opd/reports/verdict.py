@@ -112,10 +112,10 @@ def _state(run: RunData) -> list[Sentence]:
     if run.is_running:
         text = f"The run is in progress: {run.done} of {run.planned} steps."
     elif run.stopped_by is not None:
-        alarm = run.stopped_by
+        alarm, best = run.stopped_by, "" if run.kept_step == run.done else ", the best so far,"
         text = (
             f"The alarm {alarm.name} stopped the run after {run.done} of {run.planned} steps; the "
-            f"student of step {run.kept_step}, the best so far, is kept."
+            f"student of step {run.kept_step}{best} is kept."
         )
         evidence = " ".join(filter(None, [alarm.message, alarm.evidence]))
         return [Sentence(text, evidence, steps | {"kept": run.kept_step})]

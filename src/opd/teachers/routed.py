@@ -39,11 +39,23 @@ class MixedTeacher:
         """See `opd.types.Teacher.score`; the mixture's own top tokens are never among the scores.
 
         Raises:
+            TeacherDown: a teacher stays away; with the mixtures of which every part is known.
             ValueError: a teacher gave no normaliser.
         """
         asked = want._replace(sampled=True, topk=0, view=None)
-        each = [teacher.score(rollouts, asked) for _, teacher in self.parts]
+        each: list[list[Scores]] = []
         logs = np.log([weight for weight, _ in self.parts])
+        for _, teacher in self.parts:
+            try:
+                each.append(teacher.score(rollouts, asked))
+            except TeacherDown as down:
+                known = zip(*each, down.partial, strict=True)
+                is_last = len(each) + 1 == len(self.parts)
+                partial = [
+                    self._mix(logs, [*others, last], want) if is_last and last else None
+                    for *others, last in known
+                ]
+                raise TeacherDown(str(down), partial) from None
         return [self._mix(logs, parts, want) for parts in zip(*each, strict=True)]
 
     def _mix(self, logs: np.ndarray, parts: Sequence[Scores], want: Want) -> Scores:

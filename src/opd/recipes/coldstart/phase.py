@@ -157,6 +157,7 @@ def run_rounds(
     if find_newest_checkpoint(folder / "checkpoints") is not None:
         _, state = restore_phase(run, learner, folder / "checkpoints")
         progress = Progress.of_record(state["facts"])
+        session.source.sampler.sync(progress.steps)  # a server has the student as it came
     else:
         if after_step == 0:
             run.truncate_logs({})  # rows of a process that was killed in the first round
