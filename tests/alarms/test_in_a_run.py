@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opd.alarms import RULES, Alarm, Rule, replay
+from opd.alarms import RULES, Alarm, Monitor, Rule, replay
 from opd.alarms.conditions import Evidence
 from opd.config import Alarms
 from opd.core.objective import Objective
@@ -21,7 +21,7 @@ from opd.reports.training_summary import training_summary
 from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
 from opd.training.horizon import Horizon
-from opd.training.interventions import NO_ACTION, Adjustable
+from opd.training.interventions import NO_ACTION, Adjustable, Interventions
 from opd.types import Kind
 from support.runs import open_run
 
@@ -152,6 +152,21 @@ def test_acting_alarms_change_the_run_and_come_back_bit_for_bit(tmp_path, monkey
         run(run_config(folder, **act), upto=stop)
         assert run(run_config(folder, **act), resume=True) == straight
         assert (folder / "metrics.jsonl").read_bytes() == metrics.read_bytes()
+
+
+def test_only_an_alarm_of_the_last_step_has_stopped_a_resumed_run():
+    """One that warned before `alarms.action=stop` was set, or that the run went on after."""
+    stop = Alarms.model_validate(WATCHFUL | {"action": "stop"})
+    loud = replace(
+        next(r for r in RULES if r.name == "repetition"),
+        condition=lambda seen, _: Evidence() if len(seen.values("train/loss")) > 3 else None,
+    )
+    rows = [{"step": step, "train/loss": 1.0} for step in range(1, 9)]
+    run = Interventions(Monitor(stop, STEPS, rules=[loud]), course(), None, None, None)
+    run.restore({}, rows[:5], 5)
+    assert run.stopped_by.step == 5
+    run.restore({}, rows, 8)
+    assert run.stopped_by is None
 
 
 @pytest.mark.slow

@@ -35,8 +35,15 @@ from opd.run.layout import (
 )
 from opd.run.lock import Lock
 from opd.run.own_files import clear, describe_left, sweep_own
-from opd.run.preflight import check_folder, check_name, config_hash, require_safe_name
+from opd.run.preflight import (
+    check_folder,
+    check_name,
+    config_hash,
+    require_safe_name,
+    stored_and_new,
+)
 from opd.run.redact import redact
+from opd.run.stale import may_act_otherwise, remove_later
 
 if TYPE_CHECKING:
     from opd.types import Graded, Rollout, Scores
@@ -137,6 +144,8 @@ class RunFolder:
             make_folder(self.path / name, self.ops)
         self._write_env()
         self._adopt_check()
+        if not self.fresh and may_act_otherwise(*stored_and_new(self.path, self.config)):
+            remove_later(self.path, self.ops)
         # Last: a folder without it holds nothing yet, so an interrupted start can be repeated.
         write_json(self.path / CONFIG, self.config, self.ops)
         for name in JOURNALS:

@@ -112,10 +112,15 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _check_config(path: Path, config: dict[str, Any]) -> None:
+def stored_and_new(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration that a run folder holds and another one, both with all defaults."""
     stored = json.loads((path / CONFIG).read_text("utf-8"))
-    before = flatten(_with_defaults(upgrade(stored, where=str(path / CONFIG)), True))
-    now = flatten(_with_defaults(config, True))
+    before = _with_defaults(upgrade(stored, where=str(path / CONFIG)), True)
+    return before, _with_defaults(config, True)
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    before, now = map(flatten, stored_and_new(path, config))
     changed = [k for k in sorted(before.keys() | now.keys()) if not _is_free(k)]
     absent = "(absent)"
     lines = [

@@ -118,13 +118,25 @@ class Interventions:
     stopped_by: Alarm | None = None
     keeps_best: bool = False
 
-    def restore(self, state: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
-        """Be where a checkpoint with this state was; `rows` are those of its metrics.jsonl."""
+    def restore(
+        self, state: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], step: int
+    ) -> None:
+        """Be where a checkpoint was.
+
+        An alarm ends a run at its own step: one that only warned, before `alarms` was changed, or
+        after which the run was resumed, ends nothing.
+
+        Args:
+            state: of the checkpoint.
+            rows: of its metrics.jsonl.
+            step: updates made before it.
+        """
         self.monitor.reset()
         earlier = self.monitor.replay(rows)
         self.adjustable = self.adjustable.restore(state.get("course", {}))
         self.best = tuple(state["best"]) if state.get("best") else None
-        self.stopped_by = next((alarm for alarm in earlier if alarm.action == "stop"), None)
+        ending = (alarm for alarm in earlier if alarm.action == "stop" and alarm.step == step)
+        self.stopped_by = next(ending, None)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

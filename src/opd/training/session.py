@@ -115,7 +115,7 @@ class Session:
         if not due or find_newest_checkpoint(folder.path / COLD_START / "checkpoints") is None:
             folder.truncate_logs(state.get("logs", {}), state.get("log_digests"))
         self.learner.ranks.barrier()  # logs are cut before anybody reads them
-        self.interventions.restore(facts, read_jsonl(folder.path / "metrics.jsonl"))
+        self.interventions.restore(facts, read_jsonl(folder.path / "metrics.jsonl"), step)
         # A kill may have come between the last checkpoint and this.
         folder.thin_rollouts(step, self.cfg.output.rollout_sample)
         return step
