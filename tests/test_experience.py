@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from opd.training.experience import choose_positions, outcome_advantages, special_weights
+from opd.core.objective import Objective
+from opd.teachers.remote import TeacherDown, set_positions
+from opd.training.experience import (
+    choose_positions,
+    outcome_advantages,
+    request_scores,
+    special_weights,
+)
+from opd.types import Prompt, Rollout, Scores
 
 
 def completions(*ids):
@@ -50,3 +58,27 @@ def test_every_position_is_as_likely_as_any_other():
         hits[2 + second] += 1
     # 600 expected each, standard deviation 20: five of them either way
     assert (abs(hits - 600) < 100).all()
+
+
+def test_scores_from_before_a_server_went_away_are_diagnosed_where_all_would_have_been():
+    """What was saved then has no positions: the numbers of the step would be of the rest alone."""
+
+    class Server:
+        down = True
+
+        def score(self, rollouts, want):
+            scores = [Scores(sampled=np.zeros(len(r), dtype=np.float32)) for r in rollouts]
+            if self.down:
+                self.down = False
+                raise TeacherDown("away", [scores[0], *[None] * (len(scores) - 1)])
+            return set_positions(scores, want)
+
+    size = SimpleNamespace(diagnosed_positions=5, seed=0, kept_rollouts=0)
+    source = SimpleNamespace(teacher=Server(), size=size, pruning=None)
+    rollouts = [Rollout.of_ids(Prompt(i, (1,), ""), [2, 3, 4]) for i in range(3)]
+    with pytest.raises(TeacherDown) as down:
+        request_scores(source, Objective(), 7, rollouts, None)
+    known = [score or Scores() for score in down.value.partial]
+    scores = request_scores(source, Objective(), 7, rollouts, known)
+    wanted = choose_positions(rollouts, 5, 0, 7)
+    assert [s.positions.tolist() for s in scores] == [x.tolist() for x in wanted]

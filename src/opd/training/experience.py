@@ -7,7 +7,7 @@ update, so that a step that was interrupted is neither generated nor paid for tw
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -261,13 +261,23 @@ def request_scores(
 
     def fill_in(answers: Sequence[Scores | None]) -> list[Scores]:
         for i, answer in zip(missing, answers, strict=True):
-            scores[i] = answer or scores[i]
+            scores[i] = scores[i] if answer is None else with_positions(answer, positions[i])
         return scores
 
     try:
         return fill_in(source.teacher.score([rollouts[i] for i in missing], want))
     except TeacherDown as down:
         raise TeacherDown(str(down), list(fill_in(down.partial))) from None
+
+
+def with_positions(scores: Scores, positions: np.ndarray) -> Scores:
+    """Scores with the positions that are diagnosed, where a teacher that went away left them out.
+
+    A teacher of another tokenizer (`Scores.chunk`) is not diagnosed.
+    """
+    if scores.positions is not None or scores.chunk is not None or not is_scored(scores):
+        return scores
+    return replace(scores, positions=positions.astype(np.int32))
 
 
 def step_want(source: ExperienceSource, objective: Objective) -> Want:
