@@ -47,6 +47,7 @@ class AwayWeights:
         """Put the weights on their device; nothing to do if they are there."""
         if self.there:
             return
+        give_back()  # gradients of the step before, which the heap would keep beside the weights
         if self.read is None:
             for name, weight in self.weights.items():
                 weight.data = self._host[name].to(self.device, non_blocking=True)
