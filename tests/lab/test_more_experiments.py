@@ -1,5 +1,7 @@
 """What E19 to E23 are made of: a switch in the prompt, return-to-go, gradients of positions."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,12 @@ import torch
 from opd.core.batch import Batch
 from opd.core.distributions import DenseDistribution
 from opd.core.losses import reverse_kl
+from opd.data.prompts import load_prompts
+from opd.data.teacher_prompts import Rendering, make_teacher_prompts
 from opd.types import Prompt, Rollout, Scores, Want
 from opd_lab.commands import experiments_when_unnamed
 from opd_lab.experiments import all_experiments, experiments_of, more_experiments
+from opd_lab.experiments.switch import ARMS, TEACHER
 from opd_lab.gradient_probe import measure_coherence, position_gradients
 from opd_lab.more_checkpoints import PLAIN, SWITCHED
 from opd_lab.probes import Model, load_task, sample_and_score
@@ -34,6 +39,22 @@ def test_the_switch_chooses_the_pattern_and_moves_no_problem_over_the_split():
         text = SWITCHED.solve(problem, 1, rng)
         assert detect_pattern(text) == (2 if i % 2 else 1)
         assert text.rpartition("ANS")[2].strip() == plain[i].answer
+
+
+def test_a_teacher_that_is_switched_alone_sees_the_word_before_the_students_text(tmp_path):
+    path, tokenizer = tmp_path / "rows.jsonl", PLAIN.tokenizer()
+    problems = PLAIN.problems(3, 1, held_out=False)
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in [p.row() for p in problems]), encoding="utf-8"
+    )
+    prompts = load_prompts(str(path), tokenizer, template=None, chat={}, max_tokens=64).prompts
+    (override,) = ARMS[TEACHER]
+    key, _, view = override.partition("=")
+    assert key == "teacher.prompt"
+    seen = make_teacher_prompts(
+        str(path), prompts, Rendering(tokenizer, None, {}), view, longest=64
+    )
+    assert [seen.texts[p.index] for p in prompts] == [f"hmm {problem.text}" for problem in problems]
 
 
 def rollout(prompt, logp):

@@ -23,19 +23,17 @@ TASK = Task(PLAIN)
 ON = f"{SWITCHED.switch} {{problem}}"
 STUDENT_ON = (f"prompts.template={ON}", f"eval.0.template={ON}")
 CHANGES = ("train.steps=40", "eval.0.every=20", "optim.lr=1.5e-3")
-OFF, TEACHER, BOTH, STUDENT = "off", "teacher", "both", "student"
+OFF, TEACHER, BOTH = "off", "teacher", "both"
 ARMS: dict[str, tuple[str, ...]] = {
     OFF: (),
-    TEACHER: (f"teacher.prompt={ON}",),
+    TEACHER: (f"teacher.prompt={SWITCHED.switch} {{prompt}}",),
     BOTH: STUDENT_ON,
-    STUDENT: (*STUDENT_ON, "teacher.prompt='{problem}'"),
 }
 TEACHER_TASKS = {OFF: TASK, BOTH: Task(PrefixedWorld(PLAIN, SWITCHED.switch))}
 LABELS = {
     OFF: "off at both",
     TEACHER: "on at the teacher alone",
     BOTH: "on at both",
-    STUDENT: "on at the student alone",
 }
 
 
@@ -75,7 +73,8 @@ def switch() -> Experiment[Numbers]:
         measure,
         CLAIMS,
         columns(),
-        "Both patterns are of equal length here; a real thinking mode is also longer.",
+        "Both patterns are of equal length here; a real thinking mode is also longer. The word at "
+        "the student alone is not measured: a teacher's prompt contains the student's.",
         beyond=True,
     )
 
@@ -119,19 +118,12 @@ def columns() -> tuple[Column[Numbers], ...]:
 
 CLAIMS: tuple[Claim[Numbers], ...] = (
     Claim(
-        "the word at one side alone brings at most half of what it brings at both or none, for "
-        "either side",
-        lambda n: (
-            n.arms[TEACHER].gain <= n.arms[OFF].gain / 2
-            and n.arms[STUDENT].gain <= n.arms[BOTH].gain / 2
-        ),
+        "the word at the teacher alone brings at most half of what it brings at none, or at both",
+        lambda n: n.arms[TEACHER].gain <= min(n.arms[OFF].gain, n.arms[BOTH].gain) / 2,
     ),
     Claim(
         "overlap at k = 1 shows it before training: at least .3 lower",
-        lambda n: (
-            n.arms[OFF].overlap - n.arms[TEACHER].overlap >= 0.3
-            and n.arms[BOTH].overlap - n.arms[STUDENT].overlap >= 0.3
-        ),
+        lambda n: n.arms[OFF].overlap - n.arms[TEACHER].overlap >= 0.3,
     ),
     Claim(
         "the teacher is as accurate either way (within .1)",
