@@ -9,9 +9,17 @@ from opd.errors import UserError
 from opd.run.rollouts import StepFile, encode
 from opd.setup.remote_teacher import remember_earlier_steps
 from opd.teachers.remote import RemoteOptions, RemoteTeacher
-from opd.teachers.repeats import MAX_COST, Noise, RepeatChecks, suspicion
+from opd.teachers.repeats import (
+    MAX_COST,
+    Noise,
+    RepeatChecks,
+    score_differences,
+    suspicion,
+    topk_distances,
+)
 from opd.testing import LETTER_VOCAB, FakeTeacher
-from opd.types import Want
+from opd.types import Scores, Want
+from support import further_lies as further
 from support import lies
 from support import teacher_lies as detection
 from support.more_lies import MORE_LIES, NOT_PROBED, RARE
@@ -57,6 +65,51 @@ def test_a_lie_of_the_second_look_is_found_at_32_rollouts_a_step(name):
         liar = detection.Liar(MORE_LIES[name])
         found = detection.detect_liar(liar, protocol, start, prompts=8)
         assert (found is None) == (start == 0 and name in NOT_PROBED), (start, protocol)
+
+
+def assert_further_found(name, protocol, start):
+    liar = detection.Liar(further.FURTHER_LIES[name])
+    prompts = 64 if name in further.LARGE_STEPS else 16
+    found = detection.detect_liar(liar, protocol, start, prompts=prompts)
+    hidden = further.NOT_PROBED | (further.NO_SUM if protocol == "vllm" else set())
+    assert (found is None) == (name in further.NOISE or (start == 0 and name in hidden))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", sorted(further.FURTHER_LIES))
+def test_a_lie_of_the_third_look_is_found(name, protocol, start):
+    assert_further_found(name, protocol, start)
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("all but the token itself mixed up", 2),  # top tokens over vLLM were compared without ids
+        ("the next token leaks", 0),
+        ("long sequences warmer", 0),
+    ],
+)
+def test_what_the_third_look_found_missing(name, start):
+    assert_further_found(name, "vllm", start)
+
+
+def test_top_tokens_are_compared_by_their_ids():
+    """Two orders of equal log-probs are no difference; another token with the same log-prob is."""
+
+    def top(ids, logp):
+        arrays = np.array([ids], np.int32), np.array([logp], np.float32)
+        return Scores(topk_ids=arrays[0], topk_logp=arrays[1])
+
+    first = top([3, 5, 8], [-0.5, -2.0, -2.0])
+    assert topk_distances(first, top([3, 8, 5], [-0.5, -2.0, -2.0])).max() == 0
+    assert topk_distances(first, top([3, 5, 9], [-0.5, -2.0, -2.0])).max() == 0  # a tie at the end
+    swapped = topk_distances(first, top([5, 3, 8], [-0.5, -2.0, -2.0]))
+    assert swapped.tolist() == [[1.5, 1.5, 0.0]]
+    other = topk_distances(first, top([7, 5, 8], [-0.5, -2.0, -2.0]))
+    assert other.tolist() == [[1.5, 0.0, 0.0]]
+    assert score_differences(first, top([5, 3, 8], [-0.5, -2.0, -2.0])).largest == 1.5
 
 
 @pytest.mark.parametrize("name", sorted(lies.CONSISTENT_VLLM))

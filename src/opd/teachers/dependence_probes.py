@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from opd.teachers.dialect import text_rollout
 from opd.teachers.prober import Handshake, Prober
+from opd.teachers.probes import MAX_NOISE
+from opd.teachers.repeats import FIRST_MAX, topk_distances
+from opd.types import Want
 
 MIN_MOVED = 1e-3  # nats a token: less is rounding
 MAX_REACH = 8192  # tokens of the longest probed sequence
@@ -46,6 +51,28 @@ def probe_position(prober: Prober, texts: Sequence[Sequence[int]]) -> None:
             )
             return
     prober.result.add("position", "ok", "a token's score depends on it and what stands before")
+
+
+def probe_own_token(prober: Prober, texts: Sequence[Sequence[int]]) -> None:
+    """The top tokens of a position are the same, whichever token stands there."""
+    if prober.topk < 1:
+        return
+    text = list(texts[0][:32])
+    others = _other_tokens(texts, {text[-1]})
+    sequences = [text_rollout(s) for s in (text, *([*text[:-1], t] for t in others))]
+    scores = prober.request(sequences, Want(sampled=True, topk=prober.topk))
+    if scores is None or any(s.topk_ids is None or not s.topk_ids.size for s in scores):
+        return
+    moved = max(float(topk_distances(scores[0], s)[-1].max()) for s in scores[1:])
+    limit = max(FIRST_MAX, largest_noise(prober.result))
+    if moved > limit:
+        prober.result.add(
+            "own token",
+            "fatal",
+            f"the log-probs of a position's top tokens move by {moved:.3f} nats (noise allows "
+            f"{limit:.2g}) when another token stands there: a score must depend on what stands "
+            "before alone. The server's causal mask is wrong.",
+        )
 
 
 def probe_reach(prober: Prober, texts: Sequence[Sequence[int]], max_length: int | None) -> None:
@@ -123,9 +150,21 @@ def _notices(
     before = [*end, *filler * (1 + count // len(filler))][:count]
     other = [max(end, key=end.count)] * int(length * fraction)
     # Without top tokens: over JSON those of a long sequence are megabytes.
-    plain = replace(prober, topk=0)
-    logp = plain.token_logp([[*before, *end], [*other, *before[len(other) :], *end]])
+    plain, beginning = replace(prober, topk=0), before[: max(MIN_TAIL, min(NEAR, length) // 8) + 1]
+    logp = plain.token_logp([[*before, *end], [*other, *before[len(other) :], *end], beginning])
     if logp is None:
+        return None
+    longer = float(np.abs(logp[2] - logp[0][: len(logp[2])]).mean())
+    limit = MAX_NOISE + 3 * prober.result.noise_max / math.sqrt(len(logp[2]))
+    if longer > limit:
+        prober.result.add(
+            "length",
+            "fatal",
+            f"{len(beginning)} tokens score {longer:.3f} nats each differently when {length} are "
+            f"sent (noise allows {limit:.2g}): the length of a text changes what stands at its "
+            "beginning. Switch off what the server does with long texts (dynamic RoPE scaling, "
+            "another model).",
+        )
         return None
     moved = np.abs(logp[0] - logp[1])[-max(MIN_TAIL, len(end) // 2) :]
     result = prober.result

@@ -14,7 +14,7 @@ import numpy as np
 
 from opd.http import Refusal
 from opd.teachers import probes
-from opd.teachers.dependence_probes import probe_position, probe_reach
+from opd.teachers.dependence_probes import probe_own_token, probe_position, probe_reach
 from opd.teachers.dialect import Canary, Dialect, text_rollout
 from opd.teachers.distribution_probes import probe_mass, probe_rounding
 from opd.teachers.probe_texts import TEXTS
@@ -73,6 +73,7 @@ def run_handshake(dialect: Dialect, inputs: HandshakeInputs) -> Handshake:
         probes.probe_noise,
         lambda prober, texts: probes.probe_replicas(prober, texts[0]),
         probe_position,
+        probe_own_token,
         lambda prober, texts: probe_reach(prober, texts, inputs.max_length),
         probe_rounding,
         probe_mass,

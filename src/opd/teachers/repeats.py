@@ -229,10 +229,31 @@ def score_differences(expected: Scores, got: Scores) -> ScoreDifference:
         if a is not None and b is not None and a.shape == b.shape and a.size
     ]
     distances = [np.abs(a.astype(np.float64) - b) for a, b in pairs]
+    if expected.topk_ids is not None and got.topk_ids is not None and expected.topk_ids.size:
+        distances.append(topk_distances(expected, got))
     if not distances:
         return ScoreDifference(np.zeros(1), 0.0)
     rows = max((d.reshape(len(d), -1).mean(1) for d in distances), key=np.mean)
     return ScoreDifference(rows, max(float(d.max()) for d in distances))
+
+
+def topk_distances(expected: Scores, got: Scores) -> np.ndarray:
+    """By how much the other answer differs on each top token, in nats, float64 (T, K).
+
+    A token that is not among the other's top tokens has at most the least of their log-probs there,
+    so that two orders of equal ones are no difference.
+    """
+    assert expected.topk_ids is not None
+    assert expected.topk_logp is not None
+    assert got.topk_ids is not None
+    assert got.topk_logp is not None
+    same = expected.topk_ids[:, :, None] == got.topk_ids[:, None, :]  # (T, K, K of the other)
+    own, other = expected.topk_logp.astype(np.float64), got.topk_logp.astype(np.float64)
+    shared = same.any(2)
+    there = np.where(same, other[:, None, :], 0.0).sum(2)
+    above = np.maximum(0.0, own - other.min(1, keepdims=True))
+    distances: np.ndarray = np.where(shared, np.abs(own - there), above)
+    return distances
 
 
 def _comparable(scores: Scores, normalised: bool) -> tuple[np.ndarray | None, ...]:
@@ -241,8 +262,7 @@ def _comparable(scores: Scores, normalised: bool) -> tuple[np.ndarray | None, ..
     if support is not None and support.size:
         log_z = scores.log_z if normalised else None
         support = _centred(support) if log_z is None else support - log_z[:, None]
-    topk = None if scores.topk_logp is None else -np.sort(-scores.topk_logp, 1)
-    return scores.sampled, support, topk, scores.entropy
+    return scores.sampled, support, scores.entropy
 
 
 def _centred(values: np.ndarray) -> np.ndarray:
