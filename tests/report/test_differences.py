@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from opd.reports.charts import heatmaps
 from opd.reports.differences import (
     DIGITS,
     PIECE,
@@ -79,6 +83,12 @@ def test_samples_of_another_distribution_have_no_mean_that_is_the_reverse_kl(
     assert f"{section}.{key}={values[key]}" in note
     plain = read_run(make_run("plain", sampled=True))
     assert "is the reverse KL" in difference_tables(plain, rollouts_by_part(plain))[-1].note
+
+
+def test_a_metric_by_position_that_was_never_finite_has_no_picture(good):
+    run = read_run(good)
+    rows = [{k: v if "@" not in k else math.nan for k, v in row.items()} for row in run.metrics]
+    assert heatmaps(replace(run, metrics=rows)) == []
 
 
 def test_no_scores_no_tables(good):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from opd.core.stats import difference_of_means
 from opd.errors import UserError
 from opd.reports.compare_page import compare_document
 from opd.reports.read import read_run
-from opd.reports.seed_groups import arms, mean_line
+from opd.reports.seed_groups import arms, grouped_verdict, mean_line
 from support.html_reports import check_html
 
 
@@ -100,3 +101,48 @@ def test_too_many_arms_are_refused(make_run):
     ]
     with pytest.raises(UserError, match="2 to 6 run folders"):
         compare_document(runs)
+
+
+def group(good, lr: float, *tasks):
+    """Runs that differ by their seed alone, one per held-out set."""
+    run = read_run(good)
+    optim = run.config["optim"] | {"lr": lr}
+    return [
+        replace(
+            run,
+            path=run.path.with_name(f"{lr:g}-{seed}"),
+            config=run.config | {"optim": optim, "train": run.config["train"] | {"seed": seed}},
+            evals=[task],
+        )
+        for seed, task in enumerate(tasks)
+    ]
+
+
+def verdict_of(runs):
+    return grouped_verdict(arms(runs, [run.name for run in runs]), ["task"])[0]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_group_that_was_never_evaluated_is_not_compared(good, first):
+    task = read_run(good).evals[0]
+    tasks = [replace(task, student=[]), task][:: 1 if first else -1]
+    verdict = verdict_of([*group(good, 1e-6, *tasks[:1] * 2), *group(good, 2e-6, *tasks[1:] * 2)])
+    assert verdict.headline == "No group could be compared on task."
+    assert "no run of one of them has evaluated it" in verdict.sentences[0].text
+
+
+def test_groups_with_other_prompts_are_not_compared(good):
+    task = read_run(good).evals[0]
+    other = replace(task, student=[replace(e, key=e.key | {"prompts": "x"}) for e in task.student])
+    verdict = verdict_of([*group(good, 1e-6, task, task), *group(good, 2e-6, other, other)])
+    assert verdict.headline == "No group could be compared on task."
+    assert verdict.sentences[0].text.endswith("and 1 more seed: the prompts differ.")
+
+
+def test_a_seed_that_is_not_as_far_as_the_others_is_named(good):
+    task = read_run(good).evals[0]
+    early = replace(task, student=task.student[:1])
+    verdict = verdict_of([*group(good, 1e-6, task, early), *group(good, 2e-6, task, task)])
+    text = " ".join(s.text for s in verdict.sentences)
+    assert "were not evaluated after the same steps: 1e-06-0 after 20, 1e-06-1 after 0." in text
+    assert text.count("the same steps") == 1

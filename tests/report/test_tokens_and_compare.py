@@ -11,7 +11,8 @@ import pytest
 from opd.commands.report import compare
 from opd.core import stats
 from opd.errors import UserError
-from opd.reports.compare_page import compare_document, cumulative, why_not_comparable
+from opd.reports.compare_page import compare_document, cumulative
+from opd.reports.eval_sets import why_not_comparable
 from opd.reports.read import read_run
 from opd.reports.scored_rollouts import scored_rollouts
 from opd.reports.token_view import EDGES, SHADES, shade, token_view
@@ -97,6 +98,13 @@ def test_the_headline_is_about_all_runs(make_run, ends, tone, headline):
     ]
     verdict = compare_document(runs).record()["sections"]["verdict"]["parts"][0]
     assert (verdict["tone"], verdict["headline"]) == (tone, headline)
+
+
+def test_runs_without_an_evaluation_have_no_verdict(good):
+    run = read_run(good)
+    empty = replace(run, metrics=[], timings=[], evals=[replace(run.evals[0], student=[])])
+    document = compare_document([empty, replace(empty, path=run.path.with_name("other"))])
+    assert document.sections[0].parts[0].headline == "No set could be compared prompt by prompt."
 
 
 def test_students_that_began_apart_are_named_and_gains_shown(make_run):

@@ -90,6 +90,8 @@ def by_position(run: RunData, name: str) -> tuple[Floats, Floats, list[int]] | N
         return None
     rows = [run.series(key) for _, key in bins]
     steps = np.unique(np.concatenate([row.steps for row in rows]))
+    if not len(steps):  # never a number
+        return None
     matrix = np.full((len(rows), len(steps)), np.nan)
     for i, row in enumerate(rows):
         matrix[i, np.searchsorted(steps, row.steps)] = row.values

@@ -28,7 +28,7 @@ from opd.reports.document import (
     Tone,
     Verdict,
 )
-from opd.reports.eval_sets import EvalResult, EvalSet
+from opd.reports.eval_sets import EvalResult, EvalSet, why_not_comparable
 from opd.reports.formatting import (
     estimate,
     p_value,
@@ -97,24 +97,6 @@ def unique_names(runs: Sequence[RunData]) -> list[str]:
     """Folder names, with a number where two are equal."""
     names = [run.name for run in runs]
     return [f"{n} ({i + 1})" if names.count(n) > 1 else n for i, n in enumerate(names)]
-
-
-def why_not_comparable(a: EvalSet, b: EvalSet) -> str | None:
-    """Why two sets cannot be paired, or None: same prompts, same decoding, same count.
-
-    The sampling seed may differ: two runs of different seeds still have the same prompts.
-    """
-    if not a.student or not b.student:
-        return "one of the runs never evaluated it"
-    first, second = a.final, b.final
-    if first.key.get("prompts") != second.key.get("prompts"):
-        return "the prompts differ"
-    differing = [
-        k
-        for k in sorted(first.key.keys() | second.key.keys())
-        if k != "seed" and first.key.get(k) != second.key.get(k)
-    ]
-    return f"the evaluations differ in {', '.join(differing)}" if differing else None
 
 
 def _common_sets(runs: Sequence[RunData]) -> list[str]:
@@ -249,13 +231,14 @@ def _gain(first: EvalResult, final: EvalResult) -> Cell:
 
 def _cost_charts(compared: Sequence[Arm], labels: Sequence[str]) -> list[Chart]:
     costs = {"train/tokens": "completion tokens", "time/step_s": "seconds"}
-    return [
+    charts = [
         _cost_chart(compared, label, cost, unit) for label in labels for cost, unit in costs.items()
     ]
+    return [chart for chart in charts if chart is not None]
 
 
-def _cost_chart(compared: Sequence[Arm], label: str, cost: str, unit: str) -> Chart:
-    """Accuracy on one set against one cost, a line per arm."""
+def _cost_chart(compared: Sequence[Arm], label: str, cost: str, unit: str) -> Chart | None:
+    """Accuracy on one set against one cost, a line per arm; None where it was not evaluated."""
     lines, data = [], {}
     for style, arm in enumerate(compared, 1):
         evaluated = [_eval_set(run, label).student for run in arm.runs]
@@ -277,6 +260,8 @@ def _cost_chart(compared: Sequence[Arm], label: str, cost: str, unit: str) -> Ch
         lines.append(Line(x, y, style, low=low, high=high, points=True))
         data[arm.name] = {"spent": x.tolist(), "accuracy": y.tolist()}
         data[arm.name] |= {"low": low.tolist(), "high": high.tolist()}
+    if not any(len(line.x) for line in lines):
+        return None
     svg = curves(f"{label}-{cost}", lines, scale=PERCENT)
     legend = [Legend(f"line-{style}", arm.name) for style, arm in enumerate(compared, 1)]
     note = f"{unit} so far" + _range_note(compared)

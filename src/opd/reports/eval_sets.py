@@ -160,6 +160,24 @@ def read_eval_sets(
     return sets
 
 
+def why_not_comparable(a: EvalSet, b: EvalSet) -> str | None:
+    """Why two sets cannot be paired, or None: same prompts, same decoding, same count.
+
+    The sampling seed may differ: two runs of different seeds still have the same prompts.
+    """
+    if not a.student or not b.student:
+        return "one of the runs never evaluated it"
+    first, second = a.final, b.final
+    if first.key.get("prompts") != second.key.get("prompts"):
+        return "the prompts differ"
+    differing = [
+        k
+        for k in sorted(first.key.keys() | second.key.keys())
+        if k != "seed" and first.key.get(k) != second.key.get(k)
+    ]
+    return f"the evaluations differ in {', '.join(differing)}" if differing else None
+
+
 def _first_with_key(results: Sequence[EvalResult], key: dict[str, Any] | None) -> EvalResult | None:
     """The first evaluation, if it is comparable with those of the student."""
     first = next(iter(results), None)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from opd.core import stats
 from opd.reports.document import Cell, Number, Sentence, Table, Tile, Tone, Verdict
-from opd.reports.eval_sets import EvalSet
+from opd.reports.eval_sets import EvalSet, why_not_comparable
 from opd.reports.formatting import estimate, minus, percent, points, points_range
 from opd.reports.plots import Line
 from opd.reports.read import RunData
@@ -87,6 +87,10 @@ def grouped_verdict(compared: Sequence[Arm], labels: Sequence[str]) -> tuple[Ver
     ]
     sentences, better, worse, unclear = [], list[str](), list[str](), list[str]()
     for arm, values in zip(compared[1:], finals[1:], strict=True):
+        reason = _why_not_comparable(compared[0], arm, label)
+        if reason is not None:
+            sentences.append(Sentence(f"{label}: not compared with {arm.name}: {reason}."))
+            continue
         difference = stats.difference_of_means(finals[0], values)
         relation, names = ("not measurably different from", unclear)
         if difference.low > 0:
@@ -99,6 +103,7 @@ def grouped_verdict(compared: Sequence[Arm], labels: Sequence[str]) -> tuple[Ver
         sentences.append(
             Sentence(f"{label}: {arm.name} is {relation} {compared[0].name}.", evidence, values_)
         )
+    sentences += [s for arm in compared for s in _unlike_steps(arm, label)]
     tone, headline = _headline(compared[0].name, label, better, worse, unclear)
     caption = f"Mean accuracy on {label} over seeds, with its 95% interval."
     rows: list[list[Cell]] = []
@@ -113,9 +118,32 @@ def grouped_verdict(compared: Sequence[Arm], labels: Sequence[str]) -> tuple[Ver
     )
 
 
+def _why_not_comparable(base: Arm, other: Arm, label: str) -> str | None:
+    """Why the means of two arms cannot be compared, or None: as for two runs."""
+    tasks, others = ([_set(run, label) for run in arm.runs] for arm in (base, other))
+    evaluated = [task for task in (*tasks, *others) if task.student]
+    if not all(any(task.student for task in arm) for arm in (tasks, others)):
+        return "no run of one of them has evaluated it"
+    reasons = (why_not_comparable(evaluated[0], task) for task in evaluated[1:])
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _unlike_steps(arm: Arm, label: str) -> list[Sentence]:
+    """A warning about an arm whose runs are not equally far, or were not all evaluated."""
+    tasks = zip(arm.names, (_set(run, label) for run in arm.runs), strict=True)
+    steps = {name: task.final.step if task.student else None for name, task in tasks}
+    if len(set(steps.values())) < 2:
+        return []
+    each = [f"{n} never" if s is None else f"{n} after {s:,}" for n, s in steps.items()]
+    text = f"{label}: {arm.name} were not evaluated after the same steps: {', '.join(each)}."
+    return [Sentence(text)]
+
+
 def _headline(
     base: str, label: str, better: list[str], worse: list[str], unclear: list[str]
 ) -> tuple[Tone, str]:
+    if not (better or worse or unclear):
+        return "unclear", f"No group could be compared on {label}."
     if better:
         return "good", f"{', '.join(better)} is better than {base} on {label}, over seeds."
     if unclear:
