@@ -19,7 +19,7 @@ from opd.training.checkpoints import restore
 from opd.training.experience import sample, score
 from support.everyday import everyday
 from support.kills import kill_and_resume
-from support.runs import Counting, digest, open_run, run_config, run_to_end
+from support.runs import Counting, digest, open_run, run_config, run_to_end, shorten_prompts
 
 FULL: dict = {}
 LORA = {"student": {"lora": {"rank": 4}}, "optim": {"lr": 0.005}}
@@ -218,3 +218,16 @@ def test_metrics_hold_no_clock(tmp_path):
         assert not any(n.startswith(("time/", "memory/")) for n in names)
     clocks = read_jsonl(tmp_path / "run" / "timings.jsonl")
     assert clocks[0]["time/rollout_s"] > 0
+
+
+@pytest.mark.slow
+def test_a_set_that_is_changed_when_a_finished_run_is_resumed_is_evaluated(tmp_path):
+    """The summary is written anew: without it, it would have no accuracy of the student at all."""
+    data = run_config(tmp_path / "run", steps=1)
+    shorten_prompts(data, 4)
+    data["eval"] = [data["eval"][0] | {"limit": 2}]
+    run_to_end(data)
+    data["eval"][0]["n"] = 3
+    entry = run_to_end(data, resume=True)["sets"]["sum"]
+    assert entry["after"]["n"] == 2  # prompts
+    assert "before training" in entry["note"]

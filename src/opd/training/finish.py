@@ -29,6 +29,8 @@ def finish(session: Session, step: int) -> dict[str, Any]:
     Returns:
         The summary.
     """
+    if session.interventions.stopped_by is None:
+        evaluate_all(session, step)
     done, harmful = step, did_harm(session, step)
     if session.interventions.stopped_by is not None or harmful:
         step = restore_best(session, step)
@@ -60,9 +62,18 @@ def restore_best(session: Session, step: int) -> int:
     best = load_student(session.learner, session.folder.path / BEST)
     kept = step if best is None else best
     session.source.sampler.sync(kept)
-    for task in session.evals:  # those that are not evaluated along the way
-        evaluate_once(session, task, kept, task.label, session.student_sampler(task))
+    evaluate_all(session, kept)
     return kept
+
+
+def evaluate_all(session: Session, step: int) -> None:
+    """Evaluate the student of `step` on the sets on which it was not evaluated yet.
+
+    Those are sets that are not evaluated along the way, and sets that were added or changed when a
+    finished run was resumed.
+    """
+    for task in session.evals:
+        evaluate_once(session, task, step, task.label, session.student_sampler(task))
 
 
 def save_student(session: Session) -> None:
