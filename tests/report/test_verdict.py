@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -91,3 +92,16 @@ def test_a_summary_from_before_a_resume_is_not_believed(make_run):
     run = read_run(path)
     assert (run.stopped_by, run.kept_step) == (None, None)
     assert run.evals[0].final.step == 20
+
+
+def test_a_first_evaluation_in_the_middle_of_a_run_is_not_called_before(good):
+    """A set that was changed when the run was resumed: what compares with its last begins there."""
+    run = read_run(good)
+    (first, *others) = run.evals[0].student
+    task = replace(run.evals[0], student=[replace(first, step=10), *others])
+    result = verdict(replace(run, evals=[task]))
+    assert result.tiles[0].label == "at step 10"
+    assert any("is that of step 10" in s.text for s in result.sentences)
+    whole = verdict(run)
+    assert whole.tiles[0].label == "before"
+    assert not any("first evaluation" in s.text for s in whole.sentences)

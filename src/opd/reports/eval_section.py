@@ -69,7 +69,7 @@ def _chart(run: RunData, task: EvalSet) -> Chart:
 def _table(result: Outcome, *, is_main: bool) -> Table:
     task = result.task
     first, final = task.student[0], task.final
-    columns: dict[str, EvalResult] = {"before": first}
+    columns: dict[str, EvalResult] = {result.first: first}
     if task.after_coldstart is not None:
         columns["after the cold start"] = task.after_coldstart
     if final.step > first.step:

@@ -26,8 +26,18 @@ class Outcome:
     recovery: Estimate | None
 
     @property
+    def first_step(self) -> int:
+        """Step of the first evaluation; above 0 for a set that was changed on resume."""
+        return self.task.student[0].step
+
+    @property
+    def first(self) -> str:
+        """What the first evaluation is of, in words."""
+        return f"at step {self.first_step}" if self.first_step else "before"
+
+    @property
     def before(self) -> Estimate:
-        """Accuracy of the student before training."""
+        """Accuracy of the student before training, or at `first_step`."""
         return self.task.student[0].accuracy
 
     @property

@@ -85,7 +85,7 @@ def _headline(run: RunData, main: Outcome | None) -> tuple[Tone, str]:
 def _tiles(main: Outcome | None) -> list[Tile]:
     if main is None:
         return [Tile("accuracy", Number(None, NONE.text, "no held-out set was evaluated"))]
-    tiles = [Tile("before", estimate(main.before))]
+    tiles = [Tile(main.first, estimate(main.before))]
     if main.gain is not None:
         tiles.append(Tile(f"after {main.task.final.step} steps", estimate(main.after)))
     if main.task.teacher is not None:
@@ -131,6 +131,12 @@ def _accuracy(main: Outcome | None) -> list[Sentence]:
     if main is None:
         return []
     sentences, label = [], main.task.label
+    if main.first_step:
+        text = (
+            f"The first evaluation on {label} is that of step {main.first_step}: what was gained "
+            "before it is not known."
+        )
+        sentences.append(Sentence(text, "", {"step": main.first_step}))
     if main.gain is not None:
         gain = main.gain.difference
         verb = "rose" if gain.value > 0 else "fell" if gain.value < 0 else "stayed"
