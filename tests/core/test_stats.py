@@ -69,6 +69,19 @@ def test_pass_at_k_of_none_or_all_still_has_a_width(right):
     assert (got.low, got.high) == pytest.approx((exact.low, exact.high), abs=1e-12)
 
 
+@pytest.mark.parametrize("table", [[[1, 0]], [[1, 0]] * 5])
+def test_pass_at_k_of_prompts_that_are_alike_still_has_a_width(table):
+    got = stats.pass_at_k(table, 1)
+    assert got.value == 0.5
+    assert 0 <= got.low < 0.3
+    assert 0.7 < got.high <= 1
+
+
+def test_gap_recovery_of_one_prompt_is_unbounded():
+    got = stats.gap_recovery([0.0], [0.5], [1.0])
+    assert (got.value, got.low, got.high) == (0.5, -np.inf, np.inf)
+
+
 def test_bootstrap_interval_is_scipys():
     correct = rng().random((60, 4)) < 0.5
     got = stats.pass_at_k(correct, 1, resamples=20000)

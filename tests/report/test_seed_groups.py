@@ -72,6 +72,21 @@ def test_welch_against_scipy():
     assert np.isinf(difference_of_means([1.0], b).high)
 
 
+def test_seeds_without_spread_make_no_difference_certain(make_run):
+    assert np.isinf(difference_of_means([0.4, 0.4], [0.45, 0.45]).low)
+    runs = []
+    for lr, right in ((1e-6, 0.4), (2e-6, 0.5)):
+        for seed in (0, 1):
+            accuracy, settings = {0: 0.2, 20: right}, {"optim": {"lr": lr}}
+            run = make_run(f"{lr}-{seed}", seed=0, accuracy=accuracy, settings=settings)
+            runs.append(read_run(run))
+    for seed, run in enumerate(runs):
+        run.config["train"]["seed"] = seed % 2
+    verdict = grouped_verdict(arms(runs, [run.name for run in runs]), [runs[0].evals[0].label])[0]
+    assert verdict.tone == "unclear"
+    assert "equal accuracies, so there is no interval" in verdict.sentences[0].evidence
+
+
 def test_mean_lines_are_over_the_steps_that_all_have():
     a = (np.array([0.0, 10, 20]), np.array([1.0, 2, 3]))
     b = (np.array([0.0, 20, 30]), np.array([3.0, 5, 7]))

@@ -129,7 +129,7 @@ def pass_at_k(
     """Unbiased pass@k: mean over prompts of 1 - C(n-c, k)/C(n, k), c of n samples correct.
 
     From arXiv 2107.03374. Interval: percentile bootstrap over prompts; Clopper-Pearson's where all
-    prompts have 0 or all have 1, and a bootstrap would have width 0.
+    prompts have the same value (one prompt does), and a bootstrap would have width 0.
 
     Args:
         correct: (P, n) of 0/1.
@@ -146,7 +146,7 @@ def pass_at_k(
     if not 1 <= k <= n:
         raise ValueError(f"pass@k needs 1 <= k <= n = {n} samples per prompt, got k = {k}")
     values = pass_at_k_values(matrix.sum(1), n, k)
-    if np.ptp(values) == 0 and values[0] in (0.0, 1.0):
+    if np.ptp(values) == 0:
         value = float(values[0])
         return Estimate(value, *_clopper_pearson(value, len(values), level), len(values))
     means = values[_resample(len(values), resamples, seed)].mean(1)
@@ -166,7 +166,7 @@ def gap_recovery(
 
     (after - before) / (teacher - before) of mean accuracies. Interval: percentile bootstrap over
     prompts, the same prompts for all three. Where the gap itself is not distinguishable from 0 the
-    fraction is unbounded, and so is the interval.
+    fraction is unbounded, and so is the interval; and it is for one prompt.
 
     Args:
         before: (P,) accuracy of the student at each prompt before training.
@@ -184,7 +184,7 @@ def gap_recovery(
     resampled = table[:, _resample(prompts, resamples, seed)].mean(2)
     gaps = resampled[2] - resampled[0]
     low, high = _percentiles(gaps, level)
-    if low <= 0 <= high:
+    if prompts < 2 or low <= 0 <= high:
         return Estimate(value, -math.inf, math.inf, prompts)
     nonzero = gaps != 0
     fractions = (resampled[1] - resampled[0])[nonzero] / gaps[nonzero]
@@ -314,7 +314,8 @@ def difference_of_means(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> E
         level: confidence.
 
     Returns:
-        The difference; its interval is infinite unless both samples have two values. `n` is A + B.
+        The difference; its interval is infinite unless both samples have two values and they vary
+        in one of them: without any spread nothing is known of it. `n` is A + B.
     """
     first, second = _vector(a), _vector(b)
     value, count = float(second.mean() - first.mean()), len(first) + len(second)
@@ -323,7 +324,7 @@ def difference_of_means(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> E
     parts = [float(v.var(ddof=1)) / len(v) for v in (first, second)]
     error = sum(parts)
     if error == 0:
-        return Estimate(value, value, value, count)
+        return Estimate(value, -math.inf, math.inf, count)
     weights = [p**2 / (len(v) - 1) for p, v in zip(parts, (first, second), strict=True)]
     half = float(stats.t.ppf((1 + level) / 2, error**2 / sum(weights))) * error**0.5
     return Estimate(value, value - half, value + half, count)

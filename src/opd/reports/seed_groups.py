@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from opd.core import stats
 from opd.reports.document import Cell, Number, Sentence, Table, Tile, Tone, Verdict
 from opd.reports.eval_sets import EvalSet, why_not_comparable
-from opd.reports.formatting import estimate, minus, percent, points, points_range
+from opd.reports.formatting import estimate, percent, points, points_range
 from opd.reports.plots import Line
 from opd.reports.read import RunData
 from opd.run.jsonl import flatten
@@ -98,7 +98,7 @@ def grouped_verdict(compared: Sequence[Arm], labels: Sequence[str]) -> tuple[Ver
         elif difference.high < 0:
             relation, names = "worse than", worse
         names.append(arm.name)
-        evidence = f"{points(difference.value)}, {_range(difference)}, Welch's interval over seeds"
+        evidence = f"{points(difference.value)}, {_range(difference, finals[0], values)}"
         values_ = {k: getattr(difference, k) for k in ("value", "low", "high")}
         sentences.append(
             Sentence(f"{label}: {arm.name} is {relation} {compared[0].name}.", evidence, values_)
@@ -174,7 +174,10 @@ def _over_seeds(values: Floats) -> Number:
     return Number(number.value, number.text, f"{number.note}, {len(values)} seeds")
 
 
-def _range(difference: stats.Estimate) -> str:
-    if not np.isfinite(difference.high - difference.low):
-        return minus("one seed has no interval")
-    return points_range(difference.low, difference.high)
+def _range(difference: stats.Estimate, *groups: Floats) -> str:
+    if np.isfinite(difference.high - difference.low):
+        bounds = points_range(difference.low, difference.high)
+        return f"{bounds}, Welch's interval over seeds"
+    if min(map(len, groups)) < 2:
+        return "one seed has no interval"
+    return "the seeds of each group have equal accuracies, so there is no interval"
