@@ -10,10 +10,12 @@ import json
 import logging
 from pathlib import Path
 
-from opd.config import Run
+from opd import config
+from opd.config import EvalSet, Run
 from opd.errors import UserError
 from opd.run.console import Console
 from opd.run.layout import INPUTS
+from opd.run.preflight import stored_and_new
 from opd.setup.disk_estimate import require_space_for_weights
 from opd.setup.inputs import Inputs, check_inputs
 from opd.setup.memory_advice import require_memory
@@ -25,6 +27,9 @@ from opd.setup.settings import look_at_settings
 from opd.setup.tokenized_pair import TokenizedPair
 
 log = logging.getLogger(__name__)
+
+# Keys of a held-out set that decide which prompts it has; they may change on resume.
+OF_EVAL_PROMPTS = ("path", "template", "chat", "limit", "max_new_tokens")
 
 
 def read_inputs(
@@ -79,13 +84,24 @@ def require_same_inputs(cfg: Run, inputs: Inputs) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged. Remove it to resume without comparing.") from None
     now = inputs.record()["hashes"]
-    changed = [k for k in now if k in before and before[k] != now[k]]
+    others = {f"eval {label}" for label in _changed_evals(cfg)}
+    changed = [k for k in now if k in before and before[k] != now[k] and k not in others]
     if changed:
         raise UserError(
             f"Since the run in {cfg.output.dir} began, this has changed: {', '.join(changed)}. "
             "Going on would mix two runs. Put the old files back, or start a new run (another "
             "output.dir)."
         )
+
+
+def _changed_evals(cfg: Run) -> list[str]:
+    """Held-out sets whose prompts are meant to be others than before: by their own keys."""
+    stored, new = stored_and_new(Path(cfg.output.dir), config.dump(cfg))
+    before, now = (
+        {EvalSet(**each).label: [each[key] for key in OF_EVAL_PROMPTS] for each in run["eval"]}
+        for run in (stored, new)
+    )
+    return [label for label, keys in now.items() if keys != before.get(label)]
 
 
 def _require_room(cfg: Run, pair: TokenizedPair, inputs: Inputs, problems: Problems) -> None:
