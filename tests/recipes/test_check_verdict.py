@@ -200,6 +200,19 @@ def test_not_known_names_what_would_settle_it():
     )
 
 
+def test_a_teacher_that_cannot_answer_is_not_blamed_on_the_prompts():
+    """Of a server that only scores, the check asked for the answer column that was there."""
+    features = {"distance": estimate(0.1), "student_accuracy": estimate(0.4)}
+    forecast = predict(MODEL, features, RUN)
+    (first, *_) = explain("not known", forecast, features, RUN)
+    advice = advise("not known", forecast, features, [], FACTS)
+    texts = [first.text, first.evidence, confidence(forecast, features), *(a.text for a in advice)]
+    assert "answer column" not in " ".join(texts)
+    assert "Without answers it" not in first.text
+    assert all("the teacher" in text.lower() for text in texts[:3])
+    assert "train a tenth of the steps" in texts[-1]
+
+
 def test_the_limit_that_cuts_the_teachers_answers_is_the_one_to_raise():
     features = make_features(0.2, 0.8, 0.1, teacher_truncated=0.9)
     forecast = predict(MODEL, features, RUN)
@@ -211,9 +224,13 @@ def test_the_limit_that_cuts_the_teachers_answers_is_the_one_to_raise():
 
 def test_confidence_says_what_was_not_tried():
     features = make_features(0.2, 0.8, 0.1)
-    assert "no step of the run was tried" in confidence(predict(MODEL, features, RUN))
+    assert "no step of the run was tried" in confidence(predict(MODEL, features, RUN), features)
     piloted = features | pilot(0.05, 0.08, 0.2)
-    assert "no step" not in confidence(predict(MODEL, piloted, RUN))
+    assert "no step" not in confidence(predict(MODEL, piloted, RUN), piloted)
+    unseen = {k: v for k, v in piloted.items() if k != "pilot_kl_drop"}  # without a top k
+    text = confidence(predict(MODEL, unseen, RUN), unseen)
+    assert "no step" not in text
+    assert "steps say nothing of its length and rate" in text
 
 
 def test_advice_names_keys():

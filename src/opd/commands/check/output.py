@@ -46,7 +46,7 @@ def to_record(result: CheckResult) -> dict[str, Any]:
         "verdict": best.verdict,
         "reasons": [r.record() for r in best.reasons],
         "advice": [a.record() for a in best.advice],
-        "confidence": None if best.forecast is None else confidence(best.forecast),
+        "confidence": None if best.forecast is None else confidence(best.forecast, best.features),
         "numbers": {name: asdict(e) for name, e in best.features.items()},
         "teachers": [_teacher_record(teacher) for teacher in result.teachers],
         "prompts": 0 if result.student is None else len(result.student.prompts),

@@ -13,7 +13,7 @@ from opd.core.stats import Estimate
 from opd.recipes.check.compatibility import Finding
 from opd.recipes.check.forecast import Forecast, predict
 from opd.recipes.check.forecast_model import ForecastModel
-from opd.recipes.check.reasons import COMPATIBLE, MAX_TRUNCATED, points
+from opd.recipes.check.reasons import COMPATIBLE, MAX_TRUNCATED, only_scores, points
 from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.verdict import GO, MIN_GAP, NO_GO, UNKNOWN, Verdict, cold_start_helps, judge
 from opd.types import Rollout
@@ -163,6 +163,13 @@ def advise(
 def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) -> list[Advice]:
     """What would settle a verdict that is not known."""
     change, distribution = forecast.change, forecast.distribution
+    if only_scores(features):
+        return [
+            Advice(
+                "To settle it: train a tenth of the steps and look at accuracy and overlap before "
+                "you continue"
+            )
+        ]
     if change is None or distribution is None:
         return [Advice("To settle it: give prompts.path an answer column, or an eval set")]
     half = (change.high - change.low) / 2

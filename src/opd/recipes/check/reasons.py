@@ -55,7 +55,8 @@ def explain(
         run: its settings, for the temperature of the accuracies.
     """
     rule = decisive_rule(forecast, features)
-    first = Reason(DECISIVE[rule], _decisive_evidence(forecast, features, run))
+    text = UNANSWERED if rule == "unmeasured" and only_scores(features) else DECISIVE[rule]
+    first = Reason(text, _decisive_evidence(forecast, features, run))
     statements = [
         _lead_statement(features),
         _pilot_statement(forecast, features),
@@ -64,6 +65,16 @@ def explain(
         _truncation_statement(features),
     ]
     return [first, *(_placed(s, verdict) for s in statements if s is not None)]
+
+
+UNANSWERED = (
+    "The teacher only scores here, so it is unknown whether it is more accurate than the student"
+)
+
+
+def only_scores(features: Mapping[str, Estimate]) -> bool:
+    """Whether the prompts have answers, and the teacher was not asked for its own."""
+    return "student_accuracy" in features and "teacher_accuracy" not in features
 
 
 DECISIVE: Mapping[Rule, str] = {
@@ -93,6 +104,11 @@ def _placed(statement: _Statement, verdict: Verdict) -> Reason:
 def _decisive_evidence(
     forecast: Forecast, features: Mapping[str, Estimate], run: RunSettings | None
 ) -> str:
+    if only_scores(features):
+        return (
+            "the teacher gives no answers to grade: so do servers without completions, teachers "
+            "with a tokenizer of their own, and those that see more than the student"
+        )
     if forecast.change is None:
         return "give prompts.path an answer column, or an eval set"
     parts = [f"predicted change {points(forecast.change)} (90 % interval)"]
@@ -255,12 +271,16 @@ def base_model_reason(teacher_kl: Estimate, student_kl: Estimate) -> Reason:
     )
 
 
-def confidence(forecast: Forecast) -> str:
+def confidence(forecast: Forecast, features: Mapping[str, Estimate]) -> str:
     """How certain the forecast is, in words."""
+    if only_scores(features):
+        return "Without answers of the teacher the change of accuracy cannot be predicted."
     if forecast.change is None or forecast.rises is None:
         return "Without answers the change of accuracy cannot be predicted."
     text = f"chance that accuracy rises: {percents(forecast.rises, 0)}%"
-    if len(forecast.views) == 1:
+    if len(forecast.views) == 1 and "pilot_steps" in features:
+        text += "; the pilot's steps say nothing of its length and rate"
+    elif len(forecast.views) == 1:
         text += "; no step of the run was tried, so its length and rate are not known"
     if forecast.out_of_range:
         text += "; if this pair behaves like those of the lab, whose range it exceeds"
