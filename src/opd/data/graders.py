@@ -257,3 +257,25 @@ def grade_rollouts(
     """
     texts = [decode(r.ids.tolist()) for r in rollouts]
     return grader.rewards(texts, [r.prompt.answer or "" for r in rollouts])
+
+
+def grade_for_accuracy(
+    grader: Grader, rollouts: Sequence[Rollout], decode: Callable[[Sequence[int]], str]
+) -> np.ndarray:
+    """As `grade_rollouts`, for means that are read as accuracies.
+
+    Returns:
+        (R,) in [0, 1].
+
+    Raises:
+        UserError: a function's reward outside of that.
+    """
+    rewards = grade_rollouts(grader, rollouts, decode)
+    outside = rewards[(rewards < 0) | (rewards > 1)]
+    if len(outside):
+        raise UserError(
+            f"{grader.kind} returned {outside[0]:g}. A reward of any size trains, but an accuracy "
+            "is made of values from 0 to 1 (False to True). For opd check and opd select set "
+            "prompts.grader to a function that returns those, or to auto."
+        )
+    return rewards

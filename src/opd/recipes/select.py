@@ -17,7 +17,7 @@ from scipy.stats import rankdata
 
 from opd.core import diagnostics
 from opd.core.stats import Estimate, paired, pass_at_k_values
-from opd.data.graders import Grader, grade_rollouts
+from opd.data.graders import Grader, grade_for_accuracy
 from opd.recipes.measure import tops
 from opd.rng import Stream, generator
 from opd.types import Prompt, Rollout, Sampler, Scores, Teacher, Want
@@ -107,7 +107,7 @@ def _count_correct(setup: MeasurementSetup, rollouts: Sequence[Rollout], count: 
     """Correct completions of each of `count` prompts."""
     if setup.grader is None or not rollouts:
         return np.full(count, np.nan)
-    grades = grade_rollouts(setup.grader, rollouts, setup.decode)
+    grades = grade_for_accuracy(setup.grader, rollouts, setup.decode)
     correct: Floats = grades.reshape(count, -1).sum(1)
     return correct
 

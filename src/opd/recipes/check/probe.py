@@ -15,7 +15,7 @@ import torch
 
 from opd.core import diagnostics
 from opd.core.diagnostics import Measure, TopK
-from opd.data.graders import Grader, grade_rollouts
+from opd.data.graders import Grader, grade_for_accuracy
 from opd.models.lm import LM
 from opd.recipes.check.diagnose import Diagnosis, diagnose, diagnosis_of_measures
 from opd.rng import Stream, key
@@ -373,7 +373,7 @@ def _continue(
     columns, tokens = [], 0
     for depth, prompts in enumerate(prefixes):
         continuations = _sample(make, prompts, config, 1, CONTINUATIONS + depth)
-        columns.append(grade_rollouts(config.grader, continuations, config.decode))
+        columns.append(grade_for_accuracy(config.grader, continuations, config.decode))
         tokens += _count_tokens(continuations)
     return np.stack(columns, 1), tokens
 
@@ -382,13 +382,13 @@ def _correct(rollouts: Sequence[Rollout], config: ProbeConfig) -> np.ndarray | N
     """(P, n) of 0/1, or None without a grader."""
     if config.grader is None:
         return None
-    return grade_rollouts(config.grader, rollouts, config.decode).reshape(-1, config.n)
+    return grade_for_accuracy(config.grader, rollouts, config.decode).reshape(-1, config.n)
 
 
 def _answers(samples: Sequence[Rollout], config: ProbeConfig) -> Answers:
     correct = None
     if config.grader is not None:
-        graded = grade_rollouts(config.grader, samples, config.decode)
+        graded = grade_for_accuracy(config.grader, samples, config.decode)
         correct = graded.reshape(-1, config.m)
     truncated = np.array([float(r.finish == "length") for r in samples])
     lengths = np.array([float(len(r)) for r in samples])
