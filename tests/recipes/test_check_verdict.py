@@ -286,12 +286,21 @@ def test_a_teacher_that_is_more_accurate_only_on_its_own_is_worth_a_cold_start()
 
 
 def test_a_teacher_equal_to_the_base_model_is_named():
-    same = base_model_reason(estimate(0.001, 0.0005), estimate(0.6))
-    other = base_model_reason(estimate(0.5), estimate(0.6))
+    same = base_model_reason(estimate(0.001, 0.0005), estimate(0.6), "don't")
+    other = base_model_reason(estimate(0.5), estimate(0.6), "go")
     assert "is the student's base model again" in same.text
     assert "differs from the student's base model" in other.text
-    unsure = base_model_reason(Estimate(0.05, 0.0, 0.1, 9), estimate(0.6))
+    unsure = base_model_reason(Estimate(0.05, 0.0, 0.1, 9), estimate(0.6), "go")
     assert unsure.text.endswith("is not known")
+    against = base_model_reason(estimate(0.001, 0.0005), estimate(0.6), "go")
+    assert against.text.startswith(AGAINST)  # beside it, a go said that nothing stands against it
+
+
+def test_a_grader_that_accepts_nothing_is_not_settled_by_more_prompts():
+    features = make_features(0.0, 0.0, 1.0)
+    forecast = predict(MODEL, features, RUN)
+    advice = advise("not known", forecast, features, [], FACTS)
+    assert not [a for a in advice if a.text.startswith("To settle it")]
 
 
 def test_tokenizers_that_differ_are_a_failure_with_a_fix():

@@ -46,7 +46,7 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
     base = candidate.cfg.check.origin
     assert candidate.pair is not None
     if base is not None and candidate.pair.teacher is not None:
-        reasons = [*reasons, _compare_with_base(base, candidate.pair, gathering)]
+        reasons = [*reasons, _compare_with_base(base, candidate.pair, gathering, verdict)]
     rollouts = student.rollouts
     facts = RunFacts(
         truncated=float(sum(r.finish == "length" for r in rollouts) / len(rollouts)),
@@ -101,7 +101,7 @@ def _cold_start(candidate: Candidate) -> dict[str, object] | None:
     return {"coldstart": {"lr": float(f"{lr:.3g}")}}
 
 
-def _compare_with_base(path: str, pair: Pair, gathering: Gathering) -> Reason:
+def _compare_with_base(path: str, pair: Pair, gathering: Gathering, verdict: Verdict) -> Reason:
     assert pair.teacher is not None
     student_side, config = gathering.probe.sides[0][0], gathering.probe.config
     base = load_lm(path, device=str(pair.student.device), key="check.origin")
@@ -116,4 +116,4 @@ def _compare_with_base(path: str, pair: Pair, gathering: Gathering) -> Reason:
     teacher_kl, student_kl = (
         stats.mean(kl.reshape(prompts, -1).mean(1)) for kl in (teacher, student)
     )
-    return base_model_reason(teacher_kl, student_kl)
+    return base_model_reason(teacher_kl, student_kl, verdict)

@@ -15,7 +15,16 @@ from opd.recipes.check.forecast import Forecast, predict
 from opd.recipes.check.forecast_model import ForecastModel
 from opd.recipes.check.reasons import COMPATIBLE, MAX_TRUNCATED, only_scores, points
 from opd.recipes.check.settings import RunSettings
-from opd.recipes.check.verdict import GO, MIN_GAP, NO_GO, UNKNOWN, Verdict, cold_start_helps, judge
+from opd.recipes.check.verdict import (
+    GO,
+    MIN_GAP,
+    NO_GO,
+    UNKNOWN,
+    Verdict,
+    cold_start_helps,
+    judge,
+    nothing_accepted,
+)
 from opd.types import Rollout
 
 MIN_SUPPORT_MASS = 0.97  # of the student inside the support of the loss
@@ -155,7 +164,7 @@ def advise(
                 {"loss.mode": "tail"},
             )
         )
-    if verdict == UNKNOWN:
+    if verdict == UNKNOWN and not nothing_accepted(features):  # else the grader is in question
         advice += settle(forecast, features, run)
     return advice
 

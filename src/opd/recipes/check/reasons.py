@@ -249,21 +249,21 @@ def _truncation_statement(features: Mapping[str, Estimate]) -> _Statement | None
     return _Statement(Reason(text, f"teacher {percent(cut)}"), None)
 
 
-def base_model_reason(teacher_kl: Estimate, student_kl: Estimate) -> Reason:
+def base_model_reason(teacher_kl: Estimate, student_kl: Estimate, verdict: Verdict) -> Reason:
     """Whether the teacher differs from the student's base model on student rollouts (paper 3.3).
 
     Args:
         teacher_kl: KL(base || teacher) per token on student rollouts.
         student_kl: KL(base || student) there.
+        verdict: that it stands beside; marked where it speaks against that.
     """
     evidence = (
         f"KL from the base model (check.origin) on the student's rollouts: teacher "
         f"{number(teacher_kl)}, student {number(student_kl)} nats per token"
     )
     if teacher_kl.high < SAME_AS_BASE * student_kl.value:
-        return Reason(
-            "The teacher is the student's base model again: training would undo gains", evidence
-        )
+        undone = "The teacher is the student's base model again: training would undo gains"
+        return _placed(_Statement(Reason(undone, evidence), False), verdict)
     if teacher_kl.low > SAME_AS_BASE * student_kl.value:
         return Reason("The teacher differs from the student's base model", evidence)
     return Reason(
