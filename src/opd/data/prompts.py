@@ -264,7 +264,7 @@ def _turn(turn: Any, location: str) -> Message:
 
 
 def answer_of(row: Row) -> str | None:
-    """The row's ground truth; None when it has none.
+    """The row's ground truth; None when it has none, or NaN.
 
     Raises:
         UserError: a ground truth that is neither text nor number.
@@ -279,7 +279,7 @@ def answer_of(row: Row) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int | float | None):
         given = json_type(value)
         raise UserError(f"{row.location}: {name} must be text or a number, found {given}.")
-    return None if value is None else final_answer(str(value)) or None
+    return None if value in (None, "") or value != value else final_answer(str(value)) or None
 
 
 def apply_template(turns: list[Message], template: str | None) -> list[Message]:

@@ -10,7 +10,8 @@ import csv
 import importlib.util
 import io
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -94,6 +95,20 @@ def _require_rows(path: str, rows: list[Row]) -> list[Row]:
     if not rows:
         raise UserError(f"{path} holds no rows. Each row is one prompt.")
     return rows
+
+
+def to_json_line(values: Mapping[str, Any]) -> str:
+    """A row as a line that `read_rows` takes: NaN and infinities are null, other objects text."""
+    return json.dumps(_finite(values), default=str) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """A copy with null for numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def column_names(rows: list[Row]) -> list[str]:

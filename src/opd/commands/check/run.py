@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from opd.commands.outputs import require_check_outputs
 from opd.config import Run
 from opd.core.stats import Estimate
 from opd.data.prompts import PromptSet
-from opd.data.readers import read_rows
+from opd.data.readers import read_rows, to_json_line
 from opd.errors import UserError
 from opd.recipes.check.compatibility import Finding
 from opd.recipes.check.cost import RunCost
@@ -132,7 +131,7 @@ def teacher_runs(cfg: Run, prompts: PromptSet, scratch: Path) -> dict[str, Run]:
     for name in cfg.teachers:
         path = scratch / f"{name}.jsonl"
         own = [rows[p.index] for p in prompts_of(prompts, name).prompts]
-        path.write_text("".join(json.dumps(row) + "\n" for row in own), encoding="utf-8")
+        path.write_text("".join(map(to_json_line, own)), encoding="utf-8")
         section = cfg.prompts.model_copy(update={"path": str(path), "files": []})
         folder = cfg.output.model_copy(update={"dir": f"{cfg.output.dir}.{name}"})
         changes = {"prompts": section, "output": folder}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 
 from opd.commands.select.result import Selection, prompt_numbers
 from opd.config import Run, Select
-from opd.data.readers import read_rows
+from opd.data.readers import read_rows, to_json_line
 from opd.errors import UserError
 from opd.run.disk import write_output
 
@@ -39,10 +38,12 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     try:
         if path.suffix == ".parquet":
             sink = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(list(rows)), sink)
+            columns = dict.fromkeys(name for row in rows for name in row)  # of any row
+            whole = [{name: row.get(name) for name in columns} for row in rows]
+            pq.write_table(pa.Table.from_pylist(whole), sink)
             data = sink.getvalue().to_pybytes()
         else:
-            data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            data = "".join(map(to_json_line, rows)).encode()
         write_output(path, data)
     except (OSError, pa.ArrowException, TypeError) as error:
         raise UserError(
