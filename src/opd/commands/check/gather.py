@@ -15,17 +15,18 @@ from opd.commands.check.candidates import Candidate
 from opd.commands.check.pilot import PilotResult, PilotSize, run_pilot
 from opd.commands.check.rounds import Budget, Probe, make_probe
 from opd.commands.check.served import watched
-from opd.commands.check.speed import Speed, measure_speed
+from opd.commands.check.speed import Speed, measure_speed, one_teacher
 from opd.commands.check.timing import StepTimer
 from opd.commands.check.watch import Watch
 from opd.core.stats import Estimate
 from opd.data.prompts import PromptSet
+from opd.recipes.check.advice import decide
 from opd.recipes.check.cost import RunCost, StepTime
 from opd.recipes.check.features import compute_features
 from opd.recipes.check.forecast import predict
 from opd.recipes.check.forecast_model import load_model
 from opd.recipes.check.settings import RunSettings
-from opd.recipes.check.verdict import GO, NO_GO, decisive_rule, judge
+from opd.recipes.check.verdict import GO, NO_GO, decisive_rule, judge, rank
 
 SHORT = 120.0  # seconds a check may take beside a short run ...
 LONG_FRACTION = 0.05  # ... and as a fraction of a long one
@@ -85,7 +86,7 @@ class Gathering:
             self._run_pilots()
             if not self.pilots:
                 self._add_rounds(1.0)
-            self._measure_cost(self.speed)
+            self.measure_cost(self.speed)
 
     def features(self, index: int) -> dict[str, Estimate]:
         """Every number of a candidate so far."""
@@ -231,9 +232,18 @@ class Gathering:
         seconds = next_part * result.step_seconds + 2 * result.measuring
         return seconds <= self.watch.remaining
 
-    def _measure_cost(self, speed: Speed) -> None:
+    def best(self) -> int:
+        """The candidate that comes first in the result, by what is known so far."""
+
+        def standing(index: int) -> tuple[int, float]:
+            return rank(*decide(self.model, self.features(index), self.settings(index))[:2])
+
+        return max(range(len(self.candidates)), key=standing) if self.probe.sides else 0
+
+    def measure_cost(self, speed: Speed) -> None:
         """The cost of the best candidate's run, from steps of its pilot or a timed one."""
-        candidate = self.candidates[0]
+        index = self.best()
+        candidate, speed = self.candidates[index], one_teacher(speed, self.candidates, index)
         cfg, pair = candidate.cfg, candidate.pair
         if (
             math.isfinite(self.budget.token_fraction)
@@ -241,7 +251,7 @@ class Gathering:
             or cfg.rollout.engine == "replay"
         ):
             return
-        step = self._step_time(speed)
+        step = self._step_time(index, speed)
         if step is None:
             return
         self.watch.stage("timing an evaluation")
@@ -253,14 +263,14 @@ class Gathering:
             rough = timing.time_evaluations(candidate)
         self.cost = timing.run_cost(candidate, step, rough)
 
-    def _step_time(self, speed: Speed) -> StepTime | None:
-        pilot = self.pilots.get(0)
+    def _step_time(self, index: int, speed: Speed) -> StepTime | None:
+        pilot = self.pilots.get(index)
         if pilot is not None:
             return sorted(pilot.times, key=lambda time: time.seconds)[len(pilot.times) // 2]
-        cfg = self.candidates[0].cfg
+        cfg = self.candidates[index].cfg
         part = timing.FIRST / cfg.train.prompts_per_step
         if 2 * part * speed.step(cfg) > self.watch.remaining:
             return None
         self.watch.stage("timing a step")
-        timer = StepTimer(self.candidates[0], self.training, self.scratch)
+        timer = StepTimer(self.candidates[index], self.training, self.scratch)
         return timer.median_step(timing.FIRST)

@@ -8,18 +8,11 @@ from opd.commands.check.result import TeacherResult
 from opd.config import Run
 from opd.core import stats
 from opd.models.lm import load_lm
-from opd.recipes.check.advice import Advice, RunFacts, advise, find_changes, support_mass
+from opd.recipes.check.advice import Advice, RunFacts, advise, decide, support_mass
 from opd.recipes.check.diagnose import diagnose
-from opd.recipes.check.forecast import Forecast, predict
+from opd.recipes.check.forecast import Forecast
 from opd.recipes.check.reasons import Reason, base_model_reason, explain
-from opd.recipes.check.verdict import (
-    CHANGES,
-    UNKNOWN,
-    Verdict,
-    decisive_rule,
-    judge,
-    nothing_accepted,
-)
+from opd.recipes.check.verdict import UNKNOWN, Verdict, nothing_accepted
 from opd.setup.pair import Pair
 
 # Learning rate of a cold start: times optim.lr (paper: 1e-5 against 1e-6), but at most so much,
@@ -34,15 +27,10 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
         return _unmeasured(candidate, gathering)
     student, side = gathering.probe.sides[index]
     features, settings = gathering.features(index), gathering.settings(index)
-    forecast = predict(gathering.model, features, settings)
-    verdict: Verdict = judge(forecast, features)
-    changes: list[Advice] = []
-    if decisive_rule(forecast, features) in ("too little", "rising", "undecided"):
-        changes = find_changes(gathering.model, features, settings)
-        verdict = CHANGES if changes else verdict
-    reasons = explain(verdict, forecast, features, settings)
-    if nothing_accepted(features):  # the grader or the template is wrong, not the models
-        verdict, changes, reasons = UNKNOWN, [], [GRADER_FAULT]
+    verdict, forecast, changes = decide(gathering.model, features, settings)
+    reasons = [GRADER_FAULT]
+    if not nothing_accepted(features):
+        reasons = explain(verdict, forecast, features, settings)
     base = candidate.cfg.check.origin
     assert candidate.pair is not None
     if base is not None and candidate.pair.teacher is not None:

@@ -26,7 +26,7 @@ from opd.errors import UserError
 from opd.recipes.check.compatibility import Finding
 from opd.recipes.check.cost import RunCost
 from opd.recipes.check.reasons import Reason
-from opd.recipes.check.verdict import CHANGES, GO, NO_GO, UNKNOWN
+from opd.recipes.check.verdict import NO_GO, rank
 from opd.run.console import Console
 from opd.setup.launch import start_servers
 from opd.setup.preflight import read_inputs
@@ -196,7 +196,7 @@ def check(
         file,
         teachers + incompatible,
         gathering.probe.student,
-        cost if cost is None else _at_final_length(cost, best),
+        cost if cost is None else _at_final_length(cost, best, first.cfg.rollout.max_new_tokens),
         output.examples(gathering.probe, best),
         limitations,
         watch.seconds,
@@ -231,16 +231,16 @@ def _failures(findings: Sequence[Finding]) -> list[Reason]:
 
 def _rank(result: TeacherResult) -> tuple[int, float]:
     """Higher is better: the verdict, then the predicted change (without answers: transfer)."""
-    order = {GO: 3, CHANGES: 2, UNKNOWN: 1, NO_GO: 0}[result.verdict]
-    if result.forecast is None:
-        return order, 0.0
-    change = result.forecast.change
-    return order, result.forecast.transfer if change is None else change.value
+    return rank(result.verdict, result.forecast)
 
 
-def _at_final_length(cost: RunCost, features: Mapping[str, Estimate]) -> RunCost:
-    """The cost if completions go from the student's length to the teacher's."""
+def _at_final_length(cost: RunCost, features: Mapping[str, Estimate], limit: int) -> RunCost:
+    """The cost if rollouts of at most `limit` tokens go from the student's length to the teacher's.
+
+    The teacher's answers may be longer: they are sampled as a held-out set is.
+    """
     if "teacher_length" not in features:
         return cost
-    student, teacher = features["student_length"].value, features["teacher_length"].value
+    student = features["student_length"].value
+    teacher = min(features["teacher_length"].value, limit)
     return cost.with_lengths((student + teacher) / (2 * student))

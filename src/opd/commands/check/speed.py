@@ -7,7 +7,7 @@ well, and everything after them is planned by those.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from opd import rng
 from opd.commands.check.candidates import Candidate
@@ -111,6 +111,18 @@ def measure_speed(candidates: Sequence[Candidate], prompts: Sequence[Prompt]) ->
     length = EXPECTED_FRACTION * first.cfg.rollout.max_new_tokens
     mean = sum(len(each.ids) for each in prompts[:SEEN]) // len(prompts[:SEEN])
     return Speed(student, tuple(teachers), mean, max(1.0, length))
+
+
+def one_teacher(speed: Speed, candidates: Sequence[Candidate], index: int) -> Speed:
+    """The same with the teacher of one candidate alone."""
+    timed = [_is_timed(candidate) for candidate in candidates]
+    place = sum(timed[:index])
+    return replace(speed, teachers=speed.teachers[place : place + 1] if timed[index] else ())
+
+
+def _is_timed(candidate: Candidate) -> bool:
+    here = candidate.pair is not None and candidate.pair.teacher is not None
+    return here or (candidate.server is not None and candidate.teacher_samplers is not None)
 
 
 def _measure_teacher(candidate: Candidate, prompt: Prompt) -> ModelSpeed | None:

@@ -16,12 +16,14 @@ from opd.recipes.check.forecast_model import ForecastModel
 from opd.recipes.check.reasons import COMPATIBLE, MAX_TRUNCATED, only_scores, points
 from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.verdict import (
+    CHANGES,
     GO,
     MIN_GAP,
     NO_GO,
     UNKNOWN,
     Verdict,
     cold_start_helps,
+    decisive_rule,
     judge,
     nothing_accepted,
 )
@@ -91,6 +93,20 @@ def support_mass(loss: Loss, rollouts: Sequence[Rollout]) -> float:
         return 1.0
     masses = [np.exp(r.topk_logp[:, : loss.k]).sum(1) for r in rollouts if r.topk_logp.shape[1]]
     return float(np.concatenate(masses).mean()) if masses else 1.0
+
+
+def decide(
+    model: ForecastModel, features: Mapping[str, Estimate], run: RunSettings
+) -> tuple[Verdict, Forecast, list[Advice]]:
+    """The verdict on a run, the forecast it rests on, and the changes that make it a go."""
+    forecast = predict(model, features, run)
+    if nothing_accepted(features):  # the grader or the template is wrong, not the models
+        return UNKNOWN, forecast, []
+    if decisive_rule(forecast, features) in ("too little", "rising", "undecided"):
+        changes = find_changes(model, features, run)
+        if changes:
+            return CHANGES, forecast, changes
+    return judge(forecast, features), forecast, []
 
 
 def find_changes(

@@ -103,6 +103,14 @@ def cold_start_helps(features: Mapping[str, Estimate]) -> bool:
     return gap.low > 0 and gap.value >= MIN_GAP
 
 
+def rank(verdict: Verdict, forecast: Forecast | None) -> tuple[int, float]:
+    """Higher is better: the verdict, then the predicted change (without answers: transfer)."""
+    order = {GO: 3, CHANGES: 2, UNKNOWN: 1, NO_GO: 0}[verdict]
+    if forecast is None:
+        return order, 0.0
+    return order, forecast.transfer if forecast.change is None else forecast.change.value
+
+
 def nothing_accepted(features: Mapping[str, Estimate]) -> bool:
     """Whether no answer of either model was graded correct."""
     names = ("student_accuracy", "teacher_accuracy")
