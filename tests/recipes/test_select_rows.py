@@ -5,11 +5,20 @@ from __future__ import annotations
 import datetime
 import math
 
+import numpy as np
 import pytest
 
+from opd import config
+from opd.commands.select.record import to_record
+from opd.commands.select.result import Selection
 from opd.commands.select.rows import write_rows
+from opd.config import Select
+from opd.data.duplicates import Leak
 from opd.data.prompts import answer_of
 from opd.data.readers import Row, read_rows
+from opd.demo.run_config import demo_config
+from opd.recipes.select import Measurements, Mixture, Ranking
+from opd.types import Prompt
 
 ROWS = [
     {"problem": "a", "why": "aligned"},
@@ -36,3 +45,25 @@ def test_a_row_with_what_json_lacks_is_written_so_that_it_can_be_read(tmp_path):
 
 def test_nan_is_no_answer():
     assert answer_of(Row(0, "x.parquet, row 0", {"problem": "a", "answer": math.nan})) is None
+
+
+def test_a_prompt_in_several_evaluation_sets_is_counted_once(tmp_path):
+    two = np.array([1.0, 0.0])
+    selection = Selection(
+        rows=4,
+        leaks=[Leak(2, "a", 0, True), Leak(2, "b", 0, False), Leak(3, "b", 1, False)],
+        repeats={},
+        prompts=[Prompt(i, (1,), "") for i in range(2)],
+        measurements=Measurements(*[two] * 5),
+        ranking=Ranking(*[two] * 4),
+        aligned=[0],
+        others=[],
+        mixture=Mixture([0.0, 1.0], [math.nan] * 2, [math.nan] * 2),
+        template="",
+        templates=[],
+    )
+    prompts = [{"path": "a.jsonl"}, {"path": "b.jsonl"}]
+    cfg = config.parse(demo_config(tmp_path / "run") | {"prompts": prompts})
+    record = to_record(cfg, Select(output="kept.jsonl"), selection)
+    assert "4 rows; 1 are in an evaluation set, 1 nearly so, 0 are repeated" in record["summary"][0]
+    assert record["prompts"] == "a.jsonl, b.jsonl"

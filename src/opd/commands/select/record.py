@@ -28,7 +28,7 @@ def to_record(cfg: Run, spec: Select, selection: Selection) -> dict[str, Any]:
     best_first = np.argsort(-ranking.score, kind="stable")
     record: dict[str, Any] = json_safe(
         {
-            "prompts": cfg.prompts.path,
+            "prompts": cfg.prompts.name,
             "output": spec.output,
             "summary": _summary(selection),
             "leaks": [asdict(leak) for leak in selection.leaks],
@@ -62,10 +62,11 @@ def _summary(selection: Selection) -> list[str]:
 
 
 def _counts(selection: Selection) -> str:
-    exact = sum(leak.exact for leak in selection.leaks)
+    exact = {leak.row for leak in selection.leaks if leak.exact}  # of any set; it may be in several
+    near = {leak.row for leak in selection.leaks} - exact
     aligned, others = len(selection.aligned), len(selection.others)
     return (
-        f"{selection.rows} rows; {exact} are in an evaluation set, {len(selection.leaks) - exact} "
+        f"{selection.rows} rows; {len(exact)} are in an evaluation set, {len(near)} "
         f"nearly so, {len(selection.repeats)} are repeated; of {len(selection.prompts)} measured "
         f"{aligned + others} are kept: {aligned} aligned, {others} drawn from the rest."
     )
