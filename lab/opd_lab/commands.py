@@ -51,7 +51,7 @@ BUILT_ON_USE = (
 # Measured with one thread, on a machine that did other work too.
 TIME_OF_ALL = "Three seeds of all took 117 minutes (docs/lab.md)."
 TIME_OF_QUICK = (
-    "Three seeds of these, six of E3, took 14 minutes, checkpoints made before left out "
+    "Three seeds of these took 11 minutes on two shared cores, some checkpoints made before "
     "(docs/lab-quick.md)."
 )
 
