@@ -85,6 +85,7 @@ def test_seeds_without_spread_make_no_difference_certain(make_run):
     verdict = grouped_verdict(arms(runs, [run.name for run in runs]), [runs[0].evals[0].label])[0]
     assert verdict.tone == "unclear"
     assert "equal accuracies, so there is no interval" in verdict.sentences[0].evidence
+    assert verdict.tiles[0].number.note == "2 seeds, all equal"  # not "95% interval 40.0 to 40.0%"
 
 
 def test_mean_lines_are_over_the_steps_that_all_have():

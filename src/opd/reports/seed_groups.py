@@ -170,6 +170,10 @@ def _over_seeds(values: Floats) -> Number:
         return Number(None, "\u2013")
     if len(values) == 1:
         return Number(float(values[0]), percent(float(values[0])).text, "one seed")
+    if np.ptp(values) == 0:
+        return Number(
+            float(values[0]), percent(float(values[0])).text, f"{len(values)} seeds, all equal"
+        )
     number = estimate(stats.mean(values))
     return Number(number.value, number.text, f"{number.note}, {len(values)} seeds")
 
