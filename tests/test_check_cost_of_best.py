@@ -1,4 +1,4 @@
-"""The plan of a check of several teachers is of the run with the best of them."""
+"""A check of several teachers: its plan is of the run with the best of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 
+import opd
+from opd import config
 from opd.commands.check import gather
 from opd.commands.check.gather import Gathering
 from opd.commands.check.rounds import Budget
 from opd.commands.check.run import _at_final_length
 from opd.commands.check.speed import ModelSpeed, Speed, one_teacher
 from opd.commands.check.watch import Watch
+from opd.demo.run_config import demo_config
+from opd.errors import UserError
 from opd.recipes.check.cost import RunCost, StepTime
 from support.check_features import MODEL, RUN, estimate, make_features
 
@@ -47,3 +51,12 @@ def test_rollouts_never_get_longer_than_their_limit(limit, factor):
     cost = RunCost({}, {}, 0, 0, 100.0, 10, 2.0, 0.0, 0.0, 0)
     features = {"student_length": estimate(20.0), "teacher_length": estimate(30.0)}
     assert _at_final_length(cost, features, limit).tokens == pytest.approx(100 * factor)
+
+
+def test_the_library_says_that_it_checks_one_teacher(tmp_path):
+    """It said that there was none."""
+    data = demo_config(tmp_path / "run")
+    teachers = {"a": data["teacher"], "b": data["teacher"]}
+    cfg = config.parse({k: v for k, v in data.items() if k != "teacher"} | {"teachers": teachers})
+    with pytest.raises(UserError, match="looks at one teacher, and teachers has a, b"):
+        opd.check(cfg)

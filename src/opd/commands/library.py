@@ -199,6 +199,11 @@ def check(
 
     is_config = isinstance(source, config.Run)
     cfgs = [source] if isinstance(source, config.Run) else config.load_each(source, overrides)
+    if names := ", ".join(cfgs[0].teachers):
+        raise UserError(
+            f"opd.check looks at one teacher, and teachers has {names}. `opd check FILE` on the "
+            "command line checks each on its own prompts."
+        )
     several = {"teacher": None} if len(cfgs) > 1 else {}
     quiet = Console("quiet")
     read_inputs(cfgs[0].model_copy(update=several), quiet, trains=False, judges_pair=True)
