@@ -92,5 +92,6 @@ def _never_given(cfg: Run, *, graded: bool) -> dict[str, str]:
     if not cfg.rollout.ahead:
         reasons["stale-rollouts"] = "rollout.ahead=0 makes no rollout older than its step"
     if cfg.teacher is None or cfg.teacher.prompt is None:
-        reasons |= dict.fromkeys(OF_HINTS, "teacher.prompt shows the teacher nothing more")
+        why = "it is about what teacher.prompt shows the only teacher, and that is not set"
+        reasons |= dict.fromkeys(OF_HINTS, why)
     return reasons
