@@ -16,7 +16,7 @@ from opd.samplers.hf import (
     batch_rows,
     observe_samples,
 )
-from opd.samplers.sampling import invert_cdf, truncate
+from opd.samplers.sampling import draw, invert_cdf, truncate
 from opd.types import Prompt
 
 END = 1
@@ -125,7 +125,7 @@ def test_samples_follow_the_exact_distribution(make_lm):
 def test_truncation_keeps_the_most_probable_tokens():
     generator = torch.Generator().manual_seed(0)
     logp = torch.randn(50, 12, generator=generator, dtype=torch.float64).log_softmax(-1)
-    kept = truncate(logp.exp(), Decoding(1, top_p=0.6))
+    kept = truncate(logp.exp(), 0.6)
     for row, full in zip(kept, logp.exp(), strict=True):
         order = full.argsort(descending=True)
         count = int((row > 0).sum())
@@ -133,6 +133,28 @@ def test_truncation_keeps_the_most_probable_tokens():
         assert (row[order[count:]] == 0).all()
         # the smallest set whose mass reaches top_p
         assert full[order[:count]].sum() >= 0.6 > full[order[: count - 1]].sum()
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 3.0, 8.0])
+@pytest.mark.parametrize("top_p", [0.5, 0.95, 0.999])
+def test_top_p_among_the_most_probable_draws_as_from_the_whole_row(scale, top_p):
+    # bf16 logits have many equal values, also where the set ends; flat rows need the whole row.
+    g = torch.Generator().manual_seed(1)
+    logits = (torch.randn(256, 9001, generator=g) * scale).bfloat16().float()
+    probs, uniforms = logits.softmax(-1), torch.rand(256, generator=g, dtype=torch.float64)
+    whole = invert_cdf(truncate(probs, top_p), uniforms)
+    assert torch.equal(draw(probs, uniforms, top_p), whole)
+    for row in (0, 100):  # a row's token depends on that row alone
+        assert draw(probs[row : row + 1], uniforms[row : row + 1], top_p) == whole[row]
+
+
+def test_top_p_leaves_out_some_of_equally_probable_tokens_by_id():
+    probs = torch.zeros(1, 9000)
+    probs[0, 7], probs[0, 100:300] = 0.5, 0.5 / 200
+    drawn = [
+        draw(probs, torch.tensor([u]).double(), 0.6).item() for u in np.linspace(0, 1, 500)[:-1]
+    ]
+    assert set(drawn) == {7, *range(100, 140)}
 
 
 def test_inverse_cdf_never_draws_an_impossible_token():

@@ -20,6 +20,7 @@ from opd.samplers.decoding import Decoding
 from opd.types import Prompt, Sampler
 
 _CDF_BLOCK = 128  # tokens per partial sum of `invert_cdf`
+_NUCLEUS = 64  # most probable tokens among which top-p is looked for before the whole vocabulary
 
 
 MakeSampler = Callable[[Decoding, int | None], Sampler]
@@ -51,10 +52,8 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, decoding: Decoding, capture:
         logits = logits / decoding.temperature
     logp = torch.log_softmax(logits, -1)
     probs = logp.exp()
-    if decoding.temperature == 0:
-        tokens = logp.argmax(-1)
-    else:
-        tokens = invert_cdf(truncate(probs, decoding), uniforms)
+    greedy = decoding.temperature == 0
+    tokens = logp.argmax(-1) if greedy else draw(probs, uniforms, decoding.top_p)
     topk_logp, topk_ids = topk(logp, capture)
     sampled = logp.gather(1, tokens[:, None]).squeeze(1)
     return Statistics(tokens, sampled, -(probs * logp).sum(-1), topk_ids, topk_logp)
@@ -75,14 +74,46 @@ def uniform(key: Sequence[int], prompt: int, sample: int, count: int) -> np.ndar
     return generator_of((*key, prompt, sample)).random(count)
 
 
-def truncate(probs: Tensor, decoding: Decoding) -> Tensor:
-    """Probabilities (R, V), unnormalised, with top-p truncation applied."""
-    if decoding.top_p < 1:
-        ordered, indices = torch.sort(probs.double(), dim=-1, descending=True, stable=True)
-        mass_before = ordered.cumsum(-1) - ordered
-        dropped = mass_before >= decoding.top_p * ordered.sum(-1, keepdim=True)
-        probs = probs.double().scatter(1, indices, ordered.masked_fill(dropped, 0.0))
-    return probs
+def draw(probs: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+    """Token ids (R,) drawn from probs (R, V) within top-p.
+
+    On a CPU the set of top-p is looked for among a row's most probable tokens first: to sort a
+    vocabulary of 152 thousand took more than half of the time of sampling. Rows whose set is larger
+    are sorted whole. A branch on their number would wait for an accelerator, which sorts quickly.
+    """
+    if top_p == 1 or probs.device.type != "cpu" or probs.shape[1] <= _NUCLEUS:
+        return invert_cdf(truncate(probs, top_p), uniforms)
+    values, ids = topk(probs, _NUCLEUS)
+    values, total = values.double(), probs.sum(-1, keepdim=True, dtype=torch.float64)
+    # Of tokens as probable as the last one, some may be missing: those above it are complete.
+    above = torch.where(values > values[:, -1:], values, 0.0).sum(-1)
+    narrow = above >= top_p * total[:, 0]
+    tokens = torch.empty(len(probs), dtype=torch.long)
+    if narrow.any():
+        by_id = ids[narrow].sort(-1)
+        kept = truncate(values[narrow].gather(1, by_id.indices), top_p, total[narrow])
+        chosen = invert_cdf(kept, uniforms[narrow])[:, None]
+        tokens[narrow] = by_id.values.gather(1, chosen).squeeze(1)
+    if not narrow.all():
+        tokens[~narrow] = invert_cdf(truncate(probs[~narrow], top_p), uniforms[~narrow])
+    return tokens
+
+
+def truncate(probs: Tensor, top_p: float, total: Tensor | None = None) -> Tensor:
+    """Probabilities (R, N), unnormalised, with top-p truncation applied; equal ones by position.
+
+    Args:
+        probs: (R, N).
+        top_p: the most probable are kept until they have this share of `total`.
+        total: (R, 1), of a whole row of which `probs` is a part; None: their sum.
+    """
+    if top_p == 1:
+        return probs
+    ordered, indices = torch.sort(probs.double(), dim=-1, descending=True, stable=True)
+    mass_before = ordered.cumsum(-1) - ordered
+    whole = ordered.sum(-1, keepdim=True) if total is None else total
+    dropped = mass_before >= top_p * whole
+    return probs.double().scatter(1, indices, ordered.masked_fill(dropped, 0.0))
 
 
 def invert_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
