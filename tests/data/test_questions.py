@@ -148,6 +148,21 @@ def test_a_question_with_another_answer_is_no_repeat():
     assert other == {}
 
 
+def test_another_task_on_the_same_words_is_no_leak():
+    words = [f"{a} {b} fox" for a in ("hen", "elk", "ram") for b in ("owl", "cat", "dog")]
+    train = prompts(*(f"sum {w}" for w in words), answers=[str(i) for i in range(9)])
+    echo = prompts(*(f"echo {w}" for w in words), answers=words)
+    assert find_leaks(train, [("echo", echo)], near=0.8) == []
+    # Without answers to tell them apart, or with the same ones, the frame is a template's.
+    for answers in (None, [f"\\boxed{{{i}}}" for i in range(9)]):
+        framed = prompts(*(f"Think: {w}" for w in words), answers=answers)
+        found = find_leaks(train, [("set", framed)], near=None)
+        assert [x.row for x in found] == [p.index for p in train]
+    # Letter for letter the same question is one, whatever the answers say.
+    same = prompts(*(f"sum {w}" for w in words), answers=words)
+    assert len(find_leaks(train, [("set", same)], near=None)) == 9
+
+
 def dapo(rows=None):
     import pyarrow.parquet as pq
 

@@ -198,6 +198,8 @@ def find_leaks(
 ) -> list[Leak]:
     """Find training prompts whose question is in an evaluation set, one entry per prompt and set.
 
+    Texts that agree only without their frame, or nearly, are no leak if their answers differ.
+
     Args:
         prompts: of training.
         held_out: evaluation sets by label.
@@ -214,9 +216,22 @@ def find_leaks(
             is_exact = match is not None
             if match is None and similar is not None:
                 match = similar.find(sketches[i])
-            if match is not None:
+            if match is not None and not _is_another_task(prompt, eval_prompts[match]):
                 leaks.append(Leak(prompt.index, label, eval_prompts[match].index, is_exact))
     return leaks
+
+
+def _is_another_task(prompt: Prompt, other: Prompt) -> bool:
+    """Whether questions that agree but for what their sets share have answers that do not.
+
+    "sum: 3 4" and "echo: 3 4" ask for different things. An answer that holds the other one, as
+    "boxed 7" holds "7", is the same.
+    """
+    same_text = question_key(prompt.text) == question_key(other.text)
+    if same_text or prompt.answer is None or other.answer is None:
+        return False
+    answer, other_answer = question_key(prompt.answer), question_key(other.answer)
+    return answer not in other_answer and other_answer not in answer
 
 
 def _index(
