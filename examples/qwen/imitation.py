@@ -1,7 +1,7 @@
 """Supervised training on a teacher's answers, as many tokens as on-policy training samples.
 
 The teacher answers `STEPS * BATCH` training problems once, at the temperature of an evaluation, and
-the 0.5B with adapters learns what it said, right or wrong, once.
+the 0.5B with adapters learns these completions, right or wrong, once.
 """
 
 from __future__ import annotations
@@ -59,17 +59,23 @@ def imitate(teacher: Path, seed: int, rates: Sequence[float], base: Path) -> dic
     student = base / "0.5b"
     tokenizer = load_tokenizer(str(student))
     prompts = sets(seed, base, tokenizer)
-    said = answers(teacher, prompts["train"], seed, tokenizer)
-    found: dict[str, Any] = {"tokens": sum(map(len, said)), "teacher": teacher.name, "rates": {}}
+    completions = answers(teacher, prompts["train"], seed, tokenizer)
+    outcome: dict[str, Any] = {
+        "tokens": sum(map(len, completions)),
+        "teacher": teacher.name,
+        "rates": {},
+    }
     for lr in rates:
         lm = with_adapters(student, seed)
-        for _ in fine_tune(lm, said, lr, (STEPS,)):
+        for _ in fine_tune(lm, completions, lr, (STEPS,)):
             measured = {
                 name: accuracy(lm, tokenizer, prompts[name], TOKENS)
                 for name in ("validation", "heldout", "offtask")
             }
-        found["rates"][f"{lr:g}"] = {name: [a.value, a.low, a.high] for name, a in measured.items()}
-        print(f"imitation, seed {seed}, {lr:g}: {found['rates'][f'{lr:g}']}", flush=True)
+        outcome["rates"][f"{lr:g}"] = {
+            name: [a.value, a.low, a.high] for name, a in measured.items()
+        }
+        print(f"imitation, seed {seed}, {lr:g}: {outcome['rates'][f'{lr:g}']}", flush=True)
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(found))
-    return found
+    record.write_text(json.dumps(outcome))
+    return outcome

@@ -35,9 +35,10 @@ def page(labels: Mapping[str, str], imitation: str, base: Path) -> str:
     """
     runs = [(label, run) for name, label in labels.items() for run in runs_of(name, base)]
     tables = [HEAD + "".join(row(label, run) for label, run in runs)]
-    found = {seed: path for seed in range(10) if (path := record_of(seed, base)).is_file()}
-    if found:
-        tables.append(IMITATION_HEAD + "".join(map(imitation_rows, [imitation] * 9, found.items())))
+    records = [(seed, path) for seed in range(10) if (path := record_of(seed, base)).is_file()]
+    if records:
+        rows = "".join(imitation_rows(imitation, seed, path) for seed, path in records)
+        tables.append(IMITATION_HEAD + rows)
     head = "| student and teacher | seed | " + " | ".join(DIAGNOSTICS) + " |\n"
     head += "|---" * (2 + len(DIAGNOSTICS)) + "|\n"
     tables.append(head + "".join(diagnostics(label, run) for label, run in runs))
@@ -47,12 +48,12 @@ def page(labels: Mapping[str, str], imitation: str, base: Path) -> str:
 def runs_of(name: str, base: Path) -> list[Path]:
     """Finished runs of an arm, by seed and rate."""
     pattern = re.compile(rf"{re.escape(name)}-(\d.*)-(\d+)$")
-    found = [
+    matched = [
         (int(match[2]), float(match[1]), path)
         for path in (base / "study").glob(f"{name}-*")
         if (match := pattern.match(path.name)) and (path / "summary.json").is_file()
     ]
-    return [path for _, _, path in sorted(found)]
+    return [path for _, _, path in sorted(matched)]
 
 
 def points(interval: Mapping[str, float]) -> str:
@@ -75,8 +76,8 @@ def row(label: str, run: Path) -> str:
     task, off = sets["heldout"], sets["offtask"]
     _, lr, seed = run.name.rsplit("-", 2)
     verdict = json.loads(run.with_name(f"{run.name}.verdict.json").read_text())
-    said = " ".join(reason["evidence"] for reason in verdict["reasons"])
-    found = PREDICTED.search(said)
+    evidence = " ".join(reason["evidence"] for reason in verdict["reasons"])
+    matched = PREDICTED.search(evidence)
     recovery = task["gap_recovery"]
     seconds = sum(line.get("time/step_s", 0) for line in read_jsonl(run / "timings.jsonl"))
     cells = [
@@ -84,7 +85,7 @@ def row(label: str, run: Path) -> str:
         seed,
         lr,
         verdict["verdict"],
-        f"{found[1]} ({found[2]} to {found[3]})" if found else "-",
+        f"{matched[1]} ({matched[2]} to {matched[3]})" if matched else "-",
         *(percent(task[moment]) for moment in ("before", "after", "teacher")),
         points(task["change"]),
         percent(recovery) if recovery and abs(recovery["value"]) < 10 else "-",
@@ -106,9 +107,8 @@ def record_of(seed: int, base: Path) -> Path:
     return base / "study" / f"imitation-{seed}.json"
 
 
-def imitation_rows(label: str, found: tuple[int, Path]) -> str:
+def imitation_rows(label: str, seed: int, path: Path) -> str:
     """Every rate of a seed of supervised training."""
-    seed, path = found
     record = json.loads(path.read_text())
     lines = []
     for lr, measured in record["rates"].items():

@@ -71,11 +71,11 @@ def examples(recipe: Recipe, data: Path, tokenizer: object) -> list[Rollout]:
     held = without(rows(TASK, "train", BATCH * max(recipe.steps), SEED), [*heldout, *validation()])
     path = write_jsonl(data / f"sft-{recipe.working}.jsonl", held)
     prompts = load_prompts(str(path), tokenizer, template=None, chat={}, max_tokens=256).prompts
-    said = [working_of(row["problem"]) if recipe.working else row["answer"] for row in held]
+    texts = [working_of(row["problem"]) if recipe.working else row["answer"] for row in held]
     end = tokenizer.eos_token_id  # type: ignore[attr-defined]
     return [
         make_example(prompt.index, prompt.ids, [*tokenizer(text).input_ids, end])  # type: ignore[operator]
-        for prompt, text in zip(prompts, said, strict=True)
+        for prompt, text in zip(prompts, texts, strict=True)
     ]
 
 
@@ -126,19 +126,19 @@ def make_teacher(name: str, base: Path = DEFAULT) -> dict[str, float]:
     source = base / recipe.size
     tokenizer, lm = load_tokenizer(str(source)), with_adapters(source)
     checked = prompt_set(validation(), base / "data" / "validation.jsonl", tokenizer)
-    found = {}
+    accuracies = {}
     made = examples(recipe, base / "data", tokenizer)
     for step in fine_tune(lm, made, recipe.lr, recipe.steps):
         measured = accuracy(lm, tokenizer, checked, 48 if recipe.working else 24)
-        found[str(step)] = measured.value
+        accuracies[str(step)] = measured.value
         print(f"{name} after {step} steps: {measured.value:.3f}", flush=True)
         with replaced_folder(base / f"{name}-{step}") as folder:
             save_merged(lm, tokenizer, folder)
-    record.write_text(json.dumps(found))
-    return found
+    record.write_text(json.dumps(accuracies))
+    return accuracies
 
 
 def nearest(name: str, target: float, base: Path = DEFAULT) -> Path:
     """The checkpoint of a recipe whose accuracy is nearest to `target`."""
-    found = make_teacher(name, base)
-    return base / f"{name}-{min(found, key=lambda step: abs(found[step] - target))}"
+    accuracies = make_teacher(name, base)
+    return base / f"{name}-{min(accuracies, key=lambda step: abs(accuracies[step] - target))}"
