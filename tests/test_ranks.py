@@ -56,6 +56,24 @@ def test_shared_work_is_the_work(make_lm, make_prompts, size):
         np.testing.assert_allclose(a.hidden.numpy(), b.hidden.numpy(), atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_prompt_that_comes_twice_in_a_step_is_answered_anew_by_any_number(
+    make_lm, make_prompts, size
+):
+    """prompts_per_step above the number of prompts: processes drew the same completions twice."""
+    lm, (a, b, c) = make_lm(), make_prompts(3, 5, 2)
+    prompts = [a, b, c, b, a, a]
+    sampler = HFSampler(lm, Decoding(6), stop=frozenset({1}), capture=4)
+    alone = sampler.sample(prompts, n=2, key=(0,))
+    shared = run_as_rank_zero(
+        lambda ranks: ShardedSampler(sampler, ranks, lm).sample(prompts, n=2, key=(0,)), size
+    )
+    assert [r.sample for r in shared] == [r.sample for r in alone]
+    for one, other in zip(alone, shared, strict=True):
+        assert one.prompt == other.prompt
+        np.testing.assert_array_equal(one.ids, other.ids)
+
+
 def test_a_teacher_that_leaves_one_process_leaves_all_with_what_they_have(make_lm, make_prompts):
     lm = make_lm()
     sampler = HFSampler(lm, Decoding(6), stop=frozenset({1}), capture=4)

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 import torch
@@ -234,8 +235,13 @@ class ShardedSampler:
     def sample(
         self, prompts: Sequence[Prompt], *, n: int, key: Sequence[int], limit: int | None = None
     ) -> list[Rollout]:
-        """See `opd.types.Sampler.sample`: a rollout depends on key, prompt and weights alone."""
-        own = [prompts[i] for i in self.ranks.shard(len(prompts))]
+        """See `opd.types.Sampler.sample`: a rollout depends on key, prompt and weights alone.
+
+        A prompt that comes twice goes to one process, which gives it other completions each time.
+        """
+        place = {index: i for i, index in enumerate(dict.fromkeys(p.index for p in prompts))}
+        rank_of = [place[prompt.index] % self.ranks.size for prompt in prompts]
+        own = [p for p, rank in zip(prompts, rank_of, strict=True) if rank == self.ranks.rank]
 
         def work() -> bytes:
             rollouts = self.sampler.sample(own, n=n, key=key, limit=limit) if own else []
@@ -243,12 +249,8 @@ class ShardedSampler:
 
         with unsharded(self.lm):  # completions differ in length, so forwards do in number
             packed = self.ranks.run_everywhere(work)
-        parts = [_unpacked(part)[0] for part in packed]
-        rollouts: list[Rollout] = []
-        for i in range(len(prompts)):
-            part, index = parts[i % self.ranks.size], i // self.ranks.size
-            rollouts += part[index * n : (index + 1) * n]
-        return rollouts
+        parts = [iter(_unpacked(part)[0]) for part in packed]
+        return [rollout for rank in rank_of for rollout in islice(parts[rank], n)]
 
 
 class RankZeroSampler:
