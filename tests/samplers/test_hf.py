@@ -18,6 +18,7 @@ from opd.samplers.hf import (
 )
 from opd.samplers.sampling import draw, invert_cdf, truncate
 from opd.types import Prompt
+from support.default_device import DefaultDevice
 
 END = 1
 
@@ -155,6 +156,15 @@ def test_top_p_leaves_out_some_of_equally_probable_tokens_by_id():
         draw(probs, torch.tensor([u]).double(), 0.6).item() for u in np.linspace(0, 1, 500)[:-1]
     ]
     assert set(drawn) == {7, *range(100, 140)}
+
+
+def test_tokens_are_where_their_probabilities_are():
+    """Tests of the suite on a GPU make what names no device there; sampling on the CPU broke."""
+    probs = torch.randn(4, 100, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    uniforms = torch.linspace(0, 0.9, 4, dtype=torch.float64)
+    with DefaultDevice("meta"):
+        drawn = draw(probs, uniforms, 0.6)
+    assert drawn.device.type == "cpu"
 
 
 def test_inverse_cdf_never_draws_an_impossible_token():

@@ -88,7 +88,7 @@ def draw(probs: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
     # Of tokens as probable as the last one, some may be missing: those above it are complete.
     above = torch.where(values > values[:, -1:], values, 0.0).sum(-1)
     narrow = above >= top_p * total[:, 0]
-    tokens = torch.empty(len(probs), dtype=torch.long)
+    tokens = torch.empty(len(probs), dtype=torch.long, device=probs.device)
     if narrow.any():
         by_id = ids[narrow].sort(-1)
         kept = truncate(values[narrow].gather(1, by_id.indices), top_p, total[narrow])
