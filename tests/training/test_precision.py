@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,6 +191,17 @@ def test_auto_is_float32_without_a_gpu(tmp_path, monkeypatch):
     cfg = settings(tmp_path)
     assert resolve_precision(cfg) == "float32"
     assert loading_dtype(cfg, trains=True) == "float32"
+
+
+@pytest.mark.parametrize(("major", "resolved"), [(7, "float32"), (8, "bf16_mixed")])
+def test_auto_is_mixed_on_a_gpu_that_computes_in_bf16(tmp_path, monkeypatch, major, resolved):
+    """A T4 or V100 was taken for one: torch emulates bf16 there and calls that support."""
+    properties = SimpleNamespace(major=major, minor=5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert resolve_precision(settings(tmp_path)) == resolved
 
 
 def test_mixed_loads_what_its_masters_need(tmp_path):

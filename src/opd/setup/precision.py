@@ -22,7 +22,8 @@ def resolve_precision(cfg: Run) -> ResolvedPrecision:
     if precision != "auto":
         return precision
     device = default_device()
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    # Older GPUs (T4, V100) have bf16 tensors, and emulate their products many times slower.
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16_mixed" if bf16 else "float32"
 
 
