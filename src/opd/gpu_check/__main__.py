@@ -43,18 +43,26 @@ SECTIONS: tuple[tuple[Callable[[Device], object], float], ...] = (  # most impor
 def main(arguments: list[str] | None = None) -> int:
     """Run the check; 1 if something failed."""
     parser = argparse.ArgumentParser(prog="opd.gpu_check", description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    kinds = ("cuda", "cpu")  # memory is measured, and limited, on the first card that is visible
+    parser.add_argument(
+        "--device",
+        choices=kinds,
+        default=kinds[0] if torch.cuda.is_available() else kinds[1],
+        help="another card than the first: CUDA_VISIBLE_DEVICES=1",
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: does it run")
     parser.add_argument("--deadline", type=float, default=570.0, help="seconds for everything")
     parser.add_argument("--out", type=Path, default=Path("build/gpu-check"))
     parser.add_argument("--only", default="", help="names of sections, separated by commas")
     args = parser.parse_args(arguments)
+    chosen, names = set(filter(None, args.only.split(","))), [s.__name__ for s, _ in SECTIONS]
+    if unknown := chosen - set(names):
+        parser.error(f"--only {', '.join(sorted(unknown))}: the sections are {', '.join(names)}")
     prepare_deterministic()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     tiny = args.tiny or args.device == "cpu"
     device = Device(torch.device(args.device), tiny, args.deadline, args.out)
-    chosen = set(filter(None, args.only.split(",")))
     for section, seconds in SECTIONS:
         device.section = section.__name__
         if chosen and device.section not in chosen:

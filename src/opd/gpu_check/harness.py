@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import torch
 
+from opd.run.jsonl import json_safe
+
 Level = Literal["PASS", "FAIL", "INFO", "SKIP"]
 GIB = 2**30
 
@@ -114,7 +116,7 @@ class Device:
     def write(self) -> None:
         """Write gpu_check.json and the table gpu_check.md."""
         self.out.mkdir(parents=True, exist_ok=True)
-        rows = [vars(finding) for finding in self.findings]
+        rows = [json_safe(vars(finding)) for finding in self.findings]
         (self.out / "gpu_check.json").write_text(json.dumps(rows, indent=1, default=str) + "\n")
         head = "| section | | what | numbers |\n|---|---|---|---|\n"
         (self.out / "gpu_check.md").write_text(head + "".join(map(_row, self.findings)))
@@ -126,7 +128,9 @@ class Device:
 
 def _row(finding: Finding) -> str:
     numbers = ", ".join(f"{name} {_short(value)}" for name, value in finding.numbers.items())
-    return f"| {finding.section} | {finding.level} | {finding.text} | {numbers} |\n"
+    cells = (finding.section, finding.level, finding.text, numbers)
+    plain = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(plain)} |\n"
 
 
 def _short(value: Any) -> str:

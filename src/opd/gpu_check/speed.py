@@ -20,6 +20,7 @@ from opd.gpu_check.workload import (
 )
 from opd.models.lm import LM, enable_checkpointing
 from opd.models.master_weights import add_master_weights
+from opd.run.devices import driver_version
 from opd.samplers.decoding import Decoding
 from opd.samplers.hf import HFSampler
 from opd.teachers.local import LocalTeacher
@@ -36,7 +37,8 @@ def ceilings(device: Device) -> None:
 
     name = torch.cuda.get_device_name() if device.is_cuda else "cpu"
     device.measure("versions", torch=torch.__version__, transformers=transformers.__version__)
-    device.measure("device", name=name, cuda=str(torch.version.cuda))
+    versions = {"cuda": str(torch.version.cuda), "driver": str(driver_version())}
+    device.measure("device", name=name, **versions)
     if device.is_cuda:
         device.measure("matrix product", **{f"{k}_tflops": v for k, v in peaks(device).items()})
 
@@ -176,7 +178,6 @@ def whole_step(device: Device) -> float:
     teacher = make_model(device, "4B", seed=1)
     learner = make_learner(student, teacher, tokens=16_384)
     sampler = HFSampler(student, Decoding(length), stop=frozenset({1}), capture=16)
-    local = LocalTeacher(teacher)
     phases: dict[str, float] = {}
 
     def step(number: int) -> None:
@@ -191,7 +192,6 @@ def whole_step(device: Device) -> float:
         )
         phases["update_s"] = device.time(lambda: update(learner, batches[0], number))
 
-    del local
     step(0)
     device.reset_memory()
     step(1)
