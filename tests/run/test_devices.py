@@ -8,7 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from opd.run.clock import Clock
-from opd.run.devices import describe_devices, driver_version, peak_device_bytes
+from opd.run.devices import (
+    describe_devices,
+    driver_version,
+    peak_device_bytes,
+    total_device_bytes,
+)
 from opd.run.env import environment
 
 GIB = 2**30
@@ -59,6 +64,12 @@ def test_the_peak_of_a_step_is_that_of_the_fullest_device_and_begins_anew(cuda):
     clock = Clock()
     assert clock.take(1)["memory/peak_device_mib"] == 5 * 1024
     assert clock.take(1)["memory/peak_device_mib"] == 1024
+
+
+def test_all_memory_of_a_device_that_is_here(cuda):
+    assert total_device_bytes("cuda:1") == 80 * GIB
+    assert total_device_bytes("cuda:2") is None
+    assert total_device_bytes("cpu") is None
 
 
 def test_without_a_device_nothing_is_said():

@@ -140,6 +140,20 @@ def test_shards_are_smaller_with_more_processes(plan):
     assert "gathered weights" in parts(plan("4B", "student.shard=fsdp2", processes=4), "rollout")
 
 
+def test_gradients_that_would_fill_a_card_are_planned_as_they_are_reduced(plan):
+    """A run on eight cards was refused for gradients that it never holds whole."""
+    overrides = (
+        "student.shard=fsdp2",
+        "student.gradient_checkpointing=true",
+        "teacher={url: http://127.0.0.1:1/v1, model: x}",
+    )
+    large = plan("8B", *overrides, gib=39, processes=8)
+    assert parts(large, "update")["gradients"] < 0.5 * 4 * 8.2e9
+    assert large.too_small == []
+    small = plan("0.6B", *overrides, gib=39, processes=8)
+    assert parts(small, "update")["gradients"] == pytest.approx(9 / 8 * 4 * 0.596e9, rel=0.01)
+
+
 def test_a_teacher_on_another_device_is_counted_there(plan):
     planned = plan("1.7B", "teacher.device=cuda:1")
     assert planned.devices == (DEVICE, "cuda:1", HOST)

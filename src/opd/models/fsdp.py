@@ -89,10 +89,16 @@ def delay_reduction(lm: LM) -> None:
     """
     if lm.sharded is None:
         return
-    whole = 4 * lm.num_parameters()
-    fits = lm.device.type != "cuda" or whole <= WHOLE_GRADIENTS * _device_memory(lm.device)
+    fits = True
+    if lm.device.type == "cuda":
+        fits = whole_gradients_fit(lm.num_parameters(), _device_memory(lm.device))
     for unit in _units(lm.sharded):
         unit.set_requires_gradient_sync(not fits)
+
+
+def whole_gradients_fit(parameters: int, memory: int) -> bool:
+    """Whether unsharded float32 gradients take little enough of a device of so many bytes."""
+    return 4 * parameters <= WHOLE_GRADIENTS * memory
 
 
 def reduce_gradients(lm: LM) -> None:

@@ -92,6 +92,17 @@ def free_device_bytes(device: str) -> int | None:
     return int(free + held)
 
 
+def total_device_bytes(device: str) -> int | None:
+    """All bytes of a CUDA device; None if it is not here."""
+    torch = _torch_with_cuda()
+    if torch is None or not device.startswith("cuda"):
+        return None
+    index = int(device.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
+        return None
+    return int(torch.cuda.get_device_properties(index).total_memory)
+
+
 def free_host_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
     """Host memory that a new process can have, within the limit of a container.
 

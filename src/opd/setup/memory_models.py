@@ -12,6 +12,7 @@ import torch
 from opd.config import LocalTeacher, Lora, Run, SelfTeacher, Teacher
 from opd.errors import UserError
 from opd.models.configs import read_config
+from opd.models.fsdp import whole_gradients_fit
 from opd.models.lm import default_device
 from opd.models.lora_modules import WrongModules
 from opd.models.model_size import FLOAT, ModelSize, model_size
@@ -47,6 +48,7 @@ class StudentState:
         gathered_to_sample: likewise while completions are sampled.
         largest: of the float32 tensors, which a step or a checkpoint moves one by one.
         mapped: of its file, which stays in memory until its last weight has become another.
+        reduced: gradients of a sharded student where whole ones would take too much of a device.
     """
 
     loaded: int
@@ -59,6 +61,7 @@ class StudentState:
     gathered_to_sample: int = 0
     largest: int = 0
     mapped: int = 0
+    reduced: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,13 @@ class PlannedModels:
     def frozen(self) -> list[FrozenModel]:
         """Teachers and reference, as far as there are any."""
         return [f for f in (self.teacher, *self.others, self.reference) if f is not None]
+
+    def on_device_of(self, memory: int | None) -> PlannedModels:
+        """With the gradients of a sharded student on devices of so many bytes; None: not known."""
+        state, count = self.state, self.student.parameters
+        if not state.reduced or memory is None or whole_gradients_fit(count, memory):
+            return self
+        return replace(self, state=replace(state, gradients=state.reduced))
 
     @property
     def devices(self) -> list[str]:
@@ -209,7 +219,8 @@ def student_state(
 def sharded_state(size: ModelSize, processes: int, *, mixed: bool) -> StudentState:
     """Of a student that FSDP2 shards over processes.
 
-    Gradients are taken to add up unsharded until the end of a step, as they do where they fit.
+    Gradients add up unsharded until the end of a step where they fit, else whole ones exist of one
+    unit at a time: a layer, or the embedding with the head.
 
     Args:
         size: of its weights as gathered for a forward.
@@ -222,6 +233,7 @@ def sharded_state(size: ModelSize, processes: int, *, mixed: bool) -> StudentSta
     # The head with the embedding, the layer that runs, and the next one, gathered meanwhile.
     head = 2 * size.vocab * size.hidden * size.itemsize
     layers = 2 * size.weights // max(1, size.layers)
+    unit = FLOAT * max(2 * size.vocab * size.hidden, size.parameters // max(1, size.layers))
     return StudentState(
         loaded=loaded,
         weights=loaded // processes,
@@ -231,6 +243,7 @@ def sharded_state(size: ModelSize, processes: int, *, mixed: bool) -> StudentSta
         gathered_to_update=head + layers,
         gathered_to_sample=size.weights,
         largest=itemsize * max(size.trained, default=0),
+        reduced=trained // processes + min(unit, trained),
     )
 
 

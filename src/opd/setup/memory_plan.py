@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from opd.config import Run
 from opd.core.precision import accumulation_dtype
+from opd.run.devices import total_device_bytes
 from opd.samplers.hf import MEMORY_FRACTION, batch_rows, record_bytes
 from opd.samplers.pace import pace_of
 from opd.setup.memory_models import (
@@ -144,7 +145,10 @@ def plan_memory(
     """
     processes = int(os.environ.get("WORLD_SIZE", 1)) if processes is None else processes
     models = plan_models(cfg, device_name(device), processes=processes, read=read)
+    memory = total_device_bytes(models.device) if free is None else free.get(models.device)
     free = free_memory(models.devices) if free is None else free
+    if models.device != HOST:
+        models = models.on_device_of(memory)
     planner = _Planner(cfg, models, processes, longest_prompt)
     tokens = cfg.train.tokens_per_microbatch
     if tokens == "auto":
