@@ -195,10 +195,11 @@ def one(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_and_three_processes_train_like_one_and_resume_bit_for_bit(one, tmp_path):
-    launch(tmp_path / "two", 2)
-    launch(tmp_path / "three", 3)
-    report = {n: distance(one, tmp_path / n) for n in ("two", "three")}
+def test_several_processes_train_like_one_and_resume_bit_for_bit(one, tmp_path):
+    sizes = {"two": 2, "three": 3, "four": 4}
+    for name, processes in sizes.items():
+        launch(tmp_path / name, processes)
+    report = {name: distance(one, tmp_path / name) for name in sizes}
     write_json(tmp_path / "distances.json", report)
     assert max(report.values()) < CURVE
     launch(tmp_path / "halves", 2, steps=2)
@@ -216,12 +217,13 @@ def test_two_and_three_processes_train_like_one_and_resume_bit_for_bit(one, tmp_
 def test_shards_train_like_one_process_and_resume_bit_for_bit_and_on_other_numbers(one, tmp_path):
     sharded = "student.shard=fsdp2"
     launch(tmp_path / "two", 2, sharded)
+    launch(tmp_path / "four", 4, sharded)
     launch(tmp_path / "launched", 2, sharded, start="accelerate --use_fsdp")
     assert digest(tmp_path / "launched") == digest(tmp_path / "two")
     launch(tmp_path / "halves", 2, sharded, steps=2)
     launch(tmp_path / "halves", 2, sharded, "--resume")
     assert digest(tmp_path / "halves") == digest(tmp_path / "two")
-    report = {"two": distance(one, tmp_path / "two")}
+    report = {name: distance(one, tmp_path / name) for name in ("two", "four")}
     for others in (1, 3):
         folder = tmp_path / f"mixed{others}"
         launch(folder, 2, sharded, steps=2)
