@@ -176,6 +176,20 @@ def test_a_wrong_answer_is_refused_after_a_second_try(words, make_lm, make_promp
     assert len(completions(server)) == 2
 
 
+@pytest.mark.parametrize("token", [-1, 40, 10**30])
+def test_a_token_that_the_student_does_not_have_is_refused(token, make_lm, make_prompts, tmp_path):
+    """An id beyond the vocabulary ended in an IndexError of the embedding."""
+    lm = make_lm()
+    assert lm.vocab == 40
+    server = server_for(lm)
+    sampler = sampler_of(server, lm, tmp_path)
+    sampler.sync(0)
+    server.edit_completion = lambda a, c: c["token_ids"].__setitem__(0, token)
+    sampler = StatisticsSampler(sampler, lm, LocalTeacher(lm), K)
+    with pytest.raises(UserError, match=rf"token {token}\b.*0 to 39"):
+        sampler.sample(make_prompts(3), n=2, key=(0,))
+
+
 def test_choices_of_another_number_or_order_of_indices(make_lm, make_prompts, tmp_path):
     lm = make_lm()
     server = server_for(lm)

@@ -17,7 +17,7 @@ import torch
 
 from opd.errors import UserError
 from opd.http import Http, Refusal, Transient, clean
-from opd.http.vllm import COMPLETIONS, choices_of, model_cards, only_choice
+from opd.http.vllm import COMPLETIONS, MAX_ID, choices_of, model_cards, only_choice
 from opd.run.bad_answers import Exchange, Quarantine
 from opd.samplers.completions import (
     CompletionRequest,
@@ -56,6 +56,7 @@ class SamplingServer:
         concurrency: maximum completions under way.
         patience: seconds to wait for a server that has gone away.
         given_up: why a server that `opd` started will not come back; None while it may.
+        vocab: token ids that it may sample are below this.
         served: name of what answers now: the base model, or an adapter.
         version: of the weights that answer now; goes into every rollout.
         labelled: whether the server keeps that version, and is asked for it after every call.
@@ -77,6 +78,7 @@ class SamplingServer:
     concurrency: int = CONCURRENCY
     patience: float = 0.0
     given_up: Callable[[], str | None] = lambda: None
+    vocab: int = field(default=MAX_ID + 1, init=False)
     served: str = field(default="", init=False)
     version: int = field(default=0, init=False)
     labelled: bool = field(default=False, init=False)
@@ -192,7 +194,14 @@ class SamplingServer:
     def _made(
         self, ids: list[int], logp: np.ndarray | None, request: CompletionRequest, i: int
     ) -> Rollout:
-        """Sample i of a request as a rollout."""
+        """Sample i of a request as a rollout.
+
+        Raises:
+            WrongRollout: a token id that the model does not have.
+        """
+        outside = next((token for token in ids if not 0 <= token < self.vocab), None)
+        if outside is not None:
+            raise WrongRollout(f"it holds token {outside}; the model has 0 to {self.vocab - 1}")
         nan, none = np.full(len(ids), math.nan, dtype=np.float32), np.zeros((len(ids), 0))
         return Rollout(
             request.prompt,

@@ -70,6 +70,7 @@ class WeightSync:
             destination: where they go.
         """
         self.server, self.student, self.tokenizer = server, student, tokenizer
+        server.vocab = student.vocab
         self.destination = destination
         self.sync_dir = destination.folder.absolute()
         self.untied = False  # whether the server keeps a tied head as weights of its own
