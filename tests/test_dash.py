@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -137,6 +139,56 @@ def test_stop_asks_the_run_and_continue_starts_it(runs, monkeypatch):
     ]
     assert "Continuing" in go_on(runs / "more" / "b")
     assert "finishes" in stop(runs / "a")
+
+
+def test_a_body_is_not_taken_for_a_request(runs):
+    """What was left of a long body was answered as the next request of the connection."""
+    body = b"x" * 65536 + b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    head = f"POST /api/stop/a HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+    with served(runs) as url, socket.create_connection(("127.0.0.1", port_of(url)), 20) as sent:
+        sent.sendall(head.encode() + body)
+        answers = b""
+        with suppress(ConnectionResetError):
+            while part := sent.recv(65536):
+                answers += part
+    assert b"HTTP/1.1 200" not in answers
+
+
+@pytest.mark.parametrize("length", ["x", "-1", "²"])
+def test_a_length_that_is_none_is_answered(runs, length):
+    with served(runs) as url, socket.create_connection(("127.0.0.1", port_of(url)), 20) as sent:
+        head = f"POST /api/stop/a HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n\r\n"
+        sent.sendall(head.encode("latin-1"))
+        assert sent.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
+def test_numbers_that_are_none_are_zero(runs):
+    with served(runs) as url:
+        assert status(f"{url}/api/run/a?have=%C2%B2&version=--1&epoch=x") == 200
+
+
+def test_one_bad_folder_does_not_hide_the_others(runs, monkeypatch):
+    """A folder that may not be read, one that has just gone, an accuracy that is no number."""
+    (runs / "closed").mkdir()
+    (runs / "a" / "eval" / "step-20-odd.json").write_text(
+        '{"accuracy": {"value": NaN, "low": 0, "high": 1}}'
+    )
+    real = Path.iterdir
+
+    def iterdir(path):
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with served(runs) as url:
+        _, body = ask(f"{url}/api/runs")
+        assert {row["id"] for row in json.loads(body)} == {"a", "more/b"}
+        assert status(f"{url}/api/run/a") == 200
+
+
+def port_of(url) -> int:
+    return int(url.rsplit(":", 1)[1])
 
 
 def test_a_folder_that_is_not_there_and_a_port_that_is_taken(tmp_path, runs):

@@ -36,6 +36,7 @@ from opd.run.stop_request import ask_to_stop
 
 TEMPLATES = resources.files("opd.reports") / "templates"
 TOKEN_HEADER = "X-Opd-Token"
+MAX_BODY = 65536  # bytes of a request that are read; none is needed
 CONTINUED = "continued.log"  # output of runs that the page continued, beside the run folder
 
 
@@ -144,8 +145,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Stop or continue a run."""
-        length = int(self.headers.get("Content-Length") or 0)
-        self.rfile.read(min(length, 65536))
+        length = self.headers.get("Content-Length") or ""
+        self.rfile.read(min(int(length), MAX_BODY) if _is_number(length) else 0)
+        self.close_connection = True  # what is left of a body is not the next request
         if not self._is_local() or not self._knows_token():
             self._send(401, b'{"error": "wrong token"}', "application/json")
         else:
@@ -205,7 +207,7 @@ def make_server(root: Path, port: int, token: str) -> ThreadingHTTPServer:
 def _get(runs: Runs, path: str, query: dict[str, list[str]]) -> Any:
     def number(name: str) -> int:
         text = query.get(name, ["0"])[0]
-        return int(text) if text.lstrip("-").isdigit() else 0
+        return int(text) if _is_number(text.removeprefix("-")) else 0
 
     if path == "/api/runs":
         return runs.summaries()
@@ -219,6 +221,10 @@ def _get(runs: Runs, path: str, query: dict[str, list[str]]) -> Any:
     if kind == "rollouts":
         return newest_rollouts(folder)
     return runs.settings(name) if kind == "settings" else None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 def _post(runs: Runs, path: str) -> Any:

@@ -194,11 +194,24 @@ def _short(value: float) -> float:
 
 
 def find_runs(root: Path, depth: int = 3) -> Sequence[Path]:
-    """Run folders at or below `root`, newest first; links are not followed."""
-    if (root / "config.json").is_file() and (root / "env.json").is_file():
-        return [root]
-    if depth == 0 or not root.is_dir():
+    """Run folders at or below `root`, newest first; links are not followed.
+
+    A folder that may not be read, or has just gone, has none.
+    """
+    try:
+        if (root / "config.json").is_file() and (root / "env.json").is_file():
+            return [root]
+        if depth == 0 or not root.is_dir():
+            return []
+        below = [p for p in root.iterdir() if p.is_dir() and not p.is_symlink()]
+    except OSError:
         return []
-    below = [p for p in root.iterdir() if p.is_dir() and not p.is_symlink()]
     runs = [run for p in below if not p.name.startswith(".") for run in find_runs(p, depth - 1)]
-    return sorted(runs, key=lambda p: (p / "env.json").stat().st_mtime, reverse=True)
+    return sorted(runs, key=_changed_at, reverse=True)
+
+
+def _changed_at(run: Path) -> float:
+    try:
+        return (run / "env.json").stat().st_mtime
+    except OSError:
+        return 0.0

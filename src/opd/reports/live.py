@@ -189,6 +189,8 @@ class LiveRun:
             result = Evaluated(step, *(float(accuracy[k]) for k in ("value", "low", "high")))
         except (OSError, ValueError, LookupError, TypeError):
             return
+        if not all(map(math.isfinite, (result.value, result.low, result.high))):
+            return
         if label.startswith("teacher-"):
             self.teacher[label.removeprefix("teacher-")] = result
         elif not label.startswith("coldstart-"):
