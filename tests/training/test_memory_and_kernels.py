@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import numpy as np
 import pytest
 import torch
 
+from opd import config
+from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.models.lm import add_lora, copy_on_cpu
+from opd.run.console import Console
+from opd.setup import models
 from opd.teachers.local import LocalTeacher
 from opd.training import deterministic as module
 from opd.training.deterministic import run_deterministic
@@ -91,6 +96,38 @@ def test_an_operation_without_a_deterministic_form_is_named_once_and_tolerated(c
     assert attempts == [False, True, True]
     assert caplog.text.count("cumsum_cuda") == 1
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+CUBLAS_ERROR = (
+    "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` or "
+    "`at::Context::setDeterministicAlgorithms(true)`, but this operation is not deterministic "
+    "because it uses CuBLAS and you have CUDA >= 10.2. To enable deterministic behavior in this "
+    "case, you must set an environment variable before running your PyTorch application: "
+    "CUBLAS_WORKSPACE_CONFIG=:4096:8 or CUBLAS_WORKSPACE_CONFIG=:16:8."
+)  # of torch, if the variable was set after the first matrix product
+
+
+def test_a_process_that_used_its_gpu_before_is_warned_and_not_ended(caplog, monkeypatch):
+    monkeypatch.setattr(module, "_lacking", set())
+
+    def work():
+        if not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError(CUBLAS_ERROR)
+        return "done"
+
+    with caplog.at_level(logging.WARNING):
+        assert run_deterministic(True, work) == "done"
+    assert "export CUBLAS_WORKSPACE_CONFIG=:4096:8" in caplog.text
+
+
+def test_what_cublas_reads_is_set_before_any_model_is_loaded(tmp_path, monkeypatch):
+    """`opd check`, its pilot and `recipe: auto` used the GPU before a run had set it."""
+    monkeypatch.delenv(module.CUBLAS, raising=False)
+    cfg = config.parse(demo_config(tmp_path / "run"), ["train.deterministic=true"])
+    seen = []
+    monkeypatch.setattr(models, "load_pair", lambda *a, **k: seen.append(os.environ[module.CUBLAS]))
+    models.open_models(cfg, Console("quiet"))
+    assert seen == [":4096:8"]
 
 
 def test_other_errors_pass_through_deterministic_work():

@@ -38,6 +38,7 @@ from opd.setup.token_budget import token_budget
 from opd.teachers.local import LocalTeacher
 from opd.teachers.prompted import PromptedTeacher, StudentAsTeacher
 from opd.teachers.routed import LogitsOf
+from opd.training.deterministic import prepare_deterministic
 from opd.training.distributed import SINGLE, Ranks
 from opd.training.eval_task import EvalTask
 from opd.types import Kind, Sampler, Teacher
@@ -231,6 +232,8 @@ def open_models(
         UserError: a server that does not answer, a loss that makes no sense, a model or tokenizer
             that cannot be read, vocabularies or end tokens that differ.
     """
+    if cfg.train.deterministic:
+        prepare_deterministic()
     if cfg.teachers:
         return open_members(cfg, console, student=student)
     remote = find_remote_teacher(cfg)

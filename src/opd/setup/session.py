@@ -57,7 +57,6 @@ from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import RemoteTeacher
 from opd.training.ahead import LookAhead
 from opd.training.answer_kl import answer_kl
-from opd.training.deterministic import prepare_deterministic
 from opd.training.distributed import (
     SINGLE,
     Ranks,
@@ -86,8 +85,6 @@ def build(
     Raises:
         UserError: anything wrong with models, prompts, evaluation sets or the run folder.
     """
-    if cfg.train.deterministic:
-        prepare_deterministic()
     ranks = init_ranks()
     check_accelerate_launcher(cfg.student.shard)
     problems = Problems()

@@ -13,15 +13,17 @@ import torch
 logger = logging.getLogger(__name__)
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+SETTING = f"{CUBLAS}=:4096:8"
 _LACKING = "does not have a deterministic implementation"  # torch's words
+_TOO_LATE = "it uses CuBLAS"  # likewise: its variable is read once, at the first product
 _lacking: set[str] = set()  # operations without a deterministic algorithm that were met
 
 T = TypeVar("T")
 
 
 def prepare_deterministic() -> None:
-    """Set what cuBLAS reads when the process first uses a GPU."""
-    os.environ.setdefault(CUBLAS, ":4096:8")
+    """Set what cuBLAS reads when the process first uses a GPU: before models are loaded."""
+    os.environ.setdefault(*SETTING.split("="))
 
 
 def run_deterministic(enabled: bool, work: Callable[[], T]) -> T:
@@ -47,9 +49,12 @@ def run_deterministic(enabled: bool, work: Callable[[], T]) -> T:
             with _deterministic_algorithms(warn_only=False):
                 return work()
         except RuntimeError as error:
-            if _LACKING not in str(error):
+            if _TOO_LATE in str(error):
+                _report(f"a matrix product without {CUBLAS}", f" In your shell: export {SETTING}")
+            elif _LACKING in str(error):
+                _report(str(error).split(_LACKING)[0].strip())
+            else:
                 raise
-            _report(str(error).split(_LACKING)[0].strip())
     with _deterministic_algorithms(warn_only=True):
         return work()
 
@@ -65,10 +70,11 @@ def _deterministic_algorithms(*, warn_only: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before, warn_only=before_warn_only)
 
 
-def _report(operation: str) -> None:
+def _report(operation: str, fix: str = "") -> None:
     _lacking.add(operation)
     logger.warning(
         "train.deterministic: %s has no deterministic algorithm on this device; the update may "
-        "differ in its last bits from run to run.",
+        "differ in its last bits from run to run.%s",
         operation,
+        fix,
     )
