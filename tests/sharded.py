@@ -22,6 +22,7 @@ from opd.core.objective import Objective
 from opd.data.sft_examples import make_example
 from opd.models.fsdp import full_tensor, gather_model, shard_model, unsharded
 from opd.models.lm import LM, add_lora, enable_checkpointing
+from opd.models.master_weights import add_master_weights
 from opd.models.saving import save_final
 from opd.run.disk import DISK
 from opd.run.folder import RunFolder
@@ -38,17 +39,24 @@ from support.updates import experience, learner_of
 STEPS = 2
 
 
+DTYPES = {"bfloat16": torch.bfloat16, "mixed": torch.float32}
+
+
 def student_of(kind: str) -> LM:
-    model = tiny_model(
-        0,
-        tie=kind != "untied",
-        dtype=torch.bfloat16 if kind == "bfloat16" else torch.float64,
-    )
+    model = tiny_model(0, tie=kind != "untied", dtype=DTYPES.get(kind, torch.float64))
     lm = LM(model, model.config.vocab_size, "tiny")
     if kind == "lora":
         lm = add_lora(lm, rank=2, alpha=4.0, target_modules="all-linear", seed=0)
     if kind == "checkpointed":
         enable_checkpointing(lm)
+    return lm
+
+
+def whole_student(kind: str) -> LM:
+    """As one process trains it: with masters in bf16_mixed, which shards are themselves."""
+    lm = student_of(kind)
+    if kind == "mixed":
+        add_master_weights(lm)
     return lm
 
 
@@ -66,7 +74,7 @@ def trained(learner: Learner, batches) -> list[dict[str, float]]:
 
 
 def weights(lm: LM) -> dict[str, torch.Tensor]:
-    return {n: full_tensor(p.detach()).clone() for n, p in lm.parameters().items()}
+    return {n: full_tensor(w.detach()).clone() for n, w in lm.weights().items()}
 
 
 def worst(a, b) -> float:
@@ -85,10 +93,10 @@ def compare(kind: str, folder: Path) -> dict[str, float]:
     # 10 tokens: eleven micro-batches or so, an odd number for two processes.
     batches = [experience(base, teacher, objective, prompts(), seed=s) for s in range(STEPS)]
     batches[1] = replace(batches[1], sft_examples=examples)
-    alone = learner_of(student_of(kind), teacher, objective, budget=10)
+    alone = learner_of(whole_student(kind), teacher, objective, budget=10)
     alone = replace(alone, sft_weight=0.5)
     shared = replace(alone, student=student_of(kind), ranks=ranks)
-    shard_model(shared.student, ranks.size)
+    shard_model(shared.student, ranks.size, mixed=kind == "mixed")
     shared = replace(shared, optimizer=make_optimizer(shared.student, shared.optim))
     mine = sum(p.to_local().numel() for p in shared.student.model.parameters())
     metrics = trained(alone, batches), trained(shared, batches)
@@ -135,9 +143,7 @@ def saved(shared, alone, kind, folder, batches, ranks) -> dict[str, float]:
     assert worst(before, after[1]) > 0
     step = restore(held, shared)
     again = trained(shared, batches[:1]), weights(shared.student)
-    other = replace(
-        alone, student=student_of(kind), optimizer=make_optimizer(alone.student, alone.optim)
-    )
+    other = replace(alone, student=whole_student(kind))
     other = replace(other, optimizer=make_optimizer(other.student, other.optim))
     restore(held, other)
     elsewhere = trained(other, batches[:1]), weights(other.student)
