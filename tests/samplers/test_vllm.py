@@ -190,6 +190,14 @@ def test_a_token_that_the_student_does_not_have_is_refused(token, make_lm, make_
         sampler.sample(make_prompts(3), n=2, key=(0,))
 
 
+def test_such_a_token_in_the_check_of_the_weights_says_that_they_are_others(make_lm, tmp_path):
+    lm = make_lm()
+    server = server_for(lm)
+    server.edit_completion = lambda a, c: c["token_ids"].__setitem__(0, 40)
+    with pytest.raises(UserError, match=r"generated token 40.*0 to 39"):
+        sampler_of(server, lm, tmp_path).sync(0)
+
+
 def test_choices_of_another_number_or_order_of_indices(make_lm, make_prompts, tmp_path):
     lm = make_lm()
     server = server_for(lm)

@@ -142,4 +142,8 @@ class WeightCheck:
             scores = self.server.score_text(ids, TOKENS)
         except WrongRollout as error:
             raise StaleWeights(f"its answer to a check of them is not whole ({error})") from None
+        vocab = self.server.vocab
+        outside = next((token for token in scores.generated if not 0 <= token < vocab), None)
+        if outside is not None:
+            raise StaleWeights(f"it generated token {outside}; the student has 0 to {vocab - 1}")
         return scores.generated, _Reading(scores.text, scores.made)
