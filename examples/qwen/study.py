@@ -53,6 +53,11 @@ class Arm:
 
 ARMS = {
     "fine-tuned": Arm("(b) 1.5B, fine-tuned", "large"),
+    "overlap": Arm(
+        "(b) on the common part of both top 16",
+        "large",
+        changes={"loss": {"support": "intersection", "k": 16}},
+    ),
     "small": Arm("(c) 0.5B, fine-tuned to the same accuracy", "small"),
     "working": Arm("(d) 0.5B that writes its working, same accuracy", "working", tokens=48),
     "working-cold": Arm(
@@ -73,11 +78,11 @@ IMITATION = "(f) supervised training on answers of (b)'s teacher"
 
 
 def teacher_of(arm: Arm, base: Path) -> Path:
-    """Folder of an arm's teacher; the fine-tuned ones have nearly the same accuracy."""
+    """Folder of an arm's teacher; the fine-tuned ones have nearly what the worse size reaches."""
     if arm.teacher not in RECIPES:
         return base / {"as it is": "1.5b", "student": "0.5b"}[arm.teacher]
-    large = make_teacher("large", base)
-    return nearest(arm.teacher, max(large.values()), base)
+    best = min(max(make_teacher(name, base).values()) for name in ("large", "small"))
+    return nearest(arm.teacher, best, base)
 
 
 def write_data(seed: int, base: Path) -> dict[str, Path]:
@@ -100,9 +105,10 @@ def settings(name: str, seed: int, lr: float, base: Path) -> dict[str, Any]:
     student = base / "0.5b"
     if arm.taught:
         student = run_folder("fine-tuned", seed, chosen_rate("fine-tuned", base), base) / "final"
+    chooses = name == "fine-tuned" and seed == 0  # `chosen_rate` compares these alone
     evals = [
         {"path": str(files[split]), "name": split, "n": 1, "every": 0, "grader": "number"}
-        for split in ("heldout", "validation", "offtask")
+        for split in ("heldout", "offtask", *(["validation"] if chooses else []))
     ]
     out = run_folder(name, seed, lr, base)
     data = {

@@ -53,9 +53,9 @@ class Recipe:
 
 
 RECIPES = {
-    "large": Recipe("1.5b", False, 2e-4, (8, 16, 32)),
-    "small": Recipe("0.5b", False, 3e-4, (16, 32, 64, 96, 128)),
-    "working": Recipe("0.5b", True, 3e-4, (4, 6, 8, 12, 16, 24)),
+    "large": Recipe("1.5b", False, 2e-4, (8, 16)),
+    "small": Recipe("0.5b", False, 3e-4, (16, 32, 64, 96)),
+    "working": Recipe("0.5b", True, 3e-4, (4, 6, 8, 12)),
 }
 
 
