@@ -23,6 +23,7 @@ from opd.types import Rollout
 from teachers import BATCH, TASK, accuracy, fine_tune, prompt_set, validation, with_adapters
 
 STEPS, TOKENS = 24, 24
+SIZES = {"heldout": 150, "offtask": 50, "validation": 100}  # prompts evaluated
 
 
 def sets(seed: int, base: Path, tokenizer: object) -> dict[str, PromptSet]:
@@ -31,9 +32,9 @@ def sets(seed: int, base: Path, tokenizer: object) -> dict[str, PromptSet]:
     train = without(rows(TASK, "train", 1000, seed), [*heldout, *validation()])
     some = {
         "train": train[: STEPS * BATCH],
-        "validation": validation(),
-        "heldout": heldout,
-        "offtask": rows("letters", "heldout", 100, seed),
+        "validation": validation()[: SIZES["validation"]],
+        "heldout": heldout[: SIZES["heldout"]],
+        "offtask": rows("letters", "heldout", 100, seed)[: SIZES["offtask"]],
     }
     folder = base / "data" / f"imitation-{seed}"
     return {

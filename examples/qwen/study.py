@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from imitation import imitate
+from imitation import SIZES, imitate
 from prepare import DEFAULT, prepare
 from study_page import page
 from tasks import rows, without, write_jsonl
@@ -25,7 +25,7 @@ from tasks import rows, without, write_jsonl
 from opd.errors import UserError
 from teachers import RECIPES, TASK, make_teacher, nearest, validation
 
-RATES = (1e-4, 3e-4, 1e-3)
+RATES, IMITATION_RATES = (1e-4, 3e-4), (1e-4, 3e-4, 1e-3)
 STEPS, PROMPTS, RESPONSES, BUDGET = 24, 8, 2, 120
 COLD = {"lr": 1e-4, "completions_per_round": 128, "max_rounds": 2, "answer": "found"}
 
@@ -106,8 +106,9 @@ def settings(name: str, seed: int, lr: float, base: Path) -> dict[str, Any]:
     if arm.taught:
         student = run_folder("fine-tuned", seed, chosen_rate("fine-tuned", base), base) / "final"
     chooses = name == "fine-tuned" and seed == 0  # `chosen_rate` compares these alone
+    common = {"n": 1, "every": 0, "grader": "number"}
     evals = [
-        {"path": str(files[split]), "name": split, "n": 1, "every": 0, "grader": "number"}
+        {"path": str(files[split]), "name": split, "limit": SIZES[split], **common}
         for split in ("heldout", "offtask", *(["validation"] if chooses else []))
     ]
     out = run_folder(name, seed, lr, base)
@@ -202,7 +203,9 @@ def main() -> int:
     for seed in asked.seeds:
         for name in asked.arms or [*ARMS, "imitation"]:
             if name == "imitation":
-                imitate(teacher_of(ARMS["fine-tuned"], asked.base), seed, RATES, asked.base)
+                imitate(
+                    teacher_of(ARMS["fine-tuned"], asked.base), seed, IMITATION_RATES, asked.base
+                )
             else:
                 run_arm(name, seed, asked.base)
     text = page({name: arm.label for name, arm in ARMS.items()}, IMITATION, asked.base)
