@@ -36,6 +36,7 @@ from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import observe_samples
 from opd.setup.session import build
 from opd.training.evaluate import evaluate
+from opd.training.finish import MAX_LOSS
 from opd.training.session import Session
 from opd.types import Rollout
 from opd_lab import zoo
@@ -196,7 +197,10 @@ def prepare_arm(arm: Arm, data: dict[str, Any], scratch: Path) -> Run:
 
 
 def train_until(cfg: Run, meter: TokenMeter) -> float:
-    """Train until the end or until the meter stops the run; return held-out accuracy."""
+    """Train until the end or until the meter stops the run; return held-out accuracy.
+
+    A run that the meter stops ends with the student that the product would end with.
+    """
     session, completions = build(cfg, resume=False, overwrite=False, console=QUIET)
     if cfg.horizon is not None:
         session = with_short_horizon(session)
@@ -207,14 +211,25 @@ def train_until(cfg: Run, meter: TokenMeter) -> float:
         after: float = distill(session, completions)["sets"]["task"]["after"]["value"]
         return after
     except KeyboardInterrupt:
-        return evaluate_student(session)
+        last = evaluate_student(session)
+        best = session.interventions.best
+        return best[1] if best and goes_back(session, last) else last
     finally:
         session.trackers.close()
         session.folder.close()
 
 
+def goes_back(session: Session, last: float) -> bool:
+    """Whether a run whose student has accuracy `last` would end with the best one it had.
+
+    As `opd.training.finish.did_harm` decides at the end of a run.
+    """
+    course = session.interventions
+    return course.keeps_best and course.best is not None and last < course.best[1] - MAX_LOSS
+
+
 def evaluate_student(session: Session) -> float:
-    """Held-out accuracy of a student whose training was stopped."""
+    """Accuracy on the first held-out set of a student whose training was stopped."""
     task = session.evals[0]
     evaluation = evaluate(
         session.student_sampler(task),

@@ -27,10 +27,12 @@ from opd.recipes.sft import sft
 from opd.rng import key
 from opd.run import clock
 from opd.run.console import Console
+from opd.run.layout import BEST
 from opd.setup.session import build
+from opd.training.checkpoints import load_student
 from opd.types import Rollout
 from opd_lab import zoo
-from opd_lab.auto_trial import TokenMeter, metered
+from opd_lab.auto_trial import TokenMeter, evaluate_student, goes_back, metered
 from opd_lab.probes import Model, evaluate_model
 from opd_lab.runs import EXTRA_TOKENS, RunResult, Task, one_thread, run_config
 from opd_lab.streams import LabStream
@@ -342,7 +344,10 @@ def train_auto(place: Place, rate: float, scratch: Path) -> list[Point]:
 
 
 def finish_auto(cfg: config.Run, meter: TokenMeter) -> Path:
-    """Train until the end, or until the meter stops the run; the folder of the student."""
+    """Train until the end, or until the meter stops the run; the folder of the student.
+
+    It is the one that the product would end with: the best so far, if the last one is worse.
+    """
     session, completions = build(cfg, resume=False, overwrite=False, console=QUIET)
     if meter.stop.is_set():  # the preparation took everything
         session.stop.set()
@@ -351,6 +356,8 @@ def finish_auto(cfg: config.Run, meter: TokenMeter) -> Path:
     try:
         distill(replace(session, teacher_sampler=None), completions)
     except KeyboardInterrupt:
+        if goes_back(session, evaluate_student(session)):
+            load_student(session.learner, session.folder.path / BEST)
         session.learner.student.causal.save_pretrained(final)
         session.tokenizer.save_pretrained(final)
     finally:
