@@ -163,6 +163,15 @@ def test_another_task_on_the_same_words_is_no_leak():
     assert len(find_leaks(train, [("set", same)], near=None)) == 9
 
 
+def test_a_sign_makes_another_question_where_the_answers_say_so():
+    train = prompts(
+        *(f"What is {i} - 2?" for i in range(9)), answers=[str(i - 2) for i in range(9)]
+    )
+    for answers, leaks in (([str(i + 20) for i in range(9)], 0), (None, 9)):
+        held_out = prompts(*(f"What is {i} + 2?" for i in range(9)), answers=answers)
+        assert len(find_leaks(train, [("set", held_out)], near=None)) == leaks
+
+
 def dapo(rows=None):
     import pyarrow.parquet as pq
 

@@ -23,6 +23,7 @@ SHINGLE_LENGTH = 6  # letters and digits
 BANDS, ROWS = 16, 4  # at a similarity of .8 all but 1 pair in 5,000 share a bucket
 SKETCHED_AT_ONCE = 100_000  # characters: 64 hashes of each are held together, 50 MB
 _NUMBER = re.compile(r"\d+")
+_WORD = re.compile(r"\w+")
 
 
 def question_key(text: str) -> str:
@@ -222,16 +223,19 @@ def find_leaks(
 
 
 def _is_another_task(prompt: Prompt, other: Prompt) -> bool:
-    """Whether questions that agree but for what their sets share have answers that do not.
+    """Whether questions that agree, but for signs and what their sets share, differ in answers.
 
-    "sum: 3 4" and "echo: 3 4" ask for different things. An answer that holds the other one, as
-    "boxed 7" holds "7", is the same.
+    "sum: 3 4" and "echo: 3 4", or "3 + 4" and "3 - 4", ask for different things. An answer that
+    holds the other one, as "boxed 7" holds "7", is the same.
     """
-    same_text = question_key(prompt.text) == question_key(other.text)
+    same_text = "".join(prompt.text.casefold().split()) == "".join(other.text.casefold().split())
     if same_text or prompt.answer is None or other.answer is None:
         return False
-    answer, other_answer = question_key(prompt.answer), question_key(other.answer)
-    return answer not in other_answer and other_answer not in answer
+    words, other_words = (
+        f" {' '.join(_WORD.findall(answer.casefold()))} "
+        for answer in (prompt.answer, other.answer)
+    )
+    return words not in other_words and other_words not in words
 
 
 def _index(
