@@ -78,6 +78,22 @@ def pilot(path, change, kl_drop, half=0.01):
     }
 
 
+def test_a_pilot_of_one_step_decides_nothing():
+    """A real pair: its first step led away from the teacher, 24 of them to 43 % of the gap."""
+    features = make_features(0.2, 0.8, 1.15)
+    away = pilot(0.042, 0.0, -0.64) | {"pilot_off_gain": estimate(-0.1)}
+    four = features | away
+    one = four | {"pilot_steps": Estimate(1.0, 1.0, 1.0, 1)}
+    assert predict(MODEL, four, RUN).change != predict(MODEL, features, RUN).change
+    forecast = predict(MODEL, one, RUN)
+    assert forecast.change == predict(MODEL, features, RUN).change
+    assert judge(forecast, one) == "not known"
+    assert "the pilot made 1 of the 4 steps that the forecast needs" in confidence(forecast, one)
+    # Of a run of one step it is the whole run.
+    whole = one | {"pilot_path": Estimate(1.0, 1.0, 1.0, 1)}
+    assert predict(MODEL, whole, RUN).change != forecast.change
+
+
 @pytest.mark.parametrize("name", ["pilot_resampled", "stretch_resampled"])
 def test_a_rise_that_the_pilot_measured_is_never_called_too_little(name):
     far = make_features(0.0, 0.9, 1.9) | pilot(0.15, 0.0, 0.3) | {"stretch_path": estimate(0.5)}

@@ -23,7 +23,7 @@ from opd.data.prompts import PromptSet
 from opd.recipes.check.advice import decide
 from opd.recipes.check.cost import RunCost, StepTime
 from opd.recipes.check.features import compute_features
-from opd.recipes.check.forecast import predict
+from opd.recipes.check.forecast import FITTED_STEPS, predict, without_short_pilot
 from opd.recipes.check.forecast_model import load_model
 from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.verdict import GO, NO_GO, decisive_rule, judge, rank
@@ -36,7 +36,7 @@ PROBE_FRACTION = 0.5  # of the budget, after which the pilot begins
 LEAN_N, LEAN_M = 2, 1  # rollouts and answers per prompt where even a few prompts take long
 FORWARD_SECONDS = 5.0  # of a forward pass, at most: the deadline cannot hold in the middle of it
 MIN_BATCH = 128  # tokens
-PILOT_STEPS, LONGER_PILOT, STRETCH_STEPS, MIN_STEPS = 4, 8, 4, 2
+PILOT_STEPS, LONGER_PILOT, STRETCH_STEPS = 4, 8, 4
 PILOT_TOKENS = 0.03  # of the run's, that the pilot may generate under a token budget
 SURE_PROMPTS = 48  # that a no-go without a pilot rests on
 MARGIN = 1.3  # times the errors, with which a verdict must be the same to be settled
@@ -157,7 +157,7 @@ class Gathering:
         if distribution is None or verdict not in (GO, NO_GO):
             return None
         if verdict == NO_GO and decisive_rule(forecast, numbers) == "too little":
-            return None if "pilot_steps" not in numbers else verdict
+            return verdict if "pilot_steps" in without_short_pilot(numbers) else None
         wide = replace(distribution, scale=MARGIN * distribution.scale)
         change = forecast.change
         assert change is not None
@@ -191,7 +191,7 @@ class Gathering:
             return -math.inf
         cfg, config, prompts = self.candidates[index].cfg, self.probe.config, self.probe.done
         texts = 3 * self.speed.fixed_texts(config, prompts)
-        seconds = MIN_STEPS * self.speed.step(cfg) + texts
+        seconds = min(FITTED_STEPS, cfg.train.steps) * self.speed.step(cfg) + texts
         return self._slowness * seconds - self.watch.remaining
 
     def _run_pilot(self, index: int) -> None:
@@ -224,7 +224,7 @@ class Gathering:
         done = len(result.times)
         self.watch.stage(f"pilot: {done} steps done")
         features = compute_features(*self.probe.sides[index]) | result.features
-        if done >= MIN_STEPS and self._settled(index, features) is not None:
+        if done >= FITTED_STEPS and self._settled(index, features) is not None:
             return False
         if math.isinf(self.watch.deadline):
             return done < PILOT_STEPS or math.isfinite(self.budget.token_fraction)

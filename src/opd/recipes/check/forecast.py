@@ -37,6 +37,7 @@ from opd.recipes.check.settings import RunSettings
 SLACK = 0.1  # how far outside the fitted range a feature may lie, as a fraction of that range
 OUTSIDE = 1.5  # times the width, for a pair outside the fitted range
 DISTANCE, PILOT, STRETCH = "distance", "pilot", "stretch"
+FITTED_STEPS = 4  # of every pilot in the fit; the first one or two often lead away from the teacher
 MAX_DROP = 0.98  # of the reverse KL in the pilot: beyond it the speed is unknown
 MIN_EFOLDS = 0.01
 MIN_DISAGREEMENT = 0.2  # of accuracy, between views, from which on it is worth a sentence
@@ -126,6 +127,7 @@ def predict(
     ratio = 1.0
     if run is not None and proposed is not None:
         ratio = proposed.path() / run.path()
+    features = without_short_pilot(features)
     values = {name: e.value for name, e in features.items()}
     values |= derived_features(values, ratio)
     outside = tuple(_out_of_range(model.mixture.terms, values))
@@ -141,6 +143,16 @@ def predict(
     changes = {name: views[name].change for name in views}
     base = Forecast(transfer, None, None, outside, views=changes, efolds=values.get("efolds"))
     return _filled(base, distribution, features)
+
+
+def without_short_pilot(features: Mapping[str, Estimate]) -> Mapping[str, Estimate]:
+    """The features, without those of a pilot of fewer steps than the fit's, unless a whole run."""
+    if "pilot_steps" not in features or features["pilot_steps"].value >= FITTED_STEPS:
+        return features
+    if "pilot_path" in features and features["pilot_path"].value >= 1:
+        return features
+    pilot = (f"{PILOT}_", f"{STRETCH}_")
+    return {name: e for name, e in features.items() if not name.startswith(pilot)}
 
 
 def _filled(

@@ -9,7 +9,7 @@ from typing import Any
 
 from opd.core.percents import percents
 from opd.core.stats import Estimate
-from opd.recipes.check.forecast import DISTANCE, Forecast
+from opd.recipes.check.forecast import DISTANCE, FITTED_STEPS, Forecast, without_short_pilot
 from opd.recipes.check.probe import DEPTHS
 from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.verdict import GO, MIN_GAP, NO_GO, Rule, Verdict, decisive_rule
@@ -278,7 +278,10 @@ def confidence(forecast: Forecast, features: Mapping[str, Estimate]) -> str:
     if forecast.change is None or forecast.rises is None:
         return "Without answers the change of accuracy cannot be predicted."
     text = f"chance that accuracy rises: {percents(forecast.rises, 0)}%"
-    if len(forecast.views) == 1 and "pilot_steps" in features:
+    if "pilot_steps" in features and "pilot_steps" not in without_short_pilot(features):
+        made = features["pilot_steps"].value
+        text += f"; the pilot made {made:.0f} of the {FITTED_STEPS} steps that the forecast needs"
+    elif len(forecast.views) == 1 and "pilot_steps" in features:
         text += "; the pilot's steps say nothing of its length and rate"
     elif len(forecast.views) == 1:
         text += "; no step of the run was tried, so its length and rate are not known"
