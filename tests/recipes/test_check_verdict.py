@@ -88,7 +88,7 @@ def test_a_pilot_of_one_step_decides_nothing():
     forecast = predict(MODEL, one, RUN)
     assert forecast.change == predict(MODEL, features, RUN).change
     assert judge(forecast, one) == "not known"
-    assert "the pilot made 1 of the 4 steps that the forecast needs" in confidence(forecast, one)
+    assert "the pilot made 1 of the 2 steps that the forecast needs" in confidence(forecast, one)
     # Of a run of one step it is the whole run.
     whole = one | {"pilot_path": Estimate(1.0, 1.0, 1.0, 1)}
     assert predict(MODEL, whole, RUN).change != forecast.change

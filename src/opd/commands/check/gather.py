@@ -23,7 +23,7 @@ from opd.data.prompts import PromptSet
 from opd.recipes.check.advice import decide
 from opd.recipes.check.cost import RunCost, StepTime
 from opd.recipes.check.features import compute_features
-from opd.recipes.check.forecast import FITTED_STEPS, predict, without_short_pilot
+from opd.recipes.check.forecast import MIN_STEPS, predict, without_short_pilot
 from opd.recipes.check.forecast_model import load_model
 from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.verdict import GO, NO_GO, decisive_rule, judge, rank
@@ -191,7 +191,7 @@ class Gathering:
             return -math.inf
         cfg, config, prompts = self.candidates[index].cfg, self.probe.config, self.probe.done
         texts = 3 * self.speed.fixed_texts(config, prompts)
-        seconds = min(FITTED_STEPS, cfg.train.steps) * self.speed.step(cfg) + texts
+        seconds = min(MIN_STEPS, cfg.train.steps) * self.speed.step(cfg) + texts
         return self._slowness * seconds - self.watch.remaining
 
     def _run_pilot(self, index: int) -> None:
@@ -224,7 +224,7 @@ class Gathering:
         done = len(result.times)
         self.watch.stage(f"pilot: {done} steps done")
         features = compute_features(*self.probe.sides[index]) | result.features
-        if done >= FITTED_STEPS and self._settled(index, features) is not None:
+        if done >= MIN_STEPS and self._settled(index, features) is not None:
             return False
         if math.isinf(self.watch.deadline):
             return done < PILOT_STEPS or math.isfinite(self.budget.token_fraction)

@@ -37,7 +37,7 @@ from opd.recipes.check.settings import RunSettings
 SLACK = 0.1  # how far outside the fitted range a feature may lie, as a fraction of that range
 OUTSIDE = 1.5  # times the width, for a pair outside the fitted range
 DISTANCE, PILOT, STRETCH = "distance", "pilot", "stretch"
-FITTED_STEPS = 4  # of every pilot in the fit; the first one or two often lead away from the teacher
+MIN_STEPS = 2  # of a pilot that counts: those of the fit had four, and the first may lead away
 MAX_DROP = 0.98  # of the reverse KL in the pilot: beyond it the speed is unknown
 MIN_EFOLDS = 0.01
 MIN_DISAGREEMENT = 0.2  # of accuracy, between views, from which on it is worth a sentence
@@ -146,8 +146,8 @@ def predict(
 
 
 def without_short_pilot(features: Mapping[str, Estimate]) -> Mapping[str, Estimate]:
-    """The features, without those of a pilot of fewer steps than the fit's, unless a whole run."""
-    if "pilot_steps" not in features or features["pilot_steps"].value >= FITTED_STEPS:
+    """The features, without those of a pilot of fewer than `MIN_STEPS` unless that is the run."""
+    if "pilot_steps" not in features or features["pilot_steps"].value >= MIN_STEPS:
         return features
     if "pilot_path" in features and features["pilot_path"].value >= 1:
         return features

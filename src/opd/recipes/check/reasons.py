@@ -9,7 +9,7 @@ from typing import Any
 
 from opd.core.percents import percents
 from opd.core.stats import Estimate
-from opd.recipes.check.forecast import DISTANCE, FITTED_STEPS, Forecast, without_short_pilot
+from opd.recipes.check.forecast import DISTANCE, MIN_STEPS, Forecast, without_short_pilot
 from opd.recipes.check.probe import DEPTHS
 from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.verdict import GO, MIN_GAP, NO_GO, Rule, Verdict, decisive_rule
@@ -280,7 +280,7 @@ def confidence(forecast: Forecast, features: Mapping[str, Estimate]) -> str:
     text = f"chance that accuracy rises: {percents(forecast.rises, 0)}%"
     if "pilot_steps" in features and "pilot_steps" not in without_short_pilot(features):
         made = features["pilot_steps"].value
-        text += f"; the pilot made {made:.0f} of the {FITTED_STEPS} steps that the forecast needs"
+        text += f"; the pilot made {made:.0f} of the {MIN_STEPS} steps that the forecast needs"
     elif len(forecast.views) == 1 and "pilot_steps" in features:
         text += "; the pilot's steps say nothing of its length and rate"
     elif len(forecast.views) == 1:
