@@ -225,5 +225,6 @@ def _curve(records: Sequence[Record], regime: str, arm: Arm, seed: int) -> Curve
         ):
             x = [point.tokens / 1000 for point in record.points]
             y = [point.accuracy["test"] for point in record.points]
-            return Curve(f"{REGIMES[regime].title}: by thousand tokens", arm, x, y)
+            title = REGIMES[regime].title.split(",")[0]
+            return Curve(f"{title}: by thousand tokens", arm, x, y)
     return None
