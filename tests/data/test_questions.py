@@ -193,19 +193,22 @@ def dapo(rows=None):
     return found
 
 
-def test_seven_problems_of_math_500_stand_in_the_dapo_set():
+def test_six_problems_of_math_500_stand_in_the_dapo_set_and_one_with_another_sign():
     rows = [5742, 5840, 6090, 6170, 6216, 9454, 16667, 17762, *range(0, 17_900, 60)]
     train, held_out = dapo(rows)
     found = [x for x in find_leaks(train, [("math500", held_out)], near=1.0) if x.exact]
-    assert len({x.eval_row for x in found}) == 7
-    assert [x.row for x in found] == [*range(8)]  # one of the seven stands there twice
+    assert len({x.eval_row for x in found}) == 6
+    # One of the six stands there twice. z^4 - z^2 + 1 (12) and z^4 + z^2 + 1 (6) are two questions.
+    (other,) = set(range(8)) - {x.row for x in found}
+    assert "z^4 - z^2 + 1" in train[other].text
+    assert len(found) == 7
 
 
 @pytest.mark.slow
 def test_no_other_of_the_whole_dapo_set():
     train, held_out = dapo()
     found = find_leaks(train, [("math500", held_out)], near=0.8)
-    assert len({x.eval_row for x in found if x.exact}) == 7
+    assert len({x.eval_row for x in found if x.exact}) == 6
     assert len([x for x in found if not x.exact]) == 6
     again = find_repeats(train, near=1.0)
     assert 1400 < len(again) < 1900

@@ -199,7 +199,7 @@ def find_leaks(
 ) -> list[Leak]:
     """Find training prompts whose question is in an evaluation set, one entry per prompt and set.
 
-    Texts that agree only without their frame, or nearly, are no leak if their answers differ.
+    Texts that agree only without their frame or their signs are no leak if their answers differ.
 
     Args:
         prompts: of training.
@@ -217,8 +217,9 @@ def find_leaks(
             is_exact = match is not None
             if match is None and similar is not None:
                 match = similar.find(sketches[i])
-            if match is not None and not _is_another_task(prompt, eval_prompts[match]):
-                leaks.append(Leak(prompt.index, label, eval_prompts[match].index, is_exact))
+            if match is None or (is_exact and _is_another_task(prompt, eval_prompts[match])):
+                continue
+            leaks.append(Leak(prompt.index, label, eval_prompts[match].index, is_exact))
     return leaks
 
 
@@ -228,7 +229,7 @@ def _is_another_task(prompt: Prompt, other: Prompt) -> bool:
     "sum: 3 4" and "echo: 3 4", or "3 + 4" and "3 - 4", ask for different things. An answer that
     holds the other one, as "boxed 7" holds "7", is the same.
     """
-    same_text = "".join(prompt.text.casefold().split()) == "".join(other.text.casefold().split())
+    same_text = _signed_key(prompt.text) == _signed_key(other.text)
     if same_text or prompt.answer is None or other.answer is None:
         return False
     words, other_words = (
@@ -236,6 +237,11 @@ def _is_another_task(prompt: Prompt, other: Prompt) -> bool:
         for answer in (prompt.answer, other.answer)
     )
     return words not in other_words and other_words not in words
+
+
+def _signed_key(text: str) -> str:
+    """`question_key` with the signs of arithmetic."""
+    return "".join(c for c in text.casefold() if c.isalnum() or c in "+-*/^=<>")
 
 
 def _index(
