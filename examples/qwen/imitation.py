@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks import rows, without
-
 from opd.data.prompts import PromptSet
 from opd.models.lm import load_lm
 from opd.models.tokenizers import eos_ids, load_tokenizer
@@ -20,7 +18,7 @@ from opd.rng import Stream
 from opd.samplers.decoding import Decoding
 from opd.samplers.hf import HFSampler
 from opd.types import Rollout
-from teachers import BATCH, TASK, accuracy, fine_tune, prompt_set, validation, with_adapters
+from teachers import BATCH, accuracy, fine_tune, problems, prompt_set, with_adapters
 
 STEPS, TOKENS = 24, 24
 SIZES = {"heldout": 150, "offtask": 50, "validation": 100}  # prompts evaluated
@@ -28,18 +26,11 @@ SIZES = {"heldout": 150, "offtask": 50, "validation": 100}  # prompts evaluated
 
 def sets(seed: int, base: Path, tokenizer: object) -> dict[str, PromptSet]:
     """Prompts by split: train, validation, heldout, offtask."""
-    heldout = rows(TASK, "heldout", 300, seed)
-    train = without(rows(TASK, "train", 1000, seed), [*heldout, *validation()])
-    some = {
-        "train": train[: STEPS * BATCH],
-        "validation": validation()[: SIZES["validation"]],
-        "heldout": heldout[: SIZES["heldout"]],
-        "offtask": rows("letters", "heldout", 100, seed)[: SIZES["offtask"]],
-    }
+    sizes = {**SIZES, "train": STEPS * BATCH}
     folder = base / "data" / f"imitation-{seed}"
     return {
-        name: prompt_set(chosen, folder / f"{name}.jsonl", tokenizer)
-        for name, chosen in some.items()
+        name: prompt_set(some[: sizes[name]], folder / f"{name}.jsonl", tokenizer)
+        for name, some in problems(seed).items()
     }
 
 

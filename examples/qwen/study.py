@@ -20,10 +20,10 @@ import yaml
 from imitation import SIZES, imitate
 from prepare import DEFAULT, prepare
 from study_page import page
-from tasks import rows, without, write_jsonl
+from tasks import write_jsonl
 
 from opd.errors import UserError
-from teachers import RECIPES, TASK, make_teacher, nearest, validation
+from teachers import RECIPES, make_teacher, nearest, problems
 
 RATES, IMITATION_RATES = (1e-4, 3e-4), (1e-4, 3e-4, 1e-3)
 STEPS, PROMPTS, RESPONSES, BUDGET = 24, 8, 2, 120
@@ -58,8 +58,8 @@ ARMS = {
         "large",
         changes={"loss": {"support": "intersection", "k": 16}},
     ),
-    "small": Arm("(c) 0.5B, fine-tuned to the same accuracy", "small"),
-    "working": Arm("(d) 0.5B that writes its working, same accuracy", "working", tokens=48),
+    "small": Arm("(c) 0.5B, fine-tuned", "small"),
+    "working": Arm("(d) 0.5B that writes its working", "working", tokens=48),
     "working-cold": Arm(
         "(d) after a cold start", "working", tokens=48, changes={"coldstart": COLD}
     ),
@@ -86,17 +86,10 @@ def teacher_of(arm: Arm, base: Path) -> Path:
 
 
 def write_data(seed: int, base: Path) -> dict[str, Path]:
-    """Prompt files of a seed; training problems are neither held out nor for validation."""
+    """Prompt files of a seed."""
     folder = base / "data" / f"seed-{seed}"
-    heldout = rows(TASK, "heldout", 300, seed)
-    train = without(rows(TASK, "train", 1000, seed), [*heldout, *validation()])
-    sets = {
-        "train": train,
-        "heldout": heldout,
-        "validation": validation(),
-        "offtask": rows("letters", "heldout", 100, seed),
-    }
-    return {name: write_jsonl(folder / f"{name}.jsonl", some) for name, some in sets.items()}
+    sets = problems(seed).items()
+    return {name: write_jsonl(folder / f"{name}.jsonl", some) for name, some in sets}
 
 
 def settings(name: str, seed: int, lr: float, base: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from prepare import DEFAULT
 from tasks import Row, rows, without, write_jsonl
 
@@ -84,6 +83,17 @@ def validation() -> list[Row]:
     return rows(TASK, "search", VALIDATION, 0)
 
 
+def problems(seed: int) -> dict[str, list[Row]]:
+    """Rows by split; training problems are neither held out nor for validation."""
+    heldout = rows(TASK, "heldout", 300, seed)
+    return {
+        "train": without(rows(TASK, "train", 1000, seed), [*heldout, *validation()]),
+        "heldout": heldout,
+        "validation": validation(),
+        "offtask": rows("letters", "heldout", 100, seed),
+    }
+
+
 def prompt_set(some: Sequence[Row], path: Path, tokenizer: object) -> PromptSet:
     """Rows as prompts of the chat template."""
     written = write_jsonl(path, some)
@@ -122,7 +132,6 @@ def make_teacher(name: str, base: Path = DEFAULT) -> dict[str, float]:
         known: dict[str, float] = json.loads(record.read_text())
         return known
     recipe = RECIPES[name]
-    torch.manual_seed(0)
     source = base / recipe.size
     tokenizer, lm = load_tokenizer(str(source)), with_adapters(source)
     checked = prompt_set(validation(), base / "data" / "validation.jsonl", tokenizer)

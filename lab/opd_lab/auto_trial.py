@@ -36,7 +36,7 @@ from opd.run.jsonl import read_jsonl
 from opd.samplers.hf import observe_samples
 from opd.setup.session import build
 from opd.training.evaluate import evaluate
-from opd.training.finish import MAX_LOSS
+from opd.training.finish import goes_back
 from opd.training.session import Session
 from opd.types import Rollout
 from opd_lab import zoo
@@ -213,19 +213,10 @@ def train_until(cfg: Run, meter: TokenMeter) -> float:
     except KeyboardInterrupt:
         last = evaluate_student(session)
         best = session.interventions.best
-        return best[1] if best and goes_back(session, last) else last
+        return best[1] if best and goes_back(session.interventions, last) else last
     finally:
         session.trackers.close()
         session.folder.close()
-
-
-def goes_back(session: Session, last: float) -> bool:
-    """Whether a run whose student has accuracy `last` would end with the best one it had.
-
-    As `opd.training.finish.did_harm` decides at the end of a run.
-    """
-    course = session.interventions
-    return course.keeps_best and course.best is not None and last < course.best[1] - MAX_LOSS
 
 
 def evaluate_student(session: Session) -> float:

@@ -13,8 +13,9 @@ from opd.models.lm import load_lm
 from opd.rng import Stream, key
 from opd.samplers.decoding import Decoding
 from opd.samplers.hf import HFSampler
+from opd.training.finish import goes_back
 from opd.types import Prompt
-from opd_lab.auto_trial import FAILING, HEALTHY, arm_config, goes_back, metered
+from opd_lab.auto_trial import FAILING, HEALTHY, arm_config, metered
 from opd_lab.auto_trial_table import ARMS, Trial, claims, render_trials
 from opd_lab.calibration.grid import PREFIX
 from opd_lab.checkpoints import RECIPES
@@ -42,7 +43,7 @@ def test_training_counts_and_evaluation_does_not():
 def test_a_stopped_run_of_auto_goes_back_where_a_finished_one_would(keeps):
     for best, last, back in (((0, 0.5), 0.46, True), ((0, 0.5), 0.48, False), (None, 0.1, False)):
         course = SimpleNamespace(keeps_best=keeps, best=best)
-        assert goes_back(SimpleNamespace(interventions=course), last) == (back and keeps)
+        assert goes_back(course, last) == (back and keeps)
 
 
 def trial(kind, plain, auto, cold=0.2):

@@ -30,9 +30,10 @@ from opd.run.console import Console
 from opd.run.layout import BEST
 from opd.setup.session import build
 from opd.training.checkpoints import load_student
+from opd.training.finish import goes_back
 from opd.types import Rollout
 from opd_lab import zoo
-from opd_lab.auto_trial import TokenMeter, evaluate_student, goes_back, metered
+from opd_lab.auto_trial import TokenMeter, evaluate_student, metered
 from opd_lab.probes import Model, evaluate_model
 from opd_lab.runs import EXTRA_TOKENS, RunResult, Task, one_thread, run_config
 from opd_lab.streams import LabStream
@@ -356,7 +357,7 @@ def finish_auto(cfg: config.Run, meter: TokenMeter) -> Path:
     try:
         distill(replace(session, teacher_sampler=None), completions)
     except KeyboardInterrupt:
-        if goes_back(session, evaluate_student(session)):
+        if goes_back(session.interventions, evaluate_student(session)):
             load_student(session.learner, session.folder.path / BEST)
         session.learner.student.causal.save_pretrained(final)
         session.tokenizer.save_pretrained(final)

@@ -79,14 +79,21 @@ def _torch_with_cuda() -> Any:
     return torch if torch is not None and torch.cuda.is_available() else None
 
 
-def free_device_bytes(device: str) -> int | None:
-    """Bytes free on a CUDA device, with those that torch holds unused; None if it is not here."""
+def _index_of(device: str) -> int | None:
+    """Number of a CUDA device; None if it is another kind, or not here."""
     torch = _torch_with_cuda()
     if torch is None or not device.startswith("cuda"):
         return None
     index = int(device.partition(":")[2] or 0)
-    if index >= torch.cuda.device_count():
+    return index if index < torch.cuda.device_count() else None
+
+
+def free_device_bytes(device: str) -> int | None:
+    """Bytes free on a CUDA device, with those that torch holds unused; None if it is not here."""
+    index = _index_of(device)
+    if index is None:
         return None
+    torch = sys.modules["torch"]
     free, _ = torch.cuda.mem_get_info(index)
     held = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
     return int(free + held)
@@ -94,13 +101,10 @@ def free_device_bytes(device: str) -> int | None:
 
 def total_device_bytes(device: str) -> int | None:
     """All bytes of a CUDA device; None if it is not here."""
-    torch = _torch_with_cuda()
-    if torch is None or not device.startswith("cuda"):
+    index = _index_of(device)
+    if index is None:
         return None
-    index = int(device.partition(":")[2] or 0)
-    if index >= torch.cuda.device_count():
-        return None
-    return int(torch.cuda.get_device_properties(index).total_memory)
+    return int(sys.modules["torch"].cuda.get_device_properties(index).total_memory)
 
 
 def free_host_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:

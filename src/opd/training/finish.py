@@ -11,6 +11,7 @@ from opd.run.layout import BEST, FINAL
 from opd.training.checkpoints import load_student
 from opd.training.evaluate import recovery, recovery_by_teacher
 from opd.training.evaluations import evaluate_once, load_evaluation, mean_accuracy
+from opd.training.interventions import Interventions
 from opd.training.session import Session
 
 MAX_LOSS = 0.03  # of held-out accuracy, against the best student, that `recipe: auto` puts up with
@@ -45,11 +46,14 @@ def finish(session: Session, step: int) -> dict[str, Any]:
 
 def did_harm(session: Session, step: int) -> bool:
     """Whether the student that `recipe: auto` ends with is worse than the best one it had."""
-    interventions = session.interventions
-    if not interventions.keeps_best or interventions.best is None:
-        return False
     last = mean_accuracy(session, step)
-    return last is not None and last < interventions.best[1] - MAX_LOSS
+    return last is not None and goes_back(session.interventions, last)
+
+
+def goes_back(interventions: Interventions, last: float) -> bool:
+    """Whether a run whose last student has accuracy `last` ends with the best one it had."""
+    best = interventions.best if interventions.keeps_best else None
+    return best is not None and last < best[1] - MAX_LOSS
 
 
 def restore_best(session: Session, step: int) -> int:
