@@ -10,11 +10,14 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from conftest import tiny_model, tiny_tokenizer
 from opd.cli import end
@@ -164,6 +167,31 @@ def saved(shared, alone, kind, folder, batches, ranks) -> dict[str, float]:
     }
 
 
+def placed() -> dict[str, float]:
+    """A student stored in bf16 becomes float32 shards one unit at a time, of the same values."""
+    ranks = init_ranks()
+    model = tiny_model(0, dtype=torch.bfloat16)
+    lm = LM(model, model.config.vocab_size, "tiny")
+    values = {name: p.detach().float() for name, p in lm.model.named_parameters()}
+    whole, units = [], []
+
+    def watched(module, **options):
+        parts = [p for p in lm.model.parameters() if not isinstance(p, DTensor)]
+        whole.append(sum(p.numel() for p in parts if p.dtype == torch.float32))
+        units.append(sum(p.numel() for p in module.parameters() if not isinstance(p, DTensor)))
+        return fully_shard(module, **options)
+
+    with mock.patch("opd.models.fsdp.fully_shard", watched):
+        shard_model(lm, ranks.size, mixed=True, dtype=torch.float32)
+    shards = {name: full_tensor(p.detach()) for name, p in lm.model.named_parameters()}
+    return {
+        "units": float(len(units)),
+        "whole": float(max(w - u for w, u in zip(whole, units, strict=True))),
+        "float32": float(all(p.dtype == torch.float32 for p in shards.values())),
+        "values": worst(values, shards),
+    }
+
+
 def refused() -> dict[str, float]:
     """A score that is not finite at one process refuses the update of both."""
     ranks = init_ranks()
@@ -185,7 +213,8 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     ranks = init_ranks()
     out = Path(sys.argv[1])
-    found = {kind: compare(kind, out.parent) for kind in sys.argv[2:]} | {"refused": refused()}
+    found = {kind: compare(kind, out.parent) for kind in sys.argv[2:]}
+    found |= {"refused": refused(), "placed": placed()}
     if ranks.is_main:
         out.write_text(json.dumps(found))
     dist.barrier()

@@ -68,3 +68,11 @@ def test_a_checkpoint_of_pieces_goes_on_in_pieces_bit_for_bit_and_whole(kind):
 @pytest.mark.slow
 def test_a_score_that_is_not_finite_on_one_process_moves_nothing():
     assert two_processes(EVERYDAY)["refused"]["moved"] == 0
+
+
+def test_a_student_on_the_host_becomes_shards_one_unit_at_a_time():
+    of = two_processes(EVERYDAY)["placed"]
+    assert of["units"] > 2
+    assert of["whole"] == 0, "no weight is float32 and whole before its unit's turn"
+    assert of["float32"]
+    assert of["values"] == 0

@@ -154,6 +154,17 @@ def test_gradients_that_would_fill_a_card_are_planned_as_they_are_reduced(plan):
     assert parts(small, "update")["gradients"] == pytest.approx(9 / 8 * 4 * 0.596e9, rel=0.01)
 
 
+def test_a_sharded_student_is_never_whole_on_a_card_while_it_is_loaded(plan):
+    """32 GiB of float32 weights were planned, and loaded, on cards of 24."""
+    overrides = ("student.shard=fsdp2", "teacher={url: http://127.0.0.1:1/v1, model: x}")
+    planned = plan("8B", *overrides, gib=24, processes=8)
+    largest = 2 * 151_936 * 4096  # embedding and head, one unit
+    assert parts(planned, "load")["student weights"] <= 4 * (8.2e9 / 8 + largest)
+    assert parts(planned, "load", "cpu")["model being read"] == pytest.approx(
+        2 * 8.2e9, rel=0.01
+    ), "as it is stored"
+
+
 def test_a_teacher_on_another_device_is_counted_there(plan):
     planned = plan("1.7B", "teacher.device=cuda:1")
     assert planned.devices == (DEVICE, "cuda:1", HOST)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from opd.errors import UserError
 from opd.models.hub_name import split_revision
 
@@ -28,6 +30,14 @@ def read_config(name: str, *, key: str = "student.model") -> Any:
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{key}={name}: its configuration cannot be read: {first}") from None
+
+
+def stored_dtype(config: Any) -> torch.dtype:
+    """What the weights of a checkpoint are stored in, as its config says; else float32."""
+    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    if isinstance(stored, str):
+        stored = getattr(torch, stored)
+    return stored if isinstance(stored, torch.dtype) else torch.float32
 
 
 def context_length_of(config: Any) -> int | None:

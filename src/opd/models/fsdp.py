@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from opd.models.cache_support import cache_support
 from opd.models.lm import LM
 from opd.models.lora_modules import without_peft_warnings
+from opd.models.norms import use_fused_norms
 
 WHOLE_GRADIENTS = 0.2  # of a device's memory that unsharded gradients may take
 
@@ -39,29 +40,42 @@ class Backbone(nn.Module):
         return self.lm.local_hidden(input_ids, **kwargs)
 
 
-def shard_model(lm: LM, processes: int, *, mixed: bool = False) -> None:
+def shard_model(
+    lm: LM,
+    processes: int,
+    *,
+    mixed: bool = False,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Shard the weights of `lm` over the processes of the default group, in place.
 
     Call it before an optimizer is made. Gradients are summed, not averaged: each loss is divided by
-    the tokens of the whole step.
+    the tokens of the whole step. Weights are moved and converted one unit at a time, a decoder
+    layer or the embeddings with the head, so that a device never holds more of them whole.
 
     Args:
-        lm: the model.
+        lm: the model, in host memory or on its device.
         processes: how many.
         mixed: gather float32 shards in bf16 for forward and backward, and reduce gradients in
             float32 (bf16_mixed).
+        device: of the shards; None: where the weights are.
+        dtype: of the shards; None: that of the weights.
     """
     cache_support(lm)  # forwards of a sharded model are collectives
+    device = device or lm.device
+    if device.type == "cuda" and lm.device.type != "cuda":  # else they are since it was loaded
+        use_fused_norms(lm.model)
     policy = MixedPrecisionPolicy()
     if mixed:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    mesh = init_device_mesh(lm.device.type, (processes,))
+    mesh = init_device_mesh(device.type, (processes,))
     layer_types = set(lm.causal._no_split_modules or ())
     backbone = Backbone(lm)
-    for module in list(lm.causal.modules()):
-        if type(module).__name__ in layer_types:
-            fully_shard(module, mesh=mesh, mp_policy=policy)
-    fully_shard(backbone, mesh=mesh, mp_policy=policy)
+    layers = [m for m in lm.causal.modules() if type(m).__name__ in layer_types]
+    for unit in (*layers, backbone):
+        _move(unit, device, dtype)
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
     lm.sharded = backbone
     for unit in _units(backbone):
         unit.set_gradient_divide_factor(1.0)
@@ -70,6 +84,16 @@ def shard_model(lm: LM, processes: int, *, mixed: bool = False) -> None:
     with torch.no_grad():
         lm.hidden(_one_token(lm))  # the first forward decides which unit is the outermost
     reshard(lm)
+
+
+def _move(unit: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Move the weights of a unit that are not shards yet, and convert all but its buffers."""
+    for parameter in unit.parameters():
+        if not isinstance(parameter, DTensor):
+            parameter.data = parameter.detach().to(device, dtype)
+    for module in unit.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
 
 
 def dummy_step(lm: LM) -> None:

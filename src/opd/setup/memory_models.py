@@ -11,7 +11,7 @@ import torch
 
 from opd.config import LocalTeacher, Lora, Run, SelfTeacher, Teacher
 from opd.errors import UserError
-from opd.models.configs import read_config
+from opd.models.configs import read_config, stored_dtype
 from opd.models.fsdp import whole_gradients_fit
 from opd.models.lm import default_device
 from opd.models.lora_modules import WrongModules
@@ -38,7 +38,8 @@ class StudentState:
     """Bytes that a student keeps from step to step, in one process.
 
     Attributes:
-        loaded: weights as they are loaded, before masters are made or weights are sharded.
+        loaded: weights as they are loaded, before masters are made; of a sharded student its shards
+            and the unit that is being sharded.
         weights: working weights, or this process's shards of them.
         masters: float32 weights on the device that the optimizer updates.
         gradients: of one update, on the device.
@@ -49,6 +50,7 @@ class StudentState:
         largest: of the float32 tensors, which a step or a checkpoint moves one by one.
         mapped: of its file, which stays in memory until its last weight has become another.
         reduced: gradients of a sharded student where whole ones would take too much of a device.
+        read: host memory of the model while its weights are sharded; its pages are shared.
     """
 
     loaded: int
@@ -62,6 +64,7 @@ class StudentState:
     largest: int = 0
     mapped: int = 0
     reduced: int = 0
+    read: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,12 @@ def plan_models(
     config = read(section.model, "student.model")
     student = _size(config, DTYPES[precision], section.lora, device)
     if processes > 1 and section.shard == "fsdp2":
-        state = sharded_state(student, processes, mixed=precision == "bf16_mixed")
+        mixed = precision == "bf16_mixed" and section.lora is None
+        state = sharded_state(student, processes, mixed=mixed)
+        as_stored = stored_dtype(config).itemsize * student.parameters
+        file = as_stored if section.lora is None else student.loaded
+        on_host = device == HOST
+        state = replace(state, mapped=file if on_host else 0, read=0 if on_host else file)
     else:
         mixed = precision == "bf16_mixed" and section.lora is None
         offload = mixed and cfg.optim.offload == "cpu" and device != HOST
@@ -235,7 +243,7 @@ def sharded_state(size: ModelSize, processes: int, *, mixed: bool) -> StudentSta
     layers = 2 * size.weights // max(1, size.layers)
     unit = FLOAT * max(2 * size.vocab * size.hidden, size.parameters // max(1, size.layers))
     return StudentState(
-        loaded=loaded,
+        loaded=loaded // processes + min(unit, loaded),
         weights=loaded // processes,
         masters=0,
         gradients=trained + trained // processes,
@@ -339,10 +347,7 @@ def _dtype(config: Any, dtype: str) -> torch.dtype:
     if dtype != "auto":
         chosen: torch.dtype = getattr(torch, dtype)
         return chosen
-    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    if isinstance(stored, str):
-        stored = getattr(torch, stored)
-    return stored if isinstance(stored, torch.dtype) else torch.float32
+    return stored_dtype(config)
 
 
 def _pinned_bytes(size: int) -> int:

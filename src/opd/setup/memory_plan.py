@@ -286,7 +286,7 @@ class _Planner:
     def _load(self) -> dict[str, Parts]:
         """Each model is read into host memory and moved to its device.
 
-        Masters are made, and weights sharded, when the teacher is there already.
+        Masters are made when the teacher is there already, and weights sharded, from host memory.
         """
         models, state = self.models, self.models.state
         parts = {device: self._frozen_weights(device) for device in models.devices}
@@ -305,7 +305,8 @@ class _Planner:
             parts[HOST] = _add(rest, read if _total(read) > _total(made) else made)
         host = {"Python and libraries": PROCESS}
         if self.on_gpu:
-            host["model being read"] = max([state.loaded, *(f.size.loaded for f in models.frozen)])
+            sizes = [state.read or state.loaded, *(f.size.loaded for f in models.frozen)]
+            host["model being read"] = max(sizes)
             host["offloaded optimizer"] = state.host
         parts[HOST] = _add(host, parts[HOST])
         return parts

@@ -218,7 +218,12 @@ def teacher_samplers(
 
 
 def open_models(
-    cfg: Run, console: Console, *, student: LM | None = None, local: str | None = None
+    cfg: Run,
+    console: Console,
+    *,
+    student: LM | None = None,
+    local: str | None = None,
+    sharded: bool = False,
 ) -> Models:
     """Contact the teacher, settle the loss, load the models.
 
@@ -227,6 +232,7 @@ def open_models(
         console: shows what loss.support: auto became.
         student: of an earlier call, adapters and all, to be used again.
         local: folder of the model a teacher server serves, loaded beside it.
+        sharded: as `load_pair`.
 
     Raises:
         UserError: a server that does not answer, a loss that makes no sense, a model or tokenizer
@@ -235,14 +241,15 @@ def open_models(
     if cfg.train.deterministic:
         prepare_deterministic()
     if cfg.teachers:
-        return open_members(cfg, console, student=student)
+        return open_members(cfg, console, student=student, sharded=sharded)
     remote = find_remote_teacher(cfg)
     cfg = resolve_support(cfg, remote.kinds if remote else frozenset(Kind), console)
     objective = make_objective(cfg)
     if remote is not None and local is not None:
         beside = cfg.model_copy(update={"teacher": LocalTeacherSection(model=local)})
         return Models(cfg, objective, load_pair(beside, student=student), remote)
-    return Models(cfg, objective, load_pair(cfg, remote, student), remote)
+    pair = load_pair(cfg, remote, student, sharded=sharded)
+    return Models(cfg, objective, pair, remote)
 
 
 def open_for_evaluation(
@@ -274,7 +281,9 @@ def open_for_evaluation(
     return pair, routed_eval_sampler(makers)
 
 
-def open_members(cfg: Run, console: Console, *, student: LM | None = None) -> Models:
+def open_members(
+    cfg: Run, console: Console, *, student: LM | None = None, sharded: bool = False
+) -> Models:
     """`open_models` for several teachers beside one student.
 
     Raises:
@@ -283,7 +292,9 @@ def open_members(cfg: Run, console: Console, *, student: LM | None = None) -> Mo
     members: dict[str, Models] = {}
     for name in cfg.teachers:
         with naming(name):
-            members[name] = open_models(cfg.of_teacher(name), console, student=student)
+            members[name] = open_models(
+                cfg.of_teacher(name), console, student=student, sharded=sharded
+            )
         student = members[name].pair.student
     first = next(iter(members.values()))
     same_for_all(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from opd.config import LocalTeacher, Run
 from opd.models import tokenizers
 from opd.models.away import AwayWeights
-from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
+from opd.models.lm import LM, add_lora, default_device, enable_checkpointing, load_lm
 from opd.setup.chat_template import choose_template
 from opd.setup.precision import loading_dtype
 from opd.setup.remote_teacher import TeacherSource
@@ -49,6 +49,7 @@ def load_pair(
     student: LM | None = None,
     *,
     trains: bool = True,
+    sharded: bool = False,
 ) -> Pair:
     """Load both models and verify that they share one vocabulary.
 
@@ -57,6 +58,7 @@ def load_pair(
         remote: the teacher, if it is a server.
         student: the student of an earlier pair, adapters and all, to be used again.
         trains: whether it is to be trained, so that its master weights are wanted.
+        sharded: leave the student in host memory, from where `shard_model` takes it.
 
     Raises:
         UserError: missing model or tokenizer, tokenizers that differ, end tokens that differ
@@ -72,10 +74,12 @@ def load_pair(
     given, lora = student, cfg.student.lora
     student = given or load_lm(
         cfg.student.model,
-        dtype=loading_dtype(cfg, trains=trains),
+        dtype=loading_dtype(cfg, trains=trains, sharded=sharded),
+        device="cpu" if sharded else None,
         key="student.model",
         quantised=_quantised(None if lora is None else lora.weights, cfg.student.model),
     )
+    device = str(default_device() if sharded else student.device)
     stop = tokenizers.eos_ids(student_tok, student.causal.generation_config)
     if spec is None or teacher_tok is None:
         vocab = min(student.vocab, tokenizers.vocab_size(student_tok))
@@ -84,9 +88,9 @@ def load_pair(
         if ends:
             stop = tokenizers.resolve_stop(student_tok, stop, ends, cfg.rollout.stop)
         ready = given or prepare_student(cfg, student)
-        foreign = None if spec is None else load_foreign(spec, str(ready.device))
+        foreign = None if spec is None else load_foreign(spec, device)
         return Pair(ready, None, student_tok, stop, ends or stop, foreign)
-    teacher = load_teacher(spec, str(student.device))
+    teacher = load_teacher(spec, device)
     vocab = tokenizers.require_same(
         student_tok, teacher_tok, student_vocab=student.vocab, teacher_vocab=teacher.vocab
     )

@@ -39,7 +39,7 @@ from opd.setup.inputs import Inputs
 from opd.setup.launch import Servers, start_servers
 from opd.setup.models import Models, open_models
 from opd.setup.pair import Pair
-from opd.setup.precision import prepare_weights, resolve_precision
+from opd.setup.precision import is_sharded, prepare_weights, resolve_precision
 from opd.setup.preflight import read_inputs, require_same_inputs
 from opd.setup.problems import Problems
 from opd.setup.prompts import load_sft_examples, training_grader
@@ -118,7 +118,7 @@ def _assemble(
     console = opening.console
     prompts, evals = inputs.prompts, inputs.evals
     assert prompts is not None
-    models = open_models(cfg, console)
+    models = open_models(cfg, console, sharded=is_sharded(cfg, ranks))
     cfg, pair = models.cfg, models.pair
     require_prunable(models)
     if cfg.rollout.engine in ("hf", "replay"):
