@@ -157,7 +157,11 @@ def saved(shared, alone, kind, folder, batches, ranks) -> dict[str, float]:
         final = load_file(run / "final" / "model.safetensors")
         merged = LM(copy.deepcopy(other.student.model), 40, "")
         save_final(merged, tiny_tokenizer(), run / "other")
-        gap = worst(final, load_file(run / "other" / "model.safetensors"))
+        other_final = load_file(run / "other" / "model.safetensors")
+        assert {n: w.dtype for n, w in final.items()} == {
+            n: w.dtype for n, w in other_final.items()
+        }
+        gap = worst(final, other_final)
     return {
         "step": float(step),
         "steps": float(STEPS),

@@ -15,8 +15,7 @@ import pytest
 EVERYDAY = ("tied",)
 RARE = ("untied", "lora", "checkpointed", "bfloat16", "mixed")
 KINDS = [*EVERYDAY, *(pytest.param(kind, marks=pytest.mark.slow) for kind in RARE)]
-# Gradients of micro-batches are added in another order; bfloat16 adds them in 8 bits. In "mixed"
-# the final folder of one process is in bf16, that of pieces in float32.
+# Gradients of micro-batches are added in another order; bfloat16 adds them in 8 bits.
 FP64 = 1e-9
 CLOSE = dict.fromkeys((*EVERYDAY, *RARE), FP64) | {"bfloat16": 0.06, "mixed": 0.01}
 

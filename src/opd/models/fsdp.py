@@ -30,8 +30,15 @@ WHOLE_GRADIENTS = 0.2  # of a device's memory that unsharded gradients may take
 class Backbone(nn.Module):
     """The forward from ids to hidden states as one module, for FSDP2's hooks."""
 
-    def __init__(self, lm: LM) -> None:
+    def __init__(self, lm: LM, working_dtype: torch.dtype | None) -> None:
+        """Of a model.
+
+        Args:
+            lm: to be sharded.
+            working_dtype: that shards are gathered in; None: their own.
+        """
         super().__init__()
+        self.working_dtype = working_dtype
         self.model = lm.model  # so that the head, which no forward here uses, is sharded too
         self.lm = lm
 
@@ -71,7 +78,7 @@ def shard_model(
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     mesh = init_device_mesh(device.type, (processes,))
     layer_types = set(lm.causal._no_split_modules or ())
-    backbone = Backbone(lm)
+    backbone = Backbone(lm, policy.param_dtype)
     layers = [m for m in lm.causal.modules() if type(m).__name__ in layer_types]
     for unit in (*layers, backbone):
         _move(unit, device, dtype)
@@ -182,7 +189,9 @@ def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     return distribute_tensor(tensor, pattern.device_mesh, pattern.placements, src_data_rank=None)
 
 
-def gather_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+def gather_tensors(
+    tensors: Mapping[str, Tensor], *, keep: bool, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
     """Each tensor gathered, one after another, on the CPU.
 
     All processes take part, in the order of `tensors`.
@@ -190,25 +199,30 @@ def gather_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Te
     Args:
         tensors: sharded or not.
         keep: whether this process wants the result; if not, it is empty.
+        dtype: of what was sharded, in the result; None: as it is.
     """
     gathered = {}
     for name, tensor in tensors.items():
         value = full_tensor(tensor.detach())
         if keep:
-            gathered[name] = value.cpu()
+            cast = dtype if isinstance(tensor, DTensor) else None
+            gathered[name] = value.to("cpu", cast)
     return gathered
 
 
 def gather_model(lm: LM, *, keep: bool) -> LM | None:
-    """An unsharded copy of a sharded model on the CPU, for saving.
+    """An unsharded copy of a sharded model on the CPU, for saving and for servers.
 
-    All processes take part.
+    All processes take part. Weights have the dtype that they are used in, as in one process; those
+    of adapters keep theirs.
 
     Args:
         lm: a sharded model.
         keep: whether this process wants the copy; if not, the result is None.
     """
-    state = gather_tensors(lm.model.state_dict(), keep=keep)
+    assert isinstance(lm.sharded, Backbone)
+    dtype = None if lm.is_lora else lm.sharded.working_dtype
+    state = gather_tensors(lm.model.state_dict(), keep=keep, dtype=dtype)
     if not keep:
         return None
     with torch.device("meta"):  # random weights would be drawn, only to be replaced
