@@ -72,6 +72,7 @@ def evaluate_once(
         sampler, task, session.source.decode, seed=session.cfg.train.seed, measure=measure
     )
     session.folder.save_eval(step, name, evaluation.record(), evaluation.graded, key=key)
+    session.learner.ranks.barrier()  # what one process finds kept from here on, all of them do
     return evaluation
 
 
