@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -185,7 +186,11 @@ def placed() -> dict[str, float]:
         units.append(sum(p.numel() for p in module.parameters() if not isinstance(p, DTensor)))
         return fully_shard(module, **options)
 
-    with mock.patch("opd.models.fsdp.fully_shard", watched):
+    memory = (math.inf, 1.0)[ranks.rank]  # of two cards; gradients fit on one of them
+    with (
+        mock.patch("opd.models.fsdp.fully_shard", watched),
+        mock.patch("opd.models.fsdp._device_memory", return_value=memory),
+    ):
         shard_model(lm, ranks.size, mixed=True, dtype=torch.float32)
     shards = {name: full_tensor(p.detach()) for name, p in lm.model.named_parameters()}
     return {
@@ -193,6 +198,7 @@ def placed() -> dict[str, float]:
         "whole": float(max(w - u for w, u in zip(whole, units, strict=True))),
         "float32": float(all(p.dtype == torch.float32 for p in shards.values())),
         "values": worst(values, shards),
+        "reduces_once": float(lm.sharded.reduces_once),  # at the one where they fit
     }
 
 

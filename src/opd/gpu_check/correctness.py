@@ -182,7 +182,9 @@ def fsdp(device: Device) -> None:
             if mixed:
                 add_master_weights(plain)
             update(make_learner(plain, teacher, tokens=1024, lr=1e-3), batch, 0)
-            shard_model(sharded, 1, mixed=mixed)
+            if mixed:  # as a run does it: from host memory, one unit at a time
+                sharded.model.to("cpu")
+            shard_model(sharded, 1, mixed=mixed, device=base.device)
             update(make_learner(sharded, teacher, tokens=1024, lr=1e-3), batch, 0)
             weights = plain.weights()
             differences = torch.cat(

@@ -9,11 +9,13 @@ equally many of them (`dummy_step`); `unsharded` gathers all weights for work of
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -30,15 +32,18 @@ WHOLE_GRADIENTS = 0.2  # of a device's memory that unsharded gradients may take
 class Backbone(nn.Module):
     """The forward from ids to hidden states as one module, for FSDP2's hooks."""
 
-    def __init__(self, lm: LM, working_dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, lm: LM, working_dtype: torch.dtype | None, *, reduces_once: bool = True
+    ) -> None:
         """Of a model.
 
         Args:
             lm: to be sharded.
             working_dtype: that shards are gathered in; None: their own.
+            reduces_once: gradients add up whole on each process until the end of a step.
         """
         super().__init__()
-        self.working_dtype = working_dtype
+        self.working_dtype, self.reduces_once = working_dtype, reduces_once
         self.model = lm.model  # so that the head, which no forward here uses, is sharded too
         self.lm = lm
 
@@ -78,7 +83,8 @@ def shard_model(
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     mesh = init_device_mesh(device.type, (processes,))
     layer_types = set(lm.causal._no_split_modules or ())
-    backbone = Backbone(lm, policy.param_dtype)
+    fits = whole_gradients_fit(lm.num_parameters(), _smallest_memory(device))
+    backbone = Backbone(lm, policy.param_dtype, reduces_once=fits)
     layers = [m for m in lm.causal.modules() if type(m).__name__ in layer_types]
     for unit in (*layers, backbone):
         _move(unit, device, dtype)
@@ -120,14 +126,12 @@ def delay_reduction(lm: LM) -> None:
     """
     if lm.sharded is None:
         return
-    fits = True
-    if lm.device.type == "cuda":
-        fits = whole_gradients_fit(lm.num_parameters(), _device_memory(lm.device))
+    assert isinstance(lm.sharded, Backbone)
     for unit in _units(lm.sharded):
-        unit.set_requires_gradient_sync(not fits)
+        unit.set_requires_gradient_sync(not lm.sharded.reduces_once)
 
 
-def whole_gradients_fit(parameters: int, memory: int) -> bool:
+def whole_gradients_fit(parameters: int, memory: float) -> bool:
     """Whether unsharded float32 gradients take little enough of a device of so many bytes."""
     return 4 * parameters <= WHOLE_GRADIENTS * memory
 
@@ -141,7 +145,16 @@ def reduce_gradients(lm: LM) -> None:
     dummy_step(lm)
 
 
-def _device_memory(device: torch.device) -> int:
+def _smallest_memory(device: torch.device) -> float:
+    """Bytes of the smallest card of all processes, which must all reduce equally often."""
+    memory = torch.tensor(_device_memory(device), dtype=torch.float64)
+    dist.all_reduce(memory, op=dist.ReduceOp.MIN)
+    return memory.item()
+
+
+def _device_memory(device: torch.device) -> float:
+    if device.type != "cuda":
+        return math.inf
     return torch.cuda.get_device_properties(device).total_memory
 
 
