@@ -74,9 +74,26 @@ def test_rollouts_are_of_the_weights_that_were_sent(make_lm, make_prompts, tmp_p
             np.testing.assert_allclose(r.logp, logp[np.arange(len(r)), r.ids], atol=1e-5)
             assert (r.finish == "stop") == (r.ids[-1] in STOP)
     assert list(server.adapters) == (["opd-student-2"] if lora else [])
-    sent = [b for path, b in server.calls if path == "/generate" and "n" in b["sampling_params"]]
-    assert all(b["sampling_params"]["no_stop_trim"] for b in sent)
+    sent = [b for path, b in server.calls if isinstance(b.get("sampling_params"), list)]
+    assert len(sent) == 4
+    assert all(params["no_stop_trim"] for b in sent for params in b["sampling_params"])
     assert all(b.get("lora_path") in ("opd-student-1", "opd-student-2") for b in sent) == lora
+
+
+@pytest.mark.parametrize("n", [1, 6])
+def test_completions_of_a_prompt_differ_where_the_server_takes_seeds(
+    make_lm, make_prompts, tmp_path, n
+):
+    """SGLang gives the n completions of a request one seed: with deterministic inference the same
+    completion n times."""
+    lm = make_lm()
+    server = server_for(lm)
+    sampler = sampler_of(server, lm, tmp_path)
+    sampler.sync(0)
+    rollouts = sampler.sample(make_prompts(3), n=n, key=(0, 1, 0))
+    assert len({tuple(r.ids) for r in rollouts}) > n // 2
+    again = sampler.sample(make_prompts(3), n=n, key=(0, 1, 0))
+    assert [tuple(r.ids) for r in again] == [tuple(r.ids) for r in rollouts]
 
 
 def test_weights_that_did_not_arrive_are_found(make_lm, tmp_path):

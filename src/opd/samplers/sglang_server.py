@@ -54,10 +54,14 @@ class SglangServer(SamplingServer):
             "stop_token_ids": body["stop_token_ids"],
             "skip_special_tokens": False,
             "no_stop_trim": True,
-            "n": request.n,
-            "sampling_seed": request.seed,
         }
-        asked = {"input_ids": list(request.prompt.ids), "sampling_params": params}
+        # The completions of one request with `n` would share its seed, and be the same where the
+        # server takes seeds (--enable-deterministic-inference).
+        ids = list(request.prompt.ids)
+        each = [params | {"sampling_seed": request.seed + i} for i in range(request.n)]
+        asked: dict[str, Any] = {"input_ids": ids, "sampling_params": each[0]}
+        if request.n > 1:
+            asked = {"input_ids": [ids] * request.n, "sampling_params": each}
         wants_logp = "logprobs" in body
         answers = meta_infos(
             self.http.post_json(GENERATE, self._named(asked | {"return_logprob": wants_logp})),

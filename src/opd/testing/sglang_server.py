@@ -104,13 +104,17 @@ class FakeSglangServer(httpx2.BaseTransport):
         if name is not None and name not in self.adapters:
             return json_response({"error": {"message": f"{name} is not loaded"}}, 400)
         model = self._adapted.get(name or "", self.logp)
-        n = body["sampling_params"].get("n", 1)
-        answers = [self._complete(model, body, i) for i in range(n)]
-        return json_response(answers if n > 1 else answers[0])
+        ids, params = body["input_ids"], body["sampling_params"]
+        if ids and isinstance(ids[0], list):
+            return json_response(
+                [self._complete(model, body, *x) for x in zip(ids, params, strict=True)]
+            )
+        # The n answers have one seed, as with --enable-deterministic-inference: they are the same.
+        answers = [self._complete(model, body, ids, params) for _ in range(params.get("n", 1))]
+        return json_response(answers if len(answers) > 1 else answers[0])
 
-    def _complete(self, model: NextLogp, body: Json, index: int) -> Json:
-        prompt, params = body["input_ids"], body["sampling_params"]
-        rng = np.random.default_rng(params.get("sampling_seed", 0) + index)
+    def _complete(self, model: NextLogp, body: Json, prompt: list[int], params: Json) -> Json:
+        rng = np.random.default_rng(params.get("sampling_seed", 0))
         stop = set() if params.get("ignore_eos") else set(params.get("stop_token_ids", ()))
         ids: list[int] = []
         made = []
