@@ -198,6 +198,7 @@ def placed() -> dict[str, float]:
         "whole": float(max(w - u for w, u in zip(whole, units, strict=True))),
         "float32": float(all(p.dtype == torch.float32 for p in shards.values())),
         "values": worst(values, shards),
+        "works_in_bf16": float(lm.working_dtype == torch.bfloat16),
         "reduces_once": float(lm.sharded.reduces_once),  # at the one where they fit
     }
 

@@ -75,6 +75,7 @@ def test_a_student_on_the_host_becomes_shards_one_unit_at_a_time():
     assert of["whole"] == 0, "no weight is float32 and whole before its unit's turn"
     assert of["float32"]
     assert of["values"] == 0
+    assert of["works_in_bf16"], "the attention kernel that is recorded is of this dtype"
 
 
 def test_cards_of_different_sizes_reduce_gradients_equally_often():

@@ -160,7 +160,7 @@ def attention_kernel(lm: LM, *, decoding: bool = False) -> str:
     heads = int(config.num_attention_heads)
     groups = heads // int(getattr(config, "num_key_value_heads", None) or heads)
     size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    like = {"dtype": lm.causal.dtype, "device": lm.device}
+    like: dict[str, Any] = {"dtype": lm.working_dtype, "device": lm.device}
     key = torch.empty(2, heads // groups, 256, size, **like)
     if decoding:
         query = torch.empty(2, heads // groups, groups, size, **like)

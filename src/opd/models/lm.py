@@ -99,6 +99,13 @@ class LM:
         return next(self.model.parameters()).device
 
     @property
+    def working_dtype(self) -> torch.dtype:
+        """Of its forward passes: what shards are gathered in, else what the weights are."""
+        gathered: torch.dtype | None = getattr(self.sharded, "working_dtype", None)
+        dtype: torch.dtype = gathered or self.causal.dtype
+        return dtype
+
+    @property
     def context_length(self) -> int | None:
         """Longest sequence the model takes; None if its config does not say."""
         return context_length_of(self.config)
