@@ -155,7 +155,7 @@ def test_gradients_that_would_fill_a_card_are_planned_as_they_are_reduced(plan):
 
 
 def test_a_sharded_student_is_never_whole_on_a_card_while_it_is_loaded(plan):
-    """32 GiB of float32 weights were planned, and loaded, on cards of 24."""
+    """All float32 weights were planned, and loaded, on each card."""
     overrides = ("student.shard=fsdp2", "teacher={url: http://127.0.0.1:1/v1, model: x}")
     planned = plan("8B", *overrides, gib=24, processes=8)
     largest = 2 * 151_936 * 4096  # embedding and head, one unit
