@@ -11,7 +11,14 @@ from conftest import tiny_tokenizer
 from opd.config import Loss
 from opd.core.stats import Estimate
 from opd.recipes.check import compatibility
-from opd.recipes.check.advice import Advice, RunFacts, advise, find_changes, support_mass
+from opd.recipes.check.advice import (
+    Advice,
+    RunFacts,
+    advise,
+    cold_start_rate,
+    find_changes,
+    support_mass,
+)
 from opd.recipes.check.compatibility import Finding
 from opd.recipes.check.forecast import predict
 from opd.recipes.check.reasons import AGAINST, base_model_reason, confidence, explain, points
@@ -283,6 +290,23 @@ def test_the_mass_that_a_tail_bucket_would_add_is_that_of_the_runs_own_loss(loss
     logp = np.log(np.array([[0.5, 0.3, 0.1, 0.05]] * 2, np.float32))
     assert support_mass(Loss(**loss), [replace(rollout, topk_logp=logp)]) == pytest.approx(mass)
     assert support_mass(Loss(), [Rollout.of_ids((1,), [2])]) == 1.0  # a sampler that tells none
+
+
+@pytest.mark.parametrize(
+    ("run_rate", "hidden", "adapters", "advised"),
+    [
+        (1e-6, 3584, False, 1e-5),  # the paper's 7B
+        (1e-3, 64, False, 4e-3),  # the lab's models
+        (3e-5, 576, False, 1e-4),  # SmolLM2: its teachers were fine-tuned at this rate
+        (1e-4, 896, True, 3e-4),  # Qwen 0.5B learns at it, and forgets everything at 1e-3
+        (1e-5, 896, False, 6.4e-5),
+        (2e-3, 896, True, 2e-3),  # the user's own rate, as high as it is
+    ],
+)
+def test_a_cold_start_is_advised_at_a_rate_that_supervised_training_takes(
+    run_rate, hidden, adapters, advised
+):
+    assert cold_start_rate(run_rate, hidden, adapters=adapters) == pytest.approx(advised)
 
 
 def test_a_teacher_that_is_more_accurate_only_on_its_own_is_worth_a_cold_start():

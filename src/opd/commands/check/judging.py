@@ -8,16 +8,19 @@ from opd.commands.check.result import TeacherResult
 from opd.config import Run
 from opd.core import stats
 from opd.models.lm import load_lm
-from opd.recipes.check.advice import Advice, RunFacts, advise, decide, support_mass
+from opd.recipes.check.advice import (
+    Advice,
+    RunFacts,
+    advise,
+    cold_start_rate,
+    decide,
+    support_mass,
+)
 from opd.recipes.check.diagnose import diagnose
 from opd.recipes.check.forecast import Forecast
 from opd.recipes.check.reasons import Reason, base_model_reason, explain
 from opd.recipes.check.verdict import UNKNOWN, Verdict, nothing_accepted
 from opd.setup.pair import Pair
-
-# Learning rate of a cold start: times optim.lr (paper: 1e-5 against 1e-6), but at most so much,
-# since tiny models train at high rates already.
-COLD_START_LR_FACTOR, COLD_START_MAX_LR = 10.0, 4e-3
 
 
 def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
@@ -85,8 +88,9 @@ def _cold_start(candidate: Candidate) -> dict[str, object] | None:
     starts_cold = cfg.coldstart is not None and cfg.coldstart.when == "start"
     if starts_cold or candidate.teacher_samplers is None:
         return None
-    lr = min(COLD_START_LR_FACTOR * cfg.optim.lr, max(COLD_START_MAX_LR, cfg.optim.lr))
-    return {"coldstart": {"lr": float(f"{lr:.3g}")}}
+    assert candidate.pair is not None
+    hidden, adapters = int(candidate.pair.student.config.hidden_size), cfg.student.lora is not None
+    return {"coldstart": {"lr": cold_start_rate(cfg.optim.lr, hidden, adapters=adapters)}}
 
 
 def _compare_with_base(path: str, pair: Pair, gathering: Gathering, verdict: Verdict) -> Reason:
