@@ -33,6 +33,7 @@ from opd.setup.launch import (
     seats,
     start_servers,
 )
+from opd.training.distributed import Ranks
 from support.everyday import everyday
 
 SOON = 30.0  # seconds; a server of tests ends in one, on a machine that is not busy
@@ -195,6 +196,21 @@ def test_a_teacher_that_died_is_named_with_the_reason(tmp_path, monkeypatch):
     assert str(refused.value).count(reason) == 1
     assert "(Worker" not in str(refused.value)
     assert str(refused.value).endswith("see above")
+
+
+def test_a_process_that_comes_late_leaves_the_log_of_rank_zero(tmp_path, python):
+    """It removed what the server was writing, and rank zero could not move it to the run folder."""
+
+    class Late(Ranks):
+        def gather(self, data: bytes) -> list[bytes]:
+            return [b"+8000", data]
+
+    log = tmp_path / "run.rollout-server.log"
+    log.write_text("Loading weights")
+    cfg = run_of(tmp_path, python)
+    with start_servers([cfg], Console("quiet"), tmp_path / "run", Late(1, 2)):
+        assert cfg.rollout.address == "http://127.0.0.1:8000"
+        assert log.read_text() == "Loading weights"
 
 
 def test_an_interpreter_that_is_not_there(tmp_path):

@@ -143,6 +143,8 @@ def _start(plans: Mapping[str, LaunchedServer], servers: Servers, console: Conso
         gpus = plan.environment.get("CUDA_VISIBLE_DEVICES")
         where = f"GPU {gpus}" if gpus is not None else "the devices that it finds"
         console.print(f"Starting vLLM for {name} on {where}: {plan.model} (log: {plan.log})")
+        plan.log.parent.mkdir(parents=True, exist_ok=True)
+        plan.log.unlink(missing_ok=True)  # of an earlier start
         plan.start()
         servers.started[name] = plan
     for plan in plans.values():
@@ -224,8 +226,6 @@ def _plan(
     if launch.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, launch.gpus))
     log = logs.with_name(f"{logs.name}.{role}-server.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.unlink(missing_ok=True)
     return LaunchedServer(role, command, model, environment, log)
 
 
