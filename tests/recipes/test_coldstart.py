@@ -227,13 +227,15 @@ def _opd(file: Path) -> subprocess.Popen:
 
 
 def test_several_processes_take_over_where_one_has_warmed_up(straight, tmp_path):
-    def begin(folder):
+    def begin(folder, *, resume=True):
         cfg = config.parse(run_config(folder))
-        require_one_process(cfg, cfg.coldstart, 2)
+        require_one_process(cfg, cfg.coldstart, 2, resume=resume)
 
     with pytest.raises(UserError, match=r"opd coldstart run\.yaml"):
         begin(tmp_path / "new")
     begin(straight[0])
+    with pytest.raises(UserError, match=r"opd coldstart run\.yaml"):
+        begin(straight[0], resume=False)  # --overwrite takes its checkpoints away
 
 
 def test_a_teacher_that_only_scores_cannot_make_completions():

@@ -29,7 +29,7 @@ def probe_size(cold: Coldstart) -> int:
 
 
 def completion_source(
-    models: Models, prompts: PromptSet, *, processes: int
+    models: Models, prompts: PromptSet, *, processes: int, resume: bool
 ) -> CompletionSource | None:
     """The completions of the configured cold start; None without one.
 
@@ -37,6 +37,7 @@ def completion_source(
         models: student and teacher.
         prompts: training prompts.
         processes: how many make up the run.
+        resume: the run in output.dir goes on.
 
     Raises:
         UserError: more than one process before the hand-over, prompts or completions that cannot be
@@ -46,7 +47,7 @@ def completion_source(
     cold = cfg.coldstart
     if cold is None:
         return None
-    require_one_process(cfg, cold, processes)
+    require_one_process(cfg, cold, processes, resume=resume)
     given = given_completions(cfg, pair.tokenizer, cold)
     own = [] if given else _prompts(models, cold, prompts)
     stop, end = pair.stop, pair.tokenizer.eos_token_id
@@ -67,8 +68,10 @@ def completion_source(
     )
 
 
-def require_one_process(cfg: Run, cold: Coldstart, processes: int) -> None:
+def require_one_process(cfg: Run, cold: Coldstart, processes: int, *, resume: bool) -> None:
     """Refuse a cold start by several processes, unless it is done.
+
+    That of a run which is going to be replaced is not.
 
     Raises:
         UserError: with the two commands that work.
@@ -80,7 +83,7 @@ def require_one_process(cfg: Run, cold: Coldstart, processes: int) -> None:
             f"coldstart.when=alarm: a cold start runs in one process, and there are {processes}. "
             "Start this run with one, or set coldstart.when=start."
         )
-    if find_newest_checkpoint(Path(cfg.output.dir) / "checkpoints") is None:
+    if not resume or find_newest_checkpoint(Path(cfg.output.dir) / "checkpoints") is None:
         raise UserError(
             f"The cold start runs in one process, and there are {processes}. Make it first: `opd "
             "coldstart run.yaml`; then continue with torchrun ... opd train run.yaml --resume."

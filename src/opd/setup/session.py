@@ -128,7 +128,7 @@ def _assemble(
             require_cache(opened.pair.teacher)
     models = models.for_prompts(prompts)
     models.handshake(prompts)
-    completions = completion_source(models, prompts, processes=ranks.size)
+    completions = completion_source(models, prompts, processes=ranks.size, resume=opening.resume)
     prepare_weights(cfg, pair.student, ranks)
     models = models.with_own_weights()
     optimizer = make_optimizer(pair.student, cfg.optim)
