@@ -79,6 +79,23 @@ def test_exhausted_memory_is_a_message_and_a_traceback_in_the_run_folder(workspa
     assert type_command(workspace, *TRAIN, "--resume").code == 0  # and the run goes on
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer "
+        "[127.0.0.1]:44676. This is typically caused by a remote worker crashing.",
+        "NCCL error: remote process exited or there was a network error, NCCL version 2.27.3",
+    ],
+)
+def test_a_process_whose_companion_has_ended_has_no_bug(workspace, monkeypatch, text):
+    """A full disk at rank zero was called a bug of opd by the others."""
+    monkeypatch.setattr(loop, "update", raises(RuntimeError(text)))
+    outcome = type_command(workspace, *TRAIN)
+    assert outcome.code == 2, outcome.text
+    assert "Another process of this run has ended" in outcome.text
+    assert "bug" not in outcome.text
+
+
 def test_a_bug_says_where_its_traceback_is(workspace, monkeypatch):
     monkeypatch.setattr(loop, "update", raises(KeyError("surprise")))
     outcome = type_command(workspace, *TRAIN)

@@ -34,6 +34,8 @@ _ADVICE = {
     errno.EIO: f"The disk fails. {RESUME}",
     errno.ESTALE: f"The network disk lost the file. {RESUME}",
 }
+# What gloo and NCCL say of a process that is no longer there.
+_GONE = ("gloo/transport", "remote process exit")
 _FULL = ("No space left on device", "os error 28")
 _MEMORY = (
     "Memory is exhausted. Lower train.tokens_per_microbatch, rollout.max_new_tokens or "
@@ -64,6 +66,8 @@ def describe(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         advice = _ADVICE.get(error.errno, "")
         return f"{error.strerror or text}{_of(error)}. {advice}".rstrip()
+    if isinstance(error, RuntimeError) and any(part in text for part in _GONE):
+        return f"Another process of this run has ended. What it printed says why. {RESUME}"
     if isinstance(error, RuntimeError) and "CUDA" in text:
         return f"The GPU failed: {_first_line(text)} {RESUME}"
     return None
