@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 from opd.training.distributed import Ranks
@@ -48,3 +50,19 @@ def run_as_rank_zero(make: Callable[[Ranks], Any], size: int) -> Any:
         else:
             raise AssertionError(f"rank {rank} gathered nothing")
     return make(ReplayedRanks.of(messages))
+
+
+def run_ranks(work: Callable[[Ranks], Any], size: int) -> list[Any]:
+    """`work(ranks)` at every rank at the same time, in threads; the results in order of rank."""
+    meeting, messages = Barrier(size, timeout=60), [b""] * size
+
+    class Threaded(Ranks):
+        def gather(self, data: bytes) -> list[bytes]:
+            messages[self.rank] = data
+            meeting.wait()
+            gathered = list(messages)
+            meeting.wait()
+            return gathered
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(lambda rank: work(Threaded(rank, size)), range(size)))

@@ -65,6 +65,7 @@ from opd.training.distributed import (
     init_ranks,
     open_folder,
 )
+from opd.training.eval_task import EvalTask
 from opd.training.experience import ExperienceSource, StepSize, step_want
 from opd.training.hint_quotes import HintQuotes
 from opd.training.horizon import Horizon, Pruning
@@ -72,6 +73,7 @@ from opd.training.interventions import Adjustable, Interventions
 from opd.training.learner import Learner
 from opd.training.optimizer import make_optimizer
 from opd.training.session import Session
+from opd.training.shared_grader import SharedGrader
 from opd.types import Kind, Rollout, Sampler, Teacher
 
 logger = logging.getLogger(__name__)
@@ -147,8 +149,7 @@ def _assemble(
     folder.save_token_texts(partial(token_texts, pair.tokenizer, pair.student.vocab))
     clock = Clock(console.show_phase)
     source = replace(source, teacher=models.teacher(folder.path, console, clock))
-    if ranks.size > 1:
-        source = distribute(source, ranks)
+    source, evals = distribute(source, evals, ranks)
     trackers = Trackers(cfg.output.trackers if ranks.is_main else [], folder.path, resolved)
     session = Session(
         cfg=cfg,
@@ -355,11 +356,17 @@ def make_interventions(
     )
 
 
-def distribute(source: ExperienceSource, ranks: Ranks) -> ExperienceSource:
-    """Scoring divided among processes."""
-    teacher, reference = source.teacher, source.reference
-    return replace(
+def distribute(
+    source: ExperienceSource, evals: list[EvalTask], ranks: Ranks
+) -> tuple[ExperienceSource, list[EvalTask]]:
+    """Scoring divided among processes, and grading done by one for all of them."""
+    if ranks.size == 1:
+        return source, evals
+    teacher, reference, grader = source.teacher, source.reference, source.grader
+    source = replace(
         source,
         teacher=None if teacher is None else ShardedTeacher(teacher, ranks),
         reference=None if reference is None else ShardedTeacher(reference, ranks),
+        grader=None if grader is None else SharedGrader(grader, ranks),
     )
+    return source, [replace(task, grader=SharedGrader(task.grader, ranks)) for task in evals]
