@@ -13,7 +13,6 @@ from opd.core.stats import Estimate
 from opd.recipes.check import compatibility
 from opd.recipes.check.advice import (
     Advice,
-    RunFacts,
     advise,
     cold_start_rate,
     find_changes,
@@ -24,7 +23,7 @@ from opd.recipes.check.forecast import predict
 from opd.recipes.check.reasons import AGAINST, base_model_reason, confidence, explain, points
 from opd.recipes.check.verdict import cold_start_helps, decisive_rule, judge
 from opd.types import Rollout
-from support.check_features import MODEL, RUN, estimate, make_features
+from support.check_features import FACTS, MODEL, RUN, estimate, make_features, pilot
 
 
 def judged(features):
@@ -74,15 +73,6 @@ def test_outside_the_fitted_range_only_a_pilot_makes_a_go():
     assert judge(forecast, near) == "not known"
     piloted = near | pilot(0.05, 0.08, 0.2)
     assert judge(predict(MODEL, piloted, RUN), piloted) == "go"
-
-
-def pilot(path, change, kl_drop, half=0.01):
-    return {
-        "pilot_steps": Estimate(4.0, 4.0, 4.0, 1),
-        "pilot_path": Estimate(path, path, path, 1),
-        "pilot_change": estimate(change, half),
-        "pilot_kl_drop": estimate(kl_drop, half),
-    }
 
 
 def test_a_pilot_of_one_step_decides_nothing():
@@ -186,11 +176,6 @@ def test_answers_of_the_teacher_that_are_cut_off_are_reported():
     assert any("90% of the teacher's answers are cut off" in text for text in texts)
     advice = advise("not known", forecast, features, [], FACTS)
     assert {"rollout.max_new_tokens": 200} in [each.set for each in advice]
-
-
-FACTS = RunFacts(
-    truncated=0.0, support_mass=1.0, max_new_tokens=100, cold_start={"coldstart": {}}, prompts=64
-)
 
 
 def test_a_change_is_named_with_its_predicted_effect_or_there_is_none():

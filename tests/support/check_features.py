@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from opd.core.stats import Estimate
+from opd.recipes.check.advice import RunFacts
 from opd.recipes.check.forecast_model import Combination, ForecastModel, Mixture, Term
 from opd.recipes.check.probe import DEPTHS
 from opd.recipes.check.settings import RunSettings
@@ -59,3 +60,22 @@ def make_features(student, teacher, distance, half=0.02, **more):
     if "continuation_gain" in more:
         more |= {f"gain@{depth:g}": more["continuation_gain"] for depth in DEPTHS}
     return features | {name: estimate(value) for name, value in more.items()}
+
+
+def pilot(path, change, kl_drop, half=0.01):
+    return {
+        "pilot_steps": Estimate(4.0, 4.0, 4.0, 1),
+        "pilot_path": Estimate(path, path, path, 1),
+        "pilot_change": estimate(change, half),
+        "pilot_kl_drop": estimate(kl_drop, half),
+    }
+
+
+FACTS = RunFacts(
+    truncated=0.0,
+    support_mass=1.0,
+    max_new_tokens=100,
+    cold_start={"coldstart": {}},
+    prompts=64,
+    most_prompts=192,
+)

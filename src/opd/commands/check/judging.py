@@ -45,6 +45,7 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
         max_new_tokens=candidate.cfg.rollout.max_new_tokens,
         cold_start=_cold_start(candidate),
         prompts=len(student.prompts),
+        most_prompts=gathering.probe.total,
         answer_limit=_answer_limit(candidate.cfg),
     )
     advice = changes + advise(verdict, forecast, features, candidate.findings, facts)

@@ -77,6 +77,7 @@ class RunFacts:
         cold_start: the `coldstart` section to set; None if the teacher cannot generate or the run
             has one already.
         prompts: of the probe.
+        most_prompts: that a check of this run looks at, whatever its budget.
         answer_limit: key and tokens of the limit of held-out answers; None: as rollouts.
     """
 
@@ -85,6 +86,7 @@ class RunFacts:
     max_new_tokens: int
     cold_start: Mapping[str, Any] | None
     prompts: int = 0
+    most_prompts: int = 0
     answer_limit: tuple[str, int] | None = None
 
 
@@ -229,8 +231,9 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
         return [Advice("To settle it: give prompts.path an answer column, or an eval set")]
     half = (change.high - change.low) / 2
     advice = []
-    if distribution.sampling > MOSTLY_SAMPLING * half and run.prompts:
+    if distribution.sampling > MOSTLY_SAMPLING * half and 0 < run.prompts < run.most_prompts:
         needed = max(2 * run.prompts, round(run.prompts * (2 * distribution.sampling / half) ** 2))
+        needed = min(needed, run.most_prompts)
         advice.append(
             Advice(f"To settle it: check on about {needed} prompts instead of {run.prompts}, with "
                    "a larger --budget")
@@ -240,10 +243,12 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
             Advice("To settle it: give the check time for a pilot of the run (a larger --budget)")
         )
     elif not advice:
+        whole = "stretch_path" in features  # then no budget makes the pilot longer
+        longer = "" if whole else "a longer pilot (a larger --budget), or "
         advice.append(
             Advice(
-                "To settle it: a longer pilot (a larger --budget), or train a tenth of the steps "
-                "and look at accuracy and overlap before you continue"
+                f"To settle it: {longer}train a tenth of the steps and look at accuracy and "
+                "overlap before you continue"
             )
         )
     return advice

@@ -84,7 +84,7 @@ DECISIVE: Mapping[Rule, str] = {
     "falls": "Training is predicted to lower accuracy",
     "level": "The teacher is not ahead by enough to teach anything",
     "recovers": "Training is predicted to recover most of what the teacher is ahead",
-    "rising": "Little is predicted, but steps of the pilot raise accuracy: a longer pilot, or the "
+    "rising": "Little is predicted, but steps of the pilot raise accuracy: more of them, or the "
     "run itself, would decide",
     "too little": "Training is predicted to recover less than half of what the teacher is ahead",
     "undecided": "What was measured does not decide whether training helps",
