@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from opd.recipes.check.advice import advise
 from opd.recipes.check.forecast import predict
+from opd.recipes.check.reasons import explain
+from opd.recipes.check.verdict import judge
 from support.check_features import FACTS, MODEL, RUN, estimate, make_features, pilot
 
 
@@ -24,3 +28,29 @@ def test_what_would_settle_it_can_be_done():
     assert whole.startswith("To settle it: train a tenth of the steps")
     (whole,) = texts(noisy | {"stretch_path": estimate(0.5)}, prompts=40, most_prompts=40)
     assert whole.startswith("To settle it: train a tenth of the steps")
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        make_features(0.5, 0.5, 0.1),  # level
+        make_features(0.2, 0.8, 0.1),  # a go
+        make_features(0.8, 0.2, 0.1),  # worse
+    ],
+)
+def test_a_few_prompts_decide_nothing(features):
+    """One prompt that both answered was a no-go, beside a lead of +0.0 points (-100 to +100)."""
+    few = {name: replace(e, n=7) for name, e in features.items()}
+    forecast = predict(MODEL, few, RUN)
+    assert judge(forecast, few) == "not known"
+    first = explain("not known", forecast, few, RUN)[0]
+    assert first.text == "Too few prompts were measured to decide anything"
+    enough = {name: replace(e, n=8) for name, e in features.items()}
+    assert judge(predict(MODEL, enough, RUN), enough) != "not known"
+    texts = " ".join(
+        a.text for a in advise("not known", forecast, few, [], replace(FACTS, prompts=7))
+    )
+    assert "To settle it: check on about 32 prompts instead of 7" in texts
+    short = replace(FACTS, prompts=7, most_prompts=7)
+    texts = " ".join(a.text for a in advise("not known", forecast, few, [], short))
+    assert "give prompts.path more than its 7 prompts" in texts

@@ -11,7 +11,7 @@ import numpy as np
 from opd.config import Loss
 from opd.core.stats import Estimate
 from opd.recipes.check.compatibility import Finding
-from opd.recipes.check.forecast import Forecast, predict
+from opd.recipes.check.forecast import Distribution, Forecast, predict
 from opd.recipes.check.forecast_model import ForecastModel
 from opd.recipes.check.reasons import COMPATIBLE, MAX_TRUNCATED, only_scores, points
 from opd.recipes.check.settings import RunSettings
@@ -19,6 +19,7 @@ from opd.recipes.check.verdict import (
     CHANGES,
     GO,
     MIN_GAP,
+    MIN_PROMPTS,
     NO_GO,
     UNKNOWN,
     Verdict,
@@ -229,15 +230,7 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
         ]
     if change is None or distribution is None:
         return [Advice("To settle it: give prompts.path an answer column, or an eval set")]
-    half = (change.high - change.low) / 2
-    advice = []
-    if distribution.sampling > MOSTLY_SAMPLING * half and 0 < run.prompts < run.most_prompts:
-        needed = max(2 * run.prompts, round(run.prompts * (2 * distribution.sampling / half) ** 2))
-        needed = min(needed, run.most_prompts)
-        advice.append(
-            Advice(f"To settle it: check on about {needed} prompts instead of {run.prompts}, with "
-                   "a larger --budget")
-        )  # fmt: skip
+    advice = _more_prompts(change, distribution, run)
     if "pilot_steps" not in features:
         advice.append(
             Advice("To settle it: give the check time for a pilot of the run (a larger --budget)")
@@ -252,6 +245,25 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
             )
         )
     return advice
+
+
+def _more_prompts(change: Estimate, distribution: Distribution, run: RunFacts) -> list[Advice]:
+    """To look at more prompts, where that helps and there are more."""
+    half, few = (change.high - change.low) / 2, change.n < MIN_PROMPTS
+    if few and run.prompts >= run.most_prompts:
+        text = f"To settle it: give prompts.path more than its {run.prompts} prompts"
+        return [Advice(text)]
+    sampling = distribution.sampling > MOSTLY_SAMPLING * half
+    if not (few or sampling) or not 0 < run.prompts < run.most_prompts:
+        return []
+    needed = max(2 * run.prompts, round(run.prompts * (2 * distribution.sampling / half) ** 2))
+    needed = min(max(needed, 4 * MIN_PROMPTS if few else 0), run.most_prompts)
+    return [
+        Advice(
+            f"To settle it: check on about {needed} prompts instead of {run.prompts}, with a "
+            "larger --budget"
+        )
+    ]
 
 
 def _teacher_advice(

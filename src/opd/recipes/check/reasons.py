@@ -80,6 +80,7 @@ def only_scores(features: Mapping[str, Estimate]) -> bool:
 DECISIVE: Mapping[Rule, str] = {
     "unmeasured": "Without answers it is unknown whether the teacher is more accurate than the "
     "student",
+    "few": "Too few prompts were measured to decide anything",
     "worse": "The teacher is less accurate than the student, and training is not predicted to help",
     "falls": "Training is predicted to lower accuracy",
     "level": "The teacher is not ahead by enough to teach anything",

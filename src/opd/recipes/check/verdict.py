@@ -21,10 +21,11 @@ NO_GO: Final = "don't"
 MIN_GAP = 0.05  # a teacher less far ahead than this has nothing to teach
 WORTHWHILE, NEGLIGIBLE = 0.5, 0.2  # fractions of the gap recovered: worth a run; not worth one
 MAX_RISK = 0.08  # probability of being wrong that a go or no-go may carry
+MIN_PROMPTS = 8  # that a go or a no-go rests on
 LITTLE = 0.25  # probability of a change of `MIN_GAP` below which there is nothing to gain
 
 Rule = Literal[
-    "unmeasured", "worse", "falls", "level", "recovers", "rising", "too little", "undecided"
+    "unmeasured", "few", "worse", "falls", "level", "recovers", "rising", "too little", "undecided"
 ]
 """What a verdict rests on, which is its first reason."""
 
@@ -37,6 +38,7 @@ def judge(forecast: Forecast, features: Mapping[str, Estimate]) -> Verdict:
     """
     verdicts: dict[Rule, Verdict] = {
         "unmeasured": UNKNOWN,
+        "few": UNKNOWN,
         "worse": NO_GO,
         "falls": NO_GO,
         "level": NO_GO,
@@ -52,6 +54,7 @@ def decisive_rule(forecast: Forecast, features: Mapping[str, Estimate]) -> Rule:
     """The rule that decides: the first of these that holds.
 
     - unmeasured: without answers.
+    - few: fewer than `MIN_PROMPTS` prompts.
     - falls: the whole interval of the change is below zero, in the range of the fit or not.
     - worse: the teacher is less accurate, with certainty, and no gain is predicted all the same.
     - level: the teacher is not ahead by `MIN_GAP`, and a gain of as much is unlikely.
@@ -65,6 +68,8 @@ def decisive_rule(forecast: Forecast, features: Mapping[str, Estimate]) -> Rule:
     if change is None or distribution is None:
         return "unmeasured"
     gap = features["gap"]
+    if gap.n < MIN_PROMPTS:
+        return "few"
     if change.high < 0:
         return "falls"
     if gap.high < 0 and change.value < MIN_GAP:
