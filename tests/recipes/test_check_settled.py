@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
+from opd.core.stats import Estimate
 from opd.recipes.check.advice import advise
 from opd.recipes.check.forecast import predict
-from opd.recipes.check.reasons import explain
+from opd.recipes.check.reasons import AGAINST, explain
 from opd.recipes.check.verdict import judge
 from support.check_features import FACTS, MODEL, RUN, estimate, make_features, pilot
 
@@ -54,3 +56,45 @@ def test_a_few_prompts_decide_nothing(features):
     short = replace(FACTS, prompts=7, most_prompts=7)
     texts = " ".join(a.text for a in advise("not known", forecast, few, [], short))
     assert "give prompts.path more than its 7 prompts" in texts
+
+
+def refused(steps, of):
+    """A pilot of which so many steps were not made, since loss or gradient was not finite."""
+    made = of - steps
+    fraction = estimate(steps / of, 0.0)
+    return pilot(0.0125 * made, 0.0, 0.0) | {
+        "pilot_steps": estimate(of, 0.0),
+        "pilot_refused": fraction,
+    }
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_run_whose_steps_are_not_finite_is_a_no_go(answers):
+    """The path of such a pilot is 0, by which the forecast divided; training gives up after 3."""
+    features = make_features(0.2, 0.8, 0.1) if answers else {"distance": estimate(0.1)}
+    features |= refused(4, 4)
+    forecast = predict(MODEL, features, RUN)
+    assert judge(forecast, features) == "don't"
+    first = explain("don't", forecast, features, RUN)[0]
+    assert first.text == "Not one step of the run can be made: its loss or gradient is not finite"
+    texts = " ".join(a.text for a in advise("don't", forecast, features, [], FACTS))
+    assert "opd verify" in texts
+    assert "cold start" not in texts
+
+
+def test_a_step_that_was_not_made_speaks_against_a_go():
+    features = make_features(0.2, 0.8, 0.1) | refused(2, 4)
+    forecast = predict(MODEL, features, RUN)
+    texts = [r.text for r in explain("go", forecast, features, RUN)]
+    assert (
+        f"{AGAINST}2 of the pilot's 4 steps were not made: loss or gradient was not finite" in texts
+    )
+    two = features | refused(2, 2)
+    assert judge(predict(MODEL, two, RUN), two) == "not known"
+
+
+def test_a_reverse_kl_that_is_not_finite_is_not_shown_as_a_number():
+    features = make_features(0.2, 0.8, 0.1) | pilot(0.05, 0.08, 0.2)
+    features["pilot_kl_drop"] = Estimate(math.nan, math.nan, math.nan, 100)
+    forecast = predict(MODEL, features, RUN)
+    assert "nan" not in " ".join(r.evidence for r in explain("not known", forecast, features, RUN))

@@ -271,6 +271,9 @@ def _teacher_advice(
 ) -> list[Advice]:
     """Another teacher, or a cold start."""
     cold_start = run.cold_start
+    if decisive_rule(forecast, features) == "refused":
+        text = "Run opd verify, which examines loss and gradient; look at student.precision"
+        return [Advice(text)]
     if verdict == GO or forecast.transfer >= COMPATIBLE or not cold_start_helps(features):
         cold_start = None
     ahead = "gap" in features and features["gap"].value >= MIN_GAP

@@ -194,6 +194,8 @@ def derived_features(values: Mapping[str, float], ratio: float = 1.0) -> dict[st
     """
     if not (is_known(values, "pilot_kl_drop") and is_known(values, "pilot_path")):
         return {}
+    if values["pilot_path"] <= 0:  # none of its steps was made
+        return {}
     drop = min(max(values["pilot_kl_drop"], 0.0), MAX_DROP)
     efolds = max(-math.log(1 - drop) / values["pilot_path"] * ratio, MIN_EFOLDS)
     derived = {"efolds": efolds, "log_efolds": math.log(efolds)}

@@ -13,6 +13,7 @@ from opd.recipes.check.forecast import DISTANCE, MIN_STEPS, Forecast, without_sh
 from opd.recipes.check.probe import DEPTHS
 from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.verdict import GO, MIN_GAP, NO_GO, Rule, Verdict, decisive_rule
+from opd.training.loop import MAX_SKIPPED
 
 COMPATIBLE = 0.5  # transfer from which on a pair counts as compatible
 SAME_AS_BASE = 0.1  # KL(base || teacher) / KL(base || student): below it the teacher is the base
@@ -60,6 +61,7 @@ def explain(
     statements = [
         _lead_statement(features),
         _pilot_statement(forecast, features),
+        _refused_statement(features),
         _compatibility_statement(forecast, features),
         _signal_statement(features),
         _truncation_statement(features),
@@ -78,6 +80,7 @@ def only_scores(features: Mapping[str, Estimate]) -> bool:
 
 
 DECISIVE: Mapping[Rule, str] = {
+    "refused": "Not one step of the run can be made: its loss or gradient is not finite",
     "unmeasured": "Without answers it is unknown whether the teacher is more accurate than the "
     "student",
     "few": "Too few prompts were measured to decide anything",
@@ -105,6 +108,8 @@ def _placed(statement: _Statement, verdict: Verdict) -> Reason:
 def _decisive_evidence(
     forecast: Forecast, features: Mapping[str, Estimate], run: RunSettings | None
 ) -> str:
+    if decisive_rule(forecast, features) == "refused":
+        return f"a run ends after {MAX_SKIPPED} such steps in a row"
     if only_scores(features):
         return (
             "the teacher gives no answers to grade: so do servers without completions, teachers "
@@ -188,7 +193,7 @@ def _pilot_statement(forecast: Forecast, features: Mapping[str, Estimate]) -> _S
         ("pilot_kl_drop", "reverse KL lower by", percent),
         ("stretch_resampled", "after a few steps at a raised rate", points),
     ):
-        if name in features:
+        if name in features and math.isfinite(features[name].value):
             parts.append(f"{text} {show(features[name])}")
     known = [features[name] for name in ("pilot_change", "pilot_resampled") if name in features]
     raised, lowered = any(e.low > 0 for e in known), any(e.high < 0 for e in known)
@@ -202,6 +207,18 @@ def _pilot_statement(forecast: Forecast, features: Mapping[str, Estimate]) -> _S
         text += f"; they disagree with what the models' {DISTANCE} alone predicts"
         parts.append(f"change by view: {', '.join(views)} points")
     return _Statement(Reason(text, "; ".join(parts)), favours)
+
+
+def _refused_statement(features: Mapping[str, Estimate]) -> _Statement | None:
+    refused = features.get("pilot_refused")
+    if refused is None or not refused.value:
+        return None
+    steps = features["pilot_steps"].value
+    text = (
+        f"{steps * refused.value:.0f} of the pilot's {steps:.0f} steps were not made: loss or "
+        "gradient was not finite"
+    )
+    return _Statement(Reason(text), False)
 
 
 def _compatibility_statement(

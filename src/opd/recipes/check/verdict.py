@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from opd.core.stats import Estimate
 from opd.recipes.check.forecast import Forecast
+from opd.training.loop import MAX_SKIPPED
 
 Verdict = Literal["go", "go with changes", "not known", "don't"]
 GO: Final = "go"
@@ -25,7 +26,16 @@ MIN_PROMPTS = 8  # that a go or a no-go rests on
 LITTLE = 0.25  # probability of a change of `MIN_GAP` below which there is nothing to gain
 
 Rule = Literal[
-    "unmeasured", "few", "worse", "falls", "level", "recovers", "rising", "too little", "undecided"
+    "refused",
+    "unmeasured",
+    "few",
+    "worse",
+    "falls",
+    "level",
+    "recovers",
+    "rising",
+    "too little",
+    "undecided",
 ]
 """What a verdict rests on, which is its first reason."""
 
@@ -37,6 +47,7 @@ def judge(forecast: Forecast, features: Mapping[str, Estimate]) -> Verdict:
     `opd.recipes.check.advice.find_changes`).
     """
     verdicts: dict[Rule, Verdict] = {
+        "refused": NO_GO,
         "unmeasured": UNKNOWN,
         "few": UNKNOWN,
         "worse": NO_GO,
@@ -53,6 +64,7 @@ def judge(forecast: Forecast, features: Mapping[str, Estimate]) -> Verdict:
 def decisive_rule(forecast: Forecast, features: Mapping[str, Estimate]) -> Rule:
     """The rule that decides: the first of these that holds.
 
+    - refused: no step of the pilot was made, of as many as end a run.
     - unmeasured: without answers.
     - few: fewer than `MIN_PROMPTS` prompts.
     - falls: the whole interval of the change is below zero, in the range of the fit or not.
@@ -65,8 +77,13 @@ def decisive_rule(forecast: Forecast, features: Mapping[str, Estimate]) -> Rule:
     - undecided: everything else.
     """
     change, distribution = forecast.change, forecast.distribution
+    refused = "pilot_refused" in features and features["pilot_refused"].value >= 1
+    if refused and features["pilot_steps"].value >= MAX_SKIPPED:
+        return "refused"
     if change is None or distribution is None:
         return "unmeasured"
+    if refused:
+        return "undecided"
     gap = features["gap"]
     if gap.n < MIN_PROMPTS:
         return "few"
