@@ -149,12 +149,15 @@ def _lead_statement(features: Mapping[str, Estimate]) -> _Statement | None:
                 "The teacher is more accurate on its own, but cannot continue what the student "
                 "generates"
             )
-            return _Statement(Reason(alone, evidence), None)
+            return _Statement(Reason(alone, evidence), False)
         return _Statement(Reason(text, evidence), True)
     if gap.high < 0:
         return _Statement(Reason("The teacher is less accurate than the student", evidence), False)
     text = "The teacher is not measurably more accurate than the student"
-    return _Statement(Reason(text, evidence), None)
+    if gap.low > 0:
+        less = f"by less than {100 * MIN_GAP:.0f} points"
+        text = f"The teacher is more accurate than the student, but {less}"
+    return _Statement(Reason(text, evidence), False)
 
 
 def _accuracy_evidence(features: Mapping[str, Estimate]) -> str:
@@ -175,8 +178,8 @@ def _accuracy_evidence(features: Mapping[str, Estimate]) -> str:
         )
     if "headroom" in features:
         parts.append(
-            f"student pass@n {percent(features['pass_at_n'])}; teacher accuracy minus that: "
-            f"{points(features['headroom'])}"
+            f"student pass@n {percent(features['pass_at_n'])}; the teacher's accuracy beyond the "
+            f"student's best rollout {points(features['headroom'])}"
         )
     return "; ".join(parts)
 

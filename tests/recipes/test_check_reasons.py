@@ -1,0 +1,46 @@
+"""Reasons of a verdict say what the numbers beside them say."""
+
+from __future__ import annotations
+
+from opd.core.stats import Estimate
+from opd.recipes.check.forecast import predict
+from opd.recipes.check.reasons import AGAINST, explain
+from support.check_features import MODEL, RUN, make_features, pilot
+
+
+def reasons(verdict, features):
+    return explain(verdict, predict(MODEL, features, RUN), features, RUN)
+
+
+def test_a_lead_that_is_small_and_certain_is_not_called_unmeasurable():
+    features = make_features(0.94, 0.98, 0.1)
+    assert features["gap"].low > 0
+    texts = [reason.text for reason in reasons("don't", features)]
+    assert "The teacher is more accurate than the student, but by less than 5 points" in texts
+    level = make_features(0.94, 0.95, 0.1)
+    texts = [reason.text for reason in reasons("don't", level)]
+    assert "The teacher is not measurably more accurate than the student" in texts
+
+
+def test_what_speaks_against_a_go_is_marked():
+    """Beside it the headline said that nothing stands against the run."""
+    alone = make_features(0.2, 0.8, 0.1, continuation_gain=-0.2) | pilot(0.05, 0.08, 0.2)
+    texts = [reason.text for reason in reasons("go", alone)]
+    assert any(
+        t.startswith(f"{AGAINST}the teacher is more accurate on its own, but") for t in texts
+    )
+    unsure = make_features(0.2, 0.4, 0.1) | {"gap": Estimate(0.2, -0.05, 0.4, 100)}
+    texts = [reason.text for reason in reasons("go", unsure)]
+    assert f"{AGAINST}the teacher is not measurably more accurate than the student" in texts
+    assert not any(
+        "measurably more" in t and AGAINST in t
+        for t in (reason.text for reason in reasons("don't", unsure))
+    )
+
+
+def test_the_teachers_accuracy_beyond_the_best_rollout_is_called_that():
+    """Called 'teacher accuracy minus that', it was +2 points beside 30 % and 90 %."""
+    features = make_features(0.6, 0.3, 0.1, pass_at_n=0.9, headroom=0.02)
+    evidence = reasons("don't", features)[1].evidence
+    assert "minus that" not in evidence
+    assert "the teacher's accuracy beyond the student's best rollout +2.0 points" in evidence
