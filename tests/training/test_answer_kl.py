@@ -7,13 +7,18 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 import opd
 from opd.demo.run_config import PAIR, PROMPTS
 from opd.reports.answers import held_out_answers
 from opd.reports.read import read_run
+from opd.samplers.decoding import Decoding
+from opd.samplers.hf import HFSampler
+from opd.teachers.local import LocalTeacher
 from opd.training import answer_kl
 from opd.types import Prompt, Rollout, Scores
+from support.ranks import run_ranks
 
 
 def scorer(value):
@@ -32,6 +37,18 @@ def test_the_first_sample_of_each_prompt_is_measured(monkeypatch):
     monkeypatch.setattr(answer_kl, "MEASURED", 2)
     assert set(answer_kl.sampled_kl(scorer(-0.5), scorer(-2.0), rollouts)) == {0, 2}
     assert answer_kl.sampled_kl(scorer(-0.5), scorer(-math.inf), rollouts) == {}
+
+
+def test_several_processes_measure_what_one_does(make_lm, make_prompts):
+    """The teacher was divided among them already, and nothing was measured."""
+    lm, teacher = make_lm(), LocalTeacher(make_lm(1))
+    sampler = HFSampler(lm, Decoding(6), stop=frozenset({1}), capture=4)
+    rollouts = sampler.sample(make_prompts(3, 5, 2), n=2, key=(0,))
+    cfg = SimpleNamespace(teacher=None)
+    alone = answer_kl.answer_kl(cfg, lm, teacher)(rollouts)
+    assert set(alone) == {0, 2, 4}
+    for shared in run_ranks(lambda r: answer_kl.answer_kl(cfg, lm, teacher, r)(rollouts), 2):
+        assert shared == pytest.approx(alone, abs=2e-6)
 
 
 def test_a_run_keeps_it_and_the_list_sorts_by_it(tmp_path):

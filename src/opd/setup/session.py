@@ -149,6 +149,7 @@ def _assemble(
     folder.save_token_texts(partial(token_texts, pair.tokenizer, pair.student.vocab))
     clock = Clock(console.show_phase)
     source = replace(source, teacher=models.teacher(folder.path, console, clock))
+    measure_answers = answer_kl(cfg, pair.student, source.teacher, ranks)
     source, evals = distribute(source, evals, ranks)
     trackers = Trackers(cfg.output.trackers if ranks.is_main else [], folder.path, resolved)
     session = Session(
@@ -165,7 +166,7 @@ def _assemble(
         clock=clock,
         interventions=make_interventions(models, source.teacher, folder, console, trackers),
         close=servers.stop,
-        measure_answers=answer_kl(cfg, pair.student, source.teacher),
+        measure_answers=measure_answers,
     )
     if cfg.rollout.ahead:
         return replace(session, ahead=look_ahead(cfg, pair, session)), completions

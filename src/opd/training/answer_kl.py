@@ -7,15 +7,19 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from opd.config import Run
+from opd.models.fsdp import unsharded
 from opd.models.lm import LM
 from opd.teachers.local import LocalTeacher
+from opd.training.distributed import SINGLE, Ranks, ShardedTeacher
 from opd.types import Rollout, Teacher, Want
 
 MEASURED = 256  # answers of a set, the first sample of each prompt: two forward passes of each
 Measure = Callable[[Sequence[Rollout]], dict[int, float]]
 
 
-def answer_kl(cfg: Run, student: LM, teacher: Teacher | None) -> Measure | None:
+def answer_kl(
+    cfg: Run, student: LM, teacher: Teacher | None, ranks: Ranks = SINGLE
+) -> Measure | None:
     """What measures the student's answers; None unless the teacher is a plain one in this process.
 
     A teacher behind a server may be paid for, and one with a prompt or a tokenizer of its own knows
@@ -25,13 +29,20 @@ def answer_kl(cfg: Run, student: LM, teacher: Teacher | None) -> Measure | None:
         cfg: the run.
         student: the model that is trained.
         teacher: of the run, not yet divided among processes.
+        ranks: the processes that share the work.
     """
     if not isinstance(teacher, LocalTeacher) or getattr(cfg.teacher, "prompt", None) is not None:
         return None
     if teacher.temperature != 1.0:
         return None
-    own = LocalTeacher(student, tokens_per_batch=teacher.tokens_per_batch)
-    return lambda rollouts: sampled_kl(own, teacher, rollouts)
+    local = LocalTeacher(student, tokens_per_batch=teacher.tokens_per_batch)
+    own, other = (ShardedTeacher(m, ranks) if ranks.size > 1 else m for m in (local, teacher))
+
+    def measure(rollouts: Sequence[Rollout]) -> dict[int, float]:
+        with unsharded(student):
+            return sampled_kl(own, other, rollouts)
+
+    return measure
 
 
 def sampled_kl(student: Teacher, teacher: Teacher, rollouts: Sequence[Rollout]) -> dict[int, float]:
