@@ -18,6 +18,7 @@ from opd.commands.train import run_train
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
 from opd.run.console import Console
+from opd.run.folder import RunFolder
 from support.everyday import everyday
 
 QUIET = Console("quiet")
@@ -166,8 +167,15 @@ def test_a_resumed_run_takes_alarms_that_are_free_to_change(tmp_path):
 
 def test_several_processes_are_asked_to_check_first(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="--apply"):
-        auto.prepare(settings(tmp_path), resume=False, console=QUIET)
+    given = settings(tmp_path)
+    with pytest.raises(UserError, match=r"--apply.*with recipe=null"):
+        auto.prepare(given, resume=False, console=QUIET)
+    data = config.dump(given)
+    RunFolder.create(
+        tmp_path / "run", data | {"alarms": data["alarms"] | {"action": "act"}}
+    ).close()
+    resumed = auto.prepare(given, resume=True, console=QUIET)  # of one process
+    assert (resumed.recipe, resumed.alarms.action) == ("auto", "act")
 
 
 def test_without_the_recipe_nothing_changes(tmp_path):

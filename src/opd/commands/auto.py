@@ -47,8 +47,9 @@ def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            "recipe=auto checks the pair in one process first. Run `opd check run.yaml --apply "
-            "best.yaml` alone, then train best.yaml with as many processes as you like."
+            "recipe=auto checks the pair in one process first. Begin the run with one; once it has "
+            "a checkpoint, --resume goes on with any number. Or run `opd check run.yaml --apply "
+            "best.yaml` alone, then train best.yaml with recipe=null."
         )
     console.print("recipe: auto. Checking the pair ...")
     checked = check_pair(cfg, TOKEN_FRACTION)
