@@ -178,6 +178,17 @@ def test_several_processes_are_asked_to_check_first(tmp_path, monkeypatch):
     assert (resumed.recipe, resumed.alarms.action) == ("auto", "act")
 
 
+def test_ctrl_c_during_the_check_ends_the_run_before_it_begins(tmp_path, monkeypatch):
+    """`opd check` then gives the verdict so far; here training began on it."""
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rounds, "probe_student", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        auto.prepare(settings(tmp_path), resume=False, console=QUIET)
+
+
 def test_without_the_recipe_nothing_changes(tmp_path):
     given = settings(tmp_path, recipe=None)
     assert auto.prepare(given, resume=False, console=QUIET) is given

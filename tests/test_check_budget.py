@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
@@ -14,6 +16,8 @@ from opd import config
 from opd.commands.check import gather, pilot, rounds
 from opd.commands.check.candidates import load_candidate
 from opd.commands.check.gather import SHORT, Gathering
+from opd.commands.check.judging import judge_candidate
+from opd.commands.check.output import to_record
 from opd.commands.check.rounds import Budget
 from opd.commands.check.run import check
 from opd.commands.check.speed import ModelSpeed, Speed
@@ -152,6 +156,45 @@ def test_ctrl_c_in_the_second_round_keeps_the_first(tmp_path, monkeypatch):
     result = checked(tmp_path, None)
     assert len(result.student.prompts) == gather.FIRST_ROUNDS[0]
     assert result.best.forecast.change is not None
+
+
+def test_a_check_that_measured_nothing_does_not_blame_the_answers(tmp_path, monkeypatch):
+    """The prompts have answers: 'without answers the change cannot be predicted' stood there."""
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rounds, "probe_student", interrupt)
+    result = checked(tmp_path, None)
+    record = to_record(result)
+    assert record["verdict"] == "not known"
+    assert record["confidence"] is None
+    assert "forecast" not in record["teachers"][0]  # its transfer was 0, as if measured
+    assert "--budget" not in json.dumps(record["advice"])  # nor asks for less than it had
+    assert result.interrupted
+
+
+def test_a_budget_that_was_too_short_is_not_asked_for_again(tmp_path):
+    """The first few tokens' speed is a rough guess: it asked for --budget 8 after one of 60 s."""
+    each = gathering(tmp_path, Budget(60.0))
+    each.watch.allow(60.0)
+    each.watch.stopped = "the budget of 60 s"
+    fast = ModelSpeed(1e-4, 1e-6)
+    each.speed = Speed(fast, (fast,), 8, 20.0)
+    assert judge_candidate(each, 0).advice[0].text.startswith("To settle it: --budget 120")
+
+
+def test_of_several_teachers_the_one_without_a_pilot_is_named(tmp_path, monkeypatch):
+    each = gathering(tmp_path, Budget(300.0))
+    each.probe.add(2)
+    each.candidates = [replace(each.candidates[0], label=name) for name in ("first", "second")]
+    each.probe.teachers = each.probe.teachers * 2
+    monkeypatch.setattr(each, "_run_pilot", lambda index: None)
+    monkeypatch.setattr(each, "_seconds_missing", lambda index: 5.0 if index else -1.0)
+    each.watch.allow(300.0)
+    each._run_pilots()
+    (text,) = each.probe.limitations
+    assert text.startswith("There was no time for a pilot of second, so its forecast knows")
 
 
 def gathering(tmp_path, budget, **changes):

@@ -66,12 +66,20 @@ def prepare(cfg: Run, *, resume: bool, console: Console) -> Run:
 
 
 def check_pair(cfg: Run, token_fraction: float) -> CheckResult:
-    """Run the check, sampling at most a fraction of the run's tokens."""
+    """Run the check, sampling at most a fraction of the run's tokens.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, which gives `opd check` the verdict so far, and ends a run.
+    """
     with (
         tempfile.TemporaryDirectory() as scratch,
         start_servers([cfg], Console("plain"), Path(scratch, "check")),
     ):
-        return check("recipe: auto", [cfg], Budget(token_fraction=token_fraction), Path(scratch))
+        limits = Budget(token_fraction=token_fraction)
+        checked = check("recipe: auto", [cfg], limits, Path(scratch))
+    if checked.interrupted:
+        raise KeyboardInterrupt
+    return checked
 
 
 def is_refused(checked: CheckResult) -> bool:

@@ -170,11 +170,13 @@ class Gathering:
         if not self.probe.sides or self._hopeless():
             return
         order = sorted(range(len(self.candidates)), key=self._expected_change, reverse=True)
-        for index in order:
+        for place, index in enumerate(order):
             missing = self._seconds_missing(index)
             if missing > 0:
+                without = ", ".join(self.candidates[i].label for i in order[place:])
+                whose = f" of {without}, so its" if len(order) > 1 else ", so the"
                 self.probe.limitations.append(
-                    "There was no time for a pilot, so the forecast knows neither the length nor "
+                    f"There was no time for a pilot{whose} forecast knows neither the length nor "
                     f"the rate of this run. --budget {self.watch.allowed + missing:.0f} would "
                     "allow one."
                 )

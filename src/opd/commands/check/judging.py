@@ -5,6 +5,7 @@ from __future__ import annotations
 from opd.commands.check.candidates import Candidate
 from opd.commands.check.gather import Gathering
 from opd.commands.check.result import TeacherResult
+from opd.commands.check.watch import CTRL_C
 from opd.config import Run
 from opd.core import stats
 from opd.models.lm import load_lm
@@ -17,7 +18,6 @@ from opd.recipes.check.advice import (
     support_mass,
 )
 from opd.recipes.check.diagnose import diagnose
-from opd.recipes.check.forecast import Forecast
 from opd.recipes.check.reasons import Reason, base_model_reason, explain
 from opd.recipes.check.verdict import UNKNOWN, Verdict, nothing_accepted
 from opd.setup.pair import Pair
@@ -62,19 +62,22 @@ def _unmeasured(candidate: Candidate, gathering: Gathering) -> TeacherResult:
     """Not one round of the probe was over in time."""
     watch, speed = gathering.watch, gathering.speed
     reason = Reason(f"Not one prompt was measured before the check was ended by {watch.stopped}")
-    advice = Advice("To settle it: give the check more time (a larger --budget)")
+    advice = Advice("To settle it: let the check go on")
+    if watch.stopped != CTRL_C:
+        advice = Advice("To settle it: give the check more time (a larger --budget)")
     if speed is not None:
-        config = gathering.probe.config
-        needed = 2 * speed.probe(32, config) + 4 * speed.step(candidate.cfg)
         evidence = (
             f"the student takes {speed.student.decode:.2g} s for a token of a few answers at once"
         )
         if speed.teachers:
             evidence += f", the teacher {speed.teachers[0].decode:.2g} s"
         reason = Reason(reason.text, evidence)
+    if speed is not None and watch.stopped != CTRL_C:
+        config = gathering.probe.config
+        needed = 2 * speed.probe(32, config) + 4 * speed.step(candidate.cfg)
+        needed = max(needed, 2 * watch.allowed)  # what was allowed was too little
         advice = Advice(f"To settle it: --budget {needed:.0f}, roughly, on this machine")
-    forecast = Forecast(0.0, None, None)
-    return TeacherResult(candidate, UNKNOWN, {}, None, forecast, [reason], [advice])
+    return TeacherResult(candidate, UNKNOWN, reasons=[reason], advice=[advice])
 
 
 def _answer_limit(cfg: Run) -> tuple[str, int] | None:

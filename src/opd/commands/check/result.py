@@ -40,6 +40,7 @@ class CheckResult:
         examples: graded answers, where none was accepted.
         limitations: what could not be measured, and why.
         seconds: that the check took.
+        interrupted: whether Ctrl-C ended it.
     """
 
     file: str
@@ -49,6 +50,7 @@ class CheckResult:
     examples: Sequence[dict[str, str]]
     limitations: Sequence[str]
     seconds: float
+    interrupted: bool = False
 
     @property
     def best(self) -> TeacherResult:

@@ -16,7 +16,7 @@ from opd.commands.check.judging import judge_candidate
 from opd.commands.check.memory import check_memory
 from opd.commands.check.result import CheckResult, TeacherResult
 from opd.commands.check.rounds import Budget
-from opd.commands.check.watch import Watch
+from opd.commands.check.watch import CTRL_C, Watch
 from opd.commands.outputs import require_check_outputs
 from opd.config import Run
 from opd.core.stats import Estimate
@@ -200,6 +200,7 @@ def check(
         output.examples(gathering.probe, best),
         limitations,
         watch.seconds,
+        watch.stopped == CTRL_C,
     )
 
 

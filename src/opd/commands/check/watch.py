@@ -15,6 +15,7 @@ from torch import nn
 
 from opd.models.lm import LM
 
+CTRL_C = "Ctrl-C"
 HEARTBEAT = 10.0  # seconds between lines of progress
 POLL = 0.2  # seconds between looks at the clock while a server works
 T = TypeVar("T")
@@ -85,7 +86,7 @@ class Watch:
         except OutOfTime:
             self.stopped = f"the budget of {self.allowed:.0f} s"
         except KeyboardInterrupt:
-            self.stopped = "Ctrl-C"
+            self.stopped = CTRL_C
             self._show("Stopped by Ctrl-C: the verdict that the evidence so far allows.")
 
     def during(self, call: Callable[[], T]) -> T:
