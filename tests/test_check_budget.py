@@ -238,6 +238,17 @@ def test_a_settled_no_go_needs_no_pilot(tmp_path, monkeypatch):
     assert "pilot_steps" not in result.best.features
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_pilot_is_no_longer_than_the_run(tmp_path, monkeypatch, steps):
+    """Of a run of one step it made 4 and 4 more: '2 steps, 200.0% of the run'."""
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 8)
+    result = checked(tmp_path, None, train={"steps": steps})
+    features = result.best.features
+    assert features["pilot_steps"].value <= steps
+    assert features["pilot_path"].value <= 1
+    assert "stretch_path" not in features  # there is nothing beyond it
+
+
 def test_the_deadline_holds_while_a_server_works():
     lines, never = [], threading.Event()
     watch = Watch(lines.append, heartbeat=0.0)

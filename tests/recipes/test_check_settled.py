@@ -30,6 +30,8 @@ def test_what_would_settle_it_can_be_done():
     assert whole.startswith("To settle it: train a tenth of the steps")
     (whole,) = texts(noisy | {"stretch_path": estimate(0.5)}, prompts=40, most_prompts=40)
     assert whole.startswith("To settle it: train a tenth of the steps")
+    (whole,) = texts(noisy | {"pilot_path": estimate(1.0)}, prompts=192)  # of a run of few steps
+    assert "longer pilot" not in whole
 
 
 @pytest.mark.parametrize(

@@ -200,10 +200,11 @@ class Gathering:
         candidate, result = self.candidates[index], PilotResult()
         folder = self.scratch / f"pilot{index}"
         folder.mkdir()
-        steps = min(max(PILOT_STEPS, int(LONG_FRACTION * candidate.cfg.train.steps)), LONGER_PILOT)
-        size = PilotSize(steps, STRETCH_STEPS)
+        whole = candidate.cfg.train.steps
+        steps = min(max(PILOT_STEPS, int(LONG_FRACTION * whole)), LONGER_PILOT)
+        size = PilotSize(min(steps, whole), STRETCH_STEPS if steps < whole else 0)
         if math.isfinite(self.budget.token_fraction):
-            steps = int(PILOT_TOKENS * candidate.cfg.train.steps)
+            steps = int(PILOT_TOKENS * whole)
             size = PilotSize(min(max(1, steps), LONGER_PILOT), 0, resample=False)
         self.pilots[index] = result
         self.watch.stage("pilot: the first steps of the run, on a copy")

@@ -236,7 +236,8 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
             Advice("To settle it: give the check time for a pilot of the run (a larger --budget)")
         )
     elif not advice:
-        whole = "stretch_path" in features  # then no budget makes the pilot longer
+        # No budget makes a pilot longer that has been at a raised rate or is the whole run.
+        whole = "stretch_path" in features or features["pilot_path"].value >= 1
         longer = "" if whole else "a longer pilot (a larger --budget), or "
         advice.append(
             Advice(
