@@ -360,7 +360,7 @@ def make_interventions(
 def distribute(
     source: ExperienceSource, evals: list[EvalTask], ranks: Ranks
 ) -> tuple[ExperienceSource, list[EvalTask]]:
-    """Scoring divided among processes, and grading done by one for all of them."""
+    """Scoring and grading divided among processes."""
     if ranks.size == 1:
         return source, evals
     teacher, reference, grader = source.teacher, source.reference, source.grader

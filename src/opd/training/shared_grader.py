@@ -12,14 +12,14 @@ from opd.training.distributed import Ranks
 
 
 class SharedGrader(Grader):
-    """A grader that rank zero asks; every process gets its verdicts.
+    """A grader whose texts are divided among processes; every process gets all verdicts.
 
     A verdict may depend on a clock (kind `math`) or on a function of the user's. Processes that
-    each had their own would see other accuracies, and act on them differently.
+    each graded everything would see other accuracies, and act on them differently.
     """
 
     def __init__(self, grader: Grader, ranks: Ranks) -> None:
-        """Let rank zero ask `grader`, which every process has."""
+        """Divide the texts of `grader`, which every process has."""
         super().__init__("exact")
         self.kind, self._grader, self._ranks = grader.kind, grader, ranks
 
@@ -35,12 +35,12 @@ class SharedGrader(Grader):
         """
 
         def work() -> bytes:
-            if not self._ranks.is_main:
-                return b""
-            grades = self._grader.grade(texts, answers)
+            grades = self._grader.grade(*self._own(texts, answers))
             return json.dumps([[g.correct, g.extracted, g.reason] for g in grades]).encode()
 
-        return [Grade(*row) for row in json.loads(self._ranks.run_everywhere(work)[0])]
+        parts = [json.loads(part) for part in self._ranks.run_everywhere(work)]
+        size = self._ranks.size
+        return [Grade(*parts[i % size][i // size]) for i in range(len(texts))]
 
     def rewards(self, texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         """See `Grader.rewards`.
@@ -50,8 +50,15 @@ class SharedGrader(Grader):
         """
 
         def work() -> bytes:
-            if not self._ranks.is_main:
-                return b""
-            return self._grader.rewards(texts, answers).astype(np.float64).tobytes()
+            return self._grader.rewards(*self._own(texts, answers)).astype(np.float64).tobytes()
 
-        return np.frombuffer(self._ranks.run_everywhere(work)[0], dtype=np.float64).copy()
+        rewards = np.empty(len(texts))
+        for rank, part in enumerate(self._ranks.run_everywhere(work)):
+            rewards[rank :: self._ranks.size] = np.frombuffer(part)
+        return rewards
+
+    def _own(
+        self, texts: Sequence[str], answers: Sequence[str]
+    ) -> tuple[Sequence[str], Sequence[str]]:
+        first, step = self._ranks.rank, self._ranks.size
+        return texts[first::step], answers[first::step]
