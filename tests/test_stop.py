@@ -7,11 +7,15 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from threading import Event
+from types import SimpleNamespace
 
 import pytest
 
+from opd.commands import run_session
 from opd.recipes.distillation import distill
 from opd.run.checkpoint import find_newest_checkpoint
+from opd.run.console import Console
 from support.runs import Counting, digest, open_run, run_config, run_to_end
 
 
@@ -39,6 +43,28 @@ def test_a_stop_saves_the_step_and_the_run_goes_on_as_if_nothing_had_been(tmp_pa
     assert find_newest_checkpoint(tmp_path / "stopped" / "checkpoints").step == 3
     run_to_end(data, resume=True)
     assert digest(tmp_path / "stopped") == digest(tmp_path / "straight")
+
+
+def test_a_signal_that_a_launcher_passes_on_is_not_a_second_one(monkeypatch):
+    """A scheduler signals torchrun and its processes: they stopped without saving the step."""
+    clock = iter([0.0, 0.1, 2.2, 0.0, 0.1])
+    monkeypatch.setattr(run_session, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        stop = Event()
+        run_session.stop_after_step(stop, Console("quiet"), 2)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        run_session.stop_after_step(Event(), Console("quiet"))
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):  # in one process nobody passes anything on
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
 
 
 @pytest.mark.slow

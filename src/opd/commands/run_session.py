@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from opd.recipes.coldstart import CompletionSource
     from opd.training.session import Session
 
+PASSED_ON = 2.0  # seconds within which a launcher passes a signal on
 Work = Callable[["Session", "CompletionSource | None"], dict[str, Any]]
 
 
@@ -69,7 +72,7 @@ def run_session(
         console.print(f"Going on with {session.folder.path} {start}.")
     if ranks.is_main:
         take_stop_request(session.folder.path)  # of an earlier process
-    handlers = stop_after_step(session.stop, console)
+    handlers = stop_after_step(session.stop, console, ranks.size)
     try:
         result = work(session, completions)
         session.folder.close()
@@ -102,16 +105,28 @@ def resume_command(command: str) -> str:
     return shlex.join(["opd", *words, "--resume"])
 
 
-def stop_after_step(stop: Event, console: Console) -> dict[signal.Signals, Any]:
+def stop_after_step(stop: Event, console: Console, processes: int = 1) -> dict[signal.Signals, Any]:
     """Let Ctrl-C and SIGTERM end the run after the step; a second one ends it at once.
+
+    Args:
+        stop: is set by the first.
+        console: shows it.
+        processes: of the run. Where a scheduler signals all of several, the launcher passes on its
+            own signal as well: both are the first.
 
     Returns:
         The handlers that were there before; none off the main thread, which gets no signals.
     """
+    first = -math.inf
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        nonlocal first
+        now = time.monotonic()
+        if stop.is_set() and (processes == 1 or now - first > PASSED_ON):
             raise KeyboardInterrupt
+        if stop.is_set():
+            return
+        first = now
         stop.set()
         console.print("Finishing this step and saving it. Once more stops at once.")
 
