@@ -172,14 +172,16 @@ def _ranking(record: Mapping[str, Any]) -> Table | None:
         return None
     rows: list[list[Cell]] = []
     for teacher in _teachers(record):
-        reason = next(iter(_items(teacher.get("reasons"))), None)
+        why = [_sentence(each).text for each in list(_items(teacher.get("reasons")))[:1]]
+        if teacher.get("verdict") == "go with changes":  # the changes come first
+            why += [_sentence(each).text for each in list(_items(teacher.get("advice")))[:1]]
         rows.append(
             [
                 str(teacher.get("name", "")),
                 str(teacher.get("verdict", "")),
                 _change(_at(teacher, "forecast", "change")) or "",
                 _accuracy(_at(teacher, "numbers", "teacher_accuracy")) or "",
-                "" if reason is None else _sentence(reason).text,
+                ". ".join(why),
             ]
         )
     columns = ("teacher", "verdict", "predicted change", "accuracy of the teacher", "first reason")

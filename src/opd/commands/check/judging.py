@@ -43,7 +43,7 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
         truncated=float(sum(r.finish == "length" for r in rollouts) / len(rollouts)),
         support_mass=support_mass(candidate.cfg.loss, rollouts),
         max_new_tokens=candidate.cfg.rollout.max_new_tokens,
-        cold_start=_cold_start(candidate),
+        cold_start=cold_start(candidate),
         prompts=len(student.prompts),
         most_prompts=gathering.probe.total,
         answer_limit=_answer_limit(candidate.cfg),
@@ -86,12 +86,14 @@ def _answer_limit(cfg: Run) -> tuple[str, int] | None:
     return None if own is None else ("eval.0.max_new_tokens", own)
 
 
-def _cold_start(candidate: Candidate) -> dict[str, object] | None:
-    """The section for a cold start; None if there is one, or the teacher cannot generate."""
+def cold_start(candidate: Candidate) -> dict[str, object] | None:
+    """What of `coldstart` is to be set; None if it is, or the teacher cannot generate."""
     cfg = candidate.cfg
     starts_cold = cfg.coldstart is not None and cfg.coldstart.when == "start"
     if starts_cold or candidate.teacher_samplers is None:
         return None
+    if cfg.coldstart is not None:  # waits for an alarm: as it is, but at the start
+        return {"coldstart": {"when": "start"}}
     assert candidate.pair is not None
     hidden, adapters = int(candidate.pair.student.config.hidden_size), cfg.student.lora is not None
     return {"coldstart": {"lr": cold_start_rate(cfg.optim.lr, hidden, adapters=adapters)}}

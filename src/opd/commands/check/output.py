@@ -25,7 +25,7 @@ from opd.reports.html import write_report
 from opd.reports.terminal import render_text
 from opd.run.console import Console
 from opd.run.disk import encode_json, write_output
-from opd.run.jsonl import json_safe
+from opd.run.jsonl import flatten, json_safe
 
 BY_QUARTER = (
     "overlap_ratio",
@@ -71,6 +71,7 @@ def _teacher_record(result: TeacherResult) -> dict[str, Any]:
         "verdict": result.verdict,
         "compatibility": [asdict(f) for f in result.candidate.findings],
         "reasons": [r.record() for r in result.reasons],
+        "advice": [a.record() for a in result.advice],
         "numbers": {name: asdict(e) for name, e in result.features.items()},
     }
     if result.candidate.memory is not None:
@@ -137,7 +138,8 @@ def apply_advice(
     data = config.overridden(config.read(file), overrides)
     if isinstance(data.get("teacher"), list) and best.teacher is not None:
         data["teacher"] = best.teacher.model_dump(mode="json", exclude_unset=True)
-    changes = [f"{k}={json.dumps(v)}" for each in advice for k, v in each.set.items()]
+    flat = [flatten(dict(each.set)) for each in advice]  # other keys of a section stay
+    changes = [f"{k}={json.dumps(v)}" for each in flat for k, v in each.items()]
     data = config.overridden(data, changes)
     config.validate(data, where=f"{file} with the advice")
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
