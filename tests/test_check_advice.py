@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest.mock import Mock
 
 import yaml
@@ -12,10 +13,12 @@ from opd.commands.check.candidates import Candidate
 from opd.commands.check.judging import cold_start
 from opd.commands.check.result import CheckResult, TeacherResult
 from opd.demo.run_config import demo_config
-from opd.recipes.check.advice import Advice
-from opd.recipes.check.reasons import Reason
+from opd.recipes.check.advice import Advice, advise
+from opd.recipes.check.forecast import predict
+from opd.recipes.check.reasons import Reason, nothing_accepted_reason
 from opd.reports.check_page import check_document
 from opd.reports.terminal import render_text
+from support.check_features import FACTS, MODEL, RUN, estimate, make_features
 
 
 def test_a_cold_start_that_waits_for_an_alarm_is_begun_with_and_keeps_its_settings(tmp_path):
@@ -55,3 +58,44 @@ def test_every_teacher_that_is_a_go_with_changes_has_them_named(tmp_path):
     assert "Set train.steps to 160" in " ".join(
         "".join(render_text(check_document(record))).split()
     )
+
+
+def texts_of(verdict, features, **facts):
+    forecast = predict(MODEL, features, RUN)
+    return advise(verdict, forecast, features, [], replace(FACTS, **facts))
+
+
+def test_a_limit_is_raised_as_far_as_the_context_goes():
+    """Twice the limit was advised, which the next check refused: the context is too short."""
+    alike = make_features(0.2, 0.8, 0.1)
+    (one,) = texts_of("go", alike, truncated=0.5, room=150)
+    assert one.set == {"rollout.max_new_tokens": 150}
+    (none,) = texts_of("go", alike, truncated=0.5, room=100)
+    assert not none.set
+    assert "the models' context has no room for more" in none.text
+
+
+def test_both_limits_that_cut_are_raised():
+    features = make_features(0.2, 0.8, 0.1, teacher_truncated=0.9)
+    limit = ("eval.0.max_new_tokens", 32)
+    advice = texts_of("go", features, truncated=0.9, answer_limit=limit)
+    assert [one.set for one in advice] == [
+        {"rollout.max_new_tokens": 200},
+        {"eval.0.max_new_tokens": 64},
+    ]
+    assert len(texts_of("go", features, truncated=0.9)) == 1  # one limit for both
+
+
+def test_a_student_that_answers_everything_is_not_told_to_get_a_better_teacher():
+    (one,) = texts_of("don't", make_features(0.98, 1.0, 0.1))
+    assert one.text.startswith("Choose harder prompts")
+
+
+def test_answers_that_are_cut_off_are_not_blamed_on_the_grader_first():
+    cut = {"student_truncated": estimate(0.9), "teacher_truncated": estimate(0.7)}
+    reason = nothing_accepted_reason(make_features(0.0, 0.0, 0.1) | cut)
+    assert "cut off" in reason.text
+    assert "student 90.0%" in reason.evidence
+    whole = cut | {"teacher_truncated": estimate(0.1)}
+    reason = nothing_accepted_reason(make_features(0.0, 0.0, 0.1) | whole)
+    assert "suspect the grader or the template" in reason.text

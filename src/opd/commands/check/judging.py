@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from opd.commands.check.candidates import Candidate
 from opd.commands.check.gather import Gathering
 from opd.commands.check.result import TeacherResult
 from opd.commands.check.watch import CTRL_C
 from opd.config import Run
 from opd.core import stats
+from opd.models.configs import context_length_of
 from opd.models.lm import load_lm
 from opd.recipes.check.advice import (
     Advice,
@@ -18,9 +21,15 @@ from opd.recipes.check.advice import (
     support_mass,
 )
 from opd.recipes.check.diagnose import diagnose
-from opd.recipes.check.reasons import Reason, base_model_reason, explain
+from opd.recipes.check.reasons import (
+    Reason,
+    base_model_reason,
+    explain,
+    nothing_accepted_reason,
+)
 from opd.recipes.check.verdict import UNKNOWN, Verdict, nothing_accepted
 from opd.setup.pair import Pair
+from opd.types import Prompt
 
 
 def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
@@ -31,7 +40,7 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
     student, side = gathering.probe.sides[index]
     features, settings = gathering.features(index), gathering.settings(index)
     verdict, forecast, changes = decide(gathering.model, features, settings)
-    reasons = [GRADER_FAULT]
+    reasons = [nothing_accepted_reason(features)]
     if not nothing_accepted(features):
         reasons = explain(verdict, forecast, features, settings)
     base = candidate.cfg.check.origin
@@ -47,15 +56,10 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
         prompts=len(student.prompts),
         most_prompts=gathering.probe.total,
         answer_limit=_answer_limit(candidate.cfg),
+        room=_room(candidate.pair, gathering.training.prompts),
     )
     advice = changes + advise(verdict, forecast, features, candidate.findings, facts)
     return TeacherResult(candidate, verdict, features, side, forecast, reasons, advice)
-
-
-GRADER_FAULT = Reason(
-    "No answer of either model was accepted: suspect the grader or the template, not the models",
-    "look at the two examples below; prompts.grader, prompts.template and prompts.chat decide",
-)
 
 
 def _unmeasured(candidate: Candidate, gathering: Gathering) -> TeacherResult:
@@ -84,6 +88,14 @@ def _answer_limit(cfg: Run) -> tuple[str, int] | None:
     """Key and value of the limit of held-out answers, where they have one of their own."""
     own = cfg.eval[0].max_new_tokens if cfg.eval else None
     return None if own is None else ("eval.0.max_new_tokens", own)
+
+
+def _room(pair: Pair, prompts: Sequence[Prompt]) -> int | None:
+    """Tokens that both contexts have left after the longest prompt."""
+    models = [pair.student, *([] if pair.teacher is None else [pair.teacher])]
+    lengths = [context_length_of(lm.config) for lm in models]
+    known = [length for length in lengths if length is not None]
+    return min(known) - max(len(prompt.ids) for prompt in prompts) if known else None
 
 
 def cold_start(candidate: Candidate) -> dict[str, object] | None:

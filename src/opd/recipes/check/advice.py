@@ -80,6 +80,7 @@ class RunFacts:
         prompts: of the probe.
         most_prompts: that a check of this run looks at, whatever its budget.
         answer_limit: key and tokens of the limit of held-out answers; None: as rollouts.
+        room: for tokens of an answer, after the longest prompt in either context; None: unknown.
     """
 
     truncated: float
@@ -89,6 +90,7 @@ class RunFacts:
     prompts: int = 0
     most_prompts: int = 0
     answer_limit: tuple[str, int] | None = None
+    room: int | None = None
 
 
 def cold_start_rate(run_rate: float, hidden: int, *, adapters: bool) -> float:
@@ -191,20 +193,7 @@ def advise(
     """
     advice = [Advice(f"{f.message}: {f.fix}") for f in findings if f.level == "warning"]
     advice += _teacher_advice(verdict, forecast, features, run)
-    cut = features.get("teacher_truncated")
-    cut_teacher = 0.0 if cut is None else cut.value
-    if max(run.truncated, cut_teacher) > MAX_TRUNCATED:
-        who, key, limit = "student's rollouts", "rollout.max_new_tokens", run.max_new_tokens
-        if run.truncated < cut_teacher:
-            who = "teacher's answers"
-            key, limit = run.answer_limit or (key, limit)
-        advice.append(
-            Advice(
-                f"{max(run.truncated, cut_teacher):.0%} of the {who} are cut off at {limit} "
-                "tokens: raise the limit, then check again",
-                {key: 2 * limit},
-            )
-        )
+    advice += _longer_answers(features, run)
     if run.support_mass < MIN_SUPPORT_MASS:
         advice.append(
             Advice(
@@ -215,6 +204,27 @@ def advise(
         )
     if verdict == UNKNOWN and not nothing_accepted(features):  # else the grader is in question
         advice += settle(forecast, features, run)
+    return advice
+
+
+def _longer_answers(features: Mapping[str, Estimate], run: RunFacts) -> list[Advice]:
+    """To raise the limits that cut rollouts or answers off, as far as the context goes."""
+    cut = features.get("teacher_truncated")
+    rollouts = ("rollout.max_new_tokens", run.max_new_tokens)
+    limits = [("student's rollouts", run.truncated, rollouts)]
+    limits += [("teacher's answers", cut.value, run.answer_limit or rollouts)] if cut else []
+    if run.answer_limit is None:  # one limit for both
+        limits = [max(limits, key=lambda each: each[1])]
+    advice = []
+    for who, fraction, (key, limit) in limits:
+        if fraction <= MAX_TRUNCATED:
+            continue
+        text = f"{fraction:.0%} of the {who} are cut off at {limit} tokens: "
+        longer = 2 * limit if run.room is None else min(2 * limit, run.room)
+        if longer > limit:
+            advice.append(Advice(f"{text}raise the limit, then check again", {key: longer}))
+        else:
+            advice.append(Advice(f"{text}the models' context has no room for more"))
     return advice
 
 
@@ -284,6 +294,10 @@ def _teacher_advice(
             "predicted, check again after it"
         )
         return [Advice(text, dict(cold_start))]
+    if verdict == NO_GO and not ahead and features["student_accuracy"].value > 1 - MIN_GAP:
+        return [
+            Advice("Choose harder prompts: no teacher can be far ahead of this student on these")
+        ]
     if verdict == NO_GO and not ahead:
         return [
             Advice(

@@ -270,6 +270,26 @@ def _truncation_statement(features: Mapping[str, Estimate]) -> _Statement | None
     return _Statement(Reason(text, f"teacher {percent(cut)}"), None)
 
 
+MOSTLY_CUT = 0.5  # fraction of both models' answers cut off, from which on the limit is suspected
+
+
+def nothing_accepted_reason(features: Mapping[str, Estimate]) -> Reason:
+    """Why no answer of either model may have been accepted."""
+    student, teacher = (features.get(f"{who}_truncated") for who in ("student", "teacher"))
+    if student is None or teacher is None or min(student.value, teacher.value) <= MOSTLY_CUT:
+        return Reason(
+            "No answer of either model was accepted: suspect the grader or the template, not the "
+            "models",
+            "look at the two examples below; prompts.grader, prompts.template and prompts.chat "
+            "decide",
+        )
+    return Reason(
+        "No answer of either model was accepted, and most were cut off at the limit: raise it "
+        "before you suspect the grader",
+        f"cut off: student {percent(student)}, teacher {percent(teacher)}",
+    )
+
+
 def base_model_reason(teacher_kl: Estimate, student_kl: Estimate, verdict: Verdict) -> Reason:
     """Whether the teacher differs from the student's base model on student rollouts (paper 3.3).
 
