@@ -9,32 +9,32 @@ import numpy as np
 from opd.core import stats
 from opd.run.folder import RunFolder
 from opd.training import evaluations
-from opd.training.distributed import Ranks
 from opd.training.evaluate import Evaluation
+from opd.types import Graded
 
 
-def test_what_rank_zero_keeps_is_there_before_another_rank_goes_on(tmp_path, monkeypatch):
-    """A rank that looked before rank zero had written it evaluated again, and both hung."""
+def test_a_rank_knows_what_was_evaluated_before_it_sees_the_file(tmp_path, monkeypatch):
+    """A rank that looked too early, or at a network disk, evaluated again by itself: both hung."""
     correct = np.array([[1], [0], [1]], dtype=bool)
     one = stats.avg_at_n(correct)
-    result = Evaluation("task", one, {}, one, 0.0, one, correct, [])
+    answers = [Graded(i, 0, bool(c), 1, "stop", "text", {}) for i, c in enumerate(correct)]
+    result = Evaluation("task", one, {}, one, 0.0, one, correct, answers)
     task = SimpleNamespace(label="task", every=5, key={"n": 1})
-    main = RunFolder.create(tmp_path / "run", {"train": {"seed": 0}})
-
-    class SlowRankZero(Ranks):
-        def barrier(self) -> None:  # rank zero comes to it when its file is written
-            key = evaluations.result_key(session, task)
-            main.save_eval(10, "task", result.record(), result.graded, key=key)
-
     session = SimpleNamespace(
-        folder=RunFolder.read_only(tmp_path / "run", {}),
+        folder=RunFolder.read_only(tmp_path / "run", {}),  # rank zero has not written yet
         source=SimpleNamespace(decode=None),
         cfg=SimpleNamespace(train=SimpleNamespace(seed=0)),
-        learner=SimpleNamespace(ranks=SlowRankZero(1, 2)),
         evals=[task],
+        evaluations={},
     )
-    monkeypatch.setattr(evaluations, "evaluate", lambda *_, **__: result)
+    calls = []
+    monkeypatch.setattr(evaluations, "evaluate", lambda *_, **__: calls.append(1) or result)
     assert evaluations.mean_accuracy(session, 10) is None
     evaluations.evaluate_once(session, task, 10, "task", None)
     assert evaluations.mean_accuracy(session, 10) == one.value
-    main.close()
+    again = evaluations.evaluate_once(session, task, 10, "task", None)
+    assert len(calls) == 1
+    assert again.values() == result.values()
+    assert again.graded == []  # texts of a whole run do not stay in memory
+    evaluations.evaluate_once(session, task, 15, "task", None)
+    assert len(calls) == 2

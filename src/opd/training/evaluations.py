@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from opd.training.answer_kl import Measure
@@ -64,20 +65,27 @@ def evaluate_once(
     measure: Measure | None = None,
 ) -> Evaluation:
     """One evaluation, kept in eval/ so that a resumed run does not pay for it again."""
-    key = result_key(session, task)
-    saved = session.folder.load_eval(step, name, key=key)
-    if saved is not None:
-        return Evaluation.of_record(*saved)
+    known = load_evaluation(session, task, step, name)
+    if known is not None:
+        return known
     evaluation = evaluate(
         sampler, task, session.source.decode, seed=session.cfg.train.seed, measure=measure
     )
+    key = result_key(session, task)
     session.folder.save_eval(step, name, evaluation.record(), evaluation.graded, key=key)
-    session.learner.ranks.barrier()  # what one process finds kept from here on, all of them do
+    # Processes must agree on what is known, and rank zero may still be writing; a network disk may
+    # show its file to another machine half a minute later.
+    session.evaluations[step, name] = replace(evaluation, graded=[])
     return evaluation
 
 
 def load_evaluation(session: Session, task: EvalTask, step: int, name: str) -> Evaluation | None:
-    """A result that `evaluate_once` kept; None where there is none."""
+    """A result that `evaluate_once` kept; None where there is none.
+
+    One of this process has no answers, which are in eval/ alone.
+    """
+    if (known := session.evaluations.get((step, name))) is not None:
+        return known
     saved = session.folder.load_eval(step, name, key=result_key(session, task))
     return None if saved is None else Evaluation.of_record(*saved)
 

@@ -20,6 +20,7 @@ from opd.training.ahead import LookAhead
 from opd.training.answer_kl import Measure
 from opd.training.checkpoints import restore_phase, write_checkpoint
 from opd.training.eval_task import EvalTask
+from opd.training.evaluate import Evaluation
 from opd.training.experience import ExperienceSource
 from opd.training.interventions import Interventions
 from opd.training.learner import Learner
@@ -49,6 +50,7 @@ class Session:
         close: ends the servers that were started for the run.
         measure_answers: KL of held-out answers to the teacher; None: it is not measured.
         ahead: samples one step ahead; None: every step waits for its rollouts.
+        evaluations: made by this process, by step and name.
     """
 
     cfg: Run
@@ -69,6 +71,7 @@ class Session:
     close: Callable[[], None] = lambda: None
     measure_answers: Measure | None = None
     ahead: LookAhead | None = None
+    evaluations: dict[tuple[int, str], Evaluation] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
