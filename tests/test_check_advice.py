@@ -16,7 +16,7 @@ from opd.demo.run_config import demo_config
 from opd.recipes.check.advice import Advice, advise
 from opd.recipes.check.forecast import predict
 from opd.recipes.check.reasons import Reason, nothing_accepted_reason
-from opd.reports.check_page import check_document
+from opd.reports.check_page import check_document, check_verdict
 from opd.reports.terminal import render_text
 from support.check_features import FACTS, MODEL, RUN, estimate, make_features
 
@@ -99,3 +99,9 @@ def test_answers_that_are_cut_off_are_not_blamed_on_the_grader_first():
     whole = cut | {"teacher_truncated": estimate(0.1)}
     reason = nothing_accepted_reason(make_features(0.0, 0.0, 0.1) | whole)
     assert "suspect the grader or the template" in reason.text
+
+
+def test_a_go_with_advice_does_not_say_that_nothing_stands_against_it():
+    record = {"verdict": "go", "reasons": ["r"], "advice": [{"text": "60% are cut off"}]}
+    assert "nothing stands against" not in check_verdict(record).headline
+    assert "nothing stands against" in check_verdict(record | {"advice": []}).headline

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from opd import config
-from opd.commands.check import gather, pilot, rounds
+from opd.commands.check import gather, judging, pilot, rounds
 from opd.commands.check.candidates import load_candidate
 from opd.commands.check.gather import SHORT, Gathering
 from opd.commands.check.judging import judge_candidate
@@ -182,6 +182,29 @@ def test_a_budget_that_was_too_short_is_not_asked_for_again(tmp_path):
     fast = ModelSpeed(1e-4, 1e-6)
     each.speed = Speed(fast, (fast,), 8, 20.0)
     assert judge_candidate(each, 0).advice[0].text.startswith("To settle it: --budget 120")
+
+
+@pytest.mark.parametrize("stopped", ["", "Ctrl-C"])
+def test_the_comparison_with_the_base_model_is_within_the_budget(tmp_path, monkeypatch, stopped):
+    """It began when the time was over, and after Ctrl-C: a third model on every rollout."""
+    from opd.demo.run_config import PAIR
+
+    each = gathering(tmp_path, Budget(60.0), check={"origin": str(PAIR / "student")})
+    each.probe.add(2)
+    each.watch.stopped = stopped
+    each.watch.allow(60.0 if stopped else -1.0)
+    last = judge_candidate(each, 0).reasons[-1]
+    assert last.text.endswith("base model is not known")
+    assert last.evidence == "the check was over before they were compared"
+    each.watch.stopped = ""
+    each.watch.allow(600.0)
+    interrupted = Mock(side_effect=KeyboardInterrupt)
+    with monkeypatch.context() as patch:
+        patch.setattr(judging, "diagnose", interrupted)
+        assert judge_candidate(each, 0).reasons[-1] == last
+    assert each.watch.stopped == "Ctrl-C"
+    each.watch.stopped = ""
+    assert "KL from the base model" in judge_candidate(each, 0).reasons[-1].evidence
 
 
 def test_of_several_teachers_the_one_without_a_pilot_is_named(tmp_path, monkeypatch):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
 
 from opd import config
-from opd.commands.check import run_check
+from opd.commands.check import rounds, run_check
 from opd.commands.check.agreement import compare_gradients, cosines, describe
 from opd.reports.markdown import render_markdown
 from opd.reports.model_card import model_card
@@ -40,6 +41,18 @@ def test_check_judges_each_teacher_on_its_own_prompts(tmp_path, capsys):
         assert record["verdict"]
     assert "the teacher sees, for row 1:" in shown
     assert "Gradients of teachers big, own on the same rollouts: cosine" in shown
+
+
+def test_ctrl_c_ends_the_check_of_several_teachers(tmp_path, capsys, monkeypatch):
+    """It ended one teacher's; the next one's two minutes began."""
+    monkeypatch.setattr(rounds, "probe_student", Mock(side_effect=KeyboardInterrupt))
+    result = run_check(written(tmp_path, several(tmp_path / "run")), (), budget=60.0)
+    shown = capsys.readouterr().out
+    assert result.interrupted
+    assert "Checking teacher big of" in shown
+    assert "Checking teacher own of" not in shown
+    assert "Gradients of teachers" not in shown
+    assert "Not checked: own." in shown
 
 
 def test_teachers_that_pull_apart_are_seen(tmp_path):

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from opd.core.stats import Estimate
-from opd.recipes.check.advice import advise
+from opd.recipes.check.advice import advise, decide
 from opd.recipes.check.forecast import predict
-from opd.recipes.check.reasons import AGAINST, explain
+from opd.recipes.check.reasons import AGAINST, confidence, explain
 from opd.recipes.check.verdict import judge
 from support.check_features import FACTS, MODEL, RUN, estimate, make_features, pilot
 
@@ -82,6 +82,9 @@ def test_a_run_whose_steps_are_not_finite_is_a_no_go(answers):
     texts = " ".join(a.text for a in advise("don't", forecast, features, [], FACTS))
     assert "opd verify" in texts
     assert "cold start" not in texts
+    assert "chance" not in confidence(forecast, features)
+    assert "Without answers" not in confidence(forecast, features)
+    assert decide(MODEL, features, RUN)[1].change is None  # of a run that ends at its third step
 
 
 def test_a_step_that_was_not_made_speaks_against_a_go():

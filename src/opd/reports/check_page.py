@@ -106,6 +106,8 @@ def check_verdict(record: Mapping[str, Any]) -> Verdict:
     if verdict == "go" and any(sentence.text.startswith(_AGAINST) for sentence in sentences):
         headline = "Go, although something that was measured speaks against it: see below."
     advice = [_sentence(item) for item in _items(record.get("advice"))]
+    if verdict == "go" and advice and headline == _HEADLINES["go"][1]:
+        headline = "Go, with something to improve: see what to try next."
     return Verdict(headline, tone, _tiles(record), sentences, advice)
 
 

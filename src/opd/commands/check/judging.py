@@ -22,6 +22,7 @@ from opd.recipes.check.advice import (
 )
 from opd.recipes.check.diagnose import diagnose
 from opd.recipes.check.reasons import (
+    BASE_NOT_KNOWN,
     Reason,
     base_model_reason,
     explain,
@@ -112,18 +113,24 @@ def cold_start(candidate: Candidate) -> dict[str, object] | None:
 
 
 def _compare_with_base(path: str, pair: Pair, gathering: Gathering, verdict: Verdict) -> Reason:
+    """Within the time of the check; not at all where that is over."""
     assert pair.teacher is not None
+    watch = gathering.watch
+    over = Reason(BASE_NOT_KNOWN, "the check was over before they were compared")
+    if watch.stopped or watch.remaining < 0:
+        return over
     student_side, config = gathering.probe.sides[0][0], gathering.probe.config
     base = load_lm(path, device=str(pair.student.device), key="check.origin")
     base.vocab = pair.student.vocab
     rollouts, prompts = student_side.rollouts, len(student_side.prompts)
-    teacher, student = (
-        diagnose(base, lm, rollouts, k=config.k, tokens_per_batch=config.tokens_per_batch).mean[
-            "diag/reverse_kl"
-        ]
-        for lm in (pair.teacher, pair.student)
-    )
-    teacher_kl, student_kl = (
-        stats.mean(kl.reshape(prompts, -1).mean(1)) for kl in (teacher, student)
-    )
+    kls = []
+    with watch.attached([base, pair.teacher, pair.student]), watch.evidence():
+        for lm in (pair.teacher, pair.student):
+            metrics = diagnose(
+                base, lm, rollouts, k=config.k, tokens_per_batch=config.tokens_per_batch
+            )
+            kls.append(metrics.mean["diag/reverse_kl"].reshape(prompts, -1).mean(1))
+    if len(kls) < 2:
+        return over
+    teacher_kl, student_kl = map(stats.mean, kls)
     return base_model_reason(teacher_kl, student_kl, verdict)

@@ -95,7 +95,8 @@ def _check_members(
         limits = replace(limits, seconds=limits.seconds / len(cfg.teachers))
     results = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name, own in teacher_runs(cfg, inputs.prompts, Path(scratch)).items():
+        runs = teacher_runs(cfg, inputs.prompts, Path(scratch))
+        for name, own in runs.items():
             require_check_outputs([own], file, None)
             console.print(f"Checking teacher {name} of {file} on its prompts ...")
             folder = Path(scratch) / f"check-{name}"
@@ -108,7 +109,12 @@ def _check_members(
             output.print_result(record, console, json_lines=json_lines)
             output.save_record(own, record, console)
             results.append(result)
-        _show_agreement(cfg, inputs.prompts, Path(scratch, "agreement"), console)
+            if result.interrupted:
+                left = ", ".join(list(runs)[len(results) :]) or "whether they pull apart"
+                console.print(f"Not checked: {left}.")
+                break
+        else:
+            _show_agreement(cfg, inputs.prompts, Path(scratch, "agreement"), console)
     return min(results, key=lambda result: _rank(result.best))
 
 

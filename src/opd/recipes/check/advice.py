@@ -137,7 +137,11 @@ def decide(
     forecast = predict(model, features, run)
     if nothing_accepted(features):  # the grader or the template is wrong, not the models
         return UNKNOWN, forecast, []
-    if decisive_rule(forecast, features) in ("too little", "rising", "undecided"):
+    rule = decisive_rule(forecast, features)
+    if rule == "refused":
+        nothing = replace(forecast, change=None, recovery=None, rises=None, recovers_half=None)
+        return NO_GO, replace(nothing, distribution=None), []
+    if rule in ("too little", "rising", "undecided"):
         changes = find_changes(model, features, run)
         if changes:
             return CHANGES, forecast, changes

@@ -290,6 +290,9 @@ def nothing_accepted_reason(features: Mapping[str, Estimate]) -> Reason:
     )
 
 
+BASE_NOT_KNOWN = "Whether the teacher differs from the student's base model is not known"
+
+
 def base_model_reason(teacher_kl: Estimate, student_kl: Estimate, verdict: Verdict) -> Reason:
     """Whether the teacher differs from the student's base model on student rollouts (paper 3.3).
 
@@ -307,13 +310,13 @@ def base_model_reason(teacher_kl: Estimate, student_kl: Estimate, verdict: Verdi
         return _placed(_Statement(Reason(undone, evidence), False), verdict)
     if teacher_kl.low > SAME_AS_BASE * student_kl.value:
         return Reason("The teacher differs from the student's base model", evidence)
-    return Reason(
-        "Whether the teacher differs from the student's base model is not known", evidence
-    )
+    return Reason(BASE_NOT_KNOWN, evidence)
 
 
 def confidence(forecast: Forecast, features: Mapping[str, Estimate]) -> str:
     """How certain the forecast is, in words."""
+    if decisive_rule(forecast, features) == "refused":
+        return "Of steps that cannot be made no change of accuracy is predicted."
     if only_scores(features):
         return "Without answers of the teacher the change of accuracy cannot be predicted."
     if forecast.change is None or forecast.rises is None:
