@@ -143,6 +143,15 @@ def test_two_processes_that_would_sample_ahead_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_the_others_wait_for_rank_zero_longer_than_a_collective_may_take():
+    """A held-out set that a server sampled for more than an hour ended the run."""
+    command = [sys.executable, *TORCHRUN, "--nproc_per_node=2"]
+    command.append(str(Path(__file__).with_name("waiting.py")))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def launch(
     folder: Path, processes: int, *options: str, steps: int = 4, start: str = "torchrun"
 ) -> None:

@@ -46,7 +46,10 @@ from opd.types import (
 logger = logging.getLogger(__name__)
 
 BUCKET_ELEMENTS = 32 * 2**20  # of gradients summed in one collective
-TIMEOUT = timedelta(minutes=60)  # longest one process may be ahead of another
+TIMEOUT = timedelta(minutes=60)  # longest one process may be ahead of another in a collective
+# ... and while rank zero waits for a server, which may sample a held-out set for hours. A process
+# that ends is noticed at once.
+PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    group: Any = None  # of gloo, for bytes and waits; None: the default one
 
     @property
     def is_main(self) -> bool:
@@ -75,13 +79,13 @@ class Ranks:
             return [data]
         length = torch.tensor([len(data)], dtype=torch.int64)
         lengths = [torch.zeros_like(length) for _ in range(self.size)]
-        dist.all_gather(lengths, length)
+        dist.all_gather(lengths, length, group=self.group)
         longest = max(int(n) for n in lengths)
         mine = torch.zeros(longest, dtype=torch.uint8)
         if data:
             mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         parts = [torch.zeros_like(mine) for _ in range(self.size)]
-        dist.all_gather(parts, mine)
+        dist.all_gather(parts, mine, group=self.group)
         return [part[: int(n)].numpy().tobytes() for part, n in zip(parts, lengths, strict=True)]
 
     def smallest(self, value: int) -> int:
@@ -144,6 +148,10 @@ class Ranks:
 SINGLE = Ranks()
 
 
+class _Waiting:
+    group: Any = None  # of `Ranks.group`, once there is one
+
+
 def init_ranks() -> Ranks:
     """The processes torchrun started; `SINGLE` without torchrun.
 
@@ -165,12 +173,13 @@ def init_ranks() -> Ranks:
                 # process that waits does not occupy its accelerator.
                 backends = f"cpu:gloo,{accelerator.type}:{backend}"
                 dist.init_process_group(backends, timeout=TIMEOUT)
+            _Waiting.group = dist.new_group(backend="gloo", timeout=PATIENCE)
         except (ValueError, RuntimeError) as error:
             raise UserError(
                 f"WORLD_SIZE={size}, and the processes do not find each other: {error}. Start them "
                 "with torchrun --nproc_per_node N -m opd train run.yaml, or accelerate launch."
             ) from None
-    return Ranks(dist.get_rank(), dist.get_world_size())
+    return Ranks(dist.get_rank(), dist.get_world_size(), _Waiting.group)
 
 
 def set_device(accelerator: torch.device) -> None:
@@ -200,6 +209,7 @@ def destroy_ranks() -> None:
     """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        _Waiting.group = None
 
 
 def open_folder(
