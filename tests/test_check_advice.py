@@ -105,3 +105,10 @@ def test_a_go_with_advice_does_not_say_that_nothing_stands_against_it():
     record = {"verdict": "go", "reasons": ["r"], "advice": [{"text": "60% are cut off"}]}
     assert "nothing stands against" not in check_verdict(record).headline
     assert "nothing stands against" in check_verdict(record | {"advice": []}).headline
+
+
+def test_the_table_of_teachers_calls_a_no_go_what_the_headline_calls_it():
+    teachers = [{"name": "a", "verdict": "go"}, {"name": "b", "verdict": "don't"}]
+    text = "\n".join(render_text(check_document({"verdict": "go", "teachers": teachers})))
+    assert "no-go" in text
+    assert "don't" not in text

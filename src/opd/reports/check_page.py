@@ -180,7 +180,7 @@ def _ranking(record: Mapping[str, Any]) -> Table | None:
         rows.append(
             [
                 str(teacher.get("name", "")),
-                str(teacher.get("verdict", "")),
+                str(teacher.get("verdict", "")).replace("don't", "no-go"),
                 _change(_at(teacher, "forecast", "change")) or "",
                 _accuracy(_at(teacher, "numbers", "teacher_accuracy")) or "",
                 ". ".join(why),
