@@ -44,3 +44,13 @@ def test_the_teachers_accuracy_beyond_the_best_rollout_is_called_that():
     evidence = reasons("don't", features)[1].evidence
     assert "minus that" not in evidence
     assert "the teacher's accuracy beyond the student's best rollout +2.0 points" in evidence
+
+
+def test_scores_that_prefer_wrong_answers_are_said_to():
+    """An AUROC of 0.3 (0.25 to 0.35) 'did not measurably separate' right from wrong."""
+    features = make_features(0.2, 0.8, 0.1) | {"auroc": Estimate(0.3, 0.25, 0.35, 100)}
+    texts = [reason.text for reason in reasons("go", features)]
+    assert (
+        f"{AGAINST}the teacher's scores are higher for incorrect answers than for correct ones"
+        in texts
+    )

@@ -256,6 +256,8 @@ def _signal_statement(features: Mapping[str, Estimate]) -> _Statement | None:
         text = "The teacher's scores separate correct from incorrect answers"
         return _Statement(Reason(text, evidence), True)
     text = "The teacher's scores do not measurably separate correct from incorrect answers"
+    if area.high < 0.5:
+        text = "The teacher's scores are higher for incorrect answers than for correct ones"
     return _Statement(Reason(text, evidence), False)
 
 
