@@ -59,10 +59,10 @@ class Case:
         return True
 
     def inside(self, level: float) -> bool:
-        """Whether the change lies in the central interval of a level."""
+        """Whether the change lies in the central interval of a level, as `opd check` shows it."""
         distribution = self.forecast.distribution
         assert distribution is not None
-        low, high = (distribution.quantile(x) for x in ((1 - level) / 2, (1 + level) / 2))
+        low, high = distribution.interval(level, self.outcome.features["student_accuracy"])
         return low <= self.outcome.change <= high
 
 

@@ -161,8 +161,10 @@ class Gathering:
         wide = replace(distribution, scale=MARGIN * distribution.scale)
         change = forecast.change
         assert change is not None
-        ends = replace(change, low=wide.quantile(0.05), high=wide.quantile(0.95))
-        same = judge(replace(forecast, distribution=wide, change=ends), numbers) == verdict
+        least, most = wide.quantile(0.05), wide.quantile(0.95)
+        ends = replace(change, low=least, high=most)
+        wider = replace(forecast, distribution=wide, change=ends, least=least)
+        same = judge(wider, numbers) == verdict
         return verdict if same else None
 
     def _run_pilots(self) -> None:

@@ -72,6 +72,16 @@ class Distribution:
         """The change that is not exceeded with this probability."""
         return self.mean + self.scale * self.combination.quantile(level)
 
+    def interval(self, level: float, student: Estimate) -> tuple[float, float]:
+        """The central interval of a level, as far as accuracies from 0 to 1 allow it.
+
+        Args:
+            level: probability that the change lies in it.
+            student: accuracy before; its own interval says how far it can fall or rise.
+        """
+        low, high = (self.quantile(x) for x in ((1 - level) / 2, (1 + level) / 2))
+        return max(low, -min(student.high, 1.0)), min(high, 1 - max(student.low, 0.0))
+
     def below(self, bound: float) -> float:
         """Probability of a change below a bound."""
         return self.combination.below((bound - self.mean) / self.scale)
@@ -91,6 +101,7 @@ class Forecast:
         views: the change by view.
         disagrees: whether measured and static views differ by more than the interval's half-width.
         efolds: e-folds of reverse KL that the run makes at the pilot's speed; None without a pilot.
+        least: the 5 % quantile of the change, of a student exactly as accurate as it was measured.
         distribution: of the change; None without answers.
     """
 
@@ -103,6 +114,7 @@ class Forecast:
     views: Mapping[str, float] = field(default_factory=dict)
     disagrees: bool = False
     efolds: float | None = None
+    least: float | None = None
     distribution: Distribution | None = None
 
     def record(self) -> dict[str, Any]:
@@ -159,12 +171,12 @@ def _filled(
     base: Forecast, distribution: Distribution, features: Mapping[str, Estimate]
 ) -> Forecast:
     """The forecast with everything that follows from the distribution."""
-    before, gap = features["student_accuracy"].value, features["gap"]
-
-    def possible(level: float) -> float:
-        return min(max(distribution.quantile(level), -before), 1 - before)
-
-    low, centre, high = (possible(level) for level in (0.05, 0.5, 0.95))
+    student, gap = features["student_accuracy"], features["gap"]
+    low, high = distribution.interval(0.9, student)
+    least, centre, most = (
+        min(max(distribution.quantile(level), -student.value), 1 - student.value)
+        for level in (0.05, 0.5, 0.95)
+    )
     recovery = half = None
     if gap.low > 0:
         recovery = Estimate(centre / gap.value, low / gap.value, high / gap.value, gap.n)
@@ -174,10 +186,11 @@ def _filled(
     return replace(
         base,
         change=Estimate(centre, low, high, gap.n),
+        least=least,
         recovery=recovery,
         rises=1 - distribution.below(0.0),
         recovers_half=half,
-        disagrees=distance > max((high - low) / 2, MIN_DISAGREEMENT),
+        disagrees=distance > max((most - least) / 2, MIN_DISAGREEMENT),
         distribution=distribution,
     )
 

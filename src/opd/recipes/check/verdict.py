@@ -95,7 +95,8 @@ def decisive_rule(forecast: Forecast, features: Mapping[str, Estimate]) -> Rule:
         unlikely = 1 - distribution.below(MIN_GAP) <= LITTLE
         return "level" if unlikely and change.value < MIN_GAP else "undecided"
     known = not forecast.out_of_range or len(distribution.combination.errors) > 1
-    likely = distribution.below(NEGLIGIBLE * gap.value) <= MAX_RISK and change.low > -MIN_GAP
+    assert forecast.least is not None
+    likely = distribution.below(NEGLIGIBLE * gap.value) <= MAX_RISK and forecast.least > -MIN_GAP
     if known and likely and change.value >= WORTHWHILE * gap.value:
         return "recovers"
     if not forecast.out_of_range and 1 - distribution.below(WORTHWHILE * gap.value) <= MAX_RISK:
