@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from opd.errors import UserError
 from opd.models.hub_name import split_revision
+
+if TYPE_CHECKING:
+    import torch
 
 
 def read_config(name: str, *, key: str = "student.model") -> Any:
@@ -34,6 +35,8 @@ def read_config(name: str, *, key: str = "student.model") -> Any:
 
 def stored_dtype(config: Any) -> torch.dtype:
     """What the weights of a checkpoint are stored in, as its config says; else float32."""
+    import torch  # seconds: not before a model is asked for
+
     stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     if isinstance(stored, str):
         stored = getattr(torch, stored)
