@@ -39,7 +39,7 @@ MOSTLY_SAMPLING = 0.5  # of the interval's half-width, from which on more prompt
 
 # Rates of supervised training that were measured: the lab's tiny models are best at 4e-3, SmolLM2
 # in full (hidden size 576) learns at 1e-4, Qwen2.5-Coder 0.5B by adapters at 3e-4 and forgets
-# everything at 1e-3. Wider models take less in proportion.
+# everything at 1e-3. Wider models are assumed to take less in proportion (7B: 1.6e-5).
 COLD_START_FACTOR = 10.0
 TINY_HIDDEN, TINY_RATE = 256, 4e-3
 FULL_HIDDEN, FULL_RATE = 576, 1e-4
