@@ -32,7 +32,6 @@ class StepRunner:
         """
         self.device, self.name, self.capturing = device, name, graphs
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
-        self.stream: torch.cuda.Stream | None = None
 
     def run(self, step: Step, size: tuple[int, int], count: int) -> None:
         """Run `count` steps of one size.
@@ -63,12 +62,11 @@ class StepRunner:
 
     def _warm_up(self, step: Step, size: tuple[int, int]) -> None:
         """Run one step; libraries load kernels and take memory, which a capture does not allow."""
-        self.stream = self.stream or torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        current = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
+        stream, current = _stream(self.device), torch.cuda.current_stream(self.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
             step(*size)
-        current.wait_stream(self.stream)
+        current.wait_stream(stream)
 
     def _try_capture(self, step: Step, size: tuple[int, int]) -> None:
         try:
@@ -80,10 +78,12 @@ class StepRunner:
 
     def _capture(self, step: Step, size: tuple[int, int]) -> torch.cuda.CUDAGraph:
         """Capture a step, which is not run by that."""
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), _stream(self.device)
         pool = next((g.pool() for g in self.graphs.values()), None)  # one replays at a time
-        with torch.cuda.graph(
-            graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"
+        # torch leaves a capture that fails without going back to the stream that was current.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream(self.device)),
+            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
         ):
             step(*size)
         return graph
@@ -100,4 +100,15 @@ class StepRunner:
             )
 
 
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device on which steps are captured.
+
+    There is one: cuBLAS takes a workspace for every stream that it is used on, 32 MiB on an H100.
+    """
+    if device not in _streams:
+        _streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return _streams[device]
+
+
+_streams: dict[torch.device, torch.cuda.Stream] = {}
 _TOLD: set[str] = set()  # models whose failed capture was reported

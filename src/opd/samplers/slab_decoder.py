@@ -65,9 +65,10 @@ class SlabDecoder:
         self.capacity = pace.column_count(longest + job.limit)
         columns = self.capacity if pace.growth is None else 0
         self.slabs = SlabCache(self.lm.config, rows, columns, self.device)
-        self.runner = StepRunner(
-            self.device, graphs=pace.graphs and self.lm.away is None, name=self.lm.name
-        )
+        # Weights that go away have other addresses afterwards; the hooks of sharded ones make other
+        # streams wait, which would have to be joined before a capture ends.
+        stays = self.lm.away is None and self.lm.sharded is None
+        self.runner = StepRunner(self.device, graphs=pace.graphs and stays, name=self.lm.name)
         self.occupants: list[_Occupant | None] = [None] * rows
         self.slots = list(reversed(range(rows)))  # free ones
         self.width = 0  # rows of a step: the first ones
