@@ -1,6 +1,7 @@
 """Judging the forecast: records survive packing, worlds are left out, wrong verdicts are seen."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from opd_lab.pairs.design import FITTED
 from opd_lab.pairs.figure import coverage, draw_judgement
 from opd_lab.pairs.judging import by_world, fit_rows, judge_outcomes, leave_worlds_out, summarise
 from opd_lab.pairs.page import Findings, ablate, check_document
+from opd_lab.pairs.partial_runs import rank_and_error, whole_trainings
 from opd_lab.pairs.real import FITTED as FITTED_REAL
 from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, outcomes_of, pack
 from support.check_features import RUN, make_features
@@ -183,3 +185,36 @@ def test_records_say_what_was_run():
         for outcome in outcomes:
             assert len(outcome.facts["commit"]) == 40
             assert {"seed", "model_seed", "changes", "student", "teacher"} <= outcome.facts.keys()
+
+
+def lengths_of_training(index, changes):
+    """Outcomes of runs of a quarter, a half, three quarters and all of 80 steps."""
+    outcome = make_outcome("one", index, np.random.default_rng(index), teacher=0.9)
+    runs = (replace(RUN, steps=steps) for steps in (20, 40, 60, 80))
+    return [
+        replace(outcome, run=run, half=None, after=outcome.before + change)
+        for run, change in zip(runs, changes, strict=True)
+    ]
+
+
+def test_a_part_of_a_run_is_held_against_its_end(outcomes):
+    falling = lengths_of_training(0, (0.2, 0.1, -0.05, -0.1))
+    model = fit_means(fit_rows(outcomes), TERMS)
+    cases = judge_outcomes(model, [falling[i] for i in (3, 0, 2, 1)])
+    (training,) = whole_trainings(cases)
+    assert training.change == pytest.approx(-0.1)
+    assert training.on_the_way == pytest.approx((0.2, 0.1, -0.05))
+    assert training.predicted == cases[0].predicted
+
+
+def test_a_run_that_was_evaluated_at_half_alone_has_no_other_part(outcomes):
+    cases = judge_outcomes(fit_means(fit_rows(outcomes), TERMS), outcomes[:2])
+    training = whole_trainings(cases)[0]
+    quarter, half, rest = training.on_the_way
+    assert np.isnan([quarter, rest]).all()
+    assert half == pytest.approx((outcomes[0].after - outcomes[0].before) / 2)
+
+
+def test_rank_and_error_leave_out_what_was_not_evaluated():
+    assert rank_and_error([0.1, 0.2, np.nan, 0.3], [0.2, 0.3, 9, 0.4]) == pytest.approx((1, 0.1))
+    assert rank_and_error([0.1, np.nan, np.nan], [0.2, 0.3, 0.4]) is None

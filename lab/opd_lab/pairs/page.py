@@ -25,6 +25,7 @@ from opd_lab.pairs.judging import (
     rank_correlation,
     summarise,
 )
+from opd_lab.pairs.partial_runs import PARTS, rank_and_error, whole_trainings
 from opd_lab.pairs.real import BLOCK as REAL_BLOCK
 from opd_lab.pairs.records import Outcome, count_trainings, worlds_of
 
@@ -80,6 +81,13 @@ REAL_UNSEEN = (
 REAL_LEFT_OUT = "Runs in the fit, each with a forecast fitted without its task."
 
 
+PARTS_NOTE = (
+    "Of each whole training: Spearman with its change, and mean error in points, first of the "
+    "forecast before it, then of the change that was measured after a part of its own steps, "
+    "taken as the forecast."
+)
+
+
 @dataclass(frozen=True)
 class Findings:
     """What the page is made of.
@@ -129,7 +137,7 @@ def check_document(findings: Findings) -> Document:
         Section("baselines", "Rank correlation of other numbers", [_baselines(findings.left_out)]),
         Section("coverage", "Coverage of the intervals", [_coverage(findings.left_out)]),
         Section("wrong", "Every wrong go and don't", [_wrong(findings.left_out)]),
-        Section("half", "Change at half of the run", [_half(findings.known)]),
+        Section("parts", "What a part of the run itself would tell", _parts(findings)),
         Section("ablation", "Ablation", [_ablation(findings)]),
         Section("single", "Each feature alone", [_features(findings.known)]),
         Section("data", "The records", [_data(findings.known)]),
@@ -237,13 +245,29 @@ def _real_summary(cases: Sequence[Case]) -> str:
     )
 
 
-def _half(records: Sequence[Outcome]) -> Table:
+def _parts(findings: Findings) -> list[Part]:
+    """Forecasts beside the change by a part of the run, world by world."""
+    trainings = whole_trainings(findings.left_out)
+    groups = {
+        world: [t for t in trainings if t.world == world]
+        for world in worlds_of(case.outcome for case in findings.left_out)
+    }
+    groups["all of these"] = [t for t in trainings if np.isfinite(t.on_the_way).all()]
+    groups["other seeds, as shipped"] = whole_trainings(findings.unseen)
+    groups["real models, as shipped"] = whole_trainings(findings.real)
     rows = []
-    for world in (*worlds_of(records), ALL):
-        chosen = [r for r in records if world in (r.world, ALL) and r.half is not None]
-        halves = [r.half - r.before for r in chosen if r.half is not None]
-        rows.append([world, _number(rank_correlation(halves, [r.change for r in chosen]))])
-    return Table("", ("world", "Spearman with the change at the end"), rows)
+    for label, group in groups.items():
+        changes = [t.change for t in group]
+        reported = [[t.predicted for t in group]]
+        reported += [[t.on_the_way[i] for t in group] for i in range(len(PARTS))]
+        cells = [_rank_and_error(rank_and_error(values, changes)) for values in reported]
+        rows.append([label, str(len(group)), *cells])
+    columns = ("world", "trainings", "forecast", *(f"after {part:.0%}" for part in PARTS))
+    return [Note(PARTS_NOTE), Table("", columns, rows)]
+
+
+def _rank_and_error(values: tuple[float, float] | None) -> str:
+    return "-" if values is None else f"{_number(values[0])}, {100 * values[1]:.1f}"
 
 
 def _ablation(findings: Findings) -> Table:
