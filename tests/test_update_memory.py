@@ -14,7 +14,7 @@ from conftest import tiny_model
 from opd.core.microbatches import MicroBatchGroup
 from opd.core.objective import Objective
 from opd.errors import UserError
-from opd.models.lm import LM, add_lora
+from opd.models.lm import LM, add_lora, is_out_of_memory
 from opd.training.learner import MicroBatchSplits
 from opd.training.step import accumulate_within_memory, update
 from support.everyday import everyday
@@ -60,6 +60,23 @@ def test_micro_batches_are_halved_and_the_gradient_is_the_same(
     failed = len(seen)
     accumulate_within_memory(learner, batch, 1)
     assert max(seen[failed:]) <= 3  # the next step does not try again what failed
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError(CPU_OOM), True),
+        (MemoryError(), True),
+        # What torch does not allocate itself: a graph, pinned memory, a workspace.
+        (RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("shape mismatch"), False),
+    ],
+)
+def test_what_is_taken_for_exhausted_memory(error, expected):
+    assert is_out_of_memory(error) is expected
 
 
 def test_a_rollout_that_does_not_fit_alone_is_said(make_lm, make_prompts):

@@ -5,6 +5,10 @@ Everything else that goes wrong is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+# What torch says of exhausted memory where the type of the error does not: of the host's, of the
+# driver's (graphs, pinned memory, libraries), of a workspace.
+NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
 
 class UserError(Exception):
     """A mistake the user can correct.

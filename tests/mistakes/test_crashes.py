@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from opd.run.crash import describe
 from opd.run.disk import FileOps
 from opd.training import loop
 from support.mistakes import make_workspace, type_command, type_in_a_process
@@ -63,6 +64,13 @@ def test_a_disk_that_fails_is_a_message(workspace, monkeypatch, code, said, afte
     assert outcome.code == 2, outcome.text
     assert not outcome.has_traceback
     assert said in outcome.text or "Disk full" in outcome.text
+
+
+def test_memory_that_the_driver_lacks_is_no_failure_of_the_gpu():
+    said = describe(RuntimeError("CUDA error: out of memory"))
+    assert said is not None
+    assert "train.tokens_per_microbatch" in said
+    assert "The GPU failed" not in said
 
 
 def test_exhausted_memory_is_a_message_and_a_traceback_in_the_run_folder(workspace, monkeypatch):

@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from opd.errors import UserError
+from opd.errors import NO_MEMORY, UserError
 from opd.models.attention import use_grouped_attention
 from opd.models.away import leave_file
 from opd.models.configs import context_length_of
@@ -267,9 +267,9 @@ def check_head(lm: LM, key: str) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory; on the CPU only the error's message says so."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "DefaultCPUAllocator" in str(error)
+    """Whether memory ran out; often only the error's message says so."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        part in str(error) for part in NO_MEMORY
     )
 
 

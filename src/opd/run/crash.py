@@ -13,6 +13,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
+from opd.errors import NO_MEMORY
 from opd.run.layout import TRACEBACK
 from opd.run.redact import redact_text
 
@@ -59,7 +60,7 @@ def describe(error: BaseException) -> str | None:
     text = str(error)
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return f"{_first_line(text)} {_MEMORY}".strip()
-    if "DefaultCPUAllocator" in text:
+    if any(part in text for part in NO_MEMORY):
         return f"{_first_line(text)} {_MEMORY}"
     if any(part in text for part in _FULL):
         return f"No space left on the disk{_of(error)}. {_ADVICE[errno.ENOSPC]}"

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from opd.errors import UserError
 from opd.models.fsdp import gather_model, unsharded
-from opd.models.lm import LM
+from opd.models.lm import LM, default_device
 from opd.run.folder import RunFolder
 from opd.run.rollouts import StepFile, decode, encode
 from opd.samplers.vllm import VllmSampler
@@ -162,12 +162,13 @@ def init_ranks() -> Ranks:
     if size == 1:
         return SINGLE
     if not dist.is_initialized():
-        accelerator = torch.accelerator.current_accelerator()
+        # Not torch's own current accelerator: that is what torch was built for, here or not.
+        accelerator = default_device()
         try:
-            if accelerator is None:
+            if accelerator.type == "cpu":
                 dist.init_process_group("gloo", timeout=TIMEOUT)
             else:
-                set_device(accelerator)
+                set_device()
                 backend = dist.get_default_backend_for_device(accelerator)
                 # Gradients cross between accelerators; bytes and waits go through gloo, so that a
                 # process that waits does not occupy its accelerator.
@@ -182,7 +183,7 @@ def init_ranks() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), _Waiting.group)
 
 
-def set_device(accelerator: torch.device) -> None:
+def set_device() -> None:
     """Use this process's accelerator: the LOCAL_RANK-th, or the only one that it may see."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     torch.accelerator.set_device_index(local_rank % max(1, torch.accelerator.device_count()))
