@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -81,3 +82,16 @@ def test_the_command_says_how_to_resume(tmp_path):
     assert "Finishing this step" in out
     assert "--resume" in out
     assert find_newest_checkpoint(tmp_path / "run" / "checkpoints") is not None
+
+
+def test_what_goes_on_with_a_run_names_the_launcher(monkeypatch):
+    """One process would refuse to go on with a run of several."""
+    monkeypatch.setattr(sys, "argv", ["opd", "train", "my run.yaml", "--overwrite"])
+    assert run_session.resume_command("train") == "opd train 'my run.yaml' --resume"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        monkeypatch.delenv(name)
+    with_torchrun = "torchrun ... -m opd train 'my run.yaml' --resume"
+    assert run_session.resume_command("train") == with_torchrun
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert run_session.resume_command("train").startswith("accelerate launch ... -m opd train ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import signal
 import sys
@@ -102,7 +103,15 @@ def resume_command(command: str) -> str:
     words = [w for w in redact_command(sys.argv[1:]) if w not in ("--overwrite", "--resume")]
     if words[:1] != [command]:  # from Python, a test or a plugin
         return f"opd {command} ... --resume"
-    return shlex.join(["opd", *words, "--resume"])
+    return shlex.join([*_launcher(), *words, "--resume"])
+
+
+def _launcher() -> list[str]:
+    """What this process was started with; dots stand for the launcher's own arguments."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return ["opd"]
+    accelerate = any(name.startswith("ACCELERATE_") for name in os.environ)
+    return [*(["accelerate", "launch"] if accelerate else ["torchrun"]), "...", "-m", "opd"]
 
 
 def stop_after_step(stop: Event, console: Console, processes: int = 1) -> dict[signal.Signals, Any]:
