@@ -9,7 +9,8 @@ import torch
 from opd.core.stats import Estimate
 from opd.recipes.check.features import tilted_accuracy, weighted_accuracy
 from opd.recipes.check.pilot import gradient_agreement, weight_square_sum
-from opd.recipes.check.pilot_features import weighted_change
+from opd.recipes.check.pilot_features import resampled_features, weighted_change
+from opd.recipes.check.probe import Answers
 from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.weights import MAX_WEIGHT, effective_samples, temper
 
@@ -103,3 +104,12 @@ def test_the_path_of_a_run_is_the_sum_of_its_rates():
     assert SETTINGS.path(2) == pytest.approx(1e-3 * 0.75)
     assert SETTINGS.path(99) == SETTINGS.path()
     assert RunSettings.of_record(SETTINGS.record()) == SETTINGS
+
+
+def test_a_fraction_that_is_cut_off_stays_a_fraction():
+    """One of four answers: Student's interval reached below none of them and above all."""
+    lengths, cut = np.full((4, 1), 8), np.array([[0.0], [1.0], [0.0], [0.0]])
+    before, after = Answers(None, lengths, np.zeros((4, 1))), Answers(None, lengths, cut)
+    share = resampled_features(before, after)["pilot_truncated"]
+    assert share.value == 0.25
+    assert 0 <= share.low < share.value < share.high <= 1

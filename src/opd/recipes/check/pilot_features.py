@@ -184,7 +184,7 @@ def weighted_change(correct: np.ndarray, moved: np.ndarray) -> Estimate:
 
 def resampled_features(before: Answers, after: Answers) -> dict[str, Estimate]:
     """From answers (P, m) before, and those after with the same prompts and random numbers."""
-    features = {"pilot_truncated": stats.mean(after.truncated.mean(1))}
+    features = {"pilot_truncated": stats.mean_fraction(after.truncated.mean(1))}
     if before.correct is not None and after.correct is not None:
         difference = after.correct.mean(1) - before.correct.mean(1)
         features["pilot_resampled"] = stats.mean(difference)
