@@ -9,6 +9,7 @@ Shapes: O outputs, I inputs, B blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -77,11 +78,17 @@ class QuantisedLinear(nn.Linear):
         """The weight (O, I) that the stored levels stand for."""
         if self.scheme == "int8":
             return self.weight.to(dtype) * self.scale[:, None].to(dtype)
-        table = torch.tensor(NF4, dtype=dtype, device=self.weight.device)
-        pairs = torch.stack([table.repeat_interleave(16), table.repeat(16)], dim=1)
+        pairs = _pairs(dtype, self.weight.device)
         blocks = F.embedding(self.weight.view(-1).int(), pairs).view(-1, BLOCK)
         full = blocks * self.scale[:, None].to(dtype)
         return full.view(self.out_features, self.in_features)
+
+
+@lru_cache(maxsize=16)
+def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The two levels (256, 2) of each byte; made once: a copy from the host waits for a GPU."""
+    table = torch.tensor(NF4, dtype=dtype, device=device)
+    return torch.stack([table.repeat_interleave(16), table.repeat(16)], dim=1)
 
 
 class _Product(torch.autograd.Function):

@@ -124,7 +124,9 @@ class Rows:
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """A copy on the device; the host does not wait for it."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def finished_rollout(job: Job, tape: Tape, request: Request, words: np.ndarray) -> Rollout:

@@ -84,13 +84,11 @@ def _chunks(
     for lm in (policy, scorer):
         hidden = lm.hidden(ids.to(lm.device))
         states.append(torch.cat([hidden[row, span] for row, span in enumerate(predicting)]))
-    targets = torch.cat([torch.from_numpy(r.ids).long() for r in rollouts])
-    for chunk in chunk_slices(len(targets), policy.vocab, targets.device):
+    targets = torch.cat([torch.from_numpy(r.ids).long() for r in rollouts]).to(policy.device)
+    for chunk in chunk_slices(len(targets), 2 * policy.vocab, policy.device):  # logits of both
         p = DenseDistribution(policy.head.logits(states[0][chunk])).log_probs()
         q = DenseDistribution(scorer.head.logits(states[1][chunk])).log_probs().to(p.device)
-        yield diagnostics.full_metrics(
-            p, q, k=min(k, policy.vocab), targets=targets[chunk].to(p.device)
-        )
+        yield diagnostics.full_metrics(p, q, k=min(k, policy.vocab), targets=targets[chunk])
 
 
 def diagnosis_of_measures(measures: Sequence[dict[str, Measure]]) -> Diagnosis:
