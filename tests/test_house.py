@@ -6,6 +6,7 @@ What is shipped or shown of run.yaml must load; the rest is said in CONTRIBUTING
 from __future__ import annotations
 
 import ast
+import math
 import re
 import tomllib
 from collections.abc import Iterator
@@ -197,9 +198,11 @@ FILES = ("jsonl", "json", "md", "py", "html", "parquet")
 
 def unknown_keys(text: str) -> list[str]:
     """Dotted names that begin with a section of run.yaml and are no key of it."""
-    known = config.known_keys()
     sections = "|".join(config.Run.model_fields)
     dotted = re.findall(rf"(?<![\w./])((?:{sections})(?:\.[a-z_0-9N]+)+)(?![\w(])", text)
+    if not dotted:  # most strings of the code: listing the keys takes longer than all the rest
+        return []
+    known = config.known_keys()
     # The keywords of a chat template are the template's own.
     keys = {name: re.sub(r"\.(\d+|N)(?=\.|$)|(?<=\.chat)\.\w+$", "", name) for name in dotted}
     return [
@@ -255,12 +258,13 @@ def test_files_functions_and_argument_lists_are_short():
         for file in [*PRODUCT, *TESTS, *SCRIPTS]
         if len(file.read_text(encoding="utf-8").splitlines()) > MAX_LINES
     }
-    larger |= {
-        name
-        for name, node in functions([*PRODUCT, *TESTS])
-        if (node.end_lineno or 0) - node.lineno + 1 > MAX_FUNCTION
-    }
-    larger |= {name for name, node in functions(PRODUCT) if count_arguments(node) > MAX_ARGUMENTS}
+    for files, arguments in ((PRODUCT, MAX_ARGUMENTS), (TESTS, math.inf)):
+        larger |= {
+            name
+            for name, node in functions(files)
+            if (node.end_lineno or 0) - node.lineno + 1 > MAX_FUNCTION
+            or count_arguments(node) > arguments
+        }
     assert {file if (file := name.split(":")[0]) in LARGER else name for name in larger} == {
         *LARGER
     }
@@ -268,8 +272,9 @@ def test_files_functions_and_argument_lists_are_short():
 
 
 def undocumented(file: Path) -> list[str]:
-    """Public functions, classes and methods of a module without a docstring."""
+    """Public functions, classes and methods of a module, and itself, without a docstring."""
     module = parse(file)
+    bare = [] if ast.get_docstring(module) else [name_of(file)]
     named = [n for n in module.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
     named += [
         method
@@ -278,7 +283,7 @@ def undocumented(file: Path) -> list[str]:
         for method in node.body
         if isinstance(method, ast.FunctionDef)
     ]
-    return [
+    return bare + [
         f"{name_of(file)}:{node.name}"
         for node in named
         if not node.name.startswith("_") and ast.get_docstring(node) is None
@@ -287,7 +292,6 @@ def undocumented(file: Path) -> list[str]:
 
 def test_public_names_are_documented():
     assert not [name for file in PRODUCT for name in undocumented(file)]
-    assert not [name_of(file) for file in PRODUCT if ast.get_docstring(parse(file)) is None]
 
 
 def test_few_modules_at_the_root_and_few_layers():
@@ -308,10 +312,9 @@ def test_the_readme_is_short():
 def retired_words(text: str) -> list[str]:
     """Lines of a text with a retired word, and what to say instead."""
     return [
-        f"{number}: {match[0]!r}, say: {instead}"
-        for pattern, instead in RETIRED.items()
-        for number, line in enumerate(text.splitlines(), start=1)
-        for match in re.finditer(pattern, line, re.IGNORECASE)
+        f"{text.count(chr(10), 0, match.start()) + 1}: {match[0]!r}, say: {instead}"
+        for pattern, instead in RETIRED.items()  # none of them reaches over the end of a line
+        for match in re.finditer(pattern, text, re.IGNORECASE)
     ]
 
 
