@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,21 +12,35 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from opd.testing import TINY_VOCAB, tiny_lm, tiny_model, tiny_tokenizer
-
 # `OPD_TEST_DEVICE=cuda pytest`: what tests make without naming a device is made there.
 if device := os.environ.get("OPD_TEST_DEVICE"):
     from support.default_device import DefaultDevice
 
     DefaultDevice(device).__enter__()
 
-__all__ = ["VOCAB", "tiny_model", "tiny_tokenizer"]
-VOCAB = TINY_VOCAB
+TINY = {"VOCAB": "TINY_VOCAB", "tiny_model": "tiny_model", "tiny_tokenizer": "tiny_tokenizer"}
+
+
+def __getattr__(name: str):
+    """What test modules import from here: xdist's own process needs no torch, and begins sooner."""
+    if name not in TINY:
+        raise AttributeError(name)
+    import opd.testing
+
+    return getattr(opd.testing, TINY[name])
+
+
+def pytest_collection_finish() -> None:
+    """The modules and tests stay: no collection of garbage goes through them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
 def make_lm():
     """Factory of `opd.models.lm.LM` around a tiny random model."""
+    from opd.testing import tiny_lm
+
     return tiny_lm
 
 
@@ -34,12 +49,13 @@ def make_prompts():
     """Factory of prompts of given lengths over the tiny vocabulary."""
     import numpy as np
 
+    from opd.testing import TINY_VOCAB
     from opd.types import Prompt
 
     def make(*lengths: int, seed: int = 0):
         rng = np.random.default_rng(seed)
         return [
-            Prompt(i, tuple(rng.integers(3, VOCAB, n).tolist()), f"prompt {i}")
+            Prompt(i, tuple(rng.integers(3, TINY_VOCAB, n).tolist()), f"prompt {i}")
             for i, n in enumerate(lengths)
         ]
 
