@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from opd import config
 from opd.config import Grow
 from opd.core.batch import Batch
-from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.recipes.distillation import distill
 from opd.run.jsonl import read_jsonl
@@ -22,7 +21,7 @@ from opd.samplers.hf import HFSampler
 from opd.training.horizon import Horizon, Pruning, growing_limit, next_cap, prune_weights, reach
 from opd.training.session import Session
 from opd.types import Prompt, Rollout, Scores
-from support.runs import open_run
+from support.runs import open_run, short_demo
 
 LONGEST = 24
 
@@ -121,7 +120,7 @@ def test_a_limited_rollout_is_the_beginning_of_the_whole_one(make_lm, make_promp
 
 
 def run_config(folder: Path, *, steps=6, **changes) -> dict:
-    data = demo_config(folder)
+    data = short_demo(folder)
     data["train"] |= {"steps": steps, "prompts_per_step": 2}
     data["output"] |= {"save_every": 2, "rollout_sample": 2}
     data["eval"] = []

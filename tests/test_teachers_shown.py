@@ -110,7 +110,7 @@ def test_the_setup_and_the_card_name_every_teacher(finished):
     assert "teachers.own.weights" in text
     card = model_card(run, kind="weights", step=4, reload_check="equal")
     assert "completions from `teacher`, `student` with opd" in card
-    assert "`train.jsonl`, `second.jsonl`, 4 per step" in card
+    assert "`first-256.jsonl`, `second.jsonl`, 4 per step" in card
 
 
 def test_the_setup_of_a_student_that_teaches_itself(tmp_path):

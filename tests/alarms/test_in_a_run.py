@@ -14,7 +14,7 @@ from opd.alarms import RULES, Alarm, Monitor, Rule, replay
 from opd.alarms.conditions import Evidence
 from opd.config import Alarms
 from opd.core.objective import Objective
-from opd.demo.run_config import PAIR, demo_config
+from opd.demo.run_config import PAIR
 from opd.recipes.distillation import distill
 from opd.reports.terminal import render_text
 from opd.reports.training_summary import training_summary
@@ -23,7 +23,7 @@ from opd.run.jsonl import read_jsonl
 from opd.training.horizon import Horizon
 from opd.training.interventions import NO_ACTION, Adjustable, Interventions
 from opd.types import Kind
-from support.runs import open_run
+from support.runs import open_run, short_demo
 
 STEPS = 11
 # A threshold nobody meets, so that the alarm comes for certain: at step 9, in windows of two.
@@ -38,7 +38,7 @@ def short_windows(monkeypatch):
 
 def run_config(folder: Path, **changes) -> dict:
     """A small run of the demo pair."""
-    data = demo_config(folder)
+    data = short_demo(folder)
     data["train"] |= {"steps": STEPS, "prompts_per_step": 2}
     data["output"] |= {"save_every": 2, "rollout_sample": 2}
     data["eval"] = [data["eval"][0] | {"limit": 4, "every": 3}]

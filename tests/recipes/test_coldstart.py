@@ -40,7 +40,7 @@ from opd.setup.coldstart_source import require_one_process, teacher_sampler
 from opd.setup.remote_teacher import ServedTeacher
 from opd.teachers.vllm_api import VllmDialect
 from opd.testing import FakeVllmServer
-from support.coldstart_runs import run_config
+from support.coldstart_runs import PROMPTS, run_config
 from support.runs import Counting, digest, open_run, run_to_end, shorten_prompts
 from support.servers import STOP, stopping_model
 
@@ -110,7 +110,7 @@ def test_a_cold_start_that_used_every_question_is_not_lost(straight, monkeypatch
     session, completions = open_run(run_config(folder), resume=True)
     asked = before_training(session, completions).source.prompts.prompts
     session.folder.close()
-    assert len(asked) == 2000
+    assert len(asked) == PROMPTS
     assert "used every question" in caplog.text
 
 
@@ -119,10 +119,13 @@ def test_prompts_of_the_two_phases_are_disjoint(straight, home):
     files = (folder / "coldstart" / "rollouts").glob("*.parquet")
     learned = {question_key(r.prompt.text) for file in files for r in read_step(file)[0]}
     session, completions = open_run(run_config(folder), resume=True)
+    every = session.source.prompts.prompts
     asked = before_training(session, completions).source.prompts.prompts
     session.folder.close()
-    assert not learned & {question_key(p.text) for p in asked}
-    assert len(asked) == summary["coldstart"]["prompts_left"] == 2000 - len(learned)
+    assert len(every) == PROMPTS
+    assert learned
+    assert asked == tuple(p for p in every if question_key(p.text) not in learned)
+    assert len(asked) == summary["coldstart"]["prompts_left"]
 
 
 @pytest.mark.parametrize("stop_after", ["first round", "handover"])
@@ -256,7 +259,7 @@ def test_an_overlap_that_suffices_costs_no_token(tmp_path):
     record = summary["coldstart"]
     assert (record["rounds"], record["tokens"]) == (0, 0)
     assert "have reached" in record["reason"]
-    assert record["prompts_left"] == 2000
+    assert record["prompts_left"] == PROMPTS
 
 
 def test_given_rollouts_and_gold_rows_need_no_writer(home, straight, tmp_path):

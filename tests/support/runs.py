@@ -36,9 +36,16 @@ def run_to_end(data: dict[str, Any], **flags: bool) -> dict[str, Any]:
         return distill(session, completions)
 
 
+def short_demo(folder: Path, prompts: int = 256) -> dict:
+    """The demo's run with its first prompts alone: reading 2000 takes longer than a few steps."""
+    data = demo_config(folder)
+    shorten_prompts(data, prompts)
+    return data
+
+
 def run_config(folder: Path, *, steps=6, **changes) -> dict:
     """A small run of the demo pair; `changes` are merged section by section."""
-    data = demo_config(folder)
+    data = short_demo(folder)
     data["train"] |= {"steps": steps, "prompts_per_step": 4}
     data["output"] |= {"save_every": 2, "rollout_sample": 2}
     data["eval"] = [e | {"limit": 8, "every": 2} for e in data["eval"]]
@@ -53,7 +60,7 @@ def run_config(folder: Path, *, steps=6, **changes) -> dict:
 
 
 def shorten_prompts(data: dict, count: int) -> None:
-    """Keep the first prompts of a run's file alone: reading 2000 takes longer than two steps."""
+    """Keep the first prompts of a run's file alone."""
     path = Path(data["prompts"]["path"])
     short = path.with_name(f"first-{count}.jsonl")
     short.write_text("".join(path.read_text().splitlines(keepends=True)[:count]))

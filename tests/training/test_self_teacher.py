@@ -192,7 +192,7 @@ def test_text_of_a_row_is_no_template(tmp_path):
 def test_another_hint_is_another_run(tmp_path):
     data = self_run(tmp_path / "run", steps=2)
     run_to_end(data)
-    path = tmp_path / "demo-data" / "train.jsonl"
+    path = Path(data["prompts"]["path"])
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[0]["answer"] = "7"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
