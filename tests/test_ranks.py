@@ -53,7 +53,7 @@ def test_shared_work_is_the_work(make_lm, make_prompts, size):
     shared = run_as_rank_zero(lambda ranks: ShardedTeacher(teacher, ranks).score(alone, want), size)
     for a, b in zip(scores, shared, strict=True):
         np.testing.assert_allclose(a.support, b.support, atol=1e-9)
-        np.testing.assert_allclose(a.hidden.numpy(), b.hidden.numpy(), atol=1e-9)
+        np.testing.assert_allclose(a.hidden.cpu().numpy(), b.hidden.cpu().numpy(), atol=1e-9)
 
 
 @pytest.mark.parametrize("size", [2, 3])

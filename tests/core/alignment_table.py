@@ -148,13 +148,13 @@ def measure(toy: Toy) -> Result:
         p = logp.sum().exp()
         chunks = align(ends(y), ends(tokens))
         numbers = torch.from_numpy(chunk_of_tokens(chunks, len(y)))
-        effective = effective_logq(chunks, logp.detach().numpy(), logq)
-        advantage = torch.from_numpy(effective) - logp.detach()
+        effective = effective_logq(chunks, logp.detach().cpu().numpy(), logq)
+        advantage = torch.tensor(effective) - logp.detach()
         each = torch.tensor([advantage[c.student.start] for c in chunks], dtype=torch.float64)
         whole = float(logq.sum()) - float(logp.detach().sum())
         value_error = max(value_error, abs(float(each.sum()) - whole))
         # What the product trains on: k1 on effective log-scores.
-        loss = loss + p.detach() * k1(logp, torch.from_numpy(effective)).sum()
+        loss = loss + p.detach() * k1(logp, torch.tensor(effective)).sum()
         for t in range(len(y)):
             own = int(numbers[t])
             weights = {

@@ -18,12 +18,18 @@ def problem(seed=0, n=11, h=6, v=17, dtype=torch.float64):
     return hidden, weight, bias, torch.randint(0, v, (n, 4), generator=g)
 
 
+def set_chunk(monkeypatch, elements):
+    """On every kind of device."""
+    for name in ("CHUNK_ELEMENTS", "ACCELERATOR_CHUNK_ELEMENTS"):
+        monkeypatch.setattr(chunked, name, elements)
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_chunked_sum_equals_dense_value_and_gradient(monkeypatch, chunk, with_bias):
     hidden, weight, bias, ids = problem()
     used = bias if with_bias else None
-    monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 17 * chunk)
+    set_chunk(monkeypatch, 17 * chunk)
 
     def loss(raw, part):
         logp = raw.log_softmax(-1)
@@ -42,7 +48,7 @@ def test_chunked_sum_equals_dense_value_and_gradient(monkeypatch, chunk, with_bi
 def test_the_teachers_logits_are_those_of_the_rows_at_hand(monkeypatch, block):
     hidden, weight, bias, _ = problem()
     theirs = torch.randn(11, 17, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 17 * 4)
+    set_chunk(monkeypatch, 17 * 4)
     monkeypatch.setattr(chunked, "CPU_BLOCK_ELEMENTS", 17 * block)
     parts, asked = [], []
 

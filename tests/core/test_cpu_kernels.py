@@ -1,6 +1,7 @@
 """`opd.core.cpu_kernels`: the same numbers as torch's own functions."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import linear
 
 from opd.core import cpu_kernels
+
+randn = partial(torch.randn, device="cpu")  # whatever OPD_TEST_DEVICE is
 
 N, H = 5, 7
 
@@ -19,7 +22,7 @@ N, H = 5, 7
 def test_projecting_by_tiles_is_linear(vocab, biased, count):
     torch.manual_seed(0)
     hidden, weight, bias = (
-        torch.randn(*s, dtype=torch.float64) for s in ((count, H), (vocab, H), (vocab,))
+        randn(*s, dtype=torch.float64) for s in ((count, H), (vocab, H), (vocab,))
     )
     bias = bias if biased else None
     projected = cpu_kernels.project(hidden, weight, bias)
@@ -33,13 +36,13 @@ class Sharded(torch.Tensor):
 @pytest.mark.parametrize(
     ("hidden", "weight"),
     [
-        (torch.randn(N, H), torch.randn(9000, H).as_subclass(Sharded)),
-        (torch.randn(N, H), torch.randn(9000, H, requires_grad=True)),
-        (torch.randn(cpu_kernels.MAX_ROWS + 1, H), torch.randn(9000, H)),
-        (torch.randn(1, H), torch.randn(9000, H)),
-        (torch.randn(2, N, H), torch.randn(9000, H)),
-        (torch.randn(N, H), torch.randn(cpu_kernels.MIN_VOCAB - 1, H)),
-        (torch.randn(N, H).bfloat16(), torch.randn(9000, H).bfloat16()),
+        (randn(N, H), randn(9000, H).as_subclass(Sharded)),
+        (randn(N, H), randn(9000, H, requires_grad=True)),
+        (randn(cpu_kernels.MAX_ROWS + 1, H), randn(9000, H)),
+        (randn(1, H), randn(9000, H)),
+        (randn(2, N, H), randn(9000, H)),
+        (randn(N, H), randn(cpu_kernels.MIN_VOCAB - 1, H)),
+        (randn(N, H).bfloat16(), randn(9000, H).bfloat16()),
     ],
 )
 def test_everything_else_goes_torchs_way(hidden, weight, monkeypatch):
@@ -60,7 +63,7 @@ def test_tiles_of_any_size_give_the_whole_product(count, monkeypatch):
 
     monkeypatch.setattr(torch, "mm", counted)
     monkeypatch.setattr(cpu_kernels, "TILE_BYTES", 700 * H * 4)
-    hidden, weight = torch.randn(count, H), torch.randn(9000, H)
+    hidden, weight = randn(count, H), randn(9000, H)
     torch.testing.assert_close(
         cpu_kernels.project(hidden, weight), linear(hidden, weight), rtol=1e-4, atol=1e-4
     )
@@ -68,7 +71,7 @@ def test_tiles_of_any_size_give_the_whole_product(count, monkeypatch):
 
 
 def test_where_a_gradient_is_wanted_there_is_one():
-    hidden, weight = torch.randn(N, H, requires_grad=True), torch.randn(9000, H, requires_grad=True)
+    hidden, weight = randn(N, H, requires_grad=True), randn(9000, H, requires_grad=True)
     cpu_kernels.project(hidden, weight).sum().backward()
     torch.testing.assert_close(
         hidden.grad, weight.detach().sum(0).expand(N, -1), rtol=1e-4, atol=1e-3
@@ -78,14 +81,14 @@ def test_where_a_gradient_is_wanted_there_is_one():
 
 
 def test_no_positions_give_no_logits():
-    assert cpu_kernels.project(torch.randn(0, H), torch.randn(9000, H)).shape == (0, 9000)
+    assert cpu_kernels.project(randn(0, H), randn(9000, H)).shape == (0, 9000)
 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**20), k=st.integers(1, 16), vocab=st.sampled_from([8192, 8200, 9001]))
 def test_the_largest_by_blocks_are_the_largest(seed, k, vocab):
     torch.manual_seed(seed)
-    values = torch.randn(3, vocab).mul(4).round() if seed % 2 else torch.randn(3, vocab)
+    values = randn(3, vocab).mul(4).round() if seed % 2 else randn(3, vocab)
     values[0, -3:] = 99.0  # what no whole block holds
     values[1, :-2] = -torch.inf  # as many impossible tokens as can be
     best, indices = cpu_kernels.topk(values, k)
@@ -95,6 +98,6 @@ def test_the_largest_by_blocks_are_the_largest(seed, k, vocab):
 
 
 def test_a_nan_is_seen():
-    values = torch.randn(2, 9000)
+    values = randn(2, 9000)
     values[1, 4321] = torch.nan
     assert cpu_kernels.topk(values, 4)[0].isnan().any(1).tolist() == [False, True]

@@ -35,7 +35,8 @@ OBJECTIVES = [
 
 
 def logp_of(table, y):
-    return torch.stack([table[INDEX[y[:t]]].log_softmax(-1)[y[t]] for t in range(len(y))]).numpy()
+    rows = [table[INDEX[y[:t]]].log_softmax(-1)[y[t]] for t in range(len(y))]
+    return torch.stack(rows).cpu().numpy()
 
 
 def from_earlier(objective, *, clip):
@@ -52,7 +53,7 @@ def from_earlier(objective, *, clip):
                 logp_of(TABLE, y), logp_of(EARLIER, y), own_token=objective.support == "sampled"
             )
             weight = np.exp(ratios) if clip is None else importance_weights(ratios, clip=clip)
-            tokens = tokens._replace(weight=torch.from_numpy(weight).double())
+            tokens = tokens._replace(weight=torch.tensor(weight, dtype=torch.float64))
             scored = DenseDistribution(TEACHER_TABLE[rows])
             values = objective.per_position(DenseDistribution(theta[rows]), scored, tokens)
             total = total + reach(frozen, y) * values.sum()

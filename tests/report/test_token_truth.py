@@ -48,7 +48,7 @@ def truth(teacher, rollout):
     ids = torch.tensor([[*rollout.prompt.ids, *rollout.ids.tolist()]])
     with torch.no_grad():
         logits = teacher.model(ids).logits[0, len(rollout.prompt.ids) - 1 : -1, : teacher.vocab]
-    return logits.double().log_softmax(-1).numpy()
+    return logits.double().log_softmax(-1).cpu().numpy()
 
 
 def test_colours_and_first_tokens_are_those_of_the_whole_vocabulary(pair):

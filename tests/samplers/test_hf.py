@@ -92,7 +92,7 @@ def test_records_equal_a_fresh_forward(make_lm, make_prompts, dtype, tolerance):
         np.testing.assert_allclose(r.entropy, -(logp.exp() * logp).sum(-1), atol=tolerance)
         np.testing.assert_allclose(r.topk_logp, logp.topk(5).values, atol=tolerance)
         if dtype == torch.float64:
-            assert (r.topk_ids == logp.topk(5).indices.numpy()).all()
+            assert (r.topk_ids == logp.topk(5).indices.cpu().numpy()).all()
 
 
 def test_short_rows_are_decoded_more_at_a_time(make_prompts):
@@ -117,7 +117,7 @@ def test_samples_follow_the_exact_distribution(make_lm):
         first = lm.causal(torch.tensor([prompt.ids])).logits[0, -1].double().softmax(-1)
         ids = torch.tensor([[*prompt.ids, v] for v in range(40)])
         second = lm.causal(ids).logits[:, -1].double().softmax(-1)
-    expected = (first[:, None] * second).numpy() * count
+    expected = (first[:, None] * second).cpu().numpy() * count
     big = expected >= 5
     observed = np.append(seen[big], seen[~big].sum())
     assert chisquare(observed, np.append(expected[big], expected[~big].sum())).pvalue > 1e-4

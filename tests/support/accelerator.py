@@ -125,8 +125,8 @@ class _Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.Tensor.tolist and isinstance(args[0], OnDevice):
             return args[0].cpu().tolist()
-        if func is torch.Tensor.__getitem__ and isinstance(args[0], OnDevice):
-            return func(args[0], self._uploaded(args[1]))
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            return func(args[0], self._uploaded(args[0], args[1]), *args[2:])
         if func == torch.Tensor.data.__get__ and isinstance(args[0], OnDevice):
             return OnDevice(args[0].held)
         if func == torch.Tensor.data.__set__ and isinstance(args[0], OnDevice):
@@ -139,11 +139,11 @@ class _Calls(TorchFunctionMode):
         self.uploads.append(_where(func.__name__))
         return func(*args, **kwargs | {"device": "cpu"}).to(DEVICE, non_blocking=True)
 
-    def _uploaded(self, index):
+    def _uploaded(self, of, index):
         """An index with lists as tensors."""
         if isinstance(index, tuple):
-            return tuple(map(self._uploaded, index))
-        if not isinstance(index, list):
+            return tuple(self._uploaded(of, part) for part in index)
+        if not isinstance(index, list) or not isinstance(of, OnDevice):
             return index
         self.uploads.append(_where("a list as an index"))
         return OnDevice(torch.tensor(index, device="cpu"))

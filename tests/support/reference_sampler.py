@@ -40,7 +40,7 @@ def _decode(lm, decoding, prompt, numbers, stop, capture):
         drawn = sample_tokens(lm.head.logits(hidden), numbers[:, t], decoding, capture)
         for row in range(n):
             if alive[row]:
-                tokens[row].append([x[row].numpy() for x in drawn])
+                tokens[row].append([x[row].cpu().numpy() for x in drawn])
                 alive[row] = int(drawn.ids[row]) not in stop
         if not any(alive):
             break

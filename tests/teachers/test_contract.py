@@ -45,7 +45,7 @@ def dense(lm):
 
     def logp(ids):
         with torch.no_grad():
-            return lm.model(torch.tensor([list(ids)])).logits[0].log_softmax(-1).numpy()
+            return lm.model(torch.tensor([list(ids)])).logits[0].log_softmax(-1).cpu().numpy()
 
     return logp
 

@@ -46,7 +46,7 @@ def direct_logp(lm, prompt_ids, ids):
     text = torch.tensor([[*prompt_ids, *ids.tolist()]])
     with torch.no_grad():
         logits = lm.model(input_ids=text).logits[0, len(prompt_ids) - 1 : -1, : lm.vocab]
-    return torch.log_softmax(logits.double(), -1).numpy()
+    return torch.log_softmax(logits.double(), -1).cpu().numpy()
 
 
 def test_scores_are_those_of_the_teachers_own_prompt_at_the_completions_positions(tmp_path):
@@ -129,7 +129,7 @@ def test_the_average_moves_by_its_decay_and_scores_with_its_own_weights(make_lm)
     exact = direct_logp(copy, rollout.prompt.ids, rollout.ids)
     assert np.allclose(got.sampled, exact[np.arange(3), rollout.ids], atol=1e-5)
     logits = own.head.logits(got.hidden).double()
-    assert np.allclose(torch.log_softmax(logits, -1).detach().numpy(), exact, atol=1e-5)
+    assert np.allclose(torch.log_softmax(logits, -1).detach().cpu().numpy(), exact, atol=1e-5)
 
 
 def test_frozen_under_adapters_is_the_base_and_shares_its_memory(make_lm):

@@ -111,7 +111,7 @@ def test_a_mixture_is_the_mean_of_probabilities(make_lm):
                 w * lm.model(text).logits[0, first:-1, : lm.vocab].double().softmax(-1)
                 for w, lm in zip(weights, lms, strict=True)
             )
-        exact = q.log().numpy()
+        exact = q.log().cpu().numpy()
         at = np.arange(5)
         assert np.allclose(score.sampled, exact[at, rollout.ids], atol=1e-5)
         assert np.allclose(
@@ -123,7 +123,7 @@ def test_a_mixture_is_the_mean_of_probabilities(make_lm):
             (w, lm.config.hidden_size, lm.head.logits) for w, lm in zip(weights, lms, strict=True)
         ]
         whole = mixed_logits(heads)(score.hidden).detach()
-        assert np.allclose(whole.log_softmax(-1).numpy(), exact, atol=1e-5)
+        assert np.allclose(whole.log_softmax(-1).cpu().numpy(), exact, atol=1e-5)
         assert score.topk_ids is None
 
 
