@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -19,7 +20,7 @@ from opd.reports.charts import by_position
 from opd.reports.config_table import config_rows
 from opd.reports.formatting import p_value
 from opd.reports.html import TEMPLATES, render_html
-from opd.reports.plots import Line, _y_limits, curves, heatmap, moving_mean
+from opd.reports.plots import Line, _figure, _svg, _y_limits, curves, heatmap, moving_mean
 from opd.reports.read import read_run
 from opd.reports.run_page import run_document
 from opd.run.folder import RunFolder
@@ -296,3 +297,19 @@ def test_text_and_lines_can_be_seen(theme):
         assert contrast(colours[text], colours["paper"]) >= 4.5, text
     for drawn in (*(f"line-{i}" for i in range(1, 7)), "alarm", "phase"):
         assert contrast(colours[drawn], colours["paper"]) >= 3, drawn
+
+
+def test_a_drawing_is_laid_out_as_savefig_does_it():
+    """The layout is made apart, so that nothing is drawn twice."""
+    places = []
+    for save in (
+        lambda figure: _svg(figure, "a"),
+        lambda figure: figure.savefig(io.BytesIO(), format="svg"),
+    ):
+        figure, axes = _figure()
+        axes.plot([0, 3], [-12345.5, 0.25])
+        before = axes.get_position().bounds
+        save(figure)
+        places.append(axes.get_position().bounds)
+        assert places[-1] != before
+    assert places[0] == places[1]

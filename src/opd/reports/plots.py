@@ -240,9 +240,18 @@ def _style_ticks(axes: Any) -> None:
 
 def _svg(figure: Figure, name: str) -> Markup:
     from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     sink = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}):
+        # As savefig, which would draw everything a first time only to begin with the layout.
+        FigureCanvasSVG(figure)
+        layout, dpi = figure.get_layout_engine(), figure.dpi
+        assert layout is not None
+        figure.dpi = 72
+        layout.execute(figure)
+        figure.dpi = dpi
+        figure.set_layout_engine(None)
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(sink, format="svg", transparent=True, metadata=no_metadata)
     text = sink.getvalue()
