@@ -16,19 +16,20 @@ from opd.commands.check.measure import Measurement, measure_pair
 from opd.commands.check.pilot import PilotSize, run_pilot
 from opd.commands.check.rounds import make_probe_config, probe_prompts
 from opd.data.graders import make_grader
-from opd.demo.run_config import PAIR, demo_config
+from opd.demo.run_config import PAIR
 from opd.errors import UserError
 from opd.recipes.check import features, pilot_features
 from opd.recipes.check.probe import ProbeModel, probe_student, probe_teacher
 from opd.run.console import Console
 from opd.setup.prompts import load_training_prompts
 from opd.training.throwaway import throwaway
+from support.runs import short_demo
 
 LORA = {"rank": 4, "alpha": 8.0}
 
 
 def demo_run(folder, **changes):
-    data = demo_config(folder / "run")
+    data = short_demo(folder / "run")
     for section, values in changes.items():
         data[section] = data.get(section, {}) | values
     return config.parse(data)

@@ -9,7 +9,6 @@ import pytest
 from opd import config
 from opd.commands.select import run_select
 from opd.commands.verify import run_verify
-from opd.demo.run_config import demo_config
 from opd.http import Http
 from opd.models.lm import load_lm
 from opd.models.tokenizers import load_tokenizer
@@ -18,6 +17,7 @@ from opd.setup import remote_teacher
 from opd.setup.models import open_models
 from opd.teachers.vllm_api import VllmDialect
 from opd.testing import FakeVllmServer, model_logp
+from support.runs import short_demo
 
 
 def vllm_of(path: str) -> FakeVllmServer:
@@ -30,7 +30,7 @@ def vllm_of(path: str) -> FakeVllmServer:
 @pytest.fixture
 def stock_vllm(monkeypatch, tmp_path):
     """The demo with its teacher behind a vLLM server that cannot score student-chosen tokens."""
-    data = demo_config(tmp_path / "run")
+    data = short_demo(tmp_path / "run")
     server = vllm_of(data["teacher"]["model"])
     monkeypatch.setattr(remote_teacher, "Http", partial(Http, transport=server))
     monkeypatch.setattr(remote_teacher.ServedTeacher, "generates", False)

@@ -31,6 +31,7 @@ from opd.training.distributed import (
 )
 from opd.types import Want
 from support.ranks import ReplayedRanks, run_as_rank_zero
+from support.runs import short_demo
 
 # The order in which float32 gradients are added differs between numbers of processes.
 CURVE = 1e-5
@@ -162,7 +163,7 @@ def launch(
 def start_processes(
     folder: Path, processes: int, *options: str, steps: int = 4, start: str = "torchrun"
 ) -> subprocess.CompletedProcess[str]:
-    data = demo_config(folder)
+    data = short_demo(folder)
     data["train"] |= {"steps": steps, "prompts_per_step": 6, "tokens_per_microbatch": 64}
     data["output"] |= {"save_every": 2}
     data["eval"] = [e | {"limit": 6, "every": 2} for e in data["eval"]]

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from opd.demo.run_config import PAIR, demo_config
+from opd.demo.run_config import PAIR
 from support.mistakes import type_command
+from support.runs import short_demo
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,7 +36,7 @@ def opd(words: list[str], folder: Path) -> subprocess.CompletedProcess:
 def fill_in(file: Path) -> None:
     """Put the shipped pair where the template says `path/to/...`, and make the run short."""
     data = yaml.safe_load(file.read_text())
-    demo = demo_config(file.parent / "runs" / "first")
+    demo = short_demo(file.parent / "runs" / "first")
     data["student"]["model"] = str(PAIR / "student")
     data["teacher"]["model"] = str(PAIR / "teacher")
     data["prompts"]["path"] = demo["prompts"]["path"]

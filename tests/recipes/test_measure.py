@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from opd.demo.run_config import demo_config
 from opd.recipes.distillation import distill
 from opd.recipes.measure import measure
 from opd.run.jsonl import read_jsonl
@@ -15,12 +14,12 @@ from opd.samplers.decoding import Decoding
 from opd.samplers.hf import HFSampler
 from opd.teachers.local import LocalTeacher
 from opd.types import Rollout, Scores, Want
-from support.runs import open_run
+from support.runs import open_run, short_demo
 
 
 @pytest.mark.parametrize("support", ["teacher_topk", "student_topk"])
 def test_saved_rollouts_give_the_logged_numbers(tmp_path, support):
-    data = demo_config(tmp_path / "run") | {"eval": []}
+    data = short_demo(tmp_path / "run") | {"eval": []}
     data["train"] |= {"steps": 1, "prompts_per_step": 4}
     data["output"]["rollout_sample"] = 1000
     data["loss"] = {"support": support, "k": 16}
