@@ -107,6 +107,26 @@ def test_weights_that_go_away_score_the_same_bits(dtype):
     assert lm.num_parameters() == stays.num_parameters()
 
 
+@pytest.mark.parametrize("piece", [999, 2**30])
+def test_weights_in_host_memory_are_the_same_bits(monkeypatch, piece):
+    """In pieces, which their bytes may straddle, and without one for each of them."""
+    monkeypatch.setattr(away, "PIECE", piece)
+    lm = load_teacher(config.LocalTeacher(model=TEACHER, dtype="nf4"), "cpu")
+    before = {name: weight.clone() for name, weight in lm.model.named_parameters()}
+    gone = AwayWeights(lm.model, None)
+    for _ in range(2):
+        gone.release()
+        assert sum(weight.numel() for weight in gone.weights.values()) == 0
+        total = sum(before[name].nbytes for name in gone.weights)
+        assert [len(x) for x in gone._host.pieces] == [
+            min(piece, total - start) for start in range(0, total, piece)
+        ]
+        gone.bring()
+    for name, weight in lm.model.named_parameters():
+        assert weight.dtype == before[name].dtype
+        assert torch.equal(weight, before[name]), name
+
+
 def test_of_several_teachers_one_is_there_at_a_time(monkeypatch):
     spec = config.LocalTeacher(model=TEACHER, offload="disk")
     models = {name: load_teacher(spec, "cpu") for name in ("one", "other")}

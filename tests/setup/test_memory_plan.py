@@ -21,7 +21,7 @@ from opd.recipes.check.verdict import NO_GO
 from opd.run.devices import free_host_bytes
 from opd.setup import memory_advice, memory_models, memory_plan
 from opd.setup.memory_advice import find_shortage, first_that_fits, require_memory
-from opd.setup.memory_models import HOST
+from opd.setup.memory_models import HOST, pinned_pieces
 from opd.setup.memory_plan import GPU_CHOICES, PROCESS, USABLE, plan_memory
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +71,14 @@ def test_4b_in_full_with_an_8b_teacher_on_80_gb(plan):
     assert update["gradients"] == 2 * update["student weights"]  # float32 beside bf16
     assert "master weights" not in update
     assert parts(offloaded, "update", HOST)["offloaded optimizer"] > 16 * 4.02e9
+
+
+def test_an_offloaded_teacher_waits_in_pinned_pieces_of_a_gib(plan):
+    assert [pinned_pieces(n) for n in (0, 5, 2**30, 2**30 + 5)] == [0, 8, 2**30, 2**30 + 8]
+    planned = plan("1.7B", "teacher.offload=cpu")
+    moved = parts(planned, "score")["teacher that scores"]
+    held = parts(planned, "rollout", HOST)["offloaded teachers"]
+    assert held == pinned_pieces(moved) >= moved > 2**30
 
 
 def test_a_step_that_was_measured_on_a_gpu(plan):

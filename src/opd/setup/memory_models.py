@@ -11,6 +11,7 @@ import torch
 
 from opd.config import LocalTeacher, Lora, Run, SelfTeacher, Teacher
 from opd.errors import UserError
+from opd.models.away import PIECE
 from opd.models.configs import read_config, stored_dtype
 from opd.models.fsdp import whole_gradients_fit
 from opd.models.lm import default_device
@@ -348,6 +349,11 @@ def _dtype(config: Any, dtype: str) -> torch.dtype:
         chosen: torch.dtype = getattr(torch, dtype)
         return chosen
     return stored_dtype(config)
+
+
+def pinned_pieces(size: int) -> int:
+    """Bytes of pinned memory that `opd.models.away.HostCopy` takes for `size`."""
+    return size // PIECE * PIECE + _pinned_bytes(size % PIECE)
 
 
 def _pinned_bytes(size: int) -> int:

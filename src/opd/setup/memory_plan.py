@@ -24,6 +24,7 @@ from opd.setup.memory_models import (
     PlannedModels,
     device_name,
     free_memory,
+    pinned_pieces,
     plan_models,
 )
 from opd.setup.memory_work import LossWork
@@ -264,7 +265,7 @@ class _Planner:
             }
             parts = _add(student, parts)
         if device == HOST:
-            away = [f.moved for f in self.models.frozen if f.offload == "cpu"]
+            away = [pinned_pieces(f.moved) for f in self.models.frozen if f.offload == "cpu"]
             host = {
                 "Python and libraries": PROCESS,
                 "offloaded optimizer": state.host,
