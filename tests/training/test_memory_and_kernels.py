@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from opd import config
 from opd.demo.run_config import demo_config
 from opd.errors import UserError
-from opd.models.lm import add_lora, copy_on_cpu
+from opd.models.lm import LM, add_lora, copy_on_cpu
 from opd.run.console import Console
 from opd.setup import models
 from opd.teachers.local import LocalTeacher
@@ -56,6 +57,27 @@ def test_a_teacher_that_runs_out_of_memory_scores_in_smaller_batches(make_lm, ma
     for a, b in zip(scores, expected, strict=True):
         np.testing.assert_allclose(a.sampled, b.sampled, atol=1e-10)
         np.testing.assert_allclose(a.support, b.support, atol=1e-10)
+
+
+def test_nothing_of_a_failed_scoring_is_kept_while_memory_is_given_back(
+    make_lm, make_prompts, monkeypatch
+):
+    lm, states, alive = make_lm(1), [], []
+    hidden = LM.hidden
+
+    def computed(self, *args, **kwargs):
+        if len(states) == 1:
+            states.append(None)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        memory = hidden(self, *args, **kwargs).numpy().copy()  # which views keep as well
+        states.append(weakref.ref(memory))
+        return torch.from_numpy(memory)
+
+    monkeypatch.setattr(LM, "hidden", computed)
+    monkeypatch.setattr("opd.teachers.local.free_memory", lambda: alive.append(states[0]()))
+    lm.prefix_cache_works = False
+    LocalTeacher(lm, tokens_per_batch=24).score(rollouts(make_prompts(3, 8, 5, 6, 4, 7)), WANT)
+    assert alive == [None]
 
 
 def test_a_teacher_that_cannot_score_one_rollout_says_what_helps(make_lm, make_prompts):

@@ -66,9 +66,8 @@ class LocalTeacher:
         while len(scores) < len(rollouts):
             missing = [i for i in range(len(rollouts)) if i not in scores]
             try:
-                for j, states in self._states([rollouts[i] for i in missing]):
-                    i = missing[j]
-                    scores[i] = self._score_one(rollouts[i], states, want.of_rollouts([i]))
+                for i, score in self._scores(rollouts, missing, want):
+                    scores[i] = score
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -77,6 +76,14 @@ class LocalTeacher:
                 break
             self._halve_batch(reason, max(len(r.prompt.ids) + len(r) for r in rollouts))
         return [scores[i] for i in range(len(rollouts))]
+
+    def _scores(
+        self, rollouts: Sequence[Rollout], indices: Sequence[int], want: Want
+    ) -> Iterator[tuple[int, Scores]]:
+        """Scores of some rollouts by index; hidden states are gone when this has failed."""
+        for j, states in self._states([rollouts[i] for i in indices]):
+            i = indices[j]
+            yield i, self._score_one(rollouts[i], states, want.of_rollouts([i]))
 
     def _halve_batch(self, reason: str, longest: int) -> None:
         """Score fewer tokens at a time from now on, after memory ran out.
