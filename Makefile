@@ -13,9 +13,12 @@ demo: install
 
 # Two processes of one thread each: the tiny models of the tests do not profit from more threads.
 # Their folders lie in memory where there is such a place: runs synchronise every file they write.
+# Bytecode is kept even where the environment says not to: the processes that tests start, and both
+# workers, would compile the same files again.
 IN_MEMORY := $(shell test -w /dev/shm && echo PYTEST_DEBUG_TEMPROOT=/dev/shm)
 test: install
-	OMP_NUM_THREADS=1 $(IN_MEMORY) $(BIN)/python -m pytest -q -n 2 --durations=10
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(IN_MEMORY) \
+	  $(BIN)/python -m pytest -q -n 2 --durations=10
 
 # Hundreds of typing errors, the overwrite matrix, damaged run folders and the fuzz of run.yaml, prompt files and answers of
 # servers, all in parallel; a table of the mistakes by
