@@ -67,17 +67,16 @@ def test_commands_of_the_readme_work(tmp_path):
     assert (run / "report.html").is_file()
 
 
-def test_python_of_the_readme_works(tmp_path):
+def test_python_of_the_readme_works(tmp_path, monkeypatch, capsys):
+    """In this process, as those of docs/python.md; `tests/test_library.py` starts another one."""
+    monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(code.splitlines()) <= 15
     assert type_command(tmp_path, "init", "run.yaml").code == 0
     fill_in(tmp_path / "run.yaml")
     code = code.replace("train.steps=50", "train.steps=1")
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "gap_recovery" in done.stdout
+    exec(code, {"__name__": "__main__"})
+    assert "gap_recovery" in capsys.readouterr().out
 
 
 def test_files_the_readme_links_to_exist():

@@ -110,19 +110,27 @@ def test_a_student_without_a_template_beside_a_teacher_with_one_is_a_choice(work
     assert [p.read_text() for p in saved] == [template]  # the student keeps what it learned with
 
 
+def skip_report(monkeypatch):
+    """Runs end without their report, which is most of the time of a run of one step."""
+    monkeypatch.setattr("opd.commands.report.report_after_training", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def one_step(tmp_path_factory):
     """A workspace with a run of one step of two, made once."""
     folder = tmp_path_factory.mktemp("one-step")
     make_workspace(folder, eval=[])
     words = ("train", "run.yaml", "train.steps=1", "output.save_every=1", "--quiet")
-    assert type_command(folder, *words).code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        skip_report(patch)
+        assert type_command(folder, *words).code == 0
     return folder
 
 
 @pytest.fixture
 def half_done(one_step, tmp_path, monkeypatch):
     """A copy of it, in a folder that --resume goes on with."""
+    skip_report(monkeypatch)
     folder = shutil.copytree(one_step, tmp_path / "copy", symlinks=True)
     monkeypatch.chdir(folder)
     return folder
