@@ -17,7 +17,7 @@ from opd.recipes.check.cost import time_call
 from opd.recipes.check.probe import DEPTHS, ProbeConfig
 from opd.rng import Stream
 from opd.samplers.decoding import Decoding
-from opd.samplers.hf import HFSampler
+from opd.samplers.hf import ROWS, HFSampler
 from opd.samplers.sampling import MakeSampler
 from opd.teachers.local import LocalTeacher
 from opd.types import Prompt, Rollout, Sampler, Want
@@ -25,8 +25,9 @@ from opd.types import Prompt, Rollout, Sampler, Want
 SLOW = 0.5  # seconds for one token, from which on a model is timed by as little as possible
 TOKENS = 4  # sampled to see the speed of a slow model ...
 FAST_TOKENS, FAST_ROWS = 8, 16  # ... and of a fast one
+GPU_TOKENS = 17, 81  # on a GPU: with one look at the rows, and with several
 SEEN = 64  # prompts, of which the shortest is sampled from and the lengths are known
-SMALL_BATCH = 16  # rows up to which a step of decoding takes about as long as for one
+SMALL_BATCH, GPU_BATCH = 16, ROWS  # rows of which a step of decoding takes about as long as of one
 EXPECTED_FRACTION = 0.5  # of the longest completion, that one has on average
 UPDATE = 3.0  # forward passes that an update is worth
 
@@ -38,14 +39,16 @@ class ModelSpeed:
     Attributes:
         decode: seconds per step of decoding a few rows.
         forward: seconds per token of a forward pass.
+        rows: how many are a few.
     """
 
     decode: float
     forward: float
+    rows: int = SMALL_BATCH
 
     def decoding(self, rows: int, tokens: float) -> float:
         """Seconds for so many rows of so many tokens."""
-        return self.decode * tokens * max(1.0, rows / SMALL_BATCH)
+        return self.decode * tokens * max(1.0, rows / self.rows)
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,26 @@ def _measure_teacher(candidate: Candidate, prompt: Prompt) -> ModelSpeed | None:
     return ModelSpeed(decoding / longest, scoring / tokens)
 
 
+def _measure_on_gpu(lm: LM, prompt: Prompt) -> ModelSpeed:
+    """By a difference: a call begins with graphs, which take as long as dozens of tokens."""
+    sampler = HFSampler(lm, Decoding(max(GPU_TOKENS)), stop=frozenset(), capture=1)
+    key, teacher = rng.key(0, Stream.TIMING), LocalTeacher(lm)
+    seconds = []
+    for tokens in (GPU_TOKENS[0], *GPU_TOKENS):  # what is first warms everything up
+        rollouts, each = time_call(
+            lambda: sampler.sample([prompt], n=GPU_BATCH, key=key, limit=tokens)  # noqa: B023
+        )
+        seconds.append(each)
+    teacher.score(rollouts[:1], Want(sampled=True))
+    _, scoring = time_call(lambda: teacher.score(rollouts, Want(sampled=True)))
+    decode = max(0.0, seconds[2] - seconds[1]) / (GPU_TOKENS[1] - GPU_TOKENS[0])
+    read = sum(len(prompt.ids) + len(rollout) for rollout in rollouts)
+    return ModelSpeed(decode, scoring / read, GPU_BATCH)
+
+
 def _measure_model(lm: LM, prompt: Prompt, make: MakeSampler | None = None) -> ModelSpeed:
+    if make is None and lm.device.type != "cpu":
+        return _measure_on_gpu(lm, prompt)
     few = Decoding(FAST_TOKENS)
     sampler: Sampler = HFSampler(lm, few, stop=frozenset(), capture=1)
     if make is not None:

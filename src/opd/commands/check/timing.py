@@ -10,7 +10,7 @@ import torch
 
 from opd import rng
 from opd.commands.check.candidates import Candidate
-from opd.commands.check.speed import SMALL_BATCH, Speed
+from opd.commands.check.speed import Speed
 from opd.core.batch import Batch
 from opd.data.prompts import PromptSet
 from opd.models.tokenizers import make_decoder
@@ -140,7 +140,7 @@ def time_evaluations(candidate: Candidate, speed: Speed | None = None) -> list[E
             ]
         else:
             seconds = [
-                m.decoding(SMALL_BATCH, speed.length) / SMALL_BATCH
+                m.decoding(m.rows, speed.length) / m.rows
                 for m in (speed.student, *speed.teachers[:1])
             ]
         completions = len(task.prompts.prompts) * spec.n
