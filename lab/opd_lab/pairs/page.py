@@ -70,7 +70,7 @@ ABLATION = (
 )
 REAL = (
     "Real models: SmolLM2-135M-Instruct, as it is or fine-tuned, on three tasks "
-    "(`lab/opd_lab/pairs/real.py`; its runs of Qwen2.5-Coder-Instruct were not made), 24 steps, "
+    "(`lab/opd_lab/pairs/real.py`; those of Qwen2.5-Coder-Instruct are not among them), 24 steps, "
     "four lengths each, 128 held-out prompts."
 )
 REAL_UNSEEN = (
