@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ from opd.errors import UserError
 from opd.run.console import Console, Style
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from opd.core.stats import Estimate
     from opd.reports.document import Document
     from opd.training.eval_task import EvalTask
@@ -69,7 +71,8 @@ def evaluate_target(target: Path, overrides: Sequence[str], style: Style) -> lis
         style: of what is printed.
 
     Returns:
-        One result per held-out set; for a run folder with the run's own evaluation before training.
+        One result per held-out set, and one of pass@n where a prompt has n > 1 responses; for a run
+        folder with the run's own evaluation before training.
 
     Raises:
         UserError: no finished run, or no held-out set.
@@ -134,8 +137,26 @@ def _evaluate(cfg: Run, target: Path | None, console: Console) -> Iterator[SetRe
             whole = SetResult(
                 task.label, before, evaluations["student"], evaluations.get("teacher")
             )
-            yield whole
-            yield from by_teacher(whole)
+            for result in (whole, *by_teacher(whole)):
+                yield result
+                yield from any_of_n(result)
+
+
+def any_of_n(result: SetResult) -> list[SetResult]:
+    """The fraction of prompts with a correct response among all n (pass@n); none for n = 1."""
+    n = result.student.correct.shape[1]
+    if n == 1:
+        return []
+
+    def of(evaluation: Evaluation | None) -> Evaluation | None:
+        if evaluation is None:
+            return None
+        some: np.ndarray = evaluation.correct.max(1, keepdims=True)
+        return replace(evaluation, correct=some, accuracy=evaluation.pass_at[n])
+
+    student = of(result.student)
+    assert student is not None
+    return [SetResult(f"{result.label}, pass@{n}", of(result.before), student, of(result.teacher))]
 
 
 def by_teacher(result: SetResult) -> list[SetResult]:
@@ -200,7 +221,10 @@ def summary(results: Sequence[SetResult]) -> Document:
         rows.append([*row, shown(r.teacher), difference(r.gap)])
     trained = ("before", "after", "change") if is_run else ("student",)
     columns = ("set", *trained, "teacher", "teacher's lead")
-    note = "95% intervals; changes are paired prompt by prompt."
+    note = (
+        "95% intervals; changes are paired prompt by prompt. pass@n: prompts with a correct one "
+        "among n responses."
+    )
     table = Table("Accuracy on held-out sets", columns, rows, note)
     return Document("", "", [Section("accuracy", "", [table])], source="`opd eval`")
 
