@@ -269,8 +269,8 @@ MUTANTS = [
     Mutant(
         "mean of means",
         "core/diagnostics.py",
-        "return Mean(float(self.total.double().sum()), float(self.n.double().sum()))",
-        "return Mean(float(self.total.double().sum() / self.n.double().sum()), 1.0)",
+        "Mean(*sums[2 * i : 2 * i + 2])",
+        "Mean(sums[2 * i] / sums[2 * i + 1], 1.0)",
         DIAGNOSTICS,
     ),
     Mutant(
