@@ -18,17 +18,6 @@ if device := os.environ.get("OPD_TEST_DEVICE"):
 
     DefaultDevice(device).__enter__()
 
-TINY = {"VOCAB": "TINY_VOCAB", "tiny_model": "tiny_model", "tiny_tokenizer": "tiny_tokenizer"}
-
-
-def __getattr__(name: str):
-    """What test modules import from here: xdist's own process needs no torch, and begins sooner."""
-    if name not in TINY:
-        raise AttributeError(name)
-    import opd.testing
-
-    return getattr(opd.testing, TINY[name])
-
 
 def pytest_collection_finish() -> None:
     """The modules and tests stay: no collection of garbage goes through them again."""

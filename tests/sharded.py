@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from conftest import tiny_model, tiny_tokenizer
 from opd.cli import end
 from opd.core.objective import Objective
 from opd.data.sft_examples import make_example
@@ -32,6 +31,7 @@ from opd.run.disk import DISK
 from opd.run.folder import RunFolder
 from opd.samplers.decoding import Decoding
 from opd.samplers.hf import HFSampler
+from opd.testing import tiny_model, tiny_tokenizer
 from opd.training.checkpoints import restore, write_checkpoint
 from opd.training.distributed import ShardedSampler, destroy_ranks, init_ranks
 from opd.training.learner import Learner

@@ -1,4 +1,4 @@
-"""Sampling, scoring, the update and the diagnostics on an accelerator that is played.
+"""Sampling, scoring, the update and the diagnostics on a simulated accelerator.
 
 No tensor of the host may meet one of the device, and the host may wait only where it must: what
 waits in a decoding step cannot be captured as a CUDA graph.

@@ -178,7 +178,7 @@ def test_advice_is_applied_to_a_copy_that_validates(file, tmp_path):
 
 
 def test_a_teacher_with_another_tokenizer_is_incompatible(file, tmp_path):
-    from conftest import tiny_model, tiny_tokenizer
+    from opd.testing import tiny_model, tiny_tokenizer
 
     other = tmp_path / "other"
     tiny_model(0, dtype=torch.float32).save_pretrained(other)

@@ -1,4 +1,4 @@
-"""How fast a pair is, with a clock that is played: a GPU begins each call with graphs."""
+"""How fast a pair is, with a simulated clock: a GPU begins each call with graphs."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from conftest import tiny_model
 from opd.core.microbatches import MicroBatchGroup
 from opd.core.objective import Objective
 from opd.errors import UserError
 from opd.models.lm import LM, add_lora, is_out_of_memory
+from opd.testing import tiny_model
 from opd.training.learner import MicroBatchSplits
 from opd.training.step import accumulate_within_memory, update
 from support.everyday import everyday

@@ -33,7 +33,7 @@ def make_outcome(world, index, rng, *, change=None, teacher=None):
     after = float(np.clip(before + real + rng.normal(0, 0.01), 0, 1))
     features = make_features(before, teacher, distance, continuation_gain=0.3 * real)
     facts = {"block": "fit", "index": index, "world": world, "student": "a", "teacher": "b"}
-    return Outcome(facts, features, RUN, before, (before + after) / 2, after, teacher)
+    return Outcome(facts, features, RUN, before, after, teacher)
 
 
 def write_rows(folder, rows):
@@ -83,8 +83,6 @@ def test_an_evaluation_on_the_way_is_a_shorter_run_with_the_same_pilot():
     assert short.features["pilot_path"].value == pytest.approx(0.2)
     assert whole.features["stretch_drift"].value == 1
     assert "stretch_drift" not in short.features  # it would have gone beyond the end: 1.6
-    assert short.half is None
-    assert outcomes_of(FACTS | MEASURED | {"accuracy": ACCURACY | {"40": POINT}})[2].half == 0.5
 
 
 def test_packing_refuses_features_of_other_weights(tmp_path):
@@ -192,7 +190,7 @@ def lengths_of_training(index, changes):
     outcome = make_outcome("one", index, np.random.default_rng(index), teacher=0.9)
     runs = (replace(RUN, steps=steps) for steps in (20, 40, 60, 80))
     return [
-        replace(outcome, run=run, half=None, after=outcome.before + change)
+        replace(outcome, run=run, after=outcome.before + change)
         for run, change in zip(runs, changes, strict=True)
     ]
 
@@ -207,12 +205,11 @@ def test_a_part_of_a_run_is_held_against_its_end(outcomes):
     assert training.predicted == cases[0].predicted
 
 
-def test_a_run_that_was_evaluated_at_half_alone_has_no_other_part(outcomes):
+def test_a_run_that_was_evaluated_at_its_end_alone_has_no_part(outcomes):
     cases = judge_outcomes(fit_means(fit_rows(outcomes), TERMS), outcomes[:2])
     training = whole_trainings(cases)[0]
-    quarter, half, rest = training.on_the_way
-    assert np.isnan([quarter, rest]).all()
-    assert half == pytest.approx((outcomes[0].after - outcomes[0].before) / 2)
+    assert training.change == outcomes[0].change
+    assert np.isnan(training.on_the_way).all()
 
 
 def test_rank_and_error_leave_out_what_was_not_evaluated():

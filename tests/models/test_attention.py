@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from conftest import tiny_model
 from opd.models import attention
 from opd.models.attention import NAME, attention_kernel, grouped_attention
 from opd.models.lm import LM, load_lm
+from opd.testing import tiny_model
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 import transformers
 
-from conftest import VOCAB, tiny_model
 from opd.errors import UserError
 from opd.models.lm import LM, check_head, load_lm
+from opd.testing import TINY_VOCAB as VOCAB
+from opd.testing import tiny_model
 
 KEY = "student.model"
 

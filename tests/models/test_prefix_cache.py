@@ -12,7 +12,6 @@ import pytest
 import torch
 import transformers
 
-from conftest import VOCAB
 from opd import config
 from opd.core.batch import Batch
 from opd.data.sft_examples import make_example
@@ -23,6 +22,7 @@ from opd.models.prefix_cache import PrefixCache, supports_prefix_cache
 from opd.setup.models import Models
 from opd.setup.session import make_learner
 from opd.teachers.local import LocalTeacher
+from opd.testing import TINY_VOCAB as VOCAB
 from opd.training.distributed import Ranks
 from opd.training.gradient import accumulate
 from opd.training.gradient import plan_microbatches as planned

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conftest import tiny_tokenizer
 from opd.config import Loss
 from opd.core.stats import Estimate
 from opd.recipes.check import compatibility
@@ -22,6 +21,7 @@ from opd.recipes.check.compatibility import Finding
 from opd.recipes.check.forecast import predict
 from opd.recipes.check.reasons import AGAINST, base_model_reason, confidence, explain, points
 from opd.recipes.check.verdict import cold_start_helps, decisive_rule, judge
+from opd.testing import tiny_tokenizer
 from opd.types import Rollout
 from support.check_features import FACTS, MODEL, RUN, estimate, make_features, pilot
 

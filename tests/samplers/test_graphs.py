@@ -1,4 +1,4 @@
-"""Capturing steps as CUDA graphs, with torch's part of it played: there is no GPU here."""
+"""Capturing steps as CUDA graphs, with a fake of torch's part: there is no GPU here."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conftest import tiny_tokenizer
 from opd.errors import UserError
 from opd.http import Endpoint, Http, Limits
 from opd.models.lm import add_lora
@@ -21,6 +20,7 @@ from opd.testing import (
     letter_model,
     load_weights_for,
     model_logp,
+    tiny_tokenizer,
 )
 from opd.testing.language import completion_logp
 

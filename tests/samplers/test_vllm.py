@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import tiny_tokenizer
 from opd.errors import UserError
 from opd.http import Endpoint, Http, Limits, Timer
 from opd.models.lm import add_lora
@@ -22,7 +21,7 @@ from opd.samplers.sampling_server import SamplingServer
 from opd.samplers.vllm import StatisticsSampler, VllmSampler, request_seed
 from opd.samplers.weight_sync import Destination, WeightSync
 from opd.teachers.local import LocalTeacher
-from opd.testing import FakeVllmServer, load_weights_for, model_logp
+from opd.testing import FakeVllmServer, load_weights_for, model_logp, tiny_tokenizer
 from opd.testing.clients import raw_response
 from opd.testing.language import completion_logp
 from opd.training.distributed import RankZeroSampler

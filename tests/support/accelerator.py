@@ -1,4 +1,4 @@
-"""An accelerator that is played on the CPU: what mixes devices fails, what waits is counted.
+"""An accelerator simulated on the CPU: what mixes devices fails, what waits is counted.
 
 Its tensors hold numbers, unlike torch's meta tensors, whose device name they bear: code that gets
 them takes its branches of "not a CPU", and computes what it computes on a CPU. Branches for `cuda`
@@ -14,10 +14,9 @@ from dataclasses import replace
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from opd.models.lm import LM
-from support.syncs import WAITS
+from support.syncs import WAITS, WatchedOperations
 
 DEVICE = torch.device("meta")
 COPIES = ("_to_copy", "copy_")
@@ -45,7 +44,7 @@ class OnDevice(torch.Tensor):
         raise AssertionError(f"{func} of the accelerator's tensors outside `Accelerator`")
 
 
-class Accelerator(TorchDispatchMode):
+class Accelerator(WatchedOperations):
     """While it is active tensors are made on, and moved to, `DEVICE`.
 
     Attributes:
@@ -54,18 +53,9 @@ class Accelerator(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.waits: list[str] = []
         self.uploads: list[str] = []
-        self.calls = _Calls(self.uploads)
-
-    def __enter__(self):
-        self.calls.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error) -> None:
-        super().__exit__(*error)
-        self.calls.__exit__(*error)
+        super().__init__(_Calls(self.uploads))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = dict(kwargs or {}), func.__name__.removesuffix(".default")

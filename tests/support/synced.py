@@ -7,14 +7,13 @@ from functools import partial
 
 import torch
 
-from conftest import tiny_tokenizer
 from opd.http import Endpoint, Http, Limits, Timer
 from opd.samplers.decoding import Decoding
 from opd.samplers.sampling_server import SamplingServer
 from opd.samplers.vllm import VllmSampler
 from opd.samplers.weight_sync import Destination, WeightSync
 from opd.samplers.weight_transfer import BroadcastTransfer, IpcTransfer
-from opd.testing import FakeVllmServer, load_weights_for, model_logp
+from opd.testing import FakeVllmServer, load_weights_for, model_logp, tiny_tokenizer
 from opd.testing.weight_receiver import WeightReceiver
 
 LENGTH = 6

@@ -19,18 +19,12 @@ VIEWS = {
 }  # fmt: skip
 
 
-class Counter(TorchDispatchMode):
-    """Operations that launch kernels, and synchronisations, while it is active.
+class WatchedOperations(TorchDispatchMode):
+    """A dispatch mode, and a function mode that is active as long."""
 
-    The GPU is imagined: reading a tensor's value counts on a CPU too, and so does an index by a
-    boolean tensor, whose size the host must know.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, calls: TorchFunctionMode) -> None:
         super().__init__()
-        self.kernels = 0
-        self.waits: list[str] = []
-        self.calls = _Calls(self.waits)
+        self.calls = calls
 
     def __enter__(self):
         self.calls.__enter__()
@@ -39,6 +33,19 @@ class Counter(TorchDispatchMode):
     def __exit__(self, *error) -> None:
         super().__exit__(*error)
         self.calls.__exit__(*error)
+
+
+class Counter(WatchedOperations):
+    """Operations that launch kernels, and synchronisations, while it is active.
+
+    The GPU is imagined: reading a tensor's value counts on a CPU too, and so does an index by a
+    boolean tensor, whose size the host must know.
+    """
+
+    def __init__(self) -> None:
+        self.kernels = 0
+        self.waits: list[str] = []
+        super().__init__(_Calls(self.waits))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.__name__.removesuffix(".default")

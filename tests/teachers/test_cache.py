@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conftest import VOCAB
 from opd import config
 from opd.errors import UserError
 from opd.run.clock import Clock
@@ -17,6 +16,7 @@ from opd.setup.remote_teacher import CachedScores
 from opd.teachers.cache import CachedTeacher, OfflineTeacher, Store, entry_key, offline_name
 from opd.teachers.local import LocalTeacher
 from opd.teachers.remote import TeacherDown
+from opd.testing import TINY_VOCAB as VOCAB
 from opd.testing import random_rollouts
 from opd.types import Kind, Scores, Want
 

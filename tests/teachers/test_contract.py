@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import VOCAB, tiny_tokenizer
 from opd.http import Endpoint, Http
 from opd.teachers.dialect import TeacherRecord
 from opd.teachers.local import LocalTeacher
@@ -17,6 +16,7 @@ from opd.teachers.remote import RemoteTeacher
 from opd.teachers.scoring_server import Scorer, TeacherServer, make_app
 from opd.teachers.sglang_api import SglangDialect
 from opd.teachers.vllm_api import VllmDialect
+from opd.testing import TINY_VOCAB as VOCAB
 from opd.testing import (
     FakeClock,
     FakeSglangServer,
@@ -26,6 +26,7 @@ from opd.testing import (
     fake_client,
     random_rollouts,
     tiny_lm,
+    tiny_tokenizer,
 )
 from opd.types import Kind, Want
 from support.servers import running

@@ -8,12 +8,12 @@ import httpx2
 import numpy as np
 import pytest
 
-from conftest import VOCAB, tiny_model, tiny_tokenizer
 from opd.models.lm import LM
 from opd.teachers import wire
 from opd.teachers.opd_api import ANSWER_ARRAYS, CONTENT_TYPE, PROTOCOL, SCORE
 from opd.teachers.scoring_server import Scorer, fingerprint, make_app
-from opd.testing import random_rollouts
+from opd.testing import TINY_VOCAB as VOCAB
+from opd.testing import random_rollouts, tiny_model, tiny_tokenizer
 
 TOKEN = "right"
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conftest import VOCAB
 from opd.teachers.local import LocalTeacher
 from opd.teachers.validate import WrongAnswer, check_answer
+from opd.testing import TINY_VOCAB as VOCAB
 from opd.testing import random_rollouts
 from opd.types import Want
 

@@ -1,4 +1,4 @@
-"""Which backend the processes of a run use, with torch.distributed played."""
+"""Which backend the processes of a run use, with a fake of torch.distributed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def opened(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(distributed._Waiting, "group", None)
-    played = {
+    fakes = {
         "is_initialized": lambda: False,
         "init_process_group": lambda backend, **options: backends.append(backend),
         "new_group": lambda backend, **options: backend,
@@ -27,7 +27,7 @@ def opened(monkeypatch):
             torch.device(device).type
         ],
     }
-    for name, value in played.items():
+    for name, value in fakes.items():
         monkeypatch.setattr(dist, name, value)
     return backends
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import tiny_model
 from opd import config
 from opd.config import Optim
 from opd.core.objective import Objective
@@ -20,6 +19,7 @@ from opd.models.lm import LM, add_lora
 from opd.models.master_weights import add_master_weights, fraction_that_cannot_move
 from opd.setup.precision import loading_dtype, prepare_weights, resolve_precision
 from opd.setup.settings import require_masters
+from opd.testing import tiny_model
 from opd.training.checkpoints import load_weights
 from opd.training.learner import Learner
 from opd.training.optimizer import make_optimizer

@@ -50,8 +50,6 @@ def _change_by(part: float, whole: Outcome, lengths: Sequence[Outcome]) -> float
     for outcome in lengths:
         if outcome.run.steps == part * whole.run.steps:
             return outcome.change
-    if part == 0.5 and whole.half is not None:
-        return whole.half - whole.before
     return float("nan")
 
 

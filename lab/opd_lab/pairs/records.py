@@ -31,7 +31,6 @@ class Outcome:
         features: numbers measured before the run, by name.
         run: its settings.
         before: held-out accuracy before training.
-        half: after half of the steps; None where it was not evaluated.
         after: after all of them.
         teacher: the teacher's.
     """
@@ -40,7 +39,6 @@ class Outcome:
     features: Mapping[str, Estimate]
     run: RunSettings
     before: float
-    half: float | None
     after: float
     teacher: float
 
@@ -130,9 +128,8 @@ def outcomes_of(row: Mapping[str, Any]) -> list[Outcome]:
     for steps in sorted(map(int, accuracy)):
         run = replace(whole, steps=steps)
         shorter = scale_paths(features, whole.path() / run.path())
-        half = accuracy.get(str(steps // 2)) if steps % 2 == 0 else None
         after = accuracy[str(steps)]
-        outcomes.append(Outcome(facts, shorter, run, before, half, after, teacher))
+        outcomes.append(Outcome(facts, shorter, run, before, after, teacher))
     return outcomes
 
 
