@@ -27,6 +27,9 @@ from teachers import RECIPES, make_teacher, nearest, problems
 
 RATES, IMITATION_RATES = (1e-4, 3e-4), (1e-4, 3e-4, 1e-3)
 STEPS, PROMPTS, RESPONSES, BUDGET = 24, 8, 2, 120
+# Both renormalised over their tokens (loss.mode: paper), so that neither has a larger scale.
+COMMON = {"support": "intersection", "k": 16}
+REST = {"support": "symmetric_difference", "k": 16}
 COLD = {"lr": 1e-4, "completions_per_round": 128, "max_rounds": 2, "answer": "found"}
 
 
@@ -56,10 +59,20 @@ ARMS = {
     "overlap": Arm(
         "(b) on the common part of both top 16",
         "large",
-        changes={"loss": {"support": "intersection", "k": 16}},
+        changes={"loss": COMMON},
     ),
+    "rest": Arm("(b) on what only one top 16 has", "large", changes={"loss": REST}),
     "small": Arm("(c) 0.5B, fine-tuned", "small"),
     "working": Arm("(d) 0.5B that writes its working", "working", tokens=48),
+    "working-overlap": Arm(
+        "(d) on the common part of both top 16",
+        "working",
+        tokens=48,
+        changes={"loss": COMMON},
+    ),
+    "working-rest": Arm(
+        "(d) on what only one top 16 has", "working", tokens=48, changes={"loss": REST}
+    ),
     "working-cold": Arm(
         "(d) after a cold start", "working", tokens=48, changes={"coldstart": COLD}
     ),
