@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from opd import config
-from opd.commands.check import gather, judging, pilot, rounds
+from opd.commands.check import gather, judging, pilot, rounds, speed
 from opd.commands.check.candidates import load_candidate
 from opd.commands.check.gather import SHORT, Gathering
 from opd.commands.check.judging import judge_candidate
@@ -182,6 +182,15 @@ def test_a_budget_that_was_too_short_is_not_asked_for_again(tmp_path):
     fast = ModelSpeed(1e-4, 1e-6)
     each.speed = Speed(fast, (fast,), 8, 20.0)
     assert judge_candidate(each, 0).advice[0].text.startswith("To settle it: --budget 120")
+
+
+def test_no_model_decodes_in_no_time(tmp_path, monkeypatch):
+    """Where noise makes the longer of two calls the faster one, the plan had 0 s for decoding."""
+    each = gathering(tmp_path, Budget(60.0))
+    monkeypatch.setattr(speed, "time_call", lambda call: (call(), 1.0))
+    measured = speed.measure_speed(each.candidates, each.training.prompts)
+    assert measured.student.decode == pytest.approx(0.1 / 5)
+    assert measured.teachers[0].decode == pytest.approx(0.1 / 5)
 
 
 @pytest.mark.parametrize("stopped", ["", "Ctrl-C"])

@@ -26,6 +26,7 @@ SLOW = 0.5  # seconds for one token, from which on a model is timed by as little
 TOKENS = 4  # sampled to see the speed of a slow model ...
 FAST_TOKENS, FAST_ROWS = 8, 16  # ... and of a fast one
 GPU_TOKENS = 17, 81  # on a GPU: with one look at the rows, and with several
+LEAST_SHARE = 0.1  # of a call's mean time per token, that one more token takes
 SEEN = 64  # prompts, of which the shortest is sampled from and the lengths are known
 SMALL_BATCH, GPU_BATCH = 16, ROWS  # rows of which a step of decoding takes about as long as of one
 EXPECTED_FRACTION = 0.5  # of the longest completion, that one has on average
@@ -144,6 +145,11 @@ def _measure_teacher(candidate: Candidate, prompt: Prompt) -> ModelSpeed | None:
     return ModelSpeed(decoding / longest, scoring / tokens)
 
 
+def _seconds_per_token(shorter: float, longer: float, few: int, many: int) -> float:
+    """By the difference of two calls; noise may not make it less than a part of the longer one."""
+    return max((longer - shorter) / (many - few), LEAST_SHARE * longer / many)
+
+
 def _measure_on_gpu(lm: LM, prompt: Prompt) -> ModelSpeed:
     """By a difference: a call begins with graphs, which take as long as dozens of tokens."""
     sampler = HFSampler(lm, Decoding(max(GPU_TOKENS)), stop=frozenset(), capture=1)
@@ -156,7 +162,7 @@ def _measure_on_gpu(lm: LM, prompt: Prompt) -> ModelSpeed:
         seconds.append(each)
     teacher.score(rollouts[:1], Want(sampled=True))
     _, scoring = time_call(lambda: teacher.score(rollouts, Want(sampled=True)))
-    decode = max(0.0, seconds[2] - seconds[1]) / (GPU_TOKENS[1] - GPU_TOKENS[0])
+    decode = _seconds_per_token(seconds[1], seconds[2], *GPU_TOKENS)
     read = sum(len(prompt.ids) + len(rollout) for rollout in rollouts)
     return ModelSpeed(decode, scoring / read, GPU_BATCH)
 
@@ -176,7 +182,7 @@ def _measure_model(lm: LM, prompt: Prompt, make: MakeSampler | None = None) -> M
     _, reading = sample(1, 1)
     if reading > SLOW:
         _, longer = sample(1, 1 + TOKENS)
-        decoding = max(longer - reading, 0.0) / TOKENS
+        decoding = _seconds_per_token(reading, longer, 1, 1 + TOKENS)
         return ModelSpeed(decoding, reading / len(prompt.ids))
     rollouts, decoding = sample(FAST_ROWS, FAST_TOKENS)  # what was first has warmed everything up
     _, scoring = time_call(lambda: LocalTeacher(lm).score(rollouts, Want(sampled=True)))
