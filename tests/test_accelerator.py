@@ -28,6 +28,7 @@ from opd.training.gradient import accumulate
 from opd.training.step import update
 from opd.training.throwaway import throwaway
 from support.accelerator import DEVICE, Accelerator, OnDevice, on_accelerator
+from support.architectures import build
 from support.everyday import everyday
 from support.updates import OBJECTIVES, experience, gradients, learner_of
 
@@ -58,6 +59,8 @@ MODELS = {
     "bfloat16": lambda: tiny(dtype=torch.bfloat16),
     "int8": lambda: quantised("int8"),
     "nf4": lambda: quantised("nf4"),
+    "windows": lambda: build("Gemma 3"),
+    "windows and experts": lambda: build("gpt-oss"),
     "LoRA": lambda: add_lora(tiny(), rank=4, alpha=8, target_modules="all-linear", seed=0),
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from opd.models.prefix_cache import supports_prefix_cache
 from opd.samplers.decoding import Decoding
 from opd.samplers.hf import HFSampler
 from opd.samplers.pace import CPU, CUDA
-from support.architectures import ARCHITECTURES, COLUMNS, DOC, attempt, build, prompts
+from support.architectures import ARCHITECTURES, COLUMNS, DOC, WINDOW, attempt, build, prompts
 
 # One of each kind; the others are slow only by their number.
 EVERY_DAY = {
@@ -42,11 +44,14 @@ def test_the_table_names_every_architecture():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("pace", [CPU, CUDA], ids=["cpu", "cuda"])
-@pytest.mark.parametrize("name", ["Gemma 3", "LFM2", "Falcon-H1"])
-def test_rollouts_of_aligned_rows_do_not_depend_on_their_batch(monkeypatch, name, pace):
-    monkeypatch.setattr("opd.samplers.hf.pace_of", lambda device: pace)
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("Gemma 3", "slabs"), ("gpt-oss", "slabs"), ("LFM2", "aligned"), ("Falcon-H1", "aligned")],
+)
+def test_rollouts_do_not_depend_on_their_batch(monkeypatch, name, layout, pace):
+    monkeypatch.setattr("opd.samplers.hf.pace_of", lambda device: replace(pace, graphs=False))
     lm = build(name)
-    assert cache_support(lm).layout == "aligned"
+    assert cache_support(lm).layout == layout
     together, apart = (
         HFSampler(lm, Decoding(20), stop=frozenset({1}), capture=2, batch=batch).sample(
             prompts(), n=4, key=(3,)
@@ -74,10 +79,13 @@ def test_what_cannot_be_sampled_is_refused_by_name():
 def test_memory_of_a_cache_is_measured():
     plain, window, state = (cache_support(build(x)) for x in ("Llama", "Gemma 3", "Falcon-H1"))
     one_layer = 2 * 1 * 8 * 4  # keys and values, one head of 8 in float32
-    assert (plain.bytes_per_token, plain.bytes_per_row) == (2 * one_layer, 0)
-    assert window.bytes_per_token == 2 * one_layer
-    assert state.bytes_per_token == 2 * one_layer
-    assert state.bytes_per_row > 2000
+    assert [plain.row_bytes(tokens) for tokens in (1, 100)] == [2 * one_layer, 200 * one_layer]
+    assert [window.row_bytes(tokens) for tokens in (1, 100)] == [
+        2 * one_layer,
+        (100 + WINDOW) * one_layer,
+    ]
+    assert state.row_bytes(100) - state.row_bytes(1) == 99 * 2 * one_layer
+    assert state.row_bytes(0) > 2000
 
 
 def test_a_model_with_weights_that_are_not_finite_is_not_refused_for_its_cache():

@@ -149,7 +149,7 @@ def test_weights_are_counted_exactly(tie, lora):
 def test_the_cache_is_that_of_a_real_model():
     lm = real(family("qwen3"), torch.float32)
     size = model_size(family("qwen3"), torch.float32)
-    assert size.cache_bytes(100) == 100 * cache_support(lm).bytes_per_token
+    assert size.cache_bytes(100) == cache_support(lm).row_bytes(100)
 
 
 def test_a_window_bounds_the_cache():

@@ -207,7 +207,7 @@ def test_one_row_that_does_not_fit_is_an_error(make_prompts):
 
 def test_rows_are_what_free_memory_holds(monkeypatch, make_prompts):
     lm, prompts = tiny_lm(0), make_prompts(20, 6)
-    assert cache_support(lm).bytes_per_token == 2 * 2 * 1 * 8 * 8  # layers, k and v, heads, float64
+    assert cache_support(lm).row_bytes(1) == 2 * 2 * 1 * 8 * 8  # layers, k and v, heads, float64
     sampler = HFSampler(lm, Decoding(12), stop=frozenset({END}), capture=3, batch=8)
     forwards = Forwards(lm)
     row = sampler._row_bytes(20, 12)

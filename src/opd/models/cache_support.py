@@ -1,13 +1,14 @@
 """How a model's cache can be used for decoding: measured once per model, not assumed.
 
-Plain attention keeps all keys and values, and rows of different lengths decode together in a
-`SlabCache`. Sliding windows, linear attention and state spaces have caches of their own, which
+Attention keeps keys and values, all or those of a window, and rows of different lengths decode
+together in a `SlabCache`. Linear attention and state spaces have caches of their own, which
 transformers repeats and drops by rows (`reorder_cache`): their rows are aligned by left padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from opd.errors import UserError
 from opd.models.configs import rope_parameters
 from opd.models.lm import LM, is_out_of_memory
 from opd.models.prefix_cache import relative_difference
-from opd.models.slab_cache import SlabCache, column_mask, has_plain_layers
+from opd.models.slab_cache import SlabCache, layer_windows
 
 Layout = Literal["slabs", "aligned", "none"]
 _ERRORS = (
@@ -40,15 +41,24 @@ class CacheSupport:
     Attributes:
         layout: "slabs": `SlabCache`; "aligned": transformers' own cache with left padding; "none":
             neither gives the model's hidden states, so it cannot be sampled.
-        bytes_per_token: of one row, all layers.
-        bytes_per_row: recurrent states, whatever the length.
+        per_token: bytes per token of a row and the window of the layers that take them; None: they
+            keep all tokens.
+        states: bytes of a row's recurrent states, whatever its length.
         reason: why the layout is "none".
     """
 
     layout: Layout
-    bytes_per_token: int = 0
-    bytes_per_row: int = 0
+    per_token: tuple[tuple[int, int | None], ...] = ()
+    states: int = 0
     reason: str = ""
+
+    def row_bytes(self, tokens: int) -> int:
+        """Memory of one row of so many tokens."""
+        kept = sum(
+            size * (tokens if window is None else min(tokens, window))
+            for size, window in self.per_token
+        )
+        return kept + self.states
 
 
 def cache_support(lm: LM) -> CacheSupport:
@@ -76,6 +86,7 @@ def require_cache(lm: LM) -> None:
         )
 
 
+_WINDOW = 4  # tokens, fewer than of the longer prompt
 # Two prompts, three responses of which two share a prompt, three tokens each.
 _PROMPTS, _OF_PROMPT, _RESPONSES = (
     (slice(0, 5), slice(3, 6)),
@@ -86,6 +97,62 @@ _PROMPTS, _OF_PROMPT, _RESPONSES = (
 
 @torch.no_grad()
 def _measure(lm: LM) -> CacheSupport:
+    candidates: list[Callable[[LM], CacheSupport]] = [_aligned_support]
+    if layer_windows(lm.config) and not rope_parameters(lm.config, "longrope", "dynamic"):
+        candidates.insert(0, _slab_support)
+    for support_of in candidates:
+        try:
+            support = support_of(lm)
+        except _ERRORS as error:
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                raise
+            message = (str(error) or "-").splitlines()[0]
+            support = CacheSupport("none", reason=f"{type(error).__name__}: {message}")
+        if support.layout != "none":
+            break
+    return support
+
+
+def _slab_support(lm: LM) -> CacheSupport:
+    windows = layer_windows(lm.config) or ()
+    with _short_windows(lm.config) if any(windows) else nullcontext():
+        difference, sizes = _difference(lm, _with_slabs)
+    return _accepted("slabs", difference, tuple(zip(sizes, windows, strict=True)), 0)
+
+
+def _aligned_support(lm: LM) -> CacheSupport:
+    difference, (per_token, states) = _difference(lm, _aligned)
+    return _accepted("aligned", difference, ((per_token, None),), states)
+
+
+def _accepted(
+    layout: Layout,
+    difference: float | None,
+    per_token: tuple[tuple[int, int | None], ...],
+    states: int,
+) -> CacheSupport:
+    if difference is None:
+        return CacheSupport(layout, per_token, states)
+    reason = f"hidden states with a cache differ from those without by {difference:.2g}"
+    return CacheSupport("none", reason=reason)
+
+
+@contextmanager
+def _short_windows(config: Any) -> Iterator[None]:
+    """Let windows be shorter than the texts that are measured."""
+    config = config.get_text_config(decoder=True)
+    window = config.sliding_window
+    config.sliding_window = min(window, _WINDOW)
+    try:
+        yield
+    finally:
+        config.sliding_window = window
+
+
+def _difference(
+    lm: LM, states_of: Callable[[LM, Sequence[Sequence[int]], Tensor], tuple[Tensor, list[int]]]
+) -> tuple[float | None, list[int]]:
+    """How far states with a cache are from those without, None: near enough; and its bytes."""
     ids = (torch.arange(16) % lm.vocab).tolist()
     prompts = [ids[part] for part in _PROMPTS]
     responses = torch.tensor([ids[a:b] for a, b in _RESPONSES], device=lm.device)
@@ -94,36 +161,23 @@ def _measure(lm: LM) -> CacheSupport:
     expected = torch.stack(
         [row[len(prompts[p]) - 1 :][:4] for p, row in zip(_OF_PROMPT, hidden, strict=True)]
     )
-    reason, finite = "", bool(expected.isfinite().all())
-    candidates: list[tuple[Layout, Callable[..., tuple[Tensor, int, int]]]] = []
-    if has_plain_layers(lm.config) and not rope_parameters(lm.config, "longrope", "dynamic"):
-        candidates.append(("slabs", _with_slabs))
-    candidates.append(("aligned", _aligned))
+    states, sizes = states_of(lm, prompts, responses)
     tolerance = 0.2 if expected.dtype == torch.bfloat16 else 0.01
-    for layout, states_of in candidates:
-        try:
-            states, per_token, per_row = states_of(lm, prompts, responses)
-        except _ERRORS as error:
-            if isinstance(error, RuntimeError) and is_out_of_memory(error):
-                raise
-            reason = f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}"
-            continue
-        difference = relative_difference(states, expected)
-        if difference < tolerance or not finite:  # what is not finite is reported when sampled
-            return CacheSupport(layout, per_token, per_row)
-        reason = f"hidden states with a cache differ from those without by {difference:.2g}"
-    return CacheSupport("none", reason=reason)
+    difference = relative_difference(states, expected)
+    # What is not finite is reported when it is sampled.
+    near = difference < tolerance or not bool(expected.isfinite().all())
+    return None if near else difference, sizes
 
 
 def _with_slabs(
     lm: LM, prompts: Sequence[Sequence[int]], responses: Tensor
-) -> tuple[Tensor, int, int]:
-    """States (R, 4, H) of each prompt's last token and three more, and bytes per token and row."""
+) -> tuple[Tensor, list[int]]:
+    """States (R, 4, H) of each prompt's last token and three more; bytes per token by layer."""
     device = lm.device
     of_prompt = torch.tensor(_OF_PROMPT, device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)[of_prompt]
     slabs = SlabCache(lm.config, len(responses), 8, device)
-    slabs.prefill(torch.arange(len(responses), device=device), of_prompt)
+    slabs.prefill(torch.arange(len(responses), device=device), of_prompt, lengths)
     hidden = lm.hidden(pad_rows(prompts).to(device), past_key_values=slabs.cache, use_cache=True)
     states = [hidden[of_prompt, lengths - 1]]
     for t in range(responses.shape[1]):
@@ -131,19 +185,22 @@ def _with_slabs(
         slabs.decode(len(responses), 8, positions)
         hidden = lm.hidden(
             responses[:, t : t + 1],
-            attention_mask=column_mask(positions, 8, hidden.dtype),
+            attention_mask=slabs.masks(positions, 8, hidden.dtype),
             position_ids=positions[:, None],
             past_key_values=slabs.cache,
             use_cache=True,
         )
         states.append(hidden[:, -1])
-    return torch.stack(states, 1), slabs.bytes_per_token(), 0
+    return torch.stack(states, 1), slabs.bytes_per_token()
 
 
 def _aligned(
     lm: LM, prompts: Sequence[Sequence[int]], responses: Tensor
-) -> tuple[Tensor, int, int]:
-    """As `_with_slabs`, by left padding; rows change places on the way, as when some finish."""
+) -> tuple[Tensor, list[int]]:
+    """States as of `_with_slabs`, by left padding, and bytes per token and of recurrent states.
+
+    Rows change places on the way, as when some finish.
+    """
     cache, order = DynamicCache(config=lm.config), torch.tensor([2, 0, 1], device=lm.device)
     ids, mask = left_pad(prompts, lm.device)
     hidden = aligned_forward(lm, cache, ids, mask)
@@ -160,7 +217,7 @@ def _aligned(
         cache.reorder_cache(order)
         mask, rows = mask[order], rows[order]
     per_token = max(0, sizes[-1] - sizes[-2])
-    return torch.stack(states, 1), per_token, sizes[0] - per_token * ids.shape[1]
+    return torch.stack(states, 1), [per_token, sizes[0] - per_token * ids.shape[1]]
 
 
 def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 Every row writes at its own position, so no row is padded on the left, a finished row's place can be
 given to another prompt, and a decoding step is a function of tensors at fixed addresses, as a CUDA
-graph needs. What lies beyond a row's length is masked.
+graph needs. What lies beyond a row's length is masked. A layer with a sliding window of W tokens
+has W columns at most, and writes position p at column p % W: attention does not ask for an order.
 Shapes: R rows, B prompts of P tokens at most, J key-value heads, C columns, D head size.
 """
 
@@ -12,7 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
+
+# What models whose layers differ call their masks; the others take one mask for all layers.
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class SlabCache:
@@ -25,17 +34,18 @@ class SlabCache:
         """Make a cache; a layer's buffers are allocated when it is first written.
 
         Args:
-            config: of the model; its layers must be plain attention (`has_plain_layers`).
+            config: of the model; its layers must be attention (`layer_windows`).
             rows: maximum rows.
             columns: tokens that a row has room for; see `reserve`.
             device: of the model.
         """
         self.rows, self.columns = rows, columns
         self.cache: Cache = DynamicCache(config=config)
-        self.layers = [_SlabLayer(self) for _ in self.cache.layers]
+        self.windows = layer_windows(config) or (None,) * len(self.cache.layers)
+        self.layers = [_SlabLayer(self, window) for window in self.windows]
         self.cache.layers = self.layers
         self._all_rows = torch.arange(rows, device=device)
-        self._filled: tuple[Tensor, Tensor] | None = None
+        self._filled: tuple[Tensor, Tensor, Tensor] | None = None
         self._reads = (0, 0)
         self._positions = self._all_rows
 
@@ -47,14 +57,15 @@ class SlabCache:
         for layer in self.layers:
             layer.grow(columns)
 
-    def prefill(self, rows: Tensor, prompts: Tensor) -> None:
+    def prefill(self, rows: Tensor, prompts: Tensor, lengths: Tensor) -> None:
         """Have the next forward, over (B, P) prompts, fill rows from column 0 on.
 
         Args:
             rows: (N,) rows to fill.
             prompts: (N,) which prompt each of them gets.
+            lengths: (N,) tokens of that prompt; what follows them is padding.
         """
-        self._filled = (rows, prompts)
+        self._filled = (rows, prompts, lengths)
 
     def decode(self, rows: int, columns: int, positions: Tensor) -> None:
         """Have the next forward, over one token per row, write at (rows,) positions.
@@ -65,6 +76,26 @@ class SlabCache:
             positions: column that each row writes.
         """
         self._filled, self._reads, self._positions = None, (rows, columns), positions
+
+    def masks(
+        self, positions: Tensor, columns: int, dtype: torch.dtype
+    ) -> Tensor | dict[str, Tensor]:
+        """What a model takes as `attention_mask` of a decoding step.
+
+        Args:
+            positions: (R,) column that each row writes.
+            columns: the first columns of layers without a window.
+            dtype: of the mask.
+
+        Returns:
+            One mask as of `column_mask`, or one for each kind of layer.
+        """
+        window = next((w for w in self.windows if w is not None), columns)
+        sliding = column_mask(positions, min(window, columns), dtype)
+        if None not in self.windows:
+            return sliding
+        full = sliding if window >= columns else column_mask(positions, columns, dtype)
+        return full if set(self.windows) == {None} else {FULL: full, SLIDING: sliding}
 
     def move(self, source: Tensor, target: Tensor, columns: int) -> None:
         """Copy the first columns of rows `source` to rows `target`."""
@@ -77,25 +108,35 @@ class SlabCache:
         for layer in self.layers:
             layer.slabs = ()
 
-    def bytes_per_token(self) -> int:
-        """Of all layers, once they are allocated."""
-        slabs = [slab for layer in self.layers for slab in layer.slabs]
-        return sum(x.shape[1] * x.shape[3] * x.element_size() for x in slabs)
+    def bytes_per_token(self) -> list[int]:
+        """Of each layer, once it is allocated."""
+        return [
+            sum(x.shape[1] * x.shape[3] * x.element_size() for x in layer.slabs)
+            for layer in self.layers
+        ]
 
     def store(self, layer: _SlabLayer, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write a forward's keys and values (B, J, P, D) and return those to attend to."""
         if not layer.slabs:
+            size = layer.size(self.columns)
             layer.slabs = tuple(
-                x.new_zeros(self.rows, x.shape[1], self.columns, x.shape[3]) for x in (keys, values)
+                x.new_zeros(self.rows, x.shape[1], size, x.shape[3]) for x in (keys, values)
             )
         if self._filled is not None:
-            rows, prompts = self._filled
+            rows, prompts, lengths = self._filled
             for slab, new in zip(layer.slabs, (keys, values), strict=True):
-                slab[rows, :, : new.shape[2]] = new[prompts]
+                if new.shape[2] <= slab.shape[2]:
+                    slab[rows, :, : new.shape[2]] = new[prompts]
+                else:
+                    last = _last_tokens(lengths, slab.shape[2])
+                    slab[rows] = new[prompts[:, None], :, last].transpose(1, 2)
             return keys, values  # prompts attend to themselves alone
         count, columns = self._reads
+        positions = self._positions
+        if layer.window is not None:
+            positions = positions % layer.window
         for slab, new in zip(layer.slabs, (keys, values), strict=True):
-            slab[self._all_rows[:count], :, self._positions] = new[:, :, 0]
+            slab[self._all_rows[:count], :, positions] = new[:, :, 0]
         keys, values = (slab[:count, :, :columns] for slab in layer.slabs)
         return keys, values
 
@@ -107,9 +148,9 @@ class SlabCache:
 class _SlabLayer(DynamicLayer):  # type: ignore[misc]
     """A layer of a `SlabCache` as transformers knows it."""
 
-    def __init__(self, owner: SlabCache) -> None:
+    def __init__(self, owner: SlabCache, window: int | None) -> None:
         super().__init__()
-        self.owner = owner
+        self.owner, self.window = owner, window
         self.slabs: tuple[Tensor, ...] = ()
         self.is_initialized = True
 
@@ -123,9 +164,15 @@ class _SlabLayer(DynamicLayer):  # type: ignore[misc]
         """See `SlabCache.seen`."""
         return self.owner.seen()
 
+    def size(self, columns: int) -> int:
+        """Columns of its buffers where a row has room for so many tokens."""
+        return columns if self.window is None else min(columns, self.window)
+
     def grow(self, columns: int) -> None:
         """Move to buffers with more columns, one after another."""
-        slabs = list(self.slabs)
+        columns, slabs = self.size(columns), list(self.slabs)
+        if slabs and slabs[0].shape[2] == columns:
+            return  # a window that is full
         self.slabs = ()
         for i, old in enumerate(slabs):
             slabs[i] = old.new_zeros(*old.shape[:2], columns, old.shape[3])
@@ -133,10 +180,32 @@ class _SlabLayer(DynamicLayer):  # type: ignore[misc]
         self.slabs = tuple(slabs)
 
 
-def has_plain_layers(config: Any) -> bool:
-    """Whether every layer keeps all keys and values: no windows, no recurrent states."""
-    layers = DynamicCache(config=config).layers
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+def layer_windows(config: Any) -> tuple[int | None, ...] | None:
+    """How many tokens each layer sees, None: all.
+
+    Args:
+        config: of a model.
+
+    Returns:
+        None where a layer is of another kind (recurrent states, chunks), or windows differ.
+    """
+    window = getattr(config.get_text_config(decoder=True), "sliding_window", None)
+    windows: list[int | None] = []
+    for layer in DynamicCache(config=config).layers:
+        if type(layer) is DynamicLayer:
+            windows.append(None)
+        elif type(layer) is DynamicSlidingWindowLayer and layer.sliding_window == window:
+            windows.append(window)
+        else:
+            return None
+    return tuple(windows) or None
+
+
+def _last_tokens(lengths: Tensor, window: int) -> Tensor:
+    """(N, W): which token of a prompt stands at each column of a window; of the padding where the
+    prompt is shorter."""
+    columns = torch.arange(window, device=lengths.device)
+    return columns + (lengths[:, None] - 1 - columns).clamp(min=0) // window * window
 
 
 def column_mask(positions: Tensor, columns: int, dtype: torch.dtype) -> Tensor:

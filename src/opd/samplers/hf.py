@@ -150,7 +150,7 @@ class HFSampler:
         """Bytes of a row: its cache, its tape and random numbers, its logits."""
         support, columns = cache_support(self.lm), pace_of(self.lm.device).column_count
         dtype = accumulation_dtype(self.lm.causal.dtype)
-        cache = support.bytes_per_token * columns(longest + limit) + support.bytes_per_row
+        cache = support.row_bytes(columns(longest + limit))
         return cache + record_bytes(limit, self.capture, self.lm.vocab, dtype)
 
     def _halve(self, rows: int, reason: str) -> None:

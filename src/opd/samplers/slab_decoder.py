@@ -1,4 +1,4 @@
-"""Decoding of plain attention: rows of any length together, finished ones replaced.
+"""Decoding of attention, also in windows: rows of any length together, finished ones replaced.
 
 The host only counts: it knows how far each row can be, hands free rows to waiting prompts, and
 looks at which rows have finished every `Pace.interval` tokens.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from opd.core.batch import pad_rows
-from opd.models.slab_cache import SlabCache, column_mask
+from opd.models.slab_cache import SlabCache
 from opd.samplers.graphs import StepRunner
 from opd.samplers.pace import Pace
 from opd.samplers.rows import (
@@ -149,7 +149,7 @@ class SlabDecoder:
         index = to_device(np.array([rows, of_prompt], dtype=np.int64), self.device)
         state = self.rows.new_rows(requests, slots)
         ids = to_device(pad_rows(prompts).numpy(), self.device)
-        self.slabs.prefill(index[0], index[1])
+        self.slabs.prefill(index[0], index[1], state[POSITION] + 1)
         hidden = self.lm.hidden(ids, past_key_values=self.slabs.cache, use_cache=True)
         self.dtype = hidden.dtype
         self.rows.sample(state, hidden[index[1], state[POSITION]])
@@ -173,7 +173,7 @@ class SlabDecoder:
         self.slabs.decode(rows, columns, positions)
         hidden = self.lm.hidden(
             state[TOKEN][:, None],
-            attention_mask=column_mask(positions, columns, self.dtype),
+            attention_mask=self.slabs.masks(positions, columns, self.dtype),
             position_ids=positions[:, None],
             past_key_values=self.slabs.cache,
             use_cache=True,
