@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from opd import config
-from opd.commands.check import gather, judging, pilot, rounds, speed
+from opd.commands.check import gather, judging, pilot, rounds
 from opd.commands.check.candidates import load_candidate
 from opd.commands.check.gather import SHORT, Gathering
 from opd.commands.check.judging import judge_candidate
 from opd.commands.check.output import to_record
 from opd.commands.check.rounds import Budget
 from opd.commands.check.run import check
-from opd.commands.check.speed import ModelSpeed, Speed
+from opd.commands.check.speed import ModelSpeed, Speed, measure_speed
 from opd.commands.check.watch import OutOfTime, Watch
 from opd.demo.run_config import demo_config
 from opd.errors import UserError
@@ -187,8 +187,8 @@ def test_a_budget_that_was_too_short_is_not_asked_for_again(tmp_path):
 def test_no_model_decodes_in_no_time(tmp_path, monkeypatch):
     """Where noise makes the longer of two calls the faster one, the plan had 0 s for decoding."""
     each = gathering(tmp_path, Budget(60.0))
-    monkeypatch.setattr(speed, "time_call", lambda call: (call(), 1.0))
-    measured = speed.measure_speed(each.candidates, each.training.prompts)
+    monkeypatch.setattr("opd.commands.check.speed.time_call", lambda call: (call(), 1.0))
+    measured = measure_speed(each.candidates, each.training.prompts)
     assert measured.student.decode == pytest.approx(0.1 / 5)
     assert measured.teachers[0].decode == pytest.approx(0.1 / 5)
 
