@@ -202,8 +202,7 @@ def layer_windows(config: Any) -> tuple[int | None, ...] | None:
 
 
 def _last_tokens(lengths: Tensor, window: int) -> Tensor:
-    """(N, W): which token of a prompt stands at each column of a window; of the padding where the
-    prompt is shorter."""
+    """(N, W): which token of a prompt (or of its padding) stands at each column of a window."""
     columns = torch.arange(window, device=lengths.device)
     return columns + (lengths[:, None] - 1 - columns).clamp(min=0) // window * window
 
