@@ -46,6 +46,16 @@ def test_the_head_lists_arms_of_its_own_file():
                 assert line.removeprefix(script.START).split()[0] == file.name
 
 
+def test_an_arm_with_a_cold_start_makes_it_in_one_process_first():
+    """Several processes refuse one that is not made yet."""
+    starting = [(file, arm) for file, arm in ARMS if config.load(str(file), arm).coldstart]
+    assert starting
+    for file, arm in starting:
+        command = f"#   opd coldstart examples/paper/{file.name} {' '.join(arm)}\n"
+        first, _, then = file.read_text("utf-8").partition(command)
+        assert then.startswith(f"{script.START}{file.name} {' '.join(arm)} --resume\n"), first
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "arm"), ARMS, ids=lambda value: getattr(value, "stem", ""))
 def test_check_accepts_every_arm_with_stand_ins(file, arm, tmp_path):

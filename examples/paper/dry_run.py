@@ -33,7 +33,7 @@ def arms(file: Path) -> list[list[str]]:
         for line in file.read_text("utf-8").splitlines()
         if line.startswith(START)
     ]
-    return [overrides for _, *overrides in commands]
+    return [[word for word in words if word != "--resume"] for _, *words in commands]
 
 
 def stand_ins(file: Path, overrides: list[str], scratch: Path) -> list[str]:
