@@ -8,12 +8,16 @@ import httpx2
 import numpy as np
 import pytest
 
+from opd import config
+from opd.commands.serve_teacher import announcement, serve
+from opd.errors import UserError
 from opd.models.lm import LM
 from opd.teachers import wire
 from opd.teachers.opd_api import ANSWER_ARRAYS, CONTENT_TYPE, PROTOCOL, SCORE
 from opd.teachers.scoring_server import Scorer, fingerprint, make_app
 from opd.testing import TINY_VOCAB as VOCAB
 from opd.testing import random_rollouts, tiny_model, tiny_tokenizer
+from support.mistakes import run_yaml
 
 TOKEN = "right"
 
@@ -127,3 +131,32 @@ def test_too_long_a_body_and_too_full_a_queue_are_refused(lm):
 def test_the_fingerprint_is_of_the_weights(lm):
     assert fingerprint(lm) == fingerprint(LM(tiny_model(0), VOCAB, "other name"))
     assert fingerprint(lm) != fingerprint(LM(tiny_model(1), VOCAB, "tiny"))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "named"),
+    [
+        ("teacher={url: 'http://h:1/v1', model: m}", "a server itself"),
+        ("teacher={from: student, prompt: '{prompt} {answer}'}", "the student itself"),
+        ("teacher={python: 'pkg.mod:make'}", "a Python object"),
+        ("teachers={a: {model: m}, b: {model: m}}", "several teachers"),
+    ],
+)
+def test_what_cannot_be_served_is_named(teacher, named):
+    data = run_yaml()
+    if teacher.startswith("teachers"):
+        del data["teacher"]
+        data["prompts"] = {"files": [{"path": "p.jsonl", "teacher": "a"}]}
+    cfg = config.parse(data, [teacher])
+    with pytest.raises(UserError, match=named):
+        serve(cfg, host="127.0.0.1", port=0)
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "HOST"), ("::", "HOST"), ("::1", "[::1]")],
+)
+def test_the_address_that_is_shown_can_be_connected_to(host, shown):
+    text = announcement(host, 8400, "secret", "name")
+    assert f"url: http://{shown}:8400/v1" in text
+    assert "secret" in text

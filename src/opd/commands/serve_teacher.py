@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from opd.commands.outputs import require_address
-from opd.config import LocalTeacher, Run
+from opd.config import LocalTeacher, Run, SelfTeacher, ServerTeacher
 from opd.errors import UserError
 from opd.models import tokenizers
 from opd.models.lm import LM, resolve_device
@@ -20,6 +20,7 @@ from opd.setup.pair import load_teacher
 logger = logging.getLogger(__name__)
 
 TOKEN_ENV = "OPD_TEACHER_TOKEN"
+EVERY_ADDRESS = ("0.0.0.0", "::", "")
 TOKENS = 8192  # padded tokens per forward
 
 
@@ -42,12 +43,7 @@ def serve(cfg: Run, *, host: str, port: int) -> None:
     eos = tokenizers.eos_ids(tokenizer, lm.causal.generation_config)
     scorer = Scorer(lm, tokens_per_batch=TOKENS)
     app = make_app(lm, tokenizer, token=token, eos=sorted(eos), scorer=scorer)
-    console.print(
-        f"Serving on http://{host}:{port}/v1 (stop with Ctrl-C). Where the student trains:\n"
-        f"  export {TOKEN_ENV}={token}\n"
-        "and in run.yaml:\n"
-        f"  teacher: {{url: http://{host}:{port}/v1, model: {lm.name}, api_key_env: {TOKEN_ENV}}}"
-    )
+    console.print(announcement(host, port, token, lm.name))
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning(
             "Listening on %s: the token and all tokens travel unencrypted. Use a private network "
@@ -57,14 +53,36 @@ def serve(cfg: Run, *, host: str, port: int) -> None:
     TeacherServer(app, host, port).serve()
 
 
+def announcement(host: str, port: int, token: str, model: str) -> str:
+    """What the trainer's side sets to reach this server.
+
+    An address that stands for all of this machine's cannot be connected to: HOST takes its place.
+    """
+    listens = f"[{host}]" if ":" in host else host
+    name = "HOST" if host in EVERY_ADDRESS else listens
+    of_host = ", with HOST the name or address of this machine" if name == "HOST" else ""
+    return (
+        f"Serving on http://{listens}:{port}/v1 (stop with Ctrl-C). Where the student trains:\n"
+        f"  export {TOKEN_ENV}={token}\n"
+        f"and in run.yaml{of_host}:\n"
+        f"  teacher: {{url: http://{name}:{port}/v1, model: {model}, api_key_env: {TOKEN_ENV}}}"
+    )
+
+
 def _local(cfg: Run) -> LocalTeacher:
-    if not isinstance(cfg.teacher, LocalTeacher):
-        raise UserError(
-            "opd serve-teacher serves the model of teacher.model; this run.yaml names "
-            f"{'no teacher' if cfg.teacher is None else 'a server itself (teacher.url)'}. Write "
-            "teacher: {model: FOLDER_OR_HUB_NAME}."
-        )
-    return cfg.teacher
+    if isinstance(cfg.teacher, LocalTeacher):
+        return cfg.teacher
+    named = "several teachers" if cfg.teachers else "no teacher"
+    if isinstance(cfg.teacher, ServerTeacher):
+        named = "a server itself (teacher.url or teacher.launch)"
+    elif isinstance(cfg.teacher, SelfTeacher):
+        named = "the student itself (teacher.from)"
+    elif cfg.teacher is not None:
+        named = "a Python object (teacher.python)"
+    raise UserError(
+        f"opd serve-teacher serves the model of teacher.model; this run.yaml names {named}. Write "
+        "teacher: {model: FOLDER_OR_HUB_NAME}."
+    )
 
 
 def _load(spec: LocalTeacher) -> tuple[LM, Any]:
