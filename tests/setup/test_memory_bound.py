@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from opd import config
@@ -105,6 +106,18 @@ def test_weights_that_are_stored_twice_count_once(tmp_path):
     assert count_elements(tmp_path / "model") == whole
     config_file.write_text(json.dumps({**values, "tie_word_embeddings": False}))
     assert count_elements(tmp_path / "model") == whole + head.numel()
+
+
+def test_a_teacher_of_few_bits_takes_no_more_than_its_file(tmp_path):
+    folder = tmp_path / "four-bits"
+    folder.mkdir()
+    packed = torch.zeros(1000, 1, dtype=torch.uint8)  # two weights in each
+    scales = torch.zeros(16, dtype=torch.bfloat16)
+    save_file({"packed": packed, "scales": scales}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"dtype": "bfloat16", "model_type": "llama"}')
+    cfg = parsed()
+    alone = least_bytes(cfg, FOLDERS[0], [])
+    assert least_bytes(cfg, FOLDERS[0], [folder]) - alone == 1000 + 16 * 2
 
 
 def parsed(*overrides: str):

@@ -143,15 +143,32 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     load are, too (the same weights once more, in another layout).
     """
     try:
-        files = _weight_files(folder)
+        headers = _headers(folder)
         tied = json.loads((folder / "config.json").read_bytes()).get("tie_word_embeddings")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    headers = [read_header(file) for file in files]
-    shapes = {name: s for h in headers if isinstance(h, Header) for name, s in h.shapes.items()}
+    shapes = {name: s for header in headers for name, s in header.shapes.items()}
     if tied is True and any(name.endswith(EMBEDDING) for name in shapes):
         shapes.pop(HEAD, None)
     return shapes
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of the tensors in a folder's files, from their headers; 0 where there are none."""
+    try:
+        return sum(header.data for header in _headers(folder))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0
+
+
+def _headers(folder: Path) -> list[Header]:
+    """Of the files that transformers loads and that are whole so far.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, AttributeError: the index cannot be read.
+    """
+    headers = [read_header(file) for file in _weight_files(folder)]
+    return [header for header in headers if isinstance(header, Header)]
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -228,10 +245,12 @@ class Header:
 
     Attributes:
         shapes: of every tensor.
+        data: bytes of all tensors.
         end: bytes of the whole file.
     """
 
     shapes: dict[str, tuple[int, ...]]
+    data: int
     end: int
 
 
@@ -259,7 +278,7 @@ def read_header(file: Path) -> Header | str:
         end = max((int(e["data_offsets"][1]) for e in entries.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError):
         return "is no safetensors file"
-    return Header(shapes, 8 + size + end)
+    return Header(shapes, end, 8 + size + end)
 
 
 def _require_config(folder: Path, key: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from opd.config import Run, SelfTeacher
 from opd.errors import UserError
-from opd.models.model_files import count_elements, weight_shapes
+from opd.models.model_files import count_elements, stored_bytes, weight_shapes
 from opd.run.devices import free_host_bytes, may_have_gpu
 from opd.run.disk import human_size
 from opd.types import Scheme
@@ -94,9 +94,15 @@ def least_bytes(cfg: Run, student: Path, teachers: Iterable[Path]) -> float:
     """
     needed = _student_bytes(cfg, count_elements(student))
     if cfg.teacher is not None and getattr(cfg.teacher, "offload", "none") == "none":
-        itemsize = TEACHER[getattr(cfg.teacher, "dtype", "auto")]
-        needed += sum(itemsize * count_elements(folder) for folder in teachers)
+        dtype = getattr(cfg.teacher, "dtype", "auto")
+        needed += sum(_least_teacher(folder, dtype) for folder in teachers)
     return needed
+
+
+def _least_teacher(folder: Path, dtype: str) -> float:
+    """Bytes of a teacher: a checkpoint of few bits a weight takes no more than its file."""
+    least = TEACHER[dtype] * count_elements(folder)
+    return min(least, stored_bytes(folder)) if dtype == "auto" else least
 
 
 def most_bytes(cfg: Run, student: Path, teachers: Iterable[Path]) -> float:
