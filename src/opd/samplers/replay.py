@@ -68,7 +68,7 @@ class ReplaySampler:
                 raise UserError(
                     f"rollout.path={self.path} has no rollout of prompt {prompt.index}: "
                     f"{prompt.text[:60]!r}. Use the prompts, template and chat settings they were "
-                    "made with."
+                    "made with; of a finished step a run keeps output.rollout_sample rollouts."
                 )
             first = key[-1] * n
             sampled += [
