@@ -177,7 +177,7 @@ class Optim(Section):
     warmup: int = Field(0, ge=0)
     """Steps of linear warm-up."""
     offload: Literal["none", "cpu"] = "none"
-    """cpu: master weights and moments in pinned host memory, stepped there (12 bytes per parameter
+    """cpu: master weights (pinned) and moments in host memory, stepped there (12 bytes a parameter
     less on the GPU). Full training in bf16_mixed only."""
     moments: Literal["float32", "int8"] = "float32"
     """int8: moments quantised in blocks, 2 bytes a weight instead of 8; updates differ by a few
