@@ -28,7 +28,7 @@ class Lora(Section):
     target_modules: str | list[str] = "all-linear"
     """Names of the layers that get one, or a regular expression. all-linear: all but the head."""
     weights: Literal["full"] | Scheme = "full"
-    """Of the frozen layers beneath. int8, nf4: 8 or 4 bits a weight (QLoRA), the head and the
+    """Precision of the frozen layers beneath. int8, nf4: 8 or 4 bits a weight (QLoRA), head and
     embedding as they are; slower, since a layer's weights are made anew whenever it is applied."""
 
 
@@ -75,7 +75,8 @@ class LocalTeacher(Section):
     """Where its weights, all but the head, are while it does not score. cpu: in host memory (with a
     GPU); disk: nowhere, they are read again for every step."""
     cache: Cache | None = None
-    """Scores made ahead of time by `opd serve-teacher --score`; the model is then not loaded."""
+    """Scores on disk. Of a server: what was asked once is not asked again. Of a model in this
+    process (offline: true): made ahead by `opd serve-teacher --score`; the model is not loaded."""
     tokenizer: str | None = None
     """Folder or hub name of the teacher's own tokenizer, where it is not the student's: completions
     are then compared as text, chunk by chunk. null: it is the student's, which is checked."""

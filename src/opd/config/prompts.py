@@ -32,9 +32,8 @@ class Prompts(Section):
     files: list[PromptFile] = []
     """Several files in place of path; a list under `prompts` is short for it."""
     by: Literal["prompts", "tokens"] = "prompts"
-    """What is divided among several teachers. prompts: every token counts alike, so a teacher of
-    long answers takes more of the loss; tokens: each teacher's tokens together count as its
-    prompts do."""
+    """How several teachers share the loss. prompts: every token counts alike, so a teacher of long
+    answers takes more of it; tokens: each teacher's tokens together count as its prompts do."""
     template: str | None = None
     """User message with {problem} in it; null keeps the row's own text."""
     chat: dict[str, Any] | None = {}

@@ -177,8 +177,8 @@ class Optim(Section):
     warmup: int = Field(0, ge=0)
     """Steps of linear warm-up."""
     offload: Literal["none", "cpu"] = "none"
-    """cpu: master weights (pinned) and moments in host memory, stepped there (12 bytes a parameter
-    less on the GPU). Full training in bf16_mixed only."""
+    """cpu: master weights (pinned) and moments in host memory, stepped there (12 bytes per
+    parameter less on the GPU). Full training in bf16_mixed only."""
     moments: Literal["float32", "int8"] = "float32"
     """int8: moments quantised in blocks, 2 bytes a weight instead of 8; updates differ by a few
     percent. Not with student.shard: fsdp2."""
@@ -249,7 +249,8 @@ class Output(Section):
     keep: int = Field(2, ge=1)
     """Checkpoints kept; the last good one is never deleted."""
     rollout_sample: int = Field(8, ge=0)
-    """Rollouts of a step that stay in the run folder after the next checkpoint."""
+    """Rollouts of a step that stay in the run folder after the next checkpoint; to be replayed
+    (rollout.path), all: train.prompts_per_step x rollout.n."""
     trackers: list[Tracker] = []
     """Loggers that get every metric, beside metrics.jsonl. python:pkg.mod:make, or python: and an
     entry point of opd.trackers, is one of your own: `opd.run.trackers.Sink`."""
