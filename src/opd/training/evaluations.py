@@ -28,8 +28,11 @@ def evaluate_due(session: Session, step: int) -> None:
             session.trackers.log(step, evaluation.values())
             session.console.show_evaluation(step, task.label, evaluation.accuracy)
             accuracies += [evaluation.accuracy.value] if task.every else []
-    # At step 0 of a warm-started run the evaluation is of the student before the cold start.
-    if not accuracies or (step == 0 and session.warm_started):
+    # Means are compared where every one of these sets was evaluated: sets that are due at other
+    # steps are harder or easier. At step 0 of a warm-started run the evaluation is of the student
+    # before the cold start.
+    due = sum(bool(task.every) for task in session.evals)
+    if not accuracies or len(accuracies) < due or (step == 0 and session.warm_started):
         return
     if session.interventions.record_accuracy(step, sum(accuracies) / len(accuracies)):
         session.save_best(step)
