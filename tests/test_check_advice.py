@@ -8,17 +8,18 @@ from unittest.mock import Mock
 import yaml
 
 from opd import config
+from opd.commands.auto import is_refused
 from opd.commands.check import output
 from opd.commands.check.candidates import Candidate
 from opd.commands.check.judging import cold_start
 from opd.commands.check.result import CheckResult, TeacherResult
 from opd.demo.run_config import demo_config
-from opd.recipes.check.advice import Advice, advise
+from opd.recipes.check.advice import Advice, advise, decide
 from opd.recipes.check.forecast import predict
 from opd.recipes.check.reasons import Reason, nothing_accepted_reason
 from opd.reports.check_page import check_document, check_verdict
 from opd.reports.terminal import render_text
-from support.check_features import FACTS, MODEL, RUN, estimate, make_features
+from support.check_features import FACTS, MODEL, RUN, estimate, make_features, pilot
 
 
 def test_a_cold_start_that_waits_for_an_alarm_is_begun_with_and_keeps_its_settings(tmp_path):
@@ -112,3 +113,26 @@ def test_the_table_of_teachers_calls_a_no_go_what_the_headline_calls_it():
     text = "\n".join(render_text(check_document({"verdict": "go", "teachers": teachers})))
     assert "no-go" in text
     assert "don't" not in text
+
+
+def test_advice_without_a_predicted_effect_is_not_said_to_have_one():
+    """A cold start, 'what it brings is not predicted', below 'each with its predicted effect'."""
+    longer = Advice("Set train.steps to 160", {"train.steps": 160}, estimate(0.3)).record()
+    cold = Advice("Begin with a cold start", {"coldstart": {}}).record()
+    record = {"verdict": "go with changes", "advice": [longer]}
+    assert "each with its predicted effect" in check_verdict(record).headline
+    headline = check_verdict(record | {"advice": [longer, cold]}).headline
+    assert headline.startswith("Go with changes: ")
+    assert "each with" not in headline
+
+
+def test_a_cold_start_does_not_excuse_steps_that_cannot_be_made(tmp_path):
+    """`recipe: auto` made it, and ended at the third on-policy step."""
+    cfg = config.parse(demo_config(tmp_path / "run") | {"coldstart": {}})
+    features = make_features(0.2, 0.8, 0.1) | pilot(0.0, 0.0, 0.0)
+    lost = features | {"pilot_refused": estimate(1.0, 0.0)}
+    for numbers, stopped in ((features, False), (lost, True)):
+        _, forecast, _ = decide(MODEL, numbers, RUN)
+        one = TeacherResult(Candidate("one", cfg, [], None), "don't", numbers, forecast=forecast)
+        result = CheckResult("run.yaml", [one], None, None, (), (), 1.0)
+        assert is_refused(result) == stopped

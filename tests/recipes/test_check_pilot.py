@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from opd.recipes.check.pilot_features import resampled_features, weighted_change
 from opd.recipes.check.probe import Answers
 from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.weights import MAX_WEIGHT, effective_samples, temper
+from opd.training.int8_moments import new_state, step_weight
 
 SETTINGS = RunSettings(
     steps=10,
@@ -113,3 +116,17 @@ def test_a_fraction_that_is_cut_off_stays_a_fraction():
     share = resampled_features(before, after)["pilot_truncated"]
     assert share.value == 0.25
     assert 0 <= share.low < share.value < share.high <= 1
+
+
+def test_gradients_agree_as_much_where_moments_have_8_bits():
+    """The levels were taken for the moments: that of equal gradients was 2.3."""
+    rng = np.random.default_rng(1)
+    one = rng.normal(size=5000)
+    for gradients in ([one] * 4, [rng.normal(size=5000) for _ in range(4)]):
+        weight = torch.nn.Parameter(torch.zeros(5000))
+        optimizer, state = Mock(), new_state(weight)
+        group = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+        for gradient in gradients:
+            step_weight(weight.data, torch.as_tensor(gradient, dtype=torch.float32), state, group)
+        optimizer.state = {weight: state}
+        assert gradient_agreement(optimizer) == pytest.approx(gradients_agree(gradients), abs=0.05)

@@ -11,7 +11,7 @@ from opd.core.stats import Estimate
 from opd.recipes.check.advice import advise, decide
 from opd.recipes.check.forecast import predict
 from opd.recipes.check.reasons import AGAINST, confidence, explain
-from opd.recipes.check.verdict import judge
+from opd.recipes.check.verdict import judge, nothing_accepted
 from support.check_features import FACTS, MODEL, RUN, estimate, make_features, pilot
 
 
@@ -103,3 +103,23 @@ def test_a_reverse_kl_that_is_not_finite_is_not_shown_as_a_number():
     features["pilot_kl_drop"] = Estimate(math.nan, math.nan, math.nan, 100)
     forecast = predict(MODEL, features, RUN)
     assert "nan" not in " ".join(r.evidence for r in explain("not known", forecast, features, RUN))
+
+
+@pytest.mark.parametrize("name", ["pass_at_n", "greedy_accuracy"])
+def test_a_grader_that_accepted_a_rollout_is_not_suspected(name):
+    """No answer of 16 and 16 was right, some of 32 rollouts were: the grader was blamed."""
+    none = make_features(0.0, 0.0, 0.1)
+    assert nothing_accepted(none)
+    assert decide(MODEL, none, RUN)[0] == "not known"
+    some = none | {name: estimate(0.25)}
+    assert not nothing_accepted(some)
+    assert decide(MODEL, some, RUN)[0] == "don't"
+    assert nothing_accepted(none | {name: estimate(0.0)})
+
+
+def test_steps_that_cannot_be_made_come_before_a_grader_that_accepts_nothing():
+    """'not known' and the grader: `recipe: auto` trained a run that ends at its third step."""
+    features = make_features(0.0, 0.0, 0.1) | refused(4, 4)
+    verdict, forecast, _ = decide(MODEL, features, RUN)
+    assert verdict == "don't"
+    assert explain(verdict, forecast, features, RUN)[0].text.startswith("Not one step of the run")

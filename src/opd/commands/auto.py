@@ -86,7 +86,10 @@ def is_refused(checked: CheckResult) -> bool:
     """Whether the run is not expected to gain anything, with a cold start or without."""
     best = checked.best
     starts_cold = at_start(best.candidate.cfg) or any("coldstart" in one.set for one in best.advice)
-    return best.verdict == NO_GO and not (starts_cold and cold_start_helps(best.features))
+    # Of steps that cannot be made no change is predicted, and no cold start helps them.
+    possible = best.forecast is not None and best.forecast.change is not None
+    helps = possible and starts_cold and cold_start_helps(best.features)
+    return best.verdict == NO_GO and not helps
 
 
 def refuse(checked: CheckResult) -> None:

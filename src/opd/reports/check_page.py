@@ -35,6 +35,9 @@ _HEADLINES: dict[str, tuple[Tone, str]] = {
     "not known": ("unclear", "Not known: see below what would settle it."),
     "no-go": ("bad", "No-go: this run is not expected to work."),
 }
+_SOME_PREDICTED = (
+    "Go with changes: those below that have a predicted effect; that of the others is not known."
+)
 _HEADLINES["don't"] = _HEADLINES["no-go"]
 _AGAINST = "Against this verdict"  # begins such a reason
 _PARTS = ("value", "low", "high", "n")  # of a number with its interval
@@ -106,6 +109,10 @@ def check_verdict(record: Mapping[str, Any]) -> Verdict:
     if verdict == "go" and any(sentence.text.startswith(_AGAINST) for sentence in sentences):
         headline = "Go, although something that was measured speaks against it: see below."
     advice = [_sentence(item) for item in _items(record.get("advice"))]
+    if verdict == "go with changes" and not all(
+        _at(item, "effect") for item in _items(record.get("advice"))
+    ):
+        headline = _SOME_PREDICTED
     if verdict == "go" and advice and headline == _HEADLINES["go"][1]:
         headline = "Go, with something to improve: see what to try next."
     return Verdict(headline, tone, _tiles(record), sentences, advice)

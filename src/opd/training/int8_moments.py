@@ -133,3 +133,9 @@ def dequantise(levels: Tensor, scales: Tensor) -> Tensor:
     largest, per_octave = torch.iinfo(levels.dtype).max, PER_OCTAVE[levels.dtype]
     relative = ((levels.float().abs() - largest) / per_octave).exp2() * levels.sign()
     return relative * scales.repeat_interleave(BLOCK)[: len(levels)]
+
+
+def moment_values(state: Mapping[str, Tensor], name: str) -> Tensor:
+    """A moment as numbers: that of torch's AdamW as it is, one in 8 bits dequantised, (N,)."""
+    moment, scales = state[name], state.get(name + SCALE)
+    return moment if scales is None else dequantise(moment.view(-1), scales)

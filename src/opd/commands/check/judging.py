@@ -42,7 +42,7 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
     features, settings = gathering.features(index), gathering.settings(index)
     verdict, forecast, changes = decide(gathering.model, features, settings)
     reasons = [nothing_accepted_reason(features)]
-    if not nothing_accepted(features):
+    if verdict != UNKNOWN or not nothing_accepted(features):
         reasons = explain(verdict, forecast, features, settings)
     base = candidate.cfg.check.origin
     assert candidate.pair is not None

@@ -135,12 +135,12 @@ def decide(
 ) -> tuple[Verdict, Forecast, list[Advice]]:
     """The verdict on a run, the forecast it rests on, and the changes that make it a go."""
     forecast = predict(model, features, run)
-    if nothing_accepted(features):  # the grader or the template is wrong, not the models
-        return UNKNOWN, forecast, []
     rule = decisive_rule(forecast, features)
     if rule == "refused":
         nothing = replace(forecast, change=None, recovery=None, rises=None, recovers_half=None)
         return NO_GO, replace(nothing, distribution=None), []
+    if nothing_accepted(features):  # the grader or the template is wrong, not the models
+        return UNKNOWN, forecast, []
     if rule in ("too little", "rising", "undecided"):
         changes = find_changes(model, features, run)
         if changes:

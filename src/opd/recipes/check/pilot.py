@@ -22,6 +22,7 @@ from opd.training.experience import (
     sample_step,
 )
 from opd.training.horizon import Horizon
+from opd.training.int8_moments import moment_values
 from opd.training.learner import Learner
 from opd.training.optimizer import BETAS, NonFiniteStep
 from opd.training.step import update
@@ -116,9 +117,10 @@ def gradient_agreement(optimizer: torch.optim.Optimizer) -> float:
         if not state:
             continue
         count = int(state["step"])
-        mean = state["exp_avg"].double() / (1 - BETAS[0] ** count)
+        mean = moment_values(state, "exp_avg").double() / (1 - BETAS[0] ** count)
         mean_square += float(mean.square().sum())
-        square_mean += float(state["exp_avg_sq"].double().sum()) / (1 - BETAS[1] ** count)
+        squares = moment_values(state, "exp_avg_sq").double()
+        square_mean += float(squares.sum()) / (1 - BETAS[1] ** count)
     if count < 2 or square_mean == 0:
         return float("nan")
     alone = weight_square_sum(count)

@@ -135,7 +135,8 @@ def rank(verdict: Verdict, forecast: Forecast | None) -> tuple[int, float]:
 
 
 def nothing_accepted(features: Mapping[str, Estimate]) -> bool:
-    """Whether no answer of either model was graded correct."""
-    names = ("student_accuracy", "teacher_accuracy")
-    accuracies = [features[name].value for name in names if name in features]
-    return len(accuracies) == 2 and not any(accuracies)
+    """Whether both models answered, and nothing that either said was graded correct."""
+    answers = ("student_accuracy", "teacher_accuracy")
+    graded = (*answers, "pass_at_n", "greedy_accuracy")
+    right = any(features[name].value for name in graded if name in features)
+    return all(name in features for name in answers) and not right
