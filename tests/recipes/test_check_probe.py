@@ -25,15 +25,14 @@ from opd.recipes.check.features import (
 from opd.recipes.check.fixed_texts import fix_texts, read
 from opd.recipes.check.probe import (
     DEPTHS,
-    TAIL,
     ProbeConfig,
     ProbeModel,
     ServedTeacher,
-    prefix_prompt,
     probe_server,
     probe_student,
     probe_teacher,
 )
+from opd.recipes.check.room import TAIL, prefix_prompt
 from opd.samplers.decoding import Decoding
 from opd.samplers.hf import HFSampler
 from opd.teachers.local import LocalTeacher

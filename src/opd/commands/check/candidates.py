@@ -29,6 +29,7 @@ from opd.setup.models import Models, open_models
 from opd.setup.own_tokenizer import own_tokenizer
 from opd.setup.pair import Pair
 from opd.setup.prompts import load_training_prompts
+from opd.setup.remote_teacher import ServedTeacher
 from opd.setup.samplers import rollout_decoding, student_samplers
 from opd.teachers.translate import Translator
 from opd.types import Teacher
@@ -50,6 +51,7 @@ class Candidate:
         memory: plan of the run's memory, if it could be made.
         student_samplers: what generates with the student.
         teacher_samplers: what generates with the teacher; None if it only scores.
+        context: tokens that both models read, completions included; None: unknown.
     """
 
     label: str
@@ -60,6 +62,7 @@ class Candidate:
     memory: MemoryCheck | None = None
     student_samplers: MakeSampler | None = None
     teacher_samplers: MakeSampler | None = None
+    context: int | None = None
 
     @property
     def compatible(self) -> bool:
@@ -144,7 +147,20 @@ def _with_samplers(
     # A rollout server may hold anything: the student's weights are sent before it is asked.
     make(rollout_decoding(models.cfg), None).sync(0)
     generating = models.teacher_samplers() if answers and models.teacher_prompts is None else None
-    return replace(candidate, student_samplers=make, teacher_samplers=generating)
+    return replace(
+        candidate,
+        student_samplers=make,
+        teacher_samplers=generating,
+        context=shortest_context(models),
+    )
+
+
+def shortest_context(models: Models) -> int | None:
+    """Of the student and the teacher, be it here or behind a server that tells."""
+    lengths = [lm.context_length for lm in (models.pair.student, models.pair.teacher) if lm]
+    if isinstance(models.remote, ServedTeacher):
+        lengths.append(models.remote.dialect.context)
+    return min((length for length in lengths if length is not None), default=None)
 
 
 def _shown_prompt(models: Models) -> Finding:

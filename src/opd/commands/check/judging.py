@@ -10,7 +10,6 @@ from opd.commands.check.result import TeacherResult
 from opd.commands.check.watch import CTRL_C
 from opd.config import Run
 from opd.core import stats
-from opd.models.configs import context_length_of
 from opd.models.lm import load_lm
 from opd.recipes.check.advice import (
     Advice,
@@ -57,7 +56,7 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
         prompts=len(student.prompts),
         most_prompts=gathering.probe.total,
         answer_limit=_answer_limit(candidate.cfg),
-        room=_room(candidate.pair, gathering.training.prompts),
+        room=_room(candidate, gathering.training.prompts),
     )
     advice = changes + advise(verdict, forecast, features, candidate.findings, facts)
     return TeacherResult(candidate, verdict, features, side, forecast, reasons, advice)
@@ -91,12 +90,10 @@ def _answer_limit(cfg: Run) -> tuple[str, int] | None:
     return None if own is None else ("eval.0.max_new_tokens", own)
 
 
-def _room(pair: Pair, prompts: Sequence[Prompt]) -> int | None:
+def _room(candidate: Candidate, prompts: Sequence[Prompt]) -> int | None:
     """Tokens that both contexts have left after the longest prompt."""
-    models = [pair.student, *([] if pair.teacher is None else [pair.teacher])]
-    lengths = [context_length_of(lm.config) for lm in models]
-    known = [length for length in lengths if length is not None]
-    return min(known) - max(len(prompt.ids) for prompt in prompts) if known else None
+    context = candidate.context
+    return None if context is None else context - max(len(prompt.ids) for prompt in prompts)
 
 
 def cold_start(candidate: Candidate) -> dict[str, object] | None:

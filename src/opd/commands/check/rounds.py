@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from opd.commands.check.candidates import Candidate
 from opd.config import Run
@@ -127,7 +127,10 @@ def make_probe(candidates: Sequence[Candidate], training: PromptSet, steps: int)
     assert first.pair is not None
     chosen, grader, limitations = _graded_prompts(first.cfg, first.pair, training)
     prompts = probe_prompts(chosen, first.cfg, steps) if chosen is training else chosen.prompts
-    config = make_probe_config(first.cfg, first.pair, grader)
+    known = [each.context for each in candidates if each.context is not None]
+    config = replace(
+        make_probe_config(first.cfg, first.pair, grader), context=min(known, default=None)
+    )
     return Probe(candidates, prompts, config, limitations)
 
 

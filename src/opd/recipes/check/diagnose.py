@@ -14,11 +14,12 @@ import torch
 from opd.core import diagnostics
 from opd.core.batch import pad_rows, predicting_positions
 from opd.core.chunked import chunk_slices
-from opd.core.diagnostics import Measure
+from opd.core.diagnostics import Measure, TopK
 from opd.core.distributions import DenseDistribution
 from opd.core.microbatches import token_batches
 from opd.models.lm import LM
-from opd.types import Rollout
+from opd.samplers.decoding import Decoding
+from opd.types import Rollout, Scores
 
 QUARTERS = 4
 
@@ -102,6 +103,41 @@ def diagnosis_of_measures(measures: Sequence[dict[str, Measure]]) -> Diagnosis:
     rows = np.repeat(np.arange(len(lengths)), lengths)
     quarters = np.concatenate([np.arange(n) * QUARTERS // n for n in lengths])
     return _means(rows, quarters, len(lengths), *parts)
+
+
+def diagnosis_of_scores(
+    policy: Sequence[Scores], scorer: Sequence[Scores], decoding: Decoding
+) -> Diagnosis:
+    """What scores of the policy's rollouts by both tell: reward, KL, and overlap of the top k.
+
+    Args:
+        policy: scores by the model that sampled the rollouts.
+        scorer: by the other one.
+        decoding: of the rollouts: at temperature 1 the mean of -reward is the KL.
+    """
+    plain = decoding.temperature == 1.0 and decoding.top_p == 1.0
+    measures = []
+    for p, q in zip(policy, scorer, strict=True):
+        assert p.sampled is not None
+        assert q.sampled is not None
+        reward = torch.from_numpy(q.sampled - p.sampled)
+        measure = {"diag/token_reward": Measure.of(reward)}
+        if plain:
+            measure["diag/reverse_kl"] = Measure.of(-reward)
+        tops = [
+            (s.topk_ids, s.topk_logp)
+            for s in (p, q)
+            if s.topk_ids is not None and s.topk_logp is not None
+        ]
+        if len(tops) == 2:
+            k = min(ids.shape[1] for ids, _ in tops)
+            lists = (
+                TopK(torch.from_numpy(ids[:, :k]).long(), torch.from_numpy(logp[:, :k]))
+                for ids, logp in tops
+            )
+            measure |= diagnostics.topk_metrics(*lists)
+        measures.append(measure)
+    return diagnosis_of_measures(measures)
 
 
 def _means(

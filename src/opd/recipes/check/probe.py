@@ -11,13 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from opd.core import diagnostics
-from opd.core.diagnostics import Measure, TopK
 from opd.data.graders import Grader, grade_for_accuracy
 from opd.models.lm import LM
-from opd.recipes.check.diagnose import Diagnosis, diagnose, diagnosis_of_measures
+from opd.recipes.check.diagnose import Diagnosis, diagnose, diagnosis_of_scores
+from opd.recipes.check.room import prefix_prompt, sample_in_room
 from opd.rng import Stream, key
 from opd.samplers.decoding import Decoding
 from opd.samplers.hf import HFSampler
@@ -26,7 +24,6 @@ from opd.teachers.local import LocalTeacher
 from opd.types import Kind, Prompt, Rollout, Scores, Teacher, Want
 
 DEPTHS = (0.25, 0.5, 0.75)  # fractions of a student rollout after which both models continue it
-TAIL = 3  # last tokens of a rollout that no prefix contains: the answer is usually there
 # Indices of the random stream; continuations take one per depth.
 STUDENT_SAMPLES, TEACHER_SAMPLES, CONTINUATIONS, STUDENT_ANSWERS = 0, 1, 2, 9
 
@@ -71,6 +68,7 @@ class ProbeConfig:
             continuations: that of the run's evaluation; None: as the rollouts.
         greedy: whether the student also answers at temperature 0.
         continuations: whether both models continue the student's prefixes.
+        context: tokens that all models read, completions included; None: unknown.
     """
 
     decoding: Decoding
@@ -85,6 +83,7 @@ class ProbeConfig:
     evaluation: Decoding | None = None
     greedy: bool = True
     continuations: bool = True
+    context: int | None = None
 
     @property
     def answering(self) -> Decoding:
@@ -204,8 +203,14 @@ def probe_student(
     student: ProbeModel, prompts: Sequence[Prompt], config: ProbeConfig
 ) -> StudentSide:
     """Sample and grade the student, and let it continue its own prefixes."""
-    sampler = student.samplers(config.decoding, max(config.k, config.recorded))
-    rollouts = sampler.sample(prompts, n=config.n, key=_key(config, STUDENT_SAMPLES))
+    rollouts = sample_in_room(
+        student.samplers(config.decoding, max(config.k, config.recorded)),
+        prompts,
+        n=config.n,
+        key=_key(config, STUDENT_SAMPLES),
+        limit=config.decoding.max_new_tokens,
+        context=config.context,
+    )
     answers, tokens = answer(student, prompts, config)
     greedy = None
     if config.grader is not None and config.greedy:
@@ -282,7 +287,7 @@ def probe_server(
     ours = [
         Scores(sampled=r.logp, topk_ids=r.topk_ids, topk_logp=r.topk_logp) for r in side.rollouts
     ]
-    on_student = _served_diagnosis(ours, scores, config.decoding)
+    on_student = diagnosis_of_scores(ours, scores, config.decoding)
     rewards = on_student.mean["diag/token_reward"].reshape(len(side.prompts), -1)
     if teacher.make is None:
         return TeacherSide(on_student, rewards, scores=tuple(scores))
@@ -298,7 +303,7 @@ def probe_server(
         _answers(samples, config),
         tuple(samples),
         continued,
-        _served_diagnosis(by_teacher, by_student, config.answering),
+        diagnosis_of_scores(by_teacher, by_student, config.answering),
         _count_tokens(samples) + tokens,
         tuple(scores),
     )
@@ -306,47 +311,6 @@ def probe_server(
 
 def _want(teacher: ServedTeacher, config: ProbeConfig) -> Want:
     return Want(sampled=True, topk=config.k if Kind.TOPK in teacher.scorer.kinds else 0)
-
-
-def _served_diagnosis(
-    policy: Sequence[Scores], scorer: Sequence[Scores], decoding: Decoding
-) -> Diagnosis:
-    """What scores of the policy's rollouts by both tell: reward, KL, and overlap of the top k.
-
-    Args:
-        policy: scores by the model that sampled the rollouts.
-        scorer: by the other one.
-        decoding: of the rollouts: at temperature 1 the mean of -reward is the KL.
-    """
-    plain = decoding.temperature == 1.0 and decoding.top_p == 1.0
-    measures = []
-    for p, q in zip(policy, scorer, strict=True):
-        assert p.sampled is not None
-        assert q.sampled is not None
-        reward = torch.from_numpy(q.sampled - p.sampled)
-        measure = {"diag/token_reward": Measure.of(reward)}
-        if plain:
-            measure["diag/reverse_kl"] = Measure.of(-reward)
-        tops = [
-            (s.topk_ids, s.topk_logp)
-            for s in (p, q)
-            if s.topk_ids is not None and s.topk_logp is not None
-        ]
-        if len(tops) == 2:
-            k = min(ids.shape[1] for ids, _ in tops)
-            lists = (
-                TopK(torch.from_numpy(ids[:, :k]).long(), torch.from_numpy(logp[:, :k]))
-                for ids, logp in tops
-            )
-            measure |= diagnostics.topk_metrics(*lists)
-        measures.append(measure)
-    return diagnosis_of_measures(measures)
-
-
-def prefix_prompt(rollout: Rollout, depth: float) -> Prompt:
-    """The rollout's prompt followed by its first tokens: a fraction `depth`, never the last few."""
-    length = max(0, min(int(depth * len(rollout)), len(rollout) - TAIL))
-    return replace(rollout.prompt, ids=(*rollout.prompt.ids, *rollout.ids[:length].tolist()))
 
 
 def _key(config: ProbeConfig, stream_index: int) -> tuple[int, ...]:
@@ -357,8 +321,15 @@ def _sample(
     make: MakeSampler, prompts: Sequence[Prompt], config: ProbeConfig, n: int, stream_index: int
 ) -> list[Rollout]:
     """Answers: completions as the run's evaluation samples them."""
-    sampler = make(config.answering, None)
-    return sampler.sample(prompts, n=n, key=_key(config, stream_index))
+    decoding = config.answering
+    return sample_in_room(
+        make(decoding, None),
+        prompts,
+        n=n,
+        key=_key(config, stream_index),
+        limit=decoding.max_new_tokens,
+        context=config.context,
+    )
 
 
 def _continue(
