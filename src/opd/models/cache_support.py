@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -44,12 +45,14 @@ class CacheSupport:
         per_token: bytes per token of a row and the window of the layers that take them; None: they
             keep all tokens.
         states: bytes of a row's recurrent states, whatever its length.
+        ready_masks: "aligned": a decoding step takes a mask of four dimensions.
         reason: why the layout is "none".
     """
 
     layout: Layout
     per_token: tuple[tuple[int, int | None], ...] = ()
     states: int = 0
+    ready_masks: bool = False
     reason: str = ""
 
     def row_bytes(self, tokens: int) -> int:
@@ -97,7 +100,9 @@ _PROMPTS, _OF_PROMPT, _RESPONSES = (
 
 @torch.no_grad()
 def _measure(lm: LM) -> CacheSupport:
-    candidates: list[Callable[[LM], CacheSupport]] = [_aligned_support]
+    candidates: list[Callable[[LM], CacheSupport]] = [
+        partial(_aligned_support, ready=ready) for ready in (True, False)
+    ]
     if layer_windows(lm.config) and not rope_parameters(lm.config, "longrope", "dynamic"):
         candidates.insert(0, _slab_support)
     for support_of in candidates:
@@ -117,22 +122,19 @@ def _slab_support(lm: LM) -> CacheSupport:
     windows = layer_windows(lm.config) or ()
     with _short_windows(lm.config) if any(windows) else nullcontext():
         difference, sizes = _difference(lm, _with_slabs)
-    return _accepted("slabs", difference, tuple(zip(sizes, windows, strict=True)), 0)
+    found = CacheSupport("slabs", tuple(zip(sizes, windows, strict=True)))
+    return _refused(difference) or found
 
 
-def _aligned_support(lm: LM) -> CacheSupport:
-    difference, (per_token, states) = _difference(lm, _aligned)
-    return _accepted("aligned", difference, ((per_token, None),), states)
+def _aligned_support(lm: LM, *, ready: bool) -> CacheSupport:
+    difference, (per_token, states) = _difference(lm, partial(_aligned, ready=ready))
+    found = CacheSupport("aligned", ((per_token, None),), states, ready_masks=ready)
+    return _refused(difference) or found
 
 
-def _accepted(
-    layout: Layout,
-    difference: float | None,
-    per_token: tuple[tuple[int, int | None], ...],
-    states: int,
-) -> CacheSupport:
+def _refused(difference: float | None) -> CacheSupport | None:
     if difference is None:
-        return CacheSupport(layout, per_token, states)
+        return None
     reason = f"hidden states with a cache differ from those without by {difference:.2g}"
     return CacheSupport("none", reason=reason)
 
@@ -195,7 +197,7 @@ def _with_slabs(
 
 
 def _aligned(
-    lm: LM, prompts: Sequence[Sequence[int]], responses: Tensor
+    lm: LM, prompts: Sequence[Sequence[int]], responses: Tensor, *, ready: bool
 ) -> tuple[Tensor, list[int]]:
     """States as of `_with_slabs`, by left padding, and bytes per token and of recurrent states.
 
@@ -212,7 +214,7 @@ def _aligned(
     for t in range(responses.shape[1]):
         sizes.append(_cache_bytes(cache) // len(index))
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        hidden = aligned_forward(lm, cache, responses[rows, t : t + 1], mask)
+        hidden = aligned_forward(lm, cache, responses[rows, t : t + 1], mask, ready=ready)
         states.append(hidden[rows.argsort(), -1])
         cache.reorder_cache(order)
         mask, rows = mask[order], rows[order]
@@ -231,7 +233,9 @@ def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     return ids.to(device), mask.to(device)
 
 
-def aligned_forward(lm: LM, cache: Any, ids: Tensor, mask: Tensor) -> Tensor:
+def aligned_forward(
+    lm: LM, cache: Any, ids: Tensor, mask: Tensor, *, ready: bool = False
+) -> Tensor:
     """Hidden states (B, L, H) of the last L tokens of left-padded rows.
 
     Args:
@@ -239,8 +243,13 @@ def aligned_forward(lm: LM, cache: Any, ids: Tensor, mask: Tensor) -> Tensor:
         cache: of all tokens before.
         ids: (B, L).
         mask: (B, S) of all tokens, 0 where padding is.
+        ready: give the model of a single token a mask of four dimensions, which transformers takes
+            as it is. It waits for the device to look into one of two, token by token.
     """
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    if ready and ids.shape[1] == 1:
+        additive = torch.zeros(mask.shape, dtype=lm.working_dtype, device=mask.device)
+        mask = additive.masked_fill_(mask == 0, -torch.inf)[:, None, None]
     return lm.hidden(
         ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
     )

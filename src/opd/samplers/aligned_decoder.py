@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from opd.models.cache_support import aligned_forward, left_pad
+from opd.models.cache_support import aligned_forward, cache_support, left_pad
 from opd.samplers.pace import Pace
 from opd.samplers.rows import ALIVE, TOKEN, Job, Request, Rows, finished_rollout, to_device
 from opd.types import Rollout
@@ -45,6 +45,7 @@ class AlignedDecoder:
         state = rows.new_rows(requests, range(len(requests)))
         cache = DynamicCache(config=self.lm.config)
         hidden, mask = self._prefill(requests, cache)
+        ready = cache_support(self.lm).ready_masks
         for t in range(job.limit):
             rows.sample(state, hidden)
             if t + 1 == job.limit:
@@ -58,7 +59,8 @@ class AlignedDecoder:
                     cache.reorder_cache(index)
                     state, mask = state[:, index].contiguous(), mask[index]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            hidden = aligned_forward(self.lm, cache, state[TOKEN][:, None], mask)[:, -1]
+            hidden = aligned_forward(self.lm, cache, state[TOKEN][:, None], mask, ready=ready)
+            hidden = hidden[:, -1]
         words = rows.tape.data[: len(requests)].cpu().numpy()
         for request, row in zip(requests, words, strict=True):
             rollouts[request.index] = finished_rollout(job, rows.tape, request, row)
