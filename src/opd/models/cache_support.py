@@ -122,14 +122,14 @@ def _slab_support(lm: LM) -> CacheSupport:
     windows = layer_windows(lm.config) or ()
     with _short_windows(lm.config) if any(windows) else nullcontext():
         difference, sizes = _difference(lm, _with_slabs)
-    found = CacheSupport("slabs", tuple(zip(sizes, windows, strict=True)))
-    return _refused(difference) or found
+    support = CacheSupport("slabs", tuple(zip(sizes, windows, strict=True)))
+    return _refused(difference) or support
 
 
 def _aligned_support(lm: LM, *, ready: bool) -> CacheSupport:
     difference, (per_token, states) = _difference(lm, partial(_aligned, ready=ready))
-    found = CacheSupport("aligned", ((per_token, None),), states, ready_masks=ready)
-    return _refused(difference) or found
+    support = CacheSupport("aligned", ((per_token, None),), states, ready_masks=ready)
+    return _refused(difference) or support
 
 
 def _refused(difference: float | None) -> CacheSupport | None:
