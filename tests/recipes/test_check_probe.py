@@ -191,6 +191,18 @@ def test_a_server_shows_what_a_local_teacher_would(pair, make_prompts, probe_con
     assert not {"distance", "gap", "continuation_gain"} & there.keys()
 
 
+def test_a_served_teacher_is_compared_at_temperature_1_too(pair, make_prompts, probe_config):
+    """The student's log-probs were those of the sampling temperature, the teacher's were not."""
+    config = replace(probe_config, decoding=Decoding(12, 0.5))
+    student, teacher = (ProbeModel(lm, STOP) for lm in pair)
+    side, local = probe(student, teacher, answered(make_prompts(3, 6, 4)), config)
+    here = compute_features(side, local)
+    scoring = ServedTeacher(LocalTeacher(pair[1]))
+    there = compute_features(side, probe_server(scoring, student, side, config))
+    for name in ("overlap_mass", "overlap_advantage", "max_reward", "tilt_gain"):
+        assert there[name].value == pytest.approx(here[name].value, abs=1e-5), name
+
+
 def test_a_server_that_generates_shows_all_of_it(pair, make_prompts, probe_config):
     """The same answers and continuations; distances from sampled tokens, within their noise."""
     student, teacher = (ProbeModel(lm, STOP) for lm in pair)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from opd.core.stats import Estimate
 from opd.recipes.check.forecast import predict
 from opd.recipes.check.reasons import AGAINST, explain
-from support.check_features import MODEL, RUN, make_features, pilot
+from opd.recipes.check.verdict import rank
+from support.check_features import MODEL, RUN, estimate, make_features, pilot
 
 
 def reasons(verdict, features):
@@ -54,3 +55,27 @@ def test_scores_that_prefer_wrong_answers_are_said_to():
         f"{AGAINST}the teacher's scores are higher for incorrect answers than for correct ones"
         in texts
     )
+
+
+def test_a_rise_at_a_raised_rate_is_not_followed_by_its_denial():
+    """'steps of the pilot raise accuracy', and below it 'move accuracy neither way yet' alone."""
+    features = make_features(0.0, 0.9, 1.9) | pilot(0.15, 0.0, 0.3)
+    features |= {"stretch_path": estimate(0.5), "stretch_resampled": estimate(0.04, 0.03)}
+    first, *others = (reason.text for reason in reasons("not known", features))
+    assert "steps of the pilot raise accuracy" in first
+    (text,) = (t for t in others if t.startswith("The run's first steps"))
+    assert "neither way yet; more of them at a raised rate raise it" in text
+
+
+def test_teachers_of_unknown_and_of_known_accuracy_are_ranked_by_the_change():
+    """A fraction of behaviour adopted was compared with points of accuracy."""
+    forecasts = {
+        "rises": predict(MODEL, make_features(0.2, 0.8, 1.1), RUN),
+        "unknown": predict(MODEL, {"distance": estimate(0.1)}, RUN),
+        "less known": predict(MODEL, {"distance": estimate(1.0)}, RUN),
+        "falls": predict(MODEL, make_features(0.8, 0.9, 1.9), RUN),
+    }
+    assert forecasts["unknown"].transfer > forecasts["rises"].change.value > 0
+    order = sorted(forecasts, key=lambda name: rank("not known", forecasts[name]), reverse=True)
+    assert order == list(forecasts)
+    assert rank("go", forecasts["falls"]) > rank("not known", forecasts["rises"])

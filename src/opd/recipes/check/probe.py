@@ -284,18 +284,14 @@ def probe_server(
     a server that only scores there is no accuracy and no continuation gain.
     """
     scores = teacher.scorer.score(side.rollouts, _want(teacher, config))
-    ours = [
-        Scores(sampled=r.logp, topk_ids=r.topk_ids, topk_logp=r.topk_logp) for r in side.rollouts
-    ]
+    ours = _own_scores(student, side.rollouts, config)
     on_student = diagnosis_of_scores(ours, scores, config.decoding)
     rewards = on_student.mean["diag/token_reward"].reshape(len(side.prompts), -1)
     if teacher.make is None:
         return TeacherSide(on_student, rewards, scores=tuple(scores))
     samples = _sample(teacher.make, side.prompts, config, config.m, TEACHER_SAMPLES)
     continued, tokens = _continue(teacher.make, side.prefixes, config)
-    by_student = LocalTeacher(student.lm, tokens_per_batch=config.tokens_per_batch).score(
-        samples, Want(sampled=True, topk=config.k)
-    )
+    by_student = _score(student, samples, config)
     by_teacher = teacher.scorer.score(samples, _want(teacher, config))
     return TeacherSide(
         on_student,
@@ -307,6 +303,20 @@ def probe_server(
         _count_tokens(samples) + tokens,
         tuple(scores),
     )
+
+
+def _own_scores(
+    student: ProbeModel, rollouts: Sequence[Rollout], config: ProbeConfig
+) -> list[Scores]:
+    """At temperature 1, as the teacher's; a sampler's are of the temperature it sampled at."""
+    if config.decoding.temperature != 1:
+        return _score(student, rollouts, config)
+    return [Scores(sampled=r.logp, topk_ids=r.topk_ids, topk_logp=r.topk_logp) for r in rollouts]
+
+
+def _score(student: ProbeModel, rollouts: Sequence[Rollout], config: ProbeConfig) -> list[Scores]:
+    scorer = LocalTeacher(student.lm, tokens_per_batch=config.tokens_per_batch)
+    return scorer.score(rollouts, Want(sampled=True, topk=config.k))
 
 
 def _want(teacher: ServedTeacher, config: ProbeConfig) -> Want:

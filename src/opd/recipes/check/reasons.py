@@ -205,6 +205,8 @@ def _pilot_statement(forecast: Forecast, features: Mapping[str, Estimate]) -> _S
         text, favours = "The run's first steps raise accuracy", True
     elif lowered and not raised:
         text, favours = "The run's first steps lower accuracy", False
+    elif "stretch_resampled" in features and features["stretch_resampled"].low > 0:
+        text, favours = f"{text}; more of them at a raised rate raise it", True
     if forecast.disagrees:
         views = [f"{name} {100 * change:+z.0f}" for name, change in forecast.views.items()]
         text += f"; they disagree with what the models' {DISTANCE} alone predicts"

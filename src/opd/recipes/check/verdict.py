@@ -126,12 +126,15 @@ def cold_start_helps(features: Mapping[str, Estimate]) -> bool:
     return gap.low > 0 and gap.value >= MIN_GAP
 
 
-def rank(verdict: Verdict, forecast: Forecast | None) -> tuple[int, float]:
-    """Higher is better: the verdict, then the predicted change (without answers: transfer)."""
+def rank(verdict: Verdict, forecast: Forecast | None) -> tuple[int, float, float]:
+    """Higher is better: the verdict, then what is predicted (see `promise`)."""
     order = {GO: 3, CHANGES: 2, UNKNOWN: 1, NO_GO: 0}[verdict]
-    if forecast is None:
-        return order, 0.0
-    return order, forecast.transfer if forecast.change is None else forecast.change.value
+    return order, *((0.0, 0.0) if forecast is None else promise(forecast))
+
+
+def promise(forecast: Forecast) -> tuple[float, float]:
+    """Higher is better: the predicted change, 0 without answers; then the transfer."""
+    return 0.0 if forecast.change is None else forecast.change.value, forecast.transfer
 
 
 def nothing_accepted(features: Mapping[str, Estimate]) -> bool:
