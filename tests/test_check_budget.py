@@ -213,6 +213,10 @@ def test_the_comparison_with_the_base_model_is_within_the_budget(tmp_path, monke
         assert judge_candidate(each, 0).reasons[-1] == last
     assert each.watch.stopped == "Ctrl-C"
     each.watch.stopped = ""
+    with monkeypatch.context() as patch:  # while the base model is loaded, too
+        patch.setattr(judging, "load_lm", interrupted)
+        assert judge_candidate(each, 0).reasons[-1] == last
+    each.watch.stopped = ""
     assert "KL from the base model" in judge_candidate(each, 0).reasons[-1].evidence
 
 
@@ -243,8 +247,33 @@ def test_the_default_budget_is_two_minutes_or_a_twentieth_of_the_run(tmp_path):
         each._plan(both)
         run = each.candidates[0].cfg.train.steps * both.step(each.candidates[0].cfg)
         assert each.watch.allowed == pytest.approx(expected or 0.05 * run)
+        third = gathering(tmp_path, Budget(part=1 / 3))  # of three teachers: 15 % of the run
+        third._plan(both)
+        assert third.watch.allowed == pytest.approx(max(SHORT, 0.05 * run / 3))
     given = gathering(tmp_path, Budget(33.0))
     given._plan(Speed(fast, (fast,), 8, 20.0))
+    assert given.watch.allowed == pytest.approx(33.0)
+
+
+def test_the_default_budget_follows_the_length_of_the_first_rollouts(tmp_path):
+    """Half of rollout.max_new_tokens was assumed: of short rollouts it took 40 % of the run."""
+    each = gathering(tmp_path, Budget())
+    slow = ModelSpeed(1.0, 1e-3)
+    each.speed = Speed(slow, (slow,), 8, 512.0)
+    each._plan(each.speed)
+    assumed, cfg = each.watch.allowed, each.candidates[0].cfg
+    each._first_round, each.probe.prompts = (lambda: 2), each.probe.prompts[:2]
+    each._add_rounds(1.0)
+    lengths = [len(rollout) for rollout in each.probe.student.rollouts]
+    assert each.speed.length == pytest.approx(sum(lengths) / len(lengths))
+    run = cfg.train.steps * each.speed.step(cfg)
+    assert each.watch.allowed == pytest.approx(0.05 * run)
+    assert each.watch.allowed < assumed / 4
+    given = gathering(tmp_path, Budget(33.0))
+    given.speed = Speed(slow, (slow,), 8, 512.0)
+    given._plan(given.speed)
+    given._first_round, given.probe.prompts = (lambda: 1), given.probe.prompts[:1]
+    given._add_rounds(1.0)
     assert given.watch.allowed == pytest.approx(33.0)
 
 
@@ -321,3 +350,26 @@ def test_a_check_without_a_compatible_teacher_takes_no_time(tmp_path):
 
     result = checked(tmp_path, 5.0, teacher={"model": str(PAIR / "student")})
     assert result.best.verdict == "don't"
+
+
+def test_prompts_of_a_longer_pilot_come_last_too(tmp_path):
+    """Those of its last four steps, at a raised rate, were probed after it had trained on them."""
+    each = gathering(tmp_path, Budget(), train={"steps": 400})
+    cfg = each.candidates[0].cfg
+    size = gather.pilot_size(cfg, each.budget)
+    assert (size.steps, size.stretch) == (8, 4)
+    used = set()
+    for step in range(12):
+        batch = each.training.batch(
+            step, cfg.train.prompts_per_step, seed=cfg.train.seed, shuffle=cfg.prompts.shuffle
+        )
+        used |= {prompt.index for prompt in batch}
+    last = {prompt.index for prompt in each.probe.prompts[-len(used) :]}
+    assert last == used
+
+
+def test_a_cold_start_that_is_not_forecast_is_said_to_be_left_out(tmp_path):
+    """The same no-go before and after the advised cold start, and not a word about it."""
+    (text,) = gathering(tmp_path, Budget(), coldstart={"lr": 1e-3}).probe.limitations
+    assert text.startswith("The run begins with a cold start, which is not part of this forecast")
+    assert not gathering(tmp_path, Budget()).probe.limitations

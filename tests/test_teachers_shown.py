@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from opd import config
-from opd.commands.check import rounds, run_check
+from opd.commands.check import rounds, run, run_check
 from opd.commands.check.agreement import compare_gradients, cosines, describe
 from opd.reports.markdown import render_markdown
 from opd.reports.model_card import model_card
@@ -32,7 +32,7 @@ def written(tmp_path, data):
 
 def test_check_judges_each_teacher_on_its_own_prompts(tmp_path, capsys):
     file = written(tmp_path, several(tmp_path / "run"))
-    result = run_check(file, (), budget=6.0)
+    result = run_check(file, (), budget=30.0)
     shown = capsys.readouterr().out
     assert result.teachers
     for name in ("big", "own"):
@@ -53,6 +53,19 @@ def test_ctrl_c_ends_the_check_of_several_teachers(tmp_path, capsys, monkeypatch
     assert "Checking teacher own of" not in shown
     assert "Gradients of teachers" not in shown
     assert "Not checked: own." in shown
+
+
+def test_the_comparison_of_teachers_keeps_the_budget_and_ends_at_ctrl_c(
+    tmp_path, capsys, monkeypatch
+):
+    """It began when the time was over and took as long as it took; Ctrl-C was a traceback."""
+    cfg = config.parse(several(tmp_path / "run"))
+    prompts, console = read_inputs(cfg, Console("quiet")).prompts, Console("plain")
+    run._show_agreement(cfg, prompts, tmp_path / "late", console, 0.0)
+    assert "pull apart is not known: there was no time to compare them" in capsys.readouterr().out
+    monkeypatch.setattr(run, "compare_gradients", Mock(side_effect=KeyboardInterrupt))
+    run._show_agreement(cfg, prompts, tmp_path / "ended", console, 60.0)
+    assert "pull apart is not known: the check was ended by Ctrl-C" in capsys.readouterr().out
 
 
 def test_teachers_that_pull_apart_are_seen(tmp_path):

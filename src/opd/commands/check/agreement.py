@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from opd.commands.check.watch import Watch
 from opd.config import Run
 from opd.core.batch import Batch
 from opd.data.prompts import PromptSet
@@ -32,7 +34,13 @@ PROMPTS, RESPONSES = 16, 2
 SHARED_ROLLOUTS = 90  # index of the random stream
 
 
-def compare_gradients(cfg: Run, prompts: PromptSet, scratch: Path) -> dict[str, float]:
+def compare_gradients(
+    cfg: Run,
+    prompts: PromptSet,
+    scratch: Path,
+    watch: Watch | None = None,
+    seconds: float = math.inf,
+) -> dict[str, float]:
     """Cosine of the gradients of every two teachers, by "A, B", on the same rollouts.
 
     Sampled in this process from the student as it is, on prompts spread over all files; each
@@ -42,11 +50,23 @@ def compare_gradients(cfg: Run, prompts: PromptSet, scratch: Path) -> dict[str, 
         cfg: a run of several teachers.
         prompts: of the run.
         scratch: an empty folder.
+        watch: looked at before every layer of the models in this process.
+        seconds: that it may take once they are loaded.
 
     Raises:
         UserError: a teacher that cannot score the others' prompts.
+        OutOfTime: it took longer.
     """
     models = open_models(cfg, Console("quiet"))
+    watch = watch or Watch(lambda line: None)
+    watch.allow(watch.seconds + seconds)
+    teachers = [m.pair.teacher for m in models.members.values() if m.pair.teacher is not None]
+    with watch.attached([models.pair.student, *teachers]):
+        return cosines(_gradients(cfg, models, prompts, scratch))
+
+
+def _gradients(cfg: Run, models: Models, prompts: PromptSet, scratch: Path) -> dict[str, Tensor]:
+    """The gradient of every teacher on the same rollouts, by its name."""
     student = models.pair.student
     prepare_weights(cfg, student)
     step = max(1, len(prompts.prompts) // PROMPTS)
@@ -62,7 +82,7 @@ def compare_gradients(cfg: Run, prompts: PromptSet, scratch: Path) -> dict[str, 
         folder.mkdir()
         with naming(name):
             gradients[name] = _gradient(member, shared, rollouts, folder)
-    return cosines(gradients)
+    return gradients
 
 
 def cosines(gradients: Mapping[str, Tensor]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from opd.commands.check.served import watched
 from opd.commands.check.speed import Speed, measure_speed, one_teacher
 from opd.commands.check.timing import StepTimer
 from opd.commands.check.watch import Watch
+from opd.config import Run
 from opd.core.stats import Estimate
 from opd.data.prompts import PromptSet
 from opd.recipes.check.advice import decide
@@ -26,7 +27,7 @@ from opd.recipes.check.features import compute_features
 from opd.recipes.check.forecast import MIN_STEPS, predict, without_short_pilot
 from opd.recipes.check.forecast_model import load_model
 from opd.recipes.check.settings import RunSettings
-from opd.recipes.check.verdict import GO, NO_GO, decisive_rule, judge, rank
+from opd.recipes.check.verdict import GO, NO_GO, decisive_rule, judge, promise, rank
 
 SHORT = 120.0  # seconds a check may take beside a short run ...
 LONG_FRACTION = 0.05  # ... and as a fraction of a long one
@@ -40,6 +41,15 @@ PILOT_STEPS, LONGER_PILOT, STRETCH_STEPS = 4, 8, 4
 PILOT_TOKENS = 0.03  # of the run's, that the pilot may generate under a token budget
 SURE_PROMPTS = 48  # that a no-go without a pilot rests on
 MARGIN = 1.3  # times the errors, with which a verdict must be the same to be settled
+
+
+def pilot_size(cfg: Run, budget: Budget) -> PilotSize:
+    """How much a pilot of a run does at most."""
+    whole = cfg.train.steps
+    if math.isfinite(budget.token_fraction):
+        return PilotSize(min(max(1, int(PILOT_TOKENS * whole)), LONGER_PILOT), 0, resample=False)
+    steps = min(max(PILOT_STEPS, int(LONG_FRACTION * whole)), LONGER_PILOT)
+    return PilotSize(min(steps, whole), STRETCH_STEPS if steps < whole else 0)
 
 
 class Gathering:
@@ -66,7 +76,9 @@ class Gathering:
         self.candidates, self.training, self.budget = candidates, training, budget
         self.watch, self.scratch = watch, scratch
         self.model = load_model()
-        self.probe: Probe = make_probe(candidates, training, PILOT_STEPS + STRETCH_STEPS)
+        size = pilot_size(candidates[0].cfg, budget)
+        most = max(size.steps + size.stretch, PILOT_STEPS + STRETCH_STEPS)
+        self.probe: Probe = make_probe(candidates, training, most)
         self.pilots: dict[int, PilotResult] = {}
         self.speed: Speed | None = None
         self.cost: RunCost | None = None
@@ -101,10 +113,7 @@ class Gathering:
 
     def _plan(self, speed: Speed) -> None:
         """Set the deadline, and how much is asked of each prompt."""
-        cfg = self.candidates[0].cfg
-        seconds = self.budget.seconds
-        if seconds is None and math.isinf(self.budget.token_fraction):
-            seconds = max(SHORT, LONG_FRACTION * cfg.train.steps * speed.step(cfg))
+        seconds = self._allowed(speed)
         if seconds is None:
             return
         self.watch.allow(seconds)
@@ -115,6 +124,26 @@ class Gathering:
         if speed.probe(FIRST_ROUNDS[0], config) > PROBE_FRACTION * seconds:
             config = replace(config, n=LEAN_N, m=LEAN_M, greedy=False, continuations=False)
         self.probe.config = config
+
+    def _allowed(self, speed: Speed) -> float | None:
+        """Seconds of the check; None: no limit."""
+        cfg, seconds = self.candidates[0].cfg, self.budget.seconds
+        if seconds is None and math.isinf(self.budget.token_fraction):
+            fraction = LONG_FRACTION * self.budget.part
+            seconds = max(SHORT, fraction * cfg.train.steps * speed.step(cfg))
+        return seconds
+
+    def _see_lengths(self, speed: Speed) -> Speed:
+        """The speed with the length that rollouts have, and the deadline by it.
+
+        Until now half of the limit was assumed, and so the run, and a twentieth of it, too long.
+        """
+        assert self.probe.student is not None
+        rollouts = self.probe.student.rollouts
+        speed = replace(speed, length=sum(map(len, rollouts)) / len(rollouts))
+        if (seconds := self._allowed(speed)) is not None:
+            self.watch.allow(seconds)
+        return speed
 
     def _first_round(self) -> int:
         if math.isinf(self.watch.deadline) or self.speed is None:
@@ -141,6 +170,7 @@ class Gathering:
             began, before = watch.seconds, probe.done
             probe.add(size)
             if self.speed is not None:
+                self.speed = self._see_lengths(self.speed)
                 expected = self.speed.probe(probe.done - before, probe.config)
                 self._slowness = (watch.seconds - began) / expected
             size = probe.done
@@ -171,7 +201,7 @@ class Gathering:
         """A pilot for each candidate, the best first, as far as there is time."""
         if not self.probe.sides or self._hopeless():
             return
-        order = sorted(range(len(self.candidates)), key=self._expected_change, reverse=True)
+        order = sorted(range(len(self.candidates)), key=self._promise, reverse=True)
         for place, index in enumerate(order):
             missing = self._seconds_missing(index)
             if missing > 0:
@@ -185,9 +215,8 @@ class Gathering:
                 return
             self._run_pilot(index)
 
-    def _expected_change(self, index: int) -> float:
-        forecast = predict(self.model, self.features(index), self.settings(index))
-        return forecast.transfer if forecast.change is None else forecast.change.value
+    def _promise(self, index: int) -> tuple[float, float]:
+        return promise(predict(self.model, self.features(index), self.settings(index)))
 
     def _seconds_missing(self, index: int) -> float:
         """Seconds beyond the deadline that the shortest pilot would take; negative if it fits."""
@@ -202,12 +231,7 @@ class Gathering:
         candidate, result = self.candidates[index], PilotResult()
         folder = self.scratch / f"pilot{index}"
         folder.mkdir()
-        whole = candidate.cfg.train.steps
-        steps = min(max(PILOT_STEPS, int(LONG_FRACTION * whole)), LONGER_PILOT)
-        size = PilotSize(min(steps, whole), STRETCH_STEPS if steps < whole else 0)
-        if math.isfinite(self.budget.token_fraction):
-            steps = int(PILOT_TOKENS * whole)
-            size = PilotSize(min(max(1, steps), LONGER_PILOT), 0, resample=False)
+        size = pilot_size(candidate.cfg, self.budget)
         self.pilots[index] = result
         self.watch.stage("pilot: the first steps of the run, on a copy")
         sides = self.probe.sides[index]
@@ -240,7 +264,7 @@ class Gathering:
     def best(self) -> int:
         """The candidate that comes first in the result, by what is known so far."""
 
-        def standing(index: int) -> tuple[int, float]:
+        def standing(index: int) -> tuple[int, float, float]:
             return rank(*decide(self.model, self.features(index), self.settings(index))[:2])
 
         return max(range(len(self.candidates)), key=standing) if self.probe.sides else 0

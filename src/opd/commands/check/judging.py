@@ -117,16 +117,17 @@ def _compare_with_base(path: str, pair: Pair, gathering: Gathering, verdict: Ver
     if watch.stopped or watch.remaining < 0:
         return over
     student_side, config = gathering.probe.sides[0][0], gathering.probe.config
-    base = load_lm(path, device=str(pair.student.device), key="check.origin")
-    base.vocab = pair.student.vocab
     rollouts, prompts = student_side.rollouts, len(student_side.prompts)
     kls = []
-    with watch.attached([base, pair.teacher, pair.student]), watch.evidence():
-        for lm in (pair.teacher, pair.student):
-            metrics = diagnose(
-                base, lm, rollouts, k=config.k, tokens_per_batch=config.tokens_per_batch
-            )
-            kls.append(metrics.mean["diag/reverse_kl"].reshape(prompts, -1).mean(1))
+    with watch.evidence():
+        base = load_lm(path, device=str(pair.student.device), key="check.origin")
+        base.vocab = pair.student.vocab
+        with watch.attached([base, pair.teacher, pair.student]):
+            for lm in (pair.teacher, pair.student):
+                metrics = diagnose(
+                    base, lm, rollouts, k=config.k, tokens_per_batch=config.tokens_per_batch
+                )
+                kls.append(metrics.mean["diag/reverse_kl"].reshape(prompts, -1).mean(1))
     if len(kls) < 2:
         return over
     teacher_kl, student_kl = map(stats.mean, kls)

@@ -35,6 +35,10 @@ from opd.types import Prompt
 MAX_PROMPTS = 192
 ANSWERS = 2  # of each model per prompt
 MIN_PROMPTS = 32  # that a verdict rests on, however few tokens may be generated
+COLD_START_LEFT_OUT = (
+    "The run begins with a cold start, which is not part of this forecast: it is of on-policy "
+    "training of the student as it is. Check again with the student that the cold start makes."
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,12 @@ class Budget:
         token_fraction: generated tokens of the probe, all models together, as a fraction of those
             of the run, but at least `MIN_PROMPTS` prompts. Below infinity there is no limit of
             time beside `seconds`, the pilot is as short, and there is no cost estimate.
+        part: of the 5 % of the run's own time, for one of several teachers.
     """
 
     seconds: float | None = None
     token_fraction: float = math.inf
+    part: float = 1.0
 
 
 @dataclass
@@ -126,6 +132,8 @@ def make_probe(candidates: Sequence[Candidate], training: PromptSet, steps: int)
     first = candidates[0]
     assert first.pair is not None
     chosen, grader, limitations = _graded_prompts(first.cfg, first.pair, training)
+    if first.cfg.coldstart is not None and first.cfg.coldstart.when == "start":
+        limitations = [*limitations, COLD_START_LEFT_OUT]
     prompts = probe_prompts(chosen, first.cfg, steps) if chosen is training else chosen.prompts
     known = [each.context for each in candidates if each.context is not None]
     config = replace(

@@ -11,7 +11,7 @@ from opd import config
 from opd.commands.check import output
 from opd.commands.check.agreement import compare_gradients, describe
 from opd.commands.check.candidates import Candidate, load_candidate, teacher_labels
-from opd.commands.check.gather import Gathering
+from opd.commands.check.gather import SHORT, Gathering
 from opd.commands.check.judging import judge_candidate
 from opd.commands.check.memory import check_memory
 from opd.commands.check.result import CheckResult, TeacherResult
@@ -91,8 +91,9 @@ def _check_members(
     console = Console("json" if json_lines else "plain")
     inputs = read_inputs(cfg, console, trains=False, judges_pair=True)
     assert inputs.prompts is not None
-    if limits.seconds is not None:
-        limits = replace(limits, seconds=limits.seconds / len(cfg.teachers))
+    limits = replace(limits, part=1 / len(cfg.teachers))
+    if limits.seconds is not None:  # the comparison of the teachers has a part, too
+        limits = replace(limits, seconds=limits.seconds / (len(cfg.teachers) + 1))
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         runs = teacher_runs(cfg, inputs.prompts, Path(scratch))
@@ -114,18 +115,37 @@ def _check_members(
                 console.print(f"Not checked: {left}.")
                 break
         else:
-            _show_agreement(cfg, inputs.prompts, Path(scratch, "agreement"), console)
+            seconds = _seconds_left(limits.seconds, results)
+            _show_agreement(cfg, inputs.prompts, Path(scratch, "agreement"), console, seconds)
     return min(results, key=lambda result: _rank(result.best))
 
 
-def _show_agreement(cfg: Run, prompts: PromptSet, scratch: Path, console: Console) -> None:
+def _seconds_left(each: float | None, results: Sequence[CheckResult]) -> float:
+    """For the comparison of the teachers: its part, and what the checks have not taken of theirs.
+
+    Args:
+        each: seconds of a part; None: as by default.
+        results: of the checks.
+    """
+    if each is None:
+        return SHORT
+    return each + sum(max(0.0, each - result.seconds) for result in results)
+
+
+def _show_agreement(
+    cfg: Run, prompts: PromptSet, scratch: Path, console: Console, seconds: float
+) -> None:
     """Say whether the teachers pull apart; where that cannot be measured, say why."""
     scratch.mkdir()
+    watch, unknown = Watch(console.note), "Whether the teachers pull apart is not known: "
+    lines = [f"{unknown}there was no time to compare them. A larger --budget would allow it."]
     try:
-        with start_servers([cfg], console, scratch / "server"):
-            lines = describe(compare_gradients(cfg, prompts, scratch))
+        with watch.evidence(), start_servers([cfg], console, scratch / "server"):
+            lines = describe(compare_gradients(cfg, prompts, scratch, watch, seconds))
     except UserError as error:
-        lines = [f"Whether the teachers pull apart is not known: {error}"]
+        lines = [f"{unknown}{error}"]
+    if watch.stopped == CTRL_C:
+        lines = [f"{unknown}the check was ended by {CTRL_C}."]
     for line in lines:
         console.print(line)
 
@@ -236,8 +256,8 @@ def _failures(findings: Sequence[Finding]) -> list[Reason]:
     return [Reason(f.message, f.fix) for f in findings if f.level == "failure"]
 
 
-def _rank(result: TeacherResult) -> tuple[int, float]:
-    """Higher is better: the verdict, then the predicted change (without answers: transfer)."""
+def _rank(result: TeacherResult) -> tuple[int, float, float]:
+    """Higher is better: the verdict, then what is predicted."""
     return rank(result.verdict, result.forecast)
 
 
