@@ -24,6 +24,7 @@ from opd.commands.check.speed import ModelSpeed, Speed, measure_speed
 from opd.commands.check.watch import OutOfTime, Watch
 from opd.demo.run_config import demo_config
 from opd.errors import UserError
+from opd.recipes.check.probe import StudentSide
 from opd.run.console import Console
 from opd.setup.prompts import load_training_prompts
 from support.everyday import everyday
@@ -156,6 +157,18 @@ def test_ctrl_c_in_the_second_round_keeps_the_first(tmp_path, monkeypatch):
     result = checked(tmp_path, None)
     assert len(result.student.prompts) == gather.FIRST_ROUNDS[0]
     assert result.best.forecast.change is not None
+
+
+def test_ctrl_c_while_a_round_is_added_keeps_both_halves_of_the_probe_alike(tmp_path, monkeypatch):
+    """The teachers had the round already, the student had not: no verdict, but an error."""
+    each = gathering(tmp_path, Budget(60.0))
+    each.probe.add(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(StudentSide, "__add__", Mock(side_effect=KeyboardInterrupt))
+        with each.watch.evidence():
+            each.probe.add(2)
+    assert each.watch.stopped == "Ctrl-C"
+    assert each.features(0)["gap"].n == 2
 
 
 def test_a_check_that_measured_nothing_does_not_blame_the_answers(tmp_path, monkeypatch):

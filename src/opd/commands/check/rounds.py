@@ -104,10 +104,10 @@ class Probe:
         part = self.prompts[self.done : min(self.done + size, self.total)]
         ours = probe_student(model, part, self.config)
         theirs = [_probe_candidate(c, model, ours, self.config) for c in self.candidates]
-        self.teachers = (
-            [a + b for a, b in zip(self.teachers, theirs, strict=True)] if self.teachers else theirs
-        )
-        self.student = ours if self.student is None else self.student + ours
+        if self.student is not None:
+            theirs = [a + b for a, b in zip(self.teachers, theirs, strict=True)]
+            ours = self.student + ours
+        self.student, self.teachers = ours, theirs  # together: Ctrl-C may come at any moment
         self.seconds_per_prompt = (time.monotonic() - began) / len(part)
 
     def affordable(self, token_fraction: float) -> int:
