@@ -40,8 +40,8 @@ def load_subject(cfg: Run, local: str | None = None) -> Subject:
         )
     if local is not None and not isinstance(cfg.teacher, ServerTeacher):
         raise UserError(
-            f"--local={local} is compared with a teacher server, and the teacher of this run is "
-            "none. Leave it out, or set teacher.url."
+            f"--local={local} is compared with a teacher server, and this run's teacher is not "
+            "a server. Leave it out, or set teacher.url."
         )
     require_ordinary_teacher(cfg, "opd verify")
     read_inputs(cfg, Console("quiet"), trains=False)
