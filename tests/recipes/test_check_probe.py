@@ -248,6 +248,15 @@ def test_tilting_is_what_reweighting_by_hand_gives():
     assert tilted_accuracy(correct, 0 * ratio) == pytest.approx(correct.mean(1), abs=EXACT)
 
 
+def test_two_rollouts_of_a_prompt_are_reweighted_too():
+    """The probe of a slow pair has two; the tilt was 0 there, whatever the teacher preferred."""
+    correct, ratio = np.array([[1.0, 0.0]]), np.array([[2.0, 0.0]])
+    raw = np.exp(TILT * ratio)
+    expected = float((raw * correct).sum() / raw.sum())
+    assert tilted_accuracy(correct, ratio) == pytest.approx(expected, abs=EXACT)
+    assert expected > 0.6
+
+
 def test_a_weighted_accuracy_is_a_weighted_mean_over_all_samples():
     correct = np.array([[1.0, 0.0], [1.0, 1.0]])
     reward = np.array([[-0.5, -0.1], [-0.9, -0.3]])

@@ -176,7 +176,7 @@ def tilted_accuracy(correct: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
         correct: (P, n) of 0/1.
         log_ratio: (P, n) log q - log p of each completion.
     """
-    weights, _ = temper(TILT * log_ratio, max_weight=max(1.0, correct.shape[1] / 2))
+    weights, _ = temper(TILT * log_ratio, max_weight=2.0)  # of n samples: at least n / 2 count
     accuracy: np.ndarray = (weights * correct).mean(1)
     return accuracy
 
