@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from opd.core.stats import Estimate
 from opd.recipes.check.forecast import predict
-from opd.recipes.check.reasons import AGAINST, explain
+from opd.recipes.check.reasons import AGAINST, explain, number, percent, points
 from opd.recipes.check.verdict import rank
 from support.check_features import MODEL, RUN, estimate, make_features, pilot
 
@@ -79,3 +81,11 @@ def test_teachers_of_unknown_and_of_known_accuracy_are_ranked_by_the_change():
     order = sorted(forecasts, key=lambda name: rank("not known", forecasts[name]), reverse=True)
     assert order == list(forecasts)
     assert rank("go", forecasts["falls"]) > rank("not known", forecasts["rises"])
+
+
+def test_one_prompt_has_no_interval():
+    one = Estimate(0.25, -math.inf, math.inf, 1)
+    assert percent(one) == "25.0% (interval not known)"
+    assert points(one) == "+25.0 points (interval not known)"
+    assert number(one) == "0.25 (interval not known)"
+    assert number(Estimate(0.25, 0.0, 0.5, 9)) == "0.25 (0 to 0.5)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -340,14 +340,21 @@ def confidence(forecast: Forecast, features: Mapping[str, Estimate]) -> str:
 
 def percent(e: Estimate) -> str:
     """A fraction in per cent, with its interval."""
-    return f"{percents(e.value)}% ({percents(e.low)}% to {percents(e.high)}%)"
+    return f"{percents(e.value)}% ({_bounds(e, lambda x: f'{percents(x)}%')})"
 
 
 def points(e: Estimate) -> str:
     """A difference of fractions in percentage points, with its interval."""
-    return f"{100 * e.value:+z.1f} points ({100 * e.low:+z.1f} to {100 * e.high:+z.1f})"
+    return f"{100 * e.value:+z.1f} points ({_bounds(e, lambda x: f'{100 * x:+z.1f}')})"
 
 
 def number(e: Estimate) -> str:
     """An estimate with its interval."""
-    return f"{e.value:.3g} ({e.low:.3g} to {e.high:.3g})"
+    return f"{e.value:.3g} ({_bounds(e, lambda x: f'{x:.3g}')})"
+
+
+def _bounds(e: Estimate, written: Callable[[float], str]) -> str:
+    """Of an interval; one prompt has none."""
+    if not (math.isfinite(e.low) and math.isfinite(e.high)):
+        return "interval not known"
+    return f"{written(e.low)} to {written(e.high)}"
