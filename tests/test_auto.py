@@ -165,6 +165,21 @@ def test_a_resumed_run_takes_alarms_that_are_free_to_change(tmp_path):
     assert quiet.alarms.action == "off"
 
 
+def test_what_a_resumed_run_may_not_change_is_not_passed_over(tmp_path):
+    """The recipe put the sections that it might have decided back, whatever the file said now."""
+    stored = config.dump(settings(tmp_path, coldstart={"when": "start", "lr": 1e-3}))
+    prompts = stored["prompts"] | {"max_tokens": 77}
+    waits = {"coldstart": {"when": "alarm", "lr": 2e-3}, "alarms": {"action": "act"}}
+    changed = settings(tmp_path, prompts=prompts, **waits)
+    resumed = auto.restore_decisions(changed, stored)
+    assert resumed.prompts.max_tokens == 77
+    assert (resumed.coldstart.when, resumed.coldstart.lr) == ("start", 2e-3)
+    assert auto.restore_decisions(settings(tmp_path), stored).coldstart.lr == 1e-3
+    choosing = settings(tmp_path, prompts=prompts, select={"output": str(tmp_path / "kept.jsonl")})
+    chosen = stored | {"prompts": prompts | {"path": "kept.jsonl"}}
+    assert auto.restore_decisions(choosing, chosen).prompts.path == "kept.jsonl"
+
+
 def test_several_processes_are_asked_to_check_first(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     given = settings(tmp_path)

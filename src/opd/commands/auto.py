@@ -27,8 +27,6 @@ from opd.run.console import Console
 from opd.run.layout import CONFIG
 from opd.setup.launch import start_servers
 
-DECIDED = ("coldstart", "alarms", "prompts")
-"""Sections that this recipe may change."""
 TOKEN_FRACTION = 0.02  # of the run's tokens that the check may sample; at least for 32 prompts
 
 
@@ -130,11 +128,15 @@ def at_start(cfg: Run) -> bool:
 def restore_decisions(cfg: Run, stored: dict[str, Any]) -> Run:
     """The configuration with what was decided for an interrupted run.
 
-    Alarms may be changed when a run is resumed: only the action that this recipe set stays.
+    Of what the file says now only that is replaced: another key that changed is for the run to
+    accept or refuse, as without this recipe.
     """
-    changes = {name: stored[name] for name in DECIDED if name in stored}
-    alarms = changes.pop("alarms", {})
-    if cfg.alarms.action == "warn" and alarms.get("action") == "act":
+    changes: dict[str, Any] = {}
+    if cfg.select is not None:
+        changes["prompts"] = {"path": stored["prompts"]["path"]}
+    if (cold := stored.get("coldstart")) is not None:
+        changes["coldstart"] = cold if cfg.coldstart is None else {"when": cold["when"]}
+    if cfg.alarms.action == "warn" and stored["alarms"].get("action") == "act":
         changes["alarms"] = {"action": "act"}
     return _with(cfg, changes)
 
