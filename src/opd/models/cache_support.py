@@ -21,8 +21,9 @@ from opd.core.batch import pad_rows
 from opd.errors import UserError
 from opd.models.configs import rope_parameters
 from opd.models.lm import LM, is_out_of_memory
+from opd.models.model_size import kept_bytes
 from opd.models.prefix_cache import relative_difference
-from opd.models.slab_cache import SlabCache, layer_windows
+from opd.models.slab_cache import SlabCache, additive_mask, layer_windows
 
 Layout = Literal["slabs", "aligned", "none"]
 _ERRORS = (
@@ -57,11 +58,7 @@ class CacheSupport:
 
     def row_bytes(self, tokens: int) -> int:
         """Memory of one row of so many tokens."""
-        kept = sum(
-            size * (tokens if window is None else min(tokens, window))
-            for size, window in self.per_token
-        )
-        return kept + self.states
+        return kept_bytes(self.per_token, tokens) + self.states
 
 
 def cache_support(lm: LM) -> CacheSupport:
@@ -248,8 +245,7 @@ def aligned_forward(
     """
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     if ready and ids.shape[1] == 1:
-        additive = torch.zeros(mask.shape, dtype=lm.working_dtype, device=mask.device)
-        mask = additive.masked_fill_(mask == 0, -torch.inf)[:, None, None]
+        mask = additive_mask(mask == 0, lm.working_dtype)
     return lm.hidden(
         ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
     )

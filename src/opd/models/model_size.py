@@ -8,7 +8,7 @@ Shapes: H hidden size, F width of the MLP, V vocabulary, all per token.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,10 +87,7 @@ class ModelSize:
 
     def cache_bytes(self, tokens: int) -> int:
         """Keys and values of one sequence; recurrent states are not counted."""
-        return sum(
-            size * (tokens if window is None else min(tokens, window))
-            for size, window in self.cache
-        )
+        return kept_bytes(self.cache, tokens)
 
     def activation_bytes(self, tokens: int, *, checkpointing: bool) -> int:
         """Bytes that autograd keeps at the end of a forward over `tokens`, all layers."""
@@ -102,6 +99,16 @@ class ModelSize:
         """Bytes beside activations and gradients while layers run backward."""
         recomputed = self.layer_saved if checkpointing else 0
         return tokens * (self.working + recomputed) + self.largest_gradient
+
+
+def kept_bytes(per_token: Iterable[tuple[int, int | None]], tokens: int) -> int:
+    """Keys and values of one sequence: a layer with a window keeps no more tokens than that.
+
+    Args:
+        per_token: bytes per token and window of each layer; None: it keeps all tokens.
+        tokens: of the sequence.
+    """
+    return sum(size * (tokens if w is None else min(tokens, w)) for size, w in per_token)
 
 
 def model_size(

@@ -208,10 +208,14 @@ def _last_tokens(lengths: Tensor, window: int) -> Tensor:
 
 
 def column_mask(positions: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask (R, 1, 1, C): each row sees the columns up to its position.
+    """Additive mask (R, 1, 1, C): each row sees the columns up to its position."""
+    return additive_mask(torch.arange(columns, device=positions.device) > positions[:, None], dtype)
+
+
+def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask (R, 1, 1, C) of what each row does not see, (R, C) bool.
 
     With four dimensions transformers takes it as it is, and waits for no device to look into it.
     """
-    hidden = torch.arange(columns, device=positions.device) > positions[:, None]
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=positions.device)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
     return mask.masked_fill_(hidden, -torch.inf)[:, None, None]
