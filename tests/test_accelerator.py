@@ -96,16 +96,19 @@ def test_a_decoding_step_neither_waits_nor_copies(accelerator, make_prompts, nam
     assert len(accelerator.uploads) == 1, Counter(accelerator.uploads)  # stop tokens, once
 
 
-@pytest.mark.parametrize("name", everyday(["LFM2", "Qwen3.5", "Falcon-H1"], 0))
-def test_recurrent_models_wait_in_the_prompt_alone(accelerator, make_prompts, name):
+@pytest.mark.parametrize("name", everyday(["Qwen3.5", "LFM2", "Falcon-H1"], 0))
+def test_recurrent_models_wait_in_padded_prompts_alone(accelerator, make_prompts, name):
     lm = on_accelerator(build(name))
     waits = []
-    for limit in (5, 21):
+    for lengths, limit in (((9, 9), 5), ((9, 9), 21), ((3, 9), 5), ((3, 9), 21)):
         sampler = HFSampler(lm, Decoding(limit), stop=frozenset(), capture=4)
         accelerator.waits.clear()
-        assert max(map(len, sampler.sample(make_prompts(3, 9), n=2, key=(0,)))) == limit
+        accelerator.uploads.clear()
+        assert max(map(len, sampler.sample(make_prompts(*lengths), n=2, key=(0,)))) == limit
         waits.append(len(accelerator.waits))
-    assert waits[1] - waits[0] == 4, accelerator.waits  # a look every 4 tokens
+        assert len(accelerator.uploads) == 1, Counter(accelerator.uploads)  # stop tokens, once
+    assert waits[:2] == [1, 5], accelerator.waits  # a look every 4 tokens
+    assert waits[3] - waits[2] == 4, accelerator.waits
 
 
 @pytest.mark.parametrize("name", everyday(OBJECTIVES, 0))

@@ -46,7 +46,7 @@ def test_the_table_names_every_architecture():
 @pytest.mark.parametrize("pace", [CPU, CUDA], ids=["cpu", "cuda"])
 @pytest.mark.parametrize(
     ("name", "layout"),
-    [("Gemma 3", "slabs"), ("gpt-oss", "slabs"), ("LFM2", "aligned"), ("Falcon-H1", "aligned")],
+    [("Gemma 3", "slabs"), ("Qwen3.5", "slabs"), ("Falcon-H1", "slabs"), ("Bloom", "aligned")],
 )
 def test_rollouts_do_not_depend_on_their_batch(monkeypatch, name, layout, pace):
     monkeypatch.setattr("opd.samplers.hf.pace_of", lambda device: replace(pace, graphs=False))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from opd.errors import UserError
 from opd.models.cache_support import cache_support
-from opd.models.slab_cache import SlabCache
+from opd.models.slab_layers import AttentionSlab
 from opd.samplers import graphs, hf
 from opd.samplers.decoding import Decoding
 from opd.samplers.graphs import StepRunner
@@ -146,18 +146,18 @@ def test_a_step_waits_for_nothing(make_prompts):
 
 def test_buffers_are_freed_without_the_garbage_collector(make_prompts):
     held = []
-    make = SlabCache.store
+    store = AttentionSlab.update
 
-    def store(self, layer, keys, values):
-        out = make(self, layer, keys, values)
-        held.extend(weakref.ref(slab) for slab in layer.slabs)
+    def update(self, keys, values, *args, **kwargs):
+        out = store(self, keys, values, *args, **kwargs)
+        held.extend(weakref.ref(slab) for slab in self.slabs)
         return out
 
     sampler = HFSampler(tiny_lm(0), Decoding(4), stop=frozenset(), capture=1)
     gc.collect()
     gc.disable()
     try:
-        with patch.object(SlabCache, "store", store):
+        with patch.object(AttentionSlab, "update", update):
             sampler.sample(make_prompts(4), n=2, key=(0,))
         assert held
         assert all(reference() is None for reference in held)

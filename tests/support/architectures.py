@@ -68,6 +68,12 @@ MAMBA2 = {
 }  # fmt: skip
 SLIDING = {"sliding_window": WINDOW}
 MIXED = SLIDING | {"layer_types": ["sliding_attention", "full_attention"]}
+KIMI = MOE | MLA | {
+    "linear_attn_config": {
+        "num_heads": 2, "head_dim": 8, "short_conv_kernel_size": 4, "kda_layers": [1],
+        "full_attn_layers": [2],
+    },
+}  # fmt: skip
 ZAMBA2 = {
     "mamba_d_state": 8, "mamba_expand": 2, "mamba_ngroups": 1, "n_mamba_heads": 2,
     "num_mem_blocks": 1, "chunk_size": 8, "hybrid_layer_ids": [1], "adapter_rank": 4,
@@ -90,25 +96,46 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3-MoE": ("Qwen3Moe", HEAD | MOE),
     "Qwen3-Next": ("Qwen3Next", HEAD | MOE | DELTA | {"shared_expert_intermediate_size": 16}),
     "Qwen3.5": ("Qwen3_5", HEAD | DELTA),
+    "Qwen3.5-MoE": (
+        "Qwen3_5Moe",
+        HEAD | MOE | DELTA | {"shared_expert_intermediate_size": 16},
+    ),
     "Gemma 2": ("Gemma2", HEAD | MIXED),
     "Gemma 3": ("Gemma3", HEAD | MIXED),
+    "Gemma 4": ("Gemma4", HEAD | MIXED),
+    "Ministral": ("Ministral", HEAD | MIXED),
     "Phi": ("Phi", {}),
     "Phi-3, Phi-4": ("Phi3", {}),
     "OLMo 2": ("Olmo2", {}),
     "OLMo 3": ("Olmo3", MIXED),
+    "OLMo Hybrid": ("OlmoHybrid", HEAD | DELTA),
     "GLM-4": ("Glm4", HEAD),
     "Granite": ("Granite", {}),
+    "Granite 4": (
+        "GraniteMoeHybrid",
+        MOE | MAMBA2 | {"layers_block_type": ["mamba", "attention"]},
+    ),
     "SmolLM3": ("SmolLM3", {}),
     "Cohere 2": ("Cohere2", HEAD | MIXED),
     "DeepSeek-V3": ("DeepseekV3", MOE | MLA),
     "gpt-oss": ("GptOss", HEAD | MOE | MIXED),
     "LFM2": ("Lfm2", {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3}),
+    "LFM2-MoE": (
+        "Lfm2Moe",
+        MOE
+        | {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3, "num_dense_layers": 1},
+    ),
+    "Kimi Linear": ("KimiLinear", HEAD | KIMI),
     "Falcon-H1": ("FalconH1", HEAD | MAMBA2 | {"mamba_d_ssm": 32}),
     "Zamba2": ("Zamba2", ZAMBA2),
     "Jamba": ("Jamba", JAMBA),
     "Bamba": ("Bamba", MAMBA2 | {"attn_layer_indices": [1]}),
     "GPT-2": ("GPT2", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}),
     "Bloom": ("Bloom", {"n_layer": 2, "n_head": 2}),
+    "MiniMax": (
+        "MiniMax",
+        HEAD | MOE | {"layer_types": ["linear_attention", "full_attention"], "block_size": 8},
+    ),
     "Mamba": ("Mamba", {"state_size": 8, "conv_kernel": 4, "expand": 2}),
     "RecurrentGemma": (
         "RecurrentGemma",

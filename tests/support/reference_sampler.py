@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache
 
-from opd.models.cache_support import left_pad
+from opd.models.cached_forward import left_pad
 from opd.samplers.sampling import first_samples, sample_tokens, uniform
 from opd.types import Rollout
 

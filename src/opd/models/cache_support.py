@@ -1,8 +1,9 @@
 """How a model's cache can be used for decoding: measured once per model, not assumed.
 
-Attention keeps keys and values, all or those of a window, and rows of different lengths decode
-together in a `SlabCache`. Linear attention and state spaces have caches of their own, which
-transformers repeats and drops by rows (`reorder_cache`): their rows are aligned by left padding.
+Attention keeps keys and values, all or those of a window, linear attention and state spaces keep
+states: rows of different lengths decode together in a `SlabCache`. Where that does not give the
+model's hidden states (ALiBi, caches of another kind), rows are aligned by left padding in
+transformers' own cache, which repeats and drops them (`reorder_cache`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from transformers.cache_utils import DynamicCache
 
 from opd.core.batch import pad_rows
 from opd.errors import UserError
+from opd.models.cached_forward import aligned_forward, decode_step, left_pad, read_prompts
 from opd.models.configs import rope_parameters
 from opd.models.lm import LM, is_out_of_memory
 from opd.models.model_size import kept_bytes
 from opd.models.prefix_cache import relative_difference
-from opd.models.slab_cache import SlabCache, additive_mask, layer_windows
+from opd.models.slab_cache import SlabCache
+from opd.models.slab_layers import layer_kinds
 
 Layout = Literal["slabs", "aligned", "none"]
+Sizes = tuple[list[int], int]  # bytes per token of layers, and of a row's recurrent states
 _ERRORS = (
     TypeError,
     AttributeError,
@@ -100,7 +104,7 @@ def _measure(lm: LM) -> CacheSupport:
     candidates: list[Callable[[LM], CacheSupport]] = [
         partial(_aligned_support, ready=ready) for ready in (True, False)
     ]
-    if layer_windows(lm.config) and not rope_parameters(lm.config, "longrope", "dynamic"):
+    if layer_kinds(lm.config) and not rope_parameters(lm.config, "longrope", "dynamic"):
         candidates.insert(0, _slab_support)
     for support_of in candidates:
         try:
@@ -116,15 +120,15 @@ def _measure(lm: LM) -> CacheSupport:
 
 
 def _slab_support(lm: LM) -> CacheSupport:
-    windows = layer_windows(lm.config) or ()
+    windows = [kind.window for kind in layer_kinds(lm.config) or () if kind.attention]
     with _short_windows(lm.config) if any(windows) else nullcontext():
-        difference, sizes = _difference(lm, _with_slabs)
-    support = CacheSupport("slabs", tuple(zip(sizes, windows, strict=True)))
+        difference, (sizes, states) = _difference(lm, _with_slabs)
+    support = CacheSupport("slabs", tuple(zip(sizes, windows, strict=True)), states)
     return _refused(difference) or support
 
 
 def _aligned_support(lm: LM, *, ready: bool) -> CacheSupport:
-    difference, (per_token, states) = _difference(lm, partial(_aligned, ready=ready))
+    difference, ((per_token,), states) = _difference(lm, partial(_aligned, ready=ready))
     support = CacheSupport("aligned", ((per_token, None),), states, ready_masks=ready)
     return _refused(difference) or support
 
@@ -149,8 +153,8 @@ def _short_windows(config: Any) -> Iterator[None]:
 
 
 def _difference(
-    lm: LM, states_of: Callable[[LM, Sequence[Sequence[int]], Tensor], tuple[Tensor, list[int]]]
-) -> tuple[float | None, list[int]]:
+    lm: LM, states_of: Callable[[LM, Sequence[Sequence[int]], Tensor], tuple[Tensor, Sizes]]
+) -> tuple[float | None, Sizes]:
     """How far states with a cache are from those without, None: near enough; and its bytes."""
     ids = (torch.arange(16) % lm.vocab).tolist()
     prompts = [ids[part] for part in _PROMPTS]
@@ -170,32 +174,27 @@ def _difference(
 
 def _with_slabs(
     lm: LM, prompts: Sequence[Sequence[int]], responses: Tensor
-) -> tuple[Tensor, list[int]]:
-    """States (R, 4, H) of each prompt's last token and three more; bytes per token by layer."""
-    device = lm.device
+) -> tuple[Tensor, Sizes]:
+    """States (R, 4, H) of each prompt's last token and three more; bytes of layers and states.
+
+    Rows are filled in another order than that of their prompts, and the first two change places.
+    """
+    device, count = lm.device, len(responses)
     of_prompt = torch.tensor(_OF_PROMPT, device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)[of_prompt]
-    slabs = SlabCache(lm.config, len(responses), 8, device)
-    slabs.prefill(torch.arange(len(responses), device=device), of_prompt, lengths)
-    hidden = lm.hidden(pad_rows(prompts).to(device), past_key_values=slabs.cache, use_cache=True)
-    states = [hidden[of_prompt, lengths - 1]]
+    slabs = SlabCache(lm.config, count + 1, 8, device)
+    order = torch.tensor([2, 0, 1], device=device)  # the row of each response
+    back = torch.zeros_like(order).index_put((order,), torch.arange(count, device=device))
+    states = [read_prompts(lm, slabs, prompts, (order, of_prompt), lengths)]
     for t in range(responses.shape[1]):
-        positions = lengths + t
-        slabs.decode(len(responses), 8, positions)
-        hidden = lm.hidden(
-            responses[:, t : t + 1],
-            attention_mask=slabs.masks(positions, 8, hidden.dtype),
-            position_ids=positions[:, None],
-            past_key_values=slabs.cache,
-            use_cache=True,
-        )
-        states.append(hidden[:, -1])
-    return torch.stack(states, 1), slabs.bytes_per_token()
+        hidden = decode_step(lm, slabs, responses[back, t], (lengths + t)[back], 8)
+        states.append(hidden[order])
+    return torch.stack(states, 1), (slabs.bytes_per_token(), slabs.bytes_of_states())
 
 
 def _aligned(
     lm: LM, prompts: Sequence[Sequence[int]], responses: Tensor, *, ready: bool
-) -> tuple[Tensor, list[int]]:
+) -> tuple[Tensor, Sizes]:
     """States as of `_with_slabs`, by left padding, and bytes per token and of recurrent states.
 
     Rows change places on the way, as when some finish.
@@ -216,39 +215,7 @@ def _aligned(
         cache.reorder_cache(order)
         mask, rows = mask[order], rows[order]
     per_token = max(0, sizes[-1] - sizes[-2])
-    return torch.stack(states, 1), [per_token, sizes[0] - per_token * ids.shape[1]]
-
-
-def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, P) of prompts that end together."""
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
-
-
-def aligned_forward(
-    lm: LM, cache: Any, ids: Tensor, mask: Tensor, *, ready: bool = False
-) -> Tensor:
-    """Hidden states (B, L, H) of the last L tokens of left-padded rows.
-
-    Args:
-        lm: the model.
-        cache: of all tokens before.
-        ids: (B, L).
-        mask: (B, S) of all tokens, 0 where padding is.
-        ready: give the model of a single token a mask of four dimensions, which transformers takes
-            as it is. It waits for the device to look into one of two, token by token.
-    """
-    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    if ready and ids.shape[1] == 1:
-        mask = additive_mask(mask == 0, lm.working_dtype)
-    return lm.hidden(
-        ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    )
+    return torch.stack(states, 1), ([per_token], sizes[0] - per_token * ids.shape[1])
 
 
 def _cache_bytes(cache: Any) -> int:

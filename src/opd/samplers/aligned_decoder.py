@@ -1,4 +1,4 @@
-"""Decoding of models with caches of their own kind: windows, linear attention, state spaces.
+"""Decoding of models whose rows must stand at one column (ALiBi, caches of their own kind).
 
 Prompts are padded on the left so that all rows are at the same column; rows that have finished are
 dropped by the cache's own `reorder_cache`, and are not replaced.
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from opd.models.cache_support import aligned_forward, cache_support, left_pad
+from opd.models.cache_support import cache_support
+from opd.models.cached_forward import aligned_forward, left_pad, to_device
 from opd.samplers.pace import Pace
-from opd.samplers.rows import ALIVE, TOKEN, Job, Request, Rows, finished_rollout, to_device
+from opd.samplers.rows import ALIVE, TOKEN, Job, Request, Rows, finished_rollout
 from opd.types import Rollout
 
 _DROP = 8  # rows are dropped once 1 / 8 of them have finished: it copies the cache

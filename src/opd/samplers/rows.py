@@ -16,6 +16,7 @@ from torch import Tensor
 
 from opd.core.precision import accumulation_dtype
 from opd.errors import UserError
+from opd.models.cached_forward import to_device
 from opd.models.lm import LM
 from opd.samplers.decoding import Decoding
 from opd.samplers.sampling import sample_tokens, uniform
@@ -119,14 +120,6 @@ class Rows:
         """Rows `source` go on as rows `target`."""
         self.state[:, target] = self.state[:, source]
         self.state[ALIVE].index_fill_(0, source, 0)
-
-
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """A copy on the device; the host does not wait for it."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def finished_rollout(job: Job, tape: Tape, request: Request, words: np.ndarray) -> Rollout:

@@ -1,4 +1,4 @@
-"""Decoding of attention, also in windows: rows of any length together, finished ones replaced.
+"""Decoding of rows of any length together, finished ones replaced.
 
 The host only counts: it knows how far each row can be, hands free rows to waiting prompts, and
 looks at which rows have finished every `Pace.interval` tokens.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd.core.batch import pad_rows
+from opd.models.cached_forward import decode_step, read_prompts, to_device
 from opd.models.slab_cache import SlabCache
 from opd.samplers.graphs import StepRunner
 from opd.samplers.pace import Pace
@@ -26,7 +26,6 @@ from opd.samplers.rows import (
     Request,
     Rows,
     finished_rollout,
-    to_device,
 )
 from opd.types import Rollout
 
@@ -74,7 +73,6 @@ class SlabDecoder:
         self.width = 0  # rows of a step: the first ones
         self.waiting: deque[deque[Request]] = deque()
         self.reading: list[tuple[list[Request], Tensor]] = []  # on their way to the host
-        self.dtype = torch.float32
 
     def run(self, requests: Sequence[Request], rollouts: dict[int, Rollout]) -> None:
         """Sample requests, and add each rollout by its request's index as soon as it is known.
@@ -148,11 +146,9 @@ class SlabDecoder:
         self._reserve(max(map(len, prompts)))
         index = to_device(np.array([rows, of_prompt], dtype=np.int64), self.device)
         state = self.rows.new_rows(requests, slots)
-        ids = to_device(pad_rows(prompts).numpy(), self.device)
-        self.slabs.prefill(index[0], index[1], state[POSITION] + 1)
-        hidden = self.lm.hidden(ids, past_key_values=self.slabs.cache, use_cache=True)
-        self.dtype = hidden.dtype
-        self.rows.sample(state, hidden[index[1], state[POSITION]])
+        filled = (index[0], index[1])
+        hidden = read_prompts(self.lm, self.slabs, prompts, filled, state[POSITION] + 1)
+        self.rows.sample(state, hidden)
         self.rows.state[:, index[0]] = state
         for row, slot, request in zip(rows, slots, requests, strict=True):
             self.occupants[row] = _Occupant(request, slot)
@@ -169,16 +165,8 @@ class SlabDecoder:
     def _step(self, rows: int, columns: int) -> None:
         """Feed each row's last token and sample the next; tensors at fixed addresses only."""
         state = self.rows.state[:, :rows]
-        positions = state[POSITION]
-        self.slabs.decode(rows, columns, positions)
-        hidden = self.lm.hidden(
-            state[TOKEN][:, None],
-            attention_mask=self.slabs.masks(positions, columns, self.dtype),
-            position_ids=positions[:, None],
-            past_key_values=self.slabs.cache,
-            use_cache=True,
-        )
-        self.rows.sample(state, hidden[:, -1])
+        hidden = decode_step(self.lm, self.slabs, state[TOKEN], state[POSITION], columns)
+        self.rows.sample(state, hidden)
 
     def _look(self, rollouts: dict[int, Rollout]) -> None:
         """Wait for the device, free the rows that have finished, have their tokens copied."""
