@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from opd.gpu_check import correctness, memory, quantised, runs, speed, transfer
+from opd.gpu_check import correctness, layouts, memory, quantised, runs, speed, transfer
 from opd.gpu_check.harness import Device
 from opd.training.deterministic import prepare_deterministic
 
@@ -23,6 +23,7 @@ SECTIONS: tuple[tuple[Callable[[Device], object], float], ...] = (  # most impor
     (correctness.precision, 15),
     (correctness.determinism, 25),
     (correctness.fsdp, 15),
+    (layouts.layouts, 25),
     (transfer.weight_transfer_ipc, 40),
     (transfer.weight_transfer_nccl, 40),
     (speed.synchronizations, 15),

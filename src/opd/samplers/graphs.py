@@ -100,6 +100,11 @@ class StepRunner:
             )
 
 
+def was_captured(name: str) -> bool:
+    """Whether no step of a model failed to be captured."""
+    return name not in _TOLD
+
+
 def _stream(device: torch.device) -> torch.cuda.Stream:
     """The stream of a device on which steps are captured.
 

@@ -21,7 +21,7 @@ from opd.models.cache_support import cache_support, require_cache
 from opd.models.lm import LM, free_memory, is_out_of_memory
 from opd.samplers.aligned_decoder import AlignedDecoder
 from opd.samplers.decoding import Decoding
-from opd.samplers.pace import pace_of
+from opd.samplers.pace import Pace, pace_of
 from opd.samplers.rows import Job, LogitsHook, Request
 from opd.samplers.sampling import first_samples
 from opd.samplers.slab_decoder import SlabDecoder
@@ -74,6 +74,7 @@ class HFSampler:
         stop: frozenset[int],
         capture: int,
         batch: int | None = None,
+        pace: Pace | None = None,
     ) -> None:
         """Make a sampler.
 
@@ -84,6 +85,7 @@ class HFSampler:
             capture: K, how many of the student's top tokens to record per position.
             batch: maximum rows decoded at once; None: see `batch_rows`. On a GPU they are fewer
                 where its free memory does not hold them.
+            pace: of the host; None: that of the model's device.
 
         Raises:
             UserError: a model that does not compute the same with a cache.
@@ -91,7 +93,13 @@ class HFSampler:
         require_cache(lm)
         self.lm, self.decoding, self.batch, self.stop = lm, decoding, batch, stop
         self.capture = min(capture, lm.vocab)
+        self._pace = pace
         self.version = 0
+
+    @property
+    def pace(self) -> Pace:
+        """Of the host."""
+        return self._pace or pace_of(self.lm.device)
 
     def sync(self, version: int) -> None:
         """Weights are shared with the student; only the version number moves."""
@@ -126,7 +134,7 @@ class HFSampler:
         rollouts: dict[int, Rollout] = {}
         while requests:
             rows = self._max_rows(requests, limit)
-            reason = _decode(job, requests, rows, rollouts)
+            reason = _decode(job, self.pace, requests, rows, rollouts)
             requests = [r for r in requests if r.index not in rollouts]
             if reason is not None:
                 self._halve(rows, reason)
@@ -148,9 +156,8 @@ class HFSampler:
 
     def _row_bytes(self, longest: int, limit: int) -> int:
         """Bytes of a row: its cache, its tape and random numbers, its logits."""
-        support, columns = cache_support(self.lm), pace_of(self.lm.device).column_count
         dtype = accumulation_dtype(self.lm.causal.dtype)
-        cache = support.row_bytes(columns(longest + limit))
+        cache = cache_support(self.lm).row_bytes(self.pace.column_count(longest + limit))
         return cache + record_bytes(limit, self.capture, self.lm.vocab, dtype)
 
     def _halve(self, rows: int, reason: str) -> None:
@@ -198,10 +205,10 @@ def _free_bytes(device: torch.device) -> int | None:
 
 
 def _decode(
-    job: Job, requests: Sequence[Request], rows: int, rollouts: dict[int, Rollout]
+    job: Job, pace: Pace, requests: Sequence[Request], rows: int, rollouts: dict[int, Rollout]
 ) -> str | None:
     """Sample requests into `rollouts`; the first line of the error if memory runs out."""
-    pace, device = pace_of(job.lm.device), job.lm.device
+    device = job.lm.device
     reason = None
     try:
         with sdpa_kernel(_KERNELS) if device.type == "cuda" else nullcontext():
