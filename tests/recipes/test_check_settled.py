@@ -123,3 +123,22 @@ def test_steps_that_cannot_be_made_come_before_a_grader_that_accepts_nothing():
     verdict, forecast, _ = decide(MODEL, features, RUN)
     assert verdict == "don't"
     assert explain(verdict, forecast, features, RUN)[0].text.startswith("Not one step of the run")
+
+
+def test_nothing_is_predicted_from_accuracies_that_are_in_doubt():
+    """'Suspect the grader', and beside it 'chance that accuracy rises: 12%' by that grader."""
+    features = make_features(0.0, 0.0, 0.1) | pilot(0.05, 0.0, 0.1)
+    verdict, forecast, _ = decide(MODEL, features, RUN)
+    assert verdict == "not known"
+    assert "chance" not in confidence(forecast, features)
+    assert "in doubt" in confidence(forecast, features)
+    shown = forecast.record()
+    names = ("change", "recovery", "rises", "recovers_half", "least")
+    assert {shown[name] for name in names} == {None}
+    assert not shown["views"]
+    assert shown["transfer"] > 0  # rests on no grader
+    (one,) = advise(verdict, forecast, features, [], FACTS)
+    assert one.text.startswith("To settle it: read the two answers below")
+    cut = features | {"student_truncated": estimate(0.9), "teacher_truncated": estimate(0.9)}
+    (one,) = advise(verdict, forecast, cut, [], replace(FACTS, truncated=0.9))
+    assert one.set == {"rollout.max_new_tokens": 200}

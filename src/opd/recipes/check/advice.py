@@ -13,7 +13,13 @@ from opd.core.stats import Estimate
 from opd.recipes.check.compatibility import Finding
 from opd.recipes.check.forecast import Distribution, Forecast, predict
 from opd.recipes.check.forecast_model import ForecastModel
-from opd.recipes.check.reasons import COMPATIBLE, MAX_TRUNCATED, only_scores, points
+from opd.recipes.check.reasons import (
+    COMPATIBLE,
+    MAX_TRUNCATED,
+    mostly_cut,
+    only_scores,
+    points,
+)
 from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.verdict import (
     CHANGES,
@@ -44,6 +50,11 @@ COLD_START_FACTOR = 10.0
 TINY_HIDDEN, TINY_RATE = 256, 4e-3
 FULL_HIDDEN, FULL_RATE = 576, 1e-4
 ADAPTER_RATE = 3e-4
+SETTLE_GRADER = (
+    "To settle it: read the two answers below. If one of them is right, correct prompts.grader, "
+    "prompts.template or prompts.chat; if the task is too hard for both models, choose easier "
+    "prompts or another teacher. Then check again"
+)
 
 
 @dataclass(frozen=True)
@@ -133,14 +144,17 @@ def support_mass(loss: Loss, rollouts: Sequence[Rollout]) -> float:
 def decide(
     model: ForecastModel, features: Mapping[str, Estimate], run: RunSettings
 ) -> tuple[Verdict, Forecast, list[Advice]]:
-    """The verdict on a run, the forecast it rests on, and the changes that make it a go."""
+    """The verdict on a run, the forecast it rests on, and the changes that make it a go.
+
+    The forecast is without a change of accuracy where none can be predicted: of steps that cannot
+    be made, and from answers of which none was accepted.
+    """
     forecast = predict(model, features, run)
     rule = decisive_rule(forecast, features)
     if rule == "refused":
-        nothing = replace(forecast, change=None, recovery=None, rises=None, recovers_half=None)
-        return NO_GO, replace(nothing, distribution=None), []
+        return NO_GO, forecast.without_accuracy(), []
     if nothing_accepted(features):  # the grader or the template is wrong, not the models
-        return UNKNOWN, forecast, []
+        return UNKNOWN, forecast.without_accuracy(), []
     if rule in ("too little", "rising", "undecided"):
         changes = find_changes(model, features, run)
         if changes:
@@ -206,7 +220,7 @@ def advise(
                 {"loss.mode": "tail"},
             )
         )
-    if verdict == UNKNOWN and not nothing_accepted(features):  # else the grader is in question
+    if verdict == UNKNOWN:
         advice += settle(forecast, features, run)
     return advice
 
@@ -235,6 +249,8 @@ def _longer_answers(features: Mapping[str, Estimate], run: RunFacts) -> list[Adv
 def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) -> list[Advice]:
     """What would settle a verdict that is not known."""
     change, distribution = forecast.change, forecast.distribution
+    if nothing_accepted(features):
+        return [] if mostly_cut(features) else [Advice(SETTLE_GRADER)]  # to raise the limit is said
     if only_scores(features):
         return [
             Advice(

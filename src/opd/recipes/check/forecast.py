@@ -121,6 +121,10 @@ class Forecast:
         """As JSON."""
         return asdict(replace(self, distribution=None))
 
+    def without_accuracy(self) -> Forecast:
+        """What rests on no graded answer: transfer, e-folds, and what is out of range."""
+        return Forecast(self.transfer, None, None, self.out_of_range, efolds=self.efolds)
+
 
 def predict(
     model: ForecastModel,

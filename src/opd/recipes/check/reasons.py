@@ -12,7 +12,15 @@ from opd.core.stats import Estimate
 from opd.recipes.check.forecast import DISTANCE, MIN_STEPS, Forecast, without_short_pilot
 from opd.recipes.check.probe import DEPTHS
 from opd.recipes.check.settings import RunSettings
-from opd.recipes.check.verdict import GO, MIN_GAP, NO_GO, Rule, Verdict, decisive_rule
+from opd.recipes.check.verdict import (
+    GO,
+    MIN_GAP,
+    NO_GO,
+    Rule,
+    Verdict,
+    decisive_rule,
+    nothing_accepted,
+)
 from opd.training.loop import MAX_SKIPPED
 
 COMPATIBLE = 0.5  # transfer from which on a pair counts as compatible
@@ -279,8 +287,7 @@ MOSTLY_CUT = 0.5  # fraction of both models' answers cut off, from which on the 
 
 def nothing_accepted_reason(features: Mapping[str, Estimate]) -> Reason:
     """Why no answer of either model may have been accepted."""
-    student, teacher = (features.get(f"{who}_truncated") for who in ("student", "teacher"))
-    if student is None or teacher is None or min(student.value, teacher.value) <= MOSTLY_CUT:
+    if not mostly_cut(features):
         return Reason(
             "No answer of either model was accepted: suspect the grader or the template, not the "
             "models",
@@ -290,8 +297,15 @@ def nothing_accepted_reason(features: Mapping[str, Estimate]) -> Reason:
     return Reason(
         "No answer of either model was accepted, and most were cut off at the limit: raise it "
         "before you suspect the grader",
-        f"cut off: student {percent(student)}, teacher {percent(teacher)}",
+        f"cut off: student {percent(features['student_truncated'])}, teacher "
+        f"{percent(features['teacher_truncated'])}",
     )
+
+
+def mostly_cut(features: Mapping[str, Estimate]) -> bool:
+    """Whether most answers of either model were cut off at the limit."""
+    cut = (features.get("student_truncated"), features.get("teacher_truncated"))
+    return all(e is not None and e.value > MOSTLY_CUT for e in cut)
 
 
 BASE_NOT_KNOWN = "Whether the teacher differs from the student's base model is not known"
@@ -321,6 +335,8 @@ def confidence(forecast: Forecast, features: Mapping[str, Estimate]) -> str:
     """How certain the forecast is, in words."""
     if decisive_rule(forecast, features) == "refused":
         return "Of steps that cannot be made no change of accuracy is predicted."
+    if nothing_accepted(features):
+        return "No change of accuracy is predicted: the accuracies it would rest on are in doubt."
     if only_scores(features):
         return "Without answers of the teacher the change of accuracy cannot be predicted."
     if forecast.change is None or forecast.rises is None:
