@@ -14,16 +14,26 @@ import yaml
 from opd.commands.check import rounds, run_check
 from opd.commands.eval import evaluate_target
 from opd.commands.select import run_select
-from opd.config import load
+from opd.config import load, parse
 from opd.demo.run_config import PAIR
+from opd.errors import UserError
 from opd.models.lm import load_lm
 from opd.models.tokenizers import load_tokenizer
 from opd.recipes.distillation import distill
+from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
 from opd.run.rollouts import read_step
 from opd.samplers.completions import ServerLost
 from opd.samplers.hf import HFSampler
-from opd.testing import FakeVllmServer, load_weights_for, model_logp, serve_on_loopback
+from opd.setup.preflight import read_inputs
+from opd.testing import (
+    FakeSglangServer,
+    FakeVllmServer,
+    letter_model,
+    load_weights_for,
+    model_logp,
+    serve_on_loopback,
+)
 from support.runs import digest, opened, run_config, run_to_end, shorten_prompts
 
 
@@ -216,3 +226,33 @@ def test_a_server_samples_the_next_step_while_this_one_is_scored(servers, caplog
     assert "sampled after the update" in caplog.text
     lines = read_jsonl(session.folder.path / "metrics.jsonl")
     assert [line["ahead/steps"] for line in lines] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("speaks", [FakeVllmServer, FakeSglangServer])
+def test_a_rollout_server_of_too_short_a_context_is_refused_before_anything_is_sampled(
+    tmp_path, speaks
+):
+    """The server refused the first long prompt, in the middle of the run or of the check."""
+    data = run_config(tmp_path / "run", steps=2)
+    longest = max(len(p.ids) for p in read_inputs(parse(data), Console("quiet")).prompts.prompts)
+    model = speaks(letter_model(0), "student", max_len=longest + 30)
+    data["eval"] = [e | {"max_new_tokens": 50} for e in data["eval"][:1]]
+    with serve_on_loopback(model) as url:
+        data["rollout"] |= {"url": url, "model": "student", "max_new_tokens": 48}
+        with pytest.raises(UserError) as refused:
+            read_inputs(parse(data), Console("quiet"))
+        text = str(refused.value)
+        room = longest + (30 if speaks is FakeVllmServer else 28)
+        assert f"rollout.max_new_tokens=48 has {longest + 48} tokens" in text
+        assert f"at most {room}" in text
+        for word in ("rollout.url", "rollout.max_new_tokens=48", "eval.0.max_new_tokens=50"):
+            assert word in text
+        assert ("--max-model-len" if speaks is FakeVllmServer else "--context-length") in text
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
+        with pytest.raises(UserError, match="at most"):
+            run_check(tmp_path / "run.yaml", ())
+        asked_for_text = [path for path, _ in model.calls if "generate" in path or "comp" in path]
+        assert not asked_for_text
+        for said in (longest + 62, 0, -1, "60", 60.0, True, None):
+            model.max_len = said
+            read_inputs(parse(data), Console("quiet"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from opd.commands.check import candidates
 from opd.commands.check.candidates import shortest_context
 from opd.data.graders import Grader
 from opd.models.lm import LM
@@ -72,4 +73,14 @@ def test_a_served_teachers_context_counts(served, shortest):
     """docs/scale.md asks for a server of the longest prompt and rollout: no prefix besides."""
     remote = ServedTeacher(Mock(), Mock(context=served))
     models = Mock(remote=remote, pair=Mock(student=learned_positions(0), teacher=None))
+    assert shortest_context(models) == shortest
+
+
+@pytest.mark.parametrize(("served", "shortest"), [(30, 30), (None, CONTEXT), (50, CONTEXT)])
+def test_a_rollout_servers_context_counts(monkeypatch, served, shortest):
+    """It would refuse a rollout's beginning with a whole answer after it."""
+    monkeypatch.setattr(candidates, "require_rollout_server", lambda cfg: Mock(tokens=served))
+    pair = Mock(student=learned_positions(0), teacher=None)
+    models = Mock(remote=None, pair=pair)
+    models.cfg.rollout.engine = "vllm"
     assert shortest_context(models) == shortest

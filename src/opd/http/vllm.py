@@ -25,6 +25,15 @@ def model_cards(http: Http, *, once: bool = False) -> dict[str, dict[str, Any]] 
     return {str(card.get("id")): dict(card) for card in cards if isinstance(card, dict)}
 
 
+def served_length(card: dict[str, Any]) -> int | None:
+    """Tokens of prompt + completion that a model takes, by its card; None where it does not say.
+
+    SGLang's cards have it under the same name.
+    """
+    length = card.get("max_model_len")
+    return length if type(length) is int and length > 0 else None
+
+
 def only_choice(answer: Any) -> dict[str, Any] | None:
     """The choice of a completion with exactly one; None for any other answer."""
     choices = choices_of(answer, 1)

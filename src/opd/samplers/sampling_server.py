@@ -72,6 +72,8 @@ class SamplingServer:
         "start vLLM with VLLM_SERVER_DEV_MODE=1 on a private address, or train a LoRA student "
         "(student.lora), whose adapters stock vLLM reloads"
     )
+    context_option: ClassVar[str] = "--max-model-len"
+    unused: ClassVar[int] = 0  # last tokens of the context that no completion has
     http: Http
     model: str
     quarantine: Quarantine | None = None

@@ -43,6 +43,10 @@ class SglangServer(SamplingServer):
         "start SGLang on the student's model, with a rollout.sync_dir that it can read"
     )
 
+    context_option: ClassVar[str] = "--context-length"
+    # A completion ends there whatever its limit is (`max_req_len` of SGLang's scheduler).
+    unused: ClassVar[int] = 2
+
     def _ask(self, request: CompletionRequest) -> list[Rollout]:
         """See `SamplingServer._ask`."""
         body = request.body

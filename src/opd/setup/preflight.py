@@ -22,7 +22,7 @@ from opd.setup.memory_advice import require_memory
 from opd.setup.memory_bound import require_memory_for_weights
 from opd.setup.notes import find_notes, find_overlaps
 from opd.setup.problems import Problems
-from opd.setup.samplers import require_rollout_server
+from opd.setup.samplers import ServedContext, require_rollout_server
 from opd.setup.settings import look_at_settings
 from opd.setup.tokenized_pair import TokenizedPair
 
@@ -54,9 +54,12 @@ def read_inputs(
     """
     problems = problems or Problems()
     look_at_settings(cfg, problems, trains=trains)
+    served = None
     if cfg.rollout.url is not None:
-        problems.attempt(require_rollout_server, cfg)
+        served = problems.attempt(require_rollout_server, cfg)
     pair, inputs = check_inputs(cfg, console, problems, judges_pair=judges_pair)
+    if served is not None:
+        problems.attempt(_require_served_lengths, cfg, served, inputs)
     if pair is not None and trains:
         _require_room(cfg, pair, inputs, problems)
     problems.raise_all()
@@ -102,6 +105,39 @@ def _changed_evals(cfg: Run) -> list[str]:
         for run in (stored, new)
     )
     return [label for label, keys in now.items() if keys != before.get(label)]
+
+
+def _require_served_lengths(cfg: Run, served: ServedContext, inputs: Inputs) -> None:
+    """The run's longest prompts and whole completions must fit into the rollout server's context.
+
+    Raises:
+        UserError: some do not.
+    """
+    if served.tokens is None:
+        return
+    limit = cfg.rollout.max_new_tokens
+    needs = []
+    if inputs.longest_prompt is not None:
+        needs.append((inputs.longest_prompt, "rollout.max_new_tokens", limit))
+    for task in inputs.evals:
+        key = "rollout.max_new_tokens"
+        for i, spec in enumerate(cfg.eval):
+            if spec.label == task.label and spec.max_new_tokens is not None:
+                key = f"eval.{i}.max_new_tokens"
+        longest = max(len(prompt.ids) for prompt in task.prompts.prompts)
+        needs.append((longest, key, task.decoding.max_new_tokens))
+    beyond = [need for need in needs if need[0] + need[2] > served.tokens]
+    if not beyond:
+        return
+    parts = [f"{key}={new} has {prompt + new} tokens" for prompt, key, new in dict.fromkeys(beyond)]
+    most = max(prompt + new for prompt, _, new in beyond) + served.unused
+    raise UserError(
+        f"rollout.url={cfg.rollout.url}: the server takes at most {served.tokens} tokens of prompt "
+        f"and completion, and the longest prompt with {', with '.join(parts)}. Lower "
+        f"{' and '.join(dict.fromkeys(key for _, key, _ in beyond))}, or prompts.max_tokens "
+        f"({cfg.prompts.max_tokens}; longer prompts are left out), or start the server with "
+        f"{served.option} {most} or more."
+    )
 
 
 def _require_room(cfg: Run, pair: TokenizedPair, inputs: Inputs, problems: Problems) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from opd.config import Run
 from opd.errors import UserError
 from opd.http import Endpoint, Http, Limits, Refusal, Transient, read_key
 from opd.http.launched import STARTUP, LaunchedServer
 from opd.http.sglang import model_info
-from opd.http.vllm import model_cards
+from opd.http.vllm import model_cards, served_length
 from opd.models.lm import LM
 from opd.run.bad_answers import Quarantine
 from opd.run.layout import SYNC, WRONG_ANSWERS
@@ -216,21 +217,42 @@ def kind_of_server(http: Http) -> type[SamplingServer]:
         raise UserError(f"{http.key}={http.url}: {error}") from None
 
 
-def require_rollout_server(cfg: Run) -> None:
+class ServedContext(NamedTuple):
+    """What a rollout server takes.
+
+    Attributes:
+        tokens: of prompt and completion, at most; None: it does not say.
+        option: of its command line that sets it.
+        unused: tokens of the context beyond them.
+    """
+
+    tokens: int | None
+    option: str
+    unused: int
+
+
+def require_rollout_server(cfg: Run) -> ServedContext:
     """Check that the rollout server answers, before models are loaded for it.
 
+    Returns:
+        How long a prompt with its completion may be.
+
     Raises:
-        UserError: it does not.
+        UserError: it does not answer.
     """
     http = connect(cfg)
     try:
-        model_cards(http, once=True)
+        cards = model_cards(http, once=True) or {}
+        kind = SamplingServer if model_info(http, once=True) is None else SglangServer
     except Transient as error:
         raise UserError(
-            f"rollout.url={cfg.rollout.url}: the rollout server does not answer ({error}). Start "
-            "it first."
+            f"rollout.url={cfg.rollout.address}: the rollout server does not answer ({error}). "
+            "Start it first."
         ) from None
     except Refusal as error:
-        raise UserError(f"rollout.url={cfg.rollout.url}: {error}") from None
+        raise UserError(f"rollout.url={cfg.rollout.address}: {error}") from None
     finally:
         http.close()
+    length = served_length(cards.get(cfg.rollout.model or STUDENT, {}))
+    tokens = None if length is None else length - kind.unused
+    return ServedContext(tokens, kind.context_option, kind.unused)

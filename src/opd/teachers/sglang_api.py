@@ -17,7 +17,7 @@ from opd.core.batch import predicting_positions
 from opd.errors import UserError
 from opd.http import Http, Refusal, clean
 from opd.http.sglang import GENERATE, VERSION, logprob_pairs, meta_infos, model_info
-from opd.http.vllm import MIN_LOGPROB, model_cards
+from opd.http.vllm import MIN_LOGPROB, model_cards, served_length
 from opd.teachers.validate import WrongAnswer
 from opd.teachers.vllm_api import tokenize
 from opd.types import Kind, Rollout, Scores, Want
@@ -41,8 +41,7 @@ class SglangDialect:
             UserError: the server does not serve `model`.
         """
         self.http, self.model = http, model
-        length = self._card(once=False).get("max_model_len")
-        self.context = length if type(length) is int else None
+        self.context = served_length(self._card(once=False))
         kinds = {Kind.SAMPLED, Kind.TOPK}
         if self._scores_support():
             kinds.add(Kind.SUPPORT)

@@ -18,7 +18,15 @@ import numpy as np
 from opd.core.batch import predicting_positions
 from opd.errors import UserError
 from opd.http import Http, Refusal, clean
-from opd.http.vllm import COMPLETIONS, MAX_ID, MIN_LOGPROB, MODELS, model_cards, only_choice
+from opd.http.vllm import (
+    COMPLETIONS,
+    MAX_ID,
+    MIN_LOGPROB,
+    MODELS,
+    model_cards,
+    only_choice,
+    served_length,
+)
 from opd.teachers.validate import ABOVE_ZERO, WrongAnswer
 from opd.types import Kind, Rollout, Scores, Want
 
@@ -45,10 +53,9 @@ class VllmDialect:
             UserError: the server does not serve `model`.
         """
         self.http, self.model = http, model
-        card = self._card(once=False)
-        length = card.get("max_model_len")
+        length = served_length(self._card(once=False))
         # One token is always generated after the scored ones.
-        self.context = length - 1 if type(length) is int else None
+        self.context = None if length is None else length - 1
         kinds = {Kind.SAMPLED, Kind.TOPK}
         if probe_support and self._scores_support():
             kinds.add(Kind.SUPPORT)

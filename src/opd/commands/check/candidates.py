@@ -30,7 +30,7 @@ from opd.setup.own_tokenizer import own_tokenizer
 from opd.setup.pair import Pair
 from opd.setup.prompts import load_training_prompts
 from opd.setup.remote_teacher import ServedTeacher
-from opd.setup.samplers import rollout_decoding, student_samplers
+from opd.setup.samplers import require_rollout_server, rollout_decoding, student_samplers
 from opd.teachers.translate import Translator
 from opd.types import Teacher
 
@@ -156,8 +156,10 @@ def _with_samplers(
 
 
 def shortest_context(models: Models) -> int | None:
-    """Of the student and the teacher, be it here or behind a server that tells."""
+    """Of the student and the teacher, be they here or behind servers that tell."""
     lengths = [lm.context_length for lm in (models.pair.student, models.pair.teacher) if lm]
+    if models.cfg.rollout.engine == "vllm":
+        lengths.append(require_rollout_server(models.cfg).tokens)
     if isinstance(models.remote, ServedTeacher):
         lengths.append(models.remote.dialect.context)
     return min((length for length in lengths if length is not None), default=None)
