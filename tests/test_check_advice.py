@@ -128,11 +128,18 @@ def test_advice_without_a_predicted_effect_is_not_said_to_have_one():
 
 def test_a_cold_start_does_not_excuse_steps_that_cannot_be_made(tmp_path):
     """`recipe: auto` made it, and ended at the third on-policy step."""
-    cfg = config.parse(demo_config(tmp_path / "run") | {"coldstart": {}})
-    features = make_features(0.2, 0.8, 0.1) | pilot(0.0, 0.0, 0.0)
+    cfg = config.parse(demo_config(tmp_path / "run"))
+    features = make_features(0.2, 0.8, 3.0) | pilot(0.05, -0.2, 0.0)
     lost = features | {"pilot_refused": estimate(1.0, 0.0)}
     for numbers, stopped in ((features, False), (lost, True)):
-        _, forecast, _ = decide(MODEL, numbers, RUN)
-        one = TeacherResult(Candidate("one", cfg, [], None), "don't", numbers, forecast=forecast)
+        verdict, forecast, _ = decide(MODEL, numbers, RUN)
+        assert verdict == "don't"
+        one = TeacherResult(
+            Candidate("one", cfg, [], None),
+            verdict,
+            numbers,
+            forecast=forecast,
+            advice=advise(verdict, forecast, numbers, [], FACTS),
+        )
         result = CheckResult("run.yaml", [one], None, None, (), (), 1.0)
         assert is_refused(result) == stopped

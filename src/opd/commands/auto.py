@@ -22,7 +22,8 @@ from opd.commands.check.run import check
 from opd.commands.select import run_select
 from opd.config import Run
 from opd.errors import UserError
-from opd.recipes.check.verdict import NO_GO, cold_start_helps
+from opd.recipes.check.settings import begins_cold
+from opd.recipes.check.verdict import NO_GO
 from opd.run.console import Console
 from opd.run.layout import CONFIG
 from opd.setup.launch import start_servers
@@ -83,11 +84,7 @@ def check_pair(cfg: Run, token_fraction: float) -> CheckResult:
 def is_refused(checked: CheckResult) -> bool:
     """Whether the run is not expected to gain anything, with a cold start or without."""
     best = checked.best
-    starts_cold = at_start(best.candidate.cfg) or any("coldstart" in one.set for one in best.advice)
-    # Of steps that cannot be made no change is predicted, and no cold start helps them.
-    possible = best.forecast is not None and best.forecast.change is not None
-    helps = possible and starts_cold and cold_start_helps(best.features)
-    return best.verdict == NO_GO and not helps
+    return best.verdict == NO_GO and not any("coldstart" in one.set for one in best.advice)
 
 
 def refuse(checked: CheckResult) -> None:
@@ -111,18 +108,13 @@ def decide(cfg: Run, checked: CheckResult, console: Console) -> Run:
     for one in checked.best.advice:
         if "coldstart" in one.set:
             changes["coldstart"] = one.set["coldstart"]
-    begins = "a cold start" if "coldstart" in changes or at_start(cfg) else "on-policy training"
+    begins = "a cold start" if "coldstart" in changes or begins_cold(cfg) else "on-policy training"
     if cfg.alarms.action == "warn":
         changes["alarms"] = {"action": "act"}
     best = checked.best
     verdict = "no-go" if best.verdict == NO_GO else best.verdict
     console.print(f"recipe: auto. The check says {verdict}; the run begins with {begins}.")
     return _with(cfg, changes)
-
-
-def at_start(cfg: Run) -> bool:
-    """Whether the configuration itself begins with a cold start."""
-    return cfg.coldstart is not None and cfg.coldstart.when == "start"
 
 
 def restore_decisions(cfg: Run, stored: dict[str, Any]) -> Run:

@@ -115,6 +115,10 @@ def check_verdict(record: Mapping[str, Any]) -> Verdict:
         headline = _SOME_PREDICTED
     if verdict == "go" and advice and headline == _HEADLINES["go"][1]:
         headline = "Go, with something to improve: see what to try next."
+    if verdict == "go" and record.get("cold_start"):
+        headline = headline.replace(
+            "Go", "Go, even without the cold start that the run begins with", 1
+        )
     return Verdict(headline, tone, _tiles(record), sentences, advice)
 
 
@@ -136,11 +140,12 @@ def _at(record: Any, *keys: str) -> Any:
 def _tiles(record: Mapping[str, Any]) -> list[Tile]:
     """Student, teacher and the predicted change, where they are known."""
     forecast = _at(_best_teacher(record), "forecast")
+    without = " without the cold start" if record.get("cold_start") else ""
     numbers = (
         ("student now", _accuracy(_at(record, "numbers", "student_accuracy"))),
         ("teacher", _accuracy(_at(record, "numbers", "teacher_accuracy"))),
-        ("predicted change", _change(_at(forecast, "change"))),
-        ("predicted gap recovery", _recovery(_at(forecast, "recovery"))),
+        (f"predicted change{without}", _change(_at(forecast, "change"))),
+        (f"predicted gap recovery{without}", _recovery(_at(forecast, "recovery"))),
     )
     return [Tile(label, number) for label, number in numbers if number is not None]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from opd.commands.check.candidates import Candidate
 from opd.commands.check.gather import Gathering
@@ -27,6 +28,7 @@ from opd.recipes.check.reasons import (
     explain,
     nothing_accepted_reason,
 )
+from opd.recipes.check.settings import begins_cold
 from opd.recipes.check.verdict import UNKNOWN, Verdict, nothing_accepted
 from opd.setup.pair import Pair
 from opd.types import Prompt
@@ -53,6 +55,7 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
         support_mass=support_mass(candidate.cfg.loss, rollouts),
         max_new_tokens=candidate.cfg.rollout.max_new_tokens,
         cold_start=cold_start(candidate),
+        cold_student=cold_student(candidate.cfg),
         prompts=len(student.prompts),
         most_prompts=gathering.probe.total,
         answer_limit=_answer_limit(candidate.cfg),
@@ -99,14 +102,18 @@ def _room(candidate: Candidate, prompts: Sequence[Prompt]) -> int | None:
 def cold_start(candidate: Candidate) -> dict[str, object] | None:
     """What of `coldstart` is to be set; None if it is, or the teacher cannot generate."""
     cfg = candidate.cfg
-    starts_cold = cfg.coldstart is not None and cfg.coldstart.when == "start"
-    if starts_cold or candidate.teacher_samplers is None:
+    if begins_cold(cfg) or candidate.teacher_samplers is None:
         return None
     if cfg.coldstart is not None:  # waits for an alarm: as it is, but at the start
         return {"coldstart": {"when": "start"}}
     assert candidate.pair is not None
     hidden, adapters = int(candidate.pair.student.config.hidden_size), cfg.student.lora is not None
     return {"coldstart": {"lr": cold_start_rate(cfg.optim.lr, hidden, adapters=adapters)}}
+
+
+def cold_student(cfg: Run) -> str | None:
+    """Where `opd coldstart` leaves its student; None for a run that does not begin so."""
+    return str(Path(cfg.output.dir, "coldstart", "student")) if begins_cold(cfg) else None
 
 
 def _compare_with_base(path: str, pair: Pair, gathering: Gathering, verdict: Verdict) -> Reason:

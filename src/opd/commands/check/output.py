@@ -19,6 +19,7 @@ from opd.core.stats import Estimate
 from opd.recipes.check.advice import Advice
 from opd.recipes.check.features import ON_STUDENT, quarter_means
 from opd.recipes.check.reasons import confidence
+from opd.recipes.check.settings import begins_cold
 from opd.recipes.check.verdict import nothing_accepted
 from opd.reports.check_page import check_document
 from opd.reports.html import write_report
@@ -46,7 +47,10 @@ def to_record(result: CheckResult) -> dict[str, Any]:
         "verdict": best.verdict,
         "reasons": [r.record() for r in best.reasons],
         "advice": [a.record() for a in best.advice],
-        "confidence": None if best.forecast is None else confidence(best.forecast, best.features),
+        "cold_start": begins_cold(cfg),
+        "confidence": None
+        if best.forecast is None
+        else confidence(best.forecast, best.features, cold_start=begins_cold(cfg)),
         "numbers": {name: asdict(e) for name, e in best.features.items()},
         "teachers": [_teacher_record(teacher) for teacher in result.teachers],
         "prompts": 0 if result.student is None else len(result.student.prompts),

@@ -23,7 +23,7 @@ from opd.recipes.check.probe import (
     probe_student,
     probe_teacher,
 )
-from opd.recipes.check.settings import evaluation_decoding
+from opd.recipes.check.settings import begins_cold, evaluation_decoding
 from opd.setup.pair import Pair
 from opd.setup.prompts import load_eval_task
 from opd.setup.samplers import rollout_decoding
@@ -132,7 +132,7 @@ def make_probe(candidates: Sequence[Candidate], training: PromptSet, steps: int)
     first = candidates[0]
     assert first.pair is not None
     chosen, grader, limitations = _graded_prompts(first.cfg, first.pair, training)
-    if first.cfg.coldstart is not None and first.cfg.coldstart.when == "start":
+    if begins_cold(first.cfg):
         limitations = [*limitations, COLD_START_LEFT_OUT]
     prompts = probe_prompts(chosen, first.cfg, steps) if chosen is training else chosen.prompts
     known = [each.context for each in candidates if each.context is not None]

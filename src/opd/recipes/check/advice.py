@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,6 +33,7 @@ from opd.recipes.check.verdict import (
     cold_start_helps,
     decisive_rule,
     judge,
+    judge_before_cold_start,
     nothing_accepted,
 )
 from opd.types import Rollout
@@ -88,6 +90,7 @@ class RunFacts:
         max_new_tokens: rollout.max_new_tokens.
         cold_start: the `coldstart` section to set; None if the teacher cannot generate or the run
             has one already.
+        cold_student: where the run's own cold start leaves its student; None without one.
         prompts: of the probe.
         most_prompts: that a check of this run looks at, whatever its budget.
         answer_limit: key and tokens of the limit of held-out answers; None: as rollouts.
@@ -98,6 +101,7 @@ class RunFacts:
     support_mass: float
     max_new_tokens: int
     cold_start: Mapping[str, Any] | None
+    cold_student: str | None = None
     prompts: int = 0
     most_prompts: int = 0
     answer_limit: tuple[str, int] | None = None
@@ -155,6 +159,8 @@ def decide(
         return NO_GO, forecast.without_accuracy(), []
     if nothing_accepted(features):  # the grader or the template is wrong, not the models
         return UNKNOWN, forecast.without_accuracy(), []
+    if run.cold_start:
+        return judge_before_cold_start(forecast, features), forecast, []
     if rule in ("too little", "rising", "undecided"):
         changes = find_changes(model, features, run)
         if changes:
@@ -260,6 +266,14 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
         ]
     if change is None or distribution is None:
         return [Advice("To settle it: give prompts.path an answer column, or an eval set")]
+    if run.cold_student is not None:
+        student = shlex.quote(f"student.model={run.cold_student}")
+        return [
+            Advice(
+                "To settle it: make the cold start alone (opd coldstart run.yaml), then check the "
+                f"student that it makes: opd check run.yaml {student} coldstart=null"
+            )
+        ]
     advice = _more_prompts(change, distribution, run)
     if "pilot_steps" not in features:
         advice.append(

@@ -64,11 +64,15 @@ def explain(
         run: its settings, for the temperature of the accuracies.
     """
     rule = decisive_rule(forecast, features)
+    cold = run is not None and run.cold_start
     text = UNANSWERED if rule == "unmeasured" and only_scores(features) else DECISIVE[rule]
+    if cold and rule not in ("refused", "unmeasured", "few"):
+        text = NOT_AHEAD if verdict == NO_GO else f"Without the cold start, {lowered(text)}"
     first = Reason(text, _decisive_evidence(forecast, features, run))
+    steps = "On-policy steps without the cold start" if cold else "The run's first steps"
     statements = [
         _lead_statement(features),
-        _pilot_statement(forecast, features),
+        _pilot_statement(forecast, features, steps),
         _refused_statement(features),
         _compatibility_statement(forecast, features),
         _signal_statement(features),
@@ -77,6 +81,9 @@ def explain(
     return [first, *(_placed(s, verdict) for s in statements if s is not None)]
 
 
+NOT_AHEAD = (
+    "The teacher is not ahead by enough to teach anything, and a cold start does not change that"
+)
 UNANSWERED = (
     "The teacher only scores here, so it is unknown whether it is more accurate than the student"
 )
@@ -109,8 +116,12 @@ def _placed(statement: _Statement, verdict: Verdict) -> Reason:
     )
     if not opposed:
         return statement.reason
-    text = statement.reason.text
-    return Reason(f"{AGAINST}{text[0].lower()}{text[1:]}", statement.reason.evidence)
+    return Reason(f"{AGAINST}{lowered(statement.reason.text)}", statement.reason.evidence)
+
+
+def lowered(text: str) -> str:
+    """A sentence as the rest of another one."""
+    return text[0].lower() + text[1:]
 
 
 def _decisive_evidence(
@@ -125,7 +136,8 @@ def _decisive_evidence(
         )
     if forecast.change is None:
         return "give prompts.path an answer column, or an eval set"
-    parts = [f"predicted change {points(forecast.change)} (90 % interval)"]
+    without = " without the cold start" if run is not None and run.cold_start else ""
+    parts = [f"predicted change{without} {points(forecast.change)} (90 % interval)"]
     if forecast.rises is not None:
         parts.append(f"chance that accuracy rises {percents(forecast.rises, 0)}%")
     if forecast.recovers_half is not None:
@@ -192,8 +204,10 @@ def _accuracy_evidence(features: Mapping[str, Estimate]) -> str:
     return "; ".join(parts)
 
 
-def _pilot_statement(forecast: Forecast, features: Mapping[str, Estimate]) -> _Statement | None:
-    """What the run's own first steps did; that they and the static numbers disagree, if so."""
+def _pilot_statement(
+    forecast: Forecast, features: Mapping[str, Estimate], made: str
+) -> _Statement | None:
+    """What the pilot's steps, `made`, did; that they and the static numbers disagree, if so."""
     if "pilot_steps" not in features:
         return None
     steps, path = features["pilot_steps"].value, features["pilot_path"].value
@@ -207,12 +221,12 @@ def _pilot_statement(forecast: Forecast, features: Mapping[str, Estimate]) -> _S
         if name in features and math.isfinite(features[name].value):
             parts.append(f"{text} {show(features[name])}")
     known = [features[name] for name in ("pilot_change", "pilot_resampled") if name in features]
-    raised, lowered = any(e.low > 0 for e in known), any(e.high < 0 for e in known)
-    text, favours = "The run's first steps move accuracy neither way yet", None
-    if raised and not lowered:
-        text, favours = "The run's first steps raise accuracy", True
-    elif lowered and not raised:
-        text, favours = "The run's first steps lower accuracy", False
+    raised, fell = any(e.low > 0 for e in known), any(e.high < 0 for e in known)
+    text, favours = f"{made} move accuracy neither way yet", None
+    if raised and not fell:
+        text, favours = f"{made} raise accuracy", True
+    elif fell and not raised:
+        text, favours = f"{made} lower accuracy", False
     elif "stretch_resampled" in features and features["stretch_resampled"].low > 0:
         text, favours = f"{text}; more of them at a raised rate raise it", True
     if forecast.disagrees:
@@ -331,8 +345,16 @@ def base_model_reason(teacher_kl: Estimate, student_kl: Estimate, verdict: Verdi
     return Reason(BASE_NOT_KNOWN, evidence)
 
 
-def confidence(forecast: Forecast, features: Mapping[str, Estimate]) -> str:
-    """How certain the forecast is, in words."""
+def confidence(
+    forecast: Forecast, features: Mapping[str, Estimate], *, cold_start: bool = False
+) -> str:
+    """How certain the forecast is, in words.
+
+    Args:
+        forecast: of the run.
+        features: its numbers.
+        cold_start: whether the run begins with one, which the forecast leaves out.
+    """
     if decisive_rule(forecast, features) == "refused":
         return "Of steps that cannot be made no change of accuracy is predicted."
     if nothing_accepted(features):
@@ -341,7 +363,8 @@ def confidence(forecast: Forecast, features: Mapping[str, Estimate]) -> str:
         return "Without answers of the teacher the change of accuracy cannot be predicted."
     if forecast.change is None or forecast.rises is None:
         return "Without answers the change of accuracy cannot be predicted."
-    text = f"chance that accuracy rises: {percents(forecast.rises, 0)}%"
+    without = " without the cold start" if cold_start else ""
+    text = f"chance that accuracy rises{without}: {percents(forecast.rises, 0)}%"
     if "pilot_steps" in features and "pilot_steps" not in without_short_pilot(features):
         made = features["pilot_steps"].value
         text += f"; the pilot made {made:.0f} of the {MIN_STEPS} steps that the forecast needs"

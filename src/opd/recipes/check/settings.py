@@ -78,7 +78,7 @@ class RunSettings:
             rollout_temperature=cfg.rollout.temperature,
             eval_temperature=evaluation.temperature,
             eval_top_p=evaluation.top_p,
-            cold_start=cfg.coldstart is not None and cfg.coldstart.when == "start",
+            cold_start=begins_cold(cfg),
             evaluated=bool(cfg.eval),
         )
 
@@ -86,6 +86,11 @@ class RunSettings:
     def of_record(record: Mapping[str, Any]) -> RunSettings:
         """The inverse of `record`."""
         return RunSettings(**record)
+
+
+def begins_cold(cfg: Run) -> bool:
+    """Whether the run begins with a cold start."""
+    return cfg.coldstart is not None and cfg.coldstart.when == "start"
 
 
 def evaluation_decoding(cfg: Run) -> Decoding:

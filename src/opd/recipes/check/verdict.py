@@ -61,6 +61,19 @@ def judge(forecast: Forecast, features: Mapping[str, Estimate]) -> Verdict:
     return verdicts[decisive_rule(forecast, features)]
 
 
+def judge_before_cold_start(forecast: Forecast, features: Mapping[str, Estimate]) -> Verdict:
+    """The verdict on a run that begins with a cold start.
+
+    The forecast is of on-policy training of the student as it is, and what the cold start makes of
+    that student is not predicted. What is predicted to fail without it is therefore not known with
+    it; unless the steps cannot be made, or the teacher is not ahead, which stays so.
+    """
+    verdict, rule = judge(forecast, features), decisive_rule(forecast, features)
+    if verdict == NO_GO and rule != "refused" and features["gap"].value >= MIN_GAP:
+        return UNKNOWN
+    return verdict
+
+
 def decisive_rule(forecast: Forecast, features: Mapping[str, Estimate]) -> Rule:
     """The rule that decides: the first of these that holds.
 
