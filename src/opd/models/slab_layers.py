@@ -166,13 +166,9 @@ class StateSlab(LinearAttentionLayer):  # type: ignore[misc]
         step = self.access.prompts is None
         for i in range(self.number_of_states):
             self.has_previous_state[i] = step
-            for name, place, there in (
-                ("conv", self.conv_states, self.is_conv_states_initialized),
-                ("recurrent", self.recurrent_states, self.is_recurrent_states_initialized),
-            ):
+            for name in ("conv", "recurrent"):
                 slab = self.states.get((name, i)) if step else None
-                place[i] = None if slab is None else slab[: self.access.count]
-                there[i] = slab is not None
+                self._hold(name, i, None if slab is None else slab[: self.access.count])
 
     def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, **kwargs: Any) -> Tensor:
         """See `LinearAttentionLayer.update_conv_state`; a step changes the rows in place."""
@@ -202,10 +198,19 @@ class StateSlab(LinearAttentionLayer):  # type: ignore[misc]
         """Of a row, once they are allocated."""
         return sum(x[0].numel() * x.element_size() for x in self.states.values())
 
+    def _hold(self, name: str, index: int, state: Tensor | None) -> None:
+        """Set what transformers' own code reads and writes as the state."""
+        of_conv = name == "conv"
+        held = self.conv_states if of_conv else self.recurrent_states
+        there = self.is_conv_states_initialized if of_conv else self.is_recurrent_states_initialized
+        held[index], there[index] = state, state is not None
+
     def _keep(self, name: str, index: int, state: Tensor) -> None:
+        """Leave the state (B, ...) after prompts in the buffer of their rows, and nowhere else."""
         filled = self.access.prompts
         if filled is None:
             return
+        self._hold(name, index, None)
         slab = self.states.get((name, index))
         if slab is None:
             slab = state.new_zeros(self.access.rows, *state.shape[1:])
