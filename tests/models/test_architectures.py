@@ -9,6 +9,7 @@ import torch
 
 from opd.errors import UserError
 from opd.models.cache_support import cache_support, require_cache
+from opd.models.model_size import model_size
 from opd.models.prefix_cache import supports_prefix_cache
 from opd.samplers.decoding import Decoding
 from opd.samplers.hf import HFSampler
@@ -20,6 +21,8 @@ EVERY_DAY = {
     "Llama", "Qwen3", "Qwen3-MoE", "Qwen3.5", "Gemma 2", "Gemma 3", "Phi-3, Phi-4", "OLMo 2",
     "GLM-4", "gpt-oss", "LFM2", "Falcon-H1", "Mamba",
 }  # fmt: skip
+
+REFUSED = ("MiniMax", "Mamba", "RecurrentGemma")
 
 
 @pytest.mark.filterwarnings("ignore")  # of kernels that are not installed
@@ -100,6 +103,22 @@ def test_memory_of_a_cache_is_measured():
     ]
     assert state.row_bytes(100) - state.row_bytes(1) == 99 * 2 * one_layer
     assert state.row_bytes(0) > 2000
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.slow)
+        for name in ARCHITECTURES
+        if name not in REFUSED
+    ],
+)
+def test_memory_of_a_cache_is_planned_as_it_is_measured(name):
+    lm = build(name)
+    planned, measured = model_size(lm.causal.config, torch.float32), cache_support(lm)
+    for tokens in (1, 100):
+        assert planned.cache_bytes(tokens) == measured.row_bytes(tokens)
 
 
 def test_a_model_with_weights_that_are_not_finite_is_not_refused_for_its_cache():

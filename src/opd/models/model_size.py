@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers.cache_utils import DynamicCache
 
 from opd.config import Lora
 from opd.errors import UserError
+from opd.models.cache_size import CacheSize, cache_size
 from opd.models.configs import context_length_of
 from opd.models.lm import LM, add_lora
 from opd.models.quantised import can_be_quantised, full_bytes, stored_bytes
@@ -53,7 +53,7 @@ class ModelSize:
         largest_gradient: bytes of a layer's largest gradient on its way to the sum.
         working: bytes per token of a layer's backward.
         forward: bytes per token of a forward without gradient.
-        cache: (bytes per token of keys and values, window or None) of each attention layer.
+        cache: of a row.
         loaded: bytes of the weights before they are quantised.
         unpacked: bytes that exist while the largest quantised layer is applied.
         lookup: bytes of an input embedding that is not the head's weight too.
@@ -75,7 +75,7 @@ class ModelSize:
     largest_gradient: int
     working: int
     forward: int
-    cache: tuple[tuple[int, int | None], ...]
+    cache: CacheSize
     loaded: int = 0
     unpacked: int = 0
     lookup: int = 0
@@ -86,8 +86,8 @@ class ModelSize:
         return sum(self.trained)
 
     def cache_bytes(self, tokens: int) -> int:
-        """Keys and values of one sequence; recurrent states are not counted."""
-        return kept_bytes(self.cache, tokens)
+        """Keys, values and recurrent states of one sequence."""
+        return kept_bytes(self.cache.per_token, tokens) + self.cache.states
 
     def activation_bytes(self, tokens: int, *, checkpointing: bool) -> int:
         """Bytes that autograd keeps at the end of a forward over `tokens`, all layers."""
@@ -135,7 +135,9 @@ def model_size(
     lm = _build(config, dtype, lora)
     own, item = lm.config, dtype.itemsize
     layers = _decoder_layers(lm)
-    saved = [_saved_bytes(own, layer, item, on_gpu) for layer in layers]
+    # Layers may differ in their heads (Gemma 4).
+    configs = own.per_layer_config
+    saved = [_saved_bytes(configs[i], layer, item, on_gpu) for i, layer in enumerate(layers)]
     trained = [p for p in lm.model.parameters() if p.requires_grad]
     width = max((_mlp_width(layer) for layer in layers), default=0)
     width = width or 4 * int(own.hidden_size)
@@ -163,7 +165,7 @@ def model_size(
         largest_gradient=largest * (item if item >= FLOAT else item + FLOAT),
         working=item * ((2 if item >= FLOAT else 3) * width + 2 * int(own.hidden_size)),
         forward=item * (3 * width + 5 * int(own.hidden_size)),
-        cache=_cache_layers(own, item),
+        cache=cache_size(lm, layers, _heads(own.per_layer_config[0])[1:]),
     )
 
 
@@ -343,12 +345,3 @@ def _mlp_elements(config: Any, layer: nn.Module, *, with_inputs: bool) -> Iterat
                 else min(parameter.shape[1:])
             )
             yield chosen * (2 * hidden + 4 * width)
-
-
-def _cache_layers(config: Any, item: int) -> tuple[tuple[int, int | None], ...]:
-    _, kv_heads, size = _heads(config)
-    return tuple(
-        (2 * kv_heads * size * item, getattr(layer, "sliding_window", None))
-        for layer in DynamicCache(config=config).layers
-        if "Linear" not in type(layer).__name__
-    )

@@ -10,7 +10,7 @@ from opd.config import Run, ServerTeacher
 from opd.core.chunked import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, CPU_BLOCK_ELEMENTS
 from opd.core.objective import Objective
 from opd.models.head import GATHER_ELEMENTS, SPARSE_VOCAB
-from opd.models.model_size import FLOAT, ModelSize
+from opd.models.model_size import FLOAT, ModelSize, kept_bytes
 from opd.setup.objective import make_objective
 from opd.teachers.local import CACHED_TOKEN
 
@@ -74,7 +74,9 @@ class LossWork:
             tokens: of a forward.
             longest: completion; the head is applied to one at a time.
         """
-        passed = teacher.forward * tokens + teacher.cache_bytes(tokens // CACHED_TOKEN)
+        passed = teacher.forward * tokens + kept_bytes(
+            teacher.cache.per_token, tokens // CACHED_TOKEN
+        )
         states = tokens * teacher.hidden * teacher.itemsize
         want = self.objective.want
         if want.sampled or want.topk:
