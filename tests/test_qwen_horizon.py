@@ -80,6 +80,7 @@ def test_a_sum_is_right_that_goes_on_from_what_was_written(horizon):
     assert horizon.next_sums(problem, begun, gone_on) == 3 / 4  # 9 is not the next number after 7
     assert horizon.next_sums(problem, begun, begun + " = 13\n13 + 6 = 19") == 1 / 4
     assert horizon.next_sums(problem, "3 + 4 = 7\n", "3 + 4 = 7\n\n\n") == 0
+    assert np.isnan(horizon.next_sums(problem, whole, whole))
 
 
 def test_both_go_on_from_what_the_student_wrote(horizon, monkeypatch, tmp_path):

@@ -149,7 +149,7 @@ def next_sums(problem: str, begun: str, text: str) -> float:
     """Which fraction of the `NEXT` sums after those that were begun are right.
 
     A sum is right if it adds the problem's next number to the last total that was written. The one
-    that `begun` breaks off in is not counted, and one that is missing is wrong.
+    that `begun` breaks off in is not counted, and one that is missing is wrong. NaN: none is left.
     """
     numbers = numbers_of(problem)
     lines, first = text.split("\n"), begun.count("\n") + (1 if begun else 0)
@@ -193,6 +193,8 @@ def gain_by_depth(base: Path) -> dict[str, Any]:
         if len(begun) < len(first) / 2:
             break  # the student has ended most of its answers
         values = {name: go_on(lm, tokenizer, begun, depth) for name, lm in models.items()}
+        left = np.isfinite(values["student"])  # some have begun their last sum
+        values = {name: v[left] for name, v in values.items()}
         table[str(depth)] = {name: asdict(stats.mean(v)) for name, v in values.items()} | {
             "gain": asdict(stats.mean(values["teacher"] - values["student"])),
             "on course": float(np.mean([on_course(tokenizer, r, depth) for r in begun])),
