@@ -32,7 +32,7 @@ def test_the_loss(side):
     )
 
 
-@pytest.mark.parametrize("script", ["sampler.py", "grouped.py", "scaling.py"])
+@pytest.mark.parametrize("script", ["sampler.py", "grouped.py", "scaling.py", "recurrent.py"])
 def test_a_benchmark_without_opponents(script, tmp_path):
     assert "quick" in run_benchmark(script, "--quick", "--out", tmp_path)
     assert len(list(tmp_path.glob("*-quick.json"))) == 1

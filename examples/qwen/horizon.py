@@ -195,9 +195,14 @@ def gain_by_depth(base: Path) -> dict[str, Any]:
         values = {name: go_on(lm, tokenizer, begun, depth) for name, lm in models.items()}
         left = np.isfinite(values["student"])  # some have begun their last sum
         values = {name: v[left] for name, v in values.items()}
+        course = np.array([on_course(tokenizer, r, depth) for r in begun])[left]
         table[str(depth)] = {name: asdict(stats.mean(v)) for name, v in values.items()} | {
             "gain": asdict(stats.mean(values["teacher"] - values["student"])),
-            "on course": float(np.mean([on_course(tokenizer, r, depth) for r in begun])),
+            "on course": float(np.mean(course)),
+            "by course": {
+                name: [float(v[part].mean()) if part.any() else None for part in (course, ~course)]
+                for name, v in values.items()
+            },
         }
         print(depth, table[str(depth)], flush=True)
     return table
@@ -222,8 +227,8 @@ def go_on(lm: LM, tokenizer: object, begun: Sequence[Rollout], depth: int) -> np
 def on_course(tokenizer: object, rollout: Rollout, depth: int) -> bool:
     """Whether the whole sums of an answer's first tokens are all right."""
     text = make_decoder(tokenizer)(rollout.ids[:depth].tolist())
-    whole = text.rpartition("\n")[0]
-    return working({"problem": rollout.prompt.text}).startswith(whole)
+    whole = text.split("\n")[:-1]
+    return working({"problem": rollout.prompt.text}).split("\n")[: len(whole)] == whole
 
 
 def train(limit: int, base: Path) -> Path:

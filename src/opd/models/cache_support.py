@@ -178,14 +178,14 @@ def _with_slabs(
 ) -> tuple[Tensor, Sizes]:
     """States (R, 4, H) of each prompt's last token and three more; bytes of layers and states.
 
-    Rows are filled in another order than that of their prompts, and the first two change places.
+    Rows are filled in another order than that of their prompts, and one stays free.
     """
     device, count = lm.device, len(responses)
     of_prompt = torch.tensor(_OF_PROMPT, device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)[of_prompt]
     slabs = SlabCache(lm.config, count + 1, 8, device)
     order = torch.tensor([2, 0, 1], device=device)  # the row of each response
-    back = torch.zeros_like(order).index_put((order,), torch.arange(count, device=device))
+    back = order.argsort()  # the response of each row
     states = [read_prompts(lm, slabs, prompts, (order, of_prompt), lengths)]
     for t in range(responses.shape[1]):
         hidden = decode_step(lm, slabs, responses[back, t], (lengths + t)[back], 8)

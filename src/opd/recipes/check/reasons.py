@@ -317,7 +317,7 @@ def nothing_accepted_reason(features: Mapping[str, Estimate]) -> Reason:
 
 
 def mostly_cut(features: Mapping[str, Estimate]) -> bool:
-    """Whether most answers of either model were cut off at the limit."""
+    """Whether most answers of both models were cut off at the limit."""
     cut = (features.get("student_truncated"), features.get("teacher_truncated"))
     return all(e is not None and e.value > MOSTLY_CUT for e in cut)
 
