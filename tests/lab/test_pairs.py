@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from opd import config
 from opd_lab.pairs.architectures import CONFIGS, Architecture, add_noise, random_model, scale_logits
-from opd_lab.pairs.design import BLOCKS, EVALUATIONS_PER_RUN, FULL_RATES, plan
+from opd_lab.pairs.design import BLOCKS, EVALUATIONS_PER_RUN, FULL_RATES, REPEAT, plan
 from opd_lab.pairs.kinds import KINDS, STUDENTS, TEACHERS
 from opd_lab.pairs.queue import records_in, work
 from opd_lab.pairs.setting import SETTINGS
@@ -48,10 +48,18 @@ def test_design_is_balanced_and_a_function_of_block_and_index(block):
 
 
 def test_blocks_share_no_models_and_no_seeds(tmp_path):
-    fit, fresh = ([plan(block, i) for i in range(600)] for block in BLOCKS)
+    fit, fresh = ([plan(block, i) for i in range(600)] for block in ("fit", "fresh"))
     assert not {r.seed for r in fit} & {r.seed for r in fresh}
     assert {r.model_seed for r in fit} != {r.model_seed for r in fresh}
     assert [r.changes for r in fit] != [r.changes for r in fresh]
+
+
+def test_a_repeated_run_differs_in_its_seed_alone():
+    for index in range(40):
+        fit, again = (plan(block, index) for block in ("fit", REPEAT))
+        assert again.seed != fit.seed
+        assert again.model_seed == fit.model_seed
+        assert replace(again, block="fit") == fit
 
 
 def test_settings_of_runs_cover_two_decades_and_are_accepted(tmp_path):

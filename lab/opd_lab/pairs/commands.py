@@ -17,7 +17,7 @@ from opd.recipes.check.forecast_model import MODEL_FILE, load_model
 from opd.reports.markdown import render_markdown
 from opd.run.console import Console
 from opd_lab.forecast_fit import fit_forecast
-from opd_lab.pairs.design import FITTED, plan
+from opd_lab.pairs.design import FITTED, REPEAT, plan
 from opd_lab.pairs.features import measure_features
 from opd_lab.pairs.figure import draw_judgement
 from opd_lab.pairs.judging import fit_rows, judge_outcomes, leave_worlds_out
@@ -42,9 +42,10 @@ def run_outcomes(block: str, first: int, count: int, cache: Path) -> None:
     """
     _one_quiet_process()
     console = Console("plain")
+    parts = {"outcomes": measure_outcome} if block == REPEAT else PARTS  # it has its fit's features
     for index in range(first, first + count):
         run = _run_of(block, index)
-        for part, measure in PARTS.items():
+        for part, measure in parts.items():
             measure_here = partial(measure, cache=cache, scratch=cache / "scratch")
             for record in work([] if run is None else [run], measure_here, cache / part):
                 console.print(_line(record))
