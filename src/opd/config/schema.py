@@ -192,8 +192,8 @@ class Train(Section):
     prompts_per_step: int = Field(64, ge=1)
     """Paper: 64 prompts x 4 responses, one optimizer step per batch of rollouts."""
     tokens_per_microbatch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Padded tokens per forward-backward; changes the update by rounding only. auto: 8192 on a CPU,
-    on a GPU as many as its memory holds, up to 16384."""
+    """Padded tokens per forward-backward; changes the update by rounding only. auto: as many
+    as fit, up to 16384, into a GPU's memory, up to 8192 into half of a CPU's."""
     seed: int = Field(0, ge=0)
     """Decides every random number of the run; equal seeds give equal runs."""
     deterministic: bool = False

@@ -100,11 +100,22 @@ def free_device_bytes(device: str) -> int | None:
 
 
 def total_device_bytes(device: str) -> int | None:
-    """All bytes of a CUDA device; None if it is not here."""
+    """All bytes of a CUDA device or of the host (`cpu`); None if they are not known."""
+    if device == "cpu":
+        return total_host_bytes()
     index = _index_of(device)
     if index is None:
         return None
     return int(sys.modules["torch"].cuda.get_device_properties(index).total_memory)
+
+
+def total_host_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
+    """All host memory, or the limit of a container; arguments as of `free_host_bytes`."""
+    total = _match(meminfo, r"MemTotal:\s+(\d+) kB")
+    known = [] if total is None else [1024 * total]
+    if (limit := _match(cgroup / "memory.max", r"(\d+)")) is not None:
+        known.append(limit)
+    return min(known, default=None)
 
 
 def free_host_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:

@@ -93,6 +93,15 @@ class FrozenModel:
         """Bytes of weights that are on its device only while it scores."""
         return self.size.weights - self.resident
 
+    @property
+    def beside_while_read(self) -> int:
+        """Bytes beside its weights while it is read: what is quantised or sent away later.
+
+        On a CPU the quantised weights are made beside the file, which is left when all of them are.
+        """
+        beside = self.size.unpacked > 0 and self.device == HOST
+        return self.size.loaded - (0 if beside else self.resident)
+
 
 @dataclass(frozen=True)
 class PlannedModels:

@@ -20,7 +20,6 @@ from opd.setup.memory_models import (
     DTYPES,
     HOST,
     ConfigReader,
-    FrozenModel,
     PlannedModels,
     device_name,
     free_memory,
@@ -35,10 +34,11 @@ Parts = Mapping[str, int]
 # cannot give, workspaces of kernels, and what a plan does not see.
 USABLE = 0.94
 PROCESS = 2**30  # host memory of Python and its libraries
-# train.tokens_per_microbatch: auto. On a GPU the largest of the choices that fits: more than that
-# many tokens make a pass no faster.
+# train.tokens_per_microbatch: auto. The largest of the choices that fits; more make a pass no faster.
+# Host memory is used by others as well, and where it is exhausted a process ends: half of it.
 AUTO_TOKENS = 8192
 GPU_CHOICES = (1024, 2048, 4096, 8192, 16384)
+CPU_CHOICES, CPU_USABLE = (1024, 2048, 4096, AUTO_TOKENS), 0.5
 
 _READING = ("student weights", "teacher being read")
 
@@ -153,7 +153,7 @@ def plan_memory(
     planner = _Planner(cfg, models, processes, longest_prompt)
     tokens = cfg.train.tokens_per_microbatch
     if tokens == "auto":
-        tokens = planner.auto_tokens(free.get(models.device))
+        tokens = planner.auto_tokens(memory)
     rows = planner.rows(free.get(models.device))
     return MemoryPlan(
         phases=tuple(planner.phases(tokens, rows)),
@@ -217,16 +217,23 @@ class _Planner:
         rows = -(-cfg.train.prompts_per_step * cfg.rollout.n // self.processes)
         return min(tokens, rows * self.length)
 
-    def auto_tokens(self, free: int | None) -> int:
-        """Tokens per micro-batch where the configuration does not say."""
-        if not self.on_gpu or free is None:
+    def auto_tokens(self, memory: int | None) -> int:
+        """Tokens per micro-batch where the configuration leaves them to the device's memory.
+
+        The processes of a host share it.
+        """
+        if memory is None:
             return AUTO_TOKENS
-        device, fitting = self.models.device, GPU_CHOICES[0]
-        for tokens in GPU_CHOICES:
-            phases = [p for p in self.phases(tokens, 0) if p.device == device and p.phase != "load"]
-            if max(p.total for p in phases) <= USABLE * free:
-                fitting = tokens
-        return fitting
+        choices, usable = GPU_CHOICES, USABLE * memory
+        if not self.on_gpu:
+            choices, usable = CPU_CHOICES, CPU_USABLE * memory / self.processes
+        fitting = [tokens for tokens in choices if self._needed(tokens) <= usable]
+        return max(fitting, default=choices[0])
+
+    def _needed(self, tokens: int) -> int:
+        """Most bytes of the student's device in a step of such micro-batches."""
+        phases = [p for p in self.phases(tokens, 0) if p.device == self.models.device]
+        return max(p.total for p in phases if p.phase != "load")
 
     def rows(self, free: int | None) -> int:
         """Rows sampled together: on a GPU as many as its free memory holds."""
@@ -292,7 +299,7 @@ class _Planner:
         models, state = self.models, self.models.state
         parts = {device: self._frozen_weights(device) for device in models.devices}
         for place in models.devices:  # whole, before it is quantised or sent away
-            reading = [_being_read(f) for f in models.frozen if f.device == place]
+            reading = [f.beside_while_read for f in models.frozen if f.device == place]
             parts[place] = _add(parts[place], {"teacher being read": max(reading, default=0)})
         student = max(state.loaded, state.weights + state.masters)
         if models.student.unpacked and not self.on_gpu:
@@ -377,15 +384,6 @@ class _Planner:
         if teacher is not None and self.work.objective.needs_full_teacher:
             per_token += teacher.size.hidden * teacher.size.itemsize
         return tokens * per_token
-
-
-def _being_read(frozen: FrozenModel) -> int:
-    """Bytes beside its weights while a model is read: what is quantised or sent away later.
-
-    On a CPU the quantised weights are made beside the file, which is left when all of them are.
-    """
-    beside = frozen.size.unpacked > 0 and frozen.device == HOST
-    return frozen.size.loaded - (0 if beside else frozen.resident)
 
 
 def _add(a: Parts, b: Parts) -> Parts:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from opd.config import Run
 from opd.errors import UserError
+from opd.run.devices import total_device_bytes
 from opd.setup.memory_models import device_name
 from opd.setup.memory_plan import AUTO_TOKENS, plan_memory
 
@@ -19,12 +18,12 @@ def token_budget(cfg: Run) -> int:
 def auto_tokens(cfg: Run) -> int:
     """Tokens per micro-batch on this machine where train.tokens_per_microbatch is auto.
 
-    On a GPU from the size of its memory, not from what is free: the same in a run that is resumed.
+    From the size of the memory, not from what is free: the same in a run that is resumed.
     """
-    if not torch.cuda.is_available():
-        return AUTO_TOKENS
     device = device_name(None)
-    size = torch.cuda.get_device_properties(device).total_memory
+    size = total_device_bytes(device)
+    if size is None:
+        return AUTO_TOKENS
     try:
         return plan_memory(cfg, free={device: size}).tokens_per_microbatch
     except UserError:  # what cannot be planned may still run
