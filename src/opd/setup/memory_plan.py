@@ -34,8 +34,8 @@ Parts = Mapping[str, int]
 # cannot give, workspaces of kernels, and what a plan does not see.
 USABLE = 0.94
 PROCESS = 2**30  # host memory of Python and its libraries
-# train.tokens_per_microbatch: auto. The largest of the choices that fits; more make a pass no faster.
-# Host memory is used by others as well, and where it is exhausted a process ends: half of it.
+# train.tokens_per_microbatch: auto. The largest of the choices that fits; more are not faster. Host
+# memory is used by others as well, and where it is exhausted a process ends: half of it.
 AUTO_TOKENS = 8192
 GPU_CHOICES = (1024, 2048, 4096, 8192, 16384)
 CPU_CHOICES, CPU_USABLE = (1024, 2048, 4096, AUTO_TOKENS), 0.5
