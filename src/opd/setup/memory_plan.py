@@ -224,9 +224,8 @@ class _Planner:
         """
         if memory is None:
             return AUTO_TOKENS
-        choices, usable = GPU_CHOICES, USABLE * memory
-        if not self.on_gpu:
-            choices, usable = CPU_CHOICES, CPU_USABLE * memory / self.processes
+        choices: tuple[int, ...] = GPU_CHOICES if self.on_gpu else CPU_CHOICES
+        usable = memory * (USABLE if self.on_gpu else CPU_USABLE / self.processes)
         fitting = [tokens for tokens in choices if self._needed(tokens) <= usable]
         return max(fitting, default=choices[0])
 
