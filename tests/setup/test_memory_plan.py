@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,33 +16,12 @@ from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.models.lm import load_lm
 from opd.recipes.check.verdict import NO_GO
-from opd.run.devices import free_host_bytes, total_host_bytes
-from opd.setup import memory_advice, memory_models, memory_plan
+from opd.setup import memory_advice, memory_plan
 from opd.setup.memory_advice import find_shortage, first_that_fits, require_memory
 from opd.setup.memory_models import HOST, pinned_pieces
-from opd.setup.memory_plan import (
-    AUTO_TOKENS,
-    CPU_CHOICES,
-    CPU_USABLE,
-    GPU_CHOICES,
-    PROCESS,
-    USABLE,
-    plan_memory,
-)
+from opd.setup.memory_plan import GPU_CHOICES, PROCESS, USABLE, plan_memory
 
-ROOT = Path(__file__).parents[2]
 DEVICE, GIB = "cuda:0", 2**30
-
-
-@pytest.fixture(scope="module")
-def memory_table():
-    spec = importlib.util.spec_from_file_location(
-        "memory_table", ROOT / "benchmarks" / "memory_table.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -134,31 +111,6 @@ def test_rows_and_micro_batches_follow_the_memory(plan):
     assert tokens == sorted(tokens)
     assert set(tokens) <= set(GPU_CHOICES)
     assert tokens[0] < tokens[-1]
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_micro_batches_of_a_cpu_leave_half_of_its_memory(memory_table, processes):
-    cfg = memory_table.base_run("0.6B", 4096, lora=True)
-
-    def planned(gib, *overrides):
-        run = config.parse(config.dump(cfg), overrides)
-        free, read = {HOST: processes * gib * GIB}, memory_table.read_shape
-        return plan_memory(run, device=HOST, free=free, processes=processes, read=read)
-
-    def half_is_enough(plan, gib):
-        needed = [p.total for p in plan.phases if p.phase in ("score", "update")]
-        return max(needed) <= CPU_USABLE * gib * GIB
-
-    tokens = {gib: planned(gib).tokens_per_microbatch for gib in (24, 48, 64, 128)}
-    assert list(tokens.values()) == sorted(tokens.values())
-    assert tokens[24] == min(CPU_CHOICES)
-    assert tokens[128] == max(CPU_CHOICES) == AUTO_TOKENS
-    for gib, chosen in tokens.items():
-        if chosen > min(CPU_CHOICES):
-            assert half_is_enough(planned(gib), gib)
-        if chosen < max(CPU_CHOICES):
-            more = planned(gib, f"train.tokens_per_microbatch={2 * chosen}")
-            assert not half_is_enough(more, gib)
 
 
 def test_a_device_that_fits_has_room_to_spare(plan):
@@ -320,36 +272,6 @@ def test_an_unreadable_model_is_left_to_the_loader(tmp_path):
     cfg = config.parse(config.dump(demo(tmp_path)), [f"student.model={tmp_path}/none"])
     assert check_memory(cfg) is None
     require_memory(cfg)
-
-
-def test_free_memory_of_a_container(tmp_path):
-    meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
-    assert free_host_bytes(meminfo, cgroup) is None
-    meminfo.write_text("MemTotal: 900 kB\nMemAvailable:    500 kB\n")
-    assert free_host_bytes(meminfo, cgroup) == 500 * 1024
-    cgroup.mkdir()
-    (cgroup / "memory.max").write_text("max\n")
-    (cgroup / "memory.current").write_text("1000\n")
-    assert free_host_bytes(meminfo, cgroup) == 500 * 1024
-    (cgroup / "memory.max").write_text("2000\n")
-    (cgroup / "memory.stat").write_text("anon 3\ninactive_file 300\n")
-    assert free_host_bytes(meminfo, cgroup) == 1300
-
-
-def test_all_memory_of_a_container(tmp_path):
-    meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
-    cgroup.mkdir()
-    assert total_host_bytes(meminfo, cgroup) is None
-    meminfo.write_text("MemTotal: 900 kB\nMemAvailable:    500 kB\n")
-    assert total_host_bytes(meminfo, cgroup) == 900 * 1024
-    (cgroup / "memory.max").write_text("max\n")
-    assert total_host_bytes(meminfo, cgroup) == 900 * 1024
-    (cgroup / "memory.max").write_text("2000\n")
-    assert total_host_bytes(meminfo, cgroup) == 2000
-
-
-def test_this_machine_has_some():
-    assert memory_models.free_memory([HOST])[HOST] > 0
 
 
 def untied(dtype="float32"):
