@@ -27,6 +27,7 @@ from opd_lab.pairs.queue import work
 from opd_lab.pairs.real import BLOCK, RUNS
 from opd_lab.pairs.real import FITTED as FITTED_REAL
 from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, pack, worlds_of
+from opd_lab.pairs.repeats import load_repeats
 
 FIGURE = (
     "\n## Forecasts and coverage of worlds left out\n\n"
@@ -121,6 +122,7 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
         },
         judge_outcomes(model, [o for o in real if o not in seen]),
         ablate(known),
+        load_repeats(left_out),
     )
     path = out / "check.md"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,10 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from opd.core import stats
+from opd.recipes.check.advice import Advice, decide
 from opd.recipes.check.forecast import Forecast, predict
 from opd.recipes.check.forecast_model import ForecastModel
-from opd.recipes.check.verdict import GO, NEGLIGIBLE, NO_GO, WORTHWHILE, Verdict, judge
+from opd.recipes.check.verdict import GO, NEGLIGIBLE, NO_GO, WORTHWHILE, Verdict
 from opd_lab.forecast_fit import TERMS, FitRow, fit_forecast, fit_means
 from opd_lab.pairs.records import Outcome, count_trainings, worlds_of
 
@@ -35,12 +36,14 @@ class Case:
     Attributes:
         outcome: of the run.
         forecast: by a model that knows nothing of the run's world.
-        verdict: on it.
+        verdict: of the command.
+        changes: that would make the run a go.
     """
 
     outcome: Outcome
     forecast: Forecast
     verdict: Verdict
+    changes: Sequence[Advice] = ()
 
     @property
     def predicted(self) -> float:
@@ -53,7 +56,7 @@ class Case:
         """Whether the verdict was right: a go recovers something, a no-go no more than half."""
         outcome = self.outcome
         if self.verdict == GO:
-            return outcome.gap >= MIN_GAP and outcome.recovery >= NEGLIGIBLE
+            return is_worth_a_run(outcome)
         if self.verdict == NO_GO:
             return outcome.gap < MIN_GAP or outcome.recovery <= WORTHWHILE
         return True
@@ -64,6 +67,11 @@ class Case:
         assert distribution is not None
         low, high = distribution.interval(level, self.outcome.features["student_accuracy"])
         return low <= self.outcome.change <= high
+
+
+def is_worth_a_run(outcome: Outcome) -> bool:
+    """Whether a go was right: some of a gap of at least `MIN_GAP` was recovered."""
+    return outcome.gap >= MIN_GAP and outcome.recovery >= NEGLIGIBLE
 
 
 @dataclass(frozen=True)
@@ -130,12 +138,16 @@ def leave_worlds_out(
 
 
 def judge_outcomes(model: ForecastModel, outcomes: Sequence[Outcome]) -> list[Case]:
-    """What a model says of outcomes; those without a forecast (no answers) are left out."""
+    """What `opd check` says of outcomes; those without a forecast (no answers) are left out.
+
+    Where it shows no forecast because no answer was accepted, that of the model is evaluated.
+    """
     cases = []
     for outcome in outcomes:
         forecast = predict(model, outcome.features, outcome.run)
         if forecast.change is not None:
-            cases.append(Case(outcome, forecast, judge(forecast, outcome.features)))
+            verdict, _, changes = decide(model, outcome.features, outcome.run)
+            cases.append(Case(outcome, forecast, verdict, changes))
     return cases
 
 

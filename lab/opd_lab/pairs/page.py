@@ -25,9 +25,11 @@ from opd_lab.pairs.judging import (
     rank_correlation,
     summarise,
 )
+from opd_lab.pairs.page_parts import changes_section, number, repeats_sections
 from opd_lab.pairs.partial_runs import PARTS, rank_and_error, whole_trainings
 from opd_lab.pairs.real import BLOCK as REAL_BLOCK
 from opd_lab.pairs.records import Outcome, count_trainings, worlds_of
+from opd_lab.pairs.repeats import Repeat
 
 ALL = "all"
 CASE_COLUMNS = ("run", "before", "teacher", "predicted change (90%)", "change", "verdict")
@@ -39,7 +41,9 @@ METHOD = (
     "LoRA, evaluated at temperature 1 or at 0.7 with top_p 0.95, on 256 held-out prompts, two "
     "answers each. Its forecast is made before it, from 128 prompts and 4 + 4 pilot steps. A "
     "training is evaluated at four lengths, each the outcome of a run of that length: outcomes of "
-    "one training are not independent; the number of trainings is the sample size."
+    "one training are not independent; the number of trainings is the sample size. Verdicts are "
+    "those of the command, go with changes included. Where no answer of either model was accepted "
+    "the command predicts nothing; the forecast is evaluated all the same."
 )
 LEFT_OUT = (
     "Every world is evaluated with a model fitted on the other worlds; the worst world comes "
@@ -100,6 +104,7 @@ class Findings:
         model: that ships.
         facts: for the head of the page.
         ablations: cases of fits with other terms, by name.
+        repeats: runs of `left_out` that were made twice.
     """
 
     known: Sequence[Outcome]
@@ -109,6 +114,7 @@ class Findings:
     facts: dict[str, str]
     real: Sequence[Case] = ()
     ablations: dict[str, Sequence[Case]] = field(default_factory=dict)
+    repeats: Sequence[Repeat] = ()
 
 
 def ablate(outcomes: Sequence[Outcome], terms: Sequence[str] = TERMS) -> dict[str, Sequence[Case]]:
@@ -137,7 +143,9 @@ def check_document(findings: Findings) -> Document:
         Section("baselines", "Rank correlation of other numbers", [_baselines(findings.left_out)]),
         Section("coverage", "Coverage of the intervals", [_coverage(findings.left_out)]),
         Section("wrong", "Every wrong go and don't", [_wrong(findings.left_out)]),
+        changes_section(findings.unseen, findings.real, findings.left_out),
         Section("parts", "What a part of the run itself would tell", _parts(findings)),
+        *repeats_sections(findings.repeats),
         Section("ablation", "Ablation", [_ablation(findings)]),
         Section("single", "Each feature alone", [_features(findings.known)]),
         Section("data", "The records", [_data(findings.known)]),
@@ -168,8 +176,8 @@ def _row(j: Judgement) -> list[str]:
     return [
         j.label,
         f"{j.cases} ({j.trainings})",
-        _number(j.spearman),
-        _number(j.baselines["continuation_gain"]),
+        number(j.spearman),
+        number(j.baselines["continuation_gain"]),
         f"{_estimate(j.auroc)}, {j.with_gap} runs",
         f"{j.coverage[0.9]:.2f}",
         f"{100 * j.bias:+z.1f}",
@@ -184,7 +192,7 @@ def _row(j: Judgement) -> list[str]:
 def _baselines(cases: Sequence[Case]) -> Table:
     judgements = [*by_world(cases), summarise(cases, ALL)]
     rows = [
-        [j.label, _number(j.spearman), *(_number(j.baselines[name]) for name in BASELINES)]
+        [j.label, number(j.spearman), *(number(j.baselines[name]) for name in BASELINES)]
         for j in judgements
     ]
     return Table(
@@ -267,7 +275,7 @@ def _parts(findings: Findings) -> list[Part]:
 
 
 def _rank_and_error(values: tuple[float, float] | None) -> str:
-    return "-" if values is None else f"{_number(values[0])}, {100 * values[1]:.1f}"
+    return "-" if values is None else f"{number(values[0])}, {100 * values[1]:.1f}"
 
 
 def _ablation(findings: Findings) -> Table:
@@ -277,8 +285,8 @@ def _ablation(findings: Findings) -> Table:
         rows.append(
             [
                 name,
-                f"{_number(worst.spearman)} ({worst.label})",
-                _number(whole.spearman),
+                f"{number(worst.spearman)} ({worst.label})",
+                number(whole.spearman),
                 _estimate(whole.auroc),
                 f"{100 * whole.error:.1f} points",
             ]
@@ -297,7 +305,7 @@ def _features(records: Sequence[Outcome]) -> Table:
         ]
         known = [x for x in per_world if np.isfinite(x)]
         low, high = (f"{x:+z.2f}" for x in (min(known), max(known))) if known else ("-", "-")
-        whole = _number(_alone(records, name), signed=True)
+        whole = number(_alone(records, name), signed=True)
         rows.append([Sentence(f"`{name}`"), whole, f"{low} to {high}", text])
     columns = ("feature", "Spearman with the change", "over the worlds", "definition")
     return Table("", columns, rows, "p is the student, q the teacher; diag/ as in metrics.md.")
@@ -336,12 +344,6 @@ def _data(records: Sequence[Outcome]) -> Table:
         "steps",
     )
     return Table("", columns, rows)
-
-
-def _number(value: float, *, signed: bool = False) -> str:
-    if not np.isfinite(value):
-        return "-"
-    return f"{value:+z.2f}" if signed else f"{value:.2f}"
 
 
 def _estimate(e: Estimate) -> str:

@@ -106,12 +106,18 @@ def _key(record: Mapping[str, Any]) -> tuple[str, int]:
 
 def load_outcomes(block: str, folder: Path = FOLDER) -> list[Outcome]:
     """The outcomes of a block whose features were measured; none without a file."""
+    rows = load_rows(block, folder)
+    complete = (row for row in rows if "accuracy" in row and "features" in row)
+    return [outcome for row in complete for outcome in outcomes_of(row)]
+
+
+def load_rows(block: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """The records of a block as they were packed; none without a file."""
     path = folder / f"{block}.jsonl.gz"
     if not path.exists():
         return []
-    rows = (json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines())
-    complete = (row for row in rows if "accuracy" in row and "features" in row)
-    return [outcome for row in complete for outcome in outcomes_of(row)]
+    text = gzip.decompress(path.read_bytes()).decode()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def outcomes_of(row: Mapping[str, Any]) -> list[Outcome]:
