@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from unittest.mock import Mock
 
+import pytest
 import yaml
 
 from opd import config
@@ -30,13 +31,31 @@ def test_a_cold_start_that_waits_for_an_alarm_is_begun_with_and_keeps_its_settin
     pair = Mock()
     pair.student.config.hidden_size = 64
     candidate = Candidate("teacher", cfg, [], pair, teacher_samplers=Mock())
-    section = cold_start(candidate)
+    section = cold_start(candidate, overlap(0.5, 0.5))
     assert section == {"coldstart": {"when": "start"}}
     file, out = tmp_path / "run.yaml", tmp_path / "out.yaml"
     file.write_text(yaml.safe_dump(data))
     output.apply_advice(file, (), cfg, [Advice("Begin with a cold start", section)], out)
     applied = config.load(out).coldstart
     assert (applied.when, applied.mass, applied.lr) == ("start", 0.9, 2e-3)
+
+
+def overlap(mass, top1):
+    return {"overlap_mass": estimate(mass), "top1_agreement": estimate(top1)}
+
+
+@pytest.mark.parametrize("mass", [0.97, 0.9])
+def test_a_cold_start_is_not_advised_where_it_would_end_before_it_begins(tmp_path, mass):
+    """It made no round, its student was the one before, and the next check advised it again."""
+    data = demo_config(tmp_path / "run")
+    if mass != 0.97:  # the default's
+        data |= {"alarms": {"action": "act"}, "coldstart": {"when": "alarm", "mass": mass}}
+    pair = Mock()
+    pair.student.config.hidden_size = 64
+    candidate = Candidate("teacher", config.parse(data), [], pair, teacher_samplers=Mock())
+    assert cold_start(candidate, overlap(mass + 0.001, 0.8)) is None
+    assert cold_start(candidate, overlap(mass - 0.001, 0.8)) is not None
+    assert cold_start(candidate, overlap(mass + 0.001, 0.79)) is not None
 
 
 def test_every_teacher_that_is_a_go_with_changes_has_them_named(tmp_path):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from opd.commands.check.candidates import Candidate
 from opd.commands.check.gather import Gathering
 from opd.commands.check.result import TeacherResult
 from opd.commands.check.watch import CTRL_C
-from opd.config import Run
+from opd.config import Coldstart, Run
 from opd.core import stats
+from opd.core.stats import Estimate
 from opd.models.lm import load_lm
 from opd.recipes.check.advice import (
     Advice,
@@ -30,6 +31,7 @@ from opd.recipes.check.reasons import (
 )
 from opd.recipes.check.settings import begins_cold
 from opd.recipes.check.verdict import UNKNOWN, Verdict, nothing_accepted
+from opd.recipes.coldstart.progress import Overlap, reason_to_stop
 from opd.setup.pair import Pair
 from opd.types import Prompt
 
@@ -54,7 +56,7 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
         truncated=float(sum(r.finish == "length" for r in rollouts) / len(rollouts)),
         support_mass=support_mass(candidate.cfg.loss, rollouts),
         max_new_tokens=candidate.cfg.rollout.max_new_tokens,
-        cold_start=cold_start(candidate),
+        cold_start=cold_start(candidate, features),
         cold_student=cold_student(candidate.cfg),
         prompts=len(student.prompts),
         most_prompts=gathering.probe.total,
@@ -99,11 +101,19 @@ def _room(candidate: Candidate, prompts: Sequence[Prompt]) -> int | None:
     return None if context is None else context - max(len(prompt.ids) for prompt in prompts)
 
 
-def cold_start(candidate: Candidate) -> dict[str, object] | None:
-    """What of `coldstart` is to be set; None if it is, or the teacher cannot generate."""
+def cold_start(candidate: Candidate, features: Mapping[str, Estimate]) -> dict[str, object] | None:
+    """What of `coldstart` is to be set; None if it is, or nothing would be learnt.
+
+    Nothing is from a teacher that cannot generate, and where overlap is as good already as it is at
+    a cold start's end.
+    """
     cfg = candidate.cfg
     if begins_cold(cfg) or candidate.teacher_samplers is None:
         return None
+    if {"overlap_mass", "top1_agreement"} <= features.keys():
+        overlap = Overlap(features["overlap_mass"].value, features["top1_agreement"].value)
+        if reason_to_stop([overlap], cfg.coldstart or Coldstart()) is not None:
+            return None
     if cfg.coldstart is not None:  # waits for an alarm: as it is, but at the start
         return {"coldstart": {"when": "start"}}
     assert candidate.pair is not None

@@ -69,7 +69,8 @@ DEFINITIONS = {
     "weighted_ess": "effective number of answers behind it",
     "weighted_gap": "weighted_teacher_accuracy - student_accuracy",
     "pass_at_n": "fraction of prompts with a correct rollout of the student",
-    "headroom": "accuracy of the teacher on a prompt beyond that of the student's best rollout",
+    "headroom": "accuracy of the teacher on a prompt beyond that of the student's best rollout, 0 "
+    "where it is not beyond it",
     **{
         f"gain@{depth:g}": f"accuracy of the teacher's continuation of the first {depth:.0%} of a "
         "student rollout, minus that of the student's own continuation"
