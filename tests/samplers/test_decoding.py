@@ -22,7 +22,7 @@ from opd.models.slab_layers import AttentionSlab
 from opd.samplers import graphs, hf
 from opd.samplers.decoding import Decoding
 from opd.samplers.graphs import StepRunner
-from opd.samplers.hf import HFSampler
+from opd.samplers.hf import HOST_FRACTION, HFSampler
 from opd.samplers.pace import CPU, CUDA
 from opd.testing import tiny_lm
 from support.everyday import everyday
@@ -205,17 +205,28 @@ def test_one_row_that_does_not_fit_is_an_error(make_prompts):
         sampler.sample(make_prompts(4), n=4, key=(0,))
 
 
-def test_rows_are_what_free_memory_holds(monkeypatch, make_prompts):
+def test_rows_are_what_memory_holds(monkeypatch, make_prompts):
     lm, prompts = tiny_lm(0), make_prompts(20, 6)
     assert cache_support(lm).row_bytes(1) == 2 * 2 * 1 * 8 * 8  # layers, k and v, heads, float64
     sampler = HFSampler(lm, Decoding(12), stop=frozenset({END}), capture=3, batch=8)
     forwards = Forwards(lm)
     row = sampler._row_bytes(20, 12)
-    monkeypatch.setattr(hf, "_free_bytes", lambda device: int(3.99 * row / 0.8))
+    monkeypatch.setattr(hf, "total_host_bytes", lambda: int(3.99 * row / HOST_FRACTION))
     rollouts = sampler.sample(prompts, n=4, key=(0,))
     assert max(forwards.decoded) == 3
-    monkeypatch.setattr(hf, "_free_bytes", lambda device: 1)
+    monkeypatch.setattr(hf, "total_host_bytes", lambda: 1)
     assert_same(sampler.sample(prompts, n=4, key=(0,)), rollouts)  # one row at a time
+    monkeypatch.setattr(hf, "total_host_bytes", lambda: None)
+    assert_same(sampler.sample(prompts, n=4, key=(0,)), rollouts)
+    assert max(forwards.decoded) == 8  # as many as were asked for
+
+
+def test_processes_of_a_host_share_its_memory(monkeypatch):
+    monkeypatch.setattr(hf, "total_host_bytes", lambda: 800)
+    alone = hf._row_memory(torch.device("cpu"))
+    monkeypatch.setattr(hf.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(hf.dist, "get_world_size", lambda: 2)
+    assert (alone, hf._row_memory(torch.device("cpu"))) == (200, 100)
 
 
 class FakeGraph:

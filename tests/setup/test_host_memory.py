@@ -6,6 +6,7 @@ import pytest
 
 from opd import config
 from opd.run.devices import free_host_bytes, total_host_bytes
+from opd.samplers.hf import HOST_FRACTION
 from opd.setup import memory_models
 from opd.setup.memory_models import HOST
 from opd.setup.memory_plan import AUTO_TOKENS, CPU_CHOICES, CPU_USABLE, plan_memory
@@ -36,6 +37,22 @@ def test_micro_batches_of_a_cpu_leave_half_of_its_memory(memory_table, processes
         if chosen < max(CPU_CHOICES):
             more = planned(gib, f"train.tokens_per_microbatch={2 * chosen}")
             assert not half_is_enough(more, gib)
+
+
+def test_rows_of_a_cpu_are_those_that_a_part_of_its_memory_holds(memory_table):
+    cfg = memory_table.base_run("0.6B", 4096, lora=True)
+
+    def planned(gib, processes=1):
+        free = {HOST: gib * GIB}
+        read = memory_table.read_shape
+        return plan_memory(cfg, device=HOST, free=free, processes=processes, read=read)
+
+    rows = [planned(gib).rows for gib in (8, 32, 64, 512)]
+    assert rows == sorted(rows)
+    assert 1 <= rows[0] < rows[1] < rows[2] < rows[3] == 128
+    assert planned(64, processes=2).rows == rows[1]
+    (rollout,) = (p for p in planned(64).phases if p.phase == "rollout")
+    assert rollout.parts["sampled rows"] <= HOST_FRACTION * 64 * GIB
 
 
 def test_free_memory_of_a_container(tmp_path):

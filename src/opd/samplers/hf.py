@@ -13,12 +13,14 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
+import torch.distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from opd.core.precision import accumulation_dtype
 from opd.errors import UserError
 from opd.models.cache_support import cache_support, require_cache
 from opd.models.lm import LM, free_memory, is_out_of_memory
+from opd.run.devices import total_host_bytes
 from opd.samplers.aligned_decoder import AlignedDecoder
 from opd.samplers.decoding import Decoding
 from opd.samplers.pace import Pace, pace_of
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 ROWS, SHORT_ROWS, SHORT_TOKENS = 128, 512, 32_768
 # Of the memory that is free when a call of `sample` begins; the rest is for prompts being read.
 MEMORY_FRACTION = 0.8
+HOST_FRACTION = 0.25  # of all memory of a CPU's host
 # Copies of a row's logits in float32 that sampling holds at the same time, and those of a graph.
 _LOGIT_COPIES = 12
 
@@ -83,8 +86,8 @@ class HFSampler:
             decoding: temperature, truncation and length.
             stop: token ids that end a completion; they are part of it.
             capture: K, how many of the student's top tokens to record per position.
-            batch: maximum rows decoded at once; None: see `batch_rows`. On a GPU they are fewer
-                where its free memory does not hold them.
+            batch: maximum rows decoded at once; None: see `batch_rows`. They are fewer where
+                memory does not hold them: what is free of a GPU's, a quarter of a CPU's.
             pace: of the host; None: that of the model's device.
 
         Raises:
@@ -144,15 +147,15 @@ class HFSampler:
         return ordered
 
     def _max_rows(self, requests: Sequence[Request], limit: int) -> int:
-        """Rows to decode at once: on a GPU at most what its free memory holds."""
-        rows, free = self.batch, _free_bytes(self.lm.device)
+        """Rows to decode at once: at most what memory holds."""
+        rows, available = self.batch, _row_memory(self.lm.device)
         if rows is None:
             rows = batch_rows([r.prompt for r in requests], limit)
         rows = min(rows, len(requests))
-        if free is None:
+        if available is None:
             return rows
         longest = max(len(r.prompt.ids) for r in requests)
-        return max(1, min(rows, int(MEMORY_FRACTION * free / self._row_bytes(longest, limit))))
+        return max(1, min(rows, available // self._row_bytes(longest, limit)))
 
     def _row_bytes(self, longest: int, limit: int) -> int:
         """Bytes of a row: its cache, its tape and random numbers, its logits."""
@@ -196,12 +199,21 @@ def record_bytes(limit: int, capture: int, vocab: int, dtype: torch.dtype) -> in
     return tape + _LOGIT_COPIES * dtype.itemsize * vocab
 
 
-def _free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a GPU, what torch holds unused included; None on a CPU."""
+def _row_memory(device: torch.device) -> int | None:
+    """Bytes for the rows that are decoded at once; None where nothing is known.
+
+    On a GPU most of what is free, what torch holds unused included. On a CPU a part of all memory,
+    which the processes share: what is free there changes, and would change a resumed run.
+    """
+    if device.type == "cpu":
+        total, several = total_host_bytes(), dist.is_available() and dist.is_initialized()
+        processes = dist.get_world_size() if several else 1
+        return None if total is None else int(HOST_FRACTION * total / processes)
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(MEMORY_FRACTION * (free + unused))
 
 
 def _decode(

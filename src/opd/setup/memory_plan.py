@@ -14,7 +14,7 @@ from typing import Any, Literal
 from opd.config import Run
 from opd.core.precision import accumulation_dtype
 from opd.run.devices import total_device_bytes
-from opd.samplers.hf import MEMORY_FRACTION, batch_rows, record_bytes
+from opd.samplers.hf import HOST_FRACTION, MEMORY_FRACTION, batch_rows, record_bytes
 from opd.samplers.pace import pace_of
 from opd.setup.memory_models import (
     DTYPES,
@@ -154,7 +154,7 @@ def plan_memory(
     tokens = cfg.train.tokens_per_microbatch
     if tokens == "auto":
         tokens = planner.auto_tokens(memory)
-    rows = planner.rows(free.get(models.device))
+    rows = planner.rows(free.get(models.device), memory)
     return MemoryPlan(
         phases=tuple(planner.phases(tokens, rows)),
         devices=tuple(models.devices),
@@ -234,18 +234,20 @@ class _Planner:
         phases = [p for p in self.phases(tokens, 0) if p.device == self.models.device]
         return max(p.total for p in phases if p.phase != "load")
 
-    def rows(self, free: int | None) -> int:
-        """Rows sampled together: on a GPU as many as its free memory holds."""
+    def rows(self, free: int | None, memory: int | None) -> int:
+        """Rows sampled together: as many as what is free on a GPU holds, or a part of a CPU."""
         cfg, device = self.cfg, self.models.device
         if cfg.rollout.engine != "hf":
             return 0
         rows = min(batch_rows([], self.length), cfg.train.prompts_per_step * cfg.rollout.n)
-        if free is None or not self.on_gpu:
+        if free is None or memory is None:
             return rows
-        others = _total(self._resident(device)) + _total(self._rollout(0))
-        resident = others - self._prompt_bytes()
-        # The sampler takes a fraction of what is free, and half if prompts have no room beside it.
-        available = min(MEMORY_FRACTION * (free - resident), USABLE * free - others)
+        available = HOST_FRACTION * memory / self.processes
+        if self.on_gpu:
+            others = _total(self._resident(device)) + _total(self._rollout(0))
+            resident = others - self._prompt_bytes()
+            # It takes a fraction of what is free, and half if prompts have no room beside it.
+            available = min(MEMORY_FRACTION * (free - resident), USABLE * free - others)
         return max(1, min(rows, int(available / self._row_bytes())))
 
     def _prompt_bytes(self) -> int:
