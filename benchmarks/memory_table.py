@@ -18,7 +18,7 @@ from transformers import Qwen3Config
 from opd import config
 from opd.config import Run
 from opd.setup.memory_advice import first_that_fits
-from opd.setup.memory_models import HOST
+from opd.setup.memory_models import HOST, DeviceMemory
 from opd.setup.memory_plan import MemoryPlan, plan_memory
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "memory.md"
@@ -94,8 +94,8 @@ def base_run(student: str, length: int, *, lora: bool) -> Run:
 
 def plan_on(cfg: Run, card: int) -> MemoryPlan:
     """The plan of a run on one card."""
-    free = {DEVICE: round(CARDS[card]), HOST: round(HOST_MEMORY)}
-    return plan_memory(cfg, device=DEVICE, free=free, processes=1, read=read_shape)
+    memory = DeviceMemory.idle({DEVICE: round(CARDS[card]), HOST: round(HOST_MEMORY)})
+    return plan_memory(cfg, device=DEVICE, memory=memory, processes=1, read=read_shape)
 
 
 def make_row(student: str, length: int, card: int, *, lora: bool) -> Row:

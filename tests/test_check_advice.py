@@ -56,6 +56,9 @@ def test_a_cold_start_is_not_advised_where_it_would_end_before_it_begins(tmp_pat
     assert cold_start(candidate, overlap(mass + 0.001, 0.8)) is None
     assert cold_start(candidate, overlap(mass - 0.001, 0.8)) is not None
     assert cold_start(candidate, overlap(mass + 0.001, 0.79)) is not None
+    narrow = config.parse(data, ["loss.k=4"])  # the phase looks at the mass of four tokens then
+    candidate = replace(candidate, cfg=narrow)
+    assert cold_start(candidate, overlap(mass + 0.001, 0.8)) is not None
 
 
 def test_every_teacher_that_is_a_go_with_changes_has_them_named(tmp_path):

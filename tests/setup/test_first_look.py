@@ -19,6 +19,7 @@ from opd.run.console import Console
 from opd.run.disk import DISK
 from opd.setup import memory_bound, memory_plan, preflight
 from opd.setup.first_look import look_first
+from opd.setup.memory_models import DeviceMemory
 from opd.setup.memory_plan import PROCESS
 from opd.setup.problems import Problems, listed
 from support.mistakes import make_workspace, run_yaml, type_command
@@ -148,7 +149,8 @@ def test_a_run_that_may_fit_is_warned_of_and_one_that_cannot_is_refused(
     workspace, monkeypatch, caplog
 ):
     for free, messages in ((PROCESS // 2, 0), (1000, 1)):
-        monkeypatch.setattr(memory_plan, "free_memory", lambda devices, n=free: {"cpu": n})
+        memory = DeviceMemory.idle({"cpu": free})
+        monkeypatch.setattr(memory_plan, "machine_memory", lambda devices, m=memory: m)
         problems = Problems()
         problems.attempt(preflight.require_memory, parsed())
         assert len(problems.messages) == messages

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from opd import config
-from opd.run.devices import free_host_bytes, total_host_bytes
+from opd.demo.run_config import demo_config
+from opd.run.host_memory import free_host_bytes, total_host_bytes
 from opd.samplers.hf import HOST_FRACTION
-from opd.setup import memory_models
-from opd.setup.memory_models import HOST
+from opd.setup import memory_plan
+from opd.setup.memory_advice import first_that_fits
+from opd.setup.memory_models import HOST, DeviceMemory, machine_memory
 from opd.setup.memory_plan import AUTO_TOKENS, CPU_CHOICES, CPU_USABLE, plan_memory
+from opd.setup.token_budget import token_budget
 
 GIB = 2**30
 
@@ -21,7 +26,9 @@ def test_micro_batches_of_a_cpu_leave_half_of_its_memory(memory_table, processes
     def planned(gib, *overrides):
         run = config.parse(config.dump(cfg), overrides)
         free, read = {HOST: processes * gib * GIB}, memory_table.read_shape
-        return plan_memory(run, device=HOST, free=free, processes=processes, read=read)
+        return plan_memory(
+            run, device=HOST, memory=DeviceMemory.idle(free), processes=processes, read=read
+        )
 
     def half_is_enough(plan, gib):
         needed = [p.total for p in plan.phases if p.phase in ("score", "update")]
@@ -45,7 +52,9 @@ def test_rows_of_a_cpu_are_those_that_a_part_of_its_memory_holds(memory_table):
     def planned(gib, processes=1):
         free = {HOST: gib * GIB}
         read = memory_table.read_shape
-        return plan_memory(cfg, device=HOST, free=free, processes=processes, read=read)
+        return plan_memory(
+            cfg, device=HOST, memory=DeviceMemory.idle(free), processes=processes, read=read
+        )
 
     rows = [planned(gib).rows for gib in (8, 32, 64, 512)]
     assert rows == sorted(rows)
@@ -55,31 +64,106 @@ def test_rows_of_a_cpu_are_those_that_a_part_of_its_memory_holds(memory_table):
     assert rollout.parts["sampled rows"] <= HOST_FRACTION * 64 * GIB
 
 
-def test_free_memory_of_a_container(tmp_path):
-    meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
-    assert free_host_bytes(meminfo, cgroup) is None
-    meminfo.write_text("MemTotal: 900 kB\nMemAvailable:    500 kB\n")
-    assert free_host_bytes(meminfo, cgroup) == 500 * 1024
-    cgroup.mkdir()
-    (cgroup / "memory.max").write_text("max\n")
-    (cgroup / "memory.current").write_text("1000\n")
-    assert free_host_bytes(meminfo, cgroup) == 500 * 1024
-    (cgroup / "memory.max").write_text("2000\n")
-    (cgroup / "memory.stat").write_text("anon 3\ninactive_file 300\n")
-    assert free_host_bytes(meminfo, cgroup) == 1300
+@pytest.fixture
+def host(tmp_path):
+    """Writes a host of 900 kB, 500 of them free, and the control groups of this process."""
+
+    def make(own="", **files):
+        proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
+        (proc / "self").mkdir(parents=True, exist_ok=True)
+        (proc / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:    500 kB\n")
+        (proc / "self" / "cgroup").write_text(own)
+        for name, text in files.items():
+            path = cgroup / name.replace("__", "/")
+            path = path.with_name(path.name.replace("_", ".", 1))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{text}\n")
+        return proc, cgroup
+
+    return make
 
 
-def test_all_memory_of_a_container(tmp_path):
-    meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
-    cgroup.mkdir()
-    assert total_host_bytes(meminfo, cgroup) is None
-    meminfo.write_text("MemTotal: 900 kB\nMemAvailable:    500 kB\n")
-    assert total_host_bytes(meminfo, cgroup) == 900 * 1024
-    (cgroup / "memory.max").write_text("max\n")
-    assert total_host_bytes(meminfo, cgroup) == 900 * 1024
-    (cgroup / "memory.max").write_text("2000\n")
-    assert total_host_bytes(meminfo, cgroup) == 2000
+def test_memory_of_a_host_without_limits(tmp_path, host):
+    nowhere = tmp_path / "none"
+    assert (total_host_bytes(nowhere, nowhere), free_host_bytes(nowhere, nowhere)) == (None, None)
+    for where in (host(), host(memory_max="max", memory_current=1000)):
+        assert (total_host_bytes(*where), free_host_bytes(*where)) == (900 * 1024, 500 * 1024)
+
+
+def test_memory_of_a_container(host):
+    files = {"memory_max": 2000, "memory_current": 1000, "memory_stat": "anon 3\ninactive_file 300"}
+    where = host("0::/\n", **files)
+    assert (total_host_bytes(*where), free_host_bytes(*where)) == (2000, 1300)
+
+
+def test_the_limit_of_a_group_around_this_one_counts(host):
+    """A job of a cluster: the limit is two folders up, and the process sees the whole path."""
+    files = {"slurm__job__memory_max": 5000, "slurm__job__memory_current": 800}
+    where = host("0::/slurm/job/step\n", slurm__job__step__memory_max="max", **files)
+    assert (total_host_bytes(*where), free_host_bytes(*where)) == (5000, 4200)
+
+
+def test_memory_of_the_first_version_of_control_groups(host):
+    files = {
+        "memory__a__memory_limit_in_bytes": 3000,
+        "memory__a__memory_usage_in_bytes": 1000,
+        "memory__a__memory_stat": "total_inactive_file 100",
+        "memory__memory_limit_in_bytes": 9223372036854771712,  # none
+        "memory__memory_usage_in_bytes": 1000,
+    }
+    where = host("4:memory:/a\n3:cpu,cpuacct:/b\n", **files)
+    assert (total_host_bytes(*where), free_host_bytes(*where)) == (3000, 2100)
+
+
+@pytest.fixture
+def small_run(tmp_path, monkeypatch):
+    """The demo's run on a host of a given size, of which a part is free."""
+
+    def make(total, free, *overrides):
+        memory = DeviceMemory({HOST: free}, {HOST: total})
+        monkeypatch.setattr(memory_plan, "machine_memory", lambda devices: memory)
+        return config.parse(
+            demo_config(tmp_path / "run"), ["train.prompts_per_step=2048", *overrides]
+        )
+
+    return make
+
+
+def test_the_run_and_its_plan_choose_the_same_whatever_is_free(small_run):
+    most = {}
+    for tokens in CPU_CHOICES:
+        cfg = small_run(2**50, 2**50, f"train.tokens_per_microbatch={tokens}")
+        most[tokens] = plan_memory(cfg).peak(HOST).total
+    chosen = set()
+    for size in (2**20, 2 * most[2048] + 1, 2 * most[4096] + 1, 2**50):
+        for free in (size, 0.9 * size, 2**20):
+            cfg = small_run(size, free)
+            plan = plan_memory(cfg, longest_prompt=4)
+            assert token_budget(cfg) == plan.tokens_per_microbatch
+        chosen.add(token_budget(cfg))
+    assert {min(CPU_CHOICES), AUTO_TOKENS} <= chosen
+    assert len(chosen) > 2
+    assert token_budget(small_run(2**20, 2**20, "train.tokens_per_microbatch=77")) == 77
+
+
+def test_where_another_program_has_the_memory_something_is_advised(memory_table):
+    """What is advised was planned as if the rest were all there is: nothing had to be set."""
+    cfg = memory_table.base_run("0.6B", 1024, lora=True)
+    advised = 0
+    for total in (24, 32, 48, 64):
+        for free in range(4, total, 4):
+            memory = DeviceMemory({HOST: free * GIB}, {HOST: total * GIB})
+            read = memory_table.read_shape
+            plan = partial(plan_memory, device=HOST, memory=memory, processes=1, read=read)
+            if not plan(cfg).too_small:
+                continue
+            found = first_that_fits(cfg, plan)
+            if found is not None:
+                advised += 1
+                assert found[0] != ()
+                assert not plan(config.parse(config.dump(cfg), found[0])).too_small
+    assert advised
 
 
 def test_this_machine_has_some():
-    assert memory_models.free_memory([HOST])[HOST] > 0
+    assert 0 < machine_memory([HOST]).free[HOST] <= machine_memory([HOST]).total[HOST]

@@ -16,7 +16,7 @@ from opd.core.chunked import CHUNK_ELEMENTS
 from opd.models.attention import use_grouped_attention
 from opd.models.lm import LM, add_lora, enable_checkpointing, load_lm
 from opd.models.master_weights import add_master_weights
-from opd.setup.memory_models import HOST
+from opd.setup.memory_models import HOST, DeviceMemory
 from opd.setup.memory_plan import PROCESS, plan_memory
 from opd.setup.objective import make_objective
 from opd.teachers.local import LocalTeacher
@@ -119,7 +119,7 @@ def read_shape(name: str, key: str) -> Qwen3Config:
 
 def planned_update(cfg, read) -> int:
     """The plan for the same, without what is neither model nor update."""
-    plan = plan_memory(cfg, device="cpu", free={}, read=read)
+    plan = plan_memory(cfg, device="cpu", memory=DeviceMemory({}, {}), read=read)
     (phase,) = [p for p in plan.phases if p.phase == "update" and p.device == HOST]
     return phase.total - PROCESS - phase.parts["rollouts and scores"]
 
@@ -161,7 +161,7 @@ def test_scores_take_what_is_planned(name):
     teacher, made = random_lm(run_config()), rollouts(VOCAB)
     with LiveBytes([*teacher.model.parameters(), *teacher.model.buffers()]) as live:
         LocalTeacher(teacher, tokens_per_batch=2048).score(made, make_objective(cfg).want)
-    plan = plan_memory(cfg, device="cpu", free={}, read=read_shape)
+    plan = plan_memory(cfg, device="cpu", memory=DeviceMemory({}, {}), read=read_shape)
     (phase,) = [p for p in plan.phases if p.phase == "score"]
     assert phase.parts["teacher's forward"] == pytest.approx(live.peak, rel=WITHIN)
 

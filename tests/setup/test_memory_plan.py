@@ -18,7 +18,7 @@ from opd.models.lm import load_lm
 from opd.recipes.check.verdict import NO_GO
 from opd.setup import memory_advice, memory_plan
 from opd.setup.memory_advice import find_shortage, first_that_fits, require_memory
-from opd.setup.memory_models import HOST, pinned_pieces
+from opd.setup.memory_models import HOST, DeviceMemory, pinned_pieces
 from opd.setup.memory_plan import GPU_CHOICES, PROCESS, USABLE, plan_memory
 
 DEVICE, GIB = "cuda:0", 2**30
@@ -31,7 +31,7 @@ def plan(memory_table):
         return plan_memory(
             config.parse(config.dump(cfg), overrides),
             device=DEVICE,
-            free={DEVICE: round(gib * GIB), HOST: host * GIB},
+            memory=DeviceMemory.idle({DEVICE: round(gib * GIB), HOST: host * GIB}),
             processes=processes,
             read=memory_table.read_shape,
         )
@@ -179,7 +179,9 @@ def test_smaller_micro_batches_are_proposed_on_a_cpu(memory_table):
     cfg = config.parse(config.dump(cfg), large)  # recorded: else sampling needs most
 
     def plan(changed, free):
-        return plan_memory(changed, device=HOST, free=free, read=memory_table.read_shape)
+        return plan_memory(
+            changed, device=HOST, memory=DeviceMemory.idle(free), read=memory_table.read_shape
+        )
 
     smaller = config.parse(config.dump(cfg), ["train.tokens_per_microbatch=1024"])
     needed = [plan(c, {}).peak(HOST).total for c in (smaller, cfg)]
@@ -194,7 +196,7 @@ def test_a_module_that_no_adapter_can_be_put_on_is_named_by_its_key_alone(tmp_pa
     changes = ["student.lora={rank: 2, target_modules: [q_proj, foo]}"]
     cfg = config.parse(config.dump(demo(tmp_path)), changes)
     with pytest.raises(UserError, match=r"^student\.lora\.target_modules=.*foo"):
-        plan_memory(cfg, device=HOST, free={})
+        plan_memory(cfg, device=HOST, memory=DeviceMemory({}, {}))
 
 
 def test_a_plan_knows_the_longest_prompt_and_how_many_tokens_a_step_has(memory_table):
@@ -205,7 +207,11 @@ def test_a_plan_knows_the_longest_prompt_and_how_many_tokens_a_step_has(memory_t
 
     def activations(changed, longest):
         plan = plan_memory(
-            changed, device=HOST, free={}, read=memory_table.read_shape, longest_prompt=longest
+            changed,
+            device=HOST,
+            memory=DeviceMemory({}, {}),
+            read=memory_table.read_shape,
+            longest_prompt=longest,
         )
         return parts(plan, "update", HOST)["activations"], plan.length
 
@@ -225,7 +231,8 @@ def free(monkeypatch):
     """Sets what the host has free."""
 
     def have(size):
-        monkeypatch.setattr(memory_plan, "free_memory", lambda devices: {HOST: size})
+        memory = DeviceMemory.idle({HOST: size})
+        monkeypatch.setattr(memory_plan, "machine_memory", lambda devices: memory)
 
     return have
 
@@ -300,7 +307,7 @@ def test_rows_of_a_frozen_embedding_are_read_from_the_file(tmp_path, device, dty
     others = sum(p.nbytes for p in made.parameters()) - 2 * table
     if dtype == "int8":
         others -= sum(m.weight.nbytes - m.weight.numel() - 4 * m.out_features for m in layers)
-    planned = plan_memory(cfg, device=device, free={}, read=lambda *_: untied())
+    planned = plan_memory(cfg, device=device, memory=DeviceMemory({}, {}), read=lambda *_: untied())
     assert parts(planned, "score", device)["teacher weights"] == others + tables * table
     whole = sum(p.nbytes for p in made.parameters())  # the file, beside what is made of it
     assert parts(planned, "load", device).get("teacher being read", 0) == whole * (dtype == "int8")
@@ -308,7 +315,7 @@ def test_rows_of_a_frozen_embedding_are_read_from_the_file(tmp_path, device, dty
 
 def test_a_converted_teacher_is_planned_whole(tmp_path):
     cfg = config.parse(demo_config(tmp_path / "run"), ["teacher.dtype=bfloat16"])
-    planned = plan_memory(cfg, device=HOST, free={}, read=lambda *_: untied())
+    planned = plan_memory(cfg, device=HOST, memory=DeviceMemory({}, {}), read=lambda *_: untied())
     size = sum(p.numel() for p in AutoModelForCausalLM.from_config(untied()).parameters())
     assert parts(planned, "score", HOST)["teacher weights"] == 2 * size
 
@@ -340,7 +347,9 @@ def test_masters_are_made_beside_the_file_of_a_student(tmp_path, offload, dtype)
     made = AutoModelForCausalLM.from_config(untied())
     count = sum(p.numel() for p in made.parameters())
     table = made.get_input_embeddings().weight.nbytes
-    planned = plan_memory(cfg, device=HOST, free={}, read=lambda *_: untied(dtype))
+    planned = plan_memory(
+        cfg, device=HOST, memory=DeviceMemory({}, {}), read=lambda *_: untied(dtype)
+    )
     loading = parts(planned, "load", HOST)
     assert loading["student weights"] == 6 * count
     assert loading.get("student's file", 0) == 4 * count * (dtype == "float32")

@@ -61,3 +61,12 @@ def changed_runs(cases: Sequence[Case]) -> list[ChangedRun]:
         outcome = by_length.get((case.outcome.training, steps))
         changed.append(ChangedRun(case, f"{key}={value:g}", advice.effect, outcome))
     return changed
+
+
+def followed(changed: Sequence[ChangedRun]) -> list[ChangedRun]:
+    """Those whose changed run was made; each such run once, of the shortest run."""
+    made: dict[tuple[tuple[str, int], int], ChangedRun] = {}
+    for run in sorted(changed, key=lambda r: r.case.outcome.run.steps):
+        if run.outcome is not None:
+            made.setdefault((run.outcome.training, run.outcome.run.steps), run)
+    return list(made.values())

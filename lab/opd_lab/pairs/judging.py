@@ -155,7 +155,7 @@ def by_world(cases: Sequence[Case]) -> list[Judgement]:
     """A judgement per world, the worst (by rank correlation) first."""
     worlds = worlds_of(case.outcome for case in cases)
     each = [summarise([c for c in cases if c.outcome.world == world], world) for world in worlds]
-    return sorted(each, key=lambda j: j.spearman)
+    return sorted(each, key=lambda j: (np.isnan(j.spearman), j.spearman))
 
 
 def summarise(cases: Sequence[Case], label: str) -> Judgement:

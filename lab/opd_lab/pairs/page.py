@@ -42,8 +42,9 @@ METHOD = (
     "answers each. Its forecast is made before it, from 128 prompts and 4 + 4 pilot steps. A "
     "training is evaluated at four lengths, each the outcome of a run of that length: outcomes of "
     "one training are not independent; the number of trainings is the sample size. Verdicts are "
-    "those of the command, go with changes included. Where no answer of either model was accepted "
-    "the command predicts nothing; the forecast is evaluated all the same."
+    "those of the command, go with changes included. Where no answer of either model was accepted, "
+    "or no step could be made, the command predicts nothing; the forecast is evaluated all the "
+    "same."
 )
 LEFT_OUT = (
     "Every world is evaluated with a model fitted on the other worlds; the worst world comes "

@@ -7,22 +7,29 @@ from collections.abc import Sequence
 import numpy as np
 
 from opd.reports.document import Note, Part, Section, Table
-from opd_lab.pairs.changed_runs import ChangedRun, changed_runs
+from opd_lab.pairs.changed_runs import ChangedRun, changed_runs, followed
 from opd_lab.pairs.judging import Case
+from opd_lab.pairs.records import count_trainings
 from opd_lab.pairs.repeats import Repeat, repeatability
 
+CHANGED_COLUMNS = (
+    *("forecasts", "run", "advice", "predicted change then (90%)"),
+    *("change then", "as it was", ""),
+)
 CHANGES_NOTE = (
     "A run judged 'go with changes' is no go as it is configured, and one with the change that is "
     "named. A training that was evaluated on its way is a run of each of those lengths: advice to "
-    "run longer was followed where the training went as far. The changed run was right if it "
-    "recovered at least a fifth of a gap of 0.1."
+    "run longer was followed where the training went as far, advice of another rate never. Each "
+    "run that was made so counts once. It was right if it recovered at least a fifth of a gap of "
+    "0.1."
 )
 REPEATS_NOTE = (
     "Runs of the study made twice, with the same models and settings, but other prompts, samples "
-    "and held-out prompts. How far two such runs differ, no forecast can know. One that knew all "
-    "the rest would have about the root of their rank correlation and, if errors are normal, "
-    "their mean difference over the root of 2: the last two columns. The forecast is that of "
-    "worlds left out."
+    "and held-out prompts. Intervals: 95%, trainings resampled. The forecast is that of worlds "
+    "left out, from the prompts and first steps of the first run. If the two runs were a common "
+    "value and additive errors of equal width, a forecast that knows everything but these errors "
+    "would have the root of the two runs' correlation, and their mean difference over the root "
+    "of 2."
 )
 
 
@@ -35,30 +42,29 @@ def changes_section(
         "real models, as shipped": changed_runs(real),
         "worlds left out": changed_runs(left_out),
     }
-    summary = Table(
-        "",
-        ("forecasts", "go with changes", "made as advised", "right", "inside 90%"),
+    made = {label: followed(runs) for label, runs in groups.items()}
+    summary = [
         [
-            [label, str(len(runs)), str(len(made)), *_counts(made)]
-            for label, runs in groups.items()
-            for made in [[r for r in runs if r.outcome is not None]]
-        ],
-    )
-    made = [r for runs in groups.values() for r in runs if r.outcome is not None]
-    columns = ("run", "advice", "predicted change then (90%)", "change then", "as it was", "")
-    parts: list[Part] = [Note(CHANGES_NOTE), summary]
-    if made:
-        parts.append(Table("", columns, [_row(r) for r in made]))
+            label,
+            f"{len(runs)} ({count_trainings(r.case.outcome for r in runs)})",
+            f"{len(made[label])} ({count_trainings(r.case.outcome for r in made[label])})",
+            str(sum(r.right is True for r in made[label])),
+            str(sum(r.inside is True for r in made[label])),
+        ]
+        for label, runs in groups.items()
+    ]
+    columns = ("forecasts", "go with changes (trainings)", "made as advised", "right", "inside 90%")
+    parts: list[Part] = [Note(CHANGES_NOTE), Table("", columns, summary)]
+    rows = [_row(r, label) for label, runs in made.items() for r in runs]
+    if rows:
+        parts.append(Table("", CHANGED_COLUMNS, rows))
     return Section("changes", "Go with changes, and the changed runs", parts)
 
 
-def _counts(made: Sequence[ChangedRun]) -> list[str]:
-    return [str(sum(r.right is True for r in made)), str(sum(r.inside is True for r in made))]
-
-
-def _row(r: ChangedRun) -> list[str]:
+def _row(r: ChangedRun, label: str) -> list[str]:
     assert r.outcome is not None
     return [
+        label,
         r.case.outcome.name,
         r.change,
         f"{r.effect.value:+z.2f} ({r.effect.low:+z.2f} to {r.effect.high:+z.2f})",
@@ -75,24 +81,32 @@ def repeats_sections(repeats: Sequence[Repeat]) -> list[Section]:
     columns = (
         "world",
         "runs (trainings)",
-        "forecast: Spearman, error",
-        "the run made twice: Spearman, difference",
-        "limit of Spearman",
-        "limit of the error",
+        "forecast and run: Spearman, difference",
+        "forecast and repeat",
+        "run and repeat: Spearman",
+        "difference, points",
     )
+    *worlds, whole = repeatability(repeats)
     rows = [
         [
             a.label,
             f"{a.runs} ({a.trainings})",
             f"{number(a.forecast)}, {100 * a.forecast_error:.1f}",
-            f"{number(a.again)}, {100 * a.difference:.1f}",
-            number(a.best_correlation),
-            f"{100 * a.best_error:.1f}",
+            f"{number(a.forecast_again)}, {100 * a.forecast_error_again:.1f}",
+            f"{number(a.again.value)} ({number(a.again.low)} to {number(a.again.high)})",
+            "{:.1f} ({:.1f} to {:.1f})".format(
+                *(100 * x for x in (a.difference.value, a.difference.low, a.difference.high))
+            ),
         ]
-        for a in repeatability(repeats)
+        for a in (*worlds, whole)
     ]
+    limits = (
+        f"Such a forecast would have a rank correlation of about {number(whole.best_correlation)} "
+        f"with all of these runs, and an error of {100 * whole.best_error:.1f} points."
+    )
     title = "What the same run made twice tells"
-    return [Section("repeats", title, [Note(REPEATS_NOTE), Table("", columns, rows)])]
+    note = Note(f"{REPEATS_NOTE} {limits}")
+    return [Section("repeats", title, [note, Table("", columns, rows)])]
 
 
 def number(value: float, *, signed: bool = False) -> str:

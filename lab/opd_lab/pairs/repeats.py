@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from opd.core.stats import Estimate
 from opd_lab.pairs.design import REPEAT
 from opd_lab.pairs.judging import Case, rank_correlation
 from opd_lab.pairs.records import FOLDER, load_rows, worlds_of
 
+RESAMPLES = 2000
 MEAN_OF_DIFFERENCE = 2**0.5  # of two errors of equal width, in units of the mean of one
 
 
@@ -28,7 +32,7 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Repeatability:
-    """How far two runs of one configuration agree, beside the forecast's agreement with the first.
+    """How far two runs of one configuration agree, beside the forecast's agreement with both.
 
     Attributes:
         label: world, or all of them.
@@ -36,6 +40,8 @@ class Repeatability:
         trainings: that they come from.
         forecast: rank correlation of the forecast with the change of the first run.
         forecast_error: mean absolute difference of the two.
+        forecast_again: rank correlation of the forecast with the change of the second run.
+        forecast_error_again: mean absolute difference of the two.
         again: rank correlation of the two changes.
         difference: mean absolute difference of the two changes.
     """
@@ -45,18 +51,20 @@ class Repeatability:
     trainings: int
     forecast: float
     forecast_error: float
-    again: float
-    difference: float
+    forecast_again: float
+    forecast_error_again: float
+    again: Estimate
+    difference: Estimate
 
     @property
     def best_correlation(self) -> float:
-        """Of a forecast that knows everything but chance: the root of the two runs' correlation."""
-        return float(max(self.again, 0.0) ** 0.5)
+        """Of a forecast that knows all but additive errors: the root of the two runs' own."""
+        return float(max(self.again.value, 0.0) ** 0.5)
 
     @property
     def best_error(self) -> float:
         """Of such a forecast, if errors are normal."""
-        return self.difference / MEAN_OF_DIFFERENCE
+        return self.difference.value / MEAN_OF_DIFFERENCE
 
 
 def load_repeats(cases: Sequence[Case], folder: Path = FOLDER) -> list[Repeat]:
@@ -83,22 +91,46 @@ def repeatability(repeats: Sequence[Repeat]) -> list[Repeatability]:
     """World by world, the least repeatable first, and of all together at the end."""
     worlds = worlds_of(r.case.outcome for r in repeats)
     each = [_agree([r for r in repeats if r.case.outcome.world == w], w) for w in worlds]
-    return [*sorted(each, key=lambda a: a.again), _agree(repeats, "all")]
+    known_first = sorted(each, key=lambda a: (np.isnan(a.again.value), a.again.value))
+    return [*known_first, _agree(repeats, "all")]
 
 
 def _agree(repeats: Sequence[Repeat], label: str) -> Repeatability:
-    first = [r.case.outcome.change for r in repeats]
-    again, predicted = [r.again for r in repeats], [r.case.predicted for r in repeats]
+    first = np.array([r.case.outcome.change for r in repeats])
+    again = np.array([r.again for r in repeats])
+    predicted = np.array([r.case.predicted for r in repeats])
+    trainings = [r.case.outcome.training for r in repeats]
     return Repeatability(
         label=label,
         runs=len(repeats),
-        trainings=len({r.case.outcome.training for r in repeats}),
+        trainings=len(set(trainings)),
         forecast=rank_correlation(predicted, first),
         forecast_error=_distance(predicted, first),
-        again=rank_correlation(again, first),
-        difference=_distance(again, first),
+        forecast_again=rank_correlation(predicted, again),
+        forecast_error_again=_distance(predicted, again),
+        again=_resampled(rank_correlation, first, again, trainings),
+        difference=_resampled(_distance, first, again, trainings),
     )
 
 
-def _distance(a: Sequence[float], b: Sequence[float]) -> float:
-    return sum(abs(x - y) for x, y in zip(a, b, strict=True)) / len(a)
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).mean())
+
+
+def _resampled(
+    measure: Callable[[np.ndarray, np.ndarray], float],
+    first: np.ndarray,
+    again: np.ndarray,
+    trainings: Sequence[tuple[str, int]],
+) -> Estimate:
+    """A measure of two arrays with the 95 % interval of resampled trainings, all their lengths."""
+    members = [np.flatnonzero([t == one for t in trainings]) for one in dict.fromkeys(trainings)]
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(RESAMPLES):
+        chosen = rng.integers(len(members), size=len(members))
+        rows = np.concatenate([members[i] for i in chosen])
+        values.append(measure(first[rows], again[rows]))
+    known = [value for value in values if np.isfinite(value)] or [float("nan")]
+    low, high = np.quantile(known, [0.025, 0.975])
+    return Estimate(measure(first, again), float(low), float(high), len(members))

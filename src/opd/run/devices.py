@@ -12,8 +12,6 @@ from typing import Any
 
 DRIVER = Path("/proc/driver/nvidia/version")
 OTHER_GPUS = (Path("/dev/kfd"), Path("/dev/dxg"))  # AMD; Windows' Linux
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
 MIB = 2**20
 
 
@@ -100,47 +98,8 @@ def free_device_bytes(device: str) -> int | None:
 
 
 def total_device_bytes(device: str) -> int | None:
-    """All bytes of a CUDA device or of the host (`cpu`); None if they are not known."""
-    if device == "cpu":
-        return total_host_bytes()
+    """All bytes of a CUDA device; None if it is not here."""
     index = _index_of(device)
     if index is None:
         return None
     return int(sys.modules["torch"].cuda.get_device_properties(index).total_memory)
-
-
-def total_host_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
-    """All host memory, or the limit of a container; arguments as of `free_host_bytes`."""
-    total = _match(meminfo, r"MemTotal:\s+(\d+) kB")
-    known = [] if total is None else [1024 * total]
-    if (limit := _match(cgroup / "memory.max", r"(\d+)")) is not None:
-        known.append(limit)
-    return min(known, default=None)
-
-
-def free_host_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
-    """Host memory that a new process can have, within the limit of a container.
-
-    Args:
-        meminfo: Linux's table; None is returned where there is none.
-        cgroup: folder of the control group of this process.
-    """
-    available = _match(meminfo, r"MemAvailable:\s+(\d+) kB")
-    limit, used = (
-        _match(cgroup / "memory.max", r"(\d+)"),
-        _match(cgroup / "memory.current", r"(\d+)"),
-    )
-    known = [] if available is None else [1024 * available]
-    if limit is not None and used is not None:  # memory of cached files can be had back
-        cached = _match(cgroup / "memory.stat", r"(?m)^inactive_file (\d+)$") or 0
-        known.append(max(0, limit - used + cached))
-    return min(known, default=None)
-
-
-def _match(path: Path, pattern: str) -> int | None:
-    """The number that a pattern finds in a file; None without file or match."""
-    try:
-        match = re.search(pattern, path.read_text("utf-8"))
-    except OSError:
-        return None
-    return None if match is None else int(match[1])

@@ -20,7 +20,7 @@ from opd.core.precision import accumulation_dtype
 from opd.errors import UserError
 from opd.models.cache_support import cache_support, require_cache
 from opd.models.lm import LM, free_memory, is_out_of_memory
-from opd.run.devices import total_host_bytes
+from opd.run.host_memory import total_host_bytes
 from opd.samplers.aligned_decoder import AlignedDecoder
 from opd.samplers.decoding import Decoding
 from opd.samplers.pace import Pace, pace_of

@@ -23,6 +23,7 @@ OFFLOAD = "optim.offload=cpu"
 INT8 = "optim.moments=int8"
 SERVED = "teacher={{url: http://HOST:8400/v1, model: {model}}}"
 SMALLEST_BUDGET = min(GPU_CHOICES)  # tokens of a micro-batch
+SMALLER_BATCHES = (f"train.tokens_per_microbatch={SMALLEST_BUDGET}",)
 # Parts of a phase that are there whatever is sampled.
 FIXED_PARTS = (
     *("student weights", "master weights", "optimizer moments", "gradients"),
@@ -58,7 +59,7 @@ def find_shortage(cfg: Run, plan: MemoryPlan, longest_prompt: int | None = None)
     """
 
     def plan_changed(changed: Run) -> MemoryPlan:
-        return plan_memory(changed, free=plan.free, longest_prompt=longest_prompt)
+        return plan_memory(changed, memory=plan.memory, longest_prompt=longest_prompt)
 
     for device in plan.too_small:
         peak, free = plan.peak(device), plan.free[device]
@@ -70,7 +71,11 @@ def find_shortage(cfg: Run, plan: MemoryPlan, longest_prompt: int | None = None)
         if fitting is not None:
             fix = "set " + " ".join(fitting[0])
         impossible = fixed_bytes(plan, device) > free
-        return Shortage(peak.total > free, impossible, message, f"{fix} (docs/memory.md)")
+        certain = peak.total > free and not (
+            # A GPU that runs out of memory has its micro-batches halved.
+            device != HOST and fitting is not None and fitting[0] == SMALLER_BATCHES
+        )
+        return Shortage(certain, impossible, message, f"{fix} (docs/memory.md)")
     return None
 
 
@@ -154,7 +159,7 @@ def _settings(cfg: Run) -> Iterator[Overrides]:
     budget: list[Overrides] = [()]
     tokens = cfg.train.tokens_per_microbatch
     if tokens == "auto" or tokens > SMALLEST_BUDGET:
-        budget.append((f"train.tokens_per_microbatch={SMALLEST_BUDGET}",))
+        budget.append(SMALLER_BATCHES)
     for state in optimizer:
         for recompute in checkpointing:
             for size in budget:

@@ -14,8 +14,9 @@ from pathlib import Path
 from opd.config import Run, SelfTeacher
 from opd.errors import UserError
 from opd.models.model_files import count_elements, stored_bytes, weight_shapes
-from opd.run.devices import free_host_bytes, may_have_gpu
+from opd.run.devices import may_have_gpu
 from opd.run.disk import human_size
+from opd.run.host_memory import free_host_bytes
 from opd.types import Scheme
 
 # Bytes per weight: working weights, masters, gradients, two moments.

@@ -17,7 +17,8 @@ from opd.models.fsdp import whole_gradients_fit
 from opd.models.lm import default_device
 from opd.models.lora_modules import WrongModules
 from opd.models.model_size import FLOAT, ModelSize, model_size
-from opd.run.devices import free_device_bytes, free_host_bytes
+from opd.run.devices import free_device_bytes, total_device_bytes
+from opd.run.host_memory import free_host_bytes, total_host_bytes
 from opd.setup.precision import ResolvedPrecision, resolve_precision
 from opd.training.int8_moments import state_bytes
 from opd.types import Scheme
@@ -282,12 +283,34 @@ def device_name(device: str | None) -> str:
     return f"{chosen.type}:{chosen.index or 0}"
 
 
-def free_memory(devices: Iterable[str]) -> dict[str, int]:
-    """Bytes that devices can give now; those that are not here are left out."""
-    known = {
-        name: free_host_bytes() if name == HOST else free_device_bytes(name) for name in devices
-    }
-    return {name: size for name, size in known.items() if size is not None}
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes by device; those of devices that are not here are left out.
+
+    Attributes:
+        free: that it can give now.
+        total: all of them, which stay the same in a run that is resumed.
+    """
+
+    free: Mapping[str, int]
+    total: Mapping[str, int]
+
+    @classmethod
+    def idle(cls, sizes: Mapping[str, int]) -> DeviceMemory:
+        """Devices of which all is free."""
+        return cls(sizes, sizes)
+
+
+def machine_memory(devices: Iterable[str]) -> DeviceMemory:
+    """The memory of this machine, now."""
+    names = list(devices)
+    free = {x: free_host_bytes() if x == HOST else free_device_bytes(x) for x in names}
+    total = {x: total_host_bytes() if x == HOST else total_device_bytes(x) for x in names}
+    return DeviceMemory(_known(free), _known(total))
+
+
+def _known(sizes: Mapping[str, int | None]) -> dict[str, int]:
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 class Unbuildable(UserError):

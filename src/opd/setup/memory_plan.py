@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 from opd.config import Run
 from opd.core.precision import accumulation_dtype
-from opd.run.devices import total_device_bytes
 from opd.samplers.hf import HOST_FRACTION, MEMORY_FRACTION, batch_rows, record_bytes
 from opd.samplers.pace import pace_of
 from opd.setup.memory_models import (
     DTYPES,
     HOST,
     ConfigReader,
+    DeviceMemory,
     PlannedModels,
     device_name,
-    free_memory,
+    machine_memory,
     pinned_pieces,
     plan_models,
 )
@@ -64,7 +64,7 @@ class MemoryPlan:
     Attributes:
         phases: every phase on every device.
         devices: accelerators first, host memory last.
-        free: bytes that each device can give now; devices that are not present are left out.
+        memory: of the devices.
         precision: student.precision, never auto.
         tokens_per_microbatch: never auto.
         rows: completions sampled together in this process; 0: a server or a replay gives them.
@@ -74,12 +74,17 @@ class MemoryPlan:
 
     phases: tuple[PhaseMemory, ...]
     devices: tuple[str, ...]
-    free: Mapping[str, int]
+    memory: DeviceMemory
     precision: str
     tokens_per_microbatch: int
     rows: int
     length: int
     processes: int
+
+    @property
+    def free(self) -> Mapping[str, int]:
+        """Bytes that each device can give now; devices that are not present are left out."""
+        return self.memory.free
 
     def peak(self, device: str) -> PhaseMemory:
         """The phase that needs most of a device."""
@@ -126,7 +131,7 @@ def plan_memory(
     cfg: Run,
     *,
     device: str | None = None,
-    free: Mapping[str, int] | None = None,
+    memory: DeviceMemory | None = None,
     processes: int | None = None,
     read: ConfigReader | None = None,
     longest_prompt: int | None = None,
@@ -136,7 +141,7 @@ def plan_memory(
     Args:
         cfg: the run.
         device: of the student; None: the accelerator if there is one.
-        free: bytes by device; None: of the devices of this machine, now.
+        memory: of the devices; None: that of this machine, now.
         processes: that train together; None: as torchrun or accelerate says.
         read: (model, key) -> transformers configuration; None: from folder or hub.
         longest_prompt: its tokens; None: prompts.max_tokens.
@@ -146,19 +151,19 @@ def plan_memory(
     """
     processes = int(os.environ.get("WORLD_SIZE", 1)) if processes is None else processes
     models = plan_models(cfg, device_name(device), processes=processes, read=read)
-    memory = total_device_bytes(models.device) if free is None else free.get(models.device)
-    free = free_memory(models.devices) if free is None else free
+    memory = machine_memory(models.devices) if memory is None else memory
+    total = memory.total.get(models.device)
     if models.device != HOST:
-        models = models.on_device_of(memory)
+        models = models.on_device_of(total)
     planner = _Planner(cfg, models, processes, longest_prompt)
     tokens = cfg.train.tokens_per_microbatch
-    if tokens == "auto":
-        tokens = planner.auto_tokens(memory)
-    rows = planner.rows(free.get(models.device), memory)
+    if tokens == "auto":  # as the run chooses, which does not know its prompts
+        tokens = _Planner(cfg, models, processes, None).auto_tokens(total)
+    rows = planner.rows(memory)
     return MemoryPlan(
         phases=tuple(planner.phases(tokens, rows)),
         devices=tuple(models.devices),
-        free=dict(free),
+        memory=memory,
         precision=models.precision,
         tokens_per_microbatch=tokens,
         rows=rows,
@@ -217,32 +222,30 @@ class _Planner:
         rows = -(-cfg.train.prompts_per_step * cfg.rollout.n // self.processes)
         return min(tokens, rows * self.length)
 
-    def auto_tokens(self, memory: int | None) -> int:
-        """Tokens per micro-batch where the configuration leaves them to the device's memory.
-
-        The processes of a host share it.
-        """
-        if memory is None:
+    def auto_tokens(self, total: int | None) -> int:
+        """Tokens per micro-batch by all bytes of the device; processes share those of a host."""
+        if total is None:
             return AUTO_TOKENS
         choices: tuple[int, ...] = GPU_CHOICES if self.on_gpu else CPU_CHOICES
-        usable = memory * (USABLE if self.on_gpu else CPU_USABLE / self.processes)
+        usable = total * (USABLE if self.on_gpu else CPU_USABLE / self.processes)
         fitting = [tokens for tokens in choices if self._needed(tokens) <= usable]
         return max(fitting, default=choices[0])
 
     def _needed(self, tokens: int) -> int:
-        """Most bytes of the student's device in a step of such micro-batches."""
+        """Most bytes of the student's device while such micro-batches are scored or learnt."""
         phases = [p for p in self.phases(tokens, 0) if p.device == self.models.device]
-        return max(p.total for p in phases if p.phase != "load")
+        return max(p.total for p in phases if p.phase in ("score", "update"))
 
-    def rows(self, free: int | None, memory: int | None) -> int:
+    def rows(self, memory: DeviceMemory) -> int:
         """Rows sampled together: as many as what is free on a GPU holds, or a part of a CPU."""
         cfg, device = self.cfg, self.models.device
         if cfg.rollout.engine != "hf":
             return 0
         rows = min(batch_rows([], self.length), cfg.train.prompts_per_step * cfg.rollout.n)
-        if free is None or memory is None:
+        free, total = memory.free.get(device), memory.total.get(device)
+        if free is None or total is None:
             return rows
-        available = HOST_FRACTION * memory / self.processes
+        available = HOST_FRACTION * total / self.processes
         if self.on_gpu:
             others = _total(self._resident(device)) + _total(self._rollout(0))
             resident = others - self._prompt_bytes()

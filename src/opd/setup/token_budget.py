@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from opd.config import Run
 from opd.errors import UserError
-from opd.run.devices import total_device_bytes
-from opd.setup.memory_models import device_name
 from opd.setup.memory_plan import AUTO_TOKENS, plan_memory
 
 
@@ -20,11 +18,7 @@ def auto_tokens(cfg: Run) -> int:
 
     From the size of the memory, not from what is free: the same in a run that is resumed.
     """
-    device = device_name(None)
-    size = total_device_bytes(device)
-    if size is None:
-        return AUTO_TOKENS
     try:
-        return plan_memory(cfg, free={device: size}).tokens_per_microbatch
+        return plan_memory(cfg).tokens_per_microbatch
     except UserError:  # what cannot be planned may still run
         return AUTO_TOKENS

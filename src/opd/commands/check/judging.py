@@ -11,6 +11,7 @@ from opd.commands.check.result import TeacherResult
 from opd.commands.check.watch import CTRL_C
 from opd.config import Coldstart, Run
 from opd.core import stats
+from opd.core.diagnostics import OVERLAP_K
 from opd.core.stats import Estimate
 from opd.models.lm import load_lm
 from opd.recipes.check.advice import (
@@ -105,12 +106,12 @@ def cold_start(candidate: Candidate, features: Mapping[str, Estimate]) -> dict[s
     """What of `coldstart` is to be set; None if it is, or nothing would be learnt.
 
     Nothing is from a teacher that cannot generate, and where overlap is as good already as it is at
-    a cold start's end.
+    a cold start's end; that is not known where the phase looks at fewer top tokens than the check.
     """
     cfg = candidate.cfg
     if begins_cold(cfg) or candidate.teacher_samplers is None:
         return None
-    if {"overlap_mass", "top1_agreement"} <= features.keys():
+    if {"overlap_mass", "top1_agreement"} <= features.keys() and cfg.loss.k >= OVERLAP_K:
         overlap = Overlap(features["overlap_mass"].value, features["top1_agreement"].value)
         if reason_to_stop([overlap], cfg.coldstart or Coldstart()) is not None:
             return None
