@@ -231,7 +231,7 @@ def free(monkeypatch):
     """Sets what the host has free."""
 
     def have(size):
-        memory = DeviceMemory.idle({HOST: size})
+        memory = DeviceMemory({HOST: size}, {HOST: 64 * PROCESS})
         monkeypatch.setattr(memory_plan, "machine_memory", lambda devices: memory)
 
     return have
