@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,29 @@ def test_smaller_micro_batches_are_proposed_on_a_cpu(memory_table):
     free = {HOST: round(needed[0] / USABLE) + 1}
     found = first_that_fits(cfg, lambda changed: plan(changed, free))
     assert found[0] == ("train.tokens_per_microbatch=1024",)
+
+
+@pytest.mark.parametrize("device", [DEVICE, HOST])
+def test_a_gpu_that_others_use_is_a_warning_where_its_batches_would_be_halved(
+    memory_table, monkeypatch, device
+):
+    recorded = ["rollout.path=recorded"]  # else sampling needs most
+    cfg = config.parse(config.dump(memory_table.base_run("0.6B", 1024, lora=True)), recorded)
+    shape = {"device": device, "processes": 1, "read": memory_table.read_shape}
+    monkeypatch.setattr(memory_advice, "plan_memory", partial(plan_memory, **shape))
+    total = {DEVICE: 80 * GIB, HOST: 256 * GIB}
+    small = config.parse(config.dump(cfg), ["train.tokens_per_microbatch=1024"])
+    least, most = (
+        plan_memory(c, memory=DeviceMemory.idle(total), **shape).peak(device).total
+        for c in (small, cfg)
+    )
+    assert least < 0.9 * most
+    free = total | {device: round((least + most) / 2 / USABLE)}
+    plan = plan_memory(cfg, memory=DeviceMemory(free, total), **shape)
+    shortage = find_shortage(cfg, plan)
+    assert plan.tokens_per_microbatch >= 8192
+    assert "train.tokens_per_microbatch=1024" in shortage.fix
+    assert shortage.certain is (device == HOST)  # there a process is killed
 
 
 def test_a_module_that_no_adapter_can_be_put_on_is_named_by_its_key_alone(tmp_path):
