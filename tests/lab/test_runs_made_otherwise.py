@@ -17,7 +17,7 @@ from opd_lab.pairs.changed_runs import changed_runs, followed
 from opd_lab.pairs.design import REPEAT
 from opd_lab.pairs.judging import judge_outcomes
 from opd_lab.pairs.page_parts import changes_section, repeats_sections
-from opd_lab.pairs.records import load_outcomes
+from opd_lab.pairs.records import load_outcomes, load_rows
 from opd_lab.pairs.repeats import Repeat, load_repeats, repeatability
 from support.check_features import RUN
 
@@ -114,6 +114,19 @@ def test_a_repeat_with_other_weights_is_refused(tmp_path, fresh):
     pack_repeats(tmp_path, [ROW | changed])
     with pytest.raises(ValueError, match="other weights"):
         load_repeats([of_fit(fresh[0], 40)], tmp_path)
+
+
+def test_the_recorded_repeats_are_of_the_study_s_models_and_settings():
+    first = {row["index"]: row for row in load_rows("fit")}
+    again = load_rows(REPEAT)
+    assert len(again) == len(first) == 140
+    for row in again:
+        same = first[row["index"]]
+        for name in ("weights", "changes", "world", "student", "teacher", "model_seed"):
+            assert row[name] == same[name]
+        assert row["seed"] != same["seed"]
+        assert row["accuracy"].keys() == same["accuracy"].keys()
+        assert len(row["commit"]) == 40
 
 
 def test_limits_are_those_of_a_forecast_that_knows_all_but_chance(fresh):

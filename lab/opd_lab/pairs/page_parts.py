@@ -24,12 +24,12 @@ CHANGES_NOTE = (
     "0.1."
 )
 REPEATS_NOTE = (
-    "Runs of the study made twice, with the same models and settings, but other prompts, samples "
-    "and held-out prompts. Intervals: 95%, trainings resampled. The forecast is that of worlds "
-    "left out, from the prompts and first steps of the first run. If the two runs were a common "
-    "value and additive errors of equal width, a forecast that knows everything but these errors "
-    "would have the root of the two runs' correlation, and their mean difference over the root "
-    "of 2."
+    "Runs of the study made twice (`opd lab outcomes --block repeat`), with the same models and "
+    "settings, but other prompts, samples and held-out prompts. Intervals: 95%, trainings "
+    "resampled. The forecast is that of worlds left out, from the prompts and first steps of the "
+    "first run. If the two runs were a common value and additive errors of equal width, a forecast "
+    "that knows everything but these errors would have the root of the two runs' correlation, and "
+    "their mean difference over the root of 2."
 )
 
 
