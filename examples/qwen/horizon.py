@@ -247,7 +247,12 @@ def train(limit: int, base: Path) -> Path:
         "rollout": {"n": 1, "max_new_tokens": limit},
         "loss": {"support": "student_topk", "k": 16},
         "optim": {"lr": 1e-4},
-        "train": {"steps": STEPS, "prompts_per_step": per_step, "seed": 0},
+        "train": {
+            "steps": STEPS,
+            "prompts_per_step": per_step,
+            "seed": 0,
+            "tokens_per_microbatch": 2048,
+        },
         "alarms": {"action": "off"},
         "output": {"dir": str(out), "save_every": 2, "keep": 1},
     }
