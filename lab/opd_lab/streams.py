@@ -30,3 +30,4 @@ class WorldStream(IntEnum):
     PARAMETERS = 4  # parameters of a generated world; the seed is the world's
     DESIGN = 5  # pairs and settings of a study: run
     NOISE = 6  # of the weights of a noisy model; the seed is the model's
+    RESAMPLING = 7  # trainings of a study, for an interval

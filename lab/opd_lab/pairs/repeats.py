@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from opd.core.stats import Estimate
+from opd.rng import generator
 from opd_lab.pairs.design import REPEAT
 from opd_lab.pairs.judging import Case, rank_correlation
 from opd_lab.pairs.records import FOLDER, load_rows, worlds_of
+from opd_lab.streams import WorldStream
 
 RESAMPLES = 2000
 MEAN_OF_DIFFERENCE = 2**0.5  # of two errors of equal width, in units of the mean of one
@@ -125,7 +127,7 @@ def _resampled(
 ) -> Estimate:
     """A measure of two arrays with the 95 % interval of resampled trainings, all their lengths."""
     members = [np.flatnonzero([t == one for t in trainings]) for one in dict.fromkeys(trainings)]
-    rng = np.random.default_rng(0)
+    rng = generator(0, WorldStream.RESAMPLING)
     values = []
     for _ in range(RESAMPLES):
         chosen = rng.integers(len(members), size=len(members))
