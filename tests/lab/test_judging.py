@@ -148,6 +148,8 @@ def test_the_page_shows_worst_world_first_and_every_part(outcomes):
         "reverse_kl",
         "Every wrong go",
         "5 runs of 5 trainings. Sign right on",
+        r"Of 30 runs \(30 trainings\) of generated worlds that the shipped forecast was not",
+        r"Of 5 runs \(5 trainings\) of real models",
     ):
         assert words in text
 

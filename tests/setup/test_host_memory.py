@@ -146,6 +146,12 @@ def test_the_run_and_its_plan_choose_the_same_whatever_is_free(small_run):
     assert token_budget(small_run(2**20, 2**20, "train.tokens_per_microbatch=77")) == 77
 
 
+def test_where_the_size_of_the_memory_is_not_known_the_run_chooses_the_most(small_run, monkeypatch):
+    cfg = small_run(2**50, 2**50)
+    monkeypatch.setattr(memory_plan, "machine_memory", lambda devices: DeviceMemory({}, {}))
+    assert token_budget(cfg) == AUTO_TOKENS
+
+
 def test_where_another_program_has_the_memory_something_is_advised(memory_table):
     """What is advised was planned as if the rest were all there is: nothing had to be set."""
     cfg = memory_table.base_run("0.6B", 1024, lora=True)

@@ -25,7 +25,7 @@ from opd_lab.pairs.judging import (
     rank_correlation,
     summarise,
 )
-from opd_lab.pairs.page_parts import changes_section, number, repeats_sections
+from opd_lab.pairs.page_parts import changes_section, in_short, number, repeats_sections
 from opd_lab.pairs.partial_runs import PARTS, rank_and_error, whole_trainings
 from opd_lab.pairs.real import BLOCK as REAL_BLOCK
 from opd_lab.pairs.records import Outcome, count_trainings, worlds_of
@@ -129,7 +129,11 @@ def ablate(outcomes: Sequence[Outcome], terms: Sequence[str] = TERMS) -> dict[st
 def check_document(findings: Findings) -> Document:
     """The page as a document."""
     facts = Table("", ("", ""), [[name, value] for name, value in findings.facts.items()])
-    sections = [Section("method", "Method", [Note(METHOD), Note(LIMITS), facts])]
+    short = in_short(findings.unseen, findings.real, findings.repeats)
+    sections = [
+        Section("short", "In short", [short]),
+        Section("method", "Method", [Note(METHOD), Note(LIMITS), facts]),
+    ]
     if findings.unseen:
         sections += [
             Section(

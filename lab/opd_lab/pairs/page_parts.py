@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from opd.recipes.check.verdict import GO, NO_GO
 from opd.reports.document import Note, Part, Section, Table
 from opd_lab.pairs.changed_runs import ChangedRun, changed_runs, followed
-from opd_lab.pairs.judging import Case
+from opd_lab.pairs.judging import Case, summarise
 from opd_lab.pairs.records import count_trainings
 from opd_lab.pairs.repeats import Repeat, repeatability
 
@@ -31,6 +32,28 @@ REPEATS_NOTE = (
     "that knows everything but these errors would have the root of the two runs' correlation, and "
     "their mean difference over the root of 2."
 )
+
+
+def in_short(unseen: Sequence[Case], real: Sequence[Case], repeats: Sequence[Repeat]) -> Note:
+    """How right the shipped forecast was on what it had not seen, in a few sentences."""
+    groups = {"generated worlds": unseen, "real models": real}
+    sentences = [_one_sentence(cases, name) for name, cases in groups.items() if cases]
+    if repeats:
+        whole = repeatability(repeats)[-1]
+        sentences.append(
+            f"Made twice, a run's change differs by {100 * whole.difference.value:.1f} points."
+        )
+    return Note(" ".join(sentences))
+
+
+def _one_sentence(cases: Sequence[Case], name: str) -> str:
+    j = summarise(cases, name)
+    return (
+        f"Of {j.cases} runs ({j.trainings} trainings) of {name} that the shipped forecast was not "
+        f"fitted on, {j.decided:.0%} were called go or no-go: wrong {j.wrong.get(GO, 0)} of "
+        f"{j.verdicts.get(GO, 0)} gos and {j.wrong.get(NO_GO, 0)} of {j.verdicts.get(NO_GO, 0)} "
+        f"no-gos. 90% intervals held {j.coverage[0.9]:.0%}; mean error {100 * j.error:.1f} points."
+    )
 
 
 def changes_section(
