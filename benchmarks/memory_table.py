@@ -19,7 +19,8 @@ from opd import config
 from opd.config import Run
 from opd.setup.memory_advice import first_that_fits
 from opd.setup.memory_models import HOST, DeviceMemory
-from opd.setup.memory_plan import MemoryPlan, plan_memory
+from opd.setup.memory_plan import plan_memory
+from opd.setup.planned_memory import MemoryPlan
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "memory.md"
 BEGIN, END = "<!-- table: benchmarks/memory_table.py -->\n", "<!-- end of table -->\n"

@@ -32,7 +32,7 @@ def test_micro_batches_of_a_cpu_leave_half_of_its_memory(memory_table, processes
 
     def half_is_enough(plan, gib):
         needed = [p.total for p in plan.phases if p.phase in ("score", "update")]
-        return max(needed) <= CPU_USABLE * gib * GIB
+        return max(needed) <= CPU_USABLE * processes * gib * GIB
 
     tokens = {gib: planned(gib).tokens_per_microbatch for gib in (24, 48, 64, 128)}
     assert list(tokens.values()) == sorted(tokens.values())
@@ -62,6 +62,44 @@ def test_rows_of_a_cpu_are_those_that_a_part_of_its_memory_holds(memory_table):
     assert planned(64, processes=2).rows == rows[1]
     (rollout,) = (p for p in planned(64).phases if p.phase == "rollout")
     assert rollout.parts["sampled rows"] <= HOST_FRACTION * 64 * GIB
+
+
+def test_processes_of_a_host_share_its_memory(memory_table, monkeypatch):
+    """One process was held against all of it, so that eight of them were called small enough."""
+    cfg = memory_table.base_run("4B", 4096, lora=False)
+    overrides = ("optim.offload=cpu", "student.precision=bf16_mixed")
+    cfg = config.parse(config.dump(cfg), overrides)
+    device, read = "cuda:0", memory_table.read_shape
+
+    def planned(of_host, everywhere=8):
+        monkeypatch.setenv("WORLD_SIZE", str(everywhere))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(of_host))
+        memory = DeviceMemory.idle({device: 80 * GIB, HOST: 128 * GIB})
+        return plan_memory(cfg, device=device, memory=memory, read=read)
+
+    one, four = planned(1), planned(4)
+    assert one.peak(device) == four.peak(device)
+    assert one.fits(HOST) and not four.fits(HOST)
+    phases = [{p.phase: p for p in plan.phases if p.device == HOST} for plan in (one, four)]
+    for name in ("Python and libraries", "offloaded optimizer", "rollouts and scores"):
+        alone, together = (by_phase["update"].parts[name] for by_phase in phases)
+        assert together == 4 * alone > 0, name
+    written = [by_phase["save"].parts["model being written"] for by_phase in phases]
+    assert written[0] == written[1], "one process writes"
+
+
+@pytest.mark.parametrize(("dtype", "copies"), [("auto", 1), ("float32", 2)])
+def test_a_mapped_teacher_is_in_host_memory_once(memory_table, dtype, copies):
+    cfg = memory_table.base_run("0.6B", 4096, lora=True)
+    cfg = config.parse(config.dump(cfg), (f"teacher.dtype={dtype}",))
+
+    def weights(processes):
+        memory = DeviceMemory.idle({HOST: 128 * GIB})
+        read = memory_table.read_shape
+        plan = plan_memory(cfg, device=HOST, memory=memory, processes=processes, read=read)
+        return plan.peak(HOST).parts["teacher weights"]
+
+    assert weights(2) == copies * weights(1)
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from opd.recipes.check.verdict import NO_GO
 from opd.setup import memory_advice, memory_plan
 from opd.setup.memory_advice import find_shortage, first_that_fits, require_memory
 from opd.setup.memory_models import HOST, DeviceMemory, pinned_pieces
-from opd.setup.memory_plan import GPU_CHOICES, PROCESS, USABLE, plan_memory
+from opd.setup.memory_plan import GPU_CHOICES, PROCESS, plan_memory
+from opd.setup.planned_memory import USABLE
 
 DEVICE, GIB = "cuda:0", 2**30
 

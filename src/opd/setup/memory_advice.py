@@ -12,7 +12,8 @@ from opd.errors import UserError
 from opd.models.lora_modules import WrongModules
 from opd.run.disk import human_size
 from opd.setup.memory_models import HOST, Unbuildable
-from opd.setup.memory_plan import GPU_CHOICES, MemoryPlan, PhaseMemory, plan_memory
+from opd.setup.memory_plan import GPU_CHOICES, plan_memory
+from opd.setup.planned_memory import MemoryPlan, PhaseMemory
 from opd.setup.precision import resolve_precision
 
 logger = logging.getLogger(__name__)

@@ -77,11 +77,13 @@ class FrozenModel:
         size: of its passes and weights.
         device: where it scores.
         offload: where its weights, all but the head, are at other times; none: they stay.
+        mapped: its weights stay in the file, which all processes of a host share.
     """
 
     size: ModelSize
     device: str
     offload: Literal["none", "cpu", "disk"] = "none"
+    mapped: bool = False
 
     @property
     def resident(self) -> int:
@@ -192,7 +194,7 @@ def plan_models(
     reference = None
     if (name := cfg.loss.terms.reference) is not None:
         config = read(name, "loss.terms.reference")
-        reference = FrozenModel(_frozen_size(config, _dtype(config, "auto"), device), device)
+        reference = _frozen_model(config, _dtype(config, "auto"), device)
     teacher, others = (teachers[0], tuple(teachers[1:])) if teachers else (None, ())
     return PlannedModels(student, state, device, precision, teacher, reference, others)
 
@@ -204,7 +206,7 @@ def _plan_teacher(cfg: Run, spec: Teacher, device: str, read: ConfigReader) -> F
         config = read(spec.model, "teacher.model")
         scheme = spec.dtype if spec.dtype in ("int8", "nf4") else None
         dtype = _dtype(config, "auto" if scheme else spec.dtype)
-        return FrozenModel(_frozen_size(config, dtype, place, scheme), place, spec.offload)
+        return replace(_frozen_model(config, dtype, place, scheme), offload=spec.offload)
     if not isinstance(spec, SelfTeacher) or spec.weights == "live" or cfg.student.lora is not None:
         return None
     config = read(cfg.student.model, "student.model")  # a copy, frozen or averaged
@@ -317,19 +319,21 @@ class Unbuildable(UserError):
     """No model can be made of a configuration, or no adapters for it."""
 
 
-def _frozen_size(
+def _frozen_model(
     config: Any, dtype: torch.dtype, device: str, scheme: Scheme | None = None
-) -> ModelSize:
-    """Of a model that is read from a file and never written.
+) -> FrozenModel:
+    """A model that is read from a file and never written.
 
     On a CPU weights of the stored dtype stay in the mapped file, unless others are quantised: of an
     embedding that is not the head, too, the rows of the text's tokens are read, which is next to
     nothing.
     """
     size = _size(config, dtype, None, device, scheme)
-    if scheme is not None or device != HOST or dtype != _dtype(config, "auto"):
-        return size
-    return replace(size, weights=size.weights - size.lookup, loaded=size.loaded - size.lookup)
+    mapped = scheme is None and device == HOST and dtype == _dtype(config, "auto")
+    if mapped:
+        rest = {"weights": size.weights - size.lookup, "loaded": size.loaded - size.lookup}
+        size = replace(size, **rest)
+    return FrozenModel(size, device, mapped=mapped)
 
 
 def _size(

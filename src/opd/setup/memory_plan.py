@@ -7,9 +7,6 @@ worst moment: every completion as long as allowed, micro-batches full.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
 
 from opd.config import Run
 from opd.core.precision import accumulation_dtype
@@ -20,6 +17,7 @@ from opd.setup.memory_models import (
     HOST,
     ConfigReader,
     DeviceMemory,
+    FrozenModel,
     PlannedModels,
     device_name,
     machine_memory,
@@ -27,12 +25,8 @@ from opd.setup.memory_models import (
     plan_models,
 )
 from opd.setup.memory_work import LossWork
+from opd.setup.planned_memory import USABLE, MemoryPlan, Parts, Phase, PhaseMemory
 
-Phase = Literal["load", "rollout", "score", "update", "save"]
-Parts = Mapping[str, int]
-# Of a device's free memory that may be used. The rest is for fragments that torch's allocator
-# cannot give, workspaces of kernels, and what a plan does not see.
-USABLE = 0.94
 PROCESS = 2**30  # host memory of Python and its libraries
 # train.tokens_per_microbatch: auto. The largest of the choices that fits; more are not faster. Host
 # memory is used by others as well, and where it is exhausted a process ends: half of it.
@@ -41,90 +35,11 @@ GPU_CHOICES = (1024, 2048, 4096, 8192, 16384)
 CPU_CHOICES, CPU_USABLE = (1024, 2048, 4096, AUTO_TOKENS), 0.5
 
 _READING = ("student weights", "teacher being read")
-
-
-@dataclass(frozen=True)
-class PhaseMemory:
-    """What one phase needs of one device, in bytes by part."""
-
-    phase: Phase
-    device: str
-    parts: Parts
-
-    @property
-    def total(self) -> int:
-        """Bytes of all parts."""
-        return sum(self.parts.values())
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Memory by phase and device; with several processes, that of each.
-
-    Attributes:
-        phases: every phase on every device.
-        devices: accelerators first, host memory last.
-        memory: of the devices.
-        precision: student.precision, never auto.
-        tokens_per_microbatch: never auto.
-        rows: completions sampled together in this process; 0: a server or a replay gives them.
-        length: tokens of the longest prompt with its completion.
-        processes: that train together.
-    """
-
-    phases: tuple[PhaseMemory, ...]
-    devices: tuple[str, ...]
-    memory: DeviceMemory
-    precision: str
-    tokens_per_microbatch: int
-    rows: int
-    length: int
-    processes: int
-
-    @property
-    def free(self) -> Mapping[str, int]:
-        """Bytes that each device can give now; devices that are not present are left out."""
-        return self.memory.free
-
-    def peak(self, device: str) -> PhaseMemory:
-        """The phase that needs most of a device."""
-        return max((p for p in self.phases if p.device == device), key=lambda p: p.total)
-
-    def fits(self, device: str) -> bool | None:
-        """Whether a device has enough; None where its memory is not known."""
-        free = self.free.get(device)
-        return None if free is None else self.peak(device).total <= USABLE * free
-
-    @property
-    def too_small(self) -> list[str]:
-        """Devices that do not have enough."""
-        return [device for device in self.devices if self.fits(device) is False]
-
-    def record(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {
-            "devices": [self._device_record(device) for device in self.devices],
-            "precision": self.precision,
-            "tokens_per_microbatch": self.tokens_per_microbatch,
-            "rows": self.rows,
-            "length": self.length,
-            "processes": self.processes,
-        }
-
-    def _device_record(self, device: str) -> dict[str, Any]:
-        peak = self.peak(device)
-        return {
-            "device": device,
-            "free": self.free.get(device),
-            "needed": peak.total,
-            "phase": peak.phase,
-            "fits": self.fits(device),
-            "phases": [
-                {"phase": p.phase, "bytes": p.total, "parts": dict(p.parts)}
-                for p in self.phases
-                if p.device == device
-            ],
-        }
+# In host memory, whatever the number of processes, or counted for all of them already.
+_ONCE = (
+    *("student's file", "teacher weights", "reference weights"),
+    *("model being read", "model being written"),
+)
 
 
 def plan_memory(
@@ -142,23 +57,26 @@ def plan_memory(
         cfg: the run.
         device: of the student; None: the accelerator if there is one.
         memory: of the devices; None: that of this machine, now.
-        processes: that train together; None: as torchrun or accelerate says.
+        processes: that train together, on one host; None: as torchrun or accelerate says.
         read: (model, key) -> transformers configuration; None: from folder or hub.
         longest_prompt: its tokens; None: prompts.max_tokens.
 
     Raises:
         UserError: a model's configuration that cannot be read, a loss that makes no sense.
     """
-    processes = int(os.environ.get("WORLD_SIZE", 1)) if processes is None else processes
+    sharing = processes  # of this host's memory
+    if processes is None:
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     models = plan_models(cfg, device_name(device), processes=processes, read=read)
     memory = machine_memory(models.devices) if memory is None else memory
     total = memory.total.get(models.device)
     if models.device != HOST:
         models = models.on_device_of(total)
-    planner = _Planner(cfg, models, processes, longest_prompt)
+    planner = _Planner(cfg, models, (processes, sharing or 1), longest_prompt)
     tokens = cfg.train.tokens_per_microbatch
     if tokens == "auto":  # as the run chooses, which does not know its prompts
-        tokens = _Planner(cfg, models, processes, None).auto_tokens(total)
+        tokens = _Planner(cfg, models, (processes, sharing or 1), None).auto_tokens(total)
     rows = planner.rows(memory)
     return MemoryPlan(
         phases=tuple(planner.phases(tokens, rows)),
@@ -176,9 +94,13 @@ class _Planner:
     """Bytes of the phases of a run, for given micro-batches and rows."""
 
     def __init__(
-        self, cfg: Run, models: PlannedModels, processes: int, longest_prompt: int | None
+        self,
+        cfg: Run,
+        models: PlannedModels,
+        processes: tuple[int, int],  # all, and those of a host
+        longest_prompt: int | None,
     ) -> None:
-        self.cfg, self.models, self.processes = cfg, models, processes
+        self.cfg, self.models, (self.processes, self.sharing) = cfg, models, processes
         most = cfg.prompts.max_tokens
         self.prompt = most if longest_prompt is None else min(longest_prompt, most)
         self.limit = cfg.rollout.max_new_tokens
@@ -210,9 +132,14 @@ class _Planner:
             for device in self.models.devices:
                 resident = {} if phase == "load" else self._resident(device)
                 parts = _add(resident, by_device.get(device, {}))
+                parts = self._of_all(parts) if device == HOST else parts
                 needed = {name: size for name, size in parts.items() if size}
                 planned.append(PhaseMemory(phase, device, needed))
         return planned
+
+    def _of_all(self, parts: Parts) -> Parts:
+        """In host memory, of all processes that share it."""
+        return {x: size if x in _ONCE else size * self.sharing for x, size in parts.items()}
 
     def _update_tokens(self, tokens: int) -> int:
         """Of a micro-batch that a step can fill; supervised phases have batches of their own."""
@@ -223,11 +150,11 @@ class _Planner:
         return min(tokens, rows * self.length)
 
     def auto_tokens(self, total: int | None) -> int:
-        """Tokens per micro-batch by all bytes of the device; processes share those of a host."""
+        """Tokens per micro-batch by all bytes of the device."""
         if total is None:
             return AUTO_TOKENS
         choices: tuple[int, ...] = GPU_CHOICES if self.on_gpu else CPU_CHOICES
-        usable = total * (USABLE if self.on_gpu else CPU_USABLE / self.processes)
+        usable = total * (USABLE if self.on_gpu else CPU_USABLE)
         fitting = [tokens for tokens in choices if self._needed(tokens) <= usable]
         return max(fitting, default=choices[0])
 
@@ -245,7 +172,7 @@ class _Planner:
         free, total = memory.free.get(device), memory.total.get(device)
         if free is None or total is None:
             return rows
-        available = HOST_FRACTION * total / self.processes
+        available = HOST_FRACTION * total / self.sharing
         if self.on_gpu:
             others = _total(self._resident(device)) + _total(self._rollout(0))
             resident = others - self._prompt_bytes()
@@ -290,10 +217,14 @@ class _Planner:
         reference = [] if models.reference is None else [models.reference]
         named = {"teacher weights": models.teachers, "reference weights": reference}
         return {
-            name: sum(f.resident for f in frozen if f.device == device)
+            name: sum(f.resident * self._copies(f) for f in frozen if f.device == device)
             for name, frozen in named.items()
             if any(f.device == device for f in frozen)
         }
+
+    def _copies(self, frozen: FrozenModel) -> int:
+        """Of its weights in one device's memory."""
+        return self.sharing if frozen.device == HOST and not frozen.mapped else 1
 
     def _load(self) -> dict[str, Parts]:
         """Each model is read into host memory and moved to its device.
@@ -317,7 +248,8 @@ class _Planner:
             parts[HOST] = _add(rest, read if _total(read) > _total(made) else made)
         host = {"Python and libraries": PROCESS}
         if self.on_gpu:
-            sizes = [state.read or state.loaded, *(f.size.loaded for f in models.frozen)]
+            student = state.read or state.loaded * self.sharing  # a file is there once
+            sizes = [student, *(f.size.loaded for f in models.frozen)]
             host["model being read"] = max(sizes)
             host["offloaded optimizer"] = state.host
         parts[HOST] = _add(host, parts[HOST])

@@ -10,7 +10,8 @@ from opd.recipes.check.compatibility import Finding, Level
 from opd.run.disk import human_size
 from opd.setup.launch import describe_seats, describe_transfer, find_crowded, seats
 from opd.setup.memory_advice import describe_need, find_shortage
-from opd.setup.memory_plan import MemoryPlan, plan_memory
+from opd.setup.memory_plan import plan_memory
+from opd.setup.planned_memory import MemoryPlan
 
 
 @dataclass(frozen=True)
