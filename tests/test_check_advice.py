@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import yaml
 
 from opd import config
 from opd.commands.auto import is_refused
-from opd.commands.check import output
+from opd.commands.check import gather, output
 from opd.commands.check.candidates import Candidate
 from opd.commands.check.judging import cold_start
 from opd.commands.check.result import CheckResult, TeacherResult
@@ -122,6 +124,27 @@ def test_answers_that_are_cut_off_are_not_blamed_on_the_grader_first():
     whole = cut | {"teacher_truncated": estimate(0.1)}
     reason = nothing_accepted_reason(make_features(0.0, 0.0, 0.1) | whole)
     assert "suspect the grader or the template" in reason.text
+
+
+def test_a_candidate_knows_what_the_others_answered(monkeypatch):
+    """Of two teachers one was right: the grader was suspected of the other one's answers."""
+
+    def side(*correct):
+        answers = None if not correct else SimpleNamespace(correct=np.array([correct], dtype=bool))
+        return None, SimpleNamespace(answers=answers)
+
+    monkeypatch.setattr(gather, "compute_features", lambda student, teacher: {})
+
+    def features(*sides):
+        gathering = SimpleNamespace(pilots={}, probe=SimpleNamespace(sides=sides))
+        return [gather.Gathering.features(gathering, i) for i in range(len(sides))]
+
+    wrong, right, scores = side(0, 0), side(1, 1), side()
+    of_wrong, of_right, of_scores = features(wrong, right, scores)
+    assert of_wrong["others_accuracy"].value == of_scores["others_accuracy"].value == 1.0
+    assert of_right["others_accuracy"].value == 0.0
+    assert features(right) == [{}]
+    assert features(right, scores)[0] == {}
 
 
 def test_a_go_with_advice_does_not_say_that_nothing_stands_against_it():

@@ -105,7 +105,7 @@ def test_a_reverse_kl_that_is_not_finite_is_not_shown_as_a_number():
     assert "nan" not in " ".join(r.evidence for r in explain("not known", forecast, features, RUN))
 
 
-@pytest.mark.parametrize("name", ["pass_at_n", "greedy_accuracy"])
+@pytest.mark.parametrize("name", ["pass_at_n", "greedy_accuracy", "others_accuracy"])
 def test_a_grader_that_accepted_a_rollout_is_not_suspected(name):
     """No answer of 16 and 16 was right, some of 32 rollouts were: the grader was blamed."""
     none = make_features(0.0, 0.0, 0.1)

@@ -225,8 +225,11 @@ def test_processes_of_a_host_share_its_memory(monkeypatch):
     monkeypatch.setattr(hf, "total_host_bytes", lambda: 800)
     alone = hf._row_memory(torch.device("cpu"))
     monkeypatch.setattr(hf.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(hf.dist, "get_world_size", lambda: 2)
-    assert (alone, hf._row_memory(torch.device("cpu"))) == (200, 100)
+    monkeypatch.setattr(hf.dist, "get_world_size", lambda: 4)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert (alone, hf._row_memory(torch.device("cpu"))) == (200, 50)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # the other two are on another host
+    assert hf._row_memory(torch.device("cpu")) == 100
 
 
 class FakeGraph:

@@ -79,7 +79,8 @@ def test_processes_of_a_host_share_its_memory(memory_table, monkeypatch):
 
     one, four = planned(1), planned(4)
     assert one.peak(device) == four.peak(device)
-    assert one.fits(HOST) and not four.fits(HOST)
+    assert one.fits(HOST)
+    assert not four.fits(HOST)
     phases = [{p.phase: p for p in plan.phases if p.device == HOST} for plan in (one, four)]
     for name in ("Python and libraries", "offloaded optimizer", "rollouts and scores"):
         alone, together = (by_phase["update"].parts[name] for by_phase in phases)

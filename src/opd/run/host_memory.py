@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,6 +47,15 @@ def free_host_bytes(proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:
             cached = _match(folder / "memory.stat", rf"(?m)^{names.cached} (\d+)$") or 0
             known.append(max(0, limit - used + cached))
     return min(known, default=None)
+
+
+def processes_on_host(everywhere: int) -> int:
+    """How many processes of this run share the host's memory, as torchrun and accelerate say.
+
+    Args:
+        everywhere: the processes of all hosts; all on this one where nothing is said.
+    """
+    return int(os.environ.get("LOCAL_WORLD_SIZE", everywhere))
 
 
 def _groups(proc: Path, cgroup: Path) -> Iterator[tuple[Path, _Names]]:

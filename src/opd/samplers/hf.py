@@ -20,7 +20,7 @@ from opd.core.precision import accumulation_dtype
 from opd.errors import UserError
 from opd.models.cache_support import cache_support, require_cache
 from opd.models.lm import LM, free_memory, is_out_of_memory
-from opd.run.host_memory import total_host_bytes
+from opd.run.host_memory import processes_on_host, total_host_bytes
 from opd.samplers.aligned_decoder import AlignedDecoder
 from opd.samplers.decoding import Decoding
 from opd.samplers.pace import Pace, pace_of
@@ -207,7 +207,7 @@ def _row_memory(device: torch.device) -> int | None:
     """
     if device.type == "cpu":
         total, several = total_host_bytes(), dist.is_available() and dist.is_initialized()
-        processes = dist.get_world_size() if several else 1
+        processes = processes_on_host(dist.get_world_size()) if several else 1
         return None if total is None else int(HOST_FRACTION * total / processes)
     if device.type != "cuda":
         return None

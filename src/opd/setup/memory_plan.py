@@ -10,6 +10,7 @@ import os
 
 from opd.config import Run
 from opd.core.precision import accumulation_dtype
+from opd.run.host_memory import processes_on_host
 from opd.samplers.hf import HOST_FRACTION, MEMORY_FRACTION, batch_rows, record_bytes
 from opd.samplers.pace import pace_of
 from opd.setup.memory_models import (
@@ -67,7 +68,7 @@ def plan_memory(
     sharing = processes  # of this host's memory
     if processes is None:
         processes = int(os.environ.get("WORLD_SIZE", 1))
-        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        sharing = processes_on_host(processes)
     models = plan_models(cfg, device_name(device), processes=processes, read=read)
     memory = machine_memory(models.devices) if memory is None else memory
     total = memory.total.get(models.device)

@@ -23,7 +23,7 @@ from opd.core.stats import Estimate
 from opd.data.prompts import PromptSet
 from opd.recipes.check.advice import decide
 from opd.recipes.check.cost import RunCost, StepTime
-from opd.recipes.check.features import compute_features
+from opd.recipes.check.features import compute_features, others_accuracy
 from opd.recipes.check.forecast import MIN_STEPS, predict, without_short_pilot
 from opd.recipes.check.forecast_model import load_model
 from opd.recipes.check.settings import RunSettings
@@ -103,7 +103,9 @@ class Gathering:
     def features(self, index: int) -> dict[str, Estimate]:
         """Every number of a candidate so far."""
         pilot = self.pilots.get(index)
-        return compute_features(*self.probe.sides[index]) | (pilot.features if pilot else {})
+        sides = self.probe.sides
+        features = compute_features(*sides[index]) | (pilot.features if pilot else {})
+        return features | others_accuracy([t for i, (_, t) in enumerate(sides) if i != index])
 
     def settings(self, index: int) -> RunSettings:
         """Of a candidate's run."""

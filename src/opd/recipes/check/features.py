@@ -7,6 +7,7 @@ Shapes: P prompts, n student samples and m teacher samples per prompt, D depths.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -117,6 +118,13 @@ def compute_features(student: StudentSide, teacher: TeacherSide) -> dict[str, Es
     if student.correct is not None:
         features |= _answer_features(student, student.correct, teacher)
     return features
+
+
+def others_accuracy(others: Sequence[TeacherSide]) -> dict[str, Estimate]:
+    """Highest accuracy of the other candidates' answers, by its name; empty without any."""
+    correct = [t.answers.correct for t in others if t.answers is not None]
+    known = [stats.avg_at_n(c) for c in correct if c is not None]
+    return {"others_accuracy": max(known, key=lambda e: e.value)} if known else {}
 
 
 def _answer_features(

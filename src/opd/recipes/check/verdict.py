@@ -151,8 +151,11 @@ def promise(forecast: Forecast) -> tuple[float, float]:
 
 
 def nothing_accepted(features: Mapping[str, Estimate]) -> bool:
-    """Whether both models answered, and nothing that either said was graded correct."""
+    """Whether both models answered, and nothing that either said was graded correct.
+
+    Not where another candidate's answers were: then the grader can accept one.
+    """
     answers = ("student_accuracy", "teacher_accuracy")
-    graded = (*answers, "pass_at_n", "greedy_accuracy")
+    graded = (*answers, "pass_at_n", "greedy_accuracy", "others_accuracy")
     right = any(features[name].value for name in graded if name in features)
     return all(name in features for name in answers) and not right
