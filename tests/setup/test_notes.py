@@ -1,5 +1,6 @@
 """Notes about settings that are allowed and often mistakes: said where they are true alone."""
 
+import jinja2
 import pytest
 
 from opd import config
@@ -26,7 +27,50 @@ def test_a_grader_of_ones_own_grades_prompts_without_answers(answers, tmp_path):
                 "output": {"dir": "out"},
             }
         )
-        return " ".join(find_notes(cfg, prompts, (None, None)))
+        return " ".join(find_notes(cfg, prompts, (None, None), None))
 
     assert "answer" in notes("exact")
     assert "answer" not in notes("python:pkg.mod:reward")
+
+
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+TOOLS = "{% if tools %}Tools: {{ tools }}{% endif %}" + TURNS
+
+
+class Renders:
+    """A tokenizer of which templates alone are asked."""
+
+    chat_template = TURNS
+
+    def apply_chat_template(self, turns, *, chat_template, **words):
+        return jinja2.Template(chat_template).render(messages=turns, **words)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "prompts", "warned"),
+    [
+        (TURNS, {}, False),
+        (TOOLS, {}, False),  # sizes of one family that differ in the part for tools
+        (TOOLS, {"chat": {"tools": ["add"]}}, True),
+        (TURNS.replace("<assistant>", "<model>"), {}, True),
+        (TURNS.replace("<assistant>", "<model>"), {"teacher_template": True}, False),
+        (TURNS.replace("<assistant>", "<model>"), {"chat": None}, False),
+        ("{{ raise_exception('no system turn') }}", {}, True),
+        (None, {}, False),
+    ],
+)
+def test_templates_are_compared_by_what_they_make_of_prompts(teacher, prompts, warned, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "q", "answer": "1"}\n')
+    cfg = config.parse(
+        {
+            "student": {"model": "s"},
+            "teacher": {"model": "t"},
+            "prompts": {"path": str(file), **prompts},
+            "train": {"prompts_per_step": 1},
+            "output": {"dir": "out"},
+        }
+    )
+    read = PromptSet((Prompt(0, (1,), "q", "1"),), 0, 1, "chat", "")
+    notes = " ".join(find_notes(cfg, read, (TURNS, teacher), Renders()))
+    assert ("chat templates of student and teacher differ" in notes) == warned

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from opd.config import Run
+from opd.data.prompts import render
 from opd.errors import UserError
 
 
@@ -39,6 +40,40 @@ def choose_template(cfg: Run, student: Any, teacher: Any | None) -> None:
             "  prompts.teacher_template=false  plain text, as for a base model\n"
             "  prompts.chat=null               the same, said of the prompts themselves"
         )
+
+
+CONVERSATIONS = (  # what prompts may be: a question, and one with all that can come before it
+    [{"role": "user", "content": "What is 2 + 2?"}],
+    [
+        {"role": "system", "content": "Answer with a number."},
+        {"role": "user", "content": "What is 2 + 2?"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "And 3 + 3?"},
+    ],
+)
+
+
+def render_alike(tokenizer: Any, templates: tuple[Any, Any], chat: dict[str, Any]) -> bool:
+    """Whether two templates make the same text of a prompt, whatever else they differ in.
+
+    Sizes of one family often differ in the part for tools alone, which no prompt of a run reaches.
+
+    Args:
+        tokenizer: of the student.
+        templates: of student and teacher.
+        chat: prompts.chat.
+    """
+    try:
+        student, teacher = (
+            [
+                render(tokenizer, turns, "chat", {"chat_template": template, **chat}, "")
+                for turns in CONVERSATIONS
+            ]
+            for template in templates
+        )
+    except UserError:  # one of them refuses what the other may not
+        return False
+    return student == teacher
 
 
 def _why_unknown(cfg: Run) -> str:

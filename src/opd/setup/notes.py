@@ -15,6 +15,7 @@ from opd.data.readers import read_rows, source_name
 from opd.data.routes import COLUMN
 from opd.models.hub_name import same_model
 from opd.setup.alarm_notes import notes_of_alarms
+from opd.setup.chat_template import render_alike
 from opd.training.horizon import growing_limit
 
 # Jaccard similarity of runs of six letters and digits from which questions with the same numbers
@@ -88,13 +89,16 @@ def find_overlaps(cfg: Run, kept: Sequence[int]) -> list[Overlap]:
     return overlaps
 
 
-def find_notes(cfg: Run, prompts: PromptSet, templates: tuple[Any, Any]) -> list[str]:
+def find_notes(
+    cfg: Run, prompts: PromptSet, templates: tuple[Any, Any], tokenizer: Any
+) -> list[str]:
     """Sentences about settings that are allowed and often mistakes.
 
     Args:
         cfg: the run.
         prompts: of training.
         templates: chat template of student and teacher; None where it has none or is unknown.
+        tokenizer: the student's.
     """
     notes = []
     count, missing = len(prompts.prompts), [p for p in prompts.prompts if p.answer is None]
@@ -126,8 +130,8 @@ def find_notes(cfg: Run, prompts: PromptSet, templates: tuple[Any, Any]) -> list
         notes.append(
             f"teacher.model={teacher.model} is student.model: there is nothing to learn from it."
         )
-    student, other = templates
-    if cfg.prompts.chat is not None and student and other and student != other:
+    chat, known = cfg.prompts.chat, all(templates) and not cfg.prompts.teacher_template
+    if chat is not None and known and not render_alike(tokenizer, templates, chat):
         notes.append(
             "The chat templates of student and teacher differ. Prompts are rendered with the "
             "student's; prompts.teacher_template=true takes the teacher's."

@@ -67,7 +67,7 @@ def read_inputs(
     assert inputs.prompts is not None
     inputs.models = {r: f.identity for r, f in pair.models().items()}
     inputs.overlaps = find_overlaps(cfg, [p.index for p in inputs.prompts.prompts])
-    inputs.notes = find_notes(cfg, inputs.prompts, pair.templates)
+    inputs.notes = find_notes(cfg, inputs.prompts, pair.templates, pair.tokenizer)
     for note in (*map(str, inputs.overlaps), *inputs.notes):
         log.warning(note)
     return inputs
