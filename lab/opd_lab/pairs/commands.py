@@ -28,6 +28,7 @@ from opd_lab.pairs.real import BLOCK, RUNS
 from opd_lab.pairs.real import FITTED as FITTED_REAL
 from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, pack, worlds_of
 from opd_lab.pairs.repeats import load_repeats
+from opd_lab.pairs.world_count import by_world_count
 
 FIGURE = (
     "\n## Forecasts and coverage of worlds left out\n\n"
@@ -123,6 +124,7 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
         judge_outcomes(model, [o for o in real if o not in seen]),
         ablate(known),
         load_repeats(left_out),
+        by_world_count(study),
     )
     path = out / "check.md"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,31 +7,35 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from opd.core.stats import Estimate
 from opd.recipes.check.features import DEFINITIONS
 from opd.recipes.check.forecast_model import ForecastModel
 from opd.recipes.check.pilot_features import PILOT_DEFINITIONS, STRETCH_DEFINITIONS
-from opd.recipes.check.verdict import GO, NO_GO
 from opd.reports.document import Cell, Document, Note, Part, Section, Sentence, Table
 from opd_lab.forecast_fit import TERMS
+from opd_lab.pairs.judged_table import ALL, judged
 from opd_lab.pairs.judging import (
     BASELINES,
     LEVELS,
     MIN_GAP,
     Case,
-    Judgement,
     by_world,
     leave_worlds_out,
     rank_correlation,
     summarise,
 )
-from opd_lab.pairs.page_parts import changes_section, in_short, number, repeats_sections
+from opd_lab.pairs.page_parts import (
+    changes_section,
+    estimated,
+    in_short,
+    number,
+    repeats_sections,
+)
 from opd_lab.pairs.partial_runs import PARTS, rank_and_error, whole_trainings
 from opd_lab.pairs.real import BLOCK as REAL_BLOCK
 from opd_lab.pairs.records import Outcome, count_trainings, worlds_of
 from opd_lab.pairs.repeats import Repeat
+from opd_lab.pairs.world_count import WorldCount, count_section
 
-ALL = "all"
 CASE_COLUMNS = ("run", "before", "teacher", "predicted change (90%)", "change", "verdict")
 CLEAR = 0.05  # change of accuracy whose sign should be right
 METHOD = (
@@ -106,6 +110,7 @@ class Findings:
         facts: for the head of the page.
         ablations: cases of fits with other terms, by name.
         repeats: runs of `left_out` that were made twice.
+        counts: errors of forecasts fitted on fewer worlds.
     """
 
     known: Sequence[Outcome]
@@ -116,6 +121,7 @@ class Findings:
     real: Sequence[Case] = ()
     ablations: dict[str, Sequence[Case]] = field(default_factory=dict)
     repeats: Sequence[Repeat] = ()
+    counts: Sequence[WorldCount] = ()
 
 
 def ablate(outcomes: Sequence[Outcome], terms: Sequence[str] = TERMS) -> dict[str, Sequence[Case]]:
@@ -137,61 +143,26 @@ def check_document(findings: Findings) -> Document:
     if findings.unseen:
         sections += [
             Section(
-                "unseen", "The shipped forecast on other seeds", _judged(findings.unseen, SEEDS)
+                "unseen", "The shipped forecast on other seeds", judged(findings.unseen, SEEDS)
             ),
             Section("unseen-coverage", "Its coverage", [_coverage(findings.unseen)]),
             Section("unseen-wrong", "Its wrong gos and no-gos", [_wrong(findings.unseen)]),
         ]
     sections.append(Section("real", "Real models", _real(findings)))
     sections += [
-        Section("worlds", "Worlds left out of the fit", _judged(findings.left_out, LEFT_OUT)),
+        Section("worlds", "Worlds left out of the fit", judged(findings.left_out, LEFT_OUT)),
         Section("baselines", "Rank correlation of other numbers", [_baselines(findings.left_out)]),
         Section("coverage", "Coverage of the intervals", [_coverage(findings.left_out)]),
         Section("wrong", "Every wrong go and don't", [_wrong(findings.left_out)]),
         changes_section(findings.unseen, findings.real, findings.left_out),
         Section("parts", "What a part of the run itself would tell", _parts(findings)),
         *repeats_sections(findings.repeats),
+        *count_section(findings.counts),
         Section("ablation", "Ablation", [_ablation(findings)]),
         Section("single", "Each feature alone", [_features(findings.known)]),
         Section("data", "The records", [_data(findings.known)]),
     ]
     return Document("How accurate opd check is", "", sections)
-
-
-def _judged(cases: Sequence[Case], note: str) -> list[Part]:
-    rows = [_row(j) for j in (*by_world(cases), summarise(cases, ALL))]
-    columns = (
-        "world",
-        "runs (trainings)",
-        "Spearman",
-        "continuation gain alone",
-        "AUROC, recovers half",
-        "coverage of 90%",
-        "bias, points",
-        "error, points",
-        "error of continuation gain",
-        "wrong go",
-        "wrong don't",
-        "go or don't",
-    )
-    return [Note(note), Table("", columns, rows)]
-
-
-def _row(j: Judgement) -> list[str]:
-    return [
-        j.label,
-        f"{j.cases} ({j.trainings})",
-        number(j.spearman),
-        number(j.baselines["continuation_gain"]),
-        f"{_estimate(j.auroc)}, {j.with_gap} runs",
-        f"{j.coverage[0.9]:.2f}",
-        f"{100 * j.bias:+z.1f}",
-        f"{100 * j.error:.1f}",
-        f"{100 * j.gain_error:.1f}",
-        f"{j.wrong.get(GO, 0)} of {j.verdicts.get(GO, 0)}",
-        f"{j.wrong.get(NO_GO, 0)} of {j.verdicts.get(NO_GO, 0)}",
-        f"{j.decided:.0%}",
-    ]
 
 
 def _baselines(cases: Sequence[Case]) -> Table:
@@ -292,7 +263,7 @@ def _ablation(findings: Findings) -> Table:
                 name,
                 f"{number(worst.spearman)} ({worst.label})",
                 number(whole.spearman),
-                _estimate(whole.auroc),
+                estimated(whole.auroc),
                 f"{100 * whole.error:.1f} points",
             ]
         )
@@ -349,7 +320,3 @@ def _data(records: Sequence[Outcome]) -> Table:
         "steps",
     )
     return Table("", columns, rows)
-
-
-def _estimate(e: Estimate) -> str:
-    return f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})" if np.isfinite(e.value) else "-"

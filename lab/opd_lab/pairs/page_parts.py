@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from opd.core.stats import Estimate
 from opd.recipes.check.verdict import GO, NO_GO
 from opd.reports.document import Note, Part, Section, Table
 from opd_lab.pairs.changed_runs import ChangedRun, changed_runs, followed
@@ -130,6 +131,11 @@ def repeats_sections(repeats: Sequence[Repeat]) -> list[Section]:
     title = "What the same run made twice tells"
     note = Note(f"{REPEATS_NOTE} {limits}")
     return [Section("repeats", title, [note, Table("", columns, rows)])]
+
+
+def estimated(e: Estimate) -> str:
+    """A number with its interval; a dash where there is none."""
+    return f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})" if np.isfinite(e.value) else "-"
 
 
 def number(value: float, *, signed: bool = False) -> str:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from opd.core.stats import Estimate
-from opd.rng import generator
 from opd_lab.pairs.design import REPEAT
 from opd_lab.pairs.judging import Case, rank_correlation
 from opd_lab.pairs.records import FOLDER, load_rows, worlds_of
-from opd_lab.streams import WorldStream
+from opd_lab.pairs.resampling import mean_distance, resample_trainings
 
-RESAMPLES = 2000
 MEAN_OF_DIFFERENCE = 2**0.5  # of two errors of equal width, in units of the mean of one
 
 
@@ -107,32 +105,9 @@ def _agree(repeats: Sequence[Repeat], label: str) -> Repeatability:
         runs=len(repeats),
         trainings=len(set(trainings)),
         forecast=rank_correlation(predicted, first),
-        forecast_error=_distance(predicted, first),
+        forecast_error=mean_distance(predicted, first),
         forecast_again=rank_correlation(predicted, again),
-        forecast_error_again=_distance(predicted, again),
-        again=_resampled(rank_correlation, first, again, trainings),
-        difference=_resampled(_distance, first, again, trainings),
+        forecast_error_again=mean_distance(predicted, again),
+        again=resample_trainings(rank_correlation, first, again, trainings),
+        difference=resample_trainings(mean_distance, first, again, trainings),
     )
-
-
-def _distance(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(a - b).mean())
-
-
-def _resampled(
-    measure: Callable[[np.ndarray, np.ndarray], float],
-    first: np.ndarray,
-    again: np.ndarray,
-    trainings: Sequence[tuple[str, int]],
-) -> Estimate:
-    """A measure of two arrays with the 95 % interval of resampled trainings, all their lengths."""
-    members = [np.flatnonzero([t == one for t in trainings]) for one in dict.fromkeys(trainings)]
-    rng = generator(0, WorldStream.RESAMPLING)
-    values = []
-    for _ in range(RESAMPLES):
-        chosen = rng.integers(len(members), size=len(members))
-        rows = np.concatenate([members[i] for i in chosen])
-        values.append(measure(first[rows], again[rows]))
-    known = [value for value in values if np.isfinite(value)] or [float("nan")]
-    low, high = np.quantile(known, [0.025, 0.975])
-    return Estimate(measure(first, again), float(low), float(high), len(members))
