@@ -61,13 +61,18 @@ def test_every_limit_is_a_run_of_as_many_tokens(horizon, monkeypatch, tmp_path):
     (tmp_path / "data").mkdir()
     budgets, students = set(), set()
     for limit in horizon.LIMITS:
-        horizon.train(limit, tmp_path)
+        horizon.train(limit, 0, tmp_path)
         cfg = config.parse(yaml.safe_load(Path(called[-1][-1]).read_text()), [])
         budgets.add(cfg.rollout.max_new_tokens * cfg.train.prompts_per_step * cfg.train.steps)
         students.add((cfg.student.model, cfg.teacher.model))
         prompts = Path(cfg.prompts.path).read_text().splitlines()
         assert len(prompts) == cfg.train.prompts_per_step * cfg.train.steps
     assert len(budgets) == len(students) == 1
+    assert horizon.train(256, 1, tmp_path).parent.name == "horizon-256-1"
+    again = config.parse(yaml.safe_load(Path(called[-1][-1]).read_text()), [])
+    assert (again.train.seed, again.student.model) == (1, cfg.student.model)
+    first = tmp_path / "data" / "running-train-256.jsonl"
+    assert Path(again.prompts.path).read_text() != first.read_text()
 
 
 def test_a_sum_is_right_that_goes_on_from_what_was_written(horizon):

@@ -13,7 +13,7 @@ import pytest
 from opd import config
 
 FOLDER = Path(__file__).parents[1] / "examples" / "qwen"
-MODULES = ("tasks", "prepare", "teachers", "imitation", "study_page", "study")
+MODULES = ("tasks", "prepare", "teachers", "imitation", "study_page", "study", "held_out")
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def study(monkeypatch):
 def measured(study, monkeypatch, tmp_path):
     """A folder in which every teacher has been made, and the rate of (b) has been chosen."""
     accuracies = {"large": {"8": 0.65, "32": 0.8}, "small": {"32": 0.5, "96": 0.66}}
+    accuracies["weaker"] = {"4": 0.6, "6": 0.65}
     accuracies["working"] = {"4": 0.2, "8": 0.7, "24": 0.95}
     for name, found in accuracies.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
@@ -116,3 +117,61 @@ def test_tables_show_what_the_folders_hold(study, tmp_path):
     assert "(c)" not in text
     assert "| (f) | 0 | 0.0003 | 50.0% (40.0 to 60.0)" in text
     assert "1.000 -> 0.250" in text
+
+
+@pytest.mark.parametrize(
+    ("rewards", "teacher", "cells"),
+    [
+        ([0, 0, 0, 0.5, 0.75, 0.75, 0.75], 1.0, "6 | 60 | 1.0"),  # steps 3 to 6: a mean of .5
+        ([0, 0, 0, 0.5, 0.5, 0.5, 0.25], 1.0, "- | - | -"),
+        ([0.5] * 7, 0.05, "- | - | -"),  # no gap to speak of
+    ],
+)
+def test_half_of_the_gap_is_reached_by_four_steps_together(
+    study, tmp_path, rewards, teacher, cells
+):
+    run = tmp_path / "small-0.0001-0"
+    run.mkdir()
+    sets = {"heldout": {"before": {"value": 0.0}, "teacher": {"value": teacher}}}
+    (run / "summary.json").write_text(json.dumps({"sets": sets}))
+    lines = [{"rollout/reward": reward, "train/tokens": 10} for reward in rewards]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "timings.jsonl").write_text('{"time/step_s": 10}\n' * len(rewards))
+    half_row = sys.modules["study_page"].half_row
+    assert half_row("(c)", run) == f"| (c), 0.0001 | 0 | {cells} |\n"
+
+
+def test_held_out_answers_are_kept_and_compared_problem_by_problem(study, tmp_path, monkeypatch):
+    held_out = importlib.import_module("held_out")
+    study_folder = tmp_path / "study"
+    for model in ("0.5b", "large-16", "small-96"):
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "config.json").write_text("{}")
+    for arm, teacher in (("fine-tuned", "large-16"), ("small", "small-96")):
+        run = study_folder / f"{arm}-0.0001-0"
+        run.mkdir(parents=True)
+        (run / "summary.json").write_text("{}")
+        models = {"student": {"model": str(tmp_path / "0.5b")}}
+        models["teacher"] = {"model": str(tmp_path / teacher)}
+        run.with_name(f"{run.name}.yaml").write_text(json.dumps(models))
+    asked = []
+
+    def answer(model, seed, tokens, base):
+        asked.append(model)
+        right = {"0.5b": 0, "large-16": 20, "small-96": 18}.get(model.name)
+        right = (10 if "small" in str(model) else 8) if right is None else right
+        return [1] * right + [0] * (20 - right)
+
+    monkeypatch.setattr(held_out, "answer", answer)
+    held_out.measure(tmp_path)
+    assert len(asked) == 3 * 2 + 2
+    held_out.measure(tmp_path)
+    assert len(asked) == 8, "once each"
+    assert "| large-16 | 100.0%" in held_out.teacher_rows(tmp_path)
+    (of_large, of_small) = held_out.result_rows(tmp_path).splitlines()[2:]
+    assert of_large.startswith("| (b) 1.5B, fine-tuned, 0.0001 | 0 | 0.0%")
+    assert "| 40.0% (18.6 to 64.6) | 100.0%" in of_large
+    assert "| +50.0 (" in of_small
+    (compared,) = held_out.compared_rows(tmp_path).splitlines()[2:]
+    assert compared.startswith("| small | fine-tuned | +10.0 (")
+    assert compared.endswith("| - | - |")

@@ -1,6 +1,6 @@
 """How far into a long answer does a teacher help? Sums of many numbers, one after the other.
 
-    python examples/qwen/horizon.py [models] [gain] [train] [--base FOLDER]
+    python examples/qwen/horizon.py [models] [gain] [train] [--limits N ...] [--seeds N ...]
 
 Teacher and student are the 0.5B, fine-tuned on such sums for many and for few steps. `gain` lets
 both go on from the student's own beginnings; `train` trains the student with responses cut off at
@@ -231,14 +231,18 @@ def on_course(tokenizer: object, rollout: Rollout, depth: int) -> bool:
     return working({"problem": rollout.prompt.text}).split("\n")[: len(whole)] == whole
 
 
-def train(limit: int, base: Path) -> Path:
-    """Train the student with responses of at most `limit` tokens; return its folder."""
-    out = base / "study" / f"horizon-{limit}"
+def train(limit: int, seed: int, base: Path) -> Path:
+    """Train the student with responses of at most `limit` tokens; return its folder.
+
+    Seeds have other problems and samples; student and teacher are the same.
+    """
+    name = limit_name(limit, seed, "-")
+    out = base / "study" / f"horizon-{name}"
     if (out / "final").exists():
         return out / "final"
     per_step = TOKENS // limit
-    some = rows("train", [max(COUNTS)] * per_step * STEPS)
-    prompts = write_jsonl(base / "data" / f"running-train-{limit}.jsonl", some)
+    some = rows("train", [max(COUNTS)] * per_step * STEPS, seed)
+    prompts = write_jsonl(base / "data" / f"running-train-{name}.jsonl", some)
     student, teacher = (str(folder(steps, base)) for steps in (STUDENT, TEACHER))
     data = {
         "student": {"model": student, "precision": "bf16_mixed", "lora": {"rank": 16}},
@@ -250,7 +254,7 @@ def train(limit: int, base: Path) -> Path:
         "train": {
             "steps": STEPS,
             "prompts_per_step": per_step,
-            "seed": 0,
+            "seed": seed,
             "tokens_per_microbatch": 2048,
         },
         "alarms": {"action": "off"},
@@ -265,11 +269,18 @@ def train(limit: int, base: Path) -> Path:
     return out / "final"
 
 
+def limit_name(limit: int, seed: int, between: str) -> str:
+    """Of a training in tables and folders; the first seed goes without."""
+    return f"{limit}{between}{seed}" if seed else str(limit)
+
+
 def main() -> int:
     """Do what is missing of what was asked for, and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", help="of models, gain, train")
     parser.add_argument("--base", type=Path, default=DEFAULT, help="folder of the 0.5B")
+    parser.add_argument("--limits", type=int, nargs="+", default=LIMITS, help="of train")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of train")
     asked = parser.parse_args()
     parts, base = asked.parts or ["models", "gain", "train"], asked.base
     if base == DEFAULT:
@@ -287,9 +298,11 @@ def main() -> int:
         keep(f"{steps} steps", partial(accuracies, folder(steps, base), base))
     if "gain" in parts:
         keep("gain", lambda: gain_by_depth(base))
-    for limit in LIMITS if "train" in parts else ():
-        if f"limit {limit}" not in tables:
-            keep(f"limit {limit}", partial(accuracies, train(limit, base), base))
+    for seed in asked.seeds if "train" in parts else ():
+        for limit in asked.limits:
+            name = f"limit {limit_name(limit, seed, ', seed ')}"
+            if name not in tables:
+                keep(name, partial(accuracies, train(limit, seed, base), base))
     print(json.dumps(tables, indent=1))
     return 0
 

@@ -62,6 +62,7 @@ ARMS = {
         changes={"loss": COMMON},
     ),
     "rest": Arm("(b) on what only one top 16 has", "large", changes={"loss": REST}),
+    "weaker": Arm("(b) 1.5B, fine-tuned as far as (c)'s teacher", "weaker"),
     "small": Arm("(c) 0.5B, fine-tuned", "small"),
     "working": Arm("(d) 0.5B that writes its working", "working", tokens=48),
     "working-overlap": Arm(

@@ -42,6 +42,7 @@ def page(labels: Mapping[str, str], imitation: str, base: Path) -> str:
     head = "| student and teacher | seed | " + " | ".join(DIAGNOSTICS) + " |\n"
     head += "|---" * (2 + len(DIAGNOSTICS)) + "|\n"
     tables.append(head + "".join(diagnostics(label, run) for label, run in runs))
+    tables.append(HALF_HEAD + "".join(half_row(label, run) for label, run in runs))
     return "\n".join(tables)
 
 
@@ -54,6 +55,19 @@ def runs_of(name: str, base: Path) -> list[Path]:
         if (match := pattern.match(path.name)) and (path / "summary.json").is_file()
     ]
     return [path for _, _, path in sorted(matched)]
+
+
+def record_path(base: Path) -> Path:
+    """Where `held_out.py` keeps which problems each model answers right."""
+    return base / "study" / "held_out.json"
+
+
+def right_of(model: Path, seed: int, base: Path) -> list[int] | None:
+    """Right (1) and wrong (0) answers of a model to the held-out problems; None: not measured."""
+    path = record_path(base)
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    measured: list[int] | None = record.get(f"{model.relative_to(base)}, seed {seed}")
+    return measured
 
 
 def points(interval: Mapping[str, float]) -> str:
@@ -131,5 +145,31 @@ def diagnostics(label: str, run: Path) -> str:
         third = max(1, len(values) // 8)
         ends = [sum(part) / len(part) for part in (values[:third], values[-third:]) if part]
         cells.append(" -> ".join(f"{value:.3f}" for value in ends) or "-")
+    _, lr, seed = run.name.rsplit("-", 2)
+    return f"| {label}, {lr} | {seed} | {' | '.join(cells)} |\n"
+
+
+WINDOW = 4  # steps whose samples are taken together: 64
+HALF_HEAD = "| half of the gap | seed | step | tokens | minutes |\n" + "|---" * 5 + "|\n"
+
+
+def half_row(label: str, run: Path) -> str:
+    """When the run's own samples had half of the gap: step, tokens sampled, minutes of training.
+
+    It is the first step up to which the last `WINDOW` steps were right on that fraction. They are
+    sampled at temperature 1, the gap is measured at 0.7, so this is later than held-out answers.
+    """
+    task = json.loads((run / "summary.json").read_text())["sets"]["heldout"]
+    before, teacher = (task[moment]["value"] for moment in ("before", "teacher"))
+    steps = [line for line in read_jsonl(run / "metrics.jsonl") if "rollout/reward" in line]
+    right = [line["rollout/reward"] for line in steps]
+    means = [sum(right[i - WINDOW : i]) / WINDOW for i in range(WINDOW, len(right) + 1)]
+    reached = [i for i, mean in enumerate(means) if mean >= (before + teacher) / 2]
+    cells = ["-", "-", "-"]
+    if reached and teacher - before > 0.1:
+        count = reached[0] + WINDOW
+        tokens = sum(line["train/tokens"] for line in steps[:count])
+        times = [line.get("time/step_s", 0) for line in read_jsonl(run / "timings.jsonl")]
+        cells = [str(count), f"{tokens:,.0f}", f"{sum(times[:count]) / 60:.1f}"]
     _, lr, seed = run.name.rsplit("-", 2)
     return f"| {label}, {lr} | {seed} | {' | '.join(cells)} |\n"

@@ -54,6 +54,7 @@ class Recipe:
 RECIPES = {
     "large": Recipe("1.5b", False, 2e-4, (8, 16)),
     "small": Recipe("0.5b", False, 3e-4, (16, 32, 64, 96)),
+    "weaker": Recipe("1.5b", False, 2e-4, (4, 6)),
     "working": Recipe("0.5b", True, 3e-4, (4, 6, 8, 12)),
 }
 

@@ -10,7 +10,7 @@ from opd.recipes.check.forecast_model import load_model
 from opd.recipes.check.verdict import GO, NO_GO
 from opd.reports.markdown import render_markdown
 from opd_lab.forecast_fit import fit_forecast, fit_means
-from opd_lab.pairs import judging
+from opd_lab.pairs import judging, resampling
 from opd_lab.pairs.design import FITTED
 from opd_lab.pairs.figure import coverage, draw_judgement
 from opd_lab.pairs.judging import by_world, fit_rows, judge_outcomes, leave_worlds_out, summarise
@@ -22,6 +22,11 @@ from support.check_features import RUN
 from support.made_outcomes import make_outcome
 
 TERMS = ("distance", "continuation_gain")
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(resampling, "RESAMPLES", 100)
 
 
 def write_rows(folder, rows):
@@ -140,6 +145,19 @@ def test_the_page_shows_worst_world_first_and_every_part(outcomes):
         r"Of 5 runs \(5 trainings\) of real models",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("block", "index", "later"),
+    [("fresh", 39, False), ("fresh", 40, True), ("fit", 139, False), ("fit", 140, True)],
+)
+def test_runs_made_after_the_forecast_are_shown_apart(outcomes, block, index, later):
+    model = fit_forecast(fit_rows(outcomes), TERMS)
+    facts = {"block": block, "index": index}
+    runs = [replace(o, facts=o.facts | facts) for o in outcomes[:4]]
+    unseen = judge_outcomes(model, outcomes[:30] + runs)
+    text = render_markdown(check_document(Findings(outcomes, unseen, unseen, model, {})))
+    assert ("The shipped forecast on runs made after it" in text) == later
 
 
 def test_the_figure_shows_the_coverage_of_the_intervals(outcomes, tmp_path):

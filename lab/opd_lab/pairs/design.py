@@ -26,6 +26,9 @@ The runs of `repeat` are those of `fit` with other prompts and other samples.
 RUN_SEEDS = {"fit": 0, "fresh": 100_000, REPEAT: 200_000}
 FITTED = 140
 """The shipped forecast was fitted on the first so many runs of `fit`; later ones judge it."""
+COMPARED = 40
+"""Forms of the forecast were compared on the first so many runs of `fresh`; later ones were run
+after it had been frozen."""
 
 
 @dataclass(frozen=True)

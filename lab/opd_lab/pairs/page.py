@@ -12,6 +12,7 @@ from opd.recipes.check.forecast_model import ForecastModel
 from opd.recipes.check.pilot_features import PILOT_DEFINITIONS, STRETCH_DEFINITIONS
 from opd.reports.document import Cell, Document, Note, Part, Section, Sentence, Table
 from opd_lab.forecast_fit import TERMS
+from opd_lab.pairs.design import COMPARED, FITTED
 from opd_lab.pairs.judged_table import ALL, judged
 from opd_lab.pairs.judging import (
     BASELINES,
@@ -58,12 +59,14 @@ LEFT_OUT = (
 
 
 SEEDS = (
-    "The model that ships, on seeds that it was not fitted on, of worlds that it was. They were "
-    "run before it was fitted, and four forms of it were compared on them, so they are no test of "
-    "the choice of the form. With few trainings, the rank correlation of a world is uncertain."
+    "The model that ships, on seeds that it was not fitted on, of worlds that it was. The first "
+    f"{COMPARED} trainings were run before it was fitted, and four forms of it were compared on "
+    "them. With few trainings, the rank correlation of a world is uncertain."
 )
-
-
+LATER = (
+    "Those of the trainings above that were run after the forecast had been committed: a test of "
+    "its form as well as of its coefficients."
+)
 LIMITS = (
     "Limits. No accuracy is claimed for worlds whose rank correlation is below 0.85, whose "
     "coverage is below 0.84 or whose error is above 10 points; the tables show which these are. "
@@ -132,6 +135,12 @@ def ablate(outcomes: Sequence[Outcome], terms: Sequence[str] = TERMS) -> dict[st
     }
 
 
+def is_later(outcome: Outcome) -> bool:
+    """Whether a run of the study was made after the shipped forecast."""
+    first = {"fresh": COMPARED, "fit": FITTED}.get(outcome.facts["block"])
+    return first is not None and outcome.facts["index"] >= first
+
+
 def check_document(findings: Findings) -> Document:
     """The page as a document."""
     facts = Table("", ("", ""), [[name, value] for name, value in findings.facts.items()])
@@ -148,6 +157,10 @@ def check_document(findings: Findings) -> Document:
             Section("unseen-coverage", "Its coverage", [_coverage(findings.unseen)]),
             Section("unseen-wrong", "Its wrong gos and no-gos", [_wrong(findings.unseen)]),
         ]
+    later = [c for c in findings.unseen if is_later(c.outcome)]
+    if later:
+        title = "The shipped forecast on runs made after it"
+        sections.append(Section("later", title, judged(later, LATER)))
     sections.append(Section("real", "Real models", _real(findings)))
     sections += [
         Section("worlds", "Worlds left out of the fit", judged(findings.left_out, LEFT_OUT)),
