@@ -331,8 +331,8 @@ def _frozen_model(
     size = _size(config, dtype, None, device, scheme)
     mapped = scheme is None and device == HOST and dtype == _dtype(config, "auto")
     if mapped:
-        rest = {"weights": size.weights - size.lookup, "loaded": size.loaded - size.lookup}
-        size = replace(size, **rest)
+        weights, loaded = size.weights - size.lookup, size.loaded - size.lookup
+        size = replace(size, weights=weights, loaded=loaded)
     return FrozenModel(size, device, mapped=mapped)
 
 
