@@ -107,15 +107,18 @@ def test_the_page_says_whose_forecast_it_shows(tmp_path):
 def test_what_would_settle_it_can_be_typed(tmp_path):
     folder = tmp_path / "my run"
     data = demo_config(folder) | {"coldstart": {}}
-    file = tmp_path / "run.yaml"
+    file = tmp_path / "my run.yaml"
     file.write_text(yaml.safe_dump(data))
     cfg = config.load(file)
     student = cold_student(cfg)
     assert student == str(folder / "coldstart" / "student")
     verdict, forecast, _ = decide(MODEL, FALLS, COLD)
-    advice = advise(verdict, forecast, FALLS, [], replace(BEFORE, cold_student=student))
+    advice = advise(
+        verdict, forecast, FALLS, [], replace(BEFORE, cold_student=student, file=str(file))
+    )
     (text,) = (one.text for one in advice if one.text.startswith("To settle it"))
-    assert f"'student.model={student}' coldstart=null" in text
+    assert f"opd check '{file}' 'student.model={student}' coldstart=null" in text
+    assert f"(opd coldstart '{file}')" in text
     given = [f"student.model={student}", *re.findall(r"coldstart=\w+", text)]
     then = config.load(file, given)
     assert then.coldstart is None

@@ -37,8 +37,8 @@ from opd.setup.pair import Pair
 from opd.types import Prompt
 
 
-def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
-    """The verdict on a candidate from everything that was measured."""
+def judge_candidate(gathering: Gathering, index: int, file: str = "run.yaml") -> TeacherResult:
+    """The verdict on a candidate from everything that was measured; advice names the run's file."""
     candidate = gathering.candidates[index]
     if not gathering.probe.sides:
         return _unmeasured(candidate, gathering)
@@ -63,6 +63,7 @@ def judge_candidate(gathering: Gathering, index: int) -> TeacherResult:
         most_prompts=gathering.probe.total,
         answer_limit=_answer_limit(candidate.cfg),
         room=_room(candidate, gathering.training.prompts),
+        file=file,
     )
     advice = changes + advise(verdict, forecast, features, candidate.findings, facts)
     return TeacherResult(candidate, verdict, features, side, forecast, reasons, advice)

@@ -213,7 +213,8 @@ def check(
     training = load_training_prompts(first.cfg, first.pair, Console("quiet"))
     gathering = Gathering(compatible, training, budget, watch, scratch)
     gathering.run()
-    teachers = [judge_candidate(gathering, i) for i in range(len(compatible))]
+    typed = file if Path(file).is_file() else "run.yaml"  # a run may have been made without one
+    teachers = [judge_candidate(gathering, i, typed) for i in range(len(compatible))]
     teachers = sorted(teachers, key=_rank, reverse=True)
     cost, best, limitations = gathering.cost, teachers[0].features, gathering.probe.limitations
     if watch.stopped:

@@ -95,6 +95,7 @@ class RunFacts:
         most_prompts: that a check of this run looks at, whatever its budget.
         answer_limit: key and tokens of the limit of held-out answers; None: as rollouts.
         room: for tokens of an answer, after the longest prompt in either context; None: unknown.
+        file: the run's, as it is typed.
     """
 
     truncated: float
@@ -106,6 +107,7 @@ class RunFacts:
     most_prompts: int = 0
     answer_limit: tuple[str, int] | None = None
     room: int | None = None
+    file: str = "run.yaml"
 
 
 def cold_start_rate(run_rate: float, hidden: int, *, adapters: bool) -> float:
@@ -267,11 +269,11 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
     if change is None or distribution is None:
         return [Advice("To settle it: give prompts.path an answer column, or an eval set")]
     if run.cold_student is not None:
-        student = shlex.quote(f"student.model={run.cold_student}")
+        student, file = shlex.quote(f"student.model={run.cold_student}"), shlex.quote(run.file)
         return [
             Advice(
-                "To settle it: make the cold start alone (opd coldstart run.yaml), then check the "
-                f"student that it makes: opd check run.yaml {student} coldstart=null"
+                f"To settle it: make the cold start alone (opd coldstart {file}), then check the "
+                f"student that it makes: opd check {file} {student} coldstart=null"
             )
         ]
     advice = _more_prompts(change, distribution, run)
