@@ -134,9 +134,14 @@ def test_half_of_the_gap_is_reached_by_four_steps_together(
     run.mkdir()
     sets = {"heldout": {"before": {"value": 0.0}, "teacher": {"value": teacher}}}
     (run / "summary.json").write_text(json.dumps({"sets": sets}))
-    lines = [{"rollout/reward": reward, "train/tokens": 10} for reward in rewards]
+    lines = [
+        {"step": step, "rollout/reward": reward, "train/tokens": 10}
+        for step, reward in enumerate(rewards, start=1)
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run / "timings.jsonl").write_text('{"time/step_s": 10}\n' * len(rewards))
+    times = [{"step": step, "time/step_s": 10} for step in range(1, len(rewards) + 1)]
+    times = [{"step": 0, "time/step_s": 500}, *times]  # of a cold start
+    (run / "timings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in times))
     half_row = sys.modules["study_page"].half_row
     assert half_row("(c)", run) == f"| (c), 0.0001 | 0 | {cells} |\n"
 

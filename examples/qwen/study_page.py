@@ -154,10 +154,11 @@ HALF_HEAD = "| half of the gap | seed | step | tokens | minutes |\n" + "|---" * 
 
 
 def half_row(label: str, run: Path) -> str:
-    """When the run's own samples had half of the gap: step, tokens sampled, minutes of training.
+    """When the run's own samples had half of the gap: step, tokens sampled, minutes of these steps.
 
     It is the first step up to which the last `WINDOW` steps were right on that fraction. They are
     sampled at temperature 1, the gap is measured at 0.7, so this is later than held-out answers.
+    A cold start's own tokens and minutes are not among them.
     """
     task = json.loads((run / "summary.json").read_text())["sets"]["heldout"]
     before, teacher = (task[moment]["value"] for moment in ("before", "teacher"))
@@ -169,7 +170,12 @@ def half_row(label: str, run: Path) -> str:
     if reached and teacher - before > 0.1:
         count = reached[0] + WINDOW
         tokens = sum(line["train/tokens"] for line in steps[:count])
-        times = [line.get("time/step_s", 0) for line in read_jsonl(run / "timings.jsonl")]
-        cells = [str(count), f"{tokens:,.0f}", f"{sum(times[:count]) / 60:.1f}"]
+        until = steps[count - 1]["step"]
+        times = [
+            line["time/step_s"]
+            for line in read_jsonl(run / "timings.jsonl")
+            if "time/step_s" in line and 1 <= line["step"] <= until
+        ]
+        cells = [str(count), f"{tokens:,.0f}", f"{sum(times) / 60:.1f}"]
     _, lr, seed = run.name.rsplit("-", 2)
     return f"| {label}, {lr} | {seed} | {' | '.join(cells)} |\n"

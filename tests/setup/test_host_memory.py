@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 
 import pytest
 
 from opd import config
 from opd.demo.run_config import demo_config
-from opd.run.host_memory import free_host_bytes, total_host_bytes
+from opd.run.host_memory import free_host_bytes, processes_on_host, total_host_bytes
 from opd.samplers.hf import HOST_FRACTION
 from opd.setup import memory_plan
 from opd.setup.memory_advice import first_that_fits
@@ -82,25 +83,58 @@ def test_processes_of_a_host_share_its_memory(memory_table, monkeypatch):
     assert one.fits(HOST)
     assert not four.fits(HOST)
     phases = [{p.phase: p for p in plan.phases if p.device == HOST} for plan in (one, four)]
-    for name in ("Python and libraries", "offloaded optimizer", "rollouts and scores"):
+    for name in ("offloaded optimizer", "rollouts and scores"):
         alone, together = (by_phase["update"].parts[name] for by_phase in phases)
         assert together == 4 * alone > 0, name
-    written = [by_phase["save"].parts["model being written"] for by_phase in phases]
-    assert written[0] == written[1], "one process writes"
+    for phase, name in (("save", "model being written"), ("load", "model being read")):
+        alone, together = (by_phase[phase].parts[name] for by_phase in phases)
+        assert together == alone, name
 
 
-@pytest.mark.parametrize(("dtype", "copies"), [("auto", 1), ("float32", 2)])
-def test_a_mapped_teacher_is_in_host_memory_once(memory_table, dtype, copies):
-    cfg = memory_table.base_run("0.6B", 4096, lora=True)
-    cfg = config.parse(config.dump(cfg), (f"teacher.dtype={dtype}",))
+@pytest.mark.parametrize(
+    ("lora", "overrides", "copies"),
+    [
+        (False, (), {"student weights": 2, "gradients": 2, "teacher weights": 1}),
+        (True, (), {"student weights": 1, "gradients": 2, "teacher weights": 1}),
+        (True, ("teacher.offload=disk",), {"teacher that scores": 1}),
+        (True, ("teacher.dtype=int8",), {"teacher being read": 1}),
+    ],
+)
+def test_weights_that_are_only_read_are_in_host_memory_once(memory_table, lora, overrides, copies):
+    """Four adapters on one mapped file were refused for want of four times its size."""
+    cfg = memory_table.base_run("0.6B", 4096, lora=lora)
+    cfg = config.parse(config.dump(cfg), overrides)
 
-    def weights(processes):
+    def most(processes):
         memory = DeviceMemory.idle({HOST: 128 * GIB})
         read = memory_table.read_shape
         plan = plan_memory(cfg, device=HOST, memory=memory, processes=processes, read=read)
-        return plan.peak(HOST).parts["teacher weights"]
+        needed = Counter()
+        for phase in plan.phases:
+            needed |= Counter(phase.parts)
+        return needed
 
-    assert weights(2) == copies * weights(1)
+    one, two = most(1), most(2)
+    assert {name: two[name] / one[name] for name in copies} == copies
+
+
+def test_the_first_process_of_a_host_judges_what_is_free_there(memory_table, monkeypatch):
+    cfg = memory_table.base_run("0.6B", 4096, lora=True)
+    monkeypatch.setattr(memory_plan, "machine_memory", lambda names: DeviceMemory.idle({HOST: GIB}))
+    for rank, fits in (("", False), ("0", False), ("1", None)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        plan = plan_memory(cfg, device=HOST, read=memory_table.read_shape)
+        assert plan.fits(HOST) is fits
+
+
+@pytest.mark.parametrize(
+    ("said", "everywhere", "here"), [("2", 4, 2), ("", 4, 4), ("8", 1, 1), (None, 4, 4)]
+)
+def test_processes_on_a_host_are_as_many_as_is_said(monkeypatch, said, everywhere, here):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if said is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", said)
+    assert processes_on_host(everywhere) == here
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ def test_a_grader_of_ones_own_grades_prompts_without_answers(answers, tmp_path):
 
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ stop() }}{% endif %}" + TURNS
 TOOLS = "{% if tools %}Tools: {{ tools }}{% endif %}" + TURNS
 
 
@@ -43,7 +44,11 @@ class Renders:
     chat_template = TURNS
 
     def apply_chat_template(self, turns, *, chat_template, **words):
-        return jinja2.Template(chat_template).render(messages=turns, **words)
+        return jinja2.Template(chat_template).render(messages=turns, stop=stop, **words)
+
+
+def stop():
+    raise jinja2.TemplateError("no system turn")
 
 
 @pytest.mark.parametrize(
@@ -55,11 +60,28 @@ class Renders:
         (TURNS.replace("<assistant>", "<model>"), {}, True),
         (TURNS.replace("<assistant>", "<model>"), {"teacher_template": True}, False),
         (TURNS.replace("<assistant>", "<model>"), {"chat": None}, False),
-        ("{{ raise_exception('no system turn') }}", {}, True),
+        (NO_SYSTEM, {}, True),
         (None, {}, False),
     ],
 )
 def test_templates_are_compared_by_what_they_make_of_prompts(teacher, prompts, warned, tmp_path):
+    assert warns_of_templates((TURNS, teacher), prompts, tmp_path) == warned
+
+
+@pytest.mark.parametrize(
+    ("other", "warned"),
+    [
+        (NO_SYSTEM, False),
+        (NO_SYSTEM + "{% if tools %}t{% endif %}", False),
+        (NO_SYSTEM + "!", True),
+    ],
+)
+def test_what_both_templates_refuse_is_no_difference(other, warned, tmp_path):
+    """Two of Gemma's, which take no system turn, were said to differ."""
+    assert warns_of_templates((NO_SYSTEM, other), {}, tmp_path) == warned
+
+
+def warns_of_templates(templates, prompts, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "q", "answer": "1"}\n')
     cfg = config.parse(
@@ -72,5 +94,5 @@ def test_templates_are_compared_by_what_they_make_of_prompts(teacher, prompts, w
         }
     )
     read = PromptSet((Prompt(0, (1,), "q", "1"),), 0, 1, "chat", "")
-    notes = " ".join(find_notes(cfg, read, (TURNS, teacher), Renders()))
-    assert ("chat templates of student and teacher differ" in notes) == warned
+    notes = " ".join(find_notes(cfg, read, templates, Renders()))
+    return "chat templates of student and teacher differ" in notes

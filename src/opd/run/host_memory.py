@@ -55,7 +55,8 @@ def processes_on_host(everywhere: int) -> int:
     Args:
         everywhere: the processes of all hosts; all on this one where nothing is said.
     """
-    return int(os.environ.get("LOCAL_WORLD_SIZE", everywhere))
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return min(everywhere, int(here)) if here.isdigit() else everywhere
 
 
 def _groups(proc: Path, cgroup: Path) -> Iterator[tuple[Path, _Names]]:

@@ -63,17 +63,19 @@ def render_alike(tokenizer: Any, templates: tuple[Any, Any], chat: dict[str, Any
         templates: of student and teacher.
         chat: prompts.chat.
     """
+    student, teacher = templates
+    return student == teacher or all(
+        _text(tokenizer, student, turns, chat) == _text(tokenizer, teacher, turns, chat)
+        for turns in CONVERSATIONS
+    )
+
+
+def _text(tokenizer: Any, template: Any, turns: Any, chat: dict[str, Any]) -> str | None:
+    """A conversation as a template renders it; None if it refuses."""
     try:
-        student, teacher = (
-            [
-                render(tokenizer, turns, "chat", {"chat_template": template, **chat}, "")
-                for turns in CONVERSATIONS
-            ]
-            for template in templates
-        )
-    except UserError:  # one of them refuses what the other may not
-        return False
-    return student == teacher
+        return render(tokenizer, turns, "chat", {"chat_template": template, **chat}, "")
+    except UserError:
+        return None
 
 
 def _why_unknown(cfg: Run) -> str:

@@ -77,13 +77,11 @@ class FrozenModel:
         size: of its passes and weights.
         device: where it scores.
         offload: where its weights, all but the head, are at other times; none: they stay.
-        mapped: its weights stay in the file, which all processes of a host share.
     """
 
     size: ModelSize
     device: str
     offload: Literal["none", "cpu", "disk"] = "none"
-    mapped: bool = False
 
     @property
     def resident(self) -> int:
@@ -329,11 +327,10 @@ def _frozen_model(
     nothing.
     """
     size = _size(config, dtype, None, device, scheme)
-    mapped = scheme is None and device == HOST and dtype == _dtype(config, "auto")
-    if mapped:
+    if scheme is None and device == HOST and dtype == _dtype(config, "auto"):
         weights, loaded = size.weights - size.lookup, size.loaded - size.lookup
         size = replace(size, weights=weights, loaded=loaded)
-    return FrozenModel(size, device, mapped=mapped)
+    return FrozenModel(size, device)
 
 
 def _size(

@@ -7,6 +7,7 @@ worst moment: every completion as long as allowed, micro-batches full.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from opd.config import Run
 from opd.core.precision import accumulation_dtype
@@ -18,7 +19,6 @@ from opd.setup.memory_models import (
     HOST,
     ConfigReader,
     DeviceMemory,
-    FrozenModel,
     PlannedModels,
     device_name,
     machine_memory,
@@ -36,10 +36,13 @@ GPU_CHOICES = (1024, 2048, 4096, 8192, 16384)
 CPU_CHOICES, CPU_USABLE = (1024, 2048, 4096, AUTO_TOKENS), 0.5
 
 _READING = ("student weights", "teacher being read")
-# In host memory, whatever the number of processes, or counted for all of them already.
-_ONCE = (
-    *("student's file", "teacher weights", "reference weights"),
-    *("model being read", "model being written"),
+# Each process has its own of these in host memory. Other parts may be in mapped files, which all
+# share, or are there when free memory is read: counted once, so that no run is refused wrongly.
+_OWN = (
+    *("master weights", "optimizer moments", "gradients", "offloaded optimizer"),
+    *("offloaded teachers", "sampled rows", "prompts being read", "gathered weights"),
+    *("activations", "loss and backward", "diagnostics", "optimizer step"),
+    *("rollouts and scores", "teacher's forward"),
 )
 
 
@@ -70,7 +73,7 @@ def plan_memory(
         processes = int(os.environ.get("WORLD_SIZE", 1))
         sharing = processes_on_host(processes)
     models = plan_models(cfg, device_name(device), processes=processes, read=read)
-    memory = machine_memory(models.devices) if memory is None else memory
+    memory = _memory_now(models.devices) if memory is None else memory
     total = memory.total.get(models.device)
     if models.device != HOST:
         models = models.on_device_of(total)
@@ -89,6 +92,17 @@ def plan_memory(
         length=planner.length,
         processes=processes,
     )
+
+
+def _memory_now(devices: Sequence[str]) -> DeviceMemory:
+    """Of this machine; what is free on the host is for the first of its processes to judge.
+
+    The others may read it when some have loaded their models already.
+    """
+    memory = machine_memory(devices)
+    if os.environ.get("LOCAL_RANK", "0") in ("", "0"):
+        return memory
+    return DeviceMemory({x: size for x, size in memory.free.items() if x != HOST}, memory.total)
 
 
 class _Planner:
@@ -140,7 +154,8 @@ class _Planner:
 
     def _of_all(self, parts: Parts) -> Parts:
         """In host memory, of all processes that share it."""
-        return {x: size if x in _ONCE else size * self.sharing for x, size in parts.items()}
+        own = _OWN if self.cfg.student.lora is not None else (*_OWN, "student weights")
+        return {x: size * self.sharing if x in own else size for x, size in parts.items()}
 
     def _update_tokens(self, tokens: int) -> int:
         """Of a micro-batch that a step can fill; supervised phases have batches of their own."""
@@ -218,14 +233,10 @@ class _Planner:
         reference = [] if models.reference is None else [models.reference]
         named = {"teacher weights": models.teachers, "reference weights": reference}
         return {
-            name: sum(f.resident * self._copies(f) for f in frozen if f.device == device)
+            name: sum(f.resident for f in frozen if f.device == device)
             for name, frozen in named.items()
             if any(f.device == device for f in frozen)
         }
-
-    def _copies(self, frozen: FrozenModel) -> int:
-        """Of its weights in one device's memory."""
-        return self.sharing if frozen.device == HOST and not frozen.mapped else 1
 
     def _load(self) -> dict[str, Parts]:
         """Each model is read into host memory and moved to its device.
@@ -249,8 +260,7 @@ class _Planner:
             parts[HOST] = _add(rest, read if _total(read) > _total(made) else made)
         host = {"Python and libraries": PROCESS}
         if self.on_gpu:
-            student = state.read or state.loaded * self.sharing  # a file is there once
-            sizes = [student, *(f.size.loaded for f in models.frozen)]
+            sizes = [state.read or state.loaded, *(f.size.loaded for f in models.frozen)]
             host["model being read"] = max(sizes)
             host["offloaded optimizer"] = state.host
         parts[HOST] = _add(host, parts[HOST])

@@ -1,6 +1,7 @@
 """From a probe to numbers with intervals: what `opd check` reports and the forecast is made of.
 
-Every feature is a mean over prompts, so its interval is over prompts; `DEFINITIONS` says of what.
+Every feature is a mean over prompts, so its interval is over prompts; `DEFINITIONS` says of what
+(`others_accuracy` is of other candidates).
 Shapes: P prompts, n student samples and m teacher samples per prompt, D depths.
 """
 
