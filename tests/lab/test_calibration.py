@@ -41,7 +41,7 @@ def test_the_targets_are_met_on_held_out_pairs():
     assert judgement.spearman > judgement.gain_spearman
     assert judgement.auroc.value >= 0.9
     # As they are shown; .84 to .96 was asked for. They hold .98 here, so they are too wide, and
-    # .86 on the fresh seeds of generated worlds (docs/check.md).
+    # .89 on the fresh seeds of generated worlds (docs/check.md).
     assert judgement.coverage >= 0.84
     assert judgement.decided >= 0.6
     assert judgement.wrong_no_go <= 0.03 * judgement.verdicts[NO_GO]
