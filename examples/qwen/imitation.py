@@ -22,11 +22,12 @@ from teachers import BATCH, accuracy, fine_tune, problems, prompt_set, with_adap
 
 STEPS, TOKENS = 24, 24
 SIZES = {"heldout": 150, "offtask": 50, "validation": 100}  # prompts evaluated
+ALL_HELD_OUT = 300  # here, as `held_out.py` evaluates what is trained on-policy
 
 
 def sets(seed: int, base: Path, tokenizer: object) -> dict[str, PromptSet]:
     """Prompts by split: train, validation, heldout, offtask."""
-    sizes = {**SIZES, "train": STEPS * BATCH}
+    sizes = {**SIZES, "heldout": ALL_HELD_OUT, "train": STEPS * BATCH}
     folder = base / "data" / f"imitation-{seed}"
     return {
         name: prompt_set(some[: sizes[name]], folder / f"{name}.jsonl", tokenizer)
