@@ -180,3 +180,10 @@ def test_held_out_answers_are_kept_and_compared_problem_by_problem(study, tmp_pa
     (compared,) = held_out.compared_rows(tmp_path).splitlines()[2:]
     assert compared.startswith("| small | fine-tuned | +10.0 (")
     assert compared.endswith("| - | - |")
+
+
+def test_a_rate_with_a_hyphen_is_read_from_a_folder_s_name(study):
+    read = sys.modules["study_page"].rate_and_seed
+    for lr, seed in ((3e-5, 0), (1e-4, 1), (0.001, 10)):
+        run = study.run_folder("working-both", seed, lr, Path("base"))
+        assert read(run) == (f"{lr:g}", str(seed))

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from prepare import DEFAULT
 from study import ARMS
-from study_page import percent, points, record_path, right_of, runs_of
+from study_page import percent, points, rate_and_seed, record_path, right_of, runs_of
 from tasks import write_jsonl
 
 from opd.core import stats
@@ -124,7 +124,7 @@ def result_rows(base: Path) -> str:
     lines.append("|---" * 7 + "|")
     for name, arm in ARMS.items():
         for run in runs_of(name, base):
-            _, lr, seed = run.name.rsplit("-", 2)
+            lr, seed = rate_and_seed(run)
             data = yaml.safe_load(run.with_name(f"{run.name}.yaml").read_text())
             folders = (data["student"]["model"], run / "final", data["teacher"]["model"])
             three = [right_of(Path(folder), int(seed), base) or [] for folder in folders]

@@ -25,7 +25,7 @@ from tasks import write_jsonl
 from opd.errors import UserError
 from teachers import RECIPES, make_teacher, nearest, problems
 
-RATES, IMITATION_RATES = (1e-4, 3e-4), (1e-4, 3e-4, 1e-3)
+RATES, IMITATION_RATES = (3e-5, 1e-4, 3e-4), (1e-4, 3e-4, 1e-3)
 STEPS, PROMPTS, RESPONSES, BUDGET = 24, 8, 2, 120
 # Both renormalised over their tokens (loss.mode: paper), so that neither has a larger scale.
 COMMON = {"support": "intersection", "k": 16}

@@ -57,6 +57,13 @@ def runs_of(name: str, base: Path) -> list[Path]:
     return [path for _, _, path in sorted(matched)]
 
 
+def rate_and_seed(run: Path) -> tuple[str, str]:
+    """Learning rate and seed of a run folder, as in its name: 3e-05 has a hyphen of its own."""
+    matched = re.search(r"-([\d.]+(?:e-\d+)?)-(\d+)$", run.name)
+    assert matched is not None, run
+    return matched[1], matched[2]
+
+
 def record_path(base: Path) -> Path:
     """Where `held_out.py` keeps which problems each model answers right."""
     return base / "study" / "held_out.json"
@@ -88,7 +95,7 @@ def row(label: str, run: Path) -> str:
     """A row of the first table."""
     sets = json.loads((run / "summary.json").read_text())["sets"]
     task, off = sets["heldout"], sets["offtask"]
-    _, lr, seed = run.name.rsplit("-", 2)
+    lr, seed = rate_and_seed(run)
     verdict = json.loads(run.with_name(f"{run.name}.verdict.json").read_text())
     evidence = " ".join(reason["evidence"] for reason in verdict["reasons"])
     matched = PREDICTED.search(evidence)
@@ -145,7 +152,7 @@ def diagnostics(label: str, run: Path) -> str:
         third = max(1, len(values) // 8)
         ends = [sum(part) / len(part) for part in (values[:third], values[-third:]) if part]
         cells.append(" -> ".join(f"{value:.3f}" for value in ends) or "-")
-    _, lr, seed = run.name.rsplit("-", 2)
+    lr, seed = rate_and_seed(run)
     return f"| {label}, {lr} | {seed} | {' | '.join(cells)} |\n"
 
 
@@ -177,5 +184,5 @@ def half_row(label: str, run: Path) -> str:
             if "time/step_s" in line and 1 <= line["step"] <= until
         ]
         cells = [str(count), f"{tokens:,.0f}", f"{sum(times) / 60:.1f}"]
-    _, lr, seed = run.name.rsplit("-", 2)
+    lr, seed = rate_and_seed(run)
     return f"| {label}, {lr} | {seed} | {' | '.join(cells)} |\n"
