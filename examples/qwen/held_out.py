@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from prepare import DEFAULT
 from study import ARMS
-from study_page import percent, points, rate_and_seed, record_path, right_of, runs_of
+from study_page import percent, points, rate_and_seed, record_of, record_path, right_of, runs_of
 from tasks import write_jsonl
 
 from opd.core import stats
@@ -34,6 +34,7 @@ from opd.training.eval_task import EvalTask
 from opd.training.evaluate import evaluate
 from teachers import problems
 
+RATE = "0.0001"  # of the arms that are compared
 TEACHERS = {
     "large": 24,
     "weaker": 24,
@@ -41,6 +42,7 @@ TEACHERS = {
     "working": 48,
 }  # most tokens of an answer, by recipe
 COMPARED = (
+    ("fine-tuned", "imitation"),
     ("small", "fine-tuned"),
     ("weaker", "fine-tuned"),
     ("small", "weaker"),
@@ -144,10 +146,7 @@ def compared_rows(base: Path) -> str:
     """One arm minus another on the same problems, by seed and of both seeds together."""
     lines = ["| arm | minus | seed 0 | seed 1 | both |", "|---" * 5 + "|"]
     for names in COMPARED:
-        finals = [
-            [base / "study" / f"{n}-0.0001-{seed}" / "final" for n in names] for seed in (0, 1)
-        ]
-        pairs = [[right_of(f, seed, base) or [] for f in finals[seed]] for seed in (0, 1)]
+        pairs = [[answers_of(name, seed, base) for name in names] for seed in (0, 1)]
         known = [pair for pair in pairs if all(pair)]
         if known:
             both = [list(chain(*parts)) for parts in zip(*known, strict=True)]
@@ -155,6 +154,16 @@ def compared_rows(base: Path) -> str:
             cells.append(minus(*both) if len(known) == len(pairs) else "-")
             lines.append(f"| {' | '.join([*names, *cells])} |")
     return "\n".join(lines) + "\n"
+
+
+def answers_of(name: str, seed: int, base: Path) -> list[int]:
+    """Right (1) and wrong (0) answers after an arm, or `imitation`; empty if not measured."""
+    if name != "imitation":
+        return right_of(base / "study" / f"{name}-{RATE}-{seed}" / "final", seed, base) or []
+    path = record_of(seed, base)
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    right: list[int] = record.get("right", {}).get(RATE, [])
+    return right
 
 
 def minus(one: list[int], other: list[int]) -> str:

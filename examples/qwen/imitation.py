@@ -18,7 +18,7 @@ from opd.rng import Stream
 from opd.samplers.decoding import Decoding
 from opd.samplers.hf import HFSampler
 from opd.types import Rollout
-from teachers import BATCH, accuracy, fine_tune, problems, prompt_set, with_adapters
+from teachers import BATCH, answered, fine_tune, problems, prompt_set, with_adapters
 
 STEPS, TOKENS = 24, 24
 SIZES = {"heldout": 150, "offtask": 50, "validation": 100}  # prompts evaluated
@@ -62,12 +62,15 @@ def imitate(teacher: Path, seed: int, rates: Sequence[float], base: Path) -> dic
         lm = with_adapters(student, seed)
         for _ in fine_tune(lm, completions, lr, (STEPS,)):
             measured = {
-                name: accuracy(lm, tokenizer, prompts[name], TOKENS)
+                name: answered(lm, tokenizer, prompts[name], TOKENS)
                 for name in ("validation", "heldout", "offtask")
             }
         outcome["rates"][f"{lr:g}"] = {
-            name: [a.value, a.low, a.high] for name, a in measured.items()
+            name: [e.accuracy.value, e.accuracy.low, e.accuracy.high]
+            for name, e in measured.items()
         }
+        right = measured["heldout"].correct[:, 0].astype(int)
+        outcome.setdefault("right", {})[f"{lr:g}"] = right.tolist()
         print(f"imitation, seed {seed}, {lr:g}: {outcome['rates'][f'{lr:g}']}", flush=True)
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(outcome))

@@ -27,7 +27,7 @@ from opd.recipes.sft import sft
 from opd.samplers.decoding import Decoding
 from opd.samplers.hf import HFSampler
 from opd.training.eval_task import EvalTask
-from opd.training.evaluate import evaluate
+from opd.training.evaluate import Evaluation, evaluate
 from opd.types import Rollout
 
 TASK, SEED, BATCH, VALIDATION = "addition", 100, 16, 200
@@ -102,13 +102,18 @@ def prompt_set(some: Sequence[Row], path: Path, tokenizer: object) -> PromptSet:
 
 
 def accuracy(lm: LM, tokenizer: object, prompts: PromptSet, tokens: int) -> stats.Estimate:
+    """Of `answered`."""
+    return answered(lm, tokenizer, prompts, tokens).accuracy
+
+
+def answered(lm: LM, tokenizer: object, prompts: PromptSet, tokens: int) -> Evaluation:
     """One answer a prompt at temperature 0.7 and top_p 0.95."""
     decoding = Decoding(tokens, 0.7, 0.95)
     stop = eos_ids(tokenizer, lm.causal.generation_config)
     sampler = HFSampler(lm, decoding, stop=stop, capture=1, batch=64)
     grader = make_grader("number", [p.answer or "" for p in prompts.prompts])
     task = EvalTask(TASK, prompts, grader, decoding, 1, 0)
-    return evaluate(sampler, task, make_decoder(tokenizer), seed=0).accuracy
+    return evaluate(sampler, task, make_decoder(tokenizer), seed=0)
 
 
 def fine_tune(lm: LM, made: Sequence[Rollout], lr: float, steps: Sequence[int]) -> Iterator[int]:

@@ -18,9 +18,10 @@ from opd_lab.pairs.resampling import mean_distance
 COUNTS = (1, 2, 4, 6)  # of worlds in the fit; all that are left are the last row
 DRAWS, STRIDE = 3, 3  # sets of worlds per world that is left out, and where each begins
 NOTE = (
-    "Each generated world of the study with forecasts fitted on some of the other ones "
-    f"({DRAWS} sets of them, in alphabetical order from {DRAWS} places): means over worlds and "
-    "sets, and the worst. It says whether more worlds of this kind would make the forecast better."
+    "Forecasts for each generated world of the study, fitted on some of the others: "
+    f"{DRAWS} sets of neighbours in alphabetical order, one set where all others are in. Means "
+    "over the fits, and the lowest rank correlation, which is of fewer fits in the last row. If "
+    "the error hardly falls from row to row, more worlds of this kind would not help much."
 )
 
 
