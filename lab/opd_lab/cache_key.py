@@ -21,9 +21,12 @@ PACKAGES = {"opd": Path(opd.__file__).parent, "opd_lab": Path(__file__).parent}
 NO_EFFECT = (
     "opd/__main__.py",
     "opd/cli.py",
+    "opd/commands/auto.py",
+    "opd/commands/check/",
     "opd/config/__main__.py",
     "opd/config/template.py",
     "opd/demo/",
+    "opd/recipes/check/",
     "opd/reports/",
     "opd/run/console.py",
     "opd/run/env.py",

@@ -73,6 +73,26 @@ def test_what_an_experiment_measures_decides_its_own_results():
     assert hashes[0] != hashes[1]
 
 
+def test_nothing_that_counts_asks_the_check():
+    """Or its verdicts and pilots would decide numbers that its code is not part of the name of."""
+    check = ("opd.commands.check", "opd.recipes.check", "opd.commands.auto")
+    entrances = ("opd/commands/library.py", "opd/commands/train.py")  # of users, not of experiments
+    counted = {path for path in MODULES if not path.startswith(NO_EFFECT)} - set(entrances)
+    assert not {p for p in counted for name in imports(p) if name.startswith(check)}
+    lab = {path for path in counted if path.startswith("opd_lab/")}
+    commands = ("opd.commands.library", "opd.commands.train")
+    assert not {p for p in lab for name in imports(p) if name.startswith(commands)}
+
+
+def imports(path):
+    """Names of modules that a module imports, with what it imports from them."""
+    for node in ast.walk(ast.parse(MODULES[path])):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 def test_every_path_that_is_left_out_exists():
     for prefix in LEFT_OUT:
         assert any(path.startswith(prefix) for path in MODULES), prefix
