@@ -12,21 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from opd import config
 from opd.commands.check import gather, judging, pilot, rounds
 from opd.commands.check.candidates import load_candidate
-from opd.commands.check.gather import SHORT, Gathering
+from opd.commands.check.gather import SHORT
 from opd.commands.check.judging import judge_candidate
 from opd.commands.check.output import to_record
 from opd.commands.check.rounds import Budget
-from opd.commands.check.run import check
 from opd.commands.check.speed import ModelSpeed, Speed, measure_speed
 from opd.commands.check.watch import OutOfTime, Watch
-from opd.demo.run_config import demo_config
 from opd.errors import UserError
 from opd.recipes.check.probe import StudentSide
-from opd.run.console import Console
-from opd.setup.prompts import load_training_prompts
+from support.checks import checked, demo_run, gathering
 from support.everyday import everyday
 
 
@@ -71,20 +67,6 @@ def slow(monkeypatch):
         return clock
 
     return install
-
-
-def demo_run(folder, **changes):
-    data = demo_config(folder / "run") | {"eval": []}
-    for section, values in changes.items():
-        data[section] = data.get(section, {}) | values
-    return config.parse(data)
-
-
-def checked(folder, budget, lines=None, **changes):
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    show = (lambda line: None) if lines is None else lines.append
-    return check("run.yaml", [demo_run(folder, **changes)], Budget(budget), scratch, show)
 
 
 @pytest.mark.parametrize("seconds_per_layer", everyday([1e-3, 0.03, 0.2, 2.0], 0, 2))
@@ -244,12 +226,6 @@ def test_of_several_teachers_the_one_without_a_pilot_is_named(tmp_path, monkeypa
     each._run_pilots()
     (text,) = each.probe.limitations
     assert text.startswith("There was no time for a pilot of second, so its forecast knows")
-
-
-def gathering(tmp_path, budget, **changes):
-    candidate = load_candidate(demo_run(tmp_path, **changes), "teacher", None, tmp_path)
-    training = load_training_prompts(candidate.cfg, candidate.pair, Console("quiet"))
-    return Gathering([candidate], training, budget, Watch(lambda line: None), tmp_path)
 
 
 def test_the_default_budget_is_two_minutes_or_a_twentieth_of_the_run(tmp_path):

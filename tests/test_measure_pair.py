@@ -47,7 +47,7 @@ def small(cfg, folder, **sizes):
     (folder / "scratch").mkdir(exist_ok=True)
     scratch = folder / "scratch" / str(len(list((folder / "scratch").iterdir())))
     scratch.mkdir()
-    defaults = {"prompts": 8, "pilot_steps": 2, "stretch_steps": 1}
+    defaults = {"prompts": 8, "size": PilotSize(2, 1)}
     return measure_pair(cfg, scratch, **(defaults | sizes))
 
 
@@ -118,15 +118,19 @@ def test_measuring_is_deterministic_and_survives_json(tmp_path):
 def test_every_number_is_defined(tmp_path):
     measured = small(demo_run(tmp_path), tmp_path)
     defined = (
-        features.DEFINITIONS | pilot_features.PILOT_DEFINITIONS | pilot_features.STRETCH_DEFINITIONS
+        features.DEFINITIONS
+        | pilot_features.PILOT_DEFINITIONS
+        | pilot_features.STRETCH_DEFINITIONS
+        | pilot_features.PART_DEFINITIONS
     )
-    assert set(measured.features) == set(defined)
+    parts = small(demo_run(tmp_path), tmp_path, parts=(3,))
+    assert set(measured.features) | set(parts.features) == set(defined)
     assert measured.run.steps == 80
     assert measured.features["pilot_path"].value == pytest.approx(2 / 80)
 
 
 def test_a_pilot_of_the_shipped_pair_moves_towards_its_teacher(tmp_path):
-    measured = small(demo_run(tmp_path), tmp_path, prompts=48, pilot_steps=4, stretch_steps=0)
+    measured = small(demo_run(tmp_path), tmp_path, prompts=48, size=PilotSize(4, 0))
     numbers = measured.features
     assert numbers["pilot_kl_drop"].low > 0
     assert numbers["pilot_off_gain"].low > 0
@@ -137,8 +141,22 @@ def test_a_pilot_of_the_shipped_pair_moves_towards_its_teacher(tmp_path):
     assert not any(name.startswith("stretch_") for name in numbers)
 
 
+def test_parts_of_the_run_go_on_from_its_pilot_in_place_of_the_stretch(tmp_path):
+    measured = small(demo_run(tmp_path), tmp_path, parts=(3, 6))
+    numbers = measured.features
+    assert [part["part_steps"].value for part in measured.parts] == [3, 6]
+    assert numbers["part_path"].value == pytest.approx(6 / 80)
+    assert numbers["pilot_steps"].value == 2
+    assert not any(name.startswith("stretch_") for name in numbers)
+    longer = small(demo_run(tmp_path), tmp_path, size=PilotSize(6, 0)).features
+    for name in ("kl_drop", "off_gain", "drift", "resampled"):  # the same six steps
+        assert numbers[f"part_{name}"] == longer[f"pilot_{name}"]
+    again = Measurement.of_record(json.loads(json.dumps(measured.record())))
+    assert again.parts == measured.parts
+
+
 def test_a_rate_of_almost_zero_changes_nothing(tmp_path):
-    measured = small(demo_run(tmp_path, optim={"lr": 1e-12}), tmp_path, stretch_steps=0)
+    measured = small(demo_run(tmp_path, optim={"lr": 1e-12}), tmp_path, size=PilotSize(2, 0))
     assert measured.features["pilot_change"].value == pytest.approx(0.0, abs=1e-4)
     assert measured.features["pilot_resampled"].value == 0.0
 
@@ -152,6 +170,9 @@ def test_probe_prompts_are_not_those_of_the_pilots_steps(tmp_path):
         step, cfg.train.prompts_per_step, seed=cfg.train.seed, shuffle=True)}  # fmt: skip
     assert {p.index for p in ordered[-len(used) :]} == used
     assert len(ordered) == len(training.prompts)
+    first = {p.index for p in training.batch(
+        0, cfg.train.prompts_per_step, seed=cfg.train.seed, shuffle=True)}  # fmt: skip
+    assert {p.index for p in ordered[-len(first) :]} == first
     wide = config.parse(config.dump(cfg), ["loss.k=24"])
     probe = make_probe_config(wide, candidate.pair, None)
     assert (probe.k, probe.recorded) == (16, 24)  # diagnostics of all runs are at 16

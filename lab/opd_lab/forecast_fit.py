@@ -12,6 +12,7 @@ from scipy import optimize
 from opd.core.stats import Estimate
 from opd.recipes.check.forecast import (
     DISTANCE,
+    PART,
     PILOT,
     STRETCH,
     derived_features,
@@ -21,12 +22,18 @@ from opd.recipes.check.forecast_model import Combination, ForecastModel, Mixture
 
 TERMS = ("log_distance", "tilt_gain", "continuation_gain", "log_efolds", "slips", "reach")
 VIEWS = ((DISTANCE,), (DISTANCE, PILOT), (DISTANCE, PILOT, STRETCH))
+PART_VIEWS = (DISTANCE, PILOT, PART)
 RIDGE = 0.02  # on standardised weights: keeps an uninformative feature from a large weight
 MIN_ROWS = 20  # of a set of views, to weigh and judge it
 LEVELS = (0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.995)
 MIN_ERROR = 0.015  # accuracy: a held-out set is no more exact than that
-START_ERRORS = {DISTANCE: 0.03, PILOT: 0.05, STRETCH: 0.05}  # before any errors were seen
-START_ADDED = {DISTANCE: 0.4, PILOT: 0.6, STRETCH: 0.6}
+START_ERRORS = {
+    DISTANCE: 0.03,
+    PILOT: 0.05,
+    STRETCH: 0.05,
+    PART: 0.03,
+}  # before any errors were seen
+START_ADDED = {DISTANCE: 0.4, PILOT: 0.6, STRETCH: 0.6, PART: 0.6}
 START_DISAGREEMENT = 0.2
 NORMAL = ((0.005, -2.58), (0.05, -1.645), (0.5, 0.0), (0.95, 1.645), (0.995, 2.58))
 PRIOR = 3.0  # rows that the starting values are worth
@@ -70,6 +77,7 @@ def fit_forecast(
     *,
     fitted_on: str = "",
     views: Sequence[Sequence[str]] = VIEWS,
+    part_rows: Sequence[FitRow] = (),
 ) -> ForecastModel:
     """The model that predicts accuracy best, with its errors on worlds that it was not fitted on.
 
@@ -78,10 +86,14 @@ def fit_forecast(
         terms: features of the view `distance`.
         fitted_on: description of the rows.
         views: sets of views to weigh; one that fewer than `MIN_ROWS` rows have is left out.
+        part_rows: runs of which a part was made before, to weigh it beside the other views; nothing
+            else is fitted on them.
     """
     mixtures = _fit_left_out(rows, terms)
     full = fit_means(rows, terms, views)
     combinations = [_with_errors(c, rows, mixtures) for c in full.combinations]
+    if len(part_rows) >= MIN_ROWS:
+        combinations.append(_with_errors(_start(PART_VIEWS), part_rows, mixtures))
     return replace(full, combinations=tuple(combinations), fitted_on=fitted_on)
 
 

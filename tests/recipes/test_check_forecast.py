@@ -121,6 +121,35 @@ def test_a_stretch_that_leaves_the_teacher_counts_less():
     assert added(-20.0) == 1.0
 
 
+def part(path, change, half=0.03):
+    return {"part_path": estimate(path, 0.0), "part_resampled": estimate(change, half)}
+
+
+def test_a_part_of_the_run_says_more_than_its_first_steps():
+    model = load_model()
+    features = make_features(0.2, 0.8, 0.3) | pilot(change=0.0)
+    before = predict(model, features, RUN)
+    for change in (-0.15, 0.4):
+        after = predict(model, features | part(0.5, change), RUN)
+        assert abs(after.change.value - change) < 0.12 < abs(before.change.value - change)
+        assert after.change.high - after.change.low < before.change.high - before.change.low
+    changes = [
+        predict(model, features | part(path, change), RUN).change.value
+        for path in (0.25, 0.5)
+        for change in (-0.1, 0.0, 0.1, 0.2, 0.3)
+    ]
+    assert np.all(np.diff(changes[:5]) > 0)
+    assert np.all(np.diff(changes[5:]) > 0)
+
+
+def test_a_part_counts_for_runs_of_which_it_is_a_fifth():
+    """As in the fit: of a run five times as long nothing was fitted."""
+    features = make_features(0.2, 0.8, 0.3) | pilot() | part(0.5, 0.3)
+    views = [estimate_views(MODEL.mixture, features, ratio) for ratio in (1.0, 2.0, 2.4, 2.6)]
+    assert ["part" in each for each in views] == [True, True, True, False]
+    assert views[1]["part"].change > views[0]["part"].change > 0.3
+
+
 ANSWERS = {"offpolicy_kl": 0.68, "teacher_length": 19.0, "pilot_off_gain": 0.67,
            "pilot_path": 0.15, "pilot_kl_drop": 0.7}  # fmt: skip
 

@@ -6,8 +6,9 @@ import math
 
 from opd.core.stats import Estimate
 from opd.recipes.check.forecast import predict
-from opd.recipes.check.reasons import AGAINST, explain, number, percent, points
+from opd.recipes.check.reasons import AGAINST, explain
 from opd.recipes.check.verdict import rank
+from opd.recipes.check.wording import number, percent, points
 from support.check_features import MODEL, RUN, estimate, make_features, pilot
 
 

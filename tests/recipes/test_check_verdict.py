@@ -19,8 +19,9 @@ from opd.recipes.check.advice import (
 )
 from opd.recipes.check.compatibility import Finding
 from opd.recipes.check.forecast import predict
-from opd.recipes.check.reasons import AGAINST, base_model_reason, confidence, explain, points
+from opd.recipes.check.reasons import AGAINST, base_model_reason, confidence, explain
 from opd.recipes.check.verdict import cold_start_helps, decisive_rule, judge
+from opd.recipes.check.wording import points
 from opd.testing import tiny_tokenizer
 from opd.types import Rollout
 from support.check_features import FACTS, MODEL, RUN, estimate, make_features, pilot

@@ -9,7 +9,11 @@ import pytest
 
 from opd.core.stats import Estimate
 from opd.recipes.check.features import DEFINITIONS
-from opd.recipes.check.pilot_features import PILOT_DEFINITIONS, STRETCH_DEFINITIONS
+from opd.recipes.check.pilot_features import (
+    PART_DEFINITIONS,
+    PILOT_DEFINITIONS,
+    STRETCH_DEFINITIONS,
+)
 from opd.run import metric_names
 from opd.training.evaluate import Evaluation
 
@@ -81,7 +85,7 @@ def test_positional_names_are_diagnostics(name):
 
 
 def test_every_number_of_the_check_is_on_the_page_with_its_definition():
-    definitions = DEFINITIONS | PILOT_DEFINITIONS | STRETCH_DEFINITIONS
+    definitions = DEFINITIONS | PILOT_DEFINITIONS | STRETCH_DEFINITIONS | PART_DEFINITIONS
     section = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").split(CHECK)[1]
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     expected = [

@@ -23,6 +23,7 @@ from opd_lab.pairs.figure import draw_judgement
 from opd_lab.pairs.judging import fit_rows, judge_outcomes, leave_worlds_out
 from opd_lab.pairs.outcomes import AnyRun, measure_outcome
 from opd_lab.pairs.page import Findings, ablate, check_document
+from opd_lab.pairs.part_outcomes import repeated_parts
 from opd_lab.pairs.queue import work
 from opd_lab.pairs.real import BLOCK, RUNS
 from opd_lab.pairs.real import FITTED as FITTED_REAL
@@ -143,7 +144,8 @@ def _describe(outcomes: list[Outcome]) -> str:
 
 def _write_model(fitted: list[Outcome]) -> Path:
     """Fit the forecast and put it into the package; return its path."""
-    model = fit_forecast(fit_rows(fitted), fitted_on=_describe(fitted))
+    parts = fit_rows(repeated_parts(fitted))
+    model = fit_forecast(fit_rows(fitted), fitted_on=_describe(fitted), part_rows=parts)
     path = Path(sys.modules["opd.recipes.check"].__path__[0]) / MODEL_FILE
     path.write_text(json.dumps(asdict(model), indent=1) + "\n", encoding="utf-8")
     return path

@@ -17,13 +17,14 @@ FULL_RATES, LORA_RATES = (1e-4, 1e-2), (3e-4, 3e-2)
 EVALUATIONS = ((1.0, 1.0), (0.7, 0.95))  # temperature, top_p
 # What all-linear cannot find in a Gemma whose embedding is its output head too.
 GEMMA_MODULES = "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
-REPEAT = "repeat"
-BLOCKS = {"fit": 0, "fresh": 100, REPEAT: 0}
+REPEAT, HALF = "repeat", "half"
+BLOCKS = {"fit": 0, "fresh": 100, REPEAT: 0, HALF: 300}
 """Blocks of runs, and the seed of their models; no fit uses the models or runs of `fresh`.
 
-The runs of `repeat` are those of `fit` with other prompts and other samples.
+The runs of `repeat` are those of `fit` with other prompts and other samples. Of those of `half`, a
+part is made and measured before (see `opd_lab.pairs.features`).
 """
-RUN_SEEDS = {"fit": 0, "fresh": 100_000, REPEAT: 200_000}
+RUN_SEEDS = {"fit": 0, "fresh": 100_000, REPEAT: 200_000, HALF: 300_000}
 FITTED = 140
 """The shipped forecast was fitted on the first so many runs of `fit`; later ones judge it."""
 COMPARED = 40

@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opd.commands.check.measure import measure_pair
+from opd.commands.check.measure import FITTED_SIZE, measure_pair
 from opd.core.stats import Estimate
 from opd.errors import UserError
+from opd_lab.pairs.design import HALF
 from opd_lab.pairs.outcomes import AnyRun, configure_any
 from opd_lab.pairs.real import PROMPTS as REAL_PROMPTS
 from opd_lab.pairs.real import RealRun
 from opd_lab.runs import one_thread
 
 PROMPTS = 128
-PILOT_STEPS, STRETCH_STEPS = 4, 4
+PARTS = (0.125, 0.25, 0.375, 0.5)  # of a run of the block `half`: half of each length evaluated
 DIGITS = 4  # significant ones
 
 
@@ -35,20 +36,22 @@ def measure_features(run: AnyRun, cache: Path, scratch: Path) -> dict[str, Any]:
     cfg, facts = configure_any(run, cache, folder / "run")
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
+    fractions = PARTS if run.block == HALF else ()
+    parts = [int(fraction * cfg.train.steps) for fraction in fractions]
     try:
         with one_thread():
             measured = measure_pair(
                 cfg,
                 folder,
                 prompts=REAL_PROMPTS if isinstance(run, RealRun) else PROMPTS,
-                pilot_steps=PILOT_STEPS,
-                stretch_steps=STRETCH_STEPS,
+                parts=[steps for steps in parts if steps > FITTED_SIZE.steps],
             )
         facts |= {
             "features": _compact(measured.features),
             "moments": [
                 {name: _round(e.value) for name, e in moment.items()} for moment in measured.moments
             ],
+            "parts": [_compact(part) for part in measured.parts],
             "run": measured.run.record(),
             "tokens": measured.tokens,
             "seconds": {part: round(s, 2) for part, s in measured.seconds.items()},

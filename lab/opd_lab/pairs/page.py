@@ -9,7 +9,11 @@ import numpy as np
 
 from opd.recipes.check.features import DEFINITIONS
 from opd.recipes.check.forecast_model import ForecastModel
-from opd.recipes.check.pilot_features import PILOT_DEFINITIONS, STRETCH_DEFINITIONS
+from opd.recipes.check.pilot_features import (
+    PART_DEFINITIONS,
+    PILOT_DEFINITIONS,
+    STRETCH_DEFINITIONS,
+)
 from opd.reports.document import Cell, Document, Note, Part, Section, Sentence, Table
 from opd_lab.forecast_fit import TERMS
 from opd_lab.pairs.design import COMPARED, FITTED
@@ -286,7 +290,7 @@ def _ablation(findings: Findings) -> Table:
 
 def _features(records: Sequence[Outcome]) -> Table:
     """Each feature's rank correlation with the change, in all worlds together and in the worst."""
-    definitions = DEFINITIONS | PILOT_DEFINITIONS | STRETCH_DEFINITIONS
+    definitions = DEFINITIONS | PILOT_DEFINITIONS | STRETCH_DEFINITIONS | PART_DEFINITIONS
     rows: list[list[Cell]] = []
     for name, text in definitions.items():
         per_world = [

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from opd.commands.check.candidates import load_candidate, teacher_labels
-from opd.commands.check.pilot import PilotSize, run_pilot
+from opd.commands.check.pilot import PilotResult, PilotSize, run_pilot
 from opd.commands.check.rounds import make_probe_config, probe_prompts
 from opd.config import Run
 from opd.core.stats import Estimate
@@ -26,17 +26,20 @@ from opd.run.console import Console
 from opd.setup.precision import prepare_weights
 from opd.setup.prompts import load_training_prompts
 
+FITTED_SIZE = PilotSize(4, 4)  # of the pilots that the forecast was fitted on
+
 
 @dataclass(frozen=True)
 class Measurement:
     """Everything that is known of a pair and its run before training.
 
     Attributes:
-        features: static ones, those of the pilot's last moment, those of the stretch.
+        features: static ones, those of the pilot's last moment, those of the stretch or last part.
         moments: `pilot_*` features after 1, 2, 4, ... steps.
         run: the settings.
         seconds: by part: probe, pilot.
         tokens: generated, by part.
+        parts: `part_*` features after each part of the run.
     """
 
     features: dict[str, Estimate]
@@ -44,6 +47,7 @@ class Measurement:
     run: RunSettings
     seconds: dict[str, float]
     tokens: dict[str, int]
+    parts: tuple[dict[str, Estimate], ...] = ()
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -58,6 +62,7 @@ class Measurement:
             RunSettings.of_record(record["run"]),
             dict(record["seconds"]),
             dict(record["tokens"]),
+            tuple(_estimates(part) for part in record.get("parts", ())),
         )
 
 
@@ -70,9 +75,8 @@ def measure_pair(
     scratch: Path,
     *,
     prompts: int = 192,
-    pilot_steps: int = 4,
-    stretch_steps: int = 4,
-    resample: bool = True,
+    size: PilotSize = FITTED_SIZE,
+    parts: Sequence[int] = (),
 ) -> Measurement:
     """Measure a pair with a teacher in this process, and a pilot of its run.
 
@@ -80,9 +84,8 @@ def measure_pair(
         cfg: the run; its seed is that of every random number.
         scratch: an empty folder.
         prompts: of the probe, at most: of the training file, those of the pilot's steps last.
-        pilot_steps: steps of the run.
-        stretch_steps: further steps at a raised rate.
-        resample: sample answers anew after the pilot, and after the stretch.
+        size: of the pilot.
+        parts: steps of the run after which answers are sampled again, rising; no stretch then.
 
     Raises:
         UserError: wrong input, or models that are not compatible.
@@ -95,9 +98,9 @@ def measure_pair(
     cfg, pair = candidate.cfg, candidate.pair
     assert pair is not None
     assert pair.teacher is not None
-    size = PilotSize(pilot_steps, stretch_steps, resample)
     training = load_training_prompts(cfg, pair, Console("quiet"))
-    chosen = probe_prompts(training, cfg, size.steps + size.stretch)[:prompts]
+    most = max([size.steps + size.stretch, *parts])
+    chosen = probe_prompts(training, cfg, most)[:prompts]
     prepare_weights(cfg, pair.student)
     with ExitStack() as stack:
         grader = grader_for(training.prompts, cfg.prompts.grader)
@@ -111,13 +114,19 @@ def measure_pair(
         ours = probe_student(student, chosen, config)
         theirs = probe_teacher(teacher, student, ours, config)
         probed = monotonic() - began
-        result = run_pilot(candidate, training, scratch, (ours, theirs), config, size)
+        sides = (ours, theirs)
+
+        def next_part(made: PilotResult) -> int:
+            return next((part for part in parts if part > len(made.times)), 0)
+
+        result = run_pilot(candidate, training, scratch, sides, config, size, next_part=next_part)
     return Measurement(
         compute_features(ours, theirs) | result.features,
         tuple(dict(moment) for moment in result.moments),
         RunSettings.of_run(cfg, pair.student),
         {"probe": probed, "pilot": result.seconds},
         {"probe": ours.tokens + theirs.tokens, "pilot": result.tokens},
+        tuple(result.parts),
     )
 
 

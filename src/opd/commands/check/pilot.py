@@ -14,7 +14,12 @@ from opd.data.prompts import PromptSet
 from opd.recipes.check.cost import StepTime
 from opd.recipes.check.fixed_texts import FixedTexts, Reading, fix_texts, read
 from opd.recipes.check.pilot import Pilot
-from opd.recipes.check.pilot_features import as_stretch, moment_features, resampled_features
+from opd.recipes.check.pilot_features import (
+    as_part,
+    as_stretch,
+    moment_features,
+    resampled_features,
+)
 from opd.recipes.check.probe import ProbeConfig, ProbeModel, StudentSide, TeacherSide, answer
 from opd.recipes.check.settings import RunSettings
 from opd.setup.models import Models, local_teacher
@@ -31,6 +36,8 @@ MAX_STRETCH = 8.0  # ... times the run's own rate at most: beyond it AdamW tears
 Sides = tuple[StudentSide, TeacherSide]
 More = Callable[["PilotResult", int], bool]
 """Whether to go on to so many steps, after a moment was measured."""
+NextPart = Callable[["PilotResult"], int]
+"""Steps after which a larger part of the run is measured next; 0: no more."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +62,28 @@ class PilotResult:
     Attributes:
         moments: `pilot_*` after 1, 2, 4, ... steps and after the last.
         stretch: `stretch_*`; empty without such steps.
+        parts: `part_*` after each larger part of the run.
         times: of its steps.
         measuring: seconds of the last measurement.
+        resampling: seconds of the last answers sampled again.
         seconds: of everything.
         tokens: generated in everything.
     """
 
     moments: list[dict[str, Estimate]] = field(default_factory=list)
     stretch: Mapping[str, Estimate] = field(default_factory=dict)
+    parts: list[dict[str, Estimate]] = field(default_factory=list)
     times: list[StepTime] = field(default_factory=list)
     measuring: float = 0.0
+    resampling: float = 0.0
     seconds: float = 0.0
     tokens: int = 0
 
     @property
     def features(self) -> dict[str, Estimate]:
-        """Of the last moment, and of the stretch."""
-        return {**(self.moments[-1] if self.moments else {}), **self.stretch}
+        """Of the last moment, of the stretch, and of the last part."""
+        moment, part = (made[-1] if made else {} for made in (self.moments, self.parts))
+        return {**moment, **self.stretch, **part}
 
     @property
     def step_seconds(self) -> float:
@@ -163,6 +175,7 @@ def run_pilot(
     *,
     result: PilotResult | None = None,
     more: More = lambda result, steps: True,
+    next_part: NextPart = lambda result: 0,
 ) -> PilotResult:
     """Make the steps and measure; the student is as before afterwards, bit for bit.
 
@@ -175,6 +188,7 @@ def run_pilot(
         size: how much, at most.
         result: what was measured is put into it, so that it stands if the pilot is interrupted.
         more: asked after every measurement, before steps are added or answers sampled again.
+        next_part: asked after the pilot and after each part. Parts take the place of the stretch.
     """
     assert candidate.pair is not None
     result = PilotResult() if result is None else result
@@ -186,6 +200,8 @@ def run_pilot(
         measurer = make_measurer(pilot, candidate, sides, config)
         try:
             _take_steps(pilot, measurer, size, result, more)
+            if not _make_parts(pilot, measurer, result, next_part):
+                _stretch(pilot, measurer, size, result, more)
         finally:
             result.seconds = monotonic() - began
             result.tokens = pilot.tokens + measurer.tokens
@@ -195,10 +211,10 @@ def run_pilot(
 def _take_steps(
     pilot: Pilot, measurer: PilotMeasurer, size: PilotSize, result: PilotResult, more: More
 ) -> None:
+    """Steps at the run's own rates, measured after 1, 2, 4, ... of them."""
     target = 1
     while True:
-        while pilot.steps < target:
-            result.times.append(pilot.step())
+        _step_to(target, pilot, result)
         began = monotonic()
         result.moments.append(measurer.measure())
         result.measuring = monotonic() - began
@@ -206,16 +222,46 @@ def _take_steps(
             break
         target = min(2 * target, size.steps)
     if size.resample and more(result, target):
-        result.moments[-1] |= measurer.resample()
-    if not (size.stretch and more(result, target + size.stretch)):
+        result.moments[-1] |= _resample(measurer, result)
+
+
+def _make_parts(
+    pilot: Pilot, measurer: PilotMeasurer, result: PilotResult, next_part: NextPart
+) -> bool:
+    """Go on with the run as far as asked; whether any part was asked for."""
+    asked = False
+    while (steps := next_part(result)) > pilot.steps:
+        asked = True
+        _step_to(steps, pilot, result)
+        result.parts.append(as_part(measurer.measure() | _resample(measurer, result)))
+    return asked
+
+
+def _stretch(
+    pilot: Pilot, measurer: PilotMeasurer, size: PilotSize, result: PilotResult, more: More
+) -> None:
+    """A few further steps at a raised rate."""
+    if not (size.stretch and more(result, pilot.steps + size.stretch)):
         return
     rate = stretch_rate(measurer.settings, pilot.steps, size.stretch)
     for _ in range(size.stretch):
         result.times.append(pilot.step(rate))
     features = measurer.measure()
     if size.resample:
-        features |= measurer.resample()
+        features |= _resample(measurer, result)
     result.stretch = as_stretch(features)
+
+
+def _step_to(steps: int, pilot: Pilot, result: PilotResult) -> None:
+    while pilot.steps < steps:
+        result.times.append(pilot.step())
+
+
+def _resample(measurer: PilotMeasurer, result: PilotResult) -> dict[str, Estimate]:
+    began = monotonic()
+    features = measurer.resample()
+    result.resampling = monotonic() - began
+    return features
 
 
 def stretch_rate(settings: RunSettings, done: int, steps: int) -> float:

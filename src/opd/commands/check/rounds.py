@@ -143,14 +143,20 @@ def make_probe(candidates: Sequence[Candidate], training: PromptSet, steps: int)
 
 
 def probe_prompts(training: PromptSet, cfg: Run, steps: int) -> list[Prompt]:
-    """The training prompts, those of the run's first steps moved to the end."""
-    size = cfg.train.prompts_per_step
-    used = {
-        prompt.index
-        for step in range(steps)
-        for prompt in training.batch(step, size, seed=cfg.train.seed, shuffle=cfg.prompts.shuffle)
-    }
-    return sorted(training.prompts, key=lambda prompt: prompt.index in used)
+    """The training prompts, those of the run's first steps moved to the end, the first step's last.
+
+    Args:
+        training: prompts of the run.
+        cfg: the run.
+        steps: whose prompts are moved.
+    """
+    size, first_used = cfg.train.prompts_per_step, dict[int, int]()
+    for step in range(steps):
+        for prompt in training.batch(step, size, seed=cfg.train.seed, shuffle=cfg.prompts.shuffle):
+            first_used.setdefault(prompt.index, step)
+        if len(first_used) == len(training.prompts):
+            break
+    return sorted(training.prompts, key=lambda prompt: -first_used.get(prompt.index, steps))
 
 
 def make_probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfig:

@@ -14,13 +14,7 @@ from opd.core.stats import Estimate
 from opd.recipes.check.compatibility import Finding
 from opd.recipes.check.forecast import Distribution, Forecast, predict
 from opd.recipes.check.forecast_model import ForecastModel
-from opd.recipes.check.reasons import (
-    COMPATIBLE,
-    MAX_TRUNCATED,
-    mostly_cut,
-    only_scores,
-    points,
-)
+from opd.recipes.check.reasons import COMPATIBLE, MAX_TRUNCATED, mostly_cut, only_scores
 from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.verdict import (
     CHANGES,
@@ -36,6 +30,7 @@ from opd.recipes.check.verdict import (
     judge_before_cold_start,
     nothing_accepted,
 )
+from opd.recipes.check.wording import points
 from opd.types import Rollout
 
 MIN_SUPPORT_MASS = 0.97  # of the student inside the support of the loss
@@ -283,7 +278,8 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
         )
     elif not advice:
         # No budget makes a pilot longer that has been at a raised rate or is the whole run.
-        whole = "stretch_path" in features or features["pilot_path"].value >= 1
+        measured = {"stretch_path", "part_path"} & features.keys()
+        whole = measured or features["pilot_path"].value >= 1
         longer = "" if whole else "a longer pilot (a larger --budget), or "
         advice.append(
             Advice(

@@ -1,8 +1,9 @@
-"""Predicted change of accuracy by this run: up to three views of it, weighed by their errors.
+"""Predicted change of accuracy by this run: several views of it, weighed by their errors.
 
     distance   after = a target + (1 - a - l) before,   (a, l, rest) = softmax(w_a . z, w_l . z, 0)
     pilot      change after the pilot's steps, extrapolated to the end of the run
     stretch    change after its steps at a raised rate, extrapolated from there
+    part       change after a fifth or more of the run's own steps, where there was time for them
 
 The first needs no training: a is the fraction of the teacher's behaviour that the student adopts
 (the transfer), l the fraction of its accuracy that it loses on the way, target the teacher's
@@ -36,7 +37,8 @@ from opd.recipes.check.settings import RunSettings
 
 SLACK = 0.1  # how far outside the fitted range a feature may lie, as a fraction of that range
 OUTSIDE = 1.5  # times the width, for a pair outside the fitted range
-DISTANCE, PILOT, STRETCH = "distance", "pilot", "stretch"
+DISTANCE, PILOT, STRETCH, PART = "distance", "pilot", "stretch", "part"
+MIN_PART = 0.2  # of a run's sum of learning rates, that a part of it has to cover: as in the fit
 MIN_STEPS = 2  # of a pilot that counts: those of the fit had four, and the first may lead away
 MAX_DROP = 0.98  # of the reverse KL in the pilot: beyond it the speed is unknown
 MIN_EFOLDS = 0.01
@@ -167,7 +169,7 @@ def without_short_pilot(features: Mapping[str, Estimate]) -> Mapping[str, Estima
         return features
     if "pilot_path" in features and features["pilot_path"].value >= 1:
         return features
-    pilot = (f"{PILOT}_", f"{STRETCH}_")
+    pilot = (f"{PILOT}_", f"{STRETCH}_", f"{PART}_")
     return {name: e for name, e in features.items() if not name.startswith(pilot)}
 
 
@@ -262,9 +264,16 @@ def estimate_views(
     values |= derived_features(values, ratio)
     views = {DISTANCE: _distance_view(mixture, features, values)}
     before = values["student_accuracy"]
-    for name, measured in ((PILOT, pilot_change(features)), (STRETCH, stretch_change(features))):
+    measurements = (
+        (PILOT, pilot_change(features)),
+        (STRETCH, resampled_change(features, STRETCH)),
+        (PART, resampled_change(features, PART)),
+    )
+    for name, measured in measurements:
         path = f"{name}_path"
         if measured is None or not (is_known(values, path) and is_known(values, "efolds")):
+            continue
+        if name == PART and values[path] / ratio < MIN_PART:
             continue
         change, error = measured
         times = growth(values[path] / ratio, values["efolds"])
@@ -342,9 +351,9 @@ def pilot_change(features: Mapping[str, Estimate]) -> tuple[float, float] | None
     return mean, 1 / math.sqrt(sum(precisions))
 
 
-def stretch_change(features: Mapping[str, Estimate]) -> tuple[float, float] | None:
-    """Change of accuracy by the stretch, and its standard error; None if not measured."""
-    measured = features.get("stretch_resampled")
+def resampled_change(features: Mapping[str, Estimate], view: str) -> tuple[float, float] | None:
+    """Change of accuracy of answers sampled again, and its standard error; None if not measured."""
+    measured = features.get(f"{view}_resampled")
     return None if measured is None else (measured.value, standard_error(measured))
 
 

@@ -7,7 +7,7 @@ with the same random numbers. Shapes: P prompts, n rollouts per prompt, M sample
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -56,6 +56,11 @@ STRETCHED = (
 STRETCH_DEFINITIONS = {
     f"stretch_{name}": f"pilot_{name} after a few more steps at a raised rate" for name in STRETCHED
 }
+PART_DEFINITIONS = {
+    f"part_{name}": f"pilot_{name} after a larger part of the run's own steps"
+    for name in ("steps", *STRETCHED)
+}
+"""Of a run that is so short that a quarter or half of it fits into the check."""
 MIN_EXPONENT = 0.1  # of the weights, by which a change is divided
 
 
@@ -193,11 +198,19 @@ def resampled_features(before: Answers, after: Answers) -> dict[str, Estimate]:
 
 def as_stretch(features: Mapping[str, Estimate]) -> dict[str, Estimate]:
     """Numbers `pilot_*` that were measured after the raised rate, under their own names."""
-    return {
-        f"stretch_{name}": features[f"pilot_{name}"]
-        for name in STRETCHED
-        if f"pilot_{name}" in features
-    }
+    return _renamed(features, STRETCH_DEFINITIONS, "stretch")
+
+
+def as_part(features: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Numbers `pilot_*` that were measured after a part of the run, under their own names."""
+    return _renamed(features, PART_DEFINITIONS, "part")
+
+
+def _renamed(
+    features: Mapping[str, Estimate], names: Iterable[str], prefix: str
+) -> dict[str, Estimate]:
+    known = ((name, f"pilot_{name.removeprefix(f'{prefix}_')}") for name in names)
+    return {name: features[pilot] for name, pilot in known if pilot in features}
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:

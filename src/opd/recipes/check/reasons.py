@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from opd.recipes.check.verdict import (
     decisive_rule,
     nothing_accepted,
 )
+from opd.recipes.check.wording import number, percent, points
 from opd.training.loop import MAX_SKIPPED
 
 COMPATIBLE = 0.5  # transfer from which on a pair counts as compatible
@@ -221,6 +222,10 @@ def _pilot_statement(
         if name in features and math.isfinite(features[name].value):
             parts.append(f"{text} {show(features[name])}")
     known = [features[name] for name in ("pilot_change", "pilot_resampled") if name in features]
+    if "part_resampled" in features:
+        known, part = [features["part_resampled"]], features["part_steps"].value
+        of_run = f"{part:.0f} steps, {features['part_path'].value:.0%} of the run"
+        parts.append(f"answers sampled again after {of_run}: {points(known[0])}")
     raised, fell = any(e.low > 0 for e in known), any(e.high < 0 for e in known)
     text, favours = f"{made} move accuracy neither way yet", None
     if raised and not fell:
@@ -375,25 +380,3 @@ def confidence(
     if forecast.out_of_range:
         text += "; if this pair behaves like those of the lab, whose range it exceeds"
     return text
-
-
-def percent(e: Estimate) -> str:
-    """A fraction in per cent, with its interval."""
-    return f"{percents(e.value)}% ({_bounds(e, lambda x: f'{percents(x)}%')})"
-
-
-def points(e: Estimate) -> str:
-    """A difference of fractions in percentage points, with its interval."""
-    return f"{100 * e.value:+z.1f} points ({_bounds(e, lambda x: f'{100 * x:+z.1f}')})"
-
-
-def number(e: Estimate) -> str:
-    """An estimate with its interval."""
-    return f"{e.value:.3g} ({_bounds(e, lambda x: f'{x:.3g}')})"
-
-
-def _bounds(e: Estimate, written: Callable[[float], str]) -> str:
-    """Of an interval; one prompt has none."""
-    if not (math.isfinite(e.low) and math.isfinite(e.high)):
-        return "interval not known"
-    return f"{written(e.low)} to {written(e.high)}"

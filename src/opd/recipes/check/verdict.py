@@ -123,7 +123,8 @@ def pilot_raises(features: Mapping[str, Estimate]) -> bool:
     Of the run's own rate or of the raised one. Large models learn more from a step than the tiny
     ones of the fit: where a rise was measured, a prediction of little is not enough for a no-go.
     """
-    measured = (features.get("pilot_resampled"), features.get("stretch_resampled"))
+    names = ("pilot_resampled", "stretch_resampled", "part_resampled")
+    measured = map(features.get, names)
     return any(e is not None and e.low > 0 for e in measured)
 
 

@@ -1,0 +1,80 @@
+"""A quarter or half of a short run is made by its check, where the time allows it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from opd.commands.check import gather, rounds
+from opd.commands.check.gather import Gathering
+from opd.commands.check.pilot import PilotResult
+from opd.commands.check.rounds import Budget
+from opd.recipes.check.cost import StepTime
+from support.checks import checked, gathering
+
+
+def made(steps, parts=0):
+    """A pilot of so many steps of a second, and parts of the run after it."""
+    time = StepTime(0.5, 0.2, 0.3, 64, 1.0)
+    return PilotResult(times=[time] * steps, measuring=1.0, resampling=2.0, parts=[{}] * parts)
+
+
+@pytest.fixture
+def short_run(tmp_path, monkeypatch):
+    """What a check of a run of 80 steps goes on to, by the seconds left."""
+    each = gathering(tmp_path, Budget(300.0))
+    each.probe.add(2)
+    monkeypatch.setattr(each, "_settled", lambda index, features=None: None)
+
+    def ask(result, seconds):
+        each.watch.allow(each.watch.seconds + seconds + 0.5)
+        each.pilots = {0: result}
+        return each._next_part(0, result)
+
+    return each, ask
+
+
+def test_a_quarter_of_the_run_is_made_where_there_is_time_and_then_half(short_run):
+    _, ask = short_run
+    assert ask(made(4), 300.0) == 20
+    assert ask(made(4), 3.0 + 16) == 20
+    assert ask(made(4), 3.0 + 15) == 0  # a quarter would not be finished
+    assert ask(made(20, parts=1), 300.0) == 40
+    assert ask(made(20, parts=1), 3.0 + 10) == 30  # as far as there is time ...
+    assert ask(made(20, parts=1), 3.0 + 3) == 0  # ... if that tells anything new
+    assert ask(made(40, parts=2), 300.0) == 0
+    assert ask(made(1), 300.0) == 0  # after the pilot
+
+
+def test_without_a_limit_of_time_no_part_is_made(short_run):
+    each, _ = short_run
+    each.watch.deadline = math.inf  # a budget of tokens
+    assert each._next_part(0, made(4)) == 0
+
+
+def test_other_teachers_have_their_share_of_the_time(short_run):
+    each, ask = short_run
+    each.candidates = each.candidates * 2
+    each.probe.teachers = each.probe.teachers * 2
+    assert ask(made(4), 2 * (3.0 + 16) + 1) == 20
+    assert ask(made(4), 2 * (3.0 + 15)) == 0
+
+
+@pytest.mark.parametrize("rule", ["recovers", "too little", "level", "worse"])
+def test_a_first_part_is_left_out_only_where_the_teacher_is_not_ahead(short_run, monkeypatch, rule):
+    each, ask = short_run
+    monkeypatch.setattr(each, "_settled", lambda index, features=None: "don't")
+    monkeypatch.setattr(gather, "decisive_rule", lambda forecast, features: rule)
+    assert ask(made(4), 300.0) == (0 if rule in ("level", "worse") else 20)
+    assert ask(made(20, parts=1), 300.0) == 0  # it is settled
+
+
+def test_half_of_a_short_run_is_made_by_default(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 16)
+    monkeypatch.setattr(Gathering, "_settled", lambda self, index, features=None: None)
+    result = checked(tmp_path, None, train={"steps": 24})
+    features = result.best.features
+    assert features["part_steps"].value == 12
+    assert set(result.best.forecast.views) == {"distance", "pilot", "part"}
+    assert any("after 12 steps, 50% of the run" in r.evidence for r in result.best.reasons)
