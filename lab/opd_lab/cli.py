@@ -104,7 +104,9 @@ def lab_calibrate(
 
 @app.command("outcomes")
 def lab_outcomes(
-    block: Annotated[str, typer.Option(help="Runs to do: fit, fresh, repeat or real.")] = "fit",
+    block: Annotated[
+        str, typer.Option(help="Runs to do: fit, fresh, repeat, half or real.")
+    ] = "fit",
     first: Annotated[int, typer.Option(help="Number of the first run.")] = 0,
     count: Annotated[int, typer.Option(help="How many runs.")] = 600,
     cache: LabCache = None,

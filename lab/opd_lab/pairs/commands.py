@@ -23,7 +23,11 @@ from opd_lab.pairs.figure import draw_judgement
 from opd_lab.pairs.judging import fit_rows, judge_outcomes, leave_worlds_out
 from opd_lab.pairs.outcomes import AnyRun, measure_outcome
 from opd_lab.pairs.page import Findings, ablate, check_document
-from opd_lab.pairs.part_outcomes import repeated_parts
+from opd_lab.pairs.part_outcomes import (
+    leave_worlds_out_with_parts,
+    measured_parts,
+    repeated_parts,
+)
 from opd_lab.pairs.queue import work
 from opd_lab.pairs.real import BLOCK, RUNS
 from opd_lab.pairs.real import FITTED as FITTED_REAL
@@ -120,12 +124,15 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
             "Study": _describe(study),
             "Of the earlier calibration (40 steps at 1e-3, no pilot)": _describe(earlier),
             "Fresh seeds": _describe(fresh),
+            "Fresh seeds, with up to half of each run made": _describe(measured_parts()),
             "Real models": _describe(real),
         },
         judge_outcomes(model, [o for o in real if o not in seen]),
         ablate(known),
         load_repeats(left_out),
         by_world_count(study),
+        judge_outcomes(model, measured_parts()),
+        leave_worlds_out_with_parts(known, repeated_parts(study)),
     )
     path = out / "check.md"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,8 @@ from opd_lab.pairs.page_parts import (
     number,
     repeats_sections,
 )
+from opd_lab.pairs.part_sections import in_short as short_of_halves
+from opd_lab.pairs.part_sections import part_sections
 from opd_lab.pairs.partial_runs import PARTS, rank_and_error, whole_trainings
 from opd_lab.pairs.real import BLOCK as REAL_BLOCK
 from opd_lab.pairs.records import Outcome, count_trainings, worlds_of
@@ -48,12 +50,13 @@ METHOD = (
     "run is a random pair of tiny models in a generated world (`lab/opd_lab/pairs`): student and "
     "teacher by construction, 10 to 400 steps, learning rates over two decades, full training or "
     "LoRA, evaluated at temperature 1 or at 0.7 with top_p 0.95, on 256 held-out prompts, two "
-    "answers each. Its forecast is made before it, from 128 prompts and 4 + 4 pilot steps. A "
-    "training is evaluated at four lengths, each the outcome of a run of that length: outcomes of "
-    "one training are not independent; the number of trainings is the sample size. Verdicts are "
-    "those of the command, go with changes included. Where no answer of either model was accepted, "
-    "or no step could be made, the command predicts nothing; the forecast is evaluated all the "
-    "same."
+    "answers each. Its forecast is made before it, from 128 prompts and 4 + 4 pilot steps. Where "
+    "the time of a check allows it, the command goes on to a quarter or half of the run: the "
+    "sections that say so are about that, the others about checks of longer runs. A training is "
+    "evaluated at four lengths, each the outcome of a run of that length: outcomes of one training "
+    "are not independent; the number of trainings is the sample size. Verdicts are those of the "
+    "command, go with changes included. Where no answer of either model was accepted, or no step "
+    "could be made, the command predicts nothing; the forecast is evaluated all the same."
 )
 LEFT_OUT = (
     "Every world is evaluated with a model fitted on the other worlds; the worst world comes "
@@ -118,6 +121,8 @@ class Findings:
         ablations: cases of fits with other terms, by name.
         repeats: runs of `left_out` that were made twice.
         counts: errors of forecasts fitted on fewer worlds.
+        half: fresh runs of which a part was made before, judged by the shipped model.
+        left_out_half: runs of the study with a part, each judged without its world.
     """
 
     known: Sequence[Outcome]
@@ -129,6 +134,8 @@ class Findings:
     ablations: dict[str, Sequence[Case]] = field(default_factory=dict)
     repeats: Sequence[Repeat] = ()
     counts: Sequence[WorldCount] = ()
+    half: Sequence[Case] = ()
+    left_out_half: Sequence[Case] = ()
 
 
 def ablate(outcomes: Sequence[Outcome], terms: Sequence[str] = TERMS) -> dict[str, Sequence[Case]]:
@@ -149,9 +156,11 @@ def check_document(findings: Findings) -> Document:
     """The page as a document."""
     facts = Table("", ("", ""), [[name, value] for name, value in findings.facts.items()])
     short = in_short(findings.unseen, findings.real, findings.repeats)
+    after_half = short_of_halves(findings.half)
     sections = [
-        Section("short", "In short", [short]),
+        Section("short", "In short", [short, *([Note(after_half)] if after_half else [])]),
         Section("method", "Method", [Note(METHOD), Note(LIMITS), facts]),
+        *part_sections(findings.half, findings.left_out_half),
     ]
     if findings.unseen:
         sections += [

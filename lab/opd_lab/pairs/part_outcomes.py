@@ -54,7 +54,13 @@ def _change(accuracy: Mapping[str, Sequence[float]], steps: int) -> Estimate:
 def _with_part(outcome: Outcome, steps: int, change: Estimate) -> Outcome:
     path = outcome.run.path(steps) / outcome.run.path()
     part = {f"{PART}_path": Estimate(path, path, path, 1), f"{PART}_resampled": change}
+    part[f"{PART}_steps"] = Estimate(steps, steps, steps, 1)
     return replace(outcome, features=_without_stretch(outcome.features) | part)
+
+
+def steps_made(outcome: Outcome) -> float:
+    """Steps of the part, as a fraction of the run's."""
+    return outcome.features[f"{PART}_steps"].value / outcome.run.steps
 
 
 def _without_stretch(features: Mapping[str, Estimate]) -> dict[str, Estimate]:

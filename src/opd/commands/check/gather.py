@@ -247,7 +247,10 @@ class Gathering:
             return self._goes_on(index, result, steps)
 
         def next_part(result: PilotResult) -> int:
-            return self._next_part(index, result)
+            steps = self._next_part(index, result)
+            if steps:
+                self.watch.stage(f"the run's own steps up to {steps}, on a copy")
+            return steps
 
         config = self.probe.config
         try:
