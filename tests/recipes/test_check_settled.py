@@ -26,12 +26,13 @@ def test_what_would_settle_it_can_be_done():
     noisy = make_features(0.2, 0.8, 0.1, half=0.4) | pilot(0.05, 0.05, 0.1, half=0.2)
     (more,) = texts(noisy, prompts=128)
     assert "on about 192 prompts instead of 128" in more
-    (whole,) = texts(noisy | {"stretch_path": estimate(0.5)}, prompts=192)
-    assert whole.startswith("To settle it: train a tenth of the steps")
-    (whole,) = texts(noisy | {"stretch_path": estimate(0.5)}, prompts=40, most_prompts=40)
-    assert whole.startswith("To settle it: train a tenth of the steps")
-    (whole,) = texts(noisy | {"pilot_path": estimate(1.0)}, prompts=192)  # of a run of few steps
-    assert "longer pilot" not in whole
+    for known in ({"prompts": 192}, {"prompts": 40, "most_prompts": 40}):
+        (text,) = texts(noisy | {"stretch_path": estimate(0.5)}, **known)
+        assert text.startswith("To settle it: a larger --budget, enough for a quarter of the run")
+    for path, start in ((0.26, "a larger --budget, enough for half of"), (0.5, "train half")):
+        for name in ("part_path", "pilot_path"):  # a pilot may be half of a run of few steps
+            (text,) = texts(noisy | {name: estimate(path)}, prompts=192)
+            assert text.startswith(f"To settle it: {start}")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ MIN_SUPPORT_MASS = 0.97  # of the student inside the support of the loss
 LONGER = (2, 4)  # times the steps that are tried
 FASTER = (3.0, 10.0)  # times the learning rate, for a run that gets nowhere
 SLOW = 0.5  # e-folds of reverse KL over the run: below it the rate is too low to get anywhere
+QUARTER, HALF = 0.24, 0.48  # of the run's rates: with warm-up, as many steps are a little less
 MOSTLY_SAMPLING = 0.5  # of the interval's half-width, from which on more prompts help
 
 
@@ -257,8 +258,8 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
     if only_scores(features):
         return [
             Advice(
-                "To settle it: train a tenth of the steps and look at accuracy and overlap before "
-                "you continue"
+                "To settle it: train a quarter of the steps and look at accuracy and overlap "
+                "before you continue"
             )
         ]
     if change is None or distribution is None:
@@ -277,17 +278,21 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
             Advice("To settle it: give the check time for a pilot of the run (a larger --budget)")
         )
     elif not advice:
-        # No budget makes a pilot longer that has been at a raised rate or is the whole run.
-        measured = {"stretch_path", "part_path"} & features.keys()
-        whole = measured or features["pilot_path"].value >= 1
-        longer = "" if whole else "a longer pilot (a larger --budget), or "
-        advice.append(
-            Advice(
-                f"To settle it: {longer}train a tenth of the steps and look at accuracy and "
-                "overlap before you continue"
-            )
-        )
+        advice.append(Advice(f"To settle it: {_more_of_the_run(features)}"))
     return advice
+
+
+def _more_of_the_run(features: Mapping[str, Estimate]) -> str:
+    """The next part of the run that would tell more than what the check has made of it."""
+    looking = "look at accuracy and overlap before you continue"
+    made = max(features[n].value for n in ("pilot_path", "part_path") if n in features)
+    if made >= HALF:
+        return f"train half of the steps and {looking}"
+    part = "a quarter" if made < QUARTER else "half"
+    return (
+        f"a larger --budget, enough for {part} of the run, which the check then makes on a copy; "
+        f"or train as much of it and {looking}"
+    )
 
 
 def _more_prompts(change: Estimate, distribution: Distribution, run: RunFacts) -> list[Advice]:
