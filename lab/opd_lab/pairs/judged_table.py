@@ -19,7 +19,7 @@ CLAIMED = {"rank correlation": 0.85, "coverage": 0.84, "error": 0.1}  # the last
 COLUMNS = (
     *("world", "runs (trainings)", "Spearman", "continuation gain alone", "AUROC, recovers half"),
     *("coverage of 90%", "bias, points", "error, points", "error of continuation gain"),
-    *("wrong go", "wrong don't", "go or don't"),
+    *("wrong go", "wrong no-go", "go or no-go"),
 )
 
 

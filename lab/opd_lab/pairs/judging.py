@@ -110,7 +110,7 @@ class Judgement:
 
     @property
     def decided(self) -> float:
-        """Fraction of cases given a plain go or don't."""
+        """Fraction of cases given a plain go or no-go."""
         return (self.verdicts.get(GO, 0) + self.verdicts.get(NO_GO, 0)) / max(self.cases, 1)
 
 

@@ -14,6 +14,7 @@ from opd.recipes.check.pilot_features import (
     PILOT_DEFINITIONS,
     STRETCH_DEFINITIONS,
 )
+from opd.recipes.check.verdict import NO_GO
 from opd.reports.document import Cell, Document, Note, Part, Section, Sentence, Table
 from opd_lab.forecast_fit import TERMS
 from opd_lab.pairs.design import COMPARED, FITTED
@@ -179,7 +180,7 @@ def check_document(findings: Findings) -> Document:
         Section("worlds", "Worlds left out of the fit", judged(findings.left_out, LEFT_OUT)),
         Section("baselines", "Rank correlation of other numbers", [_baselines(findings.left_out)]),
         Section("coverage", "Coverage of the intervals", [_coverage(findings.left_out)]),
-        Section("wrong", "Every wrong go and don't", [_wrong(findings.left_out)]),
+        Section("wrong", "Every wrong go and no-go", [_wrong(findings.left_out)]),
         changes_section(findings.unseen, findings.real, findings.left_out),
         Section("parts", "What a part of the run itself would tell", _parts(findings)),
         *repeats_sections(findings.repeats),
@@ -227,7 +228,7 @@ def _case_row(case: Case) -> list[str]:
         f"{case.outcome.teacher:.2f}",
         f"{change.value:+z.2f} ({change.low:+z.2f} to {change.high:+z.2f})",
         f"{case.outcome.change:+z.2f}",
-        str(case.verdict),
+        case.verdict.replace(NO_GO, "no-go"),
     ]
 
 
