@@ -188,6 +188,17 @@ def test_the_first_right_answers_of_a_student_that_gives_none_are_a_small_part_o
     assert estimate_views(MIXTURE, none)["pilot"].change <= 0.055 * MAX_GROWTH
 
 
+def test_a_part_of_the_run_of_such_a_student_is_extrapolated_as_in_the_fit():
+    """After half of a run that lowered accuracy by 8 points it predicted a rise of 55."""
+    extra = {name: estimate(value, 0.0) for name, value in ANSWERS.items()}
+    unable = make_features(0.15, 1.0, 0.7) | extra | part(0.5, -0.08)
+    unable |= {"part_off_gain": estimate(0.2, 0.0), "pilot_resampled": estimate(0.0, 0.01)}
+    view = estimate_views(MIXTURE, unable)["part"]
+    efolds = derived_features({name: e.value for name, e in unable.items()})["efolds"]
+    assert view.change == pytest.approx(-0.08 * growth(0.5, efolds))
+    assert predict(load_model(), unable, RUN).change.value < 0.05
+
+
 def test_a_longer_run_goes_further_in_the_direction_of_its_pilot():
     for change, sign in ((0.002, 1), (-0.002, -1)):
         features = make_features(0.2, 0.8, 0.3) | pilot(change=change, kl_drop=0.02)

@@ -277,7 +277,8 @@ def estimate_views(
             continue
         change, error = measured
         times = growth(values[path] / ratio, values["efolds"])
-        times = max(times, _growth_of_reach(values, name))
+        if name != PART:  # whose own answers say how far it is; it was fitted without
+            times = max(times, _growth_of_reach(values, name))
         grown = min(max(change * times, -before), 1 - before)
         added = TYPICAL_CHANGE * (times - 1)
         added += _stretch_shortfall(values, values[path] / ratio) if name == STRETCH else 0.0
