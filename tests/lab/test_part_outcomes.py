@@ -1,5 +1,6 @@
 """Runs of which a part was made before: which part of whose run, and who is fitted on what."""
 
+import dataclasses
 import gzip
 import json
 
@@ -10,7 +11,7 @@ from opd.recipes.check.forecast import PART
 from opd.recipes.check.forecast_model import load_model
 from opd_lab.forecast_fit import fit_forecast
 from opd_lab.pairs import part_outcomes, resampling
-from opd_lab.pairs.design import HALF, plan
+from opd_lab.pairs.design import HALF, HALF_SEEN, plan
 from opd_lab.pairs.judging import fit_rows, judge_outcomes
 from opd_lab.pairs.part_outcomes import (
     leave_worlds_out_with_parts,
@@ -18,7 +19,7 @@ from opd_lab.pairs.part_outcomes import (
     repeated_parts,
     steps_made,
 )
-from opd_lab.pairs.part_sections import in_short, part_sections
+from opd_lab.pairs.part_sections import in_short, part_sections, wrong_verdicts
 from opd_lab.pairs.records import load_outcomes, load_rows
 
 
@@ -103,13 +104,23 @@ def test_every_length_has_the_part_that_a_check_would_have_made(tmp_path, monkey
         assert outcome.features["part_path"].value == pytest.approx(expected)
     monkeypatch.setattr(resampling, "RESAMPLES", 20)
     cases = judge_outcomes(load_model(), outcomes)
-    assert [section.title for section in part_sections(cases, cases)] == [
+    half = "With half of the run made: worlds left out of the fit"
+    assert [each.title for each in part_sections(cases, cases)] == ["On runs made before", half]
+    assert in_short(cases) == ""
+    later = [dataclasses.replace(c, outcome=numbered(c.outcome, HALF_SEEN)) for c in cases]
+    assert [each.title for each in part_sections(later, later)] == [
         "With up to half of the run made: the shipped forecast on runs made after it",
-        "With half of the run made: worlds left out of the fit",
+        half,
     ]
-    assert "made up to half of the run first (4 runs, 1 trainings" in in_short(cases)
+    assert "made up to half of the run first (4 runs, 1 trainings" in in_short(later)
+    (wrong,) = wrong_verdicts([dataclasses.replace(cases[0], verdict="not known")])
+    assert "No go or no-go was wrong" in str(wrong)
     assert part_sections([], []) == []
     assert measured_parts(tmp_path / "none") == []
+
+
+def numbered(outcome, index):
+    return dataclasses.replace(outcome, facts={**outcome.facts, "index": index})
 
 
 def test_runs_and_models_of_the_new_block_are_of_other_seeds():

@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from opd.recipes.check.verdict import GO, NO_GO
-from opd.reports.document import Section
+from opd.reports.document import Note, Part, Section, Table
+from opd_lab.pairs.design import HALF_SEEN
 from opd_lab.pairs.judged_table import judged
 from opd_lab.pairs.judging import Case, summarise
 from opd_lab.pairs.part_outcomes import steps_made
 
 QUARTER, HALF = 0.25, 0.5
+WRONG_COLUMNS = (
+    *("run", "before", "teacher", "change by the part", "predicted change", "change", "verdict"),
+)
 MEASURED = (
-    "Runs of the block `half`: models, prompts and samples of their own, all made after the "
-    "forecast had been committed. A check of one made the pilot, then went on with the run's own "
+    "Runs of the block `half`: models, prompts and samples of their own, made after the forecast "
+    "had been committed. A check of one made the pilot, then went on with the run's own "
     "steps up to half of them (at least a quarter, where the step was measured so), and sampled "
     "answers to its 128 prompts again: what `opd check` does by itself where its time allows it. "
     "It looked at every length, settled or not."
+)
+SEEN = (
+    f"The first {HALF_SEEN} trainings of the block. In them a defect was found and corrected: the "
+    "change by the part had been extrapolated otherwise than in the fit. No coefficient was fitted "
+    "on them, but they do not judge the corrected form."
 )
 REPEATED = (
     "Every world is evaluated with a model fitted on the other worlds. The part is that of the "
@@ -27,9 +36,10 @@ REPEATED = (
 
 def in_short(cases: Sequence[Case]) -> str:
     """How right the shipped forecast was after a part of the run; empty without such runs."""
-    if not cases:
+    later = [case for case in cases if not was_seen(case)]
+    if not later:
         return ""
-    j = summarise(cases, "")
+    j = summarise(later, "")
     return (
         f"Where the check made up to half of the run first ({j.cases} runs, {j.trainings} "
         f"trainings, made after the forecast), {j.decided:.0%} were called go or no-go: wrong "
@@ -37,6 +47,30 @@ def in_short(cases: Sequence[Case]) -> str:
         f"{j.verdicts.get(NO_GO, 0)} no-gos; 90% intervals held {j.coverage[0.9]:.0%}; mean error "
         f"{100 * j.error:.1f} points."
     )
+
+
+def was_seen(case: Case) -> bool:
+    """Whether a run of the block `half` was known when the forecast got its last form."""
+    return bool(case.outcome.facts["index"] < HALF_SEEN)
+
+
+def wrong_verdicts(cases: Sequence[Case]) -> list[Part]:
+    """The wrong ones, a line each; that there is none, if so."""
+    rows = [
+        [
+            case.outcome.name,
+            f"{case.outcome.before:.2f}",
+            f"{case.outcome.teacher:.2f}",
+            f"{case.outcome.features['part_resampled'].value:+z.2f}",
+            f"{case.predicted:+z.2f}",
+            f"{case.outcome.change:+z.2f}",
+            case.verdict.replace(NO_GO, "no-go"),
+        ]
+        for case in cases
+        if not case.right
+    ]
+    note = "Wrong gos and no-gos:" if rows else "No go or no-go was wrong."
+    return [Note(note), *([Table("", WRONG_COLUMNS, rows)] if rows else [])]
 
 
 def part_sections(measured: Sequence[Case], left_out: Sequence[Case]) -> list[Section]:
@@ -47,9 +81,14 @@ def part_sections(measured: Sequence[Case], left_out: Sequence[Case]) -> list[Se
         left_out: runs of the study with the part of their repeat, each judged without its world.
     """
     sections = []
-    if measured:
-        title = "With up to half of the run made: the shipped forecast on runs made after it"
-        sections.append(Section("half", title, judged(measured, MEASURED)))
+    title = "With up to half of the run made: the shipped forecast on runs made after it"
+    groups: list[tuple[str, str, str, list[Case]]] = [
+        ("half", title, MEASURED, [case for case in measured if not was_seen(case)]),
+        ("half-seen", "On runs made before", SEEN, [case for case in measured if was_seen(case)]),
+    ]
+    for key, title, note, cases in groups:
+        if cases:
+            sections.append(Section(key, title, [*judged(cases, note), *wrong_verdicts(cases)]))
     for fraction, name in ((HALF, "half"), (QUARTER, "a quarter")):
         cases = [c for c in left_out if abs(steps_made(c.outcome) - fraction) < 0.01]
         if cases:
