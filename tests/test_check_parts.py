@@ -1,4 +1,4 @@
-"""A quarter or half of a short run is made by its check, where the time allows it."""
+"""Half of a short run is made by its check, where the time allows it."""
 
 from __future__ import annotations
 
@@ -35,15 +35,13 @@ def short_run(tmp_path, monkeypatch):
     return each, ask
 
 
-def test_a_quarter_of_the_run_is_made_where_there_is_time_and_then_half(short_run):
+def test_half_of_the_run_is_made_where_there_is_time(short_run):
     _, ask = short_run
-    assert ask(made(4), 300.0) == 20
-    assert ask(made(4), 3.0 + 16) == 20
-    assert ask(made(4), 3.0 + 15) == 0  # a quarter would not be finished
-    assert ask(made(20, parts=1), 300.0) == 40
-    assert ask(made(20, parts=1), 3.0 + 10) == 30  # as far as there is time ...
-    assert ask(made(20, parts=1), 3.0 + 3) == 0  # ... if that tells anything new
-    assert ask(made(40, parts=2), 300.0) == 0
+    assert ask(made(4), 300.0) == 40
+    assert ask(made(4), 3.0 + 36) == 40
+    assert ask(made(4), 3.0 + 30) == 34  # as far as there is time ...
+    assert ask(made(4), 3.0 + 27) == 0  # ... if that is nearly half
+    assert ask(made(40, parts=1), 300.0) == 0
     assert ask(made(1), 300.0) == 0  # after the pilot
 
 
@@ -57,17 +55,16 @@ def test_other_teachers_have_their_share_of_the_time(short_run):
     each, ask = short_run
     each.candidates = each.candidates * 2
     each.probe.teachers = each.probe.teachers * 2
-    assert ask(made(4), 2 * (3.0 + 16) + 1) == 20
-    assert ask(made(4), 2 * (3.0 + 15)) == 0
+    assert ask(made(4), 2 * (3.0 + 36) + 1) == 40
+    assert ask(made(4), 2 * (3.0 + 27)) == 0
 
 
 @pytest.mark.parametrize("rule", ["recovers", "too little", "level", "worse"])
-def test_a_first_part_is_left_out_only_where_the_teacher_is_not_ahead(short_run, monkeypatch, rule):
+def test_the_part_is_left_out_only_where_the_teacher_is_not_ahead(short_run, monkeypatch, rule):
     each, ask = short_run
     monkeypatch.setattr(each, "_settled", lambda index, features=None: "don't")
     monkeypatch.setattr(gather, "decisive_rule", lambda forecast, features: rule)
-    assert ask(made(4), 300.0) == (0 if rule in ("level", "worse") else 20)
-    assert ask(made(20, parts=1), 300.0) == 0  # it is settled
+    assert ask(made(4), 300.0) == (0 if rule in ("level", "worse") else 40)
 
 
 def test_half_of_a_short_run_is_made_by_default(tmp_path, monkeypatch):

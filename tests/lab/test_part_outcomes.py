@@ -109,10 +109,10 @@ def test_every_length_has_the_part_that_a_check_would_have_made(tmp_path, monkey
     assert in_short(cases) == ""
     later = [dataclasses.replace(c, outcome=numbered(c.outcome, HALF_SEEN)) for c in cases]
     assert [each.title for each in part_sections(later, later)] == [
-        "With up to half of the run made: the shipped forecast on runs made after it",
+        "With half of the run made: the shipped forecast on runs made after it",
         half,
     ]
-    assert "made up to half of the run first (4 runs, 1 trainings" in in_short(later)
+    assert "made half of the run first (4 runs, 1 trainings" in in_short(later)
     (wrong,) = wrong_verdicts([dataclasses.replace(cases[0], verdict="not known")])
     assert "No go or no-go was wrong" in str(wrong)
     assert part_sections([], []) == []

@@ -204,7 +204,7 @@ def test_not_known_names_what_would_settle_it():
     assert "pilot" in texts(make_features(0.2, 0.8, 1.0))
     noisy = make_features(0.2, 0.8, 0.1, half=0.4) | pilot(0.05, 0.05, 0.1, half=0.2)
     assert "prompts instead of 64" in texts(noisy)
-    assert "enough for a quarter of the run" in texts(
+    assert "enough for half of the run" in texts(
         make_features(0.2, 0.8, 1.0) | pilot(0.05, 0.01, 0.1, half=0.001)
     )
 
@@ -219,7 +219,7 @@ def test_a_teacher_that_cannot_answer_is_not_blamed_on_the_prompts():
     assert "answer column" not in " ".join(texts)
     assert "Without answers it" not in first.text
     assert all("the teacher" in text.lower() for text in texts[:3])
-    assert "train a quarter of the steps" in texts[-1]
+    assert "train half of the steps" in texts[-1]
 
 
 def test_the_limit_that_cuts_the_teachers_answers_is_the_one_to_raise():

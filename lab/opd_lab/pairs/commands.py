@@ -124,7 +124,7 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
             "Study": _describe(study),
             "Of the earlier calibration (40 steps at 1e-3, no pilot)": _describe(earlier),
             "Fresh seeds": _describe(fresh),
-            "Fresh seeds, with up to half of each run made": _describe(measured_parts()),
+            "Fresh seeds, with half of each run made": _describe(measured_parts()),
             "Real models": _describe(real),
         },
         judge_outcomes(model, [o for o in real if o not in seen]),

@@ -52,7 +52,7 @@ METHOD = (
     "teacher by construction, 10 to 400 steps, learning rates over two decades, full training or "
     "LoRA, evaluated at temperature 1 or at 0.7 with top_p 0.95, on 256 held-out prompts, two "
     "answers each. Its forecast is made before it, from 128 prompts and 4 + 4 pilot steps. Where "
-    "the time of a check allows it, the command goes on to a quarter or half of the run: the "
+    "the time of a check allows it, the command goes on to half of the run: the "
     "sections that say so are about that, the others about checks of longer runs. A training is "
     "evaluated at four lengths, each the outcome of a run of that length: outcomes of one training "
     "are not independent; the number of trainings is the sample size. Verdicts are those of the "

@@ -1,4 +1,4 @@
-"""Sections of docs/check.md on checks that make a quarter or half of a run first."""
+"""Sections of docs/check.md on checks that make half of a run first."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from opd_lab.pairs.judged_table import judged
 from opd_lab.pairs.judging import Case, summarise
 from opd_lab.pairs.part_outcomes import steps_made
 
-QUARTER, HALF = 0.25, 0.5
+HALF = 0.5  # of the steps, which a check makes
 WRONG_COLUMNS = (
     *("run", "before", "teacher", "change by the part", "predicted change", "change", "verdict"),
 )
 MEASURED = (
     "Runs of the block `half`: models, prompts and samples of their own, made after the forecast "
     "had been committed. A check of one made the pilot, then went on with the run's own "
-    "steps up to half of them (at least a quarter, where the step was measured so), and sampled "
-    "answers to its 128 prompts again: what `opd check` does by itself where its time allows it. "
-    "It looked at every length, settled or not."
+    "steps up to half of them, and sampled answers to its 128 prompts again: what `opd check` does "
+    "by itself where its time allows it."
 )
 SEEN = (
     f"The first {HALF_SEEN} trainings of the block. In them a defect was found and corrected: the "
@@ -41,7 +40,7 @@ def in_short(cases: Sequence[Case]) -> str:
         return ""
     j = summarise(later, "")
     return (
-        f"Where the check made up to half of the run first ({j.cases} runs, {j.trainings} "
+        f"Where the check made half of the run first ({j.cases} runs, {j.trainings} "
         f"trainings, made after the forecast), {j.decided:.0%} were called go or no-go: wrong "
         f"{j.wrong.get(GO, 0)} of {j.verdicts.get(GO, 0)} gos and {j.wrong.get(NO_GO, 0)} of "
         f"{j.verdicts.get(NO_GO, 0)} no-gos; 90% intervals held {j.coverage[0.9]:.0%}; mean error "
@@ -81,7 +80,7 @@ def part_sections(measured: Sequence[Case], left_out: Sequence[Case]) -> list[Se
         left_out: runs of the study with the part of their repeat, each judged without its world.
     """
     sections = []
-    title = "With up to half of the run made: the shipped forecast on runs made after it"
+    title = "With half of the run made: the shipped forecast on runs made after it"
     groups: list[tuple[str, str, str, list[Case]]] = [
         ("half", title, MEASURED, [case for case in measured if not was_seen(case)]),
         ("half-seen", "On runs made before", SEEN, [case for case in measured if was_seen(case)]),
@@ -89,9 +88,8 @@ def part_sections(measured: Sequence[Case], left_out: Sequence[Case]) -> list[Se
     for key, title, note, cases in groups:
         if cases:
             sections.append(Section(key, title, [*judged(cases, note), *wrong_verdicts(cases)]))
-    for fraction, name in ((HALF, "half"), (QUARTER, "a quarter")):
-        cases = [c for c in left_out if abs(steps_made(c.outcome) - fraction) < 0.01]
-        if cases:
-            title = f"With {name} of the run made: worlds left out of the fit"
-            sections.append(Section(f"left-out-{fraction:g}", title, judged(cases, REPEATED)))
+    halves = [case for case in left_out if abs(steps_made(case.outcome) - HALF) < 0.01]
+    if halves:
+        title = "With half of the run made: worlds left out of the fit"
+        sections.append(Section("left-out-half", title, judged(halves, REPEATED)))
     return sections

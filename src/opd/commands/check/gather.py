@@ -38,8 +38,7 @@ LEAN_N, LEAN_M = 2, 1  # rollouts and answers per prompt where even a few prompt
 FORWARD_SECONDS = 5.0  # of a forward pass, at most: the deadline cannot hold in the middle of it
 MIN_BATCH = 128  # tokens
 PILOT_STEPS, LONGER_PILOT, STRETCH_STEPS = 4, 8, 4
-PARTS = (0.25, 0.5)  # of the run's steps, made one after the other where the time allows them
-MORE = 1.25  # times the steps so far, that a further part has to reach
+HALF, NEARLY_HALF = 0.5, 0.4  # of the run's steps, made where the time allows it; the least of it
 MAX_SEEN = 1000  # steps whose prompts the probe leaves for last
 PILOT_TOKENS = 0.03  # of the run's, that the pilot may generate under a token budget
 SURE_PROMPTS = 48  # that a no-go without a pilot rests on
@@ -81,7 +80,7 @@ class Gathering:
         self.watch, self.scratch = watch, scratch
         self.model = load_model()
         size = pilot_size(candidates[0].cfg, budget)
-        half = min(int(PARTS[-1] * candidates[0].cfg.train.steps), MAX_SEEN)
+        half = min(int(HALF * candidates[0].cfg.train.steps), MAX_SEEN)
         most = max(size.steps + size.stretch, PILOT_STEPS + STRETCH_STEPS, half)
         self.probe: Probe = make_probe(candidates, training, most)
         self.pilots: dict[int, PilotResult] = {}
@@ -286,27 +285,22 @@ class Gathering:
     def _next_part(self, index: int, result: PilotResult) -> int:
         """Steps of the run to go on to before answers are sampled again; 0: no more.
 
-        A quarter of the run, then half of it or as much as there is time for. Before the first part
-        a verdict is settled only where it rests on the teacher alone: how a run goes on cannot be
-        seen in its first few steps.
+        Half of the run, or as much as there is time for, if it is nearly half: after a quarter its
+        own change tells hardly more than the forecast before it (docs/check.md). Left out where the
+        verdict rests on the teacher alone; how a run goes on cannot be seen in its first few steps.
         """
         whole, done = self.candidates[index].cfg.train.steps, len(result.times)
-        if math.isinf(self.watch.deadline) or done < MIN_STEPS:
+        if result.parts or math.isinf(self.watch.deadline) or done < MIN_STEPS:
             return 0
         features = compute_features(*self.probe.sides[index]) | result.features
         forecast = predict(self.model, features, self.settings(index))
-        if self._settled(index, features) is not None and (
-            result.parts or decisive_rule(forecast, features) in OF_TEACHER
-        ):
+        if self._settled(index, features) and decisive_rule(forecast, features) in OF_TEACHER:
             return 0
         others = sum(i not in self.pilots for i in range(len(self.candidates)))
         seconds = self.watch.remaining / (1 + others) - result.measuring - result.resampling
         most = done + int(seconds / max(result.step_seconds, 1e-9))
-        quarter, half = math.ceil(PARTS[0] * whole), int(PARTS[1] * whole)
-        if done < quarter <= most:
-            return quarter
-        further = min(half, most)
-        return further if further >= max(quarter, MORE * done) else 0
+        steps = min(int(HALF * whole), most)
+        return steps if steps > done and steps >= NEARLY_HALF * whole else 0
 
     def best(self) -> int:
         """The candidate that comes first in the result, by what is known so far."""

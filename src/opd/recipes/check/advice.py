@@ -37,7 +37,7 @@ MIN_SUPPORT_MASS = 0.97  # of the student inside the support of the loss
 LONGER = (2, 4)  # times the steps that are tried
 FASTER = (3.0, 10.0)  # times the learning rate, for a run that gets nowhere
 SLOW = 0.5  # e-folds of reverse KL over the run: below it the rate is too low to get anywhere
-QUARTER, HALF = 0.24, 0.48  # of the run's rates: with warm-up, as many steps are a little less
+NEARLY_HALF = 0.38  # of the run's rates: with warm-up, half of the steps are less than half
 MOSTLY_SAMPLING = 0.5  # of the interval's half-width, from which on more prompts help
 
 
@@ -258,8 +258,8 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
     if only_scores(features):
         return [
             Advice(
-                "To settle it: train a quarter of the steps and look at accuracy and overlap "
-                "before you continue"
+                "To settle it: train half of the steps and look at accuracy and overlap before you "
+                "continue"
             )
         ]
     if change is None or distribution is None:
@@ -283,15 +283,13 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
 
 
 def _more_of_the_run(features: Mapping[str, Estimate]) -> str:
-    """The next part of the run that would tell more than what the check has made of it."""
-    looking = "look at accuracy and overlap before you continue"
+    """Half of the run, which tells more than anything before it."""
     made = max(features[n].value for n in ("pilot_path", "part_path") if n in features)
-    if made >= HALF:
-        return f"train half of the steps and {looking}"
-    part = "a quarter" if made < QUARTER else "half"
+    if made >= NEARLY_HALF:
+        return "train half of the steps and look at accuracy and overlap before you continue"
     return (
-        f"a larger --budget, enough for {part} of the run, which the check then makes on a copy; "
-        f"or train as much of it and {looking}"
+        "a larger --budget, enough for half of the run, which the check then makes on a copy; or "
+        "train as much of it and look at accuracy and overlap before you continue"
     )
 
 
