@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from opd.commands.check import gather, rounds
-from opd.commands.check.gather import Gathering
+from opd.commands.check.gather import USED, Gathering
 from opd.commands.check.pilot import PilotResult
 from opd.commands.check.rounds import Budget
+from opd.core.stats import Estimate
 from opd.recipes.check.cost import StepTime
 from support.checks import checked, gathering
 
@@ -17,14 +19,22 @@ from support.checks import checked, gathering
 def made(steps, parts=0):
     """A pilot of so many steps of a second, and parts of the run after it."""
     time = StepTime(0.5, 0.2, 0.3, 64, 1.0)
-    return PilotResult(times=[time] * steps, measuring=1.0, resampling=2.0, parts=[{}] * parts)
+    known = {"pilot_steps": 4.0, "pilot_path": 0.05, "pilot_kl_drop": 0.2, "pilot_change": 0.01}
+    moment = {name: Estimate(value, value, value, 16) for name, value in known.items()}
+    return PilotResult(
+        moments=[moment],
+        times=[time] * steps,
+        measuring=1.0,
+        resampling=2.0,
+        parts=[{}] * parts,
+    )
 
 
 @pytest.fixture
 def short_run(tmp_path, monkeypatch):
     """What a check of a run of 80 steps goes on to, by the seconds left."""
     each = gathering(tmp_path, Budget(300.0))
-    each.probe.add(2)
+    each.probe.add(8)
     monkeypatch.setattr(each, "_settled", lambda index, features=None: None)
 
     def ask(result, seconds):
@@ -38,9 +48,9 @@ def short_run(tmp_path, monkeypatch):
 def test_half_of_the_run_is_made_where_there_is_time(short_run):
     _, ask = short_run
     assert ask(made(4), 300.0) == 40
-    assert ask(made(4), 3.0 + 36) == 40
-    assert ask(made(4), 3.0 + 30) == 34  # as far as there is time ...
-    assert ask(made(4), 3.0 + 27) == 0  # ... if that is nearly half
+    assert ask(made(4), (3.0 + 36) / USED) == 40
+    assert ask(made(4), (3.0 + 30) / USED) == 34  # as far as there is time ...
+    assert ask(made(4), (3.0 + 27) / USED) == 0  # ... if that is nearly half
     assert ask(made(40, parts=1), 300.0) == 0
     assert ask(made(1), 300.0) == 0  # after the pilot
 
@@ -55,16 +65,35 @@ def test_other_teachers_have_their_share_of_the_time(short_run):
     each, ask = short_run
     each.candidates = each.candidates * 2
     each.probe.teachers = each.probe.teachers * 2
-    assert ask(made(4), 2 * (3.0 + 36) + 1) == 40
-    assert ask(made(4), 2 * (3.0 + 27)) == 0
+    assert ask(made(4), 2 * (3.0 + 36) / USED + 1) == 40
+    assert ask(made(4), 2 * (3.0 + 27) / USED) == 0
 
 
-@pytest.mark.parametrize("rule", ["recovers", "too little", "level", "worse"])
-def test_the_part_is_left_out_only_where_the_teacher_is_not_ahead(short_run, monkeypatch, rule):
+LEFT_OUT = ("level", "worse", "refused", "few")
+
+
+@pytest.mark.parametrize("rule", ["recovers", "too little", "falls", "undecided", *LEFT_OUT])
+def test_the_part_is_left_out_where_it_cannot_matter(short_run, monkeypatch, rule):
     each, ask = short_run
     monkeypatch.setattr(each, "_settled", lambda index, features=None: "don't")
     monkeypatch.setattr(gather, "decisive_rule", lambda forecast, features: rule)
-    assert ask(made(4), 300.0) == (0 if rule in ("level", "worse") else 40)
+    assert ask(made(4), 300.0) == (0 if rule in LEFT_OUT else 40)
+
+
+def test_without_a_change_of_accuracy_to_predict_no_part_is_made(short_run):
+    """Of a run without answers, say, whose verdict it could not change."""
+    _, ask = short_run
+    blind = made(4)
+    blind.moments = []
+    assert ask(blind, 300.0) == 0
+
+
+def test_a_warm_up_as_long_as_the_run_leaves_too_little_of_it_in_nearly_half(short_run):
+    each, ask = short_run
+    slow = replace(each.settings(0), warmup=80)
+    each.settings = lambda index: slow
+    assert ask(made(4), 300.0) == 40
+    assert ask(made(4), (3.0 + 30) / USED) == 0  # .18 of the rates
 
 
 def test_half_of_a_short_run_is_made_by_default(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from opd.recipes.check.forecast import PART
 from opd.recipes.check.forecast_model import load_model
 from opd_lab.forecast_fit import fit_forecast
 from opd_lab.pairs import part_outcomes, resampling
-from opd_lab.pairs.design import HALF, HALF_SEEN, plan
+from opd_lab.pairs.design import FITTED, HALF, HALF_SEEN, plan
 from opd_lab.pairs.judging import fit_rows, judge_outcomes
 from opd_lab.pairs.part_outcomes import (
     leave_worlds_out_with_parts,
@@ -20,6 +20,7 @@ from opd_lab.pairs.part_outcomes import (
     steps_made,
 )
 from opd_lab.pairs.part_sections import in_short, part_sections, wrong_verdicts
+from opd_lab.pairs.real import FITTED as FITTED_REAL
 from opd_lab.pairs.records import load_outcomes, load_rows
 
 
@@ -64,6 +65,19 @@ def test_the_shipped_forecast_weighs_a_part_as_the_fit_does():
     assert errors.mean() < 0.09
     assert shipped.errors[PART] < shipped.errors["pilot"]
     assert 0.85 < np.mean([case.inside(0.9) for case in cases]) < 0.95
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_are_the_fit_of_the_records():
+    study = [o for o in load_outcomes("fit") if o.facts["index"] < FITTED]
+    real = [o for o in load_outcomes("real") if o.facts["index"] < FITTED_REAL]
+    rows = fit_rows([*load_outcomes("calibration"), *study, *real])
+    again = fit_forecast(rows, part_rows=fit_rows(repeated_parts(study)))
+    for ours, theirs in zip(again.combinations, load_model().combinations, strict=True):
+        assert ours.errors == pytest.approx(theirs.errors, rel=0.05)
+        assert ours.added == pytest.approx(theirs.added, rel=0.05)
+        levels = [[value for _, value in each.quantiles] for each in (ours, theirs)]
+        assert levels[0] == pytest.approx(levels[1], rel=0.05, abs=0.05)
 
 
 def test_a_world_is_judged_without_itself(study, monkeypatch):

@@ -24,7 +24,13 @@ from opd.data.prompts import PromptSet
 from opd.recipes.check.advice import decide
 from opd.recipes.check.cost import RunCost, StepTime
 from opd.recipes.check.features import compute_features, others_accuracy
-from opd.recipes.check.forecast import MIN_STEPS, predict, without_short_pilot
+from opd.recipes.check.forecast import (
+    MIN_PART,
+    MIN_STEPS,
+    PILOT,
+    predict,
+    without_short_pilot,
+)
 from opd.recipes.check.forecast_model import load_model
 from opd.recipes.check.settings import RunSettings
 from opd.recipes.check.verdict import GO, NO_GO, decisive_rule, judge, promise, rank
@@ -42,6 +48,7 @@ HALF, NEARLY_HALF = 0.5, 0.4  # of the run's steps, made where the time allows i
 MAX_SEEN = 1000  # steps whose prompts the probe leaves for last
 PILOT_TOKENS = 0.03  # of the run's, that the pilot may generate under a token budget
 SURE_PROMPTS = 48  # that a no-go without a pilot rests on
+USED = 0.85  # of the time that is left: later steps may be slower, and evaluations are timed
 OF_TEACHER = ("worse", "level")  # rules of a no-go that no training changes
 MARGIN = 1.3  # times the errors, with which a verdict must be the same to be settled
 
@@ -246,7 +253,7 @@ class Gathering:
             return self._goes_on(index, result, steps)
 
         def next_part(result: PilotResult) -> int:
-            steps = self._next_part(index, result)
+            steps = self._next_part(index, result) if result.resampling else 0
             if steps:
                 self.watch.stage(f"the run's own steps up to {steps}, on a copy")
             return steps
@@ -292,15 +299,23 @@ class Gathering:
         whole, done = self.candidates[index].cfg.train.steps, len(result.times)
         if result.parts or math.isinf(self.watch.deadline) or done < MIN_STEPS:
             return 0
-        features = compute_features(*self.probe.sides[index]) | result.features
-        forecast = predict(self.model, features, self.settings(index))
-        if self._settled(index, features) and decisive_rule(forecast, features) in OF_TEACHER:
+        if not self._part_can_matter(index, result):
             return 0
         others = sum(i not in self.pilots for i in range(len(self.candidates)))
-        seconds = self.watch.remaining / (1 + others) - result.measuring - result.resampling
+        seconds = USED * self.watch.remaining / (1 + others) - result.measuring - result.resampling
         most = done + int(seconds / max(result.step_seconds, 1e-9))
-        steps = min(int(HALF * whole), most)
-        return steps if steps > done and steps >= NEARLY_HALF * whole else 0
+        steps, settings = min(int(HALF * whole), most), self.settings(index)
+        counts = settings.path(steps) >= MIN_PART * settings.path()
+        return steps if counts and steps > done and steps >= NEARLY_HALF * whole else 0
+
+    def _part_can_matter(self, index: int, result: PilotResult) -> bool:
+        """Whether half of the run could change the verdict, by what is known after the pilot."""
+        features = compute_features(*self.probe.sides[index]) | result.features
+        forecast = predict(self.model, features, self.settings(index))
+        rule = decisive_rule(forecast, features)
+        if PILOT not in forecast.views or rule in ("refused", "few"):
+            return False
+        return not (self._settled(index, features) and rule in OF_TEACHER)
 
     def best(self) -> int:
         """The candidate that comes first in the result, by what is known so far."""

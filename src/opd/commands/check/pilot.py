@@ -28,6 +28,7 @@ from opd.setup.precision import prepare_weights
 from opd.setup.samplers import training_sampler
 from opd.setup.session import experience_source, make_learner, make_pruning
 from opd.training.horizon import Horizon
+from opd.training.loop import MAX_SKIPPED
 from opd.training.optimizer import make_optimizer
 from opd.training.throwaway import throwaway
 
@@ -232,7 +233,9 @@ def _make_parts(
     asked = False
     while (steps := next_part(result)) > pilot.steps:
         asked = True
-        _step_to(steps, pilot, result)
+        refused = pilot.refused
+        while pilot.steps < steps and pilot.refused - refused < MAX_SKIPPED:
+            result.times.append(pilot.step())
         result.parts.append(as_part(measurer.measure() | _resample(measurer, result)))
     return asked
 

@@ -12,7 +12,7 @@ import numpy as np
 from opd.config import Loss
 from opd.core.stats import Estimate
 from opd.recipes.check.compatibility import Finding
-from opd.recipes.check.forecast import Distribution, Forecast, predict
+from opd.recipes.check.forecast import PART, Distribution, Forecast, predict
 from opd.recipes.check.forecast_model import ForecastModel
 from opd.recipes.check.reasons import COMPATIBLE, MAX_TRUNCATED, mostly_cut, only_scores
 from opd.recipes.check.settings import RunSettings
@@ -171,10 +171,14 @@ def find_changes(
 ) -> list[Advice]:
     """The smallest change of the run's length, or of its rate, that the forecast makes a go.
 
-    Nothing without a pilot: the speed of this run is not known then.
+    Nothing without a pilot: the speed of this run is not known then. Nor a run of which the part
+    that was made is too little to count: the forecast of it would know less than that of this one.
     """
-    for proposed, settings in _proposals(run, predict(model, features, run)):
+    configured = predict(model, features, run)
+    for proposed, settings in _proposals(run, configured):
         forecast = predict(model, features, run, settings)
+        if PART in configured.views and PART not in forecast.views:
+            continue
         if judge(forecast, features) == GO and forecast.change is not None:
             key, value = next(iter(proposed.items()))
             text = f"Set {key} to {value:g}: predicted change then {points(forecast.change)}"
@@ -284,8 +288,7 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
 
 def _more_of_the_run(features: Mapping[str, Estimate]) -> str:
     """Half of the run, which tells more than anything before it."""
-    made = max(features[n].value for n in ("pilot_path", "part_path") if n in features)
-    if made >= NEARLY_HALF:
+    if "part_steps" in features or features["pilot_path"].value >= NEARLY_HALF:
         return "train half of the steps and look at accuracy and overlap before you continue"
     return (
         "a larger --budget, enough for half of the run, which the check then makes on a copy; or "

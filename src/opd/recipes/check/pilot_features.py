@@ -58,7 +58,7 @@ STRETCH_DEFINITIONS = {
 }
 PART_DEFINITIONS = {
     f"part_{name}": f"pilot_{name} after half of the run's own steps, or nearly"
-    for name in ("steps", *STRETCHED)
+    for name in ("steps", "refused", *STRETCHED)
 }
 """Of a run that is so short that half of it fits into the time of its check."""
 MIN_EXPONENT = 0.1  # of the weights, by which a change is divided

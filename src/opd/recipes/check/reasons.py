@@ -242,13 +242,14 @@ def _pilot_statement(
 
 
 def _refused_statement(features: Mapping[str, Estimate]) -> _Statement | None:
-    refused = features.get("pilot_refused")
+    made = "part" if "part_refused" in features else "pilot"
+    refused = features.get(f"{made}_refused")
     if refused is None or not refused.value:
         return None
-    steps = features["pilot_steps"].value
+    steps, whose = features[f"{made}_steps"].value, {"part": "run's first", "pilot": "pilot's"}
     text = (
-        f"{steps * refused.value:.0f} of the pilot's {steps:.0f} steps were not made: loss or "
-        "gradient was not finite"
+        f"{steps * refused.value:.0f} of the {whose[made]} {steps:.0f} steps were not made: loss "
+        "or gradient was not finite"
     )
     return _Statement(Reason(text), False)
 

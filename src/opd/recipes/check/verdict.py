@@ -95,7 +95,7 @@ def decisive_rule(forecast: Forecast, features: Mapping[str, Estimate]) -> Rule:
         return "refused"
     if change is None or distribution is None:
         return "unmeasured"
-    if refused:
+    if refused or part_breaks_off(features):
         return "undecided"
     gap = features["gap"]
     if gap.n < MIN_PROMPTS:
@@ -120,12 +120,22 @@ def decisive_rule(forecast: Forecast, features: Mapping[str, Estimate]) -> Rule:
 def pilot_raises(features: Mapping[str, Estimate]) -> bool:
     """Whether answers sampled after the pilot's steps are more accurate, with certainty.
 
-    Of the run's own rate or of the raised one. Large models learn more from a step than the tiny
-    ones of the fit: where a rise was measured, a prediction of little is not enough for a no-go.
+    Of the run's own rate or of the raised one; after half of the run, if that was made, whatever
+    the first steps did. Large models learn more from a step than the tiny ones of the fit: where a
+    rise was measured, a prediction of little is not enough for a no-go.
     """
-    names = ("pilot_resampled", "stretch_resampled", "part_resampled")
-    measured = map(features.get, names)
-    return any(e is not None and e.low > 0 for e in measured)
+    names: tuple[str, ...] = ("pilot_resampled", "stretch_resampled")
+    if "part_resampled" in features:
+        names = ("part_resampled",)
+    return any(name in features and features[name].low > 0 for name in names)
+
+
+def part_breaks_off(features: Mapping[str, Estimate]) -> bool:
+    """Whether so many steps of half of the run were refused that the run itself may end there."""
+    if "part_refused" not in features:
+        return False
+    refused = features["part_refused"].value * features["part_steps"].value
+    return round(refused) >= MAX_SKIPPED
 
 
 def cold_start_helps(features: Mapping[str, Estimate]) -> bool:
