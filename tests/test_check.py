@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from opd import config
 from opd.cli import app
-from opd.commands.check import rounds, run_check
+from opd.commands.check import gather, rounds, run_check
 from opd.demo.run_config import PAIR, demo_config
 from opd.errors import UserError
 from opd.run.layout import check_record
@@ -36,8 +36,9 @@ def write(path, **changes):
 
 
 @pytest.fixture(autouse=True)
-def few_prompts(monkeypatch):
+def little_to_measure(monkeypatch):
     monkeypatch.setattr(rounds, "MAX_PROMPTS", 32)
+    monkeypatch.setattr(gather, "HALF", 0.0)  # of the run: tests/test_check_parts.py
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from opd_lab.pairs.records import load_outcomes, load_rows
 
 @pytest.fixture(scope="module")
 def study():
-    return [o for o in load_outcomes("fit") if o.facts["index"] < 60]
+    return [o for o in load_outcomes("fit") if o.facts["index"] < 30]
 
 
 def test_a_part_is_that_of_the_repeat_and_no_more_than_half(study):
