@@ -11,8 +11,10 @@ from opd.commands.check import gather, rounds
 from opd.commands.check.gather import USED, Gathering
 from opd.commands.check.pilot import PilotResult
 from opd.commands.check.rounds import Budget
+from opd.commands.check.watch import OutOfTime
 from opd.core.stats import Estimate
 from opd.recipes.check.cost import StepTime
+from opd.recipes.check.pilot import Pilot
 from support.checks import checked, gathering
 
 
@@ -97,10 +99,29 @@ def test_a_warm_up_as_long_as_the_run_leaves_too_little_of_it_in_nearly_half(sho
 
 
 def test_half_of_a_short_run_is_made_by_default(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "MAX_PROMPTS", 16)
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 8)
     monkeypatch.setattr(Gathering, "_settled", lambda self, index, features=None: None)
     result = checked(tmp_path, None, train={"steps": 24})
     features = result.best.features
     assert features["part_steps"].value == 12
     assert set(result.best.forecast.views) == {"distance", "pilot", "part"}
     assert any("after 12 steps, 50% of the run" in r.evidence for r in result.best.reasons)
+
+
+def test_time_that_ends_within_the_part_leaves_what_the_pilot_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "MAX_PROMPTS", 8)
+    monkeypatch.setattr(Gathering, "_settled", lambda self, index, features=None: None)
+    step = Pilot.step
+
+    def late(self, rate=None):
+        if self.steps == 6:
+            raise OutOfTime("the run's own steps")
+        return step(self, rate)
+
+    monkeypatch.setattr(Pilot, "step", late)
+    result = checked(tmp_path, None, train={"steps": 24})
+    features = result.best.features
+    assert features["pilot_steps"].value == 4
+    assert not any(name.startswith(("part_", "stretch_")) for name in features)
+    assert set(result.best.forecast.views) == {"distance", "pilot"}
+    assert any("ended by the budget" in text for text in result.limitations)
