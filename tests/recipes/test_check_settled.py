@@ -29,6 +29,9 @@ def test_what_would_settle_it_can_be_done():
     for known in ({"prompts": 192}, {"prompts": 40, "most_prompts": 40}):
         (text,) = texts(noisy | {"stretch_path": estimate(0.5)}, **known)
         assert text.startswith("To settle it: a larger --budget, enough for half of the run")
+    unseen = {name: e for name, e in noisy.items() if name != "pilot_kl_drop"}
+    (text,) = texts(unseen, prompts=192)  # its speed is not known: the check makes no half of it
+    assert text.startswith("To settle it: train half")
     for name in ("part_steps", "pilot_path"):  # a pilot may be half of a run of few steps
         (text,) = texts(noisy | {name: estimate(0.5)}, prompts=192)
         assert text.startswith("To settle it: train half")

@@ -128,8 +128,3 @@ def measure_pair(
         {"probe": ours.tokens + theirs.tokens, "pilot": result.tokens},
         tuple(result.parts),
     )
-
-
-def all_moments(measurement: Measurement) -> Sequence[dict[str, Estimate]]:
-    """Features with each moment's numbers in place of the last one's: a row per pilot length."""
-    return [measurement.features | moment for moment in measurement.moments]

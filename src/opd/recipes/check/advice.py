@@ -12,7 +12,7 @@ import numpy as np
 from opd.config import Loss
 from opd.core.stats import Estimate
 from opd.recipes.check.compatibility import Finding
-from opd.recipes.check.forecast import PART, Distribution, Forecast, predict
+from opd.recipes.check.forecast import PART, PILOT, Distribution, Forecast, predict
 from opd.recipes.check.forecast_model import ForecastModel
 from opd.recipes.check.reasons import COMPATIBLE, MAX_TRUNCATED, mostly_cut, only_scores
 from opd.recipes.check.settings import RunSettings
@@ -282,13 +282,14 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
             Advice("To settle it: give the check time for a pilot of the run (a larger --budget)")
         )
     elif not advice:
-        advice.append(Advice(f"To settle it: {_more_of_the_run(features)}"))
+        advice.append(Advice(f"To settle it: {_more_of_the_run(forecast, features)}"))
     return advice
 
 
-def _more_of_the_run(features: Mapping[str, Estimate]) -> str:
-    """Half of the run, which tells more than anything before it."""
-    if "part_steps" in features or features["pilot_path"].value >= NEARLY_HALF:
+def _more_of_the_run(forecast: Forecast, features: Mapping[str, Estimate]) -> str:
+    """Half of the run, which tells more than anything before it; by whom it can be made."""
+    made = "part_steps" in features or features["pilot_path"].value >= NEARLY_HALF
+    if made or PILOT not in forecast.views:  # of which the check makes no half either
         return "train half of the steps and look at accuracy and overlap before you continue"
     return (
         "a larger --budget, enough for half of the run, which the check then makes on a copy; or "
