@@ -159,6 +159,23 @@ def evaluate(node):
     raise AssertionError(node)
 
 
+def test_the_first_call_starts_a_run_and_a_second_goes_on(monkeypatch, tmp_path):
+    for name in ("prepare", "tasks"):
+        monkeypatch.setitem(sys.modules, name, load_script(name, monkeypatch))
+    run, folder = load_script("run", monkeypatch), tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    overrides = ["prompts.grader=exact", f"output.dir={folder}"]
+    assert "--resume" not in run.train_command(overrides)
+    assert "--resume" not in run.train_command([])
+    folder.mkdir()
+    assert "--resume" not in run.train_command(overrides)  # opd refuses it for an empty folder
+    (folder / "config.json").write_text("{}")
+    command = run.train_command(overrides)
+    assert command[2:5] == ["opd", "train", str(FOLDER / "run.yaml")]
+    assert "--resume" in command
+    assert command[-2:] == overrides
+
+
 def test_the_configuration_is_one(script):
     cfg = config.load(str(FOLDER / "run.yaml"), [])
     assert {Path(cfg.student.model).name, Path(cfg.teacher.model).name} == set(script.SOURCES)

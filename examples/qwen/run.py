@@ -16,6 +16,7 @@ from pathlib import Path
 from prepare import DEFAULT, SOURCES, prepare
 from tasks import TASKS, grader_of, write_sets
 
+from opd import config
 from opd.errors import UserError
 
 CONFIG = Path(__file__).parent / "run.yaml"
@@ -25,6 +26,14 @@ def graders(task: str, offtask: str) -> list[str]:
     """Overrides that name the grader of each task."""
     own, other = grader_of(task), grader_of(offtask)
     return [f"prompts.grader={own}", f"eval.0.grader={own}", f"eval.1.grader={other}"]
+
+
+def train_command(overrides: list[str]) -> list[str]:
+    """That starts the run, or goes on with it if it has begun."""
+    folder = Path(config.load(CONFIG, overrides).output.dir)
+    begun = folder.is_dir() and any(folder.iterdir())
+    resume = ["--resume"] if begun else []
+    return [sys.executable, "-m", "opd", "train", str(CONFIG), *resume, *overrides]
 
 
 def main() -> int:
@@ -39,8 +48,7 @@ def main() -> int:
         print(f"{name}: {prepare(name)}")
     write_sets(asked.task, asked.offtask, asked.seed, DEFAULT / "data")
     overrides = [*graders(asked.task, asked.offtask), *asked.overrides]
-    command = [sys.executable, "-m", "opd", "train", str(CONFIG), "--resume", *overrides]
-    return subprocess.run(command).returncode
+    return subprocess.run(train_command(overrides)).returncode
 
 
 if __name__ == "__main__":
