@@ -38,7 +38,7 @@ def write(path, **changes):
 @pytest.fixture(autouse=True)
 def little_to_measure(monkeypatch):
     monkeypatch.setattr(rounds, "MAX_PROMPTS", 32)
-    monkeypatch.setattr(gather, "HALF", 0.0)  # of the run: tests/test_check_parts.py
+    monkeypatch.setattr(gather, "PARTS", ())  # of the run: tests/test_check_parts.py
 
 
 @pytest.fixture

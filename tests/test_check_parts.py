@@ -1,4 +1,4 @@
-"""Half of a short run is made by its check, where the time allows it."""
+"""Half of a short run, then all of it, is made by its check, where the time allows it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ def made(steps, parts=0):
     )
 
 
+REFUSED = {"part_steps": 40.0, "part_refused": 3 / 40}
+
+
 @pytest.fixture
 def short_run(tmp_path, monkeypatch):
     """What a check of a run of 80 steps goes on to, by the seconds left."""
@@ -53,8 +56,42 @@ def test_half_of_the_run_is_made_where_there_is_time(short_run):
     assert ask(made(4), (3.0 + 36) / USED) == 40
     assert ask(made(4), (3.0 + 30) / USED) == 34  # as far as there is time ...
     assert ask(made(4), (3.0 + 27) / USED) == 0  # ... if that is nearly half
-    assert ask(made(40, parts=1), 300.0) == 0
     assert ask(made(1), 300.0) == 0  # after the pilot
+
+
+def test_then_all_of_it(short_run):
+    _, ask = short_run
+    assert ask(made(40, parts=1), 300.0) == 80
+    assert ask(made(40, parts=1), (3.0 + 40) / USED) == 80
+    assert ask(made(40, parts=1), (3.0 + 25) / USED) == 65  # as far as there is time ...
+    assert ask(made(40, parts=1), (3.0 + 18) / USED) == 0  # ... if that is nearly all
+    assert ask(made(80, parts=2), 300.0) == 0
+
+
+def test_the_rest_is_left_out_where_the_verdict_is_settled_and_the_forecast_exact(
+    short_run, monkeypatch
+):
+    each, ask = short_run
+    monkeypatch.setattr(each, "_settled", lambda index, features=None: "go")
+    assert ask(made(40, parts=1), 300.0) == 80
+    monkeypatch.setattr(gather, "NARROW", 1.0)
+    assert ask(made(40, parts=1), 300.0) == 0
+    assert ask(made(4), 300.0) == 40
+
+
+def test_the_rest_is_left_out_where_too_many_steps_were_refused(short_run):
+    _, ask = short_run
+    broken = made(40, parts=1)
+    broken.parts = [{name: Estimate(v, v, v, 8) for name, v in REFUSED.items()}]
+    assert ask(broken, 300.0) == 0
+
+
+def test_a_pilot_that_is_half_of_the_run_is_followed_by_all_of_it(short_run):
+    each, ask = short_run
+    cfg = each.candidates[0].cfg
+    train = cfg.train.model_copy(update={"steps": 6})
+    each.candidates = [replace(each.candidates[0], cfg=cfg.model_copy(update={"train": train}))]
+    assert ask(made(4), 300.0) == 6
 
 
 def test_without_a_limit_of_time_no_part_is_made(short_run):
@@ -98,14 +135,15 @@ def test_a_warm_up_as_long_as_the_run_leaves_too_little_of_it_in_nearly_half(sho
     assert ask(made(4), (3.0 + 30) / USED) == 0  # .18 of the rates
 
 
-def test_half_of_a_short_run_is_made_by_default(tmp_path, monkeypatch):
+def test_all_of_a_short_run_is_made_by_default(tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "MAX_PROMPTS", 8)
     monkeypatch.setattr(Gathering, "_settled", lambda self, index, features=None: None)
     result = checked(tmp_path, None, train={"steps": 24})
     features = result.best.features
-    assert features["part_steps"].value == 12
+    assert features["part_steps"].value == 24
     assert set(result.best.forecast.views) == {"distance", "pilot", "part"}
-    assert any("after 12 steps, 50% of the run" in r.evidence for r in result.best.reasons)
+    assert any("after 24 steps, 100% of the run" in r.evidence for r in result.best.reasons)
+    assert any(r.text.startswith("The run's steps, all made on") for r in result.best.reasons)
 
 
 def test_time_that_ends_within_the_part_leaves_what_the_pilot_measured(tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ from opd_lab.pairs.design import FITTED, HALF, HALF_SEEN, plan
 from opd_lab.pairs.judging import fit_rows, judge_outcomes
 from opd_lab.pairs.part_outcomes import (
     leave_worlds_out_with_parts,
-    measured_parts,
+    measured_halves,
+    measured_wholes,
     repeated_parts,
     steps_made,
 )
@@ -29,16 +30,16 @@ def study():
     return [o for o in load_outcomes("fit") if o.facts["index"] < 30]
 
 
-def test_a_part_is_that_of_the_repeat_and_no_more_than_half(study):
+def test_a_part_is_that_of_the_repeat(study):
     parts = repeated_parts(study)
     again = {row["index"]: row["accuracy"] for row in load_rows("repeat")}
-    assert len(parts) == len(study)  # 1 of 2, of 3, of 4 and 2 of 4 quarters
+    assert len(parts) == 10 / 4 * len(study)  # 1 of 1, 1 and 2 of 2, ... 4 of 4 quarters
     for outcome in parts:
         steps = round(outcome.features["part_steps"].value)
         accuracy = again[outcome.facts["index"]]
         change = accuracy[str(steps)][0] - accuracy["before"][0]
         assert outcome.features["part_resampled"].value == pytest.approx(change)
-        assert 0.25 <= steps_made(outcome) <= 0.5
+        assert 0.25 <= steps_made(outcome) <= 1.0
         assert outcome.features["part_path"].value <= steps_made(outcome) + 1e-9  # warm-up
         assert not any(name.startswith("stretch_") for name in outcome.features)
 
@@ -50,7 +51,7 @@ def test_the_interval_of_a_part_is_that_of_two_measurements(study):
 
 
 def test_only_the_last_combination_is_fitted_on_parts(study):
-    parts = fit_rows(repeated_parts(study))
+    parts = fit_rows(repeated_parts(study)[::8])
     plain, more = (fit_forecast(fit_rows(study), part_rows=rows) for rows in ((), parts))
     assert more.mixture == plain.mixture
     assert more.combinations[:-1] == plain.combinations
@@ -93,7 +94,7 @@ def test_a_world_is_judged_without_itself(study, monkeypatch):
     cases = leave_worlds_out_with_parts(some, repeated_parts(some))
     worlds = sorted({o.world for o in some})
     assert seen == [({worlds[1]}, {worlds[1]}), ({worlds[0]}, {worlds[0]})]
-    assert len(cases) == len(some)
+    assert len(cases) == 10 / 4 * len(some)
 
 
 def test_every_length_has_the_part_that_a_check_would_have_made(tmp_path, monkeypatch):
@@ -101,11 +102,13 @@ def test_every_length_has_the_part_that_a_check_would_have_made(tmp_path, monkey
     steps = sorted(int(moment) for moment in row["accuracy"] if moment.isdigit())
     parts = [
         {"part_steps": [float(s)] * 3, "part_path": [0.1] * 3, "part_resampled": [s / 1000] * 3}
-        for s in (steps[-1] // 8, steps[0], steps[1])
+        for s in (steps[-1] // 8, *steps)
     ]
     made = row | {"block": HALF, "parts": parts}
     (tmp_path / f"{HALF}.jsonl.gz").write_bytes(gzip.compress(json.dumps(made).encode()))
-    outcomes = measured_parts(tmp_path)
+    wholes = measured_wholes(tmp_path)
+    assert [round(o.features["part_steps"].value) for o in wholes] == steps
+    outcomes = measured_halves(tmp_path)
     assert [round(o.features["part_steps"].value) for o in outcomes] == [
         steps[-1] // 8,  # half of the first length
         steps[0],
@@ -119,18 +122,27 @@ def test_every_length_has_the_part_that_a_check_would_have_made(tmp_path, monkey
     monkeypatch.setattr(resampling, "RESAMPLES", 20)
     cases = judge_outcomes(load_model(), outcomes)
     half = "With half of the run made: worlds left out of the fit"
-    assert [each.title for each in part_sections(cases, cases)] == ["On runs made before", half]
-    assert in_short(cases) == ""
-    later = [dataclasses.replace(c, outcome=numbered(c.outcome, HALF_SEEN)) for c in cases]
-    assert [each.title for each in part_sections(later, later)] == [
+    titles = [each.title for each in part_sections([], cases, cases)]
+    assert titles == ["With half of the run made: on runs made before", half]
+    assert in_short([], cases) == ""
+    later = [numbered_case(case) for case in cases]
+    assert [each.title for each in part_sections([], later, later)] == [
         "With half of the run made: the shipped forecast on runs made after it",
         half,
     ]
-    assert "made half of the run first (4 runs, 1 trainings" in in_short(later)
+    assert "made half of the run first (4 runs, 1 trainings" in in_short([], later)
+    whole = [numbered_case(case) for case in judge_outcomes(load_model(), wholes)]
+    assert "made the whole run first (4 runs, 1 trainings" in in_short(whole, [])
+    (section,) = part_sections(whole, [], [])
+    assert section.title == "With the whole run made: the shipped forecast on runs made after it"
     (wrong,) = wrong_verdicts([dataclasses.replace(cases[0], verdict="not known")])
     assert "No go or no-go was wrong" in str(wrong)
-    assert part_sections([], []) == []
-    assert measured_parts(tmp_path / "none") == []
+    assert part_sections([], [], []) == []
+    assert measured_halves(tmp_path / "none") == []
+
+
+def numbered_case(case):
+    return dataclasses.replace(case, outcome=numbered(case.outcome, HALF_SEEN))
 
 
 def numbered(outcome, index):

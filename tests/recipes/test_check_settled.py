@@ -34,7 +34,9 @@ def test_what_would_settle_it_can_be_done():
     assert text.startswith("To settle it: train half")
     for name in ("part_steps", "pilot_path"):  # a pilot may be half of a run of few steps
         (text,) = texts(noisy | {name: estimate(0.5)}, prompts=192)
-        assert text.startswith("To settle it: train half")
+        assert text.startswith("To settle it: a larger --budget, enough for all of the run")
+    (text,) = texts(noisy | {"part_path": estimate(1.0)}, prompts=192)
+    assert text.startswith("To settle it: train, and evaluate on held-out prompts")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from opd_lab.pairs.outcomes import AnyRun, measure_outcome
 from opd_lab.pairs.page import Findings, ablate, check_document
 from opd_lab.pairs.part_outcomes import (
     leave_worlds_out_with_parts,
-    measured_parts,
+    measured_halves,
+    measured_wholes,
     repeated_parts,
 )
 from opd_lab.pairs.queue import work
@@ -124,14 +125,16 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
             "Study": _describe(study),
             "Of the earlier calibration (40 steps at 1e-3, no pilot)": _describe(earlier),
             "Fresh seeds": _describe(fresh),
-            "Fresh seeds, with half of each run made": _describe(measured_parts()),
+            "Fresh seeds, with half of each run made": _describe(measured_halves()),
+            "Fresh seeds, with the whole run made": _describe(measured_wholes()),
             "Real models": _describe(real),
         },
         judge_outcomes(model, [o for o in real if o not in seen]),
         ablate(known),
         load_repeats(left_out),
         by_world_count(study),
-        judge_outcomes(model, measured_parts()),
+        judge_outcomes(model, measured_wholes()),
+        judge_outcomes(model, measured_halves()),
         leave_worlds_out_with_parts(known, repeated_parts(study)),
     )
     path = out / "check.md"

@@ -27,7 +27,7 @@ part is made and measured before (see `opd_lab.pairs.features`).
 RUN_SEEDS = {"fit": 0, "fresh": 100_000, REPEAT: 200_000, HALF: 300_000}
 FITTED = 140
 """The shipped forecast was fitted on the first so many runs of `fit`; later ones judge it."""
-HALF_SEEN = 22
+HALF_SEEN = 60
 """The first so many runs of `half` were seen before the forecast from a part got its last form."""
 COMPARED = 40
 """Forms of the forecast were compared on the first so many runs of `fresh`; later ones were run

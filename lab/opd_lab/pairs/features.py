@@ -18,7 +18,9 @@ from opd_lab.pairs.real import RealRun
 from opd_lab.runs import one_thread
 
 PROMPTS = 128
-PARTS = (0.125, 0.25, 0.375, 0.5)  # of a run of the block `half`: half of each length evaluated
+PARTS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
+"""Of a run of the block `half`: half and all of each length that is evaluated. The first
+`HALF_SEEN` of the block were made up to half alone."""
 DIGITS = 4  # significant ones
 
 

@@ -36,7 +36,7 @@ from opd_lab.pairs.page_parts import (
     number,
     repeats_sections,
 )
-from opd_lab.pairs.part_sections import in_short as short_of_halves
+from opd_lab.pairs.part_sections import in_short as short_of_parts
 from opd_lab.pairs.part_sections import part_sections
 from opd_lab.pairs.partial_runs import PARTS, rank_and_error, whole_trainings
 from opd_lab.pairs.real import BLOCK as REAL_BLOCK
@@ -52,7 +52,7 @@ METHOD = (
     "teacher by construction, 10 to 400 steps, learning rates over two decades, full training or "
     "LoRA, evaluated at temperature 1 or at 0.7 with top_p 0.95, on 256 held-out prompts, two "
     "answers each. Its forecast is made before it, from 128 prompts and 4 + 4 pilot steps. Where "
-    "the time of a check allows it, the command goes on to half of the run: the "
+    "the time of a check allows it, the command goes on to half of the run and to its end: the "
     "sections that say so are about that, the others about checks of longer runs. A training is "
     "evaluated at four lengths, each the outcome of a run of that length: outcomes of one training "
     "are not independent; the number of trainings is the sample size. Verdicts are those of the "
@@ -122,8 +122,9 @@ class Findings:
         ablations: cases of fits with other terms, by name.
         repeats: runs of `left_out` that were made twice.
         counts: errors of forecasts fitted on fewer worlds.
-        half: fresh runs of which a part was made before, judged by the shipped model.
-        left_out_half: runs of the study with a part, each judged without its world.
+        wholes: fresh runs that were made whole before, judged by the shipped model.
+        halves: likewise, with half of each made before.
+        left_out_parts: runs of the study with parts, each judged without its world.
     """
 
     known: Sequence[Outcome]
@@ -135,8 +136,9 @@ class Findings:
     ablations: dict[str, Sequence[Case]] = field(default_factory=dict)
     repeats: Sequence[Repeat] = ()
     counts: Sequence[WorldCount] = ()
-    half: Sequence[Case] = ()
-    left_out_half: Sequence[Case] = ()
+    wholes: Sequence[Case] = ()
+    halves: Sequence[Case] = ()
+    left_out_parts: Sequence[Case] = ()
 
 
 def ablate(outcomes: Sequence[Outcome], terms: Sequence[str] = TERMS) -> dict[str, Sequence[Case]]:
@@ -157,11 +159,11 @@ def check_document(findings: Findings) -> Document:
     """The page as a document."""
     facts = Table("", ("", ""), [[name, value] for name, value in findings.facts.items()])
     short = in_short(findings.unseen, findings.real, findings.repeats)
-    after_half = short_of_halves(findings.half)
+    after_part = short_of_parts(findings.wholes, findings.halves)
     sections = [
-        Section("short", "In short", [short, *([Note(after_half)] if after_half else [])]),
+        Section("short", "In short", [short, *([Note(after_part)] if after_part else [])]),
         Section("method", "Method", [Note(METHOD), Note(LIMITS), facts]),
-        *part_sections(findings.half, findings.left_out_half),
+        *part_sections(findings.wholes, findings.halves, findings.left_out_parts),
     ]
     if findings.unseen:
         sections += [

@@ -16,11 +16,11 @@ from opd_lab.pairs.features import PROMPTS
 from opd_lab.pairs.judging import Case, fit_rows, judge_outcomes
 from opd_lab.pairs.records import FOLDER, Outcome, load_rows, outcomes_of, worlds_of
 
-LEAST, MOST = 0.25, 0.5  # of a run's steps, that the part has
+LEAST, HALF_OF_RUN, WHOLE_RUN = 0.25, 0.5, 1.0  # of a run's steps, that the part has
 
 
 def repeated_parts(outcomes: Sequence[Outcome], folder: Path = FOLDER) -> list[Outcome]:
-    """Runs of the study with a part of each, as it went when the run was made a second time.
+    """Runs of the study with parts of each, as they went when the run was made a second time.
 
     The part has other prompts, samples and held-out prompts than the run. In a check it has the
     first two in common with it, so that errors here are rather too large.
@@ -35,7 +35,7 @@ def repeated_parts(outcomes: Sequence[Outcome], folder: Path = FOLDER) -> list[O
         _with_part(outcome, steps, _change(rows[outcome.facts["index"]], steps))
         for outcome in of_study
         for steps in _measured_steps(rows[outcome.facts["index"]])
-        if LEAST <= steps / outcome.run.steps <= MOST
+        if LEAST <= steps / outcome.run.steps <= WHOLE_RUN
     ]
 
 
@@ -68,18 +68,29 @@ def _without_stretch(features: Mapping[str, Estimate]) -> dict[str, Estimate]:
     return {name: e for name, e in features.items() if not name.startswith(f"{STRETCH}_")}
 
 
-def measured_parts(folder: Path = FOLDER) -> list[Outcome]:
+def measured_parts(least: float, most: float, folder: Path = FOLDER) -> list[Outcome]:
+    """Runs of the block `half`, each with its largest part between two fractions of it."""
+    rows = load_rows(HALF, folder)
+    return [outcome for row in rows for outcome in _with_largest_part(row, least, most)]
+
+
+def measured_halves(folder: Path = FOLDER) -> list[Outcome]:
     """Runs of the block `half`, each with the largest part that is no more than half of it."""
-    return [outcome for row in load_rows(HALF, folder) for outcome in _halves_of(row)]
+    return measured_parts(LEAST, HALF_OF_RUN, folder)
 
 
-def _halves_of(row: Mapping[str, Any]) -> Iterator[Outcome]:
+def measured_wholes(folder: Path = FOLDER) -> list[Outcome]:
+    """Runs of the block `half` that were made whole on a copy before."""
+    return measured_parts(WHOLE_RUN, WHOLE_RUN, folder)
+
+
+def _with_largest_part(row: Mapping[str, Any], least: float, most: float) -> Iterator[Outcome]:
     if "accuracy" not in row or not row.get("parts"):
         return
     parts = {round(part["part_steps"][0]): part for part in row["parts"]}
     for outcome in outcomes_of(row):
         whole = outcome.run.steps
-        usable = [steps for steps in parts if LEAST <= steps / whole <= MOST]
+        usable = [steps for steps in parts if least <= steps / whole <= most]
         if not usable:
             continue
         part = parts[max(usable)]

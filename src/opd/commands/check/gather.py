@@ -13,7 +13,7 @@ from pathlib import Path
 from opd.commands.check import timing
 from opd.commands.check.candidates import Candidate
 from opd.commands.check.pilot import PilotResult, PilotSize, run_pilot
-from opd.commands.check.rounds import Budget, Probe, make_probe
+from opd.commands.check.rounds import Budget, Probe, count_trained_on, make_probe
 from opd.commands.check.served import watched
 from opd.commands.check.speed import Speed, measure_speed, one_teacher
 from opd.commands.check.timing import StepTimer
@@ -33,7 +33,15 @@ from opd.recipes.check.forecast import (
 )
 from opd.recipes.check.forecast_model import load_model
 from opd.recipes.check.settings import RunSettings
-from opd.recipes.check.verdict import GO, NO_GO, decisive_rule, judge, promise, rank
+from opd.recipes.check.verdict import (
+    GO,
+    NO_GO,
+    decisive_rule,
+    judge,
+    part_breaks_off,
+    promise,
+    rank,
+)
 
 SHORT = 120.0  # seconds a check may take beside a short run ...
 LONG_FRACTION = 0.05  # ... and as a fraction of a long one
@@ -44,7 +52,9 @@ LEAN_N, LEAN_M = 2, 1  # rollouts and answers per prompt where even a few prompt
 FORWARD_SECONDS = 5.0  # of a forward pass, at most: the deadline cannot hold in the middle of it
 MIN_BATCH = 128  # tokens
 PILOT_STEPS, LONGER_PILOT, STRETCH_STEPS = 4, 8, 4
-HALF, NEARLY_HALF = 0.5, 0.4  # of the run's steps, made where the time allows it; the least of it
+PARTS = ((0.5, 0.4), (1.0, 0.75))
+"""Fractions of the run's steps that are made where the time allows it, and the least of each."""
+NARROW = 0.05  # half-width of a forecast's interval that no larger part would make narrower
 MAX_SEEN = 1000  # steps whose prompts the probe leaves for last
 PILOT_TOKENS = 0.03  # of the run's, that the pilot may generate under a token budget
 SURE_PROMPTS = 48  # that a no-go without a pilot rests on
@@ -87,8 +97,8 @@ class Gathering:
         self.watch, self.scratch = watch, scratch
         self.model = load_model()
         size = pilot_size(candidates[0].cfg, budget)
-        half = min(int(HALF * candidates[0].cfg.train.steps), MAX_SEEN)
-        most = max(size.steps + size.stretch, PILOT_STEPS + STRETCH_STEPS, half)
+        part = min(candidates[0].cfg.train.steps, MAX_SEEN)
+        most = max(size.steps + size.stretch, PILOT_STEPS + STRETCH_STEPS, part)
         self.probe: Probe = make_probe(candidates, training, most)
         self.pilots: dict[int, PilotResult] = {}
         self.speed: Speed | None = None
@@ -274,6 +284,19 @@ class Gathering:
         finally:
             if not result.moments:
                 del self.pilots[index]
+            if result.parts:
+                self._note_trained_on(len(result.times))
+
+    def _note_trained_on(self, steps: int) -> None:
+        """Say of how many prompts answers were sampled again after the copy had trained on them."""
+        assert self.probe.student is not None
+        prompts, cfg = self.probe.student.prompts, self.candidates[0].cfg
+        if count := count_trained_on(prompts, self.training, cfg, min(steps, MAX_SEEN)):
+            self.probe.limitations.append(
+                f"Of the {len(prompts)} prompts whose answers were sampled again after {steps} "
+                f"steps, {count} had been trained on in them: accuracy on held-out prompts may "
+                "change by less. More prompts in prompts.path would avoid it."
+            )
 
     def _goes_on(self, index: int, result: PilotResult, steps: int) -> bool:
         """Whether a pilot goes on after a measurement."""
@@ -292,24 +315,39 @@ class Gathering:
     def _next_part(self, index: int, result: PilotResult) -> int:
         """Steps of the run to go on to before answers are sampled again; 0: no more.
 
-        Half of the run, or as much as there is time for, if it is nearly half: after a quarter its
-        own change tells hardly more than the forecast before it (docs/check.md). Left out where the
-        verdict rests on the teacher alone; how a run goes on cannot be seen in its first few steps.
+        Half of the run, then all of it, or as much as there is time for, if it is nearly that:
+        after a quarter its own change tells hardly more than the forecast before it
+        (docs/check.md). Left out where the verdict rests on the teacher alone; how a run goes on
+        cannot be seen in its first few steps.
         """
         whole, done = self.candidates[index].cfg.train.steps, len(result.times)
-        if result.parts or math.isinf(self.watch.deadline) or done < MIN_STEPS:
+        if math.isinf(self.watch.deadline) or done < MIN_STEPS:
             return 0
-        if not self._part_can_matter(index, result):
+        if not self._part_can_matter(index, result) or self._part_suffices(index, result):
             return 0
         others = sum(i not in self.pilots for i in range(len(self.candidates)))
         seconds = USED * self.watch.remaining / (1 + others) - result.measuring - result.resampling
         most = done + int(seconds / max(result.step_seconds, 1e-9))
-        steps, settings = min(int(HALF * whole), most), self.settings(index)
-        counts = settings.path(steps) >= MIN_PART * settings.path()
-        return steps if counts and steps > done and steps >= NEARLY_HALF * whole else 0
+        settings = self.settings(index)
+        for fraction, least in PARTS[len(result.parts) :]:
+            steps = min(int(fraction * whole), most)
+            counts = settings.path(steps) >= MIN_PART * settings.path()
+            if counts and steps > done and steps >= least * whole:
+                return steps
+        return 0
+
+    def _part_suffices(self, index: int, result: PilotResult) -> bool:
+        """Whether more of the run would tell nothing: the forecast is exact, or no steps go on."""
+        if not result.parts:
+            return False
+        features = compute_features(*self.probe.sides[index]) | result.features
+        change = predict(self.model, features, self.settings(index)).change
+        exact = change is not None and (change.high - change.low) / 2 <= NARROW
+        settled = self._settled(index, features) is not None
+        return part_breaks_off(features) or (settled and exact)
 
     def _part_can_matter(self, index: int, result: PilotResult) -> bool:
-        """Whether half of the run could change the verdict, by what is known after the pilot."""
+        """Whether a part of the run could change the verdict, by what is known so far."""
         features = compute_features(*self.probe.sides[index]) | result.features
         forecast = predict(self.model, features, self.settings(index))
         rule = decisive_rule(forecast, features)

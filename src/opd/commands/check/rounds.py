@@ -159,6 +159,21 @@ def probe_prompts(training: PromptSet, cfg: Run, steps: int) -> list[Prompt]:
     return sorted(training.prompts, key=lambda prompt: -first_used.get(prompt.index, steps))
 
 
+def count_trained_on(prompts: Sequence[Prompt], training: PromptSet, cfg: Run, steps: int) -> int:
+    """How many of some prompts are among those of the run's first steps.
+
+    Args:
+        prompts: of the probe.
+        training: prompts of the run.
+        cfg: the run.
+        steps: that were made.
+    """
+    size, seed, shuffle = cfg.train.prompts_per_step, cfg.train.seed, cfg.prompts.shuffle
+    batches = (training.batch(step, size, seed=seed, shuffle=shuffle) for step in range(steps))
+    used = {prompt.ids for batch in batches for prompt in batch}
+    return sum(prompt.ids in used for prompt in prompts)
+
+
 def make_probe_config(cfg: Run, pair: Pair, grader: Grader | None) -> ProbeConfig:
     """Settings of the probe of a run."""
     evaluation = evaluation_decoding(cfg)

@@ -28,6 +28,7 @@ from opd.recipes.check.verdict import (
     decisive_rule,
     judge,
     judge_before_cold_start,
+    made_whole,
     nothing_accepted,
 )
 from opd.recipes.check.wording import points
@@ -287,13 +288,16 @@ def settle(forecast: Forecast, features: Mapping[str, Estimate], run: RunFacts) 
 
 
 def _more_of_the_run(forecast: Forecast, features: Mapping[str, Estimate]) -> str:
-    """Half of the run, which tells more than anything before it; by whom it can be made."""
-    made = "part_steps" in features or features["pilot_path"].value >= NEARLY_HALF
-    if made or PILOT not in forecast.views:  # of which the check makes no half either
+    """Half or all of the run, which tell more than anything before; by whom they can be made."""
+    if made_whole(features):
+        return "train, and evaluate on held-out prompts that are many more than those of the check"
+    half = "part_steps" in features or features["pilot_path"].value >= NEARLY_HALF
+    if PILOT not in forecast.views:  # of which the check makes no part either
         return "train half of the steps and look at accuracy and overlap before you continue"
     return (
-        "a larger --budget, enough for half of the run, which the check then makes on a copy; or "
-        "train as much of it and look at accuracy and overlap before you continue"
+        f"a larger --budget, enough for {'all' if half else 'half'} of the run, which the check "
+        "then makes on a copy; or train half of it and look at accuracy and overlap before you "
+        "continue"
     )
 
 

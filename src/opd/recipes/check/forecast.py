@@ -3,7 +3,7 @@
     distance   after = a target + (1 - a - l) before,   (a, l, rest) = softmax(w_a . z, w_l . z, 0)
     pilot      change after the pilot's steps, extrapolated to the end of the run
     stretch    change after its steps at a raised rate, extrapolated from there
-    part       change after half of the run's own steps, where there was time for them
+    part       change after half or all of the run's own steps, where there was time for them
 
 The first needs no training: a is the fraction of the teacher's behaviour that the student adopts
 (the transfer), l the fraction of its accuracy that it loses on the way, target the teacher's

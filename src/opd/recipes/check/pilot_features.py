@@ -57,10 +57,10 @@ STRETCH_DEFINITIONS = {
     f"stretch_{name}": f"pilot_{name} after a few more steps at a raised rate" for name in STRETCHED
 }
 PART_DEFINITIONS = {
-    f"part_{name}": f"pilot_{name} after half of the run's own steps, or nearly"
+    f"part_{name}": f"pilot_{name} after half or all of the run's own steps, or nearly"
     for name in ("steps", "refused", *STRETCHED)
 }
-"""Of a run that is so short that half of it fits into the time of its check."""
+"""Of a run that is so short that half of it, or all, fits into the time of its check."""
 MIN_EXPONENT = 0.1  # of the weights, by which a change is divided
 
 

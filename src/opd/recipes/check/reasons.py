@@ -19,6 +19,7 @@ from opd.recipes.check.verdict import (
     Rule,
     Verdict,
     decisive_rule,
+    made_whole,
     nothing_accepted,
 )
 from opd.recipes.check.wording import number, percent, points
@@ -70,7 +71,11 @@ def explain(
     if cold and rule not in ("refused", "unmeasured", "few"):
         text = NOT_AHEAD if verdict == NO_GO else f"Without the cold start, {lowered(text)}"
     first = Reason(text, _decisive_evidence(forecast, features, run))
-    steps = "On-policy steps without the cold start" if cold else "The run's first steps"
+    steps = "The run's first steps"
+    if made_whole(features):
+        steps = "The run's steps, all made on a copy,"
+    if cold:
+        steps = "On-policy steps without the cold start"
     statements = [
         _lead_statement(features),
         _pilot_statement(forecast, features, steps),

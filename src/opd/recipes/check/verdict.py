@@ -23,6 +23,7 @@ MIN_GAP = 0.05  # a teacher less far ahead than this has nothing to teach
 WORTHWHILE, NEGLIGIBLE = 0.5, 0.2  # fractions of the gap recovered: worth a run; not worth one
 MAX_RISK = 0.08  # probability of being wrong that a go or no-go may carry
 MIN_PROMPTS = 8  # that a go or a no-go rests on
+WHOLE = 0.99  # of the run's sum of learning rates: all of it
 LITTLE = 0.25  # probability of a change of `MIN_GAP` below which there is nothing to gain
 
 Rule = Literal[
@@ -120,7 +121,7 @@ def decisive_rule(forecast: Forecast, features: Mapping[str, Estimate]) -> Rule:
 def pilot_raises(features: Mapping[str, Estimate]) -> bool:
     """Whether answers sampled after the pilot's steps are more accurate, with certainty.
 
-    Of the run's own rate or of the raised one; after half of the run, if that was made, whatever
+    Of the run's own rate or of the raised one; after a part of the run, if one was made, whatever
     the first steps did. Large models learn more from a step than the tiny ones of the fit: where a
     rise was measured, a prediction of little is not enough for a no-go.
     """
@@ -130,8 +131,13 @@ def pilot_raises(features: Mapping[str, Estimate]) -> bool:
     return any(name in features and features[name].low > 0 for name in names)
 
 
+def made_whole(features: Mapping[str, Estimate]) -> bool:
+    """Whether the check made all of the run's own steps on its copy."""
+    return "part_path" in features and features["part_path"].value >= WHOLE
+
+
 def part_breaks_off(features: Mapping[str, Estimate]) -> bool:
-    """Whether so many steps of half of the run were refused that the run itself may end there."""
+    """Whether so many steps of a part of the run were refused that the run may end there."""
     if "part_refused" not in features:
         return False
     refused = features["part_refused"].value * features["part_steps"].value
