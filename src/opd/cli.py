@@ -337,8 +337,10 @@ def demo(
 
 
 def _train(cfg: Any, resume: bool, overwrite: bool, quiet: bool, json_lines: bool) -> None:
+    from opd.commands.check.slow_products import warn_of_slow_products
     from opd.commands.train import run_train
 
+    warn_of_slow_products(cfg)
     run_train(
         cfg,
         resume=resume,

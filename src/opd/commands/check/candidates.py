@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from opd.commands.check.memory import MemoryCheck, check_seats
+from opd.commands.check.slow_products import slow_products
 from opd.config import LocalTeacher, Run, SelfTeacher
 from opd.data.duplicates import load_questions
 from opd.data.prompts import PromptSet, load_prompts
@@ -102,6 +103,8 @@ def load_candidate(
     findings = [] if memory is None else [memory.finding]
     if (seated := check_seats(cfg)) is not None:
         findings.append(seated)
+    if (slow := slow_products(cfg)) is not None:
+        findings.append(Finding("precision", "warning", slow))
     if isinstance(cfg.teacher, LocalTeacher) and not cfg.compares_text:
         findings = _check_tokenizers(cfg, cfg.teacher) + findings
     elif cfg.teacher is None:

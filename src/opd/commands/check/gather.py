@@ -55,6 +55,7 @@ PILOT_STEPS, LONGER_PILOT, STRETCH_STEPS = 4, 8, 4
 PARTS = ((0.5, 0.4), (1.0, 0.75))
 """Fractions of the run's steps that are made where the time allows it, and the least of each."""
 NARROW = 0.05  # half-width of a forecast's interval that no larger part would make narrower
+MANY_SEEN = 0.1  # of the probe's prompts, trained on by a part: worth a sentence
 MAX_SEEN = 1000  # steps whose prompts the probe leaves for last
 PILOT_TOKENS = 0.03  # of the run's, that the pilot may generate under a token budget
 SURE_PROMPTS = 48  # that a no-go without a pilot rests on
@@ -96,9 +97,8 @@ class Gathering:
         self.candidates, self.training, self.budget = candidates, training, budget
         self.watch, self.scratch = watch, scratch
         self.model = load_model()
-        size = pilot_size(candidates[0].cfg, budget)
         part = min(candidates[0].cfg.train.steps, MAX_SEEN)
-        most = max(size.steps + size.stretch, PILOT_STEPS + STRETCH_STEPS, part)
+        most = max(PILOT_STEPS + STRETCH_STEPS, part)
         self.probe: Probe = make_probe(candidates, training, most)
         self.pilots: dict[int, PilotResult] = {}
         self.speed: Speed | None = None
@@ -291,7 +291,8 @@ class Gathering:
         """Say of how many prompts answers were sampled again after the copy had trained on them."""
         assert self.probe.student is not None
         prompts, cfg = self.probe.student.prompts, self.candidates[0].cfg
-        if count := count_trained_on(prompts, self.training, cfg, min(steps, MAX_SEEN)):
+        count = count_trained_on(prompts, self.training, cfg, min(steps, MAX_SEEN))
+        if count >= MANY_SEEN * len(prompts):
             self.probe.limitations.append(
                 f"Of the {len(prompts)} prompts whose answers were sampled again after {steps} "
                 f"steps, {count} had been trained on in them: accuracy on held-out prompts may "
