@@ -14,6 +14,7 @@ from opd.recipes.check.advice import Advice, decide
 from opd.recipes.check.forecast import Forecast, predict
 from opd.recipes.check.forecast_model import ForecastModel
 from opd.recipes.check.verdict import GO, NEGLIGIBLE, NO_GO, WORTHWHILE, Verdict
+from opd.recipes.check.verdict import MIN_GAP as ASKED_GAP
 from opd_lab.forecast_fit import TERMS, FitRow, fit_forecast, fit_means
 from opd_lab.pairs.records import Outcome, count_trainings, worlds_of
 
@@ -53,12 +54,15 @@ class Case:
 
     @property
     def right(self) -> bool:
-        """Whether the verdict was right: a go recovers something, a no-go no more than half."""
+        """Whether the verdict was right: a go recovers something, a no-go no more than half.
+
+        The gap that is asked for is the verdict's own.
+        """
         outcome = self.outcome
         if self.verdict == GO:
             return is_worth_a_run(outcome)
         if self.verdict == NO_GO:
-            return outcome.gap < MIN_GAP or outcome.recovery <= WORTHWHILE
+            return outcome.gap < ASKED_GAP or outcome.recovery <= WORTHWHILE
         return True
 
     def inside(self, level: float) -> bool:
@@ -70,8 +74,8 @@ class Case:
 
 
 def is_worth_a_run(outcome: Outcome) -> bool:
-    """Whether a go was right: some of a gap of at least `MIN_GAP` was recovered."""
-    return outcome.gap >= MIN_GAP and outcome.recovery >= NEGLIGIBLE
+    """Whether a go was right: some of a gap of at least `ASKED_GAP` was recovered."""
+    return outcome.gap >= ASKED_GAP and outcome.recovery >= NEGLIGIBLE
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from opd_lab.forecast_fit import TERMS
 from opd_lab.pairs.design import COMPARED, FITTED
 from opd_lab.pairs.judged_table import ALL, judged
 from opd_lab.pairs.judging import (
+    ASKED_GAP,
     BASELINES,
     LEVELS,
     MIN_GAP,
@@ -62,7 +63,7 @@ METHOD = (
 LEFT_OUT = (
     "Every world is evaluated with a model fitted on the other worlds; the worst world comes "
     "first. A go is wrong if less than a fifth of the gap was recovered, or there was no gap "
-    f"of {MIN_GAP:g}; a no-go is wrong if more than half of a gap was."
+    f"of {ASKED_GAP:g}, which the verdict asks for; a no-go is wrong if more than half of one was."
 )
 
 
