@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from opd.commands.check import gather, rounds
 from opd.commands.check.gather import USED, Gathering
 from opd.commands.check.pilot import PilotResult
-from opd.commands.check.rounds import Budget
+from opd.commands.check.rounds import Budget, count_trained_on, probe_prompts
 from opd.commands.check.watch import OutOfTime
 from opd.core.stats import Estimate
 from opd.recipes.check.cost import StepTime
@@ -35,11 +36,19 @@ def made(steps, parts=0):
 REFUSED = {"part_steps": 40.0, "part_refused": 3 / 40}
 
 
-@pytest.fixture
-def short_run(tmp_path, monkeypatch):
-    """What a check of a run of 80 steps goes on to, by the seconds left."""
-    each = gathering(tmp_path, Budget(300.0))
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory):
+    """A check of a run of 80 steps, after a round of 8 prompts."""
+    each = gathering(tmp_path_factory.mktemp("check"), Budget(300.0))
     each.probe.add(8)
+    return each
+
+
+@pytest.fixture
+def short_run(probed, monkeypatch):
+    """What it goes on to, by the seconds left."""
+    each = copy(probed)
+    each.probe, each.watch = copy(probed.probe), copy(probed.watch)
     monkeypatch.setattr(each, "_settled", lambda index, features=None: None)
 
     def ask(result, seconds):
@@ -94,6 +103,23 @@ def test_a_pilot_that_is_half_of_the_run_is_followed_by_all_of_it(short_run):
     assert ask(made(4), 300.0) == 6
 
 
+def test_prompts_that_the_copy_had_trained_on_are_counted_and_said(short_run):
+    each, _ = short_run
+    cfg, training = each.candidates[0].cfg, each.training
+    probe = probe_prompts(training, cfg, 80)
+    size, count = cfg.train.prompts_per_step, len(training.prompts)
+    assert count_trained_on(probe[:8], training, cfg, 0) == 0
+    assert count_trained_on(probe, training, cfg, 3) == 3 * size
+    assert count_trained_on(probe[-size:], training, cfg, 1) == size  # the first step's come last
+    each.probe.limitations = []
+    each._note_trained_on(4)
+    assert each.probe.limitations == []
+    each._note_trained_on(math.ceil(count / size))  # every prompt of the file, once
+    (text,) = each.probe.limitations
+    assert "Of the 8 prompts" in text
+    assert "8 had been trained on" in text
+
+
 def test_without_a_limit_of_time_no_part_is_made(short_run):
     each, _ = short_run
     each.watch.deadline = math.inf  # a budget of tokens
@@ -138,11 +164,11 @@ def test_a_warm_up_as_long_as_the_run_leaves_too_little_of_it_in_nearly_half(sho
 def test_all_of_a_short_run_is_made_by_default(tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "MAX_PROMPTS", 8)
     monkeypatch.setattr(Gathering, "_settled", lambda self, index, features=None: None)
-    result = checked(tmp_path, None, train={"steps": 24})
+    result = checked(tmp_path, None, train={"steps": 12})
     features = result.best.features
-    assert features["part_steps"].value == 24
+    assert features["part_steps"].value == 12
     assert set(result.best.forecast.views) == {"distance", "pilot", "part"}
-    assert any("after 24 steps, 100% of the run" in r.evidence for r in result.best.reasons)
+    assert any("after 12 steps, 100% of the run" in r.evidence for r in result.best.reasons)
     assert any(r.text.startswith("The run's steps, all made on") for r in result.best.reasons)
 
 
