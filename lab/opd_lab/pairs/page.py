@@ -14,13 +14,13 @@ from opd.recipes.check.pilot_features import (
     PILOT_DEFINITIONS,
     STRETCH_DEFINITIONS,
 )
+from opd.recipes.check.verdict import MIN_GAP as ASKED_GAP
 from opd.recipes.check.verdict import NO_GO
 from opd.reports.document import Cell, Document, Note, Part, Section, Sentence, Table
 from opd_lab.forecast_fit import TERMS
 from opd_lab.pairs.design import COMPARED, FITTED
 from opd_lab.pairs.judged_table import ALL, judged
 from opd_lab.pairs.judging import (
-    ASKED_GAP,
     BASELINES,
     LEVELS,
     MIN_GAP,
