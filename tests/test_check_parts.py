@@ -115,6 +115,7 @@ def test_prompts_that_the_copy_had_trained_on_are_counted_and_said(short_run):
     each._note_trained_on(4)
     assert each.probe.limitations == []
     each._note_trained_on(math.ceil(count / size))  # every prompt of the file, once
+    each._note_trained_on(math.ceil(count / size))  # of another teacher
     (text,) = each.probe.limitations
     assert "Of the 8 prompts" in text
     assert "8 had been trained on" in text

@@ -50,7 +50,10 @@ def test_what_computes_in_bfloat16_is_named_with_the_key_to_change(run, override
 def test_a_teacher_that_is_stored_in_bfloat16_is_named(run, tmp_path):
     stored = stored_in("bfloat16", tmp_path / "teacher")
     message = slow_products(run(stored, "student.precision=bf16_mixed"))
-    assert "student.precision=bf16_mixed and teacher.dtype=auto (stored in bfloat16)" in message
+    assert (
+        "student.precision=bf16_mixed and teacher.dtype=auto (stored in bfloat16) compute in"
+        in message
+    )
     assert "Set student.precision=float32 and teacher.dtype=float32" in message
     assert slow_products(run(stored, "teacher.dtype=float32")) is None
 

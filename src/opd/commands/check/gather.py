@@ -97,8 +97,7 @@ class Gathering:
         self.candidates, self.training, self.budget = candidates, training, budget
         self.watch, self.scratch = watch, scratch
         self.model = load_model()
-        part = min(candidates[0].cfg.train.steps, MAX_SEEN)
-        most = max(PILOT_STEPS + STRETCH_STEPS, part)
+        most = max(PILOT_STEPS + STRETCH_STEPS, min(candidates[0].cfg.train.steps, MAX_SEEN))
         self.probe: Probe = make_probe(candidates, training, most)
         self.pilots: dict[int, PilotResult] = {}
         self.speed: Speed | None = None
@@ -285,19 +284,20 @@ class Gathering:
             if not result.moments:
                 del self.pilots[index]
             if result.parts:
-                self._note_trained_on(len(result.times))
+                self._note_trained_on(int(result.parts[-1]["part_steps"].value))
 
     def _note_trained_on(self, steps: int) -> None:
         """Say of how many prompts answers were sampled again after the copy had trained on them."""
         assert self.probe.student is not None
         prompts, cfg = self.probe.student.prompts, self.candidates[0].cfg
         count = count_trained_on(prompts, self.training, cfg, min(steps, MAX_SEEN))
-        if count >= MANY_SEEN * len(prompts):
-            self.probe.limitations.append(
-                f"Of the {len(prompts)} prompts whose answers were sampled again after {steps} "
-                f"steps, {count} had been trained on in them: accuracy on held-out prompts may "
-                "change by less. More prompts in prompts.path would avoid it."
-            )
+        text = (
+            f"Of the {len(prompts)} prompts whose answers were sampled again after {steps} steps, "
+            f"{count} had been trained on in them: accuracy on held-out prompts may change by "
+            "less. More prompts in prompts.path would avoid it."
+        )
+        if count >= MANY_SEEN * len(prompts) and text not in self.probe.limitations:
+            self.probe.limitations.append(text)
 
     def _goes_on(self, index: int, result: PilotResult, steps: int) -> bool:
         """Whether a pilot goes on after a measurement."""

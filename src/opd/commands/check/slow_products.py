@@ -35,9 +35,9 @@ def slow_products(cfg: Run) -> str | None:
     if ratio < MANY:
         return None
     seen = " and ".join(f"{key}={value}" for key, value in keys)
-    fix = " and ".join(f"{key}=float32" for key, _ in keys)
+    verb, fix = "compute" if keys[1:] else "computes", " and ".join(f"{k}=float32" for k, _ in keys)
     return (
-        f"{seen} computes in bfloat16, and a product in bfloat16 took {ratio:.0f} times as long as "
+        f"{seen} {verb} in bfloat16, and a product in bfloat16 took {ratio:.0f} times as long as "
         f"one in float32 on this processor, which has none of its own. Set {fix} (twice the "
         "memory)."
     )
