@@ -38,8 +38,7 @@ def slow_products(cfg: Run) -> str | None:
     verb, fix = "compute" if keys[1:] else "computes", " and ".join(f"{k}=float32" for k, _ in keys)
     return (
         f"{seen} {verb} in bfloat16, and a product in bfloat16 took {ratio:.0f} times as long as "
-        f"one in float32 on this processor, which has none of its own. Set {fix} (twice the "
-        "memory)."
+        f"one in float32 on this processor, which has none of its own. Set {fix}."
     )
 
 
