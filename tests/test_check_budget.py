@@ -73,7 +73,7 @@ def slow(monkeypatch):
 def test_the_budget_is_kept_at_any_speed(tmp_path, slow, monkeypatch, seconds_per_layer):
     monkeypatch.setattr(rounds, "MAX_PROMPTS", 24)
     slow(seconds_per_layer)
-    result = checked(tmp_path, 120.0)
+    result = checked(tmp_path, 120.0, train={"steps": 24})
     assert result.seconds <= 120 * 1.02
     assert result.best.verdict in ("go", "don't", "go with changes", "not known")
     if result.student is None:  # a machine that has not enough time for a single prompt
