@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from copy import copy
 from dataclasses import replace
 
 import pytest
 
+import opd
 from opd.commands.check import gather, rounds
 from opd.commands.check.gather import USED, Gathering
-from opd.commands.check.pilot import PilotResult
+from opd.commands.check.pilot import PilotResult, make_pilot
 from opd.commands.check.rounds import Budget, count_trained_on, probe_prompts
 from opd.commands.check.watch import OutOfTime
 from opd.core.stats import Estimate
 from opd.recipes.check.cost import StepTime
 from opd.recipes.check.pilot import Pilot
-from support.checks import checked, gathering
+from opd.training.throwaway import throwaway
+from support.checks import checked, demo_run, gathering
 
 
 def made(steps, parts=0):
@@ -119,6 +122,21 @@ def test_prompts_that_the_copy_had_trained_on_are_counted_and_said(short_run):
     (text,) = each.probe.limitations
     assert "Of the 8 prompts" in text
     assert "8 had been trained on" in text
+
+
+def test_steps_on_the_copy_are_the_steps_of_the_run(probed, tmp_path):
+    """Prompts, random numbers and rates: docs/check.md says so of forecasts after a whole run."""
+    candidate = probed.candidates[0]
+    with throwaway(candidate.pair.student):
+        pilot = make_pilot(candidate, probed.training, tmp_path)
+        for _ in range(3):
+            pilot.step()
+    cfg = demo_run(tmp_path, train={"steps": 3})
+    assert cfg.optim == candidate.cfg.optim
+    opd.train(cfg)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert pilot.losses == [row["train/loss"] for row in rows if "train/loss" in row]
 
 
 def test_without_a_limit_of_time_no_part_is_made(short_run):

@@ -7,8 +7,10 @@ import shutil
 import pytest
 import torch
 
-from opd import config
+from opd import cli, config
+from opd.commands import train as train_command
 from opd.commands.check import slow_products as module
+from opd.commands.check.candidates import load_candidate
 from opd.commands.check.slow_products import bfloat16_ratio, slow_products, warn_of_slow_products
 from opd.demo.run_config import PAIR, demo_config
 
@@ -78,3 +80,15 @@ def test_it_is_logged_by_the_first_process_alone(run, monkeypatch, caplog):
 
 def test_the_ratio_is_measured():
     assert 0.01 < bfloat16_ratio() < 1e4
+
+
+def test_train_and_check_say_it(run, monkeypatch, caplog, tmp_path):
+    cfg = run("teacher.dtype=bfloat16")
+    monkeypatch.setattr(train_command, "run_train", lambda cfg, **how: None)
+    with caplog.at_level(logging.WARNING):
+        cli._train(cfg, False, False, True, False)
+    assert "Set teacher.dtype=float32" in caplog.text
+    found = load_candidate(cfg, "teacher", None, tmp_path).findings
+    (finding,) = [each for each in found if each.topic == "precision"]
+    assert finding.level == "warning"
+    assert "Set teacher.dtype=float32" in finding.message

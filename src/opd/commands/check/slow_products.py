@@ -1,4 +1,4 @@
-"""A warning where the processor has no bfloat16 products: it emulates them many times slower."""
+"""A warning where bfloat16 products take many times as long as those in float32, on a CPU."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def slow_products(cfg: Run) -> str | None:
     verb, fix = "compute" if keys[1:] else "computes", " and ".join(f"{k}=float32" for k, _ in keys)
     return (
         f"{seen} {verb} in bfloat16, and a product in bfloat16 took {ratio:.0f} times as long as "
-        f"one in float32 on this processor, which has none of its own. Set {fix}."
+        f"one in float32 on this processor. Set {fix}."
     )
 
 

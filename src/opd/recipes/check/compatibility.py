@@ -29,7 +29,7 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        topic: tokens, template, thinking, end, context, same, or reach (of a server).
+        topic: tokens, template, thinking, end, context, precision, same, or reach (of a server).
         level: ok, note, warning, or failure (training would go wrong).
         message: what was seen.
         fix: what to change; empty where nothing is to be done.
