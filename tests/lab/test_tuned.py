@@ -105,3 +105,63 @@ def test_records_survive_their_file_and_make_a_page(tmp_path):
     assert "0.710, 0.720, 0.730" in text  # OPD at equal tokens, by seed
     assert "not measured" in text  # recipe: auto at equal seconds
     assert (tmp_path / "opd-or-sft" / "accuracy.png").is_file()
+
+
+def test_a_run_stops_where_one_step_more_would_not_fit_into_its_seconds(monkeypatch):
+    from threading import Event
+
+    from opd_lab.tuned import auto
+
+    now = [0.0]
+    monkeypatch.setattr(auto.time, "process_time", lambda: now[0])
+    stop = Event()
+    clock = auto.BudgetClock(10.0, stop)
+    for step in range(1, 4):
+        for phase, seconds in (("rollout", 1.0), ("update", 2.0), ("evaluate", 50.0)):
+            with clock(phase):
+                now[0] += seconds
+        # Three seconds a step: the third ends at 9, and a fourth would end at 12.
+        assert stop.is_set() == (step == 3)
+    assert clock.spent == pytest.approx(9.0)
+
+
+def test_auto_is_run_for_each_budget_and_its_points_are_in_order(monkeypatch, tmp_path):
+    from types import SimpleNamespace
+
+    from opd_lab.tuned import auto
+
+    asked = []
+
+    def train(place, rate, steps, budget, scratch):
+        assert scratch.is_dir()
+        assert rate == 2e-3
+        asked.append((steps, budget.tokens, budget.seconds))
+        tokens = min(budget.tokens, budget.seconds * 300)  # 300 per second
+        return Point(steps, tokens, tokens / 300, 0.0, {}, check_seconds=1.0)
+
+    monkeypatch.setattr(auto, "train_within", train)
+    start = Point(0, 0.0, 0.0, 0.0, {})
+    place = SimpleNamespace(regime=SimpleNamespace(steps=32), start=start)
+    points = auto.train_auto(place, 2e-3, auto.Budget(1000.0, 2.0), tmp_path)
+    inf = float("inf")
+    assert asked == [(16, 500.0, inf), (32, 1000.0, inf), (32, inf, 2.0)]
+    assert [point.tokens for point in points] == [0, 500, 600, 1000]
+    budgets = ["", "half of the tokens", "equal seconds", "equal tokens"]
+    assert [point.budget for point in points] == budgets
+
+
+def test_a_run_for_one_budget_is_no_student_of_another():
+    records = study((1,))
+    auto = next(i for i, r in enumerate(records) if r.setting.arm == "recipe: auto")
+    values = dict.fromkeys(SETS, 0.9)
+    start, *_ = records[auto].points
+    points = [
+        start,
+        Point(3, 20, 1.9, 0.0, dict.fromkeys(SETS, 0.4), budget="equal seconds"),
+        Point(9, 49, 1.8, 0.0, values, budget="half of the tokens"),
+    ]
+    for at in range(auto, auto + 3):
+        records[at] = Record(records[at].setting, "hash", 1, tuple(points))
+    assert choose(records, "same", "recipe: auto", 1, "equal seconds").point is points[1]
+    assert choose(records, "same", "recipe: auto", 1, "half of the tokens").point is points[2]
+    assert choose(records, "same", "recipe: auto", 1, "equal tokens") is None

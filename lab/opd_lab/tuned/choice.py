@@ -69,6 +69,8 @@ def choose(
     seconds = plain_budget(records, regime, seed, price)
 
     def affordable(point: Point) -> bool:
+        if point.budget not in ("", budget):
+            return False
         if budget == "equal seconds":
             return spent(point, price) <= SLACK * seconds
         return point.tokens <= SLACK * share * tokens

@@ -12,14 +12,20 @@ from typing import Any
 from opd.run.console import Console
 from opd.run.jsonl import read_jsonl
 from opd_lab.cache_key import source_hash
+from opd_lab.probes import Model
+from opd_lab.runs import one_thread
+from opd_lab.tuned.auto import train_auto
 from opd_lab.tuned.regimes import ARMS, OPD_RATES, REGIMES, SEEDS, TEACHER, Arm
 from opd_lab.tuned.training import (
+    Budget,
     Place,
     Point,
     Setting,
     as_records,
-    best_seconds,
-    train_setting,
+    budget_of,
+    train_both,
+    train_on_policy,
+    train_supervised,
 )
 
 RECORDS = Path(__file__).parents[1] / "records" / "tuned.jsonl"
@@ -104,6 +110,28 @@ def settings(
             yield [Setting(regime, TEACHER, 0, seed), *trained]
 
 
+def train_setting(place: Place, setting: Setting, plain: Budget) -> list[Point]:
+    """Train one arm.
+
+    Args:
+        place: of its regime and seed.
+        setting: arm and rate.
+        plain: what plain training spent; other arms go on until both are spent.
+    """
+    with one_thread(), tempfile.TemporaryDirectory(dir=place.folder) as scratch:
+        match setting.arm:
+            case "OPD":
+                return train_on_policy(place, setting.rate, place.regime.steps, Path(scratch))
+            case "SFT":
+                return train_supervised(place, setting.rate, plain.seconds)
+            case "SFT, then OPD":
+                return train_both(place, setting, Path(scratch))
+            case "recipe: auto":
+                return train_auto(place, setting.rate, plain, Path(scratch))
+            case "teacher":
+                return [Point(0, 0.0, 0.0, 0.0, place.evaluate(Model.load(place.teacher)))]
+
+
 def run_study(
     out: Path,
     cache: Path,
@@ -140,9 +168,9 @@ def run_study(
                     for one, record in records.items()
                     if (one.regime, one.arm, one.seed) == (regime, "OPD", seed)
                 ]
-                seconds = best_seconds(plain) if plain else 0.0
+                budget = budget_of(plain) if plain else Budget()
                 record = Record(
-                    setting, source, checkpoints, tuple(train_setting(place, setting, seconds))
+                    setting, source, checkpoints, tuple(train_setting(place, setting, budget))
                 )
                 records[setting] = record
                 with out.open("a", encoding="utf-8") as file:

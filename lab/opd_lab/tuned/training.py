@@ -6,36 +6,30 @@ other work. Evaluations count neither as seconds nor as tokens.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 from opd import config
-from opd.commands.auto import prepare
 from opd.config import Optim
 from opd.data.prompts import PromptSet, load_prompts
-from opd.errors import UserError
 from opd.recipes.distillation import distill
 from opd.recipes.sft import sft
 from opd.rng import key
 from opd.run import clock
 from opd.run.console import Console
-from opd.run.layout import BEST
 from opd.setup.session import build
-from opd.training.checkpoints import load_student
-from opd.training.finish import goes_back
 from opd.types import Rollout
 from opd_lab import zoo
-from opd_lab.auto_trial import TokenMeter, evaluate_student, metered
 from opd_lab.probes import Model, evaluate_model
-from opd_lab.runs import EXTRA_TOKENS, RunResult, Task, one_thread, run_config
+from opd_lab.runs import EXTRA_TOKENS, RunResult, Task, run_config
 from opd_lab.streams import LabStream
 from opd_lab.tuned.regimes import BASE, OPD_RATES, RESPONSES, SFT_RATES, WORLD, Arm, Regime
 from opd_lab.worlds import Problem, write_prompts
@@ -55,6 +49,8 @@ class Point:
         seconds: of this process, evaluations left out.
         teacher_seconds: those of them that the teacher took, sampling or scoring.
         accuracy: by held-out set.
+        check_seconds: those of `seconds` that the check of `recipe: auto` took.
+        budget: the only one that the run was for; "": it counts at each that it is within.
     """
 
     step: int
@@ -62,6 +58,8 @@ class Point:
     seconds: float
     teacher_seconds: float
     accuracy: dict[str, float]
+    check_seconds: float = 0.0
+    budget: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,19 @@ class Setting:
         """Learning rate; of the supervised part where there are two."""
         rates = SFT_RATES if self.arm in ("SFT", "SFT, then OPD") else OPD_RATES
         return rates[self.setting]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an arm may spend.
+
+    Attributes:
+        tokens: completion tokens.
+        seconds: of this process, evaluations left out.
+    """
+
+    tokens: float = float("inf")
+    seconds: float = float("inf")
 
 
 @dataclass
@@ -158,28 +169,6 @@ class Place:
             ).accuracy.value
             for name in SIZES
         }
-
-
-def train_setting(place: Place, setting: Setting, seconds: float) -> list[Point]:
-    """Train one arm.
-
-    Args:
-        place: of its regime and seed.
-        setting: arm and rate.
-        seconds: that on-policy training took: the arm goes on until both budgets are spent.
-    """
-    with one_thread(), tempfile.TemporaryDirectory(dir=place.folder) as scratch:
-        match setting.arm:
-            case "OPD":
-                return train_on_policy(place, setting.rate, place.regime.steps, Path(scratch))
-            case "SFT":
-                return train_supervised(place, setting.rate, seconds)
-            case "SFT, then OPD":
-                return train_both(place, setting, Path(scratch))
-            case "recipe: auto":
-                return train_auto(place, setting.rate, Path(scratch))
-            case "teacher":
-                return [Point(0, 0.0, 0.0, 0.0, place.evaluate(Model.load(place.teacher)))]
 
 
 @contextmanager
@@ -316,65 +305,10 @@ def train_both(place: Place, setting: Setting, scratch: Path) -> list[Point]:
     ]
 
 
-def train_auto(place: Place, rate: float, scratch: Path) -> list[Point]:
-    """`recipe: auto` with as many tokens as plain training has, whatever it spends them on.
-
-    Only the validation set is evaluated along the way: the recipe may go back to its best student.
-    Its last point is the only one.
-    """
-    data = on_policy_config(place, rate, place.regime.steps, scratch)
-    data |= {"recipe": "auto", "diagnostics": {"positions": 512}}  # its alarms look at them
-    for one in data["eval"]:
-        one["every"] = place.regime.steps // 4 if one["name"] == "validation" else 0
-    budget = place.regime.steps * RESPONSES * mean_length(place)
-    before = place.start
-    with processor_time(), metered(budget) as meter:
-        began = time.process_time()
-        try:
-            cfg = prepare(config.parse(data), resume=False, console=QUIET)
-        except UserError:  # refused: the student stays what it is
-            spent = time.process_time() - began
-            return [before, Point(0, float(meter.tokens), spent, 0.0, before.accuracy)]
-        prepared = time.process_time() - began
-        final = finish_auto(cfg, meter)
-    result = RunResult(Path(cfg.output.dir))
-    rows = result.lines("timings.jsonl")
-    spent = prepared + sum(row["time/step_s"] - row.get("time/evaluate_s", 0.0) for row in rows)
-    accuracy = place.evaluate(Model.load(final))
-    return [before, Point(len(rows), float(meter.tokens), spent, 0.0, accuracy)]
-
-
-def finish_auto(cfg: config.Run, meter: TokenMeter) -> Path:
-    """Train until the end, or until the meter stops the run; the folder of the student.
-
-    It is the one that the product would end with: the best so far, if the last one is worse.
-    """
-    session, completions = build(cfg, resume=False, overwrite=False, console=QUIET)
-    if meter.stop.is_set():  # the preparation took everything
-        session.stop.set()
-    meter.stop = session.stop
-    final = Path(cfg.output.dir) / "final"
-    try:
-        distill(replace(session, teacher_sampler=None), completions)
-    except KeyboardInterrupt:
-        if goes_back(session.interventions, evaluate_student(session)):
-            load_student(session.learner, session.folder.path / BEST)
-        session.learner.student.causal.save_pretrained(final)
-        session.tokenizer.save_pretrained(final)
-    finally:
-        session.trackers.close()
-        session.folder.close()
-    return final
-
-
-def mean_length(place: Place) -> float:
-    """Tokens of a well-formed answer to a training problem."""
-    return float(WORLD.max_tokens(place.regime.depth))
-
-
-def best_seconds(curves: Sequence[Sequence[Point]]) -> float:
-    """Seconds of plain training: the mean over its rates."""
-    return sum(points[-1].seconds for points in curves) / len(curves)
+def budget_of(curves: Sequence[Sequence[Point]]) -> Budget:
+    """Tokens and seconds of plain training: means over its rates."""
+    last = [points[-1] for points in curves]
+    return Budget(fmean(one.tokens for one in last), fmean(one.seconds for one in last))
 
 
 def as_records(points: Sequence[Point]) -> list[Mapping[str, Any]]:
