@@ -25,6 +25,7 @@ from opd.training.checkpoints import load_student
 from opd.training.finish import goes_back
 from opd_lab.auto_trial import TokenMeter, evaluate_student, metered
 from opd_lab.probes import Model
+from opd_lab.tuned.regimes import RESPONSES, WORLD
 from opd_lab.tuned.training import (
     QUIET,
     Budget,
@@ -67,7 +68,9 @@ def train_within(place: Place, rate: float, steps: int, budget: Budget, scratch:
     data |= {"recipe": "auto", "diagnostics": {"positions": 512}}  # its alarms look at them
     for one in data["eval"]:
         one["every"] = place.regime.steps // 4 if one["name"] == "validation" else 0
-    with processor_time(), metered(budget.tokens) as meter:
+    # A run ends with a whole batch: the one that ends nearest to the budget.
+    half_a_batch = RESPONSES * WORLD.max_tokens(place.regime.depth) / 2
+    with processor_time(), metered(budget.tokens - half_a_batch) as meter:
         began = time.process_time()
         try:
             cfg = prepare(config.parse(data), resume=False, console=QUIET)
