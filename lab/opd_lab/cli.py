@@ -105,7 +105,7 @@ def lab_calibrate(
 @app.command("outcomes")
 def lab_outcomes(
     block: Annotated[
-        str, typer.Option(help="Runs to do: fit, fresh, repeat, half or real.")
+        str, typer.Option(help="Runs to do: fit, fresh, repeat, half, real or real-part.")
     ] = "fit",
     first: Annotated[int, typer.Option(help="Number of the first run.")] = 0,
     count: Annotated[int, typer.Option(help="How many runs.")] = 600,

@@ -135,7 +135,7 @@ def test_work_goes_on_where_it_stopped(tmp_path):
     assert not list(tmp_path.glob("*.claim"))
 
 
-@pytest.mark.parametrize("task", ["sort", "reverse", "add"])
+@pytest.mark.parametrize("task", ["sort", "reverse", "add", "initials", "largest"])
 def test_real_tasks_keep_held_out_problems_apart_and_answer_them_rightly(task):
     from opd_lab.pairs.real import problems
 
@@ -149,8 +149,21 @@ def test_real_tasks_keep_held_out_problems_apart_and_answer_them_rightly(task):
             "sort": ", ".join(map(str, sorted(numbers))),
             "reverse": " ".join(words[::-1]),
             "add": str(sum(numbers)),
+            "initials": " ".join(word[0] for word in words),
+            "largest": str(max(numbers, default=0)),
         }
         assert answer == expected[task]
+
+
+def test_real_runs_with_a_part_have_seeds_of_their_own_and_are_of_both_blocks_tasks():
+    from opd_lab.pairs.commands import _run_of
+    from opd_lab.pairs.real import BLOCK, PART_BLOCK, PART_RUNS, RUNS
+
+    assert {run.block for run in PART_RUNS} == {PART_BLOCK}
+    assert {run.block for run in RUNS} == {BLOCK}
+    assert {run.seed for run in RUNS}.isdisjoint(run.seed for run in PART_RUNS)
+    assert not {run.task for run in PART_RUNS} <= {run.task for run in RUNS}
+    assert _run_of(PART_BLOCK, len(PART_RUNS)) is None
 
 
 def test_a_real_run_whose_weights_are_not_named_is_left_out(monkeypatch):

@@ -30,7 +30,7 @@ from opd_lab.pairs.part_outcomes import (
     repeated_parts,
 )
 from opd_lab.pairs.queue import work
-from opd_lab.pairs.real import BLOCK, RUNS
+from opd_lab.pairs.real import BLOCK, PART_BLOCK, PART_RUNS, RUNS
 from opd_lab.pairs.real import FITTED as FITTED_REAL
 from opd_lab.pairs.records import Outcome, count_trainings, load_outcomes, pack, worlds_of
 from opd_lab.pairs.repeats import load_repeats
@@ -61,9 +61,10 @@ def run_outcomes(block: str, first: int, count: int, cache: Path) -> None:
 
 def _run_of(block: str, index: int) -> AnyRun | None:
     """Run `index` of a block; None for a real pair whose weights are not named, or beyond them."""
-    if block != BLOCK:
+    if block not in (BLOCK, PART_BLOCK):
         return plan(block, index)
-    return RUNS[index] if index < len(RUNS) and RUNS[index].available else None
+    runs = RUNS if block == BLOCK else PART_RUNS
+    return runs[index] if index < len(runs) and runs[index].available else None
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -13,14 +13,14 @@ from opd.core.stats import Estimate
 from opd.errors import UserError
 from opd_lab.pairs.design import HALF
 from opd_lab.pairs.outcomes import AnyRun, configure_any
+from opd_lab.pairs.real import PART_BLOCK, RealRun
 from opd_lab.pairs.real import PROMPTS as REAL_PROMPTS
-from opd_lab.pairs.real import RealRun
 from opd_lab.runs import one_thread
 
 PROMPTS = 128
 PARTS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
-"""Of a run of the block `half`: half and all of each length that is evaluated. The first
-`HALF_SEEN` of the block were made up to half alone."""
+"""Of a run of the blocks `half` and `real-part`: half and all of each length that is evaluated. The
+first `HALF_SEEN` of `half` were made up to half alone."""
 DIGITS = 4  # significant ones
 
 
@@ -38,7 +38,7 @@ def measure_features(run: AnyRun, cache: Path, scratch: Path) -> dict[str, Any]:
     cfg, facts = configure_any(run, cache, folder / "run")
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    fractions = PARTS if run.block == HALF else ()
+    fractions = PARTS if run.block in (HALF, PART_BLOCK) else ()
     parts = [int(fraction * cfg.train.steps) for fraction in fractions]
     try:
         with one_thread():

@@ -1,4 +1,4 @@
-"""Pairs of real models: SmolLM2 and Qwen2.5-Coder, fine-tuned or as they are, on three tasks.
+"""Pairs of real models: SmolLM2 and Qwen2.5-Coder, fine-tuned or as they are, on five tasks.
 
 Weights come from folders on disk (`OPD_SMOLLM2`, `OPD_QWEN_SMALL`, `OPD_QWEN_LARGE`); runs whose
 folder is not named are left out. The first of these outcomes are in the fit of the forecast, the
@@ -33,7 +33,7 @@ from opd.run.env import git_state
 from opd_lab.runs import one_thread, publish
 from opd_lab.streams import WorldStream
 
-BLOCK = "real"
+BLOCK, PART_BLOCK = "real", "real-part"
 FITTED = 5  # runs that the shipped forecast may be fitted on
 FOLDERS = {
     "smollm2": "OPD_SMOLLM2",
@@ -83,10 +83,11 @@ class RealRun:
 
     Attributes:
         index: number in the block.
-        task: sort, reverse or add.
+        task: sort, reverse, add, initials or largest.
         student: (weights, kind).
         teacher: likewise.
         changes: overrides of the run.yaml.
+        block: `BLOCK`, or `PART_BLOCK`.
     """
 
     index: int
@@ -95,6 +96,11 @@ class RealRun:
     teacher: tuple[str, str]
     changes: tuple[str, ...] = ()
     block: str = BLOCK
+
+    @property
+    def seed(self) -> int:
+        """Of prompts and rollouts."""
+        return self.index + (1000 if self.block == PART_BLOCK else 0)
 
     @property
     def available(self) -> bool:
@@ -137,7 +143,28 @@ TABLE: tuple[tuple[Any, ...], ...] = (
     _smollm2("reverse", "partly", "right"),
     _smollm2("add", "base", "right", "optim.lr=3e-3"),
 )
+# A part of each is made before, as by `opd check`. Two of the tasks are in no other block; float32,
+# so that every CPU makes them. Fixed before any of them was made.
+FLOAT32 = ("student.precision=float32", "teacher.dtype=float32")
+PART_TABLE: tuple[tuple[Any, ...], ...] = (
+    _smollm2("initials", "base", "right"),
+    _smollm2("largest", "base", "right"),
+    _smollm2("sort", "partly", "half"),
+    _smollm2("initials", "partly", "endless"),
+    _smollm2("largest", "partly", "base"),
+    _smollm2("sort", "base", "right"),
+    _smollm2("initials", "base", "half", *LORA),
+    _smollm2("largest", "base", "half"),
+    _smollm2("sort", "right", "partly"),
+    _smollm2("initials", "partly", "right", "optim.lr=3e-3"),
+    _smollm2("largest", "base", "partly", *LORA),
+    _smollm2("sort", "base", "partly", *LORA),
+)
 RUNS = tuple(RealRun(i, *row) for i, row in enumerate(TABLE))
+PART_RUNS = tuple(
+    RealRun(i, task, student, teacher, (*FLOAT32, *changes), PART_BLOCK)
+    for i, (task, student, teacher, changes) in enumerate(PART_TABLE)
+)
 
 
 def configure_real(run: RealRun, cache: Path, out: Path) -> tuple[Run, dict[str, Any]]:
@@ -159,7 +186,7 @@ def configure_real(run: RealRun, cache: Path, out: Path) -> tuple[Run, dict[str,
         "student": run.student[1],
         "teacher": f"{run.teacher[0]} {run.teacher[1]}",
         "model_seed": 0,
-        "seed": run.index,
+        "seed": run.seed,
         "changes": list(run.changes),
         "weights": {role: _weights_digest(folder) for role, folder in folders.items()},
         "commit": (git_state(Path(opd.__file__).parent) or {}).get("sha"),
@@ -177,7 +204,7 @@ def _settings(
         "prompts": {"path": str(files["train"])},
         "rollout": {"n": 2, "max_new_tokens": 32},
         "optim": {"lr": 3e-5, "warmup": 2},
-        "train": {"steps": 24, "prompts_per_step": 16, "seed": run.index},
+        "train": {"steps": 24, "prompts_per_step": 16, "seed": run.seed},
         "eval": [
             {"path": str(files["heldout"]), "name": "task", "n": 1, "every": 24 // EVALUATIONS,
              "grader": "exact"},
@@ -211,6 +238,14 @@ def _problem(task: str, rng: np.random.Generator) -> Example:
     if task == "reverse":
         words = [WORDS[i] for i in rng.choice(len(WORDS), 4, replace=False)]
         return f"Write these words in reverse order: {' '.join(words)}.", " ".join(words[::-1])
+    if task == "initials":
+        words = [WORDS[i] for i in rng.choice(len(WORDS), 4, replace=False)]
+        question = f"Write the first letter of each of these words: {' '.join(words)}."
+        return question, " ".join(word[0] for word in words)
+    if task == "largest":
+        numbers = [int(x) for x in 100 + rng.choice(900, 4, replace=False)]
+        text = ", ".join(map(str, numbers))
+        return f"Which of these numbers is the largest: {text}?", str(max(numbers))
     numbers = [int(x) for x in rng.integers(10, 100, 3)]
     return f"What is {' + '.join(map(str, numbers))}? Reply with the number.", str(sum(numbers))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from opd_lab.tuned.choice import (
     choose,
     difference,
     over_seeds,
+    plain_budget,
     seeds_of,
     teacher_accuracy,
     trained_regimes,
@@ -67,7 +69,10 @@ def page(records: Sequence[Record], facts: dict[str, str]) -> Document:
     sections = [Section("answer", "When is on-policy distillation worth it?", verdicts)]
     for budget in BUDGETS:
         name = budget.replace(" ", "-")
-        sections.append(Section(name, f"At {budget}", [accuracies(records, regimes, budget)]))
+        parts: list[Part] = [accuracies(records, regimes, budget)]
+        if budget == "equal seconds" and (note := check_note(records)):
+            parts.append(note)
+        sections.append(Section(name, f"At {budget}", parts))
     sections += [
         Section("price", "An expensive teacher", [prices(records, regimes), Note(PRICE_NOTE)]),
         Section("other", "What was not trained", [others(records, regimes), Note(OTHER_NOTE)]),
@@ -158,6 +163,26 @@ def accuracies(records: Sequence[Record], regimes: Sequence[str], budget: Budget
         rows.append([REGIMES[regime].title, ends[0], *arms, ends[1]])
     columns = ("regime", "before", *ARMS, "teacher")
     return Table(f"Accuracy, mean over seeds (each seed), {budget}", columns, rows)
+
+
+def check_note(records: Sequence[Record]) -> Note | None:
+    """What the check of `recipe: auto` took of the seconds of plain training, if that was kept."""
+    taken, shares = [], []
+    for record in records:
+        setting = record.setting
+        for point in record.points:
+            if point.budget == "equal seconds":
+                plain = plain_budget(records, setting.regime, setting.seed, 1.0)
+                taken.append(point.check_seconds)
+                shares.append(point.check_seconds / plain)
+    if not taken:
+        return None
+    return Note(
+        f"`recipe: auto` pays for its check here, {min(taken):.1f} to {max(taken):.1f} s of runs "
+        f"that take seconds ({min(shares):.0%} to {max(shares):.0%} of plain training's, median "
+        f"{median(shares):.0%}): it loads models and prompts by itself, and samples for 32 prompts "
+        "or 2 % of the run's tokens, whichever is more. The longer a run, the smaller that share."
+    )
 
 
 def prices(records: Sequence[Record], regimes: Sequence[str]) -> Table:
