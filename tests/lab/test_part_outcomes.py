@@ -22,6 +22,7 @@ from opd_lab.pairs.part_outcomes import (
 )
 from opd_lab.pairs.part_sections import in_short, part_sections, wrong_verdicts
 from opd_lab.pairs.real import FITTED as FITTED_REAL
+from opd_lab.pairs.real_sections import real_sections
 from opd_lab.pairs.records import load_outcomes, load_rows
 
 
@@ -154,3 +155,23 @@ def test_runs_and_models_of_the_new_block_are_of_other_seeds():
     others = [plan(block, 3) for block in ("fit", "fresh", "repeat")]
     assert run.seed not in {other.seed for other in others}
     assert run.model_seed not in {other.model_seed for other in others}
+
+
+def test_real_models_with_a_part_are_told_apart_by_how_much_was_made(tmp_path):
+    """Records of the block `half` under the name of the other one: the same outcomes."""
+    rows = [row | {"block": "real-part"} for row in load_rows(HALF)[HALF_SEEN : HALF_SEEN + 3]]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "real-part.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    wholes, halves = (f(tmp_path, "real-part") for f in (measured_wholes, measured_halves))
+    assert {steps_made(o) for o in wholes} == {1.0}
+    assert all(0.25 <= steps_made(o) <= 0.5 for o in halves)
+    assert {o.features["part_resampled"].n for o in wholes} == {64}
+    cases = [judge_outcomes(load_model(), outcomes) for outcomes in (wholes, halves)]
+    _, all_made, half_made = real_sections([], [], *cases)
+    assert "the whole run" in all_made.title
+    assert "half of the run" in half_made.title
+    note, table = all_made.parts
+    assert note.text.endswith("points.")
+    assert "made all of the steps first" in note.text
+    assert len(table.rows) == len(wholes)
+    assert [row[-1] == "" for row in table.rows] == [case.right for case in cases[0]]

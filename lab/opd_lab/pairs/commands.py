@@ -129,6 +129,7 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
             "Fresh seeds, with half of each run made": _describe(measured_halves()),
             "Fresh seeds, with the whole run made": _describe(measured_wholes()),
             "Real models": _describe(real),
+            "Real models, with the whole run made": _describe(measured_wholes(block=PART_BLOCK)),
         },
         judge_outcomes(model, [o for o in real if o not in seen]),
         ablate(known),
@@ -137,6 +138,8 @@ def judge_forecast(out: Path, *, refit: bool) -> None:
         judge_outcomes(model, measured_wholes()),
         judge_outcomes(model, measured_halves()),
         leave_worlds_out_with_parts(known, repeated_parts(study)),
+        judge_outcomes(model, measured_wholes(block=PART_BLOCK)),
+        judge_outcomes(model, measured_halves(block=PART_BLOCK)),
     )
     path = out / "check.md"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Sections of docs/check.md on runs made otherwise: with advised changes, and a second time."""
+"""Parts of docs/check.md: a run as a row, and sections on runs made otherwise or a second time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from opd_lab.pairs.judging import Case, summarise
 from opd_lab.pairs.records import count_trainings
 from opd_lab.pairs.repeats import Repeat, repeatability
 
+CASE_COLUMNS = ("run", "before", "teacher", "predicted change (90%)", "change", "verdict")
 CHANGED_COLUMNS = (
     *("forecasts", "run", "advice", "predicted change then (90%)"),
     *("change then", "as it was", ""),
@@ -143,3 +144,17 @@ def number(value: float, *, signed: bool = False) -> str:
     if not np.isfinite(value):
         return "-"
     return f"{value:+z.2f}" if signed else f"{value:.2f}"
+
+
+def case_row(case: Case) -> list[str]:
+    """A run under `CASE_COLUMNS`."""
+    change = case.forecast.change
+    assert change is not None
+    return [
+        case.outcome.name,
+        f"{case.outcome.before:.2f}",
+        f"{case.outcome.teacher:.2f}",
+        f"{change.value:+z.2f} ({change.low:+z.2f} to {change.high:+z.2f})",
+        f"{case.outcome.change:+z.2f}",
+        case.verdict.replace(NO_GO, "no-go"),
+    ]

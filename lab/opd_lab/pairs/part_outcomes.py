@@ -14,6 +14,7 @@ from opd_lab.forecast_fit import fit_forecast
 from opd_lab.pairs.design import HALF, REPEAT
 from opd_lab.pairs.features import PROMPTS
 from opd_lab.pairs.judging import Case, fit_rows, judge_outcomes
+from opd_lab.pairs.real import PROMPTS as REAL_PROMPTS
 from opd_lab.pairs.records import FOLDER, Outcome, load_rows, outcomes_of, worlds_of
 
 LEAST, HALF_OF_RUN, WHOLE_RUN = 0.25, 0.5, 1.0  # of a run's steps, that the part has
@@ -68,20 +69,22 @@ def _without_stretch(features: Mapping[str, Estimate]) -> dict[str, Estimate]:
     return {name: e for name, e in features.items() if not name.startswith(f"{STRETCH}_")}
 
 
-def measured_parts(least: float, most: float, folder: Path = FOLDER) -> list[Outcome]:
-    """Runs of the block `half`, each with its largest part between two fractions of it."""
-    rows = load_rows(HALF, folder)
+def measured_parts(
+    least: float, most: float, folder: Path = FOLDER, block: str = HALF
+) -> list[Outcome]:
+    """Runs of a block, each with its largest part between two fractions of it."""
+    rows = load_rows(block, folder)
     return [outcome for row in rows for outcome in _with_largest_part(row, least, most)]
 
 
-def measured_halves(folder: Path = FOLDER) -> list[Outcome]:
-    """Runs of the block `half`, each with the largest part that is no more than half of it."""
-    return measured_parts(LEAST, HALF_OF_RUN, folder)
+def measured_halves(folder: Path = FOLDER, block: str = HALF) -> list[Outcome]:
+    """Runs of a block, each with the largest part that is no more than half of it."""
+    return measured_parts(LEAST, HALF_OF_RUN, folder, block)
 
 
-def measured_wholes(folder: Path = FOLDER) -> list[Outcome]:
-    """Runs of the block `half` that were made whole on a copy before."""
-    return measured_parts(WHOLE_RUN, WHOLE_RUN, folder)
+def measured_wholes(folder: Path = FOLDER, block: str = HALF) -> list[Outcome]:
+    """Runs of a block that were made whole on a copy before."""
+    return measured_parts(WHOLE_RUN, WHOLE_RUN, folder, block)
 
 
 def _with_largest_part(row: Mapping[str, Any], least: float, most: float) -> Iterator[Outcome]:
@@ -94,7 +97,8 @@ def _with_largest_part(row: Mapping[str, Any], least: float, most: float) -> Ite
         if not usable:
             continue
         part = parts[max(usable)]
-        measured = {name: Estimate(v, low, high, PROMPTS) for name, (v, low, high) in part.items()}
+        prompts = PROMPTS if row["block"] == HALF else REAL_PROMPTS
+        measured = {name: Estimate(v, low, high, prompts) for name, (v, low, high) in part.items()}
         path = outcome.run.path(max(usable)) / outcome.run.path()
         measured[f"{PART}_path"] = Estimate(path, path, path, 1)
         yield replace(outcome, features=_without_stretch(outcome.features) | measured)
