@@ -56,7 +56,7 @@ def test_commands_of_the_readme_work(tmp_path):
     for command in found:
         words = command.split()[1:]
         if words[0] == "check":  # of two steps of two prompts it says rightly that they do nothing
-            words += ["train.steps=80", "train.prompts_per_step=16", "--budget", "10"]
+            words += ["train.steps=80", "train.prompts_per_step=16", "--budget", "5"]
         done = type_command(tmp_path, *words)
         assert done.code == 0, (command, done.text)
         assert not done.has_traceback

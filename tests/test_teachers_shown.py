@@ -32,7 +32,7 @@ def written(tmp_path, data):
 
 def test_check_judges_each_teacher_on_its_own_prompts(tmp_path, capsys):
     file = written(tmp_path, several(tmp_path / "run"))
-    result = run_check(file, (), budget=30.0)
+    result = run_check(file, (), budget=12.0)
     shown = capsys.readouterr().out
     assert result.teachers
     for name in ("big", "own"):
