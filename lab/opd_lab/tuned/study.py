@@ -123,9 +123,9 @@ def train_setting(place: Place, setting: Setting, plain: Budget) -> list[Point]:
             case "OPD":
                 return train_on_policy(place, setting.rate, place.regime.steps, Path(scratch))
             case "SFT":
-                return train_supervised(place, setting.rate, plain.seconds)
+                return train_supervised(place, setting.rate, plain)
             case "SFT, then OPD":
-                return train_both(place, setting, Path(scratch))
+                return train_both(place, setting, plain, Path(scratch))
             case "recipe: auto":
                 return train_auto(place, setting.rate, plain, Path(scratch))
             case "teacher":

@@ -36,6 +36,8 @@ from opd_lab.worlds import Problem, write_prompts
 
 SIZES = {"validation": 256, "test": 512, "other-depth": 128, "echo": 128}  # of the held-out sets
 SFT_SHARE = 2  # "SFT, then OPD": one half of the steps each
+EVALUATIONS = 16  # of its on-policy half
+PARTS = 8  # of the tokens, at which SFT is evaluated
 QUIET = Console("quiet")
 
 
@@ -179,12 +181,17 @@ def processor_time() -> Iterator[None]:
 
 
 def train_on_policy(
-    place: Place, rate: float, steps: int, scratch: Path, student: Path | None = None
+    place: Place,
+    rate: float,
+    steps: int,
+    scratch: Path,
+    student: Path | None = None,
+    evaluations: int = 2,
 ) -> list[Point]:
-    """Plain on-policy distillation, evaluated at half and all of the regime's steps."""
+    """Plain on-policy distillation, evaluated so often, at equal distances, the end included."""
     data = on_policy_config(place, rate, steps, scratch, student)
     for one in data["eval"]:
-        one["every"] = place.regime.steps // 2
+        one["every"] = steps // evaluations
     cfg = config.parse(data)
     with processor_time():
         session, completions = build(cfg, resume=False, overwrite=True, console=QUIET)
@@ -239,19 +246,20 @@ def teacher_answers(
 
 
 def train_supervised(
-    place: Place, rate: float, seconds: float, *, steps: int | None = None, out: Path | None = None
+    place: Place, rate: float, plain: Budget, *, steps: int | None = None, out: Path | None = None
 ) -> list[Point]:
     """Supervised training on the teacher's answers until both budgets are spent.
+
+    Evaluated at `PARTS` of the tokens, and where the seconds are spent.
 
     Args:
         place: of the regime and the seed.
         rate: constant learning rate.
-        seconds: budget.
-        steps: exactly so many; None: the regime's, and on until the seconds are spent.
+        plain: what plain training spent.
+        steps: exactly so many; None: until the tokens and the seconds are spent.
         out: where the trained student is saved, if anywhere.
     """
-    regime, every = place.regime, place.regime.steps // 2
-    most = steps or 4 * regime.steps
+    regime, most = place.regime, steps or 4 * place.regime.steps
     answers, per_answer = teacher_answers(
         place.teacher,
         place.files["train"],
@@ -267,14 +275,16 @@ def train_supervised(
         student.lm, answers, steps=most, batch=RESPONSES, optim=Optim(lr=rate), seed=place.seed
     )
     spent, tokens_per_step = 0.0, RESPONSES * sum(map(len, answers)) / len(answers)
+    enough = round(plain.tokens / tokens_per_step)
+    marks = {round(enough * part / PARTS) for part in range(1, PARTS + 1)}
     for step in range(1, most + 1):
         began = time.process_time()
         next(training)
         spent += time.process_time() - began
         sampled = step * RESPONSES if regime.answers is None else regime.answers
         teacher = sampled * per_answer
-        over = steps is None and step >= regime.steps and spent + teacher >= seconds
-        if step not in (every, regime.steps, most) and not over:
+        over = steps is None and step >= enough and spent + teacher >= plain.seconds
+        if step not in marks | {most} and not over:
             continue
         accuracy = place.evaluate(student)
         points.append(Point(step, step * tokens_per_step, spent + teacher, teacher, accuracy))
@@ -286,13 +296,16 @@ def train_supervised(
     return points
 
 
-def train_both(place: Place, setting: Setting, scratch: Path) -> list[Point]:
+def train_both(place: Place, setting: Setting, plain: Budget, scratch: Path) -> list[Point]:
     """Half of the steps supervised, then on-policy until the tokens and more are spent."""
     steps = place.regime.steps // SFT_SHARE
-    first = train_supervised(place, setting.rate, 0.0, steps=steps, out=scratch / "student")
+    first = train_supervised(place, setting.rate, plain, steps=steps, out=scratch / "student")
     rate, start = OPD_RATES[setting.setting], first[-1]
-    # A supervised step is faster, so equal seconds are more steps than equal tokens.
-    second = train_on_policy(place, rate, place.regime.steps, scratch, scratch / "student")
+    # A supervised step is faster, so equal seconds are more steps than equal tokens; where either
+    # budget ends is not known before.
+    second = train_on_policy(
+        place, rate, place.regime.steps, scratch, scratch / "student", evaluations=EVALUATIONS
+    )
     return first + [
         Point(
             start.step + point.step,
