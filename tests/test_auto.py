@@ -15,11 +15,12 @@ from opd.commands.check import gather, rounds
 from opd.commands.check.rounds import MIN_PROMPTS
 from opd.commands.export import export_run
 from opd.commands.train import run_train
-from opd.demo.run_config import PAIR, demo_config
+from opd.demo.run_config import PAIR
 from opd.errors import UserError
 from opd.run.console import Console
 from opd.run.folder import RunFolder
 from support.everyday import everyday
+from support.runs import short_demo
 
 QUIET = Console("quiet")
 
@@ -43,7 +44,7 @@ def checks(monkeypatch):
 
 
 def settings(tmp_path, **sections):
-    data = demo_config(tmp_path / "run")
+    data = short_demo(tmp_path / "run")
     data |= {"recipe": "auto", "eval": []}
     data["train"] |= {"steps": 1}
     return config.parse(data | sections)
@@ -214,7 +215,7 @@ def trained(tmp_path, **sections):
     from opd.recipes.distillation import distill
     from opd.setup.session import build
 
-    data = demo_config(tmp_path / "run") | {"recipe": "auto"}
+    data = short_demo(tmp_path / "run") | {"recipe": "auto"}
     data["train"] |= {"steps": 3}
     data["eval"] = [data["eval"][0] | {"every": 1, "limit": 48}]
     for section, values in sections.items():

@@ -15,16 +15,17 @@ from typer.testing import CliRunner
 from opd import config
 from opd.cli import app
 from opd.commands.check import gather, rounds, run_check
-from opd.demo.run_config import PAIR, demo_config
+from opd.demo.run_config import PAIR
 from opd.errors import UserError
 from opd.run.layout import check_record
+from support.runs import short_demo
 
 STUDENT, TEACHER = str(PAIR / "student"), str(PAIR / "teacher")
 
 
 def write(path, **changes):
     """The demo's run.yaml, small, with some keys changed."""
-    data = demo_config(path.parent / "run")
+    data = short_demo(path.parent / "run")
     for key, value in changes.items():
         section, _, name = key.partition("__")
         if name:

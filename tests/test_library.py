@@ -15,10 +15,11 @@ import torch
 import opd
 from opd import losses, metrics
 from opd.core import diagnostics
-from opd.demo.run_config import PAIR, demo_config
+from opd.demo.run_config import PAIR
 from opd.models.lm import load_lm
 from opd.testing import FakeTeacher
 from opd.types import Kind, Scores
+from support.runs import short_demo
 
 SMALL = {
     "rollout": {"n": 2, "max_new_tokens": 24},
@@ -30,7 +31,7 @@ SMALL = {
 
 @pytest.fixture
 def rows(tmp_path):
-    data = demo_config(tmp_path / "run")
+    data = short_demo(tmp_path / "run")
     text = Path(data["prompts"]["path"]).read_text().splitlines()[:24]
     return [json.loads(line) for line in text]
 
@@ -56,7 +57,7 @@ def test_importing_opd_imports_no_torch():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("library")
-    data = demo_config(folder / "run")
+    data = short_demo(folder / "run")
     text = Path(data["prompts"]["path"]).read_text().splitlines()[:24]
     rows = [json.loads(line) for line in text]
     calls = []
@@ -280,7 +281,7 @@ print("alive", 1 + 1)
 
 
 def test_ctrl_c_leaves_the_interpreter_alive(tmp_path):
-    data = demo_config(tmp_path / "run")
+    data = short_demo(tmp_path / "run")
     words = [data["prompts"]["path"], PAIR / "student", PAIR / "teacher", tmp_path / "own"]
     done = subprocess.run(
         [sys.executable, "-c", NOTEBOOK, *map(str, words)],

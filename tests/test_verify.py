@@ -12,17 +12,18 @@ from typer.testing import CliRunner
 
 from opd.cli import app
 from opd.commands import verify
-from opd.demo.run_config import PAIR, demo_config
+from opd.demo.run_config import PAIR
 from opd.errors import UserError
 from opd.models.lm import load_lm
 from opd.recipes.invariants import logp_tolerance, measured_noise
 from opd.types import Rollout
+from support.runs import short_demo
 
 
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(demo_config(tmp_path / "run")))
+    path.write_text(yaml.safe_dump(short_demo(tmp_path / "run")))
     return str(path)
 
 

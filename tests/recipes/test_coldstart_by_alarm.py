@@ -18,6 +18,7 @@ from opd.recipes.distillation import distill
 from opd.reports.read import read_run
 from opd.run.jsonl import read_jsonl
 from support.coldstart_runs import run_config
+from support.everyday import everyday
 from support.runs import digest, open_run, run_to_end
 
 
@@ -40,7 +41,8 @@ def loud(monkeypatch):
 
 
 @pytest.mark.usefixtures("loud")
-def test_an_alarm_begins_a_cold_start_and_training_goes_on_afresh(tmp_path):
+@pytest.mark.parametrize("stops", everyday([["in the phase"], ["at the alarm", "later"]], 0))
+def test_an_alarm_begins_a_cold_start_and_training_goes_on_afresh(tmp_path, stops):
     folder = tmp_path / "straight"
     summary = run_to_end(when_alarmed(folder))
     (alarm,) = read_jsonl(folder / "alarms.jsonl")
@@ -63,7 +65,7 @@ def test_an_alarm_begins_a_cold_start_and_training_goes_on_afresh(tmp_path):
     assert data.phases == [(0, "on-policy"), (4, "coldstart"), (4, "on-policy")]
     assert data.series("time/step_s").steps.tolist() == list(range(1, 8))
     assert data.total("time/step_s", cold_start=True) > 0
-    for stop in ("at the alarm", "in the phase", "later"):
+    for stop in stops:
         half = tmp_path / stop.replace(" ", "-")
         interrupted(when_alarmed(half), stop)
         assert run_to_end(when_alarmed(half), resume=True)["coldstart"] == record
