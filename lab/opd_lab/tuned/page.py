@@ -40,7 +40,9 @@ DESIGN = (
     "the lowest; accuracy is on other held-out problems, 450 or more, at temperature 1. Every step "
     "of every arm has 64 answers. Seconds are CPU time of the process, one thread, evaluations "
     "left out; other work on the machine makes equal runs differ by up to a half. Intervals are "
-    "Student's over seeds, 95 %; which of them retrained the models stands at the end."
+    "Student's over seeds, 95 %; which of them retrained the models stands at the end. Lines of "
+    "the figure connect evaluations: of OPD two, of SFT eighths of the tokens, of SFT then OPD "
+    "sixteenths of its on-policy steps; of `recipe: auto` the end of a run for each budget."
 )
 
 
