@@ -11,8 +11,8 @@ from opd_lab.tuned.study import Record, read_records, settings
 from opd_lab.tuned.training import Point, Setting
 
 SETS = ("validation", "test", "other-depth", "echo")
-TEACHER_SHARE = {"OPD": 0.1, "SFT": 0.5, "SFT, then OPD": 0.3, "recipe: auto": 0.0}
-SECONDS_PER_TOKEN = {"OPD": 0.02, "SFT": 0.01, "SFT, then OPD": 0.015, "recipe: auto": 0.1}
+TEACHER_SHARE = {"OPD": 0.1, "SFT": 0.5, "SFT, then OPD": 0.3}
+SECONDS_PER_TOKEN = {"OPD": 0.02, "SFT": 0.01, "SFT, then OPD": 0.015}
 
 
 def points(arm, best, ends=(0, 50, 100, 200)):
@@ -20,9 +20,9 @@ def points(arm, best, ends=(0, 50, 100, 200)):
     found = []
     for tokens in ends:
         accuracy = best * tokens / ends[-1]
-        seconds = tokens * SECONDS_PER_TOKEN[arm]
+        seconds = tokens * SECONDS_PER_TOKEN.get(arm, 0.1)
         values = {name: accuracy - 0.1 * (name != "validation") for name in SETS}
-        found.append(Point(tokens, tokens, seconds, TEACHER_SHARE[arm] * seconds, values))
+        found.append(Point(tokens, tokens, seconds, TEACHER_SHARE.get(arm, 0.0) * seconds, values))
     return tuple(found)
 
 
@@ -132,13 +132,17 @@ def test_auto_is_run_for_each_budget_and_its_points_are_in_order(monkeypatch, tm
 
     asked = []
 
-    def train(place, rate, steps, budget, scratch):
+    def configured(place, rate, steps, scratch):
         assert scratch.is_dir()
-        assert rate == 2e-3
-        asked.append((steps, budget.tokens, budget.seconds))
-        tokens = min(budget.tokens, budget.seconds * 300)  # 300 per second
-        return Point(steps, tokens, tokens / 300, 0.0, {}, check_seconds=1.0)
+        return {"rate": rate, "steps": steps}
 
+    def train(place, data, budget):
+        assert (data["rate"], data["recipe"]) == (2e-3, "auto")
+        asked.append((data["steps"], budget.tokens, budget.seconds))
+        tokens = min(budget.tokens, budget.seconds * 300)  # 300 per second
+        return Point(data["steps"], tokens, tokens / 300, 0.0, {}, check_seconds=1.0)
+
+    monkeypatch.setattr(auto, "on_policy_config", configured)
     monkeypatch.setattr(auto, "train_within", train)
     start = Point(0, 0.0, 0.0, 0.0, {})
     place = SimpleNamespace(regime=SimpleNamespace(steps=32), start=start)

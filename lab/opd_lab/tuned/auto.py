@@ -1,7 +1,8 @@
-"""`recipe: auto` within a budget of plain training: of its tokens, or of its seconds.
+"""The product's recipes within a budget of plain training: of its tokens, or of its seconds.
 
-A run for each budget, whole and by itself: what the recipe spends on its check, its cold start and
-its alarms is part of it. Only evaluations are not.
+`recipe: auto`, and a cold start that somebody sets by hand. A run for each budget, whole and by
+itself: what a recipe spends on its check, its cold start and its alarms is part of it. Only
+evaluations are not.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from opd import config
 from opd.commands.auto import prepare
@@ -35,8 +37,24 @@ from opd_lab.tuned.training import (
     processor_time,
 )
 
+AUTO: dict[str, Any] = {"recipe": "auto", "diagnostics": {"positions": 512}}  # for its alarms
+FASTER = 4  # the rate of a cold start over that of on-policy steps
+
 
 def train_auto(place: Place, rate: float, plain: Budget, scratch: Path) -> list[Point]:
+    """`recipe: auto`; see `train_at_each_budget`."""
+    return train_at_each_budget(place, rate, plain, scratch, AUTO)
+
+
+def train_by_hand(place: Place, rate: float, plain: Budget, scratch: Path) -> list[Point]:
+    """A cold start until the student is near its teacher; see `train_at_each_budget`."""
+    changes = {"coldstart": {"lr": FASTER * rate}}
+    return train_at_each_budget(place, rate, plain, scratch, changes)
+
+
+def train_at_each_budget(
+    place: Place, rate: float, plain: Budget, scratch: Path, changes: dict[str, Any]
+) -> list[Point]:
     """The student before, and that of each of three runs in the order of their tokens.
 
     Args:
@@ -44,6 +62,7 @@ def train_auto(place: Place, rate: float, plain: Budget, scratch: Path) -> list[
         rate: of the on-policy steps.
         plain: what plain training spent.
         scratch: for the runs.
+        changes: sections of run.yaml.
     """
     steps, points = place.regime.steps, []
     runs = {
@@ -54,18 +73,17 @@ def train_auto(place: Place, rate: float, plain: Budget, scratch: Path) -> list[
     for number, (name, (planned, budget)) in enumerate(runs.items()):
         folder = scratch / str(number)
         folder.mkdir()
-        point = train_within(place, rate, planned, budget, folder)
+        data = on_policy_config(place, rate, planned, folder) | changes
+        point = train_within(place, data, budget)
         points.append(replace(point, budget=name))
     return [place.start, *sorted(points, key=lambda point: point.tokens)]
 
 
-def train_within(place: Place, rate: float, steps: int, budget: Budget, scratch: Path) -> Point:
+def train_within(place: Place, data: dict[str, Any], budget: Budget) -> Point:
     """One run, which ends with its steps or its budget; one that is refused trains nothing.
 
-    Only the validation set is evaluated along the way: the recipe may go back to its best student.
+    Only the validation set is evaluated along the way: a recipe may go back to its best student.
     """
-    data = on_policy_config(place, rate, steps, scratch)
-    data |= {"recipe": "auto", "diagnostics": {"positions": 512}}  # its alarms look at them
     for one in data["eval"]:
         one["every"] = place.regime.steps // 4 if one["name"] == "validation" else 0
     # A run ends with a whole batch: the one that ends nearest to the budget.
@@ -78,13 +96,13 @@ def train_within(place: Place, rate: float, steps: int, budget: Budget, scratch:
             spent = time.process_time() - began
             return Point(0, float(meter.tokens), spent, 0.0, place.start.accuracy, spent)
         prepared = time.process_time() - began
-        final, seconds = finish_auto(cfg, meter, budget.seconds - prepared)
+        final, seconds = finish_run(cfg, meter, budget.seconds - prepared)
     trained = len(read_jsonl(Path(cfg.output.dir) / "timings.jsonl"))
     accuracy = place.evaluate(Model.load(final))
     return Point(trained, float(meter.tokens), prepared + seconds, 0.0, accuracy, prepared)
 
 
-def finish_auto(cfg: config.Run, meter: TokenMeter, seconds: float) -> tuple[Path, float]:
+def finish_run(cfg: config.Run, meter: TokenMeter, seconds: float) -> tuple[Path, float]:
     """Train until the end, or until a budget stops the run.
 
     The student is the one that the product would end with: the best so far, if the last is worse.

@@ -42,7 +42,9 @@ DESIGN = (
     "left out; other work on the machine makes equal runs differ by up to a half. Intervals are "
     "Student's over seeds, 95 %; which of them retrained the models stands at the end. Lines of "
     "the figure connect evaluations: of OPD two, of SFT eighths of the tokens, of SFT then OPD "
-    "sixteenths of its on-policy steps; of `recipe: auto` the end of a run for each budget."
+    "sixteenths of its on-policy steps; of the last two arms the end of a run for each budget. "
+    "Cold start by hand: `coldstart` in run.yaml, at four times the rate of the on-policy steps, "
+    "until the overlap suffices (docs/recipes.md)."
 )
 
 
@@ -173,7 +175,7 @@ def check_note(records: Sequence[Record]) -> Note | None:
     for record in records:
         setting = record.setting
         for point in record.points:
-            if point.budget == "equal seconds":
+            if setting.arm == "recipe: auto" and point.budget == "equal seconds":
                 plain = plain_budget(records, setting.regime, setting.seed, 1.0)
                 taken.append(point.check_seconds)
                 shares.append(point.check_seconds / plain)

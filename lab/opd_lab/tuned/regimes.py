@@ -9,8 +9,8 @@ from opd_lab.corpus import Corpus
 from opd_lab.training_recipes import Recipe, SupervisedRecipe
 from opd_lab.worlds import Chain
 
-Arm = Literal["OPD", "SFT", "SFT, then OPD", "recipe: auto", "teacher"]
-ARMS: tuple[Arm, ...] = ("OPD", "SFT", "SFT, then OPD", "recipe: auto")
+Arm = Literal["OPD", "SFT", "SFT, then OPD", "cold start by hand", "recipe: auto", "teacher"]
+ARMS: tuple[Arm, ...] = ("OPD", "SFT", "SFT, then OPD", "cold start by hand", "recipe: auto")
 TEACHER: Arm = "teacher"  # its accuracy, once a regime and seed
 # Three settings each, a factor of two apart. With 8e-3 supervised training was behind on the first
 # seed that was tried, and forgot no less.

@@ -14,7 +14,7 @@ from opd.run.jsonl import read_jsonl
 from opd_lab.cache_key import source_hash
 from opd_lab.probes import Model
 from opd_lab.runs import one_thread
-from opd_lab.tuned.auto import train_auto
+from opd_lab.tuned.auto import train_auto, train_by_hand
 from opd_lab.tuned.regimes import ARMS, OPD_RATES, REGIMES, SEEDS, TEACHER, Arm
 from opd_lab.tuned.training import (
     Budget,
@@ -126,6 +126,8 @@ def train_setting(place: Place, setting: Setting, plain: Budget) -> list[Point]:
                 return train_supervised(place, setting.rate, plain)
             case "SFT, then OPD":
                 return train_both(place, setting, plain, Path(scratch))
+            case "cold start by hand":
+                return train_by_hand(place, setting.rate, plain, Path(scratch))
             case "recipe: auto":
                 return train_auto(place, setting.rate, plain, Path(scratch))
             case "teacher":
