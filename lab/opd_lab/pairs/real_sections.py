@@ -8,7 +8,7 @@ from opd.reports.document import Note, Part, Section, Table
 from opd_lab.pairs.judged_table import ALL
 from opd_lab.pairs.judging import Case, summarise
 from opd_lab.pairs.page_parts import CASE_COLUMNS, case_row
-from opd_lab.pairs.real import BLOCK
+from opd_lab.pairs.real import BLOCK, PART_RUNS
 from opd_lab.pairs.records import count_trainings
 
 CLEAR = 0.05  # change of accuracy whose sign should be right
@@ -26,8 +26,9 @@ REAL_LEFT_OUT = "Runs in the fit, each with a forecast fitted without its task."
 MADE = (
     "Of these runs the check made {part} first, as `opd check` does where its time allows it: "
     "SmolLM2-135M-Instruct in float32, 64 prompts of the probe, 24 steps, four lengths each. "
-    "Which runs was fixed before any of them was made; `initials` (the first letters of four "
-    "words) and `largest` (of four numbers) are tasks of no run in the fit."
+    "{planned} runs were fixed before any of them was made, and those with the lowest numbers "
+    "were; `initials` (the first letters of four words) and `largest` (of four numbers) are tasks "
+    "of no run in the fit."
 )
 
 
@@ -55,7 +56,8 @@ def real_sections(
     sections = [Section("real", "Real models", parts)]
     for part, cases in (("all", wholes), ("half", halves)):
         if cases:
-            text = f"{MADE.format(part=f'{part} of the steps')} {_summary(cases)}"
+            made = MADE.format(part=f"{part} of the steps", planned=len(PART_RUNS))
+            text = f"{made} {_summary(cases)}"
             table = Table("", (*CASE_COLUMNS, "change by the part", ""), _part_rows(cases))
             title = f"Real models with {'the whole' if part == 'all' else 'half of the'} run made"
             sections.append(Section(f"real-{part}", title, [Note(text), table]))
