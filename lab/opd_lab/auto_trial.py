@@ -105,6 +105,7 @@ GENERATED_PAIRS: dict[Kind, tuple[tuple[int, Pair], ...]] = {
     "healthy": tuple((GENERATED_SEED, (name, "base", "clean")) for name in GENERATED),
 }
 PROMPTS = 20_000
+COLD_START_RATE = 4  # over that of on-policy steps
 
 
 @dataclass
@@ -143,7 +144,7 @@ def arm_config(arm: Arm, data: dict[str, Any], scratch: Path) -> Run:
     """The configuration of an arm; every number that is not here is the product's default."""
     match arm:
         case "cold start":
-            data |= {"coldstart": {"lr": 4 * data["optim"]["lr"]}}
+            data |= {"coldstart": {"lr": COLD_START_RATE * data["optim"]["lr"]}}
         case "select":
             data |= {"select": {"output": str(scratch / "kept.jsonl"), "limit": 256, "n": 4}}
         case "horizon":

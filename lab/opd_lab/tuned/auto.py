@@ -25,7 +25,7 @@ from opd.run.layout import BEST
 from opd.setup.session import build
 from opd.training.checkpoints import load_student
 from opd.training.finish import goes_back
-from opd_lab.auto_trial import TokenMeter, evaluate_student, metered
+from opd_lab.auto_trial import COLD_START_RATE, TokenMeter, evaluate_student, metered
 from opd_lab.probes import Model
 from opd_lab.tuned.regimes import RESPONSES, WORLD
 from opd_lab.tuned.training import (
@@ -38,7 +38,6 @@ from opd_lab.tuned.training import (
 )
 
 AUTO: dict[str, Any] = {"recipe": "auto", "diagnostics": {"positions": 512}}  # for its alarms
-FASTER = 4  # the rate of a cold start over that of on-policy steps
 
 
 def train_auto(place: Place, rate: float, plain: Budget, scratch: Path) -> list[Point]:
@@ -48,7 +47,7 @@ def train_auto(place: Place, rate: float, plain: Budget, scratch: Path) -> list[
 
 def train_by_hand(place: Place, rate: float, plain: Budget, scratch: Path) -> list[Point]:
     """A cold start until the student is near its teacher; see `train_at_each_budget`."""
-    changes = {"coldstart": {"lr": FASTER * rate}}
+    changes = {"coldstart": {"lr": COLD_START_RATE * rate}}
     return train_at_each_budget(place, rate, plain, scratch, changes)
 
 

@@ -38,14 +38,14 @@ DESIGN = (
     "half of the values wrong; teachers know them. Each arm is trained at three learning rates, a "
     "factor of two apart, and the best is chosen per seed by 256 validation problems, of equals "
     "the lowest; accuracy is on other held-out problems, 450 or more, at temperature 1. Every step "
-    "of every arm has 64 answers, of a cold start 32. Seconds are CPU time of the process, one "
-    "thread, evaluations "
-    "left out; other work on the machine makes equal runs differ by up to a half. Intervals are "
+    "of every arm has 64 answers, of a cold start 32. Tokens are those trained on, in the last two "
+    "arms all that were sampled. Seconds are CPU time of the process, one thread, evaluations left "
+    "out; other work on the machine makes equal runs differ by up to a half. Intervals are "
     "Student's over seeds, 95 %; which of them retrained the models stands at the end. Lines of "
     "the figure connect evaluations: of OPD two, of SFT eighths of the tokens, of SFT then OPD "
     "sixteenths of its on-policy steps; of the last two arms the end of a run for each budget. "
     "Cold start by hand: `coldstart` in run.yaml, at four times the rate of the on-policy steps, "
-    "until the overlap suffices (docs/recipes.md)."
+    "until the overlap suffices or rises no more."
 )
 
 
@@ -186,7 +186,8 @@ def check_note(records: Sequence[Record]) -> Note | None:
         f"`recipe: auto` pays for its check here, {min(taken):.1f} to {max(taken):.1f} s of runs "
         f"that take seconds ({min(shares):.0%} to {max(shares):.0%} of plain training's, median "
         f"{median(shares):.0%}): it loads models and prompts by itself, and samples for 32 prompts "
-        "or 2 % of the run's tokens, whichever is more. The longer a run, the smaller that share."
+        "or 2 % of the run's tokens, whichever is more; once more, for longer, before it refuses a "
+        "run. Longer runs were not measured here."
     )
 
 

@@ -170,6 +170,8 @@ def run_study(
                     for one, record in records.items()
                     if (one.regime, one.arm, one.seed) == (regime, "OPD", seed)
                 ]
+                if not plain and setting.arm not in ("OPD", TEACHER):
+                    raise ValueError("what OPD spends is the budget of other arms: train it first")
                 budget = budget_of(plain) if plain else Budget()
                 record = Record(
                     setting, source, checkpoints, tuple(train_setting(place, setting, budget))

@@ -47,7 +47,7 @@ class Point:
 
     Attributes:
         step: optimizer steps so far.
-        tokens: completion tokens it has been trained on; with `recipe: auto` all that were sampled.
+        tokens: completion tokens it has been trained on; with a recipe all that were sampled.
         seconds: of this process, evaluations left out.
         teacher_seconds: those of them that the teacher took, sampling or scoring.
         accuracy: by held-out set.
