@@ -91,7 +91,8 @@ def tuned(records: Path | None, cache: Path, out: Path, *, train: bool) -> None:
         "Runs": "opd_lab.tuned.study.run_study; opd lab tuned trains what is missing",
         "Records": f"{len(trained)} trained arms, lab/opd_lab/records/{path.name}",
         "Source": ", ".join(sorted({record.source[:16] for record in trained}))
-        + " (hash of the code that trained them)",
+        + " (hash of the training code; that of this comparison, lab/opd_lab/tuned, and of opd "
+        "check is not in it, LOG.md names its commits)",
         "Seeds": ", ".join(map(str, sorted({record.setting.seed for record in trained})))
         + "; models of seed "
         + ", ".join(map(str, sorted({record.models for record in trained}))),
