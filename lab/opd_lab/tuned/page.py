@@ -186,8 +186,8 @@ def check_note(records: Sequence[Record]) -> Note | None:
         f"`recipe: auto` pays for its check here, {min(taken):.1f} to {max(taken):.1f} s of runs "
         f"that take seconds ({min(shares):.0%} to {max(shares):.0%} of plain training's, median "
         f"{median(shares):.0%}): it loads models and prompts by itself, and samples for 32 prompts "
-        "or 2 % of the run's tokens, whichever is more; once more, for longer, before it refuses a "
-        "run. Longer runs were not measured here."
+        "or 2 % of the run's tokens, whichever is more; once more, for longer, where it says "
+        "no-go at first. Longer runs were not measured here."
     )
 
 
